@@ -1,0 +1,23 @@
+"""Sparse execution of untouched convolutional networks: only visible patches are computed. Depends on torch alone."""
+
+from . import ops
+from .execution import Execution, UnsupportedOperation
+from .grid import PatchGrid
+from .layout import Layout
+from .opaque import dense_fallback
+from .packed import SparseExecution
+from .reference import MaskedDenseExecution
+
+register = Execution.register
+
+__all__ = [
+    "Execution",
+    "Layout",
+    "MaskedDenseExecution",
+    "PatchGrid",
+    "SparseExecution",
+    "UnsupportedOperation",
+    "dense_fallback",
+    "ops",
+    "register",
+]

@@ -1,0 +1,233 @@
+"""Running an untouched network under other rules.
+
+An :class:`Execution` is a :class:`torch.overrides.TorchFunctionMode`: while it is active, every torch function the
+network calls on a tensor that descends from the input is answered by a *rule* that knows the tensor's
+:class:`~sparkmim.sparse.layout.Layout`. Functions that act on each position alone run as they are; functions that mix
+positions or images are given another meaning by the two executions that exist: :class:`sparkmim.sparse.SparseExecution`
+(packed visible patches) and :class:`sparkmim.sparse.MaskedDenseExecution` (the dense reference). A function without a
+rule raises :class:`UnsupportedOperation`: nothing passes silently.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .layout import Layout
+from .opaque import opaque_modules
+
+Rule = Callable[..., Any]
+
+
+class UnsupportedOperation(RuntimeError):
+    """An operation whose meaning on visible patches is not known. The message names it and the ways out."""
+
+
+class Execution(TorchFunctionMode):
+    """Answers the functions a network calls on tensors that descend from its input.
+
+    Rules are looked up by the function called, first among the execution's own, then among those that all executions
+    share. A rule is called as `rule(execution, function, *args, **kwargs)` outside the mode.
+    """
+
+    rules: ClassVar[dict[Any, Rule]] = {}
+
+    def __init_subclass__(cls) -> None:
+        cls.rules = {}
+
+    @classmethod
+    def register(cls, *functions: Any) -> Callable[[Rule], Rule]:
+        """Decorator: the rule of `functions` for this class of execution, or for all if called on :class:`Execution`."""
+
+        def register(rule: Rule) -> Rule:
+            for function in functions:
+                cls.rules[function] = rule
+            return rule
+
+        return register
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grad_enabled = torch.is_grad_enabled()
+        self._traced: list[tuple[Tensor, Layout]] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not self._any_layout(args) and not (kwargs and self._any_layout(kwargs.values())):
+            return func(*args, **kwargs)
+        rule = type(self).rules.get(func)
+        if rule is None:
+            rule = Execution.rules.get(func)
+        if rule is None:
+            raise unsupported(func, "it has no rule")
+        if torch.is_grad_enabled() != self.grad_enabled:
+            raise unsupported(
+                func,
+                "it is called where the network has switched gradients off or on, as re-entrant checkpointing does; "
+                "use torch.utils.checkpoint with use_reentrant=False",
+            )
+        return rule(self, func, *args, **kwargs)
+
+    def run(self, network: nn.Module, images: Tensor, features: Callable[[Tensor], Sequence[Tensor]] | None = None) -> list[Tensor]:
+        """Feature maps of `images` under this execution, each `(batch, C_i, *space_i)`.
+
+        Args:
+            network: the module, for naming its parts in errors.
+            images: `(B, C, *size)`, the size divisible by the grid.
+            features: calls the network and returns its feature maps; by default `network`, which must then return one
+                map or a list of them.
+
+        Raises:
+            UnsupportedOperation: for an operation without a rule, with the path of the module that calls it.
+        """
+        features = network if features is None else features
+        with naming_modules(network):
+            inputs = self.prepare(images)
+            with opaque_modules(self, network), self:
+                maps = features(inputs)
+            maps = [maps] if isinstance(maps, Tensor) else maps
+            return [self.finish(feature, f"feature map {i}") for i, feature in enumerate(maps)]
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """The network's input, marked."""
+        raise NotImplementedError
+
+    def start(self, tensor: Tensor) -> Tensor:
+        """Mark `tensor` `(batch, C, *size)` as the network's input: what descends from it is answered by the rules."""
+        return self.mark(tensor, Layout(self, 0, tuple(range(2, tensor.ndim))))
+
+    def finish(self, tensor: Any, what: str) -> Tensor:
+        """Check that an output of the network descends from the input as a `(batch, C, *size)` map, and return it."""
+        layout = self.layout(tensor)
+        if layout is None:
+            raise UnsupportedOperation(
+                f"{what} does not descend from the input through functions the engine can see. A scripted module, a "
+                "custom autograd function or a conversion to NumPy on the way hides it. " + WAYS_OUT
+            )
+        self.require_map(layout, None, what)
+        if layout.batch != 0 or layout.space != tuple(range(2, tensor.ndim)):
+            raise UnsupportedOperation(f"{what} must be laid out as (batch, channel, *space), it is {layout}")
+        assert isinstance(tensor, Tensor)
+        return tensor
+
+    # --- provenance ---------------------------------------------------------------------------------------------
+    # A layout is an attribute of its tensor, so it lives as long as the tensor. Dynamo cannot trace that in every
+    # supported version of torch, so while compiling (where "tensors" are symbols that hold no memory) a list does.
+
+    def mark(self, tensor: Tensor, layout: Layout) -> Tensor:
+        """Give `tensor` (in place) its layout; returns it."""
+        if torch.compiler.is_compiling():
+            self._traced.append((tensor, layout))
+        else:
+            tensor._sparkmim_layout = layout  # type: ignore[attr-defined]
+        return tensor
+
+    def layout(self, value: Any) -> Layout | None:
+        """The layout of `value`, None if it does not descend from the input."""
+        if not isinstance(value, Tensor):
+            return None
+        if torch.compiler.is_compiling():
+            for tensor, layout in reversed(self._traced):
+                if tensor is value:
+                    return layout
+            return None
+        layout = getattr(value, "_sparkmim_layout", None)
+        if layout is not None and layout.origin is not self:
+            raise UnsupportedOperation(f"a tensor comes from another pass over the network. {WAYS_OUT}")
+        return layout
+
+    def _any_layout(self, values: Iterable[Any]) -> bool:
+        for value in values:
+            if isinstance(value, Tensor):
+                if self.layout(value) is not None:
+                    return True
+            elif isinstance(value, (list, tuple)) and self._any_layout(value):
+                return True
+        return False
+
+    @staticmethod
+    def require_map(layout: Layout, func: Any, what: str = "its argument") -> None:
+        """Raise unless `layout` is that of a map with no padding waiting."""
+        if not layout.is_map:
+            raise unsupported(func, f"{what} holds one value an image, not a map")
+        if layout.padding is not None:
+            raise unsupported(func, f"{what} was padded, and only a convolution or pooling can follow a padding")
+
+    # --- what the two executions do differently -----------------------------------------------------------------
+
+    def one_row_per_image(self, values: Tensor, axis: int) -> Tensor:
+        """Of per-image values, one row an image (they may be repeated)."""
+        raise NotImplementedError
+
+    def all_rows(self, values: Tensor, axis: int) -> Tensor:
+        """The inverse of :meth:`one_row_per_image`."""
+        raise NotImplementedError
+
+    def reduce_space(
+        self, reduce: Callable[[Tensor, tuple[int, ...]], Any], x: Tensor, layout: Layout, axes: tuple[int, ...], keep: bool
+    ) -> Any:
+        """`reduce(tensor, axes)` over the visible positions of each image; `axes` holds all spatial axes of `x`."""
+        raise NotImplementedError
+
+    def to_map(self, x: Tensor) -> Tensor:
+        """A map `(batch, C, *space)` as whole images `(B, C, *size)`, zero where hidden."""
+        raise NotImplementedError
+
+    def from_map(self, whole: Tensor) -> Tensor:
+        """The inverse of :meth:`to_map`, marked as a map."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------------------------------
+
+    def on_one_row_per_image(self, func: Callable[..., Tensor], values: Tensor, layout: Layout) -> Tensor:
+        """`func` of per-image values, computed once an image; the batch axis must stay where it is."""
+        out = func(self.one_row_per_image(values, layout.batch))
+        return self.mark(self.all_rows(out, layout.batch), layout)
+
+
+WAYS_OUT = (
+    "Either teach the engine what it means there with sparkmim.sparse.register(function), or run the module that calls "
+    "it on the whole map with sparkmim.sparse.dense_fallback(module)."
+)
+
+
+def unsupported(func: Any, why: str) -> UnsupportedOperation:
+    name = getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or repr(func)
+    if name == "__get__":
+        name = f"Tensor.{getattr(getattr(func, '__self__', None), '__name__', 'attribute')}"
+    return UnsupportedOperation(f"{name} cannot be carried out on visible patches: {why}. {WAYS_OUT}")
+
+
+def name_module(error: BaseException, network: nn.Module) -> str | None:
+    """The path of the innermost submodule of `network` that was running when `error` was raised."""
+    paths = {id(module): path for path, module in network.named_modules()}
+    found: str | None = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        path = paths.get(id(frame.f_locals.get("self")))
+        if path:
+            found = path
+    return found
+
+
+class naming_modules:
+    """Context that adds the path of the module to an :class:`UnsupportedOperation` raised within."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, UnsupportedOperation):
+            path = name_module(error.with_traceback(trace), self.network)
+            if path:
+                raise UnsupportedOperation(f"in module '{path}': {error}") from None

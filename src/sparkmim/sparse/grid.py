@@ -1,0 +1,217 @@
+"""Where the visible patches of a batch lie: packing, unpacking and tables of neighbours.
+
+Packing turns a batch of images `(B, C, *size)` into the batch of their visible patches `(N, C, *size / grid)` with
+`N = B * visible patches per image`: row `n` is patch `n % K` (in row-major order of the grid) of image `n // K`.
+All tables are integer tensors made on the device of the mask by operations of static shape, so building and using
+them never waits for the device. Those that a backward pass keeps are int32, to halve what they take.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class PatchGrid:
+    """The visible patches of a batch of images of any number of spatial dimensions.
+
+    Args:
+        visible: bool `(B, *grid)`, True = visible, the same number in every image.
+        visible_per_image: that number. Given by whoever drew the mask, so that a mask on an accelerator needs not be
+            read back; :func:`sparkmim.masking.count_visible` counts and validates a mask of unknown origin.
+
+    Attributes:
+        shape: patches along each spatial axis.
+        order: int64 `(B, K)`, the cells of the visible patches of each image, ascending.
+    """
+
+    def __init__(self, visible: Tensor, visible_per_image: int) -> None:
+        if visible.dtype != torch.bool or visible.ndim < 2:
+            raise ValueError(
+                f"visible must be a bool tensor (batch, *grid), got {visible.dtype} of shape {tuple(visible.shape)}"
+            )
+        self.visible = visible
+        self.batch = visible.shape[0]
+        self.shape = tuple(visible.shape[1:])
+        self.visible_per_image = visible_per_image
+        cells = visible.flatten(1)
+        # A stable sort of "hidden" brings the visible cells to the front in row-major order, without nonzero().
+        hidden = cells.logical_not().to(torch.uint8)
+        self.order = hidden.argsort(dim=1, stable=True)[:, :visible_per_image]
+        ordinal = cells.cumsum(1) - 1 + visible_per_image * torch.arange(self.batch, device=visible.device)[:, None]
+        self._row_of_cell = torch.where(cells, ordinal, self.patches).view(self.batch, *self.shape)
+        self._tables: dict[tuple[object, ...], Tensor] = {}
+
+    @property
+    def patches(self) -> int:
+        """N, the number of packed patches."""
+        return self.batch * self.visible_per_image
+
+    def block_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The extent of one patch in a map of spatial `size`. Raises ValueError where the grid does not divide it."""
+        if len(size) != len(self.shape) or any(s % g for s, g in zip(size, self.shape, strict=True)):
+            raise ValueError(f"a map of {tuple(size)} positions cannot be cut into a grid of {self.shape} patches")
+        return tuple(s // g for s, g in zip(size, self.shape, strict=True))
+
+    # --- between dense maps and packed patches ------------------------------------------------------------------
+
+    def pack(self, dense: Tensor) -> Tensor:
+        """The visible patches of `dense` `(B, C, *size)` as `(N, C, *block)`, channels last in memory."""
+        block = self.block_size(dense.shape[2:])
+        rows = rows_of(dense).index_select(0, self.positions_of_rows(block).flatten())
+        return maps_of(rows, (self.patches, *block))
+
+    def unpack(self, packed: Tensor, fill: Tensor | float = 0.0) -> Tensor:
+        """The inverse of :meth:`pack`: `(N, C, *block)` to `(B, C, *size)` with `fill` at hidden positions.
+
+        `fill` is a number or one value a channel, `(C,)`; gradients flow to it.
+        """
+        block = tuple(packed.shape[2:])
+        size = tuple(g * b for g, b in zip(self.shape, block, strict=True))
+        rows = rows_of(packed)
+        if not isinstance(fill, Tensor):
+            fill = rows.new_full((), fill).expand(rows.shape[1])
+        rows = torch.cat([rows, fill.to(rows.dtype)[None]])
+        dense = rows.index_select(0, self.rows_of_map(block).flatten())
+        return maps_of(dense, (self.batch, *size))
+
+    def positions_of_rows(self, block: tuple[int, ...]) -> Tensor:
+        """int32 `(N, *block)`: for each packed position, its index in the flattened dense map."""
+        key = ("cell", block)
+        if key not in self._tables:
+            size = [g * b for g, b in zip(self.shape, block, strict=True)]
+            image = torch.arange(self.batch, device=self.order.device)[:, None].expand_as(self.order)
+            position = image.reshape(-1, *[1] * len(block))
+            for axis, coordinate in enumerate(self._coordinates()):
+                inner = _along(torch.arange(block[axis], device=self.order.device), axis, len(block))
+                position = position * size[axis] + (_column(coordinate, len(block)) * block[axis] + inner)
+            self._tables[key] = position.to(torch.int32)
+        return self._tables[key]
+
+    def rows_of_map(self, block: tuple[int, ...]) -> Tensor:
+        """int32 `(B, *size)`: for each dense position, its index among packed positions (the last one if hidden)."""
+        key = ("row", block)
+        if key not in self._tables:
+            row = self._row_of_cell
+            inner = torch.zeros((), dtype=torch.int64, device=row.device)
+            for axis, extent in enumerate(block):
+                row = row.repeat_interleave(extent, dim=axis + 1)
+                index = torch.arange(self.shape[axis] * extent, device=row.device) % extent
+                inner = inner * extent + _along(index, axis, len(block))
+            empty = self.patches * math.prod(block)
+            table = torch.where(row == self.patches, empty, row * math.prod(block) + inner)
+            self._tables[key] = table.to(torch.int32)
+        return self._tables[key]
+
+    def _coordinates(self) -> list[Tensor]:
+        """int64 `(N,)` for each axis: where the packed patches lie in the grid."""
+        cell = self.order.flatten()
+        coordinates = []
+        for extent in reversed(self.shape):
+            coordinates.append(cell % extent)
+            cell = cell // extent
+        return coordinates[::-1]
+
+    # --- neighbours ---------------------------------------------------------------------------------------------
+
+    def neighbours(self, before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
+        """Packed index of the patches around each patch, int64 `(N, *(before + 1 + after))`; N where hidden or outside."""
+        shape = [g + b + a for g, b, a in zip(self.shape, before, after, strict=True)]
+        padded = self._row_of_cell.new_full((self.batch, *shape), self.patches)
+        inside = tuple(slice(b, b + g) for b, g in zip(before, self.shape, strict=True))
+        padded[(slice(None), *inside)] = self._row_of_cell
+        dims = len(shape)
+        image = torch.arange(self.batch, device=self.order.device)[:, None].expand_as(self.order)
+        position = image.reshape(-1, *[1] * dims)
+        for axis, coordinate in enumerate(self._coordinates()):
+            offset = _along(torch.arange(before[axis] + 1 + after[axis], device=self.order.device), axis, dims)
+            position = position * shape[axis] + (_column(coordinate, dims) + offset)
+        return padded.flatten()[position]
+
+    def halo(self, block: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
+        """For every position of every patch and of the ring around it, where its value lies among packed positions.
+
+        int32 `(N, *(before + block + after))`, indices into the `N * prod(block)` rows of packed positions; a position
+        in a hidden patch or outside the image has the index one past the last. The ring may be wider than a patch;
+        a negative `before` or `after` leaves positions of the patch itself out.
+        """
+        key = ("halo", block, before, after)
+        if key not in self._tables:
+            device = self.order.device
+            dims = len(block)
+            first = tuple(-((-b) // e) for b, e in zip(before, block, strict=True))  # neighbours needed on each side
+            first = tuple(max(f, 0) for f in first)
+            last = tuple(max((e - 1 + a) // e, 0) for a, e in zip(after, block, strict=True))
+            neighbour = self.neighbours(first, last)
+            inner = torch.zeros((), dtype=torch.int64, device=device)
+            for axis in range(dims):
+                position = torch.arange(-before[axis], block[axis] + after[axis], device=device)
+                patch = torch.div(position, block[axis], rounding_mode="floor")
+                neighbour = neighbour.index_select(axis + 1, patch + first[axis])
+                inner = inner * block[axis] + _along(position % block[axis], axis, dims)
+            area = math.prod(block)
+            table = torch.where(neighbour == self.patches, self.patches * area, neighbour * area + inner)
+            self._tables[key] = table.to(torch.int32)
+        return self._tables[key]
+
+    def readers(self, block: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
+        """The adjoint of :meth:`halo`: for every packed position, the halo positions that read it.
+
+        int32 `(N * prod(block), readers)`, indices into the flattened halo table; unused entries have the index one
+        past its last.
+        """
+        key = ("readers", block, before, after)
+        if key not in self._tables:
+            device = self.order.device
+            dims = len(block)
+            window = tuple(b + e + a for b, e, a in zip(before, block, after, strict=True))
+            # A position y is read by the patch `offset` patches away at y - offset * extent, if its window reaches it.
+            first = tuple(max((e - 1 + a) // e, 0) for a, e in zip(after, block, strict=True))
+            last = tuple(max(-((-b) // e), 0) for b, e in zip(before, block, strict=True))
+            reader = self.neighbours(first, last).reshape(self.patches, *[1] * dims, *[f + 1 + s for f, s in zip(first, last, strict=True)])
+            valid = reader != self.patches
+            place = torch.zeros((), dtype=torch.int64, device=device)
+            for axis in range(dims):
+                y = _along(torch.arange(block[axis], device=device), axis, 2 * dims)
+                offset = _along(torch.arange(-first[axis], last[axis] + 1, device=device), dims + axis, 2 * dims)
+                at = y - offset * block[axis] + before[axis]
+                valid = valid & (at >= 0) & (at < window[axis])
+                place = place * window[axis] + at
+            area = math.prod(window)
+            table = torch.where(valid, reader * area + place, self.patches * area)
+            self._tables[key] = table.reshape(self.patches * math.prod(block), -1).to(torch.int32)
+        return self._tables[key]
+
+    # --- images and their patches -------------------------------------------------------------------------------
+
+    def by_image(self, packed: Tensor, axis: int = 0) -> Tensor:
+        """Split the patch axis into (image, patch): `(..., N, ...)` to `(..., B, K, ...)`, a view."""
+        return packed.unflatten(axis, (self.batch, self.visible_per_image))
+
+    def repeat(self, values: Tensor, axis: int = 0) -> Tensor:
+        """One value an image to one a patch: `(..., B, ...)` to `(..., N, ...)`."""
+        shape = list(values.shape)
+        shape.insert(axis + 1, self.visible_per_image)
+        return values.unsqueeze(axis + 1).expand(shape).flatten(axis, axis + 1)
+
+
+def rows_of(maps: Tensor) -> Tensor:
+    """`(N, C, *size)` as a matrix `(N * prod(size), C)`; a view if the channels are last in memory."""
+    return maps.movedim(1, -1).reshape(-1, maps.shape[1])
+
+
+def maps_of(rows: Tensor, shape: Sequence[int]) -> Tensor:
+    """The inverse of :func:`rows_of`: `(n * prod(size), C)` to `(n, C, *size)` for `shape = (n, *size)`, a view."""
+    return rows.view(*shape, rows.shape[-1]).movedim(-1, 1)
+
+
+def _along(index: Tensor, axis: int, dims: int) -> Tensor:
+    """A 1-D index as the given one of the last `dims` axes of a table."""
+    return index.view(-1, *[1] * (dims - 1 - axis))
+
+
+def _column(values: Tensor, dims: int) -> Tensor:
+    return values.view(-1, *[1] * dims)

@@ -1,0 +1,75 @@
+"""What the axes of a tensor that descends from the input mean.
+
+Every such tensor has a :class:`Layout`. It says which axis counts the samples and which axes are
+space; every other axis is free (channels, groups, radix, ...). Nothing is ever inferred from a tensor's shape, so a
+layout survives permutations to channels-last, splits of the channel axis and reductions, and a weight never has one.
+
+Two kinds exist. A *map* has spatial axes. A *per-image* value (a global average, a squeeze-excite gate, the noise of
+stochastic depth) has none: it holds one value an image, repeated over the image's rows so that it broadcasts against
+maps, whose batch axis it shares.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Padding(NamedTuple):
+    """An ``F.pad`` that waits for the convolution or pooling after it: pixels before and after each axis, and value."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    value: float
+
+
+class Layout:
+    """The meaning of a tensor's axes. Immutable by convention; axes are non-negative.
+
+    Attributes:
+        origin: the execution whose input the tensor descends from (compared by identity).
+        batch: the axis of samples: visible patches in the packed engine, images in the dense reference.
+        space: the spatial axes in the order of the image's axes; empty for a per-image value.
+        padding: spatial padding asked for by ``F.pad`` but not yet carried out, or None.
+    """
+
+    __slots__ = ("batch", "origin", "padding", "space")
+
+    def __init__(self, origin: object, batch: int, space: tuple[int, ...], padding: Padding | None = None) -> None:
+        self.origin = origin
+        self.batch = batch
+        self.space = space
+        self.padding = padding
+
+    @property
+    def is_map(self) -> bool:
+        return len(self.space) > 0
+
+    @property
+    def tracked_axes(self) -> tuple[int, ...]:
+        """The axes that are not free, batch first."""
+        return (self.batch, *self.space)
+
+    def moved(self, batch: int, space: tuple[int, ...]) -> Layout:
+        """The same meaning with the axes at other places."""
+        return Layout(self.origin, batch, space, self.padding)
+
+    def per_image(self, batch: int) -> Layout:
+        return Layout(self.origin, batch, ())
+
+    def padded(self, padding: Padding | None) -> Layout:
+        return Layout(self.origin, self.batch, self.space, padding)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Layout)
+            and self.origin is other.origin
+            and self.batch == other.batch
+            and self.space == other.space
+            and self.padding == other.padding
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        kind = f"map(batch axis {self.batch}, spatial axes {self.space})" if self.is_map else f"per-image(batch axis {self.batch})"
+        return kind if self.padding is None else f"{kind} with deferred {self.padding}"

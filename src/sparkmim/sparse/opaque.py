@@ -1,0 +1,97 @@
+"""Modules whose inside the engine does not follow: run on the whole map, or trusted to act on each position alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+if TYPE_CHECKING:
+    from .execution import Execution
+
+_FALLBACK = "_sparkmim_dense_fallback"
+
+
+def dense_fallback(module: nn.Module, enable: bool = True) -> nn.Module:
+    """Have `module` run on the whole map when its network runs on visible patches.
+
+    Its inputs are scattered into maps that are zero where hidden, it runs as it is, and of its outputs the visible
+    positions are kept. Inside it hidden positions do count: as zeros at its entrance, and whatever its own layers make
+    of them after that. It costs the time and memory of the dense module. A network that is never run on patches is
+    not affected.
+
+    Args:
+        module: maps in, maps out, `(B, C, *size)`; other arguments are passed on.
+        enable: False takes it back.
+    """
+    setattr(module, _FALLBACK, enable)
+    return module
+
+
+@contextmanager
+def opaque_modules(execution: Execution, network: nn.Module) -> Iterator[None]:
+    """While active, opaque modules of `network` are given maps (or rows) they understand."""
+    handles: list[RemovableHandle] = []
+    synchronised = torch.distributed.is_available() and torch.distributed.is_initialized()
+    for module in network.modules():
+        if getattr(module, _FALLBACK, False):
+            before, after = _on_whole_map(execution)
+        elif synchronised and isinstance(module, nn.SyncBatchNorm):
+            before, after = _on_rows(execution)
+        else:
+            continue
+        handles += [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _on_whole_map(execution: Execution) -> tuple[Any, Any]:
+    def whole(value: Any) -> Any:
+        layout = execution.layout(value)
+        if layout is None:
+            return value
+        execution.require_map(layout, None, "the input of a module run on the whole map")
+        return execution.to_map(value)
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        with torch._C.DisableTorchFunction():
+            return tuple(whole(a) for a in args), {key: whole(value) for key, value in kwargs.items()}
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            if isinstance(output, Tensor):
+                return execution.from_map(output)
+            return type(output)([execution.from_map(value) for value in output])
+
+    return before, after
+
+
+def _on_rows(execution: Execution) -> tuple[Any, Any]:
+    """Synchronised batch norm: its autograd function is out of sight, but it means what batch norm means on rows."""
+    layouts: list[Any] = []
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        (x,) = args
+        layout = execution.layout(x)
+        layouts.append(layout)
+        with torch._C.DisableTorchFunction():
+            if layout is None:
+                return args, kwargs
+            return (x.view_as(x) if layout.is_map else execution.one_row_per_image(x, layout.batch),), kwargs
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        layout = layouts.pop()
+        if layout is None:
+            return output
+        with torch._C.DisableTorchFunction():
+            rows = output if layout.is_map else execution.all_rows(output, layout.batch)
+        return execution.mark(rows, layout)
+
+    return before, after

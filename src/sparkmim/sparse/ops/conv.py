@@ -1,0 +1,222 @@
+"""Convolution over packed patches: submanifold convolution by halo exchange.
+
+Hidden neighbours count as the convolution's padding. Three ways of computing the same numbers, chosen by shape alone:
+halo, then the ordinary kernel; for patches of a few pixels gather and matrix product (`im2col`); for depthwise
+convolution whose halos would be larger than the image, the whole map. Whatever is larger than the patches is computed
+again in backward instead of being kept.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..execution import unsupported
+from ..grid import PatchGrid, maps_of, rows_of
+from ..halo import gather_halo, scatter_halo, with_fill
+from ..packed import SparseExecution
+from .window import Window, window_over
+
+GEMM_PIXELS = 4
+"""Patches of at most so many output pixels are convolved by one matrix product (measured: benchmarks/conv_paths.py)."""
+
+DENSE_ADVANTAGE = 2.0
+"""Depthwise: the whole map is used where the halos hold this many times its pixels."""
+
+
+@SparseExecution.register(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
+def conv(
+    execution: SparseExecution, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None,
+    stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
+) -> Tensor:  # fmt: skip
+    layout = execution.layout(input)
+    if layout is None or execution.layout(weight) is not None or execution.layout(bias) is not None:
+        raise unsupported(func, "its weight descends from the input")
+    if not layout.is_map:
+        if layout.batch != 0:
+            raise unsupported(func, f"it needs samples first, its argument is {layout}")
+        return execution.on_one_row_per_image(
+            lambda x: func(x, weight, bias, stride, padding, dilation, groups), input, layout
+        )
+    window = window_over(execution, func, input, layout, weight.shape[2:], stride, padding, dilation)
+    input, weight, bias = _autocast(input, weight, bias)
+    with torch.autocast(input.device.type, enabled=False):
+        if not window.needs_halo:
+            out = func(input, weight, bias, window.stride, 0, window.dilation, groups)
+        else:
+            out = _with_halo(execution.grid, input, weight, bias, window, groups)
+    return execution.mark(out, layout.padded(None))
+
+
+def _autocast(*tensors: Tensor | None) -> list[Any]:
+    """What autocast would do to the arguments of a convolution."""
+    device = next(t.device.type for t in tensors if t is not None)
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [t.to(dtype) if t is not None and t.dtype != torch.float64 else t for t in tensors]
+
+
+def _with_halo(grid: PatchGrid, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> Tensor:
+    unit_stride = all(s == 1 for s in window.stride)
+    depthwise = groups == x.shape[1] and groups > 1
+    halo_pixels = grid.patches * math.prod(window.span)
+    dense_pixels = grid.batch * math.prod(g * b for g, b in zip(grid.shape, window.block, strict=True))
+    if depthwise and window.fill == 0.0 and halo_pixels > DENSE_ADVANTAGE * dense_pixels:
+        lay_in, lay_out = grid.rows_of_map(window.block), grid.rows_of_map(window.out)
+        cut_in, cut_out = grid.positions_of_rows(window.block), grid.positions_of_rows(window.out)
+        return _DenseConvolution.apply(x, weight, bias, lay_in, lay_out, cut_in, cut_out, window, groups)  # type: ignore[no-untyped-call, no-any-return]
+    table = grid.halo(window.block, window.before, window.after)
+    if unit_stride:  # the gradient of the input is a convolution of the gradient, with the reach reversed
+        adjoint = grid.halo(window.block, window.after, window.before)
+    else:
+        adjoint = grid.readers(window.block, window.before, window.after)
+    return _HaloConvolution.apply(x, weight, bias, table, adjoint, window, groups)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, window: Window, groups: int) -> Tensor:
+    """Convolution of patches (N, C, *block) that see what `table` says around them."""
+    if groups == 1 and math.prod(window.out) <= GEMM_PIXELS:
+        columns = _columns(x, table, window)
+        return maps_of(F.linear(columns, _as_matrix(weight), bias), (x.shape[0], *window.out))
+    halo = gather_halo(x, table, window.fill)
+    return _convolution(halo, weight, bias, window.stride, window.dilation, groups)
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], dilation: tuple[int, ...], groups: int) -> Tensor:
+    zeros = (0,) * len(stride)
+    return torch.convolution(x, weight, bias, stride, zeros, dilation, False, zeros, groups)
+
+
+def _columns(x: Tensor, table: Tensor, window: Window) -> Tensor:
+    """What the kernel sees at each output position: `(N * prod(out), prod(kernel) * C)`."""
+    for axis, (k, s, d) in enumerate(zip(window.kernel, window.stride, window.dilation, strict=True)):
+        table = table.unfold(axis + 1, (k - 1) * d + 1, s)[..., ::d]
+    rows = with_fill(rows_of(x), window.fill).index_select(0, table.flatten())
+    return rows.view(-1, math.prod(window.kernel) * x.shape[1])
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """`(O, C, *kernel)` to `(O, prod(kernel) * C)`, a view if the channels are last in memory."""
+    return weight.movedim(1, -1).reshape(weight.shape[0], -1)
+
+
+def _as_weight(matrix: Tensor, like: Tensor) -> Tensor:
+    return matrix.view(like.shape[0], *like.shape[2:], like.shape[1]).movedim(-1, 1)
+
+
+def _transposed(weight: Tensor, groups: int) -> Tensor:
+    """The kernel of the adjoint of a convolution of stride 1: inputs and outputs exchanged, space reversed."""
+    out, per_group, *kernel = weight.shape
+    swapped = weight.view(groups, out // groups, per_group, *kernel).transpose(1, 2)
+    return swapped.reshape(groups * per_group, out // groups, *kernel).flip(tuple(range(2, weight.ndim)))
+
+
+def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, window: Window, groups: int, padding: tuple[int, ...]) -> Tensor:
+    zeros = (0,) * len(padding)
+    gradients = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, window.stride, padding, window.dilation, False, zeros, groups, [False, True, False]
+    )
+    out: Tensor = gradients[1]
+    return out
+
+
+def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, window: Window, groups: int, padding: tuple[int, ...]) -> Tensor:
+    zeros = (0,) * len(padding)
+    gradients = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, window.stride, padding, window.dilation, False, zeros, groups, [True, False, False]
+    )
+    out: Tensor = gradients[0]
+    return out
+
+
+def _bias_gradient(grad: Tensor) -> Tensor:
+    return rows_of(grad).sum(0)
+
+
+class _HaloConvolution(torch.autograd.Function):
+    """Convolution over patches with halos; keeps the patches, not the halos."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, adjoint: Tensor, window: Window, groups: int
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, table, adjoint)
+        ctx.window, ctx.groups = window, groups
+        return _convolve(x, weight, bias, table, window, groups)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, table, adjoint = ctx.saved_tensors
+        window, groups = Window(*ctx.window), ctx.groups
+        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        zeros = (0,) * len(window.block)
+        grad_x = grad_weight = halo = None
+        if need_x and all(s == 1 for s in window.stride):
+            reverse = window._replace(before=window.after, after=window.before, fill=0.0)
+            grad_x = _convolve(grad, _transposed(weight, groups), None, adjoint, reverse, groups)
+        elif need_x:
+            halo = gather_halo(x, table, window.fill)
+            grad_x = scatter_halo(_input_gradient(grad, halo, weight, window, groups, zeros), adjoint, window.block)
+        if need_weight and groups == 1 and math.prod(window.out) <= GEMM_PIXELS:
+            grad_weight = _as_weight(rows_of(grad).t() @ _columns(x, table, window), weight)
+        elif need_weight:
+            halo = gather_halo(x, table, window.fill) if halo is None else halo
+            grad_weight = _weight_gradient(grad, halo, weight, window, groups, zeros)
+        return grad_x, grad_weight, _bias_gradient(grad) if need_bias else None, None, None, None, None
+
+
+class _DenseConvolution(torch.autograd.Function):
+    """Convolution of the whole map with zeros at hidden positions; keeps the patches, not the map.
+
+    `lay_out` and `cut_out` are :meth:`PatchGrid.rows_of_map` and :meth:`PatchGrid.positions_of_rows` for the map
+    before and after: the way to the map and back, in both directions.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None,
+        lay_in: Tensor, lay_out: Tensor, cut_in: Tensor, cut_out: Tensor, window: Window, groups: int,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(x, weight, lay_in, lay_out, cut_in)
+        ctx.window, ctx.groups = window, groups
+        whole = _padded(_laid_out(x, lay_in), window)
+        return _cut_out(_convolution(whole, weight, bias, window.stride, window.dilation, groups), cut_out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, lay_in, lay_out, cut_in = ctx.saved_tensors
+        window, groups = Window(*ctx.window), ctx.groups
+        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        zeros = (0,) * len(window.block)
+        whole = _padded(_laid_out(x, lay_in), window)
+        whole_grad = _laid_out(grad, lay_out)
+        grad_x = grad_weight = None
+        if need_x:
+            padded_grad = _input_gradient(whole_grad, whole, weight, window, groups, zeros)
+            for axis, (before, size) in enumerate(zip(window.before, lay_in.shape[1:], strict=True)):
+                padded_grad = padded_grad.narrow(axis + 2, before, size)
+            grad_x = _cut_out(padded_grad, cut_in)
+        if need_weight:
+            grad_weight = _weight_gradient(whole_grad, whole, weight, window, groups, zeros)
+        return grad_x, grad_weight, _bias_gradient(grad) if need_bias else None, *[None] * 6
+
+
+def _laid_out(x: Tensor, table: Tensor) -> Tensor:
+    return maps_of(with_fill(rows_of(x), 0.0).index_select(0, table.flatten()), table.shape)
+
+
+def _cut_out(whole: Tensor, table: Tensor) -> Tensor:
+    return maps_of(rows_of(whole).index_select(0, table.flatten()), table.shape)
+
+
+def _padded(whole: Tensor, window: Window) -> Tensor:
+    sides = [side for before, after in zip(window.before, window.after, strict=True) for side in (max(after, 0), before)]
+    return F.pad(whole, sides[::-1])

@@ -1,0 +1,54 @@
+"""Normalisation. Batch norm's statistics over packed patches are the statistics over visible positions; of values that
+exist once an image they are taken over images. Group and instance norm see all visible positions of an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..execution import unsupported
+from ..layout import Layout
+from ..packed import SparseExecution
+
+
+@SparseExecution.register(F.batch_norm, torch.batch_norm)
+def batch_norm(execution: SparseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    layout = execution.layout(input)
+    if layout is None or layout.batch != 0 or 1 in layout.space or layout.padding is not None:
+        raise unsupported(func, f"it needs samples first and channels second, its argument is {layout}")
+    if not layout.is_map:
+        return execution.on_one_row_per_image(lambda x: func(x, *args, **kwargs), input, layout)
+    return execution.mark(func(input, *args, **kwargs), layout)
+
+
+def whole_image(execution: SparseExecution, func: Any, x: Tensor, layout: Layout) -> Tensor:
+    """`(N, C, *block)` as `(B, C, K, *block)`: the visible positions of each image together."""
+    if layout.batch != 0 or layout.space != tuple(range(2, x.ndim)) or layout.padding is not None:
+        raise unsupported(func, f"it needs a map laid out as (batch, channel, *space), its argument is {layout}")
+    return execution.grid.by_image(x).transpose(1, 2)
+
+
+def patches_again(whole: Tensor) -> Tensor:
+    """The inverse of :func:`whole_image`, channels last in memory."""
+    return whole.movedim(1, -1).contiguous().flatten(0, 1).movedim(-1, 1)
+
+
+@SparseExecution.register(F.group_norm, torch.group_norm)
+def group_norm(execution: SparseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    layout = execution.layout(input)
+    if layout is None:
+        raise unsupported(func, "its parameters descend from the input")
+    if not layout.is_map:
+        return execution.on_one_row_per_image(lambda x: func(x, *args, **kwargs), input, layout)
+    return execution.mark(patches_again(func(whole_image(execution, func, input, layout), *args, **kwargs)), layout)
+
+
+@SparseExecution.register(F.instance_norm, torch.instance_norm)
+def instance_norm(execution: SparseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    layout = execution.layout(input)
+    if layout is None or not layout.is_map:
+        raise unsupported(func, "its argument is not a map")
+    return execution.mark(patches_again(func(whole_image(execution, func, input, layout), *args, **kwargs)), layout)

@@ -1,0 +1,36 @@
+"""Resampling by whole factors, which stays within a patch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..execution import unsupported
+from ..packed import SparseExecution
+from .local import own_layout
+
+
+@SparseExecution.register(F.interpolate)
+def interpolate(
+    execution: SparseExecution, func: Any, input: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest",
+    align_corners: bool | None = None, recompute_scale_factor: bool | None = None, antialias: bool = False,
+) -> Tensor:  # fmt: skip
+    layout = own_layout(execution, func, input)
+    dims = len(layout.space)
+    if not layout.is_map or layout.batch != 0 or layout.space != tuple(range(2, 2 + dims)):
+        raise unsupported(func, f"it needs a map laid out as (batch, channel, *space), its argument is {layout}")
+    if mode not in ("nearest", "nearest-exact"):
+        raise unsupported(func, f"{mode} resampling has no rule")
+    block = input.shape[2:]
+    if size is None:
+        factors = (scale_factor,) * dims if isinstance(scale_factor, (int, float)) else tuple(scale_factor)
+        out = [b * f for b, f in zip(block, factors, strict=True)]
+    else:
+        out = list((size,) * dims if isinstance(size, int) else size)
+    patch = execution.patch_size
+    for b, o, p in zip(block, out, patch, strict=True):
+        if o != int(o) or o < 1 or (o % b and b % o) or p % int(o):
+            raise unsupported(func, f"patches of {tuple(block)} pixels cannot be resampled to {tuple(out)} one by one")
+    return execution.mark(F.interpolate(input, size=[int(o) for o in out], mode=mode), layout)

@@ -1,0 +1,93 @@
+"""What a sliding window (of a convolution or a pooling) needs to see around a packed patch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..execution import Execution, unsupported
+from ..layout import Layout
+
+
+class Window(NamedTuple):
+    """A sliding window on patches of `block` pixels: all per spatial axis.
+
+    `before` and `after` are the pixels it reaches beyond the patch; a negative `after` means that the last pixels of
+    a patch are not read.
+    """
+
+    block: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    fill: float
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        """Extent of a patch in the result."""
+        return tuple(b // s for b, s in zip(self.block, self.stride, strict=True))
+
+    @property
+    def needs_halo(self) -> bool:
+        return any(b > 0 for b in self.before) or any(a > 0 for a in self.after)
+
+    @property
+    def span(self) -> tuple[int, ...]:
+        """Extent of a patch with its halo."""
+        return tuple(b + e + a for b, e, a in zip(self.before, self.block, self.after, strict=True))
+
+
+def per_axis(value: Any, dims: int) -> tuple[int, ...]:
+    """An int or a sequence of 1 or `dims` ints as `dims` ints."""
+    if isinstance(value, int):
+        return (value,) * dims
+    values = tuple(int(v) for v in value)
+    return values * dims if len(values) == 1 else values
+
+
+def window_over(
+    execution: Execution, func: Any, x: Tensor, layout: Layout, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any,
+    *, fill: float = 0.0, ceil_mode: bool = False,
+) -> Window:  # fmt: skip
+    """The window of a call, raising where the result would not be aligned with the patches.
+
+    Args:
+        padding: an int or ints, "same" or "valid".
+        fill: what the function pads with.
+    """
+    dims = len(layout.space)
+    if not layout.is_map or layout.batch != 0 or layout.space != tuple(range(2, 2 + dims)) or len(kernel) != dims:
+        raise unsupported(func, f"it needs a map laid out as (batch, channel, *space), its argument is {layout}")
+    kernel, stride, dilation = tuple(kernel), per_axis(stride, dims), per_axis(dilation, dims)
+    extents = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    if isinstance(padding, str):
+        totals = [e - 1 if padding == "same" else 0 for e in extents]
+        before = [t // 2 for t in totals]
+        behind = [t - b for t, b in zip(totals, before, strict=True)]
+    else:
+        before = list(per_axis(padding, dims))
+        behind = list(before)
+    pending = layout.padding
+    if pending is not None:
+        if any(before) and pending.value != fill:
+            raise unsupported(func, f"it pads with {fill} what was padded with {pending.value} before")
+        fill = pending.value
+        before = [a + b for a, b in zip(before, pending.before, strict=True)]
+        behind = [a + b for a, b in zip(behind, pending.after, strict=True)]
+    block = tuple(x.shape[2:])
+    for b, s, e, lo, hi in zip(block, stride, extents, before, behind, strict=True):
+        if b % s:
+            raise unsupported(func, f"its stride {s} does not divide a patch of {b} pixels at this depth; use a larger patch size")
+        surplus = lo + hi - e
+        steps = -((-surplus) // s) if ceil_mode else surplus // s
+        if steps != -1:
+            raise unsupported(
+                func, f"with kernel extent {e}, stride {s} and padding {lo} + {hi} a map of n positions does not become "
+                f"one of n / {s}, so the result is not aligned with the patches"
+            )  # fmt: skip
+    after = tuple(e - 1 - lo - (s - 1) for e, s, lo in zip(extents, stride, before, strict=True))
+    return Window(block, kernel, stride, dilation, tuple(before), after, fill)
