@@ -1,6 +1,7 @@
 """Sparse execution of untouched convolutional networks: only visible patches are computed. Depends on torch alone."""
 
 from . import ops
+from .checkpointing import reenter_in_backward
 from .execution import Execution, UnsupportedOperation
 from .grid import PatchGrid
 from .layout import Layout
@@ -19,5 +20,6 @@ __all__ = [
     "UnsupportedOperation",
     "dense_fallback",
     "ops",
+    "reenter_in_backward",
     "register",
 ]

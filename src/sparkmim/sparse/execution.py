@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from .layout import Layout
 from .opaque import opaque_modules
@@ -191,6 +191,14 @@ class Execution(TorchFunctionMode):
         """`func` of per-image values, computed once an image; the batch axis must stay where it is."""
         out = func(self.one_row_per_image(values, layout.batch))
         return self.mark(self.all_rows(out, layout.batch), layout)
+
+
+def active_execution() -> Execution | None:
+    """The execution that answers torch functions at the moment, None outside one."""
+    for mode in reversed(_get_current_function_mode_stack()):
+        if isinstance(mode, Execution):
+            return mode
+    return None
 
 
 WAYS_OUT = (

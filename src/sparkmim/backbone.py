@@ -1,0 +1,232 @@
+"""Any convolutional network as a pyramid of feature maps, its channels and strides measured, never typed in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from torch import Tensor, nn
+
+LEVELS = 4
+"""Feature maps that a pyramid keeps at most: the deepest ones (strides 4 to 32 for a ResNet), as in the paper."""
+
+PROBE_SIZES = (224, 256, 240, 288, 360)
+"""Image sizes tried for measuring strides: one that all strides of the network divide is wanted."""
+
+
+class Level(NamedTuple):
+    """One map of a pyramid: its channels, and its stride along each spatial axis."""
+
+    channels: int
+    stride: tuple[int, ...]
+
+
+class Backbone:
+    """A network as a function from images to feature maps, finest first.
+
+    Of all maps the network offers, the last of each resolution is kept, and of those the four deepest.
+
+    Args:
+        module: the network. One with timm's `forward_intermediates` offers its maps itself.
+        stages: names of the submodules whose outputs are the maps, for a network without `forward_intermediates` or
+            to choose other maps; each must return one `(B, C, *size)` tensor.
+        in_chans: channels of the images.
+
+    Attributes:
+        module: the network, untouched but for the hooks that read the outputs of `stages`.
+        levels: channels and stride of each map, measured by running the network once on a small blank image.
+        dims: number of spatial dimensions.
+
+    Raises:
+        ValueError: if the network offers no maps, an unknown stage is named, or its maps are not proportional to the
+            image.
+
+    Example:
+        >>> backbone = Backbone(torchvision.models.resnet18(), stages=["layer1", "layer2", "layer3", "layer4"])
+        >>> [level.channels for level in backbone.levels]
+        [64, 128, 256, 512]
+    """
+
+    def __init__(self, module: nn.Module, stages: Sequence[str] | None = None, *, in_chans: int = 3) -> None:
+        self.module = module
+        self.in_chans = in_chans
+        self.dims = _spatial_dims(module)
+        self._taps: _Taps | None = None
+        self._chosen: list[int] | None = None  # of all maps the network offers, those to keep, finest first
+        if stages is not None:
+            self._taps = _Taps(module, stages)
+        elif not hasattr(module, "forward_intermediates"):
+            children = ", ".join(name for name, _ in module.named_children())
+            raise ValueError(
+                f"{type(module).__name__} does not offer its feature maps; name the submodules that end its stages: "
+                f"sparkmim.Backbone(module, stages=[...]), of {children}, or deeper ones"
+            )
+        self.levels = self._measure()
+
+    @classmethod
+    def create(cls, name: str, *, in_chans: int = 3, pretrained: bool = False, **kwargs: Any) -> Backbone:
+        """A timm network by name, without its classifier.
+
+        Args:
+            name: a timm model name.
+            in_chans: channels of the images.
+            pretrained: start from timm's weights.
+            kwargs: passed on to `timm.create_model`.
+
+        Raises:
+            ValueError: for a name that timm does not know; the nearest names are suggested.
+        """
+        if not timm.is_model(name.split(".")[0]) and not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+            close = get_close_matches(name, timm.list_models(), n=4, cutoff=0.4)
+            hint = f"; did you mean {', '.join(close)}?" if close else "; timm.list_models() lists the names"
+            raise ValueError(f"timm knows no model called {name!r}{hint}")
+        return cls(timm.create_model(name, pretrained=pretrained, in_chans=in_chans, num_classes=0, **kwargs), in_chans=in_chans)
+
+    @property
+    def channels(self) -> list[int]:
+        """Channels of each map."""
+        return [level.channels for level in self.levels]
+
+    @property
+    def strides(self) -> list[tuple[int, ...]]:
+        """Pixels of the image for one position of each map, along each axis."""
+        return [level.stride for level in self.levels]
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """The feature maps `(B, C_i, *size / stride_i)` of images `(B, C, *size)`, finest first."""
+        if self._taps is not None:
+            maps = self._taps(self.module, images)
+            return maps if self._chosen is None else [maps[i] for i in self._chosen]
+        if self._chosen is None:
+            return list(self.module.forward_intermediates(images, intermediates_only=True))  # type: ignore[operator]
+        indices = sorted(self._chosen)
+        maps = self.module.forward_intermediates(  # type: ignore[operator]
+            images, indices=indices, stop_early=True, intermediates_only=True
+        )
+        return [maps[indices.index(i)] for i in self._chosen]
+
+    def _measure(self) -> list[Level]:
+        tried = []
+        for size in PROBE_SIZES:
+            with _probing(self.module), torch.no_grad():
+                maps = self(self.blank_image(size))
+            shapes = [tuple(m.shape) for m in maps if isinstance(m, Tensor)]
+            if len(shapes) != len(maps) or any(len(shape) != self.dims + 2 for shape in shapes):
+                raise ValueError(f"a backbone must offer maps (B, C, *size); {type(self.module).__name__} gives {shapes}")
+            if not shapes:
+                raise ValueError(f"{type(self.module).__name__} offers no feature maps")
+            if all(size % extent == 0 for shape in shapes for extent in shape[2:]):
+                break
+            tried.append(f"{size} -> {', '.join(str(shape[2]) for shape in shapes)}")
+        else:
+            raise ValueError(
+                f"the feature maps of {type(self.module).__name__} are not proportional to the image ({'; '.join(tried)}), "
+                "as happens with unpadded convolutions; patches cannot be aligned with them"
+            )
+        levels = [Level(shape[1], tuple(size // extent for extent in shape[2:])) for shape in shapes]
+        last = {level.stride: index for index, level in enumerate(levels)}
+        chosen = sorted(last.values(), key=lambda index: levels[index].stride)[-LEVELS:]
+        self._chosen = chosen
+        return [levels[index] for index in chosen]
+
+    def blank_image(self, size: int) -> Tensor:
+        """A batch of one grey image of the network's dtype and device."""
+        parameter = next(self.module.parameters())
+        return torch.zeros(1, self.in_chans, *[size] * self.dims, dtype=parameter.dtype, device=parameter.device)
+
+    def unreached_parameters(self) -> list[str]:
+        """Names of parameters that no feature map depends on (a classifier's, a last norm's)."""
+        size = max(s for stride in self.strides for s in stride)
+        with _probing(self.module), torch.enable_grad():
+            frozen = [p for p in self.module.parameters() if not p.requires_grad]
+            maps = self(self.blank_image(2 * size).requires_grad_())
+        reached = _leaves(maps)
+        skip = {id(p) for p in frozen}
+        return [name for name, p in self.module.named_parameters() if id(p) not in reached and id(p) not in skip]
+
+
+class _Taps:
+    """Reads the outputs of named submodules by forward hooks."""
+
+    def __init__(self, module: nn.Module, stages: Sequence[str]) -> None:
+        self.names = list(stages)
+        self.outputs: dict[str, Tensor] = {}
+        self.active = False
+        modules = dict(module.named_modules())
+        for name in self.names:
+            if name not in modules:
+                close = get_close_matches(name, modules, n=4, cutoff=0.0)
+                raise ValueError(f"{type(module).__name__} has no submodule {name!r}; the nearest are {', '.join(close)}")
+            modules[name].register_forward_hook(_Tap(self, name))
+
+    def __call__(self, module: nn.Module, images: Tensor) -> list[Tensor]:
+        self.outputs.clear()
+        self.active = True
+        try:
+            module(images)
+        except _AllStagesReached:
+            pass
+        finally:
+            self.active = False
+        missing = [name for name in self.names if name not in self.outputs]
+        if missing:
+            raise ValueError(f"the forward pass of {type(module).__name__} does not call {', '.join(missing)}")
+        maps = [self.outputs[name] for name in self.names]
+        self.outputs.clear()
+        return maps
+
+
+class _Tap:
+    """A forward hook; an object, so that copies of a network have hooks of their own."""
+
+    def __init__(self, taps: _Taps, name: str) -> None:
+        self.taps, self.name = taps, name
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.taps.active:
+            self.taps.outputs[self.name] = output
+            if len(self.taps.outputs) == len(self.taps.names):
+                raise _AllStagesReached
+
+
+class _AllStagesReached(Exception):  # noqa: N818 (not an error)
+    """Ends a forward pass of which nothing more is needed."""
+
+
+def _spatial_dims(module: nn.Module) -> int:
+    kernels = [p.ndim - 2 for p in module.parameters() if p.ndim > 2]
+    if not kernels:
+        raise ValueError(f"{type(module).__name__} has no convolution, so it offers no feature maps")
+    return kernels[0]
+
+
+@contextmanager
+def _probing(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a probe, every submodule's own mode restored after it."""
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+
+
+def _leaves(outputs: Sequence[Tensor]) -> set[int]:
+    """Identities of the leaf tensors that outputs depend on, read off the autograd graph."""
+    found: set[int] = set()
+    seen: set[Any] = set()
+    queue = [t.grad_fn for t in outputs if t.grad_fn is not None]
+    while queue:
+        node = queue.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        queue.extend(parent for parent, _ in node.next_functions if parent is not None)
+    return found

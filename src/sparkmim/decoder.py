@@ -1,0 +1,181 @@
+"""From sparse features to pixels: densify every scale, then a light UNet (paper, sections 3.2 and 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import Level
+from .sparse import PatchGrid
+
+_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+class Densify(nn.Module):
+    """Visible features of one scale as a whole map: normalise, fill hidden positions, project to the decoder's width.
+
+    Source: the official `SparK.__init__` and `forward`, step 3.
+
+    Args:
+        channels: of the encoder's map.
+        width: of the decoder at that scale.
+        norm: "batch" or "layer"; over visible positions.
+        kernel_size: of the projection, 1 at the deepest scale and 3 at the others.
+        dims: number of spatial dimensions.
+    """
+
+    def __init__(self, channels: int, width: int, norm: str, kernel_size: int, dims: int = 2) -> None:
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.empty(1, channels, *[1] * dims))
+        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
+        self.norm: nn.Module = _BATCH_NORM[dims](channels) if norm == "batch" else nn.LayerNorm(channels, eps=1e-6)
+        self.proj: nn.Module
+        if kernel_size == 1 and channels == width:
+            self.proj = nn.Identity()
+        else:
+            self.proj = _CONV[dims](channels, width, kernel_size, padding=kernel_size // 2)
+
+    def forward(self, packed: Tensor, grid: PatchGrid) -> Tensor:
+        """`(N, C, *block)` features of the visible patches to a map `(B, width, *size)`."""
+        if isinstance(self.norm, nn.LayerNorm):
+            packed = self.norm(packed.movedim(1, -1)).movedim(-1, 1)
+        else:
+            packed = self.norm(packed)
+        dense: Tensor = self.proj(grid.unpack(packed, fill=self.mask_token.flatten()))
+        return dense
+
+
+class UNetBlock(nn.Module):
+    """Upsampling by a factor, and two 3x3 convolutions. Source: the official `pretrain/decoder.py`.
+
+    Args:
+        channels: of the input.
+        width: of the output.
+        factor: of upsampling along each axis; the paper's is 2. The transposed convolution has a kernel of factor + 2.
+    """
+
+    def __init__(self, channels: int, width: int, factor: tuple[int, ...]) -> None:
+        super().__init__()
+        dims = len(factor)
+        kernel = tuple(f + 2 for f in factor)
+        self.upsample = _CONV_TRANSPOSE[dims](channels, channels, kernel, stride=factor, padding=1)
+        self.conv1 = _CONV[dims](channels, channels, 3, padding=1, bias=False)
+        self.norm1 = _BATCH_NORM[dims](channels)
+        self.act = nn.ReLU6(inplace=True)
+        self.conv2 = _CONV[dims](channels, width, 3, padding=1, bias=False)
+        self.norm2 = _BATCH_NORM[dims](width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, channels, *size)` to `(B, width, *size * factor)`."""
+        x = self.upsample(x)
+        x = self.act(self.norm1(self.conv1(x)))
+        x = self.norm2(self.conv2(x))
+        return x
+
+
+class Upsampling(NamedTuple):
+    """One step of the decoder: which densified map enters before it (0 = deepest, None = none), and its factor."""
+
+    level: int | None
+    factor: tuple[int, ...]
+
+
+def upsampling_steps(strides: Sequence[tuple[int, ...]]) -> list[Upsampling]:
+    """The blocks that lead from the deepest stride to 1, by prime factors, meeting every stride of the pyramid.
+
+    Args:
+        strides: of the pyramid, deepest first.
+
+    Raises:
+        ValueError: if a stride does not divide the next deeper one.
+    """
+    steps = []
+    for level, (coarse, fine) in enumerate(zip(strides, [*strides[1:], (1,) * len(strides[0])], strict=True)):
+        if any(c % f for c, f in zip(coarse, fine, strict=True)):
+            raise ValueError(f"the decoder cannot go from stride {coarse} to {fine}: no whole factor leads from one to the other")
+        factors = [_prime_factors(c // f) for c, f in zip(coarse, fine, strict=True)]
+        length = max(1, *map(len, factors)) if any(factors) else 0
+        if length == 0 and level < len(strides) - 1:
+            raise ValueError(f"two maps of a pyramid have the same stride {coarse}")
+        padded = [[1] * (length - len(f)) + f for f in factors]
+        steps += [Upsampling(level if i == 0 else None, factor) for i, factor in enumerate(zip(*padded, strict=True))]
+    return steps
+
+
+def _prime_factors(n: int) -> list[int]:
+    factors, divisor = [], 2
+    while n > 1:
+        while n % divisor == 0:
+            factors.append(divisor)
+            n //= divisor
+        divisor += 1
+    return factors
+
+
+class UNetDecoder(nn.Module):
+    """The light decoder: each block upsamples and halves the width, and takes in the densified map of its scale.
+
+    For a pyramid of strides 4, 8, 16, 32 these are the paper's five blocks; other strides are met by prime factors.
+
+    Args:
+        steps: see :func:`upsampling_steps`.
+        width: of the deepest map.
+        out_chans: channels of the prediction.
+    """
+
+    def __init__(self, steps: Sequence[Upsampling], width: int = 768, out_chans: int = 3) -> None:
+        super().__init__()
+        if width < 2 ** len(steps):
+            raise ValueError(f"decoder width {width} cannot be halved {len(steps)} times; use at least {2 ** len(steps)}")
+        self.steps = list(steps)
+        self.widths = [width // 2**i for i in range(len(steps) + 1)]
+        dims = len(steps[0].factor) if steps else 2
+        self.blocks = nn.ModuleList(
+            UNetBlock(self.widths[i], self.widths[i + 1], step.factor) for i, step in enumerate(steps)
+        )
+        self.proj = _CONV[dims](self.widths[-1], out_chans, 1)
+        self.reset_parameters()
+
+    def width_of(self, level: int) -> int:
+        """Width of the decoder where the densified map `level` (0 = deepest) enters."""
+        return next(w for w, step in zip(self.widths, self.steps, strict=False) if step.level == level)
+
+    def reset_parameters(self) -> None:
+        """The official initialisation: normal 0.02 for convolutions, Kaiming fan-out for transposed ones."""
+        for module in self.modules():
+            if isinstance(module, tuple(_CONV.values())):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            elif isinstance(module, tuple(_CONV_TRANSPOSE.values())):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            else:
+                continue
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Densified maps, deepest first, to a prediction `(B, out_chans, *size)`."""
+        x: Tensor | None = None
+        for step, block in zip(self.steps, self.blocks, strict=True):
+            if step.level is not None and step.level < len(maps):
+                x = maps[step.level] if x is None else x + maps[step.level]
+            x = block(x)
+        prediction: Tensor = self.proj(x)
+        return prediction
+
+
+def densify_norm_of(network: nn.Module) -> str:
+    """The kind of norm that fits a network: "batch" if it has batch norms, "layer" otherwise."""
+    return "batch" if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()) else "layer"
+
+
+def build_densify(levels: Sequence[Level], decoder: UNetDecoder, norm: str) -> nn.ModuleList:
+    """One :class:`Densify` a level, deepest first."""
+    dims = len(levels[0].stride)
+    return nn.ModuleList(
+        Densify(level.channels, decoder.width_of(i), norm, 1 if i == 0 else 3, dims) for i, level in enumerate(levels)
+    )

@@ -1,0 +1,244 @@
+"""SparK: masked-image pretraining of a convolutional network (Tian et al., ICLR 2023, arXiv 2301.03580).
+
+Hide most patches of an image, encode the visible ones with a sparse convolutional network, fill the gaps of every
+scale with mask embeddings, decode with a light UNet, and regress the normalised pixels of the hidden patches.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .backbone import Backbone
+from .decoder import UNetDecoder, build_densify, densify_norm_of, upsampling_steps
+from .masking import count_visible, random_visible, visible_patches
+from .objective import denormalise_patches, hidden_patch_loss, normalise_patches
+from .sparse import MaskedDenseExecution, PatchGrid, SparseExecution, reenter_in_backward
+
+Execution = Literal["packed", "masked-dense", "zero-out"]
+
+
+class SparKOutput(NamedTuple):
+    """What :class:`SparK` returns.
+
+    Attributes:
+        loss: scalar, the mean squared error over hidden patches.
+        prediction: `(B, C, H, W)`, per-patch normalised pixels, for visible patches too.
+        visible: bool `(B, *grid)`, True = visible: the mask that was used.
+    """
+
+    loss: Tensor
+    prediction: Tensor
+    visible: Tensor
+
+
+class SparK(nn.Module):
+    """A backbone with what it takes to pretrain it.
+
+    Args:
+        backbone: the network: a timm name, a module, or a :class:`~sparkmim.Backbone`. It is not changed: its
+            parameters keep their names, under `encoder.`.
+        mask_ratio: share of patches to hide.
+        patch_size: pixels of a patch, an int or one an axis; a multiple of the network's total stride, which is the
+            default.
+        decoder_width: channels of the decoder at the deepest scale, halved by each of its blocks.
+        densify_norm: "batch" or "layer"; by default batch norm if the network has batch norms, else layer norm.
+        in_chans: channels of the images (for a :class:`~sparkmim.Backbone`, its own).
+        hierarchy: False decodes from the deepest map alone (the paper's ablation).
+        execution: "packed" computes visible patches only. "masked-dense" computes the same numbers the official way,
+            at the price of the whole image. "zero-out" runs the ordinary network on images with hidden pixels set to
+            zero, the baseline that the paper argues against.
+
+    Attributes:
+        encoder: the backbone's module: `encoder.state_dict()` loads into the ordinary network.
+        mask_ratio: share of patches to hide, may be changed at any time.
+        patch_size: pixels of a patch along each axis.
+        unreached: names of the encoder's parameters that pretraining does not train (a classifier's, say); they keep
+            their values and have `requires_grad` switched off.
+
+    Raises:
+        ValueError: for an argument out of range, a network without feature maps, or an unknown model name.
+
+    Example:
+        >>> model = SparK("resnet50")
+        >>> out = model(torch.randn(8, 3, 224, 224))
+        >>> out.loss.backward()
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module | Backbone,
+        *,
+        mask_ratio: float = 0.6,
+        patch_size: int | tuple[int, ...] | None = None,
+        decoder_width: int = 768,
+        densify_norm: Literal["batch", "layer"] | None = None,
+        in_chans: int = 3,
+        hierarchy: bool = True,
+        execution: Execution = "packed",
+    ) -> None:
+        super().__init__()
+        if isinstance(backbone, str):
+            backbone = Backbone.create(backbone, in_chans=in_chans)
+        elif isinstance(backbone, nn.Module):
+            backbone = Backbone(backbone, in_chans=in_chans)
+        if execution not in get_args(Execution):
+            raise ValueError(f"execution {execution!r} is unknown; use one of {', '.join(get_args(Execution))}")
+        if densify_norm not in (None, "batch", "layer"):
+            raise ValueError(f"densify_norm {densify_norm!r} is unknown; use 'batch', 'layer' or None")
+        if not 0 < mask_ratio < 1:
+            raise ValueError(f"mask_ratio is the share of patches to hide, between 0 and 1, not {mask_ratio}")
+        self.mask_ratio = mask_ratio
+        self.execution = execution
+        self.backbone = backbone
+        self.encoder = backbone.module
+        levels = backbone.levels[::-1] if hierarchy else backbone.levels[-1:]  # deepest first
+        self.patch_size = _resolve_patch_size(patch_size, levels[0].stride)
+        self.levels = len(levels)
+        steps = upsampling_steps([level.stride for level in levels])
+        self.decoder = UNetDecoder(steps, decoder_width, backbone.in_chans)
+        self.densify = build_densify(levels, self.decoder, densify_norm or densify_norm_of(self.encoder))
+        self.unreached = backbone.unreached_parameters()
+        for name in self.unreached:
+            self.encoder.get_parameter(name).requires_grad_(False)
+
+    def forward(
+        self,
+        images: Float[Tensor, "batch channel *size"],
+        visible: Bool[Tensor, "batch *grid"] | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> SparKOutput:
+        """Mask, encode, densify, decode, compare.
+
+        Args:
+            images: `(B, C, H, W)`, any size divisible by the patch size.
+            visible: the mask, True = visible, with the same number of visible patches in every image; a random one
+                if not given. A mask on an accelerator is read back once, to count them.
+            generator: where a random mask comes from.
+
+        Raises:
+            ValueError: if the size of the images or the mask does not fit.
+        """
+        # Mask: hide a random share of the patches.
+        grid = self.mask(images, visible, generator)
+        # Encode: only the visible patches, by the backbone as it is.
+        features = self.encode_visible(images, grid)
+        # Densify: fill the hidden places of every scale with that scale's mask embedding, deepest first.
+        maps = [densify(feature, grid) for densify, feature in zip(self.densify, reversed(features), strict=True)]
+        # Decode: from the deepest map up to the pixels.
+        prediction = self.decoder(maps)
+        # Compare: with the normalised pixels of the hidden patches.
+        hidden = grid.visible.numel() - grid.patches
+        if hidden == 0:
+            raise ValueError("the mask hides nothing, so there is nothing to predict")
+        loss = hidden_patch_loss(prediction, self.target(images), grid.visible, hidden)
+        return SparKOutput(loss, prediction, grid.visible)
+
+    def mask(
+        self,
+        images: Float[Tensor, "batch channel *size"],
+        visible: Bool[Tensor, "batch *grid"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> PatchGrid:
+        """The visible patches of a batch: of the mask given, or of a random one."""
+        shape = self.grid_shape(images.shape[2:])
+        if images.shape[1] != self.backbone.in_chans:
+            raise ValueError(
+                f"images of {images.shape[1]} channels do not fit a network for {self.backbone.in_chans}; see in_chans"
+            )
+        if visible is None:
+            visible = random_visible(len(images), shape, self.mask_ratio, generator, images.device)
+            return PatchGrid(visible, visible_patches(shape, self.mask_ratio))
+        if visible.dtype != torch.bool or tuple(visible.shape) != (len(images), *shape):
+            raise ValueError(
+                f"visible must be a bool tensor of shape {(len(images), *shape)} (batch, patches), "
+                f"not {visible.dtype} of shape {tuple(visible.shape)}"
+            )
+        if torch.compiler.is_compiling():  # the number must be known when the graph is made, so it is checked in it
+            count = visible_patches(shape, self.mask_ratio)
+            torch._assert_async((visible.flatten(1).sum(1) == count).all(), "the mask's share differs from mask_ratio")
+        else:
+            count = count_visible(visible)
+        return PatchGrid(visible.to(images.device), count)
+
+    def grid_shape(self, size: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
+        """Patches along each axis of images of `size`. Raises ValueError if the patch size does not divide it."""
+        if len(size) != len(self.patch_size) or any(s % p for s, p in zip(size, self.patch_size, strict=True)):
+            nearest = " x ".join(str(max(1, round(s / p)) * p) for s, p in zip(size, self.patch_size, strict=False))
+            raise ValueError(
+                f"image size {' x '.join(map(str, size))} is not divisible by the patch size "
+                f"{' x '.join(map(str, self.patch_size))}; use {nearest}, for example"
+            )
+        return tuple(s // p for s, p in zip(size, self.patch_size, strict=True))
+
+    def encode_visible(self, images: Float[Tensor, "batch channel *size"], grid: PatchGrid) -> list[Tensor]:
+        """The feature maps of the visible patches, packed: `(N, C_i, *patch_size / stride_i)`, finest first."""
+        if self.execution == "packed":
+            features = SparseExecution(grid).run(self.encoder, images, self.backbone)
+        elif self.execution == "masked-dense":
+            features = [grid.pack(f) for f in MaskedDenseExecution(grid).run(self.encoder, images, self.backbone)]
+        else:
+            shown = grid.unpack(grid.pack(images))
+            features = [grid.pack(f) for f in self.backbone(shown)]
+        return features[-self.levels :]
+
+    def encode(
+        self, images: Float[Tensor, "batch channel *size"], visible: Bool[Tensor, "batch *grid"]
+    ) -> list[Float[Tensor, "batch _ *_size"]]:
+        """The feature maps `(B, C_i, H / s_i, W / s_i)`, finest first, zero where hidden."""
+        grid = self.mask(images, visible)
+        return [grid.unpack(feature) for feature in self.encode_visible(images, grid)]
+
+    def target(self, images: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch channel *size"]:
+        """What predictions are compared with: images with each patch normalised by its own mean and deviation."""
+        return normalise_patches(images, self.patch_size)
+
+    def reconstruct(
+        self, images: Float[Tensor, "batch channel *size"], visible: Bool[Tensor, "batch *grid"] | None = None
+    ) -> Float[Tensor, "batch channel *size"]:
+        """Images with their hidden patches predicted: the input where visible, the prediction where hidden.
+
+        Predictions are de-normalised with the statistics of the hidden patch itself, which the network never sees:
+        a picture of what was learned, not of what could be restored.
+        """
+        out = self(images, visible)
+        prediction = denormalise_patches(out.prediction.to(images.dtype), images, self.patch_size)
+        shown = out.visible
+        for axis, pixels in enumerate(self.patch_size):
+            shown = shown.repeat_interleave(pixels, dim=axis + 1)
+        return torch.where(shown.unsqueeze(1), images, prediction)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the encoder's activations again in backward instead of keeping them, if the network knows how to.
+
+        Raises:
+            ValueError: for a network without timm's `set_grad_checkpointing`.
+        """
+        if not hasattr(self.encoder, "set_grad_checkpointing"):
+            raise ValueError(
+                f"{type(self.encoder).__name__} has no set_grad_checkpointing; if it calls torch.utils.checkpoint by "
+                "itself, sparkmim.sparse.reenter_in_backward(network) makes that right"
+            )
+        self.encoder.set_grad_checkpointing(enable)
+        for handle in getattr(self, "_checkpointing", []):
+            handle.remove()
+        self._checkpointing = reenter_in_backward(self.encoder) if enable else []
+
+    def extra_repr(self) -> str:
+        """The settings, for `print(model)`."""
+        return f"mask_ratio={self.mask_ratio}, patch_size={self.patch_size}, execution={self.execution!r}"
+
+
+def _resolve_patch_size(patch_size: int | tuple[int, ...] | None, stride: tuple[int, ...]) -> tuple[int, ...]:
+    if patch_size is None:
+        return stride
+    size = (patch_size,) * len(stride) if isinstance(patch_size, int) else tuple(patch_size)
+    if len(size) != len(stride) or any(p < 1 or p % s for p, s in zip(size, stride, strict=True)):
+        raise ValueError(
+            f"patch size {patch_size} is not a multiple of the network's total stride {' x '.join(map(str, stride))}"
+        )
+    return size
