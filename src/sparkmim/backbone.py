@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from torch import Tensor, nn
+
+from .sparse import CheckReport, check
 
 LEVELS = 4
 """Feature maps that a pyramid keeps at most: the deepest ones (strides 4 to 32 for a ResNet), as in the paper."""
@@ -137,6 +140,18 @@ class Backbone:
         """A batch of one grey image of the network's dtype and device."""
         parameter = next(self.module.parameters())
         return torch.zeros(1, self.in_chans, *[size] * self.dims, dtype=parameter.dtype, device=parameter.device)
+
+    def check(self, patch_size: int | Sequence[int] | None = None, **settings: Any) -> CheckReport:
+        """Whether the network works on visible patches: identity, crop, leak and oracle, on a copy.
+
+        Args:
+            patch_size: pixels of a patch; the total stride by default.
+            settings: of :func:`sparkmim.sparse.check`.
+        """
+        other = copy.deepcopy(self)
+        stride = self.strides[-1]
+        size = stride if patch_size is None else (patch_size,) * self.dims if isinstance(patch_size, int) else patch_size
+        return check(other.module, other, patch_size=size, in_chans=self.in_chans, **settings)
 
     def unreached_parameters(self) -> list[str]:
         """Names of parameters that no feature map depends on (a classifier's, a last norm's)."""

@@ -1,6 +1,7 @@
 """Sparse execution of untouched convolutional networks: only visible patches are computed. Depends on torch alone."""
 
 from . import ops
+from .check import CheckReport, CheckResult, check
 from .checkpointing import reenter_in_backward
 from .execution import Execution, UnsupportedOperation
 from .grid import PatchGrid
@@ -12,12 +13,15 @@ from .reference import MaskedDenseExecution
 register = Execution.register
 
 __all__ = [
+    "CheckReport",
+    "CheckResult",
     "Execution",
     "Layout",
     "MaskedDenseExecution",
     "PatchGrid",
     "SparseExecution",
     "UnsupportedOperation",
+    "check",
     "dense_fallback",
     "ops",
     "reenter_in_backward",

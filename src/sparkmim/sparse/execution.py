@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
 from typing import Any, ClassVar
 
 import torch
@@ -20,9 +19,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from .layout import Layout
-from .opaque import opaque_modules
+from .opaque import attach_to_opaque_modules
 
 Rule = Callable[..., Any]
+
+
+# For each function, its rules by the name of the class of execution: a plain dict, which every version of Dynamo reads.
+_RULES: dict[Any, dict[str, Rule]] = {}
 
 
 class UnsupportedOperation(RuntimeError):
@@ -36,24 +39,20 @@ class Execution(TorchFunctionMode):
     share. A rule is called as `rule(execution, function, *args, **kwargs)` outside the mode.
     """
 
-    rules: ClassVar[dict[Any, Rule]] = {}
-
-    def __init_subclass__(cls) -> None:
-        cls.rules = {}
-
     @classmethod
     def register(cls, *functions: Any) -> Callable[[Rule], Rule]:
         """Decorator: the rule of `functions` for this class of execution, or for all if called on :class:`Execution`."""
 
         def register(rule: Rule) -> Rule:
             for function in functions:
-                cls.rules[function] = rule
+                _RULES.setdefault(function, {})[cls.__name__] = rule
             return rule
 
         return register
 
     def __init__(self) -> None:
         super().__init__()
+        self.name = type(self).__name__
         self.grad_enabled = torch.is_grad_enabled()
         self._traced: list[tuple[Tensor, Layout]] = []
 
@@ -63,9 +62,8 @@ class Execution(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self._any_layout(args) and not (kwargs and self._any_layout(kwargs.values())):
             return func(*args, **kwargs)
-        rule = type(self).rules.get(func)
-        if rule is None:
-            rule = Execution.rules.get(func)
+        rules = _RULES.get(func, {})
+        rule = rules.get(self.name) or rules.get("Execution")
         if rule is None:
             raise unsupported(func, "it has no rule")
         if torch.is_grad_enabled() != self.grad_enabled:
@@ -89,12 +87,19 @@ class Execution(TorchFunctionMode):
             UnsupportedOperation: for an operation without a rule, with the path of the module that calls it.
         """
         features = network if features is None else features
-        with naming_modules(network):
+        handles = attach_to_opaque_modules(self, network)
+        try:
             inputs = self.prepare(images)
-            with opaque_modules(self, network), self:
+            with self:
                 maps = features(inputs)
             maps = [maps] if isinstance(maps, Tensor) else maps
             return [self.finish(feature, f"feature map {i}") for i, feature in enumerate(maps)]
+        except UnsupportedOperation as error:
+            path = path_of_running_module(error, network)
+            raise (UnsupportedOperation(f"in module '{path}': {error}") if path else error) from None
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def prepare(self, images: Tensor) -> Tensor:
         """The network's input, marked."""
@@ -214,7 +219,7 @@ def unsupported(func: Any, why: str) -> UnsupportedOperation:
     return UnsupportedOperation(f"{name} cannot be carried out on visible patches: {why}. {WAYS_OUT}")
 
 
-def name_module(error: BaseException, network: nn.Module) -> str | None:
+def path_of_running_module(error: BaseException, network: nn.Module) -> str | None:
     """The path of the innermost submodule of `network` that was running when `error` was raised."""
     paths = {id(module): path for path, module in network.named_modules()}
     found: str | None = None
@@ -223,19 +228,3 @@ def name_module(error: BaseException, network: nn.Module) -> str | None:
         if path:
             found = path
     return found
-
-
-class naming_modules:
-    """Context that adds the path of the module to an :class:`UnsupportedOperation` raised within."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if isinstance(error, UnsupportedOperation):
-            path = name_module(error.with_traceback(trace), self.network)
-            if path:
-                raise UnsupportedOperation(f"in module '{path}': {error}") from None

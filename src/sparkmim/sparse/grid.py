@@ -193,9 +193,7 @@ class PatchGrid:
 
     def repeat(self, values: Tensor, axis: int = 0) -> Tensor:
         """One value an image to one a patch: `(..., B, ...)` to `(..., N, ...)`."""
-        shape = list(values.shape)
-        shape.insert(axis + 1, self.visible_per_image)
-        return values.unsqueeze(axis + 1).expand(shape).flatten(axis, axis + 1)
+        return values.repeat_interleave(self.visible_per_image, dim=axis)
 
 
 def rows_of(maps: Tensor) -> Tensor:

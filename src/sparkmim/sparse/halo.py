@@ -35,8 +35,5 @@ def scatter_halo(windows: Tensor, readers: Tensor, block: tuple[int, ...]) -> Te
         block: extent of a patch.
     """
     rows = with_fill(rows_of(windows), 0.0)
-    if rows.is_cuda or rows.dtype in (torch.float32, torch.float64):
-        summed = F.embedding_bag(readers, rows, mode="sum")
-    else:
-        summed = rows.index_select(0, readers.flatten()).view(*readers.shape, -1).sum(1)
+    summed = F.embedding_bag(readers, rows, mode="sum")
     return maps_of(summed, (readers.shape[0] // math.prod(block), *block))

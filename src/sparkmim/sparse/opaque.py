@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,9 +30,8 @@ def dense_fallback(module: nn.Module, enable: bool = True) -> nn.Module:
     return module
 
 
-@contextmanager
-def opaque_modules(execution: Execution, network: nn.Module) -> Iterator[None]:
-    """While active, opaque modules of `network` are given maps (or rows) they understand."""
+def attach_to_opaque_modules(execution: Execution, network: nn.Module) -> list[RemovableHandle]:
+    """Give opaque modules of `network` maps (or rows) they understand, until the handles are removed."""
     handles: list[RemovableHandle] = []
     synchronised = torch.distributed.is_available() and torch.distributed.is_initialized()
     for module in network.modules():
@@ -45,11 +42,7 @@ def opaque_modules(execution: Execution, network: nn.Module) -> Iterator[None]:
         else:
             continue
         handles += [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return handles
 
 
 def _on_whole_map(execution: Execution) -> tuple[Any, Any]:

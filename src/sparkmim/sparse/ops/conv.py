@@ -66,25 +66,31 @@ def _with_halo(grid: PatchGrid, x: Tensor, weight: Tensor, bias: Tensor | None, 
     unit_stride = all(s == 1 for s in window.stride)
     depthwise = groups == x.shape[1] and groups > 1
     halo_pixels = grid.patches * math.prod(window.span)
-    dense_pixels = grid.batch * math.prod(g * b for g, b in zip(grid.shape, window.block, strict=True))
+    dense_pixels = grid.batch * math.prod([g * b for g, b in zip(grid.shape, window.block, strict=True)])
     if depthwise and window.fill == 0.0 and halo_pixels > DENSE_ADVANTAGE * dense_pixels:
-        lay_in, lay_out = grid.rows_of_map(window.block), grid.rows_of_map(window.out)
-        cut_in, cut_out = grid.positions_of_rows(window.block), grid.positions_of_rows(window.out)
+        lay_in, cut_in = grid.rows_of_map(window.block), grid.positions_of_rows(window.block)
+        lay_out, cut_out = None, None  # same as for the input
+        if window.out != window.block:
+            lay_out, cut_out = grid.rows_of_map(window.out), grid.positions_of_rows(window.out)
         return _DenseConvolution.apply(x, weight, bias, lay_in, lay_out, cut_in, cut_out, window, groups)  # type: ignore[no-untyped-call, no-any-return]
     table = grid.halo(window.block, window.before, window.after)
+    adjoint: Tensor | None = None  # same as the table
     if unit_stride:  # the gradient of the input is a convolution of the gradient, with the reach reversed
-        adjoint = grid.halo(window.block, window.after, window.before)
+        if window.before != window.after:
+            adjoint = grid.halo(window.block, window.after, window.before)
     else:
         adjoint = grid.readers(window.block, window.before, window.after)
     return _HaloConvolution.apply(x, weight, bias, table, adjoint, window, groups)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, window: Window, groups: int) -> Tensor:
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, window: Window, groups: int, fill: float
+) -> Tensor:
     """Convolution of patches (N, C, *block) that see what `table` says around them."""
     if groups == 1 and math.prod(window.out) <= GEMM_PIXELS:
-        columns = _columns(x, table, window)
+        columns = _columns(x, table, window, fill)
         return maps_of(F.linear(columns, _as_matrix(weight), bias), (x.shape[0], *window.out))
-    halo = gather_halo(x, table, window.fill)
+    halo = gather_halo(x, table, fill)
     return _convolution(halo, weight, bias, window.stride, window.dilation, groups)
 
 
@@ -93,11 +99,11 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[i
     return torch.convolution(x, weight, bias, stride, zeros, dilation, False, zeros, groups)
 
 
-def _columns(x: Tensor, table: Tensor, window: Window) -> Tensor:
+def _columns(x: Tensor, table: Tensor, window: Window, fill: float) -> Tensor:
     """What the kernel sees at each output position: `(N * prod(out), prod(kernel) * C)`."""
     for axis, (k, s, d) in enumerate(zip(window.kernel, window.stride, window.dilation, strict=True)):
         table = table.unfold(axis + 1, (k - 1) * d + 1, s)[..., ::d]
-    rows = with_fill(rows_of(x), window.fill).index_select(0, table.flatten())
+    rows = with_fill(rows_of(x), fill).index_select(0, table.flatten())
     return rows.view(-1, math.prod(window.kernel) * x.shape[1])
 
 
@@ -144,28 +150,28 @@ class _HaloConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, adjoint: Tensor, window: Window, groups: int
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, adjoint: Tensor | None, window: Window, groups: int
     ) -> Tensor:
         ctx.save_for_backward(x, weight, table, adjoint)
         ctx.window, ctx.groups = window, groups
-        return _convolve(x, weight, bias, table, window, groups)
+        return _convolve(x, weight, bias, table, window, groups, window.fill)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, table, adjoint = ctx.saved_tensors
+        adjoint = table if adjoint is None else adjoint
         window, groups = Window(*ctx.window), ctx.groups
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         zeros = (0,) * len(window.block)
         grad_x = grad_weight = halo = None
         if need_x and all(s == 1 for s in window.stride):
-            reverse = window._replace(before=window.after, after=window.before, fill=0.0)
-            grad_x = _convolve(grad, _transposed(weight, groups), None, adjoint, reverse, groups)
+            grad_x = _convolve(grad, _transposed(weight, groups), None, adjoint, window, groups, fill=0.0)
         elif need_x:
             halo = gather_halo(x, table, window.fill)
             grad_x = scatter_halo(_input_gradient(grad, halo, weight, window, groups, zeros), adjoint, window.block)
         if need_weight and groups == 1 and math.prod(window.out) <= GEMM_PIXELS:
-            grad_weight = _as_weight(rows_of(grad).t() @ _columns(x, table, window), weight)
+            grad_weight = _as_weight(rows_of(grad).t() @ _columns(x, table, window, window.fill), weight)
         elif need_weight:
             halo = gather_halo(x, table, window.fill) if halo is None else halo
             grad_weight = _weight_gradient(grad, halo, weight, window, groups, zeros)
@@ -182,12 +188,13 @@ class _DenseConvolution(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None,
-        lay_in: Tensor, lay_out: Tensor, cut_in: Tensor, cut_out: Tensor, window: Window, groups: int,
+        lay_in: Tensor, lay_out: Tensor | None, cut_in: Tensor, cut_out: Tensor | None, window: Window, groups: int,
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, weight, lay_in, lay_out, cut_in)
         ctx.window, ctx.groups = window, groups
         whole = _padded(_laid_out(x, lay_in), window)
-        return _cut_out(_convolution(whole, weight, bias, window.stride, window.dilation, groups), cut_out)
+        out = _convolution(whole, weight, bias, window.stride, window.dilation, groups)
+        return _cut_out(out, cut_in if cut_out is None else cut_out)
 
     @staticmethod
     @once_differentiable
@@ -197,7 +204,7 @@ class _DenseConvolution(torch.autograd.Function):
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         zeros = (0,) * len(window.block)
         whole = _padded(_laid_out(x, lay_in), window)
-        whole_grad = _laid_out(grad, lay_out)
+        whole_grad = _laid_out(grad, lay_in if lay_out is None else lay_out)
         grad_x = grad_weight = None
         if need_x:
             padded_grad = _input_gradient(whole_grad, whole, weight, window, groups, zeros)

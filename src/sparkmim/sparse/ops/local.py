@@ -25,7 +25,7 @@ def functions_named(*names: str) -> list[Any]:
     for name in names:
         forms = (name, f"{name}_", f"__{name}__", f"__i{name}__", f"__r{name}__")
         for namespace in (torch, torch.Tensor, F, torch.special, torch._C._nn):
-            found += [getattr(namespace, form) for form in forms if hasattr(namespace, form)]
+            found += [getattr(namespace, form) for form in forms if callable(getattr(namespace, form, None))]
     return found
 
 
@@ -382,7 +382,7 @@ def reshape_as(execution: Execution, func: Any, x: Tensor, other: Tensor) -> Ten
 
 def _without_unknown(shape: Sequence[int], numel: int) -> list[int]:
     """`shape` with its -1, if any, worked out."""
-    known = math.prod(s for s in shape if s != -1)
+    known = math.prod([s for s in shape if s != -1])
     return [numel // known if s == -1 else int(s) for s in shape]
 
 

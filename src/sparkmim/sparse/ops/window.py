@@ -12,10 +12,17 @@ from ..layout import Layout
 
 
 class Window(NamedTuple):
-    """A sliding window on patches of `block` pixels: all per spatial axis.
+    """A sliding window on patches, all per spatial axis.
 
-    `before` and `after` are the pixels it reaches beyond the patch; a negative `after` means that the last pixels of
-    a patch are not read.
+    Attributes:
+        block: pixels of a patch.
+        kernel, stride, dilation: of the window.
+        before, after: pixels it reaches beyond the patch; a negative `after` means that a patch's last pixels are not
+            read.
+        fill: what it sees in hidden patches and outside the image.
+        span: pixels of a patch with its halo.
+        out: pixels of a patch in the result.
+        needs_halo: whether it reaches beyond a patch at all.
     """
 
     block: tuple[int, ...]
@@ -25,20 +32,9 @@ class Window(NamedTuple):
     before: tuple[int, ...]
     after: tuple[int, ...]
     fill: float
-
-    @property
-    def out(self) -> tuple[int, ...]:
-        """Extent of a patch in the result."""
-        return tuple(b // s for b, s in zip(self.block, self.stride, strict=True))
-
-    @property
-    def needs_halo(self) -> bool:
-        return any(b > 0 for b in self.before) or any(a > 0 for a in self.after)
-
-    @property
-    def span(self) -> tuple[int, ...]:
-        """Extent of a patch with its halo."""
-        return tuple(b + e + a for b, e, a in zip(self.before, self.block, self.after, strict=True))
+    span: tuple[int, ...]
+    out: tuple[int, ...]
+    needs_halo: bool
 
 
 def per_axis(value: Any, dims: int) -> tuple[int, ...]:
@@ -90,4 +86,7 @@ def window_over(
                 f"one of n / {s}, so the result is not aligned with the patches"
             )  # fmt: skip
     after = tuple(e - 1 - lo - (s - 1) for e, s, lo in zip(extents, stride, before, strict=True))
-    return Window(block, kernel, stride, dilation, tuple(before), after, fill)
+    span = tuple(lo + b + hi for lo, b, hi in zip(before, block, after, strict=True))
+    out = tuple(b // s for b, s in zip(block, stride, strict=True))
+    needs_halo = any(lo > 0 for lo in before) or any(hi > 0 for hi in after)
+    return Window(block, kernel, stride, dilation, tuple(before), after, fill, span, out, needs_halo)

@@ -1,0 +1,202 @@
+"""One contestant of a comparison: builds a training step in its own process and times it when told to.
+
+Started by `compare.py`; reads "time", "memory" or "bytes" from standard input and answers with one JSON line each.
+A process of its own lets the official code run with the old timm it needs, beside ours with a current one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Step = Callable[[], None]
+
+
+def official(args: argparse.Namespace) -> Step:
+    """The authors' code, imported from `--official` (a checkout) and `--official-deps` (timm 0.5.4 and company)."""
+    sys.path[:0] = [args.official_deps, os.path.join(args.official, "pretrain")]
+    import encoder as official_encoder
+    from decoder import LightDecoder
+    from encoder import SparseEncoder
+    from spark import SparK
+    from timm import create_model
+    import models  # noqa: F401 (registers its networks)
+
+    kwargs: dict[str, Any] = {"sparse": True} if "convnext" in args.model else {}
+    network = create_model(args.model, pretrained=False, num_classes=0, global_pool="", **kwargs)
+    sparse = SparseEncoder(network, input_size=args.size)
+    images, visible = inputs(args)
+    if args.part == "encoder":
+        big = visible.repeat_interleave(32, 1).repeat_interleave(32, 2).unsqueeze(1)
+        masked = images * big
+
+        def forward() -> list[Tensor]:
+            official_encoder._cur_active = visible.unsqueeze(1)
+            return sparse(masked)
+
+        return encoder_step(forward, sparse, visible, args)
+    norm = "ln" if "convnext" in args.model else "bn"
+    model = SparK(sparse, LightDecoder(32, width=args.decoder_width, sbn=False), mask_ratio=args.ratio, densify_norm=norm)
+    return training_step(lambda: model(images, visible.unsqueeze(1)), model, args)
+
+
+def dense(args: argparse.Namespace) -> Step:
+    """The ordinary network on whole images."""
+    import timm
+
+    network = timm.create_model(args.model, num_classes=0)
+    images, visible = inputs(args)
+    indices = [-4, -3, -2, -1] if "convnext" not in args.model else [0, 1, 2, 3]
+
+    def forward() -> list[Tensor]:
+        with autocast(args):
+            return network.forward_intermediates(images, intermediates_only=True, indices=indices)
+
+    return encoder_step(forward, network, visible, args)
+
+
+def ours(args: argparse.Namespace, execution: str = "packed") -> Step:
+    """sparkmim."""
+    import sparkmim
+
+    model = sparkmim.SparK(args.model, mask_ratio=args.ratio, decoder_width=args.decoder_width, execution=execution)
+    images, visible = inputs(args)
+    if args.part == "encoder":
+
+        def forward() -> list[Tensor]:
+            with autocast(args):
+                return model.encode_visible(images, model.mask(images, visible))
+
+        if args.compile:
+            forward = torch.compile(forward, fullgraph=True)
+        return encoder_step(forward, model.encoder, None, args)
+
+    if args.compile:
+        model.compile(fullgraph=True)
+
+    def loss() -> Tensor:
+        with autocast(args):
+            return model(images, visible).loss
+
+    return training_step(loss, model, args)
+
+
+def masked_dense(args: argparse.Namespace) -> Step:
+    """sparkmim's reference: the same numbers, computed on whole images."""
+    return ours(args, "masked-dense")
+
+
+def inputs(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """The same images and masks for every contestant."""
+    generator = torch.Generator().manual_seed(0)
+    side = args.size // 32
+    keep = round(side * side * (1 - args.ratio))
+    order = torch.rand(args.batch, side * side, generator=generator).argsort(1)[:, :keep]
+    visible = torch.zeros(args.batch, side * side, dtype=torch.bool).scatter_(1, order, True).view(-1, side, side)
+    images = torch.randn(args.batch, 3, args.size, args.size, generator=generator)
+    return images.to(args.device), visible.to(args.device)
+
+
+def autocast(args: argparse.Namespace) -> Any:
+    return torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.precision == "bf16")
+
+
+def encoder_step(forward: Callable[[], list[Tensor]], network: torch.nn.Module, visible: Tensor | None, args: argparse.Namespace) -> Step:
+    """Forward and backward of the encoder, from random gradients of its four maps (zero where hidden)."""
+    network.to(args.device).train()
+    gradients = []
+    with torch.no_grad():
+        for feature in forward():
+            gradient = torch.randn_like(feature)
+            if visible is not None:
+                scale = feature.shape[-1] // visible.shape[-1]
+                gradient *= visible.repeat_interleave(scale, 1).repeat_interleave(scale, 2).unsqueeze(1)
+            gradients.append(gradient)
+
+    def step() -> None:
+        network.zero_grad(set_to_none=True)
+        torch.autograd.backward(list(forward()), gradients)
+
+    return step
+
+
+def training_step(loss: Callable[[], Tensor], model: torch.nn.Module, args: argparse.Namespace) -> Step:
+    """Forward and backward of the whole model (no optimiser: it is the same for all)."""
+    model.to(args.device).train()
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        loss().backward()
+
+    return step
+
+
+def timed(step: Step, args: argparse.Namespace) -> float:
+    if args.device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if args.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def saved_bytes(step: Step) -> int:
+    """Bytes of unique storages kept for backward, parameters and inputs that exist anyway not counted twice."""
+    storages: dict[int, tuple[int, Any]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if not isinstance(tensor, torch.nn.Parameter):
+            storages[storage.data_ptr()] = (storage.nbytes(), storage)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    return sum(nbytes for nbytes, _ in storages.values())
+
+
+def settings() -> argparse.ArgumentParser:
+    """What contestants have in common."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--part", choices=["encoder", "step"], default="encoder")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--ratio", type=float, default=0.6)
+    parser.add_argument("--decoder-width", type=int, default=768)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--official", help="checkout of the authors' code")
+    parser.add_argument("--official-deps", help="folder with the old packages it needs")
+    return parser
+
+
+def main() -> None:
+    parser = settings()
+    parser.add_argument("contestant", choices=["official", "dense", "packed", "masked-dense"])
+    args = parser.parse_args()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever the contestants print goes to standard error
+    build = {"official": official, "dense": dense, "packed": ours, "masked-dense": masked_dense}[args.contestant]
+    torch.manual_seed(0)
+    step = build(args)
+    step()
+    for request in sys.stdin:
+        gc.collect()
+        answer = {"time": lambda: timed(step, args), "bytes": lambda: saved_bytes(step)}[request.strip()]()
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m sparkmim`."""
+
+from .cli import main
+
+main()

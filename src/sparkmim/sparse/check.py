@@ -1,0 +1,279 @@
+"""What "this network works on visible patches" means: four properties, in evaluation and training mode, for values,
+gradients and running statistics.
+
+1. *identity*: with nothing hidden, the feature maps equal the ordinary network's.
+2. *crop*: with a rectangle of patches visible, they equal the ordinary network's on the cropped image. This needs no
+   oracle and tests halos, fills and statistics at once.
+3. *leak*: hidden pixels, even NaN, change nothing.
+4. *oracle*: on random masks, they equal the masked-dense reference's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .execution import Execution, UnsupportedOperation
+from .grid import PatchGrid
+from .packed import SparseExecution
+from .reference import MaskedDenseExecution
+
+Features = Callable[[Tensor], Sequence[Tensor]]
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3}
+"""Largest relative deviation that passes, by precision."""
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Outcome of one property in one mode.
+
+    Attributes:
+        check: "identity", "crop", "leak" or "oracle".
+        mode: "eval" or "train".
+        values, gradients, statistics: the largest relative deviation of feature maps, of parameter and input
+            gradients, and of running statistics; infinite where NaN.
+        error: the message of an :class:`UnsupportedOperation`, if one was raised.
+    """
+
+    check: str
+    mode: str
+    tolerance: float
+    values: float = math.inf
+    gradients: float = math.inf
+    statistics: float = math.inf
+    error: str | None = None
+
+    @property
+    def deviation(self) -> float:
+        """The largest of the three."""
+        return max(self.values, self.gradients, self.statistics)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was raised and all deviations are within the tolerance."""
+        return self.error is None and self.deviation <= self.tolerance
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """All outcomes of :func:`check`. `str(report)` is a table."""
+
+    results: list[CheckResult] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every property holds in every mode."""
+        return all(result.passed for result in self.results)
+
+    @property
+    def errors(self) -> list[str]:
+        """The distinct errors raised."""
+        return list(dict.fromkeys(result.error for result in self.results if result.error is not None))
+
+    @property
+    def deviation(self) -> float:
+        """The largest deviation of all."""
+        return max((result.deviation for result in self.results), default=math.inf)
+
+    def __str__(self) -> str:
+        lines = [f"{'check':<10}{'mode':<7}{'values':>10}{'gradients':>11}{'statistics':>12}  verdict"]
+        for r in self.results:
+            numbers = f"{r.values:>10.1e}{r.gradients:>11.1e}{r.statistics:>12.1e}" if r.error is None else " " * 33
+            lines.append(f"{r.check:<10}{r.mode:<7}{numbers}  {'pass' if r.passed else 'FAIL'}")
+        return "\n".join([*lines, *self.errors[:1]])
+
+
+class _Pass(NamedTuple):
+    """What one pass over a network gives: maps, gradients of parameters and input, and running statistics."""
+
+    maps: list[Tensor]
+    gradients: list[Tensor]
+    statistics: list[Tensor]
+
+
+def check(
+    network: nn.Module,
+    features: Features | None = None,
+    *,
+    patch_size: Sequence[int],
+    in_chans: int = 3,
+    grid: Sequence[int] | None = None,
+    batch: int = 2,
+    modes: Sequence[str] = ("eval", "train"),
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> CheckReport:
+    """Check the four properties of a network on random images.
+
+    The network is changed: converted to `dtype`, parameters that are constant (a layer scale of 1e-6 would hide what
+    its branch does) and running statistics randomised, element-wise dropout switched off. Pass a copy.
+
+    Args:
+        network: the module.
+        features: calls it and returns its feature maps; itself by default.
+        patch_size: pixels of a patch along each axis, a multiple of the total stride.
+        in_chans: channels of the images.
+        grid: patches along each axis, at least 2 each; 3 x 4 by default.
+        batch: images, each with a mask of its own.
+        modes: of "eval" and "train".
+        dtype: precision; the tolerance depends on it.
+        seed: of images, masks and randomised parameters.
+    """
+    grid = tuple(grid or range(3, 3 + len(patch_size)))
+    device = next(network.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    network.to(dtype)
+    randomise(network, generator)
+    size = [g * p for g, p in zip(grid, patch_size, strict=True)]
+    images = torch.randn(batch, in_chans, *size, generator=generator, dtype=dtype).to(device)
+    run = _Runner(network, features or network, images, patch_size, seed)
+    results = []
+    for mode in modes:
+        network.train(mode == "train")
+        for name, compare in (("identity", _identity), ("crop", _crop), ("leak", _leak), ("oracle", _oracle)):
+            tolerance = TOLERANCE[dtype]
+            try:
+                ours, wanted = compare(run, torch.Generator().manual_seed(seed + 1))
+                result = CheckResult(
+                    name, mode, tolerance,
+                    _deviation(ours.maps, wanted.maps), _deviation(ours.gradients, wanted.gradients, floor=1e-6),
+                    _deviation(ours.statistics, wanted.statistics),
+                )  # fmt: skip
+            except UnsupportedOperation as error:
+                result = CheckResult(name, mode, tolerance, error=str(error))
+            results.append(result)
+    return CheckReport(results)
+
+
+def randomise(network: nn.Module, generator: torch.Generator) -> None:
+    """Make every branch of a network count: constant parameters and running statistics become random."""
+    with torch.no_grad():
+        for name, p in network.named_parameters():
+            if p.min() == p.max():
+                low, high = (-0.2, 0.2) if name.endswith("bias") else (0.5, 1.0)
+                p.copy_(torch.empty(p.shape, dtype=p.dtype).uniform_(low, high, generator=generator))
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            assert module.running_var is not None
+            module.running_mean.copy_(0.2 * torch.randn(module.running_mean.shape, generator=generator))
+            module.running_var.copy_(0.5 + torch.rand(module.running_var.shape, generator=generator))
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+
+
+class _Runner:
+    """Runs a network in one way or another, always from the same state."""
+
+    def __init__(
+        self, network: nn.Module, features: Features, images: Tensor, patch_size: Sequence[int], seed: int
+    ) -> None:
+        self.network, self.features, self.images, self.seed = network, features, images, seed
+        self.patch_size = tuple(patch_size)
+        self.grid = tuple(s // p for s, p in zip(images.shape[2:], patch_size, strict=True))
+
+    def __call__(
+        self, images: Tensor, visible: Tensor | None = None, kind: type[Execution] | None = None
+    ) -> _Pass:
+        """One pass forward and backward. Maps are `(B, C, *size)` without a mask, packed with one."""
+        state = [buffer.clone() for buffer in self.network.buffers()]
+        self.network.zero_grad(set_to_none=True)
+        images = images.detach().clone().requires_grad_()
+        torch.manual_seed(self.seed)  # for stochastic depth
+        try:
+            if visible is None or kind is None:
+                maps = list(self.features(images))
+            else:
+                grid = PatchGrid(visible.to(images.device), int(visible[0].sum()))
+                maps = kind(grid).run(self.network, images, self.features)  # type: ignore[call-arg]
+                if kind is MaskedDenseExecution:
+                    maps = [grid.pack(m) for m in maps]
+            # Gradients of a fixed, position-dependent function of the maps, each map counting alike.
+            total = sum((m * torch.linspace(-1, 1, m.shape[1], dtype=m.dtype, device=m.device).view(-1, *[1] * (m.ndim - 2))
+                         * m.detach().sin()).mean() for m in maps)  # fmt: skip
+            assert isinstance(total, Tensor)
+            total.backward()
+            gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+            assert images.grad is not None
+            statistics = [b.detach().clone() for n, b in self.network.named_buffers() if "running" in n]
+            return _Pass([m.detach() for m in maps], [*gradients, images.grad], statistics)
+        finally:
+            for buffer, before in zip(self.network.buffers(), state, strict=True):
+                buffer.copy_(before)
+
+
+def _identity(run: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
+    visible = torch.ones(len(run.images), *run.grid, dtype=torch.bool)
+    ours, wanted = run(run.images, visible, SparseExecution), run(run.images)
+    return ours, _packed(wanted, visible)
+
+
+def _crop(run: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
+    """A rectangle one patch smaller than the grid along each axis, at a place of its own in each image."""
+    visible = torch.zeros(len(run.images), *run.grid, dtype=torch.bool)
+    places = []
+    for b in range(len(run.images)):
+        starts = [int(torch.randint(2, (), generator=generator)) for _ in run.grid]
+        box = tuple(slice(s, s + g - 1) for s, g in zip(starts, run.grid, strict=True))
+        visible[(b, *box)] = True
+        pixels = tuple(slice(s.start * p, s.stop * p) for s, p in zip(box, run.patch_size, strict=True))
+        places.append((b, slice(None), *pixels))
+    ours = run(run.images, visible, SparseExecution)
+    wanted = run(torch.stack([run.images[place] for place in places]))
+    cropped = torch.stack([ours.gradients[-1][place] for place in places])
+    elsewhere = ours.gradients[-1].clone()
+    for place in places:
+        elsewhere[place] = 0
+    ones = torch.ones(len(run.images), *[g - 1 for g in run.grid], dtype=torch.bool)
+    wanted = _packed(wanted, ones)
+    ours = ours._replace(gradients=[*ours.gradients[:-1], cropped, elsewhere])
+    return ours, wanted._replace(gradients=[*wanted.gradients, torch.zeros_like(elsewhere)])
+
+
+def _leak(run: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
+    visible = _random_visible(run, generator)
+    shown = visible
+    for axis, pixels in enumerate(run.patch_size):
+        shown = shown.repeat_interleave(pixels, dim=axis + 1)
+    poisoned = torch.where(shown.unsqueeze(1).to(run.images.device), run.images, math.nan)
+    return run(poisoned, visible, SparseExecution), run(run.images, visible, SparseExecution)
+
+
+def _oracle(run: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
+    visible = _random_visible(run, generator)
+    return run(run.images, visible, SparseExecution), run(run.images, visible, MaskedDenseExecution)
+
+
+def _random_visible(run: _Runner, generator: torch.Generator) -> Tensor:
+    """About 40% of the patches, of each image its own."""
+    cells = math.prod(run.grid)
+    order = torch.rand(len(run.images), cells, generator=generator).argsort(1)[:, : max(1, round(0.4 * cells))]
+    return torch.zeros(len(run.images), cells, dtype=torch.bool).scatter(1, order, True).view(-1, *run.grid)
+
+
+def _packed(dense: _Pass, visible: Tensor) -> _Pass:
+    grid = PatchGrid(visible.to(dense.maps[0].device), int(visible[0].sum()))
+    return dense._replace(maps=[grid.pack(m) for m in dense.maps])
+
+
+def _deviation(ours: list[Tensor], wanted: list[Tensor], floor: float = 0.0) -> float:
+    """Largest relative difference over tensors, each measured by its own norm.
+
+    `floor` is the share of the norm of all tensors below which a tensor counts as zero but for rounding (the gradient
+    of a bias before batch norm). A missing tensor or NaN is an infinite difference.
+    """
+    if [t.shape for t in ours] != [t.shape for t in wanted]:
+        return math.inf
+    total = math.sqrt(sum(t.norm().item() ** 2 for t in wanted))
+    worst = 0.0
+    for a, b in zip(ours, wanted, strict=True):
+        difference = (a - b).norm().item()
+        scale = b.norm().item() + floor * total
+        worst = max(worst, math.inf if math.isnan(difference) else difference / scale if difference else 0.0)
+    return worst
+

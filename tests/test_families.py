@@ -1,0 +1,84 @@
+"""One member of each family of convolutional networks works on visible patches, untouched."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+import sparkmim
+from sparkmim import SparK
+
+FAMILIES = {
+    "resnet": "resnet18",
+    "resnet-d": "resnet26d",
+    "resnext": "resnext50_32x4d",
+    "senet": "legacy_seresnet18",
+    "res2net": "res2net50_26w_4s",
+    "resnest": "resnest14d",
+    "sknet": "skresnet18",
+    "convnext": "convnext_atto",
+    "convnextv2": "convnextv2_atto",
+    "efficientnet": "efficientnet_b0",
+    "tf_efficientnet": "tf_efficientnet_b0",
+    "mobilenetv3": "mobilenetv3_small_050",
+    "mobilenetv4": "mobilenetv4_conv_small_050",
+    "regnet": "regnety_002",
+    "densenet": "densenet121",
+    "vgg_bn": "vgg11_bn",
+    "hrnet": "hrnet_w18_small",
+    "nfnet": "nf_regnet_b0",
+    "resnetv2": "resnetv2_50x1_bit",
+    "vovnet": "ese_vovnet19b_dw",
+    "dla": "dla34",
+    "ghostnet": "ghostnet_050",
+    "inception_next": "inception_next_atto",
+    "rexnet": "rexnetr_100",
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES)
+def test_identity_crop_leak_oracle(name: str) -> None:
+    report = sparkmim.Backbone.create(name).check(grid=(2, 3))
+    assert len(report.results) == 8
+    assert report.passed, f"\n{report}"
+
+
+@pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES)
+def test_encoder_loads_into_the_ordinary_network(name: str) -> None:
+    torch.manual_seed(0)
+    model = SparK(name, decoder_width=32).double().eval()
+    images = torch.rand(1, 3, 64, 96, dtype=torch.float64)
+    with torch.no_grad():
+        for p in model.encoder.parameters():  # a zero-initialised branch would compare nothing
+            p.add_(0.02 * torch.randn_like(p))
+        network = timm.create_model(name, num_classes=0).double().eval()
+        network.load_state_dict(model.encoder.state_dict(), strict=True)
+        pyramid = network.forward_intermediates(images, intermediates_only=True)[-4:]
+        encoded = model.encode(images, torch.ones(1, 2, 3, dtype=torch.bool))
+    ordinary = {tuple(m.shape): m for m in pyramid}
+    for feature in encoded:
+        torch.testing.assert_close(feature, ordinary[tuple(feature.shape)], rtol=1e-9, atol=1e-9)
+
+
+def test_check_finds_what_is_wrong() -> None:
+    """The properties can fail: a mean divided by the size of the tensor means something else on patches."""
+
+    class Centred(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x - x.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3])
+
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, stride=4), Centred())
+    assert sparkmim.Backbone(network, ["0"]).check().passed
+    report = sparkmim.Backbone(network, ["1"]).check()
+    assert {r.check for r in report.results if not r.passed} == {"identity", "crop", "oracle"}
+    assert report.errors == []
+
+
+def test_unreached_parameters_are_left_out() -> None:
+    model = SparK("vgg11_bn", decoder_width=32)
+    unreached = [p for name, p in model.encoder.named_parameters() if name in model.unreached]
+    assert sum(p.numel() for p in unreached) > 100e6
+    assert not any(p.requires_grad for p in unreached)
+    model(torch.rand(2, 3, 64, 96)).loss.backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
