@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 from contestant import settings
 
 
@@ -33,8 +34,11 @@ class Contestant:
         command = [sys.executable, str(Path(__file__).with_name("contestant.py")), name, *shared]
         self.process = subprocess.Popen(
             [*command, *filter(None, options.split(","))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         self.times: list[float] = []
         self.bytes = self.ask("bytes")
 
@@ -71,14 +75,20 @@ def main() -> None:
     base = contestants[0]
     base_time, base_bytes = statistics.median(base.times), base.bytes
     shown = " ".join(s for s in shared if "official" not in s)
-    print(f"`{shown}`; {datetime.date.today()}, {cpu_name()}, {torch.get_num_threads()} threads,"
-          f" torch {torch.__version__}, {args.rounds} rounds in turn\n")  # fmt: skip
-    print("| contestant | seconds, median (min to max) | times faster than the first | bytes saved for backward | share |")
+    print(
+        f"`{shown}`; {datetime.date.today()}, {cpu_name()}, {torch.get_num_threads()} threads,"
+        f" torch {torch.__version__}, {args.rounds} rounds in turn\n"
+    )
+    print(
+        "| contestant | seconds, median (min to max) | times faster than the first | bytes saved for backward | share |"
+    )
     print("|---|---|---|---|---|")
     for c in contestants:
         median = statistics.median(c.times)
-        print(f"| {c.label} | {median:.3f} ({min(c.times):.3f} to {max(c.times):.3f}) | {base_time / median:.2f} "
-              f"| {c.bytes / 2**20:.0f} MiB | {c.bytes / base_bytes:.2f} |")  # fmt: skip
+        print(
+            f"| {c.label} | {median:.3f} ({min(c.times):.3f} to {max(c.times):.3f}) | {base_time / median:.2f} "
+            f"| {c.bytes / 2**20:.0f} MiB | {c.bytes / base_bytes:.2f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -25,11 +25,11 @@ def official(args: argparse.Namespace) -> Step:
     """The authors' code, imported from `--official` (a checkout) and `--official-deps` (timm 0.5.4 and company)."""
     sys.path[:0] = [args.official_deps, os.path.join(args.official, "pretrain")]
     import encoder as official_encoder
+    import models  # noqa: F401 (registers its networks)
     from decoder import LightDecoder
     from encoder import SparseEncoder
     from spark import SparK
     from timm import create_model
-    import models  # noqa: F401 (registers its networks)
 
     kwargs: dict[str, Any] = {"sparse": True} if "convnext" in args.model else {}
     network = create_model(args.model, pretrained=False, num_classes=0, global_pool="", **kwargs)
@@ -45,7 +45,9 @@ def official(args: argparse.Namespace) -> Step:
 
         return encoder_step(forward, sparse, visible, args)
     norm = "ln" if "convnext" in args.model else "bn"
-    model = SparK(sparse, LightDecoder(32, width=args.decoder_width, sbn=False), mask_ratio=args.ratio, densify_norm=norm)
+    model = SparK(
+        sparse, LightDecoder(32, width=args.decoder_width, sbn=False), mask_ratio=args.ratio, densify_norm=norm
+    )
     return training_step(lambda: model(images, visible.unsqueeze(1)), model, args)
 
 
@@ -110,7 +112,9 @@ def autocast(args: argparse.Namespace) -> Any:
     return torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.precision == "bf16")
 
 
-def encoder_step(forward: Callable[[], list[Tensor]], network: torch.nn.Module, visible: Tensor | None, args: argparse.Namespace) -> Step:
+def encoder_step(
+    forward: Callable[[], list[Tensor]], network: torch.nn.Module, visible: Tensor | None, args: argparse.Namespace
+) -> Step:
     """Forward and backward of the encoder, from random gradients of its four maps (zero where hidden)."""
     network.to(args.device).train()
     gradients = []

@@ -34,7 +34,9 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = [*base, *(node.module.split(".") if node.module else [])]
-            names |= {".".join([*module, alias.name]) for alias in node.names} if not node.module else {".".join(module)}
+            names |= (
+                {".".join([*module, alias.name]) for alias in node.names} if not node.module else {".".join(module)}
+            )
     return names
 
 

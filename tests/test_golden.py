@@ -91,7 +91,9 @@ def assert_summary(actual: Tensor, wanted: dict[str, Any], tolerance: float, wha
     assert list(actual.shape) == wanted["shape"], what
     scale = math.sqrt(wanted["sq_sum"]) or 1.0
     assert abs(actual.sum().item() - wanted["sum"]) <= tolerance * scale * math.sqrt(actual.numel()), f"{what}: sum"
-    assert actual.square().sum().item() == pytest.approx(wanted["sq_sum"], rel=2 * tolerance, abs=1e-30), f"{what}: squares"
+    assert actual.square().sum().item() == pytest.approx(wanted["sq_sum"], rel=2 * tolerance, abs=1e-30), (
+        f"{what}: squares"
+    )
     if "abs_sum" in wanted:
         assert actual.abs().sum().item() == pytest.approx(wanted["abs_sum"], rel=tolerance, abs=1e-15), f"{what}: abs"
 

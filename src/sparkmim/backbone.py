@@ -87,7 +87,10 @@ class Backbone:
             close = get_close_matches(name, timm.list_models(), n=4, cutoff=0.4)
             hint = f"; did you mean {', '.join(close)}?" if close else "; timm.list_models() lists the names"
             raise ValueError(f"timm knows no model called {name!r}{hint}")
-        return cls(timm.create_model(name, pretrained=pretrained, in_chans=in_chans, num_classes=0, **kwargs), in_chans=in_chans)
+        return cls(
+            timm.create_model(name, pretrained=pretrained, in_chans=in_chans, num_classes=0, **kwargs),
+            in_chans=in_chans,
+        )
 
     @property
     def channels(self) -> list[int]:
@@ -119,7 +122,9 @@ class Backbone:
                 maps = self(self.blank_image(size))
             shapes = [tuple(m.shape) for m in maps if isinstance(m, Tensor)]
             if len(shapes) != len(maps) or any(len(shape) != self.dims + 2 for shape in shapes):
-                raise ValueError(f"a backbone must offer maps (B, C, *size); {type(self.module).__name__} gives {shapes}")
+                raise ValueError(
+                    f"a backbone must offer maps (B, C, *size); {type(self.module).__name__} gives {shapes}"
+                )
             if not shapes:
                 raise ValueError(f"{type(self.module).__name__} offers no feature maps")
             if all(size % extent == 0 for shape in shapes for extent in shape[2:]):
@@ -127,7 +132,8 @@ class Backbone:
             tried.append(f"{size} -> {', '.join(str(shape[2]) for shape in shapes)}")
         else:
             raise ValueError(
-                f"the feature maps of {type(self.module).__name__} are not proportional to the image ({'; '.join(tried)}), "
+                f"the feature maps of {type(self.module).__name__} are not proportional to the image "
+                f"({'; '.join(tried)}), "
                 "as happens with unpadded convolutions; patches cannot be aligned with them"
             )
         levels = [Level(shape[1], tuple(size // extent for extent in shape[2:])) for shape in shapes]
@@ -150,7 +156,9 @@ class Backbone:
         """
         other = copy.deepcopy(self)
         stride = self.strides[-1]
-        size = stride if patch_size is None else (patch_size,) * self.dims if isinstance(patch_size, int) else patch_size
+        size = (
+            stride if patch_size is None else (patch_size,) * self.dims if isinstance(patch_size, int) else patch_size
+        )
         return check(other.module, other, patch_size=size, in_chans=self.in_chans, **settings)
 
     def unreached_parameters(self) -> list[str]:
@@ -175,7 +183,9 @@ class _Taps:
         for name in self.names:
             if name not in modules:
                 close = get_close_matches(name, modules, n=4, cutoff=0.0)
-                raise ValueError(f"{type(module).__name__} has no submodule {name!r}; the nearest are {', '.join(close)}")
+                raise ValueError(
+                    f"{type(module).__name__} has no submodule {name!r}; the nearest are {', '.join(close)}"
+                )
             modules[name].register_forward_hook(_Tap(self, name))
 
     def __call__(self, module: nn.Module, images: Tensor) -> list[Tensor]:
@@ -208,7 +218,7 @@ class _Tap:
                 raise _AllStagesReached
 
 
-class _AllStagesReached(Exception):  # noqa: N818 (not an error)
+class _AllStagesReached(Exception):
     """Ends a forward pass of which nothing more is needed."""
 
 

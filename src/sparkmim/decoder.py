@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from .backbone import Level
 from .sparse import PatchGrid
 
-_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+# Kernels and strides may differ per axis, which torch's annotations of the 1-D forms do not foresee.
+_CONV: dict[int, type[Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONV_TRANSPOSE: dict[int, type[Any]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_BATCH_NORM: dict[int, type[Any]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 class Densify(nn.Module):
@@ -74,8 +75,8 @@ class UNetBlock(nn.Module):
         """`(B, channels, *size)` to `(B, width, *size * factor)`."""
         x = self.upsample(x)
         x = self.act(self.norm1(self.conv1(x)))
-        x = self.norm2(self.conv2(x))
-        return x
+        out: Tensor = self.norm2(self.conv2(x))
+        return out
 
 
 class Upsampling(NamedTuple):
@@ -97,7 +98,9 @@ def upsampling_steps(strides: Sequence[tuple[int, ...]]) -> list[Upsampling]:
     steps = []
     for level, (coarse, fine) in enumerate(zip(strides, [*strides[1:], (1,) * len(strides[0])], strict=True)):
         if any(c % f for c, f in zip(coarse, fine, strict=True)):
-            raise ValueError(f"the decoder cannot go from stride {coarse} to {fine}: no whole factor leads from one to the other")
+            raise ValueError(
+                f"the decoder cannot go from stride {coarse} to {fine}: no whole factor leads from one to the other"
+            )
         factors = [_prime_factors(c // f) for c, f in zip(coarse, fine, strict=True)]
         length = max(1, *map(len, factors)) if any(factors) else 0
         if length == 0 and level < len(strides) - 1:
@@ -131,7 +134,9 @@ class UNetDecoder(nn.Module):
     def __init__(self, steps: Sequence[Upsampling], width: int = 768, out_chans: int = 3) -> None:
         super().__init__()
         if width < 2 ** len(steps):
-            raise ValueError(f"decoder width {width} cannot be halved {len(steps)} times; use at least {2 ** len(steps)}")
+            raise ValueError(
+                f"decoder width {width} cannot be halved {len(steps)} times; use at least {2 ** len(steps)}"
+            )
         self.steps = list(steps)
         self.widths = [width // 2**i for i in range(len(steps) + 1)]
         dims = len(steps[0].factor) if steps else 2
@@ -148,12 +153,12 @@ class UNetDecoder(nn.Module):
     def reset_parameters(self) -> None:
         """The official initialisation: normal 0.02 for convolutions, Kaiming fan-out for transposed ones."""
         for module in self.modules():
-            if isinstance(module, tuple(_CONV.values())):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-            elif isinstance(module, tuple(_CONV_TRANSPOSE.values())):
+            if not isinstance(module, nn.modules.conv._ConvNd):
+                continue
+            if module.transposed:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             else:
-                continue
+                nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -141,10 +141,13 @@ def check(
             try:
                 ours, wanted = compare(run, torch.Generator().manual_seed(seed + 1))
                 result = CheckResult(
-                    name, mode, tolerance,
-                    _deviation(ours.maps, wanted.maps), _deviation(ours.gradients, wanted.gradients, floor=1e-6),
+                    name,
+                    mode,
+                    tolerance,
+                    _deviation(ours.maps, wanted.maps),
+                    _deviation(ours.gradients, wanted.gradients, floor=1e-6),
                     _deviation(ours.statistics, wanted.statistics),
-                )  # fmt: skip
+                )
             except UnsupportedOperation as error:
                 result = CheckResult(name, mode, tolerance, error=str(error))
             results.append(result)
@@ -177,9 +180,7 @@ class _Runner:
         self.patch_size = tuple(patch_size)
         self.grid = tuple(s // p for s, p in zip(images.shape[2:], patch_size, strict=True))
 
-    def __call__(
-        self, images: Tensor, visible: Tensor | None = None, kind: type[Execution] | None = None
-    ) -> _Pass:
+    def __call__(self, images: Tensor, visible: Tensor | None = None, kind: type[Execution] | None = None) -> _Pass:
         """One pass forward and backward. Maps are `(B, C, *size)` without a mask, packed with one."""
         state = [buffer.clone() for buffer in self.network.buffers()]
         self.network.zero_grad(set_to_none=True)
@@ -194,8 +195,14 @@ class _Runner:
                 if kind is MaskedDenseExecution:
                     maps = [grid.pack(m) for m in maps]
             # Gradients of a fixed, position-dependent function of the maps, each map counting alike.
-            total = sum((m * torch.linspace(-1, 1, m.shape[1], dtype=m.dtype, device=m.device).view(-1, *[1] * (m.ndim - 2))
-                         * m.detach().sin()).mean() for m in maps)  # fmt: skip
+            total = sum(
+                (
+                    m
+                    * torch.linspace(-1, 1, m.shape[1], dtype=m.dtype, device=m.device).view(-1, *[1] * (m.ndim - 2))
+                    * m.detach().sin()
+                ).mean()
+                for m in maps
+            )
             assert isinstance(total, Tensor)
             total.backward()
             gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
@@ -216,10 +223,10 @@ def _identity(run: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
 def _crop(run: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
     """A rectangle one patch smaller than the grid along each axis, at a place of its own in each image."""
     visible = torch.zeros(len(run.images), *run.grid, dtype=torch.bool)
-    places = []
+    places: list[tuple[Any, ...]] = []
     for b in range(len(run.images)):
         starts = [int(torch.randint(2, (), generator=generator)) for _ in run.grid]
-        box = tuple(slice(s, s + g - 1) for s, g in zip(starts, run.grid, strict=True))
+        box: tuple[Any, ...] = tuple(slice(s, s + g - 1) for s, g in zip(starts, run.grid, strict=True))
         visible[(b, *box)] = True
         pixels = tuple(slice(s.start * p, s.stop * p) for s, p in zip(box, run.patch_size, strict=True))
         places.append((b, slice(None), *pixels))
@@ -276,4 +283,3 @@ def _deviation(ours: list[Tensor], wanted: list[Tensor], floor: float = 0.0) -> 
         scale = b.norm().item() + floor * total
         worst = max(worst, math.inf if math.isnan(difference) else difference / scale if difference else 0.0)
     return worst
-

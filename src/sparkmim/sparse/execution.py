@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from .opaque import attach_to_opaque_modules
 Rule = Callable[..., Any]
 
 
-# For each function, its rules by the name of the class of execution: a plain dict, which every version of Dynamo reads.
+# For each function, its rules by the name of the execution's class: a plain dict, which any Dynamo can read.
 _RULES: dict[Any, dict[str, Rule]] = {}
 
 
@@ -41,7 +41,7 @@ class Execution(TorchFunctionMode):
 
     @classmethod
     def register(cls, *functions: Any) -> Callable[[Rule], Rule]:
-        """Decorator: the rule of `functions` for this class of execution, or for all if called on :class:`Execution`."""
+        """Decorator: the rule of `functions` for this class of execution; on :class:`Execution` itself, for all."""
 
         def register(rule: Rule) -> Rule:
             for function in functions:
@@ -57,7 +57,11 @@ class Execution(TorchFunctionMode):
         self._traced: list[tuple[Tensor, Layout]] = []
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if not self._any_layout(args) and not (kwargs and self._any_layout(kwargs.values())):
@@ -74,7 +78,9 @@ class Execution(TorchFunctionMode):
             )
         return rule(self, func, *args, **kwargs)
 
-    def run(self, network: nn.Module, images: Tensor, features: Callable[[Tensor], Sequence[Tensor]] | None = None) -> list[Tensor]:
+    def run(
+        self, network: nn.Module, images: Tensor, features: Callable[[Tensor], Sequence[Tensor]] | None = None
+    ) -> list[Tensor]:
         """Feature maps of `images` under this execution, each `(batch, C_i, *space_i)`.
 
         Args:
@@ -144,10 +150,10 @@ class Execution(TorchFunctionMode):
                 if tensor is value:
                     return layout
             return None
-        layout = getattr(value, "_sparkmim_layout", None)
-        if layout is not None and layout.origin is not self:
+        marked: Layout | None = getattr(value, "_sparkmim_layout", None)
+        if marked is not None and marked.origin is not self:
             raise UnsupportedOperation(f"a tensor comes from another pass over the network. {WAYS_OUT}")
-        return layout
+        return marked
 
     def _any_layout(self, values: Iterable[Any]) -> bool:
         for value in values:
@@ -177,7 +183,12 @@ class Execution(TorchFunctionMode):
         raise NotImplementedError
 
     def reduce_space(
-        self, reduce: Callable[[Tensor, tuple[int, ...]], Any], x: Tensor, layout: Layout, axes: tuple[int, ...], keep: bool
+        self,
+        reduce: Callable[[Tensor, tuple[int, ...]], Any],
+        x: Tensor,
+        layout: Layout,
+        axes: tuple[int, ...],
+        keep: bool,
     ) -> Any:
         """`reduce(tensor, axes)` over the visible positions of each image; `axes` holds all spatial axes of `x`."""
         raise NotImplementedError
@@ -213,6 +224,7 @@ WAYS_OUT = (
 
 
 def unsupported(func: Any, why: str) -> UnsupportedOperation:
+    """The error for a call of `func`; `why` completes "it cannot be carried out: ..."."""
     name = getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or repr(func)
     if name == "__get__":
         name = f"Tensor.{getattr(getattr(func, '__self__', None), '__name__', 'attribute')}"

@@ -118,7 +118,10 @@ class PatchGrid:
     # --- neighbours ---------------------------------------------------------------------------------------------
 
     def neighbours(self, before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
-        """Packed index of the patches around each patch, int64 `(N, *(before + 1 + after))`; N where hidden or outside."""
+        """Packed index of the patches around each patch; N where hidden or outside.
+
+        int64 `(N, *(before + 1 + after))`.
+        """
         shape = [g + b + a for g, b, a in zip(self.shape, before, after, strict=True)]
         padded = self._row_of_cell.new_full((self.batch, *shape), self.patches)
         inside = tuple(slice(b, b + g) for b, g in zip(before, self.shape, strict=True))
@@ -171,7 +174,9 @@ class PatchGrid:
             # A position y is read by the patch `offset` patches away at y - offset * extent, if its window reaches it.
             first = tuple(max((e - 1 + a) // e, 0) for a, e in zip(after, block, strict=True))
             last = tuple(max(-((-b) // e), 0) for b, e in zip(before, block, strict=True))
-            reader = self.neighbours(first, last).reshape(self.patches, *[1] * dims, *[f + 1 + s for f, s in zip(first, last, strict=True)])
+            reader = self.neighbours(first, last).reshape(
+                self.patches, *[1] * dims, *[f + 1 + s for f, s in zip(first, last, strict=True)]
+            )
             valid = reader != self.patches
             place = torch.zeros((), dtype=torch.int64, device=device)
             for axis in range(dims):

@@ -21,7 +21,7 @@ def with_fill(rows: Tensor, fill: float) -> Tensor:
 
 
 def gather_halo(packed: Tensor, table: Tensor, fill: float = 0.0) -> Tensor:
-    """`(N, C, *block)` and a :meth:`PatchGrid.halo` table `(N, *window)` to `(N, C, *window)`, channels last in memory."""
+    """`(N, C, *block)` to `(N, C, *window)`, channels last in memory, by a :meth:`PatchGrid.halo` table."""
     rows = with_fill(rows_of(packed), fill).index_select(0, table.flatten())
     return maps_of(rows, table.shape)
 

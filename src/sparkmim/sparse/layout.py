@@ -42,6 +42,7 @@ class Layout:
 
     @property
     def is_map(self) -> bool:
+        """Whether there are spatial axes."""
         return len(self.space) > 0
 
     @property
@@ -54,9 +55,11 @@ class Layout:
         return Layout(self.origin, batch, space, self.padding)
 
     def per_image(self, batch: int) -> Layout:
+        """The layout of one value an image, with samples along the axis `batch`."""
         return Layout(self.origin, batch, ())
 
     def padded(self, padding: Padding | None) -> Layout:
+        """The same axes with other padding waiting."""
         return Layout(self.origin, self.batch, self.space, padding)
 
     def __eq__(self, other: object) -> bool:
@@ -71,5 +74,9 @@ class Layout:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        kind = f"map(batch axis {self.batch}, spatial axes {self.space})" if self.is_map else f"per-image(batch axis {self.batch})"
+        kind = (
+            f"map(batch axis {self.batch}, spatial axes {self.space})"
+            if self.is_map
+            else f"per-image(batch axis {self.batch})"
+        )
         return kind if self.padding is None else f"{kind} with deferred {self.padding}"

@@ -53,7 +53,9 @@ def _on_whole_map(execution: Execution) -> tuple[Any, Any]:
         execution.require_map(layout, None, "the input of a module run on the whole map")
         return execution.to_map(value)
 
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def before(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         with torch._C.DisableTorchFunction():
             return tuple(whole(a) for a in args), {key: whole(value) for key, value in kwargs.items()}
 
@@ -70,7 +72,9 @@ def _on_rows(execution: Execution) -> tuple[Any, Any]:
     """Synchronised batch norm: its autograd function is out of sight, but it means what batch norm means on rows."""
     layouts: list[Any] = []
 
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def before(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         (x,) = args
         layout = execution.layout(x)
         layouts.append(layout)

@@ -47,9 +47,16 @@ class SparseExecution(Execution):
         return self.grid.repeat(values, axis)
 
     def reduce_space(
-        self, reduce: Callable[[Tensor, tuple[int, ...]], Any], x: Tensor, layout: Layout, axes: tuple[int, ...], keep: bool
+        self,
+        reduce: Callable[[Tensor, tuple[int, ...]], Any],
+        x: Tensor,
+        layout: Layout,
+        axes: tuple[int, ...],
+        keep: bool,
     ) -> Any:
-        patch = layout.batch + 1  # splitting the batch axis moves what follows it by one; patches are one more to reduce
+        patch = (
+            layout.batch + 1
+        )  # splitting the batch axis moves what follows it by one; patches are one more to reduce
         whole = self.grid.by_image(x, layout.batch)
         out = reduce(whole, tuple(sorted({patch, *(a + (a > layout.batch) for a in axes)})))
         batch = layout.batch if keep else layout.batch - sum(a < layout.batch for a in axes)

@@ -69,7 +69,12 @@ class MaskedDenseExecution(Execution):
         return values
 
     def reduce_space(
-        self, reduce: Callable[[Tensor, tuple[int, ...]], Any], x: Tensor, layout: Layout, axes: tuple[int, ...], keep: bool
+        self,
+        reduce: Callable[[Tensor, tuple[int, ...]], Any],
+        x: Tensor,
+        layout: Layout,
+        axes: tuple[int, ...],
+        keep: bool,
     ) -> Any:
         free = [a for a in range(x.ndim) if a not in layout.tracked_axes]
         picked = x.permute(layout.batch, *layout.space, *free)[self.mask([x.shape[a] for a in layout.space])]
@@ -106,9 +111,16 @@ class MaskedDenseExecution(Execution):
 
 @MaskedDenseExecution.register(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
 def conv(
-    execution: MaskedDenseExecution, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None,
-    stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
-) -> Tensor:  # fmt: skip
+    execution: MaskedDenseExecution,
+    func: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
     layout = execution.layout(input)
     if layout is None or execution.layout(weight) is not None or execution.layout(bias) is not None:
         raise unsupported(func, "its weight descends from the input")
@@ -119,7 +131,16 @@ def conv(
 
 
 @MaskedDenseExecution.register(F.max_pool2d, torch.max_pool2d)
-def max_pool2d(execution: MaskedDenseExecution, func: Any, input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, *args: Any, **kwargs: Any) -> Tensor:
+def max_pool2d(
+    execution: MaskedDenseExecution,
+    func: Any,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
     layout = execution.laid_out(func, input)
     entering = execution.entering(func, input, -math.inf, padding)
     return execution.leaving(func, func(entering, kernel_size, stride, padding, *args, **kwargs), layout)
@@ -127,9 +148,16 @@ def max_pool2d(execution: MaskedDenseExecution, func: Any, input: Tensor, kernel
 
 @MaskedDenseExecution.register(F.avg_pool2d, torch._C._nn.avg_pool2d)
 def avg_pool2d(
-    execution: MaskedDenseExecution, func: Any, input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
-    ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None,
-) -> Tensor:  # fmt: skip
+    execution: MaskedDenseExecution,
+    func: Any,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
     layout = execution.laid_out(func, input)
 
     def summed(x: Tensor) -> Tensor:

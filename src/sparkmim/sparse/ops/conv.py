@@ -31,9 +31,16 @@ DENSE_ADVANTAGE = 2.0
 
 @SparseExecution.register(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
 def conv(
-    execution: SparseExecution, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None,
-    stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
-) -> Tensor:  # fmt: skip
+    execution: SparseExecution,
+    func: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
     layout = execution.layout(input)
     if layout is None or execution.layout(weight) is not None or execution.layout(bias) is not None:
         raise unsupported(func, "its weight descends from the input")
@@ -94,7 +101,9 @@ def _convolve(
     return _convolution(halo, weight, bias, window.stride, window.dilation, groups)
 
 
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], dilation: tuple[int, ...], groups: int) -> Tensor:
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], dilation: tuple[int, ...], groups: int
+) -> Tensor:
     zeros = (0,) * len(stride)
     return torch.convolution(x, weight, bias, stride, zeros, dilation, False, zeros, groups)
 
@@ -123,7 +132,9 @@ def _transposed(weight: Tensor, groups: int) -> Tensor:
     return swapped.reshape(groups * per_group, out // groups, *kernel).flip(tuple(range(2, weight.ndim)))
 
 
-def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, window: Window, groups: int, padding: tuple[int, ...]) -> Tensor:
+def _weight_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, window: Window, groups: int, padding: tuple[int, ...]
+) -> Tensor:
     zeros = (0,) * len(padding)
     gradients = torch.ops.aten.convolution_backward(
         grad, x, weight, None, window.stride, padding, window.dilation, False, zeros, groups, [False, True, False]
@@ -132,7 +143,9 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, window: Window, gr
     return out
 
 
-def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, window: Window, groups: int, padding: tuple[int, ...]) -> Tensor:
+def _input_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, window: Window, groups: int, padding: tuple[int, ...]
+) -> Tensor:
     zeros = (0,) * len(padding)
     gradients = torch.ops.aten.convolution_backward(
         grad, x, weight, None, window.stride, padding, window.dilation, False, zeros, groups, [True, False, False]
@@ -150,7 +163,14 @@ class _HaloConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, adjoint: Tensor | None, window: Window, groups: int
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        table: Tensor,
+        adjoint: Tensor | None,
+        window: Window,
+        groups: int,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, table, adjoint)
         ctx.window, ctx.groups = window, groups
@@ -187,9 +207,17 @@ class _DenseConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None,
-        lay_in: Tensor, lay_out: Tensor | None, cut_in: Tensor, cut_out: Tensor | None, window: Window, groups: int,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lay_in: Tensor,
+        lay_out: Tensor | None,
+        cut_in: Tensor,
+        cut_out: Tensor | None,
+        window: Window,
+        groups: int,
+    ) -> Tensor:
         ctx.save_for_backward(x, weight, lay_in, lay_out, cut_in)
         ctx.window, ctx.groups = window, groups
         whole = _padded(_laid_out(x, lay_in), window)
@@ -225,5 +253,7 @@ def _cut_out(whole: Tensor, table: Tensor) -> Tensor:
 
 
 def _padded(whole: Tensor, window: Window) -> Tensor:
-    sides = [side for before, after in zip(window.before, window.after, strict=True) for side in (max(after, 0), before)]
+    sides = [
+        side for before, after in zip(window.before, window.after, strict=True) for side in (max(after, 0), before)
+    ]
     return F.pad(whole, sides[::-1])

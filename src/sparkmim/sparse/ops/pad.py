@@ -14,7 +14,14 @@ from ..layout import Padding
 
 
 @Execution.register(F.pad, torch._C._nn.pad)
-def pad(execution: Execution, func: Any, input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+def pad(
+    execution: Execution,
+    func: Any,
+    input: Tensor,
+    pad: Sequence[int],
+    mode: str = "constant",
+    value: float | None = None,
+) -> Tensor:
     layout = execution.layout(input)
     if layout is None:
         raise unsupported(func, "its padding descends from the input, but not what is padded")

@@ -27,9 +27,16 @@ def _map_layout(execution: SparseExecution, func: Any, x: Tensor) -> Layout:
 
 @SparseExecution.register(F.max_pool2d, torch.max_pool2d, F.max_pool2d_with_indices)
 def max_pool2d(
-    execution: SparseExecution, func: Any, input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
-    dilation: Any = 1, ceil_mode: bool = False, return_indices: bool = False,
-) -> Tensor:  # fmt: skip
+    execution: SparseExecution,
+    func: Any,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
     layout = _map_layout(execution, func, input)
     if return_indices or func is F.max_pool2d_with_indices:
         raise unsupported(func, "the indices it returns have no meaning on patches")
@@ -52,7 +59,9 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: Tensor, readers: Tensor, window: Window) -> Tensor:  # type: ignore[override]
         halo = gather_halo(x, table, window.fill)
-        out, places = torch.ops.aten.max_pool2d_with_indices(halo, window.kernel, window.stride, (0, 0), window.dilation)
+        out, places = torch.ops.aten.max_pool2d_with_indices(
+            halo, window.kernel, window.stride, (0, 0), window.dilation
+        )
         ctx.save_for_backward(places, readers)
         ctx.window = window
         return out  # type: ignore[no-any-return]
@@ -76,9 +85,16 @@ def _of_halo_shape(grad: Tensor, window: Window) -> Tensor:
 
 @SparseExecution.register(F.avg_pool2d, torch._C._nn.avg_pool2d)
 def avg_pool2d(
-    execution: SparseExecution, func: Any, input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
-    ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None,
-) -> Tensor:  # fmt: skip
+    execution: SparseExecution,
+    func: Any,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
     layout = _map_layout(execution, func, input)
     kernel = per_axis(kernel_size, 2)
     window = window_over(execution, func, input, layout, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)

@@ -9,14 +9,21 @@ from torch import Tensor
 
 from ..execution import unsupported
 from ..packed import SparseExecution
-from .local import own_layout
+from .pointwise import own_layout
 
 
 @SparseExecution.register(F.interpolate)
 def interpolate(
-    execution: SparseExecution, func: Any, input: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest",
-    align_corners: bool | None = None, recompute_scale_factor: bool | None = None, antialias: bool = False,
-) -> Tensor:  # fmt: skip
+    execution: SparseExecution,
+    func: Any,
+    input: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Tensor:
     layout = own_layout(execution, func, input)
     dims = len(layout.space)
     if not layout.is_map or layout.batch != 0 or layout.space != tuple(range(2, 2 + dims)):

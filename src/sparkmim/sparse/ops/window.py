@@ -46,9 +46,18 @@ def per_axis(value: Any, dims: int) -> tuple[int, ...]:
 
 
 def window_over(
-    execution: Execution, func: Any, x: Tensor, layout: Layout, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any,
-    *, fill: float = 0.0, ceil_mode: bool = False,
-) -> Window:  # fmt: skip
+    execution: Execution,
+    func: Any,
+    x: Tensor,
+    layout: Layout,
+    kernel: Sequence[int],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    *,
+    fill: float = 0.0,
+    ceil_mode: bool = False,
+) -> Window:
     """The window of a call, raising where the result would not be aligned with the patches.
 
     Args:
@@ -77,14 +86,17 @@ def window_over(
     block = tuple(x.shape[2:])
     for b, s, e, lo, hi in zip(block, stride, extents, before, behind, strict=True):
         if b % s:
-            raise unsupported(func, f"its stride {s} does not divide a patch of {b} pixels at this depth; use a larger patch size")
+            raise unsupported(
+                func, f"its stride {s} does not divide a patch of {b} pixels at this depth; use a larger patch size"
+            )
         surplus = lo + hi - e
         steps = -((-surplus) // s) if ceil_mode else surplus // s
         if steps != -1:
             raise unsupported(
-                func, f"with kernel extent {e}, stride {s} and padding {lo} + {hi} a map of n positions does not become "
-                f"one of n / {s}, so the result is not aligned with the patches"
-            )  # fmt: skip
+                func,
+                f"with kernel extent {e}, stride {s} and padding {lo} + {hi} a map of n positions does not become "
+                f"one of n / {s}, so the result is not aligned with the patches",
+            )
     after = tuple(e - 1 - lo - (s - 1) for e, s, lo in zip(extents, stride, before, strict=True))
     span = tuple(lo + b + hi for lo, b, hi in zip(before, block, after, strict=True))
     out = tuple(b // s for b, s in zip(block, stride, strict=True))

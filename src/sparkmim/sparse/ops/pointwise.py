@@ -1,0 +1,199 @@
+"""Functions that act on each position alone: they run as they are, and only the meaning of the axes is followed.
+
+The same for every execution, since nothing here mixes positions or images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..execution import Execution, unsupported
+from ..layout import Layout
+from .functions import attributes_named, functions_named
+
+METADATA = functions_named(
+    "dim size is_floating_point is_complex numel stride is_contiguous element_size get_device ndimension nelement "
+    "storage_offset is_inference len"
+) + attributes_named(
+    "shape ndim dtype device requires_grad is_cuda layout is_leaf grad_fn is_sparse is_quantized is_mkldnn is_meta "
+    "is_mps is_xpu itemsize nbytes"
+)
+
+ARITHMETIC = """
+    add sub subtract rsub mul multiply div divide true_divide truediv floordiv floor_divide pow neg negative pos
+    positive abs absolute square sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p sign sgn floor ceil round
+    trunc frac erf erfc sin cos tan asin acos atan sinh cosh tanh addcmul addcdiv lerp fmod remainder mod maximum
+    minimum clamp clip clamp_min clamp_max where masked_fill nan_to_num hypot atan2 logit copysign heaviside xlogy
+    logaddexp fill zero copy
+"""
+LOGIC = """
+    eq ne lt le gt ge greater less not_equal greater_equal less_equal logical_and logical_or logical_not logical_xor
+    and or xor invert bitwise_not bitwise_and bitwise_or bitwise_xor isnan isinf isfinite
+"""
+ACTIVATIONS = """
+    relu relu6 leaky_relu rrelu elu celu selu gelu silu mish sigmoid hardsigmoid hardswish hardtanh hardshrink
+    softshrink tanhshrink softplus softsign logsigmoid threshold
+"""
+SAME_VALUES = "clone contiguous to type_as float double half bfloat16 detach alias cpu cuda requires_grad_"
+
+POINTWISE = functions_named(ARITHMETIC + LOGIC + ACTIVATIONS + SAME_VALUES) + attributes_named("data")
+
+# --- what the axes of the result mean -------------------------------------------------------------------------------
+
+
+def broadcast_layout(execution: Execution, func: Any, operands: Sequence[Any]) -> tuple[Layout, int]:
+    """Layout of the elementwise combination of `operands`, and its number of axes; raises where positions would mix.
+
+    Axes are compared from the right, as broadcasting aligns them. Operands that do not descend from the input (weights,
+    constants) must be the same for every sample and position.
+    """
+    tensors = [value for value in operands if isinstance(value, Tensor)]
+    layouts = [execution.layout(value) for value in tensors]
+    ndim = max(tensor.ndim for tensor in tensors)
+    maps = [(t, s) for t, s in zip(tensors, layouts, strict=True) if s is not None and s.is_map]
+    images = [(t, s) for t, s in zip(tensors, layouts, strict=True) if s is not None and not s.is_map]
+    lead, layout = (maps or images)[0]
+    shift = ndim - lead.ndim
+    out = layout.moved(layout.batch + shift, tuple(axis + shift for axis in layout.space))
+    for tensor, other in maps:
+        execution.require_map(other, func)
+        moved = ndim - tensor.ndim
+        if (other.batch + moved, tuple(a + moved for a in other.space)) != (out.batch, out.space):
+            raise unsupported(func, f"it combines tensors whose axes mean different things ({layout} and {other})")
+        if any(tensor.shape[a] != lead.shape[b] for a, b in zip(other.tracked_axes, layout.tracked_axes, strict=True)):
+            raise unsupported(
+                func, f"it combines maps of different size ({tuple(lead.shape)} and {tuple(tensor.shape)})"
+            )
+    for tensor, other in images:
+        if other.batch + ndim - tensor.ndim != out.batch:
+            raise unsupported(func, f"it combines tensors whose axes mean different things ({layout} and {other})")
+        _require_constant(func, tensor, ndim, out.space, "a value per image")
+    for tensor, own in zip(tensors, layouts, strict=True):
+        if own is None:
+            _require_constant(
+                func,
+                tensor,
+                ndim,
+                out.tracked_axes,
+                "a tensor that does not descend from the input (a position embedding, noise of unknown origin, or the "
+                "output of a scripted module or a custom autograd function)",
+            )
+    return out, ndim
+
+
+def _require_constant(func: Any, tensor: Tensor, ndim: int, axes: tuple[int, ...], what: str) -> None:
+    for axis in axes:
+        own = axis - (ndim - tensor.ndim)
+        if own >= 0 and tensor.shape[own] != 1:
+            raise unsupported(func, f"{what}, of shape {tuple(tensor.shape)}, varies over samples or positions")
+
+
+@Execution.register(*METADATA)
+def metadata(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any:
+    return func(*args, **kwargs)
+
+
+@Execution.register(*POINTWISE)
+def pointwise(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any:
+    layout, ndim = broadcast_layout(execution, func, [*args, *kwargs.values()])
+    name = getattr(func, "__name__", "")
+    if "out" in kwargs or ((name.endswith("_") or name.startswith("__i")) and name != "__invert__"):
+        target = kwargs.get("out", args[0])
+        own = execution.layout(target)
+        if target.ndim != ndim or own is None or own != layout:
+            raise unsupported(func, "it writes a map into a tensor that does not descend from the input as one")
+    out = func(*args, **kwargs)
+    if out.ndim != ndim:
+        raise unsupported(func, f"its result has {out.ndim} axes instead of {ndim}")
+    return execution.mark(out, layout)
+
+
+def free_axes(func: Any, layout: Layout, ndim: int, dims: Any) -> tuple[int, ...]:
+    """`dims` as non-negative axes, none of them of samples or space; raises otherwise."""
+    axes = tuple(d % ndim for d in ((dims,) if isinstance(dims, int) else dims))
+    for axis in axes:
+        if axis in layout.tracked_axes:
+            raise unsupported(func, f"it works along axis {axis}, which is of samples or space ({layout})")
+    return axes
+
+
+def own_layout(execution: Execution, func: Any, x: Any) -> Layout:
+    """Layout of a function's main argument, which must descend from the input and have no padding waiting."""
+    layout = execution.layout(x)
+    if layout is None:
+        raise unsupported(func, "its first argument does not descend from the input, but another one does")
+    if layout.padding is not None:
+        raise unsupported(func, "its argument was padded, and only a convolution or pooling can follow a padding")
+    return layout
+
+
+@Execution.register(*functions_named("softmax log_softmax softmin glu cumsum flip roll normalize"))
+def along_channels(execution: Execution, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Functions along one or more free axes that keep all axes."""
+    layout = own_layout(execution, func, x)
+    name = func.__name__
+    if name == "normalize":
+        dims = kwargs.get("dim", args[1] if len(args) > 1 else 1)
+    elif name == "glu":
+        dims = kwargs.get("dim", args[0] if args else -1)
+    elif name == "roll":
+        dims = kwargs.get("dims", args[1] if len(args) > 1 else None)
+    elif name == "flip":
+        dims = kwargs.get("dims", args[0] if len(args) == 1 else args)
+    else:
+        dims = kwargs.get("dim", args[0] if args else None)
+    if dims is None:
+        raise unsupported(func, "it names no axis")
+    free_axes(func, layout, x.ndim, dims)
+    out = func(x, *args, **kwargs)
+    return (
+        execution.mark(out, layout)
+        if isinstance(out, Tensor)
+        else type(out)(tuple(execution.mark(o, layout) for o in out))
+    )
+
+
+@Execution.register(*functions_named("layer_norm rms_norm"))
+def layer_norm(
+    execution: Execution, func: Any, x: Tensor, normalized_shape: Sequence[int], *args: Any, **kwargs: Any
+) -> Tensor:
+    """Normalisation of the last axes, which must be free."""
+    layout = own_layout(execution, func, x)
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    free_axes(func, layout, x.ndim, range(x.ndim - len(shape), x.ndim))
+    return execution.mark(func(x, shape, *args, **kwargs), layout)
+
+
+@Execution.register(F.prelu, torch.prelu, torch.Tensor.prelu)
+def prelu(execution: Execution, func: Any, input: Tensor, weight: Tensor) -> Tensor:
+    """Its weights belong to axis 1, not to the last axis as broadcasting would have it."""
+    layout = own_layout(execution, func, input)
+    if weight.numel() > 1:
+        free_axes(func, layout, input.ndim, 1)
+    if execution.layout(weight) is not None:
+        raise unsupported(func, "its weight descends from the input")
+    return execution.mark(func(input, weight), layout)
+
+
+@Execution.register(F.linear, torch._C._nn.linear)
+def linear(execution: Execution, func: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    layout = own_layout(execution, func, x)
+    if execution.layout(weight) is not None or execution.layout(bias) is not None:
+        raise unsupported(func, "its weight descends from the input")
+    free_axes(func, layout, x.ndim, -1)
+    return execution.mark(func(x, weight, bias), layout)
+
+
+@Execution.register(*functions_named("matmul"))
+def matmul(execution: Execution, func: Any, x: Tensor, other: Tensor) -> Tensor:
+    """A linear map of the last axis; products between positions, as in attention, are refused."""
+    layout = own_layout(execution, func, x)
+    if execution.layout(other) is not None or other.ndim != 2:
+        raise unsupported(func, "it multiplies two tensors of the input with each other, as attention does")
+    free_axes(func, layout, x.ndim, -1)
+    return execution.mark(func(x, other), layout)
