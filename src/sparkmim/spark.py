@@ -16,7 +16,7 @@ from .backbone import Backbone
 from .decoder import UNetDecoder, build_densify, densify_norm_of, upsampling_steps
 from .masking import count_visible, random_visible, visible_patches
 from .objective import denormalise_patches, hidden_patch_loss, normalise_patches
-from .sparse import MaskedDenseExecution, PatchGrid, SparseExecution, reenter_in_backward
+from .sparse import MaskedDenseExecution, PatchGrid, SparseExecution
 
 Execution = Literal["packed", "masked-dense", "zero-out"]
 
@@ -220,13 +220,10 @@ class SparK(nn.Module):
         """
         if not hasattr(self.encoder, "set_grad_checkpointing"):
             raise ValueError(
-                f"{type(self.encoder).__name__} has no set_grad_checkpointing; if it calls torch.utils.checkpoint by "
-                "itself, sparkmim.sparse.reenter_in_backward(network) makes that right"
+                f"{type(self.encoder).__name__} has no set_grad_checkpointing; let it call torch.utils.checkpoint "
+                "(use_reentrant=False) itself where that pays"
             )
         self.encoder.set_grad_checkpointing(enable)  # type: ignore[operator]
-        for handle in getattr(self, "_checkpointing", []):
-            handle.remove()
-        self._checkpointing = reenter_in_backward(self.encoder) if enable else []
 
     def extra_repr(self) -> str:
         """The settings, for `print(model)`."""

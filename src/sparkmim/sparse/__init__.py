@@ -2,7 +2,6 @@
 
 from . import ops
 from .check import CheckReport, CheckResult, check
-from .checkpointing import reenter_in_backward
 from .execution import Execution, UnsupportedOperation
 from .grid import PatchGrid
 from .layout import Layout
@@ -24,6 +23,5 @@ __all__ = [
     "check",
     "dense_fallback",
     "ops",
-    "reenter_in_backward",
     "register",
 ]

@@ -23,7 +23,7 @@ from .grid import PatchGrid
 from .packed import SparseExecution
 from .reference import MaskedDenseExecution
 
-Features = Callable[[Tensor], Sequence[Tensor]]
+Features = Callable[[Tensor], Any]
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3}
 """Largest relative deviation that passes, by precision."""
@@ -188,7 +188,8 @@ class _Runner:
         torch.manual_seed(self.seed)  # for stochastic depth
         try:
             if visible is None or kind is None:
-                maps = list(self.features(images))
+                maps = self.features(images)
+                maps = [maps] if isinstance(maps, Tensor) else list(maps)
             else:
                 grid = PatchGrid(visible.to(images.device), int(visible[0].sum()))
                 maps = kind(grid).run(self.network, images, self.features)  # type: ignore[call-arg]
@@ -216,8 +217,7 @@ class _Runner:
 
 def _identity(run: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
     visible = torch.ones(len(run.images), *run.grid, dtype=torch.bool)
-    ours, wanted = run(run.images, visible, SparseExecution), run(run.images)
-    return ours, _packed(wanted, visible)
+    return _unpacked(run(run.images, visible, SparseExecution), visible), run(run.images)
 
 
 def _crop(run: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
@@ -237,8 +237,7 @@ def _crop(run: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
     for place in places:
         elsewhere[place] = 0
     ones = torch.ones(len(run.images), *[g - 1 for g in run.grid], dtype=torch.bool)
-    wanted = _packed(wanted, ones)
-    ours = ours._replace(gradients=[*ours.gradients[:-1], cropped, elsewhere])
+    ours = _unpacked(ours, ones)._replace(gradients=[*ours.gradients[:-1], cropped, elsewhere])
     return ours, wanted._replace(gradients=[*wanted.gradients, torch.zeros_like(elsewhere)])
 
 
@@ -263,9 +262,9 @@ def _random_visible(run: _Runner, generator: torch.Generator) -> Tensor:
     return torch.zeros(len(run.images), cells, dtype=torch.bool).scatter(1, order, True).view(-1, *run.grid)
 
 
-def _packed(dense: _Pass, visible: Tensor) -> _Pass:
-    grid = PatchGrid(visible.to(dense.maps[0].device), int(visible[0].sum()))
-    return dense._replace(maps=[grid.pack(m) for m in dense.maps])
+def _unpacked(packed: _Pass, visible: Tensor) -> _Pass:
+    grid = PatchGrid(visible.to(packed.maps[0].device), int(visible[0].sum()))
+    return packed._replace(maps=[grid.unpack(m) for m in packed.maps])
 
 
 def _deviation(ours: list[Tensor], wanted: list[Tensor], floor: float = 0.0) -> float:

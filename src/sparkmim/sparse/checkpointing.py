@@ -1,65 +1,51 @@
 """Activation checkpointing: what is computed again in backward must be computed under the same execution.
 
-`torch.utils.checkpoint` calls its function again during backward, when the execution is over. Tensors remember the
-execution they come from, so a submodule that is called with such a tensor while no execution is active enters its
-execution again.
+`torch.utils.checkpoint` calls the checkpointed function again during backward, when the execution is over. The first
+operation that an execution answers inside a checkpointed function finds the record of that checkpoint among the hooks
+for saved tensors, and wraps its function to enter the execution again. So networks that checkpoint by themselves work
+as they are. (Re-entrant checkpointing runs the first pass without gradients, by which it is recognised and refused.)
 """
 
 from __future__ import annotations
 
-import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+import torch
 
-from .execution import Execution, active_execution
-
-
-class _Reentered(threading.local):
-    """The modules that entered an execution again, innermost last; backward may run in threads of its own."""
-
-    def __init__(self) -> None:
-        self.stack: list[tuple[nn.Module, Execution]] = []
+if TYPE_CHECKING:
+    from .execution import Execution
 
 
-_reentered = _Reentered()
+def recompute_under(execution: Execution, func: Any) -> None:
+    """If `func` is called in a checkpointed function, have that computed again under `execution`.
 
-
-def reenter_in_backward(network: nn.Module) -> list[RemovableHandle]:
-    """Let the submodules of `network` be checkpointed (`use_reentrant=False`) under an execution.
-
-    Returns:
-        the handles of the hooks that do it, for taking it back.
+    Raises:
+        UnsupportedOperation: for a checkpoint in a form that this version of torch is not known to have.
     """
-    handles: list[RemovableHandle] = []
-    for module in network.modules():
-        handles.append(module.register_forward_pre_hook(_enter, with_kwargs=True))
-        handles.append(module.register_forward_hook(_leave, always_call=True))
-    return handles
-
-
-def _enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if active_execution() is not None:
+    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    if hooks is None:
         return
-    for value in _tensors((args, kwargs)):
-        layout = getattr(value, "_sparkmim_layout", None)
-        if layout is not None:
-            layout.origin.__enter__()
-            _reentered.stack.append((module, layout.origin))
-            return
+    pack: Any = hooks[0]
+    if getattr(pack, "__module__", None) != "torch.utils.checkpoint" or "recomputation" in pack.__qualname__:
+        return
+    variables = dict(zip(pack.__code__.co_freevars, pack.__closure__ or (), strict=True))
+    frame: Any = variables["frame"].cell_contents if "frame" in variables else None
+    compute = getattr(frame, "recompute_fn", None)
+    if compute is None:
+        from .execution import unsupported
+
+        raise unsupported(func, f"checkpointing is not understood as torch {torch.__version__} does it")
+    if isinstance(compute, _Recompute):
+        return
+    frame.recompute_fn = _Recompute(execution, compute)
 
 
-def _leave(module: nn.Module, args: Any, output: Any) -> None:
-    if _reentered.stack and _reentered.stack[-1][0] is module:
-        _, execution = _reentered.stack.pop()
-        execution.__exit__(None, None, None)
+class _Recompute:
+    """A checkpointed function that enters its execution again."""
 
+    def __init__(self, execution: Execution, compute: Any) -> None:
+        self.execution, self.compute = execution, compute
 
-def _tensors(values: Any) -> list[Tensor]:
-    """The tensors in nested arguments."""
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, dict):
-        values = list(values.values())
-    return [tensor for value in values for tensor in _tensors(value)] if isinstance(values, (tuple, list)) else []
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.execution:
+            return self.compute(*args, **kwargs)

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode, resolve_name
 
+from .checkpointing import recompute_under
 from .layout import Layout
 from .opaque import attach_to_opaque_modules
 
@@ -53,7 +54,7 @@ class Execution(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.name = type(self).__name__
-        self.grad_enabled = torch.is_grad_enabled()
+        self.grad_enabled = True
         self._traced: list[tuple[Tensor, Layout]] = []
 
     def __torch_function__(
@@ -64,8 +65,8 @@ class Execution(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if not self._any_layout(args) and not (kwargs and self._any_layout(kwargs.values())):
-            return func(*args, **kwargs)
+        if not self.any_layout(args) and not (kwargs and self.any_layout(kwargs.values())):
+            return self._note_constant(func(*args, **kwargs), args, kwargs)
         rules = _RULES.get(func, {})
         rule = rules.get(self.name) or rules.get("Execution")
         if rule is None:
@@ -73,10 +74,19 @@ class Execution(TorchFunctionMode):
         if torch.is_grad_enabled() != self.grad_enabled:
             raise unsupported(
                 func,
-                "it is called where the network has switched gradients off or on, as re-entrant checkpointing does; "
-                "use torch.utils.checkpoint with use_reentrant=False",
+                "it is called where the network has switched gradients off or on, as re-entrant checkpointing does "
+                "(torch.utils.checkpoint with use_reentrant=False works)",
             )
-        return rule(self, func, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            return rule(self, func, *args, **kwargs)
+        recompute_under(self, func)
+        try:
+            return rule(self, func, *args, **kwargs)
+        except TypeError as error:
+            trace = error.__traceback__
+            if trace is not None and trace.tb_next is None:  # raised by the call itself, not within the rule
+                raise unsupported(func, f"its rule does not know arguments of this form ({error})") from None
+            raise
 
     def run(
         self, network: nn.Module, images: Tensor, features: Callable[[Tensor], Sequence[Tensor]] | None = None
@@ -93,6 +103,7 @@ class Execution(TorchFunctionMode):
             UnsupportedOperation: for an operation without a rule, with the path of the module that calls it.
         """
         features = network if features is None else features
+        self.grad_enabled = torch.is_grad_enabled()
         handles = attach_to_opaque_modules(self, network)
         try:
             inputs = self.prepare(images)
@@ -155,22 +166,50 @@ class Execution(TorchFunctionMode):
             raise UnsupportedOperation(f"a tensor comes from another pass over the network. {WAYS_OUT}")
         return marked
 
-    def _any_layout(self, values: Iterable[Any]) -> bool:
+    def _note_constant(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Remember that a result of tensors from outside the input was computed in sight (see `hides_input`)."""
+        if torch.compiler.is_compiling():
+            return result
+        if (
+            isinstance(result, Tensor)
+            and result.grad_fn is not None
+            and not any(isinstance(value, Tensor) and self.hides_input(value) for value in (*args, *kwargs.values()))
+        ):
+            result._sparkmim_constant = True  # type: ignore[attr-defined]
+        return result
+
+    def hides_input(self, tensor: Tensor) -> bool:
+        """Whether a tensor without a layout may yet descend from the input, by ways out of sight.
+
+        What is computed from parameters in sight has been noted; what has a gradient function and has not came from a
+        scripted module, a custom autograd function or the like. Seen only while gradients are on, and not compiling.
+        """
+        if torch.compiler.is_compiling():
+            return False
+        return tensor.grad_fn is not None and not hasattr(tensor, "_sparkmim_constant")
+
+    def any_layout(self, values: Iterable[Any]) -> bool:
+        """Whether a tensor in nested lists, tuples and dicts descends from the input."""
         for value in values:
             if isinstance(value, Tensor):
                 if self.layout(value) is not None:
                     return True
-            elif isinstance(value, (list, tuple)) and self._any_layout(value):
+            elif (isinstance(value, (list, tuple)) and self.any_layout(value)) or (
+                isinstance(value, dict) and self.any_layout(value.values())
+            ):
                 return True
         return False
 
     @staticmethod
     def require_map(layout: Layout, func: Any, what: str = "its argument") -> None:
         """Raise unless `layout` is that of a map with no padding waiting."""
+        why = None
         if not layout.is_map:
-            raise unsupported(func, f"{what} holds one value an image, not a map")
-        if layout.padding is not None:
-            raise unsupported(func, f"{what} was padded, and only a convolution or pooling can follow a padding")
+            why = f"{what} holds one value an image, not a map"
+        elif layout.padding is not None:
+            why = f"{what} was padded, and only a convolution or pooling can follow a padding"
+        if why is not None:
+            raise UnsupportedOperation(f"{why}. {WAYS_OUT}") if func is None else unsupported(func, why)
 
     # --- what the two executions do differently -----------------------------------------------------------------
 
@@ -201,20 +240,40 @@ class Execution(TorchFunctionMode):
         """The inverse of :meth:`to_map`, marked as a map."""
         raise NotImplementedError
 
+    # --- modules run on the whole map ---------------------------------------------------------------------------
+
+    def whole_map(self, value: Tensor) -> Tensor:
+        """A map of the input as whole images; other tensors as they are."""
+        layout = self.layout(value)
+        if layout is None:
+            return value
+        what = "an argument of a module run on the whole map"
+        self.require_map(layout, None, what)
+        if layout.batch != 0 or layout.space != tuple(range(2, value.ndim)):
+            raise UnsupportedOperation(f"{what} must be (batch, channel, *space), it is {layout}. {WAYS_OUT}")
+        return self.to_map(value)
+
+    def visible_part(self, whole: Any) -> Tensor:
+        """The inverse of :meth:`whole_map`, marked."""
+        batch, *grid = self.grid_shape
+        shape = tuple(whole.shape) if isinstance(whole, Tensor) else ()
+        size = shape[2:]
+        if len(size) != len(grid) or shape[0] != batch or any(s % g for s, g in zip(size, grid, strict=True)):
+            raise UnsupportedOperation(
+                f"a module run on the whole map must return maps ({batch}, channel, *space) that a grid "
+                f"of {grid} patches divides, not {shape or type(whole).__name__}. {WAYS_OUT}"
+            )
+        return self.from_map(whole)
+
+    grid_shape: tuple[int, ...]
+    """Shape of the mask: images, and patches along each spatial axis."""
+
     # ------------------------------------------------------------------------------------------------------------
 
     def on_one_row_per_image(self, func: Callable[..., Tensor], values: Tensor, layout: Layout) -> Tensor:
         """`func` of per-image values, computed once an image; the batch axis must stay where it is."""
         out = func(self.one_row_per_image(values, layout.batch))
         return self.mark(self.all_rows(out, layout.batch), layout)
-
-
-def active_execution() -> Execution | None:
-    """The execution that answers torch functions at the moment, None outside one."""
-    for mode in reversed(_get_current_function_mode_stack()):
-        if isinstance(mode, Execution):
-            return mode
-    return None
 
 
 WAYS_OUT = (
@@ -225,9 +284,7 @@ WAYS_OUT = (
 
 def unsupported(func: Any, why: str) -> UnsupportedOperation:
     """The error for a call of `func`; `why` completes "it cannot be carried out: ..."."""
-    name = getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or repr(func)
-    if name == "__get__":
-        name = f"Tensor.{getattr(getattr(func, '__self__', None), '__name__', 'attribute')}"
+    name = resolve_name(func) or getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or repr(func)
     return UnsupportedOperation(f"{name} cannot be carried out on visible patches: {why}. {WAYS_OUT}")
 
 

@@ -15,11 +15,18 @@ from typing import NamedTuple
 
 
 class Padding(NamedTuple):
-    """An ``F.pad`` that waits for the convolution or pooling after it: pixels before and after each axis, and value."""
+    """An ``F.pad`` that waits for the convolution or pooling after it.
+
+    Attributes:
+        before, after: pixels along each spatial axis.
+        value: of the padding.
+        version: of the tensor when it was padded: the padded tensor shares its memory, so it must not change.
+    """
 
     before: tuple[int, ...]
     after: tuple[int, ...]
     value: float
+    version: int
 
 
 class Layout:

@@ -46,26 +46,37 @@ def attach_to_opaque_modules(execution: Execution, network: nn.Module) -> list[R
 
 
 def _on_whole_map(execution: Execution) -> tuple[Any, Any]:
-    def whole(value: Any) -> Any:
-        layout = execution.layout(value)
-        if layout is None:
-            return value
-        execution.require_map(layout, None, "the input of a module run on the whole map")
-        return execution.to_map(value)
+    converted: list[bool] = []  # of each call under way, whether it was given maps of the input
 
-    def before(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        found = execution.any_layout([*args, *kwargs.values()])
+        converted.append(found)
         with torch._C.DisableTorchFunction():
-            return tuple(whole(a) for a in args), {key: whole(value) for key, value in kwargs.items()}
+            return _each_tensor(execution.whole_map, (args, kwargs)) if found else (args, kwargs)
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not converted.pop():
+            return output
         with torch._C.DisableTorchFunction():
-            if isinstance(output, Tensor):
-                return execution.from_map(output)
-            return type(output)([execution.from_map(value) for value in output])
+            return (
+                execution.visible_part(output)
+                if not isinstance(output, (tuple, list))
+                else type(output)([execution.visible_part(part) for part in output])
+            )
 
     return before, after
+
+
+def _each_tensor(function: Any, values: Any) -> Any:
+    """`function` of every tensor in nested lists, tuples and dicts."""
+    if isinstance(values, Tensor):
+        return function(values)
+    if isinstance(values, dict):
+        return {key: _each_tensor(function, value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        parts = [_each_tensor(function, value) for value in values]
+        return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)
+    return values
 
 
 def _on_rows(execution: Execution) -> tuple[Any, Any]:

@@ -35,6 +35,7 @@ class SparseExecution(Execution):
     def __init__(self, grid: PatchGrid) -> None:
         super().__init__()
         self.grid = grid
+        self.grid_shape = tuple(grid.visible.shape)
 
     def prepare(self, images: Tensor) -> Tensor:
         self.patch_size = self.grid.block_size(images.shape[2:])

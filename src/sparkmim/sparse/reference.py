@@ -19,6 +19,7 @@ from torch import Tensor
 from .execution import Execution, unsupported
 from .grid import PatchGrid
 from .layout import Layout
+from .ops.pad import require_unchanged
 from .ops.window import per_axis
 
 
@@ -32,6 +33,7 @@ class MaskedDenseExecution(Execution):
     def __init__(self, grid: PatchGrid) -> None:
         super().__init__()
         self.visible = grid.visible
+        self.grid_shape = tuple(grid.visible.shape)
         self.visible_per_image = grid.visible_per_image
 
     def mask(self, size: Sequence[int], func: Any = None) -> Tensor:
@@ -100,6 +102,7 @@ class MaskedDenseExecution(Execution):
         layout = self.laid_out(func, x)
         if layout.padding is None:
             return self.where_visible(x, fill, func)
+        require_unchanged(func, x, layout.padding)
         if own_padding not in (0, "valid", (0,) * len(layout.space)) and layout.padding.value != fill:
             raise unsupported(func, f"it pads with {fill} what was padded with {layout.padding.value} before")
         sides = [s for pair in zip(layout.padding.after, layout.padding.before, strict=True) for s in pair]

@@ -9,19 +9,21 @@ import torch.nn.functional as F
 
 
 def functions_named(names: str) -> list[Any]:
-    """Every form under which torch offers functions: free, method, in-place, operator and reflected operator.
+    """The free functions and methods of these names, separated by white space."""
+    return _forms(names, "{}")
 
-    Args:
-        names: separated by white space.
-    """
-    found = []
-    for name in names.split():
-        forms = (name, f"{name}_", f"__{name}__", f"__i{name}__", f"__r{name}__")
-        for namespace in (torch, torch.Tensor, F, torch.special, torch._C._nn):
-            found += [getattr(namespace, form) for form in forms if callable(getattr(namespace, form, None))]
-    return found
+
+def operators_named(names: str) -> list[Any]:
+    """Likewise, with their in-place forms and operators, reflected ones too."""
+    return _forms(names, "{}", "{}_", "__{}__", "__i{}__", "__r{}__")
 
 
 def attributes_named(names: str) -> list[Any]:
     """The getters of tensor attributes."""
     return [getattr(torch.Tensor, name).__get__ for name in names.split()]
+
+
+def _forms(names: str, *forms: str) -> list[Any]:
+    namespaces = (torch, torch.Tensor, F, torch.special, torch._C._nn)
+    candidates = [getattr(n, form.format(name), None) for name in names.split() for form in forms for n in namespaces]
+    return [candidate for candidate in candidates if callable(candidate)]

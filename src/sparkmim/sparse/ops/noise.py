@@ -15,47 +15,53 @@ from .pointwise import own_layout
 
 
 @Execution.register(*functions_named("new_empty new_zeros new_ones new_full"))
-def new_tensor(execution: Execution, func: Any, x: Tensor, *shape: Any, **kwargs: Any) -> Tensor:
+def new_tensor(execution: Execution, func: Any, input: Tensor, *shape: Any, **kwargs: Any) -> Tensor:
     """A new tensor shaped after one of the input; per image if samples are in their place and space has no extent."""
-    layout = execution.layout(x)
-    out: Tensor = func(x, *shape, **kwargs)
-    if layout is None:
-        raise unsupported(func, "its shape descends from the input in an unknown way")
-    return _new_like(execution, func, out, x, layout)
-
-
-def _new_like(execution: Execution, func: Any, out: Tensor, x: Tensor, layout: Layout) -> Tensor:
-    if out.ndim < x.ndim or out.shape[layout.batch] != x.shape[layout.batch]:
+    layout = own_layout(execution, func, input)
+    out: Tensor = func(input, *shape, **kwargs)
+    if out.ndim < input.ndim or out.shape[layout.batch] != input.shape[layout.batch]:
         return out  # a constant: should it vary over samples or positions after all, combining it with a map raises
-    same_size = layout.is_map and all(out.shape[axis] == x.shape[axis] for axis in layout.space)
-    if same_size and (any(out.shape[axis] != 1 for axis in layout.space) or out.shape == x.shape):
+    # Where patches have no extent, a map and a value per image look alike. For a constant that does not matter.
+    flat = all(input.shape[axis] == 1 for axis in layout.space)
+    constant = func is not torch.Tensor.new_empty
+    if layout.is_map and all(out.shape[axis] == input.shape[axis] for axis in layout.space) and (constant or not flat):
         return execution.mark(out, layout)
-    if out.ndim == x.ndim and all(out.shape[axis] == 1 for axis in layout.space):
+    only_samples = all(extent == 1 for axis, extent in enumerate(out.shape) if axis != layout.batch)
+    without_space = out.ndim == input.ndim and all(out.shape[axis] == 1 for axis in layout.space)
+    if without_space and (only_samples or not flat):
         return execution.mark(out, layout.per_image(layout.batch))
     raise unsupported(func, f"what the axes of a new tensor of shape {tuple(out.shape)} mean is not known")
 
 
 @Execution.register(*functions_named("empty_like zeros_like ones_like full_like"))
-def like(execution: Execution, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    layout = own_layout(execution, func, x)
-    return execution.mark(func(x, *args, **kwargs), layout)
+def like(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    layout = own_layout(execution, func, input)
+    return execution.mark(func(input, *args, **kwargs), layout)
 
 
 @Execution.register(*functions_named("rand_like randn_like"), torch.bernoulli)
-def random_like(execution: Execution, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    layout = own_layout(execution, func, x)
+def random_like(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    layout = own_layout(execution, func, input)
     if layout.is_map:
-        return execution.mark(func(x, *args, **kwargs), layout)
-    return execution.on_one_row_per_image(lambda rows: func(rows, *args, **kwargs), x, layout)
+        _require_extent(func, input, layout)
+        return execution.mark(func(input, *args, **kwargs), layout)
+    return execution.on_one_row_per_image(lambda rows: func(rows, *args, **kwargs), input, layout)
 
 
 @Execution.register(torch.Tensor.bernoulli_, torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.exponential_)
-def random_in_place(execution: Execution, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    layout = own_layout(execution, func, x)
+def random_in_place(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    layout = own_layout(execution, func, input)
     if layout.is_map:
-        return execution.mark(func(x, *args, **kwargs), layout)
-    drawn = func(execution.one_row_per_image(x, layout.batch).clone(), *args, **kwargs)
-    return execution.mark(x.copy_(execution.all_rows(drawn, layout.batch)), layout)
+        _require_extent(func, input, layout)
+        return execution.mark(func(input, *args, **kwargs), layout)
+    drawn = func(execution.one_row_per_image(input, layout.batch).clone(), *args, **kwargs)
+    return execution.mark(input.copy_(execution.all_rows(drawn, layout.batch)), layout)
+
+
+def _require_extent(func: Any, x: Tensor, layout: Layout) -> None:
+    """Noise shaped like a map of patches without extent may be meant for positions or for images."""
+    if all(x.shape[axis] == 1 for axis in layout.space):
+        raise unsupported(func, "patches have one pixel here, so noise per position looks like noise per image")
 
 
 @Execution.register(F.dropout, torch.dropout, torch.dropout_)
@@ -75,8 +81,8 @@ def channel_dropout(
 ) -> Tensor:
     """Whole channels of an image are dropped."""
     layout = own_layout(execution, func, input)
-    if not training or p == 0.0:
-        return execution.mark(input.clone(), layout)
+    if not training:
+        return execution.mark(func(input, p, training, inplace), layout)
     if layout.is_map and (layout.batch != 0 or layout.space != tuple(range(2, input.ndim))):
         raise unsupported(func, f"it needs a map laid out as (batch, channel, *space), its argument is {layout}")
     noise = execution.mark(input.new_ones(*input.shape[:2], *[1] * (input.ndim - 2)), layout.per_image(0))

@@ -12,11 +12,13 @@ from torch import Tensor
 from ..execution import unsupported
 from ..layout import Layout
 from ..packed import SparseExecution
+from .pointwise import require_no_input
 
 
 @SparseExecution.register(F.batch_norm, torch.batch_norm)
 def batch_norm(execution: SparseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     layout = execution.layout(input)
+    require_no_input(execution, func, *args, *kwargs.values())
     if layout is None or layout.batch != 0 or 1 in layout.space or layout.padding is not None:
         raise unsupported(func, f"it needs samples first and channels second, its argument is {layout}")
     if not layout.is_map:
@@ -39,8 +41,9 @@ def patches_again(whole: Tensor) -> Tensor:
 @SparseExecution.register(F.group_norm, torch.group_norm)
 def group_norm(execution: SparseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     layout = execution.layout(input)
+    require_no_input(execution, func, *args, *kwargs.values())
     if layout is None:
-        raise unsupported(func, "its parameters descend from the input")
+        raise unsupported(func, "its argument does not descend from the input")
     if not layout.is_map:
         return execution.on_one_row_per_image(lambda x: func(x, *args, **kwargs), input, layout)
     return execution.mark(patches_again(func(whole_image(execution, func, input, layout), *args, **kwargs)), layout)

@@ -34,22 +34,32 @@ def pad(
     out = input
     if any(amounts != (0, 0) for amounts in sides.values()):
         own = [0] * (2 * input.ndim)
-        for axis, (before, after) in sides.items():
-            own[2 * (input.ndim - 1 - axis)] = before
-            own[2 * (input.ndim - 1 - axis) + 1] = after
+        for axis, amounts in sides.items():
+            place = 2 * (input.ndim - 1 - axis)
+            own[place : place + 2] = amounts
         out = F.pad(input, own, mode, value)
     if all(amounts == (0, 0) for amounts in spatial):
-        return execution.mark(out, layout) if out is not input else input
+        return execution.mark(out.clone() if out is input else out, layout)
     if mode != "constant":
         raise unsupported(func, f"{mode} padding of a map has no rule")
-    if any(before < 0 or after < 0 for before, after in spatial):
+    if any(amount < 0 for amounts in spatial for amount in amounts):
         raise unsupported(func, "it crops the map")
-    if layout.padding is not None and layout.padding.value != value:
-        raise unsupported(func, "the map is padded twice, with different values")
-    pending = layout.padding or Padding((0,) * len(spatial), (0,) * len(spatial), value)
-    padding = Padding(
-        tuple(a + before for a, (before, _) in zip(pending.before, spatial, strict=True)),
-        tuple(a + after for a, (_, after) in zip(pending.after, spatial, strict=True)),
-        value,
-    )
-    return execution.mark(out.view_as(out), layout.padded(padding))
+    # The result shares its input's memory until it is consumed, and must not change with it in between. What is being
+    # compiled has no versions to compare, but also pays nothing for a copy.
+    compiling = torch.compiler.is_compiling()
+    out = out.clone() if compiling else out.view_as(out)
+    before = tuple(b for b, _ in spatial)
+    after = tuple(a for _, a in spatial)
+    if layout.padding is not None:
+        require_unchanged(func, input, layout.padding)
+        if layout.padding.value != value:
+            raise unsupported(func, "the map is padded twice, with different values")
+        before = tuple(a + b for a, b in zip(layout.padding.before, before, strict=True))
+        after = tuple(a + b for a, b in zip(layout.padding.after, after, strict=True))
+    return execution.mark(out, layout.padded(Padding(before, after, value, 0 if compiling else out._version)))
+
+
+def require_unchanged(func: Any, padded: Tensor, padding: Padding) -> None:
+    """Raise if a map was written to between its padding and the operation that consumes it."""
+    if not torch.compiler.is_compiling() and padded._version != padding.version:
+        raise unsupported(func, "its argument was padded, and what was padded has been written to since")

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..execution import Execution, unsupported
 from ..layout import Layout
-from .functions import attributes_named, functions_named
+from .functions import attributes_named, functions_named, operators_named
 
-METADATA = functions_named(
+METADATA = operators_named(
     "dim size is_floating_point is_complex numel stride is_contiguous element_size get_device ndimension nelement "
     "storage_offset is_inference len"
 ) + attributes_named(
@@ -39,9 +39,12 @@ ACTIVATIONS = """
     relu relu6 leaky_relu rrelu elu celu selu gelu silu mish sigmoid hardsigmoid hardswish hardtanh hardshrink
     softshrink tanhshrink softplus softsign logsigmoid threshold
 """
-SAME_VALUES = "clone contiguous to type_as float double half bfloat16 detach alias cpu cuda requires_grad_"
 
-POINTWISE = functions_named(ARITHMETIC + LOGIC + ACTIVATIONS + SAME_VALUES) + attributes_named("data")
+POINTWISE = operators_named(ARITHMETIC + LOGIC + ACTIVATIONS)
+
+SAME_VALUES = functions_named(
+    "clone contiguous to type_as float double half bfloat16 detach detach_ alias cpu cuda requires_grad_"
+) + attributes_named("data")
 
 # --- what the axes of the result mean -------------------------------------------------------------------------------
 
@@ -75,15 +78,16 @@ def broadcast_layout(execution: Execution, func: Any, operands: Sequence[Any]) -
         _require_constant(func, tensor, ndim, out.space, "a value per image")
     for tensor, own in zip(tensors, layouts, strict=True):
         if own is None:
-            _require_constant(
-                func,
-                tensor,
-                ndim,
-                out.tracked_axes,
-                "a tensor that does not descend from the input (a position embedding, noise of unknown origin, or the "
-                "output of a scripted module or a custom autograd function)",
-            )
+            _require_constant(func, tensor, ndim, out.tracked_axes, OUTSIDER)
+            if execution.hides_input(tensor):
+                raise unsupported(func, f"{OUTSIDER} may descend from it out of sight")
     return out, ndim
+
+
+OUTSIDER = (
+    "a tensor that does not descend from the input in sight (a position embedding, noise of unknown origin, the output "
+    "of a scripted module or a custom autograd function)"
+)
 
 
 def _require_constant(func: Any, tensor: Tensor, ndim: int, axes: tuple[int, ...], what: str) -> None:
@@ -100,6 +104,8 @@ def metadata(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any:
 
 @Execution.register(*POINTWISE)
 def pointwise(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any:
+    if getattr(func, "__name__", "") == "where" and len(args) + len(kwargs) < 3:
+        raise unsupported(func, "it lists positions")
     layout, ndim = broadcast_layout(execution, func, [*args, *kwargs.values()])
     name = getattr(func, "__name__", "")
     if "out" in kwargs or ((name.endswith("_") or name.startswith("__i")) and name != "__invert__"):
@@ -111,6 +117,20 @@ def pointwise(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any
     if out.ndim != ndim:
         raise unsupported(func, f"its result has {out.ndim} axes instead of {ndim}")
     return execution.mark(out, layout)
+
+
+@Execution.register(*SAME_VALUES)
+def same_values(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The values of the first argument in another form; other arguments may only lend their dtype or device."""
+    out: Tensor = func(input, *args, **kwargs)
+    layout = execution.layout(input)
+    return out if layout is None else execution.mark(out, layout)
+
+
+def require_no_input(execution: Execution, func: Any, *arguments: Any) -> None:
+    """Raise if a weight, an index or the like descends from the network's input."""
+    if execution.any_layout(arguments):
+        raise unsupported(func, "one of its parameters descends from the input")
 
 
 def free_axes(func: Any, layout: Layout, ndim: int, dims: Any) -> tuple[int, ...]:
@@ -132,68 +152,68 @@ def own_layout(execution: Execution, func: Any, x: Any) -> Layout:
     return layout
 
 
-@Execution.register(*functions_named("softmax log_softmax softmin glu cumsum flip roll normalize"))
-def along_channels(execution: Execution, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Functions along one or more free axes that keep all axes."""
-    layout = own_layout(execution, func, x)
-    name = func.__name__
-    if name == "normalize":
-        dims = kwargs.get("dim", args[1] if len(args) > 1 else 1)
-    elif name == "glu":
-        dims = kwargs.get("dim", args[0] if args else -1)
-    elif name == "roll":
-        dims = kwargs.get("dims", args[1] if len(args) > 1 else None)
-    elif name == "flip":
-        dims = kwargs.get("dims", args[0] if len(args) == 1 else args)
-    else:
-        dims = kwargs.get("dim", args[0] if args else None)
+# Functions along free axes that keep all axes: the place of the axes among the arguments after the tensor, and their
+# name and default. (`glu` halves its axis.)
+_ALONG = {
+    "softmax": (0, "dim", None),
+    "log_softmax": (0, "dim", None),
+    "softmin": (0, "dim", None),
+    "cumsum": (0, "dim", None),
+    "glu": (0, "dim", -1),
+    "normalize": (1, "dim", 1),
+    "roll": (1, "dims", None),
+    "flip": (0, "dims", None),
+}
+
+
+@Execution.register(*functions_named(" ".join(_ALONG)))
+def along_channels(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    layout = own_layout(execution, func, input)
+    place, name, default = _ALONG[func.__name__]
+    if func.__name__ == "flip" and len(args) > 1:
+        args = (args,)
+    dims = kwargs.get(name, args[place] if len(args) > place else default)
     if dims is None:
         raise unsupported(func, "it names no axis")
-    free_axes(func, layout, x.ndim, dims)
-    out = func(x, *args, **kwargs)
-    return (
-        execution.mark(out, layout)
-        if isinstance(out, Tensor)
-        else type(out)(tuple(execution.mark(o, layout) for o in out))
-    )
+    free_axes(func, layout, input.ndim, dims)
+    return execution.mark(func(input, *args, **kwargs), layout)
 
 
 @Execution.register(*functions_named("layer_norm rms_norm"))
 def layer_norm(
-    execution: Execution, func: Any, x: Tensor, normalized_shape: Sequence[int], *args: Any, **kwargs: Any
+    execution: Execution, func: Any, input: Tensor, normalized_shape: Sequence[int], *args: Any, **kwargs: Any
 ) -> Tensor:
     """Normalisation of the last axes, which must be free."""
-    layout = own_layout(execution, func, x)
+    layout = own_layout(execution, func, input)
+    require_no_input(execution, func, *args, *kwargs.values())
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    free_axes(func, layout, x.ndim, range(x.ndim - len(shape), x.ndim))
-    return execution.mark(func(x, shape, *args, **kwargs), layout)
+    free_axes(func, layout, input.ndim, range(input.ndim - len(shape), input.ndim))
+    return execution.mark(func(input, shape, *args, **kwargs), layout)
 
 
 @Execution.register(F.prelu, torch.prelu, torch.Tensor.prelu)
 def prelu(execution: Execution, func: Any, input: Tensor, weight: Tensor) -> Tensor:
     """Its weights belong to axis 1, not to the last axis as broadcasting would have it."""
     layout = own_layout(execution, func, input)
+    require_no_input(execution, func, weight)
     if weight.numel() > 1:
         free_axes(func, layout, input.ndim, 1)
-    if execution.layout(weight) is not None:
-        raise unsupported(func, "its weight descends from the input")
     return execution.mark(func(input, weight), layout)
 
 
 @Execution.register(F.linear, torch._C._nn.linear)
-def linear(execution: Execution, func: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    layout = own_layout(execution, func, x)
-    if execution.layout(weight) is not None or execution.layout(bias) is not None:
-        raise unsupported(func, "its weight descends from the input")
-    free_axes(func, layout, x.ndim, -1)
-    return execution.mark(func(x, weight, bias), layout)
+def linear(execution: Execution, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    layout = own_layout(execution, func, input)
+    require_no_input(execution, func, weight, bias)
+    free_axes(func, layout, input.ndim, -1)
+    return execution.mark(func(input, weight, bias), layout)
 
 
-@Execution.register(*functions_named("matmul"))
-def matmul(execution: Execution, func: Any, x: Tensor, other: Tensor) -> Tensor:
+@Execution.register(torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+def matmul(execution: Execution, func: Any, input: Tensor, other: Tensor) -> Tensor:
     """A linear map of the last axis; products between positions, as in attention, are refused."""
-    layout = own_layout(execution, func, x)
+    layout = own_layout(execution, func, input)
     if execution.layout(other) is not None or other.ndim != 2:
         raise unsupported(func, "it multiplies two tensors of the input with each other, as attention does")
-    free_axes(func, layout, x.ndim, -1)
-    return execution.mark(func(x, other), layout)
+    free_axes(func, layout, input.ndim, -1)
+    return execution.mark(func(input, other), layout)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..execution import Execution, unsupported
 from .axes import without_axes
 from .functions import functions_named
 from .pointwise import own_layout
-from .window import per_axis
 
 # Reductions with the names of their positional arguments after the tensor.
 _REDUCTIONS: dict[Any, tuple[str, ...]] = {
@@ -41,17 +41,23 @@ def bound_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 @Execution.register(*_REDUCTIONS)
-def reduction(execution: Execution, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+def reduction(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Reductions with the axes named: of free axes as they are, of all of space over an image's visible positions."""
-    layout = own_layout(execution, func, x)
+    layout = own_layout(execution, func, input)
     arguments = bound_arguments(func, args, kwargs)
     dims = arguments.pop("dim", None)
     keep = bool(arguments.pop("keepdim", False))
+    if isinstance(arguments.get("p"), str):
+        if arguments["p"] != "fro":
+            raise unsupported(func, "it is the norm of a matrix, not of the values at positions")
+        arguments["p"] = 2
+    if func is torch.linalg.norm and not isinstance(dims, int):
+        raise unsupported(func, "along two axes it is the norm of a matrix; use torch.linalg.vector_norm")
     if "out" in arguments:
         raise unsupported(func, "it writes into a tensor that does not descend from the input")
     if dims is None or dims == ():
         raise unsupported(func, "it reduces all axes, samples included")
-    axes = tuple(d % x.ndim for d in ((dims,) if isinstance(dims, int) else dims))
+    axes = tuple(d % input.ndim for d in ((dims,) if isinstance(dims, int) else dims))
     if layout.batch in axes:
         raise unsupported(func, "it mixes images")
     spatial = [a for a in layout.space if a in axes]
@@ -65,28 +71,36 @@ def reduction(execution: Execution, func: Any, x: Tensor, *args: Any, **kwargs: 
         new = layout.per_image(layout.batch) if spatial else layout
         return execution.mark(out, new if keep else without_axes(new, axes))
 
-    out = execution.reduce_space(reduce, x, layout, axes, keep) if spatial else reduce(x, axes)
+    out = execution.reduce_space(reduce, input, layout, axes, keep) if spatial else reduce(input, axes)
     return marked(out) if isinstance(out, Tensor) else tuple(marked(part) for part in out)
 
 
-_ADAPTIVE = " ".join(f"adaptive_{kind}_pool{n}d" for kind in ("avg", "max") for n in (1, 2, 3))
+# Adaptive pooling: what it takes of its windows, and its number of spatial dimensions. (The other forms of max pooling
+# that torch has return indices as well.)
+_ADAPTIVE: dict[Any, tuple[Any, int]] = {
+    **{f: (torch.mean, n) for n in (1, 2, 3) for f in functions_named(f"adaptive_avg_pool{n}d")},
+    F.adaptive_max_pool1d: (torch.amax, 1),
+    F.adaptive_max_pool2d: (torch.amax, 2),
+    F.adaptive_max_pool3d: (torch.amax, 3),
+}
 
 
-@Execution.register(*functions_named(_ADAPTIVE))
+@Execution.register(*_ADAPTIVE)
 def adaptive_pool(
     execution: Execution, func: Any, input: Tensor, output_size: Any, return_indices: bool = False
 ) -> Tensor:
     """Pooling of the whole map to one value a channel."""
     layout = own_layout(execution, func, input)
+    statistic, dims = _ADAPTIVE[func]
+    if return_indices:
+        raise unsupported(func, "the indices it returns have no meaning on patches")
     if not layout.is_map:
         if layout.batch != 0:
             raise unsupported(func, f"it needs samples first, its argument is {layout}")
         return execution.on_one_row_per_image(lambda x: func(x, output_size), input, layout)
-    dims = len(layout.space)
-    if layout.space != tuple(range(input.ndim - dims, input.ndim)) or any(s != 1 for s in per_axis(output_size, dims)):
+    if len(layout.space) != dims or layout.batch != 0 or layout.space != tuple(range(2, input.ndim)):
+        raise unsupported(func, f"it needs a map laid out as (batch, channel, *space), its argument is {layout}")
+    if any(size != 1 for size in (output_size if isinstance(output_size, (tuple, list)) else (output_size,))):
         raise unsupported(func, f"only pooling to size 1 has a rule, not to {output_size}")
-    if return_indices:
-        raise unsupported(func, "the indices it returns have no meaning on patches")
-    function = torch.amax if "max" in func.__name__ else torch.mean
-    out: Tensor = reduction(execution, function, input, dim=layout.space, keepdim=True)
+    out: Tensor = reduction(execution, statistic, input, dim=layout.space, keepdim=True)
     return out

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..execution import Execution, unsupported
 from ..layout import Layout
+from .pad import require_unchanged
 
 
 class Window(NamedTuple):
@@ -78,6 +79,7 @@ def window_over(
         behind = list(before)
     pending = layout.padding
     if pending is not None:
+        require_unchanged(func, x, pending)
         if any(before) and pending.value != fill:
             raise unsupported(func, f"it pads with {fill} what was padded with {pending.value} before")
         fill = pending.value
