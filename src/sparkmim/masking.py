@@ -33,7 +33,7 @@ def random_visible(
     mask_ratio: float,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
-) -> Bool[Tensor, batch * grid]:
+) -> Bool[Tensor, "batch *grid"]:
     """A random mask for each image, all with the same number of visible patches (paper, section 3.1).
 
     Args:
@@ -54,7 +54,7 @@ def random_visible(
     return visible.view(batch, *grid).to(device or visible.device, non_blocking=True)
 
 
-def count_visible(visible: Bool[Tensor, batch * grid]) -> int:
+def count_visible(visible: Bool[Tensor, "batch *grid"]) -> int:
     """The number of visible patches of each image. Waits for the device if the mask is on one.
 
     Raises:

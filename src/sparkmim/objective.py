@@ -60,7 +60,7 @@ def denormalise_patches(
 def hidden_patch_loss(
     prediction: Float[Tensor, "batch channel *size"],
     target: Float[Tensor, "batch channel *size"],
-    visible: Bool[Tensor, batch * grid],
+    visible: Bool[Tensor, "batch *grid"],
     hidden: int,
 ) -> Float[Tensor, ""]:
     """Squared error averaged over each patch, then over hidden patches.

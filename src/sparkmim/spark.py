@@ -108,7 +108,7 @@ class SparK(nn.Module):
     def forward(
         self,
         images: Float[Tensor, "batch channel *size"],
-        visible: Bool[Tensor, batch * grid] | None = None,
+        visible: Bool[Tensor, "batch *grid"] | None = None,
         *,
         generator: torch.Generator | None = None,
     ) -> SparKOutput:
@@ -141,7 +141,7 @@ class SparK(nn.Module):
     def mask(
         self,
         images: Float[Tensor, "batch channel *size"],
-        visible: Bool[Tensor, batch * grid] | None = None,
+        visible: Bool[Tensor, "batch *grid"] | None = None,
         generator: torch.Generator | None = None,
     ) -> PatchGrid:
         """The visible patches of a batch: of the mask given, or of a random one."""
@@ -187,7 +187,7 @@ class SparK(nn.Module):
         return features[-self.levels :]
 
     def encode(
-        self, images: Float[Tensor, "batch channel *size"], visible: Bool[Tensor, batch * grid]
+        self, images: Float[Tensor, "batch channel *size"], visible: Bool[Tensor, "batch *grid"]
     ) -> list[Float[Tensor, "batch _ *_size"]]:
         """The feature maps `(B, C_i, H / s_i, W / s_i)`, finest first, zero where hidden."""
         grid = self.mask(images, visible)
@@ -198,7 +198,7 @@ class SparK(nn.Module):
         return normalise_patches(images, self.patch_size)
 
     def reconstruct(
-        self, images: Float[Tensor, "batch channel *size"], visible: Bool[Tensor, batch * grid] | None = None
+        self, images: Float[Tensor, "batch channel *size"], visible: Bool[Tensor, "batch *grid"] | None = None
     ) -> Float[Tensor, "batch channel *size"]:
         """Images with their hidden patches predicted: the input where visible, the prediction where hidden.
 

@@ -8,9 +8,12 @@ as they are. (Re-entrant checkpointing runs the first pass without gradients, by
 
 from __future__ import annotations
 
+import inspect
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.utils.checkpoint
 
 if TYPE_CHECKING:
     from .execution import Execution
@@ -22,22 +25,38 @@ def recompute_under(execution: Execution, func: Any) -> None:
     Raises:
         UnsupportedOperation: for a checkpoint in a form that this version of torch is not known to have.
     """
-    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    if hooks is None:
+    checkpoint = _checkpoint_under_way()
+    if checkpoint is None:
         return
-    pack: Any = hooks[0]
-    if getattr(pack, "__module__", None) != "torch.utils.checkpoint" or "recomputation" in pack.__qualname__:
-        return
-    variables = dict(zip(pack.__code__.co_freevars, pack.__closure__ or (), strict=True))
-    frame: Any = variables["frame"].cell_contents if "frame" in variables else None
-    compute = getattr(frame, "recompute_fn", None)
+    compute = getattr(checkpoint, "recompute_fn", None)
     if compute is None:
         from .execution import unsupported
 
         raise unsupported(func, f"checkpointing is not understood as torch {torch.__version__} does it")
-    if isinstance(compute, _Recompute):
-        return
-    frame.recompute_fn = _Recompute(execution, compute)
+    if not isinstance(compute, _Recompute):
+        checkpoint.recompute_fn = _Recompute(execution, compute)
+
+
+def _checkpoint_under_way() -> Any:
+    """Torch's record of the innermost checkpointed function in its first pass, None outside one.
+
+    It is found in the closure of the hook for saved tensors that the checkpoint has set. Before torch 2.8 hooks cannot
+    be asked for; there it is found through the generator that `torch.utils.checkpoint.checkpoint` holds meanwhile.
+    """
+    if hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
+        hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
+        pack: Any = None if hooks is None else hooks[0]
+        if getattr(pack, "__module__", None) != "torch.utils.checkpoint" or "recomputation" in pack.__qualname__:
+            return None
+        variables = dict(zip(pack.__code__.co_freevars, pack.__closure__ or (), strict=True))
+        return variables["frame"].cell_contents if "frame" in variables else pack
+    caller: Any = sys._getframe(1)
+    while caller is not None:
+        if caller.f_code is inspect.unwrap(torch.utils.checkpoint.checkpoint).__code__:
+            generator = caller.f_locals.get("gen")
+            return None if generator is None else generator.gi_frame.f_locals.get("new_frame")
+        caller = caller.f_back
+    return None
 
 
 class _Recompute:

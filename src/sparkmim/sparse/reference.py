@@ -19,8 +19,7 @@ from torch import Tensor
 from .execution import Execution, unsupported
 from .grid import PatchGrid
 from .layout import Layout
-from .ops.pad import require_unchanged
-from .ops.window import per_axis
+from .ops.window import Window, per_axis, window_over
 
 
 class MaskedDenseExecution(Execution):
@@ -97,16 +96,14 @@ class MaskedDenseExecution(Execution):
             raise unsupported(func, f"it needs a map laid out as (batch, channel, *space), its argument is {layout}")
         return layout
 
-    def entering(self, func: Any, x: Tensor, fill: float, own_padding: Any = 0) -> Tensor:
+    def entering(self, func: Any, x: Tensor, window: Window) -> Tensor:
         """A map as a window sees it: hidden positions and padding by `F.pad` carried out."""
         layout = self.laid_out(func, x)
+        x = self.where_visible(x, window.fill, func)
         if layout.padding is None:
-            return self.where_visible(x, fill, func)
-        require_unchanged(func, x, layout.padding)
-        if own_padding not in (0, "valid", (0,) * len(layout.space)) and layout.padding.value != fill:
-            raise unsupported(func, f"it pads with {fill} what was padded with {layout.padding.value} before")
+            return x
         sides = [s for pair in zip(layout.padding.after, layout.padding.before, strict=True) for s in pair]
-        return F.pad(self.where_visible(x, layout.padding.value, func), sides[::-1], value=layout.padding.value)
+        return F.pad(x, sides[::-1], value=layout.padding.value)
 
     def leaving(self, func: Any, x: Tensor, layout: Layout) -> Tensor:
         return self.mark(self.where_visible(x, 0.0, func), layout.padded(None))
@@ -129,7 +126,8 @@ def conv(
         raise unsupported(func, "its weight descends from the input")
     if not layout.is_map:
         return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
-    out = func(execution.entering(func, input, 0.0, padding), weight, bias, stride, padding, dilation, groups)
+    window = window_over(execution, func, input, layout, weight.shape[2:], stride, padding, dilation)
+    out = func(execution.entering(func, input, window), weight, bias, stride, padding, dilation, groups)
     return execution.leaving(func, out, layout)
 
 
@@ -141,12 +139,19 @@ def max_pool2d(
     kernel_size: Any,
     stride: Any = None,
     padding: Any = 0,
-    *args: Any,
-    **kwargs: Any,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> Tensor:
+    if return_indices:
+        raise unsupported(func, "the indices it returns have no meaning on patches")
     layout = execution.laid_out(func, input)
-    entering = execution.entering(func, input, -math.inf, padding)
-    return execution.leaving(func, func(entering, kernel_size, stride, padding, *args, **kwargs), layout)
+    kernel = per_axis(kernel_size, 2)
+    window = window_over(
+        execution, func, input, layout, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
+    )
+    out = F.max_pool2d(execution.entering(func, input, window), kernel, stride, padding, dilation, ceil_mode)
+    return execution.leaving(func, out, layout)
 
 
 @MaskedDenseExecution.register(F.avg_pool2d, torch._C._nn.avg_pool2d)
@@ -162,13 +167,15 @@ def avg_pool2d(
     divisor_override: int | None = None,
 ) -> Tensor:
     layout = execution.laid_out(func, input)
+    kernel = per_axis(kernel_size, 2)
+    window = window_over(execution, func, input, layout, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
 
     def summed(x: Tensor) -> Tensor:
         return F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, divisor_override=1)
 
-    out = summed(execution.entering(func, input, 0.0, padding))
+    out = summed(execution.entering(func, input, window))
     if count_include_pad or divisor_override is not None:
-        out = out / (divisor_override or math.prod(per_axis(kernel_size, 2)))
+        out = out / (divisor_override or math.prod(kernel))
     else:
         there = execution.mask(input.shape[2:]).unsqueeze(1).to(input.dtype)
         out = out / summed(there).clamp_min(1)
@@ -196,4 +203,6 @@ def interpolate(execution: MaskedDenseExecution, func: Any, input: Tensor, *args
     if mode not in ("nearest", "nearest-exact"):
         raise unsupported(func, f"{mode} resampling has no rule")
     layout = execution.laid_out(func, input)
-    return execution.leaving(func, func(execution.entering(func, input, 0.0), *args, **kwargs), layout)
+    execution.require_map(layout, func)
+    out = func(execution.where_visible(input, 0.0, func), *args, **kwargs)
+    return execution.leaving(func, out, layout)

@@ -53,7 +53,7 @@ def reduction(execution: Execution, func: Any, input: Tensor, *args: Any, **kwar
         arguments["p"] = 2
     if func is torch.linalg.norm and not isinstance(dims, int):
         raise unsupported(func, "along two axes it is the norm of a matrix; use torch.linalg.vector_norm")
-    if "out" in arguments:
+    if arguments.pop("out", None) is not None:
         raise unsupported(func, "it writes into a tensor that does not descend from the input")
     if dims is None or dims == ():
         raise unsupported(func, "it reduces all axes, samples included")

@@ -77,7 +77,7 @@ def window_over(
     else:
         before = list(per_axis(padding, dims))
         behind = list(before)
-    pending = layout.padding
+    pending, own_fill = layout.padding, fill
     if pending is not None:
         require_unchanged(func, x, pending)
         if any(before) and pending.value != fill:
@@ -99,6 +99,12 @@ def window_over(
                 f"with kernel extent {e}, stride {s} and padding {lo} + {hi} a map of n positions does not become "
                 f"one of n / {s}, so the result is not aligned with the patches",
             )
+    reach = zip(extents, stride, before, behind, strict=True)
+    overhangs = ceil_mode and any(e - lo - s > hi for e, s, lo, hi in reach)
+    if overhangs and pending is not None and pending.value != own_fill:
+        raise unsupported(
+            func, f"with ceil_mode it pads with {own_fill} beyond what was padded with {pending.value} before"
+        )
     after = tuple(e - 1 - lo - (s - 1) for e, s, lo in zip(extents, stride, before, strict=True))
     span = tuple(lo + b + hi for lo, b, hi in zip(before, block, after, strict=True))
     out = tuple(b // s for b, s in zip(block, stride, strict=True))

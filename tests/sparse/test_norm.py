@@ -1,0 +1,203 @@
+"""Normalisation: statistics are those of visible positions, and running statistics are updated once, as they should."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
+
+from sparkmim.sparse import MaskedDenseExecution
+
+Masks = Callable[..., st.SearchStrategy[Tensor]]
+Check = Callable[..., None]
+
+BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+INSTANCE_NORMS = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+MASKS = {
+    "one patch": torch.tensor([[[False, True, False]], [[True, False, False]]]),
+    "all patches": torch.ones(2, 2, 3, dtype=torch.bool),
+    "row": torch.tensor([[[True, True, False, True, False]], [[False, True, True, False, True]]]),
+    "boxes": torch.tensor([
+        [[True, True, False], [True, True, False], [False, False, False]],
+        [[False, False, False], [False, True, True], [False, True, True]],
+    ]),
+}  # fmt: skip
+BOXES = ["all patches", "boxes"]
+
+
+def randomised(network: nn.Module) -> nn.Module:
+    """Affine parameters and running statistics that are not the neutral ones."""
+    generator = torch.Generator().manual_seed(0)
+    network = network.double()
+    for tensor in [*network.parameters(), *network.buffers()]:
+        if tensor.is_floating_point():
+            tensor.data.uniform_(0.5, 2.0, generator=generator)
+    return network
+
+
+class GlobalResponseNorm(nn.Module):
+    """As ConvNeXt V2 has it, on channels-last maps: a norm over space, set in relation to its mean over channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        spread = x.norm(p=2, dim=(1, 2), keepdim=True)
+        spread = spread / (spread.mean(dim=-1, keepdim=True) + 1e-6)
+        x = x + torch.addcmul(self.bias.view(1, 1, 1, -1), self.weight.view(1, 1, 1, -1), x * spread)
+        return x.permute(0, 3, 1, 2)
+
+
+class SqueezeExcite(nn.Module):
+    """A gate of each image, with a `norm` of the pooled values inside."""
+
+    def __init__(self, norm: nn.Module, pool: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.reduce, self.norm, self.expand = nn.Conv2d(4, 4, 1), norm, nn.Conv2d(4, 4, 1)
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.expand(self.norm(self.reduce(self.pool(x))).relu()).sigmoid()
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def pooled(x: Tensor) -> Tensor:
+    return x.mean((2, 3), keepdim=True)
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "batch": lambda: nn.BatchNorm2d(4),
+    "batch, not affine": lambda: nn.BatchNorm2d(4, affine=False),
+    "batch, cumulative": lambda: nn.BatchNorm2d(4, momentum=None),
+    "batch, no running statistics": lambda: nn.BatchNorm2d(4, track_running_stats=False),
+    "batch of pooled values": lambda: SqueezeExcite(nn.BatchNorm2d(4), pooled),
+    "batch of values pooled by a module": lambda: SqueezeExcite(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1)),
+    "group": lambda: nn.GroupNorm(2, 4),
+    "group of one channel each": lambda: nn.GroupNorm(4, 4, affine=False),
+    "group of all channels": lambda: nn.GroupNorm(1, 4),
+    "group of pooled values": lambda: SqueezeExcite(nn.GroupNorm(2, 4), pooled),
+    "instance": lambda: nn.InstanceNorm2d(4),
+    "instance, affine": lambda: nn.InstanceNorm2d(4, affine=True),
+    "instance, running statistics": lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
+    "layer": lambda: ChannelsLast(nn.LayerNorm(4)),
+    "layer of pooled values": lambda: SqueezeExcite(ChannelsLast(nn.LayerNorm(4)), pooled),
+    "root mean square": lambda: ChannelsLast(nn.RMSNorm(4)),
+    "global response": lambda: GlobalResponseNorm(4),
+    "between convolutions": lambda: nn.Sequential(
+        nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, padding=1),
+        nn.GroupNorm(2, 4), nn.GELU(), nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.BatchNorm2d(4),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("visible", MASKS.values(), ids=MASKS.keys())
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS.keys())
+def test_layers(make: Callable[[], nn.Module], visible: Tensor, training: bool, agrees_with_oracle: Check) -> None:
+    agrees_with_oracle(randomised(make()).train(training), visible, 4, (4, 2))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("mask", BOXES)
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS.keys())
+def test_layers_on_boxes(make: Callable[[], nn.Module], mask: str, training: bool, agrees_with_crop: Check) -> None:
+    agrees_with_crop(randomised(make()).train(training), MASKS[mask], 4, (4, 2))
+
+
+def norms(dims: int) -> dict[str, Callable[[], nn.Module]]:
+    return {
+        "batch": lambda: BATCH_NORMS[dims](4),
+        "group": lambda: nn.GroupNorm(2, 4),
+        "instance": lambda: INSTANCE_NORMS[dims](4, affine=True, track_running_stats=True),
+        "layer": lambda: ChannelsLast(nn.LayerNorm(4)),
+    }
+
+
+@given(data=st.data(), dims=st.integers(1, 3), kind=st.sampled_from(sorted(norms(2))), training=st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_any_mask(
+    data: st.DataObject, dims: int, kind: str, training: bool, visible_patches: Masks, agrees_with_oracle: Check
+) -> None:
+    visible = data.draw(visible_patches(dims, largest=3))
+    patch = (2, *[data.draw(st.integers(1, 3)) for _ in range(dims - 1)])  # more than one value to normalise over
+    agrees_with_oracle(randomised(norms(dims)[kind]()).train(training), visible, 4, patch)
+
+
+@given(data=st.data(), dims=st.integers(1, 3), kind=st.sampled_from(sorted(norms(2))), training=st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_any_box(
+    data: st.DataObject, dims: int, kind: str, training: bool, visible_rectangles: Masks, agrees_with_crop: Check
+) -> None:
+    visible = data.draw(visible_rectangles(dims, largest=3))
+    patch = (2, *[data.draw(st.integers(1, 3)) for _ in range(dims - 1)])
+    agrees_with_crop(randomised(norms(dims)[kind]()).train(training), visible, 4, patch)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("kind", sorted(norms(2)))
+def test_one_image(kind: str, training: bool, agrees_with_oracle: Check, agrees_with_crop: Check) -> None:
+    """The axis of images vanishes from memory layouts, and the gradient comes channels last, as a convolution sends it:
+    torch's batch norm of a contiguous map mistakes the one for the other (seen in 2.15)."""
+    network = nn.Sequential(norms(2)[kind](), nn.Conv2d(4, 4, 3, padding=1))
+    network = randomised(network).train(training)
+    agrees_with_oracle(network, MASKS["boxes"][:1], 4, (3, 2))
+    agrees_with_crop(network, MASKS["boxes"][:1], 4, (3, 2))
+
+
+@pytest.mark.parametrize("mask", BOXES)
+def test_standardised_weights(mask: str, network_of: Any, agrees_with_oracle: Check, agrees_with_crop: Check) -> None:
+    """Weight standardisation calls batch norm with a weight: the engine must leave it alone, in train mode too."""
+
+    def convolve(x: Tensor, weight: Tensor, gain: Tensor) -> Tensor:
+        standardised = F.batch_norm(weight.reshape(1, 4, -1), None, None, gain, training=True, momentum=0.0)
+        return F.conv2d(x, standardised.reshape_as(weight), padding=1)
+
+    network = network_of(convolve, weight=torch.randn(4, 4, 3, 3).double(), gain=torch.rand(4).double())
+    agrees_with_oracle(network, MASKS[mask], 4, (2, 2))
+    agrees_with_crop(network, MASKS[mask], 4, (2, 2))
+
+
+@pytest.mark.parametrize("name", sorted(LAYERS))
+def test_no_waiting_for_the_device(name: str, never_waits: Check) -> None:
+    never_waits(LAYERS[name], (2, 3, 3), 4, 4, (4, 2))
+
+
+def test_waiting_is_noticed(never_waits: Check) -> None:
+    """The reference picks out visible positions with a mask, which has to be read."""
+    with pytest.raises(DynamicOutputShapeException):
+        never_waits(LAYERS["batch"], (2, 3, 3), 4, 4, (4, 2), MaskedDenseExecution)
+
+
+REFUSED = {
+    "layer norm over space": lambda x: F.layer_norm(x, x.shape[1:]),
+    "layer norm of channels that come second": lambda x: F.layer_norm(x, x.shape[-1:]),
+    "batch norm of channels that come last": lambda x: F.batch_norm(x.permute(0, 2, 3, 1), None, None, training=True),
+    "group norm of channels that come last": lambda x: F.group_norm(x.permute(0, 2, 3, 1), 1),
+    "instance norm of channels that come last": lambda x: F.instance_norm(x.permute(0, 2, 3, 1)),
+    "instance norm of pooled values": lambda x: F.instance_norm(pooled(x)),
+    "batch norm with samples elsewhere": lambda x: F.batch_norm(x.transpose(0, 1), None, None, training=True),
+    "batch norm after padding": lambda x: F.batch_norm(F.pad(x, (1, 1, 1, 1)), None, None, training=True),
+    "group norm after padding": lambda x: F.group_norm(F.pad(x, (1, 1, 1, 1)), 1),
+    "a weight made of the input": lambda x: F.group_norm(x, 1, x.mean((0, 2, 3))),
+    "local response": lambda x: F.local_response_norm(x, 3),
+}
+
+
+@pytest.mark.parametrize("function", REFUSED.values(), ids=REFUSED.keys())
+def test_refused(function: Callable[[Tensor], Tensor], network_of: Any, is_refused: Check) -> None:
+    is_refused(network_of(function), MASKS["boxes"], 4, (4, 4))
