@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -18,7 +19,10 @@ LEVELS = 4
 """Feature maps that a pyramid keeps at most: the deepest ones (strides 4 to 32 for a ResNet), as in the paper."""
 
 PROBE_SIZES = (224, 256, 240, 288, 360)
-"""Image sizes tried for measuring strides: one that all strides of the network divide is wanted."""
+"""Image sizes tried for guessing the strides: one that they all divide is wanted."""
+
+PROOF_PATCHES = (7, 8)
+"""Numbers of patches on which a guess is verified: a map may divide an image that its stride does not."""
 
 
 class Level(NamedTuple):
@@ -41,7 +45,7 @@ class Backbone:
 
     Attributes:
         module: the network, untouched but for the hooks that read the outputs of `stages`.
-        levels: channels and stride of each map, measured by running the network once on a small blank image.
+        levels: channels and stride of each map, measured by running the network on blank images.
         dims: number of spatial dimensions.
 
     Raises:
@@ -116,31 +120,37 @@ class Backbone:
         return [maps[indices.index(i)] for i in self._chosen]
 
     def _measure(self) -> list[Level]:
-        tried = []
+        tried: list[str] = []
         for size in PROBE_SIZES:
-            with _probing(self.module), torch.no_grad():
-                maps = self(self.blank_image(size))
-            shapes = [tuple(m.shape) for m in maps if isinstance(m, Tensor)]
-            if len(shapes) != len(maps) or any(len(shape) != self.dims + 2 for shape in shapes):
-                raise ValueError(
-                    f"a backbone must offer maps (B, C, *size); {type(self.module).__name__} gives {shapes}"
-                )
-            if not shapes:
-                raise ValueError(f"{type(self.module).__name__} offers no feature maps")
-            if all(size % extent == 0 for shape in shapes for extent in shape[2:]):
+            levels = self._measure_at(size, tried)
+            if levels is None:
+                continue
+            patch = math.lcm(*[s for level in levels for s in level.stride])
+            proofs = [n * patch for n in PROOF_PATCHES if n * patch != size]
+            if all(self._measure_at(proof, tried) == levels for proof in proofs):
                 break
-            tried.append(f"{size} -> {', '.join(str(shape[2]) for shape in shapes)}")
         else:
             raise ValueError(
                 f"the feature maps of {type(self.module).__name__} are not proportional to the image "
-                f"({'; '.join(tried)}), "
-                "as happens with unpadded convolutions; patches cannot be aligned with them"
+                f"({'; '.join(tried)}), as happens with unpadded convolutions; patches cannot be aligned with them"
             )
-        levels = [Level(shape[1], tuple(size // extent for extent in shape[2:])) for shape in shapes]
         last = {level.stride: index for index, level in enumerate(levels)}
-        chosen = sorted(last.values(), key=lambda index: levels[index].stride)[-LEVELS:]
-        self._chosen = chosen
-        return [levels[index] for index in chosen]
+        self._chosen = sorted(last.values(), key=lambda index: levels[index].stride)[-LEVELS:]
+        return [levels[index] for index in self._chosen]
+
+    def _measure_at(self, size: int, tried: list[str]) -> list[Level] | None:
+        """All maps of an image of that size, None (and a line in `tried`) if they do not divide it."""
+        with _probing(self.module), torch.no_grad():
+            maps = self(self.blank_image(size))
+        shapes = [tuple(m.shape) for m in maps if isinstance(m, Tensor)]
+        if len(shapes) != len(maps) or any(len(shape) != self.dims + 2 for shape in shapes):
+            raise ValueError(f"a backbone must offer maps (B, C, *size); {type(self.module).__name__} gives {shapes}")
+        if not shapes:
+            raise ValueError(f"{type(self.module).__name__} offers no feature maps")
+        tried.append(f"{size} -> {', '.join(str(shape[2]) for shape in shapes)}")
+        if any(size % extent for shape in shapes for extent in shape[2:]):
+            return None
+        return [Level(shape[1], tuple(size // extent for extent in shape[2:])) for shape in shapes]
 
     def blank_image(self, size: int) -> Tensor:
         """A batch of one grey image of the network's dtype and device."""
@@ -161,13 +171,13 @@ class Backbone:
         )
         return check(other.module, other, patch_size=size, in_chans=self.in_chans, **settings)
 
-    def unreached_parameters(self) -> list[str]:
-        """Names of parameters that no feature map depends on (a classifier's, a last norm's)."""
+    def unreached_parameters(self, levels: int = LEVELS) -> list[str]:
+        """Names of parameters that none of the deepest `levels` maps depends on (a classifier's, a last norm's)."""
         size = max(s for stride in self.strides for s in stride)
         with _probing(self.module), torch.enable_grad():
             frozen = [p for p in self.module.parameters() if not p.requires_grad]
             maps = self(self.blank_image(2 * size).requires_grad_())
-        reached = _leaves(maps)
+        reached = _leaves(maps[-levels:])
         skip = {id(p) for p in frozen}
         return [name for name, p in self.module.named_parameters() if id(p) not in reached and id(p) not in skip]
 

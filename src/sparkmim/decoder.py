@@ -147,8 +147,9 @@ class UNetDecoder(nn.Module):
         self.reset_parameters()
 
     def width_of(self, level: int) -> int:
-        """Width of the decoder where the densified map `level` (0 = deepest) enters."""
-        return next(w for w, step in zip(self.widths, self.steps, strict=False) if step.level == level)
+        """Width of the decoder where the densified map `level` (0 = deepest) enters; one of stride 1 enters last."""
+        entered = [w for w, step in zip(self.widths, self.steps, strict=False) if step.level == level]
+        return entered[0] if entered else self.widths[-1]
 
     def reset_parameters(self) -> None:
         """The official initialisation: normal 0.02 for convolutions, Kaiming fan-out for transposed ones."""
@@ -164,11 +165,14 @@ class UNetDecoder(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Densified maps, deepest first, to a prediction `(B, out_chans, *size)`."""
-        x: Tensor | None = None
-        for step, block in zip(self.steps, self.blocks, strict=True):
-            if step.level is not None and step.level < len(maps):
-                x = maps[step.level] if x is None else x + maps[step.level]
+        coming = iter(maps)
+        x = next(coming)
+        for i, (step, block) in enumerate(zip(self.steps, self.blocks, strict=True)):
+            if i > 0 and step.level is not None:
+                x = x + next(coming)
             x = block(x)
+        for full_resolution in coming:  # a map of stride 1
+            x = x + full_resolution
         prediction: Tensor = self.proj(x)
         return prediction
 

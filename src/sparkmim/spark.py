@@ -101,7 +101,7 @@ class SparK(nn.Module):
         steps = upsampling_steps([level.stride for level in levels])
         self.decoder = UNetDecoder(steps, decoder_width, backbone.in_chans)
         self.densify = build_densify(levels, self.decoder, densify_norm or densify_norm_of(self.encoder))
-        self.unreached = backbone.unreached_parameters()
+        self.unreached = backbone.unreached_parameters(self.levels)
         for name in self.unreached:
             self.encoder.get_parameter(name).requires_grad_(False)
 
