@@ -23,7 +23,7 @@ lint: $(VENV)/installed  ## style and types
 floor:  ## the tests, against the oldest supported torch, torchvision and timm
 	test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check \
-		"torch==2.6.0" "torchvision==0.21.0" "timm==1.0.20" --editable ".[dev]"
+		"torch==2.6.0" "torchvision==0.21.0" "timm==1.0.31" --editable ".[dev]"
 	OMP_NUM_THREADS=1 .venv-floor/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
 clean:
