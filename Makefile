@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+TESTS ?= tests
 
 .PHONY: test lint floor clean
 
@@ -12,7 +13,7 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 test: $(VENV)/installed  ## the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 lint: $(VENV)/installed  ## style and types
 	$(BIN)/ruff check .
@@ -24,7 +25,7 @@ floor:  ## the tests, against the oldest supported torch, torchvision and timm
 	test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check \
 		"torch==2.6.0" "torchvision==0.21.0" "timm==1.0.31" --editable ".[dev]"
-	OMP_NUM_THREADS=1 .venv-floor/bin/python -m pytest -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 .venv-floor/bin/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 clean:
 	rm -rf $(VENV) .venv-floor .pytest_cache .mypy_cache .ruff_cache build

@@ -153,7 +153,7 @@ def test_anisotropic_strides() -> None:
     assert [m.shape[2:] for m in backbone(torch.zeros(1, 3, 16, 40))] == [(4, 20), (4, 10), (2, 5)]
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3, 5, 7, 9, 12, 14, 16, 24, 28, 32, 48, 56, 64])
+@pytest.mark.parametrize("stride", [1, 2, 3, 5, 7, 9, 10, 12, 14, 15, 16, 20, 24, 28, 30, 32, 48, 56, 64])
 def test_strides_are_measured(stride: int) -> None:
     """Also where a map happens to divide an image that its stride does not: 224 pixels at stride 48 give 4."""
     backbone = Backbone(nn.Sequential(nn.Conv2d(3, 4, stride, stride)), stages=["0"])

@@ -351,7 +351,7 @@ def test_mask_that_hides_nothing() -> None:
 
 
 def test_image_too_small_for_the_ratio() -> None:
-    with pytest.raises(ValueError, match="mask ratio 0.6 hides all of the 1 patches of a 1 x 1 grid"):
+    with pytest.raises(ValueError, match=r"mask ratio 0\.6 hides all of the 1 patches of a 1 x 1 grid"):
         build()(pictures(2, 8, 8))
 
 

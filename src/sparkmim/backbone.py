@@ -157,6 +157,21 @@ class Backbone:
         parameter = next(self.module.parameters())
         return torch.zeros(1, self.in_chans, *[size] * self.dims, dtype=parameter.dtype, device=parameter.device)
 
+    def resolve_patch_size(self, patch_size: int | Sequence[int] | None = None) -> tuple[int, ...]:
+        """Pixels of a patch along each axis: the network's total stride by default.
+
+        Raises:
+            ValueError: if it is not a multiple of the total stride.
+        """
+        stride = self.strides[-1]
+        if patch_size is None:
+            return stride
+        size = (patch_size,) * self.dims if isinstance(patch_size, int) else tuple(patch_size)
+        if len(size) != len(stride) or any(p < 1 or p % s for p, s in zip(size, stride, strict=True)):
+            total = " x ".join(map(str, stride))
+            raise ValueError(f"patch size {patch_size} is not a multiple of the network's total stride {total}")
+        return size
+
     def check(self, patch_size: int | Sequence[int] | None = None, **settings: Any) -> CheckReport:
         """Whether the network works on visible patches: identity, crop, leak and oracle, on a copy.
 
@@ -165,10 +180,7 @@ class Backbone:
             settings: of :func:`sparkmim.sparse.check`.
         """
         other = copy.deepcopy(self)
-        stride = self.strides[-1]
-        size = (
-            stride if patch_size is None else (patch_size,) * self.dims if isinstance(patch_size, int) else patch_size
-        )
+        size = self.resolve_patch_size(patch_size)
         return check(other.module, other, patch_size=size, in_chans=self.in_chans, **settings)
 
     def unreached_parameters(self, levels: int = LEVELS) -> list[str]:

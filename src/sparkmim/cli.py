@@ -26,6 +26,8 @@ def load_backbone(model: str, stages: tuple[str, ...] = (), in_chans: int = 3) -
         ValueError: for an unknown model, file or function.
     """
     path, colon, function = model.rpartition(":")
+    if model.endswith(".py"):
+        raise ValueError(f"which function of {model} makes the network? Write FILE.py:FUNCTION")
     if not (colon and path.endswith(".py")):
         backbone = Backbone.create(model, in_chans=in_chans)
         return Backbone(backbone.module, stages, in_chans=in_chans) if stages else backbone

@@ -96,7 +96,7 @@ class SparK(nn.Module):
         self.backbone = backbone
         self.encoder = backbone.module
         levels = backbone.levels[::-1] if hierarchy else backbone.levels[-1:]  # deepest first
-        self.patch_size = _resolve_patch_size(patch_size, levels[0].stride)
+        self.patch_size = backbone.resolve_patch_size(patch_size)
         self.levels = len(levels)
         steps = upsampling_steps([level.stride for level in levels])
         self.decoder = UNetDecoder(steps, decoder_width, backbone.in_chans)
@@ -228,14 +228,3 @@ class SparK(nn.Module):
     def extra_repr(self) -> str:
         """The settings, for `print(model)`."""
         return f"mask_ratio={self.mask_ratio}, patch_size={self.patch_size}, execution={self.execution!r}"
-
-
-def _resolve_patch_size(patch_size: int | tuple[int, ...] | None, stride: tuple[int, ...]) -> tuple[int, ...]:
-    if patch_size is None:
-        return stride
-    size = (patch_size,) * len(stride) if isinstance(patch_size, int) else tuple(patch_size)
-    if len(size) != len(stride) or any(p < 1 or p % s for p, s in zip(size, stride, strict=True)):
-        raise ValueError(
-            f"patch size {patch_size} is not a multiple of the network's total stride {' x '.join(map(str, stride))}"
-        )
-    return size

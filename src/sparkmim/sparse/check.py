@@ -28,6 +28,9 @@ Features = Callable[[Tensor], Any]
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3}
 """Largest relative deviation that passes, by precision."""
 
+FLOOR = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""Share of the norm of all gradients below which one is zero but for rounding (that of a bias before batch norm)."""
+
 
 @dataclass(frozen=True)
 class CheckResult:
@@ -145,7 +148,7 @@ def check(
                     mode,
                     tolerance,
                     _deviation(ours.maps, wanted.maps),
-                    _deviation(ours.gradients, wanted.gradients, floor=1e-6),
+                    _deviation(ours.gradients, wanted.gradients, floor=FLOOR[dtype]),
                     _deviation(ours.statistics, wanted.statistics),
                 )
             except UnsupportedOperation as error:
@@ -270,8 +273,8 @@ def _unpacked(packed: _Pass, visible: Tensor) -> _Pass:
 def _deviation(ours: list[Tensor], wanted: list[Tensor], floor: float = 0.0) -> float:
     """Largest relative difference over tensors, each measured by its own norm.
 
-    `floor` is the share of the norm of all tensors below which a tensor counts as zero but for rounding (the gradient
-    of a bias before batch norm). A missing tensor or NaN is an infinite difference.
+    `floor` is the share of the norm of all tensors below which a tensor counts as zero but for rounding. A missing
+    tensor or NaN is an infinite difference.
     """
     if [t.shape for t in ours] != [t.shape for t in wanted]:
         return math.inf

@@ -112,7 +112,7 @@ class Execution(TorchFunctionMode):
             maps = [maps] if isinstance(maps, Tensor) else maps
             return [self.finish(feature, f"feature map {i}") for i, feature in enumerate(maps)]
         except UnsupportedOperation as error:
-            path = path_of_running_module(error, network)
+            path = None if torch.compiler.is_compiling() else path_of_running_module(error, network)
             raise (UnsupportedOperation(f"in module '{path}': {error}") if path else error) from None
         finally:
             for handle in handles:
@@ -284,7 +284,9 @@ WAYS_OUT = (
 
 def unsupported(func: Any, why: str) -> UnsupportedOperation:
     """The error for a call of `func`; `why` completes "it cannot be carried out: ..."."""
-    name = resolve_name(func) or getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or repr(func)
+    # (Dynamo, which shows this error as its own, cannot trace the search for the full name.)
+    full = None if torch.compiler.is_compiling() else resolve_name(func)
+    name = full or getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or repr(func)
     return UnsupportedOperation(f"{name} cannot be carried out on visible patches: {why}. {WAYS_OUT}")
 
 

@@ -79,7 +79,8 @@ def _with_halo(grid: PatchGrid, x: Tensor, weight: Tensor, bias: Tensor | None, 
         lay_out, cut_out = None, None  # same as for the input
         if window.out != window.block:
             lay_out, cut_out = grid.rows_of_map(window.out), grid.positions_of_rows(window.out)
-        return _DenseConvolution.apply(x, weight, bias, lay_in, lay_out, cut_in, cut_out, window, groups)  # type: ignore[no-untyped-call, no-any-return]
+        rows = _DenseConvolution.apply(x, weight, bias, lay_in, lay_out, cut_in, cut_out, window, groups)
+        return maps_of(rows, (x.shape[0], *window.out))
     table = grid.halo(window.block, window.before, window.after)
     adjoint: Tensor | None = None  # same as the table
     if unit_stride:  # the gradient of the input is a convolution of the gradient, with the reach reversed
@@ -87,18 +88,26 @@ def _with_halo(grid: PatchGrid, x: Tensor, weight: Tensor, bias: Tensor | None, 
             adjoint = grid.halo(window.block, window.after, window.before)
     else:
         adjoint = grid.readers(window.block, window.before, window.after)
-    return _HaloConvolution.apply(x, weight, bias, table, adjoint, window, groups)  # type: ignore[no-untyped-call, no-any-return]
+    out: Tensor = _HaloConvolution.apply(x, weight, bias, table, adjoint, window, groups)
+    return maps_of(out, (x.shape[0], *window.out)) if _by_matrix_product(window, groups) else out
 
 
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, window: Window, groups: int, fill: float
 ) -> Tensor:
-    """Convolution of patches (N, C, *block) that see what `table` says around them."""
-    if groups == 1 and math.prod(window.out) <= GEMM_PIXELS:
-        columns = _columns(x, table, window, fill)
-        return maps_of(F.linear(columns, _as_matrix(weight), bias), (x.shape[0], *window.out))
+    """Convolution of patches (N, C, *block) that see what `table` says around them.
+
+    By matrix product the result is one of rows, `(N * prod(out), O)`: a view of it as maps would be a view made inside
+    an autograd function, which may not be written in place.
+    """
+    if _by_matrix_product(window, groups):
+        return F.linear(_columns(x, table, window, fill), _as_matrix(weight), bias)
     halo = gather_halo(x, table, fill)
     return _convolution(halo, weight, bias, window.stride, window.dilation, groups)
+
+
+def _by_matrix_product(window: Window, groups: int) -> bool:
+    return groups == 1 and math.prod(window.out) <= GEMM_PIXELS
 
 
 def _convolution(
@@ -184,13 +193,16 @@ class _HaloConvolution(torch.autograd.Function):
         window, groups = Window(*ctx.window), ctx.groups
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         zeros = (0,) * len(window.block)
+        matrix_product = grad.ndim == 2
+        grad = maps_of(grad.contiguous(), (x.shape[0], *window.out)) if matrix_product else grad
         grad_x = grad_weight = halo = None
         if need_x and all(s == 1 for s in window.stride):
             grad_x = _convolve(grad, _transposed(weight, groups), None, adjoint, window, groups, fill=0.0)
+            grad_x = maps_of(grad_x, (x.shape[0], *window.block)) if matrix_product else grad_x
         elif need_x:
             halo = gather_halo(x, table, window.fill)
             grad_x = scatter_halo(_input_gradient(grad, halo, weight, window, groups, zeros), adjoint, window.block)
-        if need_weight and groups == 1 and math.prod(window.out) <= GEMM_PIXELS:
+        if need_weight and matrix_product:
             grad_weight = _as_weight(rows_of(grad).t() @ _columns(x, table, window, window.fill), weight)
         elif need_weight:
             halo = gather_halo(x, table, window.fill) if halo is None else halo
@@ -222,7 +234,7 @@ class _DenseConvolution(torch.autograd.Function):
         ctx.window, ctx.groups = window, groups
         whole = _padded(_laid_out(x, lay_in), window)
         out = _convolution(whole, weight, bias, window.stride, window.dilation, groups)
-        return _cut_out(out, cut_in if cut_out is None else cut_out)
+        return rows_of(out).index_select(0, (cut_in if cut_out is None else cut_out).flatten())
 
     @staticmethod
     @once_differentiable
@@ -231,6 +243,7 @@ class _DenseConvolution(torch.autograd.Function):
         window, groups = Window(*ctx.window), ctx.groups
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         zeros = (0,) * len(window.block)
+        grad = maps_of(grad.contiguous(), (x.shape[0], *window.out))
         whole = _padded(_laid_out(x, lay_in), window)
         whole_grad = _laid_out(grad, lay_in if lay_out is None else lay_out)
         grad_x = grad_weight = None

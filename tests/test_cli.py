@@ -1,0 +1,260 @@
+"""The command line: exit codes, what is printed where, and errors a user can mend without a traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparkmim.backbone import Backbone
+from sparkmim.cli import load_backbone, main
+
+NETWORKS = '''
+import torch
+from torch import nn
+
+import sparkmim
+
+
+class Works(nn.Module):
+    def __init__(self, in_chans=3):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(in_chans, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU())
+        self.deep = nn.Conv2d(6, 8, 3, 2, 1)
+        self.head = nn.Linear(8, 1000)
+
+    def forward(self, x):
+        return self.head(self.deep(self.stem(x)).mean((2, 3)))
+
+
+class Attends(Works):
+    """Attention between positions has no meaning on patches."""
+
+    def forward(self, x):
+        x = self.stem(x)
+        tokens = x.flatten(2).transpose(1, 2)
+        attended = torch.nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+        return self.deep(x + attended.transpose(1, 2).reshape(x.shape))
+
+
+class Wrong(Works):
+    """Raises nothing, but means something else on patches: divides by the size of the tensor."""
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.deep(x - x.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3]))
+
+
+def works():
+    return Works()
+
+
+def backbone():
+    return sparkmim.Backbone(Works(), ["stem", "deep"])
+
+
+def grey():
+    return sparkmim.Backbone(Works(1), ["stem", "deep"], in_chans=1)
+
+
+def attends():
+    return sparkmim.Backbone(Attends(), ["stem", "deep"])
+
+
+def wrong():
+    return sparkmim.Backbone(Wrong(), ["stem", "deep"])
+
+
+def dense():
+    return nn.Sequential(nn.Linear(3, 3))
+
+
+def nothing():
+    return None
+
+
+not_a_function = 3
+'''
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("networks") / "networks.py"
+    path.write_text(NETWORKS)
+    return str(path)
+
+
+@pytest.fixture
+def sparkmim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs the command; returns exit code, output and errors."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sparkmim", *arguments])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        out, err = capsys.readouterr()
+        return exit.value.code, out, err
+
+    return run
+
+
+# --- check ----------------------------------------------------------------------------------------------------------
+
+
+def test_check_of_a_network_that_works(sparkmim, networks: str) -> None:
+    code, out, err = sparkmim("check", f"{networks}:backbone")
+    assert code == 0
+    assert err == ""
+    assert out.splitlines()[:3] == [
+        "stride 2 x 2     6 channels",
+        "stride 4 x 4     8 channels",
+        "0.00 of 0.01 million parameters are reached by pretraining",
+    ]
+    table = [line.split() for line in out.splitlines() if line.endswith("pass")]
+    wanted = [[name, mode] for mode in ("eval", "train") for name in ("identity", "crop", "leak", "oracle")]
+    assert [row[:2] for row in table] == wanted
+    assert all(float(number) <= 1e-8 for row in table for number in row[2:5])
+    assert out.rstrip().endswith(f"{networks}:backbone works on visible patches")
+
+
+def test_check_takes_stages(sparkmim, networks: str) -> None:
+    code, out, _ = sparkmim("check", f"{networks}:works", "--stages", "stem", "deep")
+    assert code == 0
+    assert [line for line in out.splitlines() if line.startswith("stride")] == [
+        "stride 2 x 2     6 channels",
+        "stride 4 x 4     8 channels",
+    ]
+
+
+def test_check_takes_patch_size_channels_and_precision(sparkmim, networks: str) -> None:
+    code, out, _ = sparkmim("check", f"{networks}:grey", "--patch-size", "8", "--precision", "float32")
+    assert code == 0
+    deviations = [float(v) for line in out.splitlines() if line.endswith("pass") for v in line.split()[2:5]]
+    assert len(deviations) == 24
+    assert 1e-8 < max(deviations) <= 2e-3, "float64 would be more exact"
+
+
+def test_check_of_a_timm_name(sparkmim) -> None:
+    code, out, _ = sparkmim("check", "test_convnext", "--in-chans", "1")
+    assert code == 0
+    assert "stride 32 x 32   64 channels" in out
+    assert out.rstrip().endswith("test_convnext works on visible patches")
+
+
+def test_check_of_an_unsupported_operation(sparkmim, networks: str) -> None:
+    code, out, err = sparkmim("check", f"{networks}:attends")
+    assert code == 1
+    assert err == ""
+    assert len([line for line in out.splitlines() if line.endswith("FAIL")]) == 8
+    assert "flatten cannot be carried out on visible patches" in out, "the operation is named"
+    assert "sparkmim.sparse.register(function)" in out
+    assert "sparkmim.sparse.dense_fallback(module)" in out
+    assert out.rstrip().endswith(f"{networks}:attends does NOT work on visible patches")
+
+
+def test_check_of_a_network_that_means_something_else(sparkmim, networks: str) -> None:
+    code, out, _ = sparkmim("check", f"{networks}:wrong")
+    assert code == 1
+    verdicts = {tuple(line.split()[:2]): line.split()[-1] for line in out.splitlines() if line[-4:] in ("pass", "FAIL")}
+    assert verdicts[("identity", "eval")] == verdicts[("oracle", "train")] == "FAIL"
+    assert verdicts[("leak", "eval")] == "pass"
+    assert "does NOT work" in out
+
+
+# --- errors a user can mend -----------------------------------------------------------------------------------------
+
+
+def assert_one_line(result: tuple[int, str, str], *parts: str) -> None:
+    code, out, err = result
+    assert code == 2
+    assert out == ""
+    assert err.startswith("sparkmim: ")
+    assert len(err.splitlines()) == 1
+    for part in parts:
+        assert part in err
+
+
+def test_unknown_model(sparkmim) -> None:
+    assert_one_line(sparkmim("check", "resnet5O"), "timm knows no model called 'resnet5O'", "did you mean", "resnet50")
+
+
+def test_unknown_file(sparkmim, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.py"
+    assert_one_line(sparkmim("check", f"{missing}:network"), f"there is no file '{missing}'")
+
+
+def test_unknown_function(sparkmim, networks: str) -> None:
+    assert_one_line(sparkmim("check", f"{networks}:wrks"), f"{networks} defines no function 'wrks'")
+    assert_one_line(sparkmim("check", f"{networks}:not_a_function"), "defines no function 'not_a_function'")
+
+
+def test_file_without_a_function(sparkmim, networks: str) -> None:
+    """The name of the function is forgotten easily; timm's list of models is no help then."""
+    code, out, err = sparkmim("check", networks)
+    assert (code, out) == (2, "")
+    assert "FILE.py:FUNCTION" in err
+
+
+def test_function_that_returns_no_network(sparkmim, networks: str) -> None:
+    result = sparkmim("check", f"{networks}:nothing")
+    assert_one_line(result, f"{networks}:nothing returns a NoneType, not a torch.nn.Module or a sparkmim.Backbone")
+
+
+def test_network_that_offers_no_maps(sparkmim, networks: str) -> None:
+    assert_one_line(sparkmim("check", f"{networks}:works"), "Works does not offer its feature maps", "stem, deep, head")
+    assert_one_line(sparkmim("check", f"{networks}:dense"), "Sequential has no convolution")
+
+
+def test_unknown_stage(sparkmim, networks: str) -> None:
+    result = sparkmim("check", f"{networks}:works", "--stages", "stem", "depe")
+    assert_one_line(result, "Works has no submodule 'depe'; the nearest are deep")
+
+
+def test_patch_size_that_does_not_fit(sparkmim, networks: str) -> None:
+    code, _, err = sparkmim("check", f"{networks}:backbone", "--patch-size", "6")
+    assert code == 2
+    assert "patch size 6" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["check"], ["chekc", "resnet18"], ["check", "resnet18", "--precision", "x"]])
+def test_wrong_usage(arguments: list[str], sparkmim) -> None:
+    code, _, err = sparkmim(*arguments)
+    assert code == 2
+    assert "Traceback" not in err
+
+
+def test_help(sparkmim) -> None:
+    code, out, _ = sparkmim("check", "--help")
+    assert code == 0
+    for word in ("--stages", "--patch-size", "--in-chans", "--precision", "FILE.py:FUNCTION"):
+        assert word in out
+
+
+# --- as users start it ----------------------------------------------------------------------------------------------
+
+
+def test_module_can_be_run(networks: str) -> None:
+    command = [sys.executable, "-m", "sparkmim", "check", f"{networks}:wrks"]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    assert failed.stderr == f"sparkmim: {networks} defines no function 'wrks'\n"
+
+
+# --- load_backbone --------------------------------------------------------------------------------------------------
+
+
+def test_load_backbone(networks: str) -> None:
+    named = load_backbone("test_resnet", in_chans=1)
+    assert (named.in_chans, len(named.levels)) == (1, 4)
+    staged = load_backbone("test_resnet", ("layer1", "layer3"))
+    assert [s for s, _ in staged.strides] == [4, 16]
+    ready = load_backbone(f"{networks}:grey")
+    assert isinstance(ready, Backbone)
+    assert ready.in_chans == 1
+    made = load_backbone(f"{networks}:works", ("deep",))
+    assert made.channels == [8]
+    assert isinstance(made(torch.zeros(1, 3, 8, 8))[0], torch.Tensor)
