@@ -419,3 +419,14 @@ def test_copy_of_a_model_is_independent(kind: str, network: Classifier) -> None:
         assert torch.equal(ours, theirs)
     changed = [m.detach() for m in other.eval().encode(images, visible)]
     assert all(not torch.equal(ours, theirs) for ours, theirs in zip(changed, before, strict=True))
+
+
+def test_stage_that_is_converted_to_synchronised_batch_norm(network: Classifier) -> None:
+    """Conversion puts a new module in the place of a batch norm, and with it goes whatever hung on the old one."""
+    model = SparK(Backbone(network, stages=["stem.1", "wide", "deep.1"]), decoder_width=32).eval()
+    images, visible = torch.randn(2, 3, 16, 24), sparkmim.random_visible(2, (2, 3), 0.5)
+    before = model.encode(images, visible)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert isinstance(model.encoder.deep[1], nn.SyncBatchNorm)
+    for ours, theirs in zip(model.encode(images, visible), before, strict=True):
+        assert torch.equal(ours, theirs)

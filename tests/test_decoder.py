@@ -112,10 +112,14 @@ def test_parameter_names() -> None:
 def test_block_is_the_definition() -> None:
     torch.manual_seed(0)
     block = UNetBlock(6, 3, (2, 2)).double()
+    with torch.no_grad():
+        block.norm1.weight.fill_(5)  # far enough for the activation to cut at 6
     x = torch.randn(2, 6, 5, 4, dtype=torch.float64)
     y = F.conv_transpose2d(x, block.upsample.weight, block.upsample.bias, stride=2, padding=1)
     y = F.conv2d(y, block.conv1.weight, padding=1)
-    y = F.batch_norm(y, None, None, training=True).clamp(0, 6)
+    y = F.batch_norm(y, None, None, training=True) * 5
+    assert (y > 6).any()
+    y = y.clamp(0, 6)
     y = F.batch_norm(F.conv2d(y, block.conv2.weight, padding=1), None, None, training=True)
     torch.testing.assert_close(block(x), y, rtol=1e-12, atol=1e-12)
 

@@ -21,8 +21,12 @@ LEVELS = 4
 PROBE_SIZES = (224, 256, 240, 288, 360)
 """Image sizes tried for guessing the strides: one that they all divide is wanted."""
 
-PROOF_PATCHES = (7, 8)
-"""Numbers of patches on which a guess is verified: a map may divide an image that its stride does not."""
+PROBE_SIZES_3D = (64, 96, 80, 112, 144)
+"""Likewise for volumes."""
+
+PROOF_PATCHES = 16
+"""Patches in a row on which a guess is verified, for a map may divide an image that its stride does not. That many tell
+strides apart that differ by a sixteenth."""
 
 
 class Level(NamedTuple):
@@ -121,13 +125,15 @@ class Backbone:
 
     def _measure(self) -> list[Level]:
         tried: list[str] = []
-        for size in PROBE_SIZES:
-            levels = self._measure_at(size, tried)
+        for extent in PROBE_SIZES_3D if self.dims == 3 else PROBE_SIZES:
+            levels = self._measure_at((extent,) * self.dims, tried)
             if levels is None:
                 continue
             patch = math.lcm(*[s for level in levels for s in level.stride])
-            proofs = [n * patch for n in PROOF_PATCHES if n * patch != size]
-            if all(self._measure_at(proof, tried) == levels for proof in proofs):
+            rows = [
+                [(PROOF_PATCHES if a == axis else 2) * patch for a in range(self.dims)] for axis in range(self.dims)
+            ]
+            if all(self._measure_at(row, tried) == levels for row in rows):
                 break
         else:
             raise ValueError(
@@ -138,7 +144,7 @@ class Backbone:
         self._chosen = sorted(last.values(), key=lambda index: levels[index].stride)[-LEVELS:]
         return [levels[index] for index in self._chosen]
 
-    def _measure_at(self, size: int, tried: list[str]) -> list[Level] | None:
+    def _measure_at(self, size: Sequence[int], tried: list[str]) -> list[Level] | None:
         """All maps of an image of that size, None (and a line in `tried`) if they do not divide it."""
         with _probing(self.module), torch.no_grad():
             maps = self(self.blank_image(size))
@@ -147,15 +153,17 @@ class Backbone:
             raise ValueError(f"a backbone must offer maps (B, C, *size); {type(self.module).__name__} gives {shapes}")
         if not shapes:
             raise ValueError(f"{type(self.module).__name__} offers no feature maps")
-        tried.append(f"{size} -> {', '.join(str(shape[2]) for shape in shapes)}")
-        if any(size % extent for shape in shapes for extent in shape[2:]):
+        extents = [shape[2:] for shape in shapes]
+        tried.append(f"{' x '.join(map(str, size))} -> {', '.join(' x '.join(map(str, e)) for e in extents)}")
+        if any(s % e for map_ in extents for s, e in zip(size, map_, strict=True)):
             return None
-        return [Level(shape[1], tuple(size // extent for extent in shape[2:])) for shape in shapes]
+        strides = [tuple(s // e for s, e in zip(size, map_, strict=True)) for map_ in extents]
+        return [Level(shape[1], stride) for shape, stride in zip(shapes, strides, strict=True)]
 
-    def blank_image(self, size: int) -> Tensor:
-        """A batch of one grey image of the network's dtype and device."""
+    def blank_image(self, size: Sequence[int]) -> Tensor:
+        """A batch of one grey image of that size, of the network's dtype and device."""
         parameter = next(self.module.parameters())
-        return torch.zeros(1, self.in_chans, *[size] * self.dims, dtype=parameter.dtype, device=parameter.device)
+        return torch.zeros(1, self.in_chans, *size, dtype=parameter.dtype, device=parameter.device)
 
     def resolve_patch_size(self, patch_size: int | Sequence[int] | None = None) -> tuple[int, ...]:
         """Pixels of a patch along each axis: the network's total stride by default.
@@ -188,7 +196,7 @@ class Backbone:
         size = max(s for stride in self.strides for s in stride)
         with _probing(self.module), torch.enable_grad():
             frozen = [p for p in self.module.parameters() if not p.requires_grad]
-            maps = self(self.blank_image(2 * size).requires_grad_())
+            maps = self(self.blank_image([2 * size] * self.dims).requires_grad_())
         reached = _leaves(maps[-levels:])
         skip = {id(p) for p in frozen}
         return [name for name, p in self.module.named_parameters() if id(p) not in reached and id(p) not in skip]
@@ -201,6 +209,7 @@ class _Taps:
         self.names = list(stages)
         self.outputs: dict[str, Tensor] = {}
         self.active = False
+        self.hooked: dict[str, nn.Module] = {}
         modules = dict(module.named_modules())
         for name in self.names:
             if name not in modules:
@@ -208,10 +217,19 @@ class _Taps:
                 raise ValueError(
                     f"{type(module).__name__} has no submodule {name!r}; the nearest are {', '.join(close)}"
                 )
-            modules[name].register_forward_hook(_Tap(self, name))
+        self.attach(module)
+
+    def attach(self, module: nn.Module) -> None:
+        """Hook the named submodules; again where one was replaced since, as conversions of batch norm do."""
+        for name in self.names:
+            submodule = module.get_submodule(name)
+            if self.hooked.get(name) is not submodule:
+                submodule.register_forward_hook(_Tap(self, name))
+                self.hooked[name] = submodule
 
     def __call__(self, module: nn.Module, images: Tensor) -> list[Tensor]:
         self.outputs.clear()
+        self.attach(module)
         self.active = True
         try:
             module(images)

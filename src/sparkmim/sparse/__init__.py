@@ -2,6 +2,7 @@
 
 from . import ops
 from .check import CheckReport, CheckResult, check
+from .compiling import show_functions_to_modes
 from .execution import Execution, UnsupportedOperation
 from .grid import PatchGrid
 from .layout import Layout
@@ -24,4 +25,5 @@ __all__ = [
     "dense_fallback",
     "ops",
     "register",
+    "show_functions_to_modes",
 ]

@@ -28,6 +28,9 @@ Features = Callable[[Tensor], Any]
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3}
 """Largest relative deviation that passes, by precision."""
 
+GRADIENT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 5e-2}
+"""Likewise for gradients, which batch norm over few positions makes less exact."""
+
 FLOOR = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Share of the norm of all gradients below which one is zero but for rounding (that of a bias before batch norm)."""
 
@@ -47,6 +50,7 @@ class CheckResult:
     check: str
     mode: str
     tolerance: float
+    gradient_tolerance: float
     values: float = math.inf
     gradients: float = math.inf
     statistics: float = math.inf
@@ -60,7 +64,8 @@ class CheckResult:
     @property
     def passed(self) -> bool:
         """Whether nothing was raised and all deviations are within the tolerance."""
-        return self.error is None and self.deviation <= self.tolerance
+        exact = max(self.values, self.statistics) <= self.tolerance and self.gradients <= self.gradient_tolerance
+        return self.error is None and exact
 
 
 @dataclass(frozen=True)
@@ -140,19 +145,19 @@ def check(
     for mode in modes:
         network.train(mode == "train")
         for name, compare in (("identity", _identity), ("crop", _crop), ("leak", _leak), ("oracle", _oracle)):
-            tolerance = TOLERANCE[dtype]
+            tolerance = TOLERANCE[dtype], GRADIENT_TOLERANCE[dtype]
             try:
                 ours, wanted = compare(run, torch.Generator().manual_seed(seed + 1))
                 result = CheckResult(
                     name,
                     mode,
-                    tolerance,
+                    *tolerance,
                     _deviation(ours.maps, wanted.maps),
                     _deviation(ours.gradients, wanted.gradients, floor=FLOOR[dtype]),
                     _deviation(ours.statistics, wanted.statistics),
                 )
             except UnsupportedOperation as error:
-                result = CheckResult(name, mode, tolerance, error=str(error))
+                result = CheckResult(name, mode, *tolerance, error=str(error))
             results.append(result)
     return CheckReport(results)
 
