@@ -261,7 +261,7 @@ def test_probing_leaves_no_trace(network: Classifier) -> None:
     random = torch.get_rng_state()
     backbone = Backbone(network, stages=ALL)
     backbone.unreached_parameters()
-    backbone.blank_image(8)
+    backbone.blank_image((8, 8))
     assert [m.training for m in network.modules()] == modes
     assert len(set(modes)) == 2
     for name, value in network.state_dict().items():
