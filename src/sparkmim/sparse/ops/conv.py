@@ -141,26 +141,15 @@ def _transposed(weight: Tensor, groups: int) -> Tensor:
     return swapped.reshape(groups * per_group, out // groups, *kernel).flip(tuple(range(2, weight.ndim)))
 
 
-def _weight_gradient(
-    grad: Tensor, x: Tensor, weight: Tensor, window: Window, groups: int, padding: tuple[int, ...]
-) -> Tensor:
-    zeros = (0,) * len(padding)
-    gradients = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, window.stride, padding, window.dilation, False, zeros, groups, [False, True, False]
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, window: Window, groups: int, wanted: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of an unpadded convolution's input and weight, those that are wanted."""
+    zeros = (0,) * len(window.block)
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, window.stride, zeros, window.dilation, False, zeros, groups, [*wanted, False]
     )
-    out: Tensor = gradients[1]
-    return out
-
-
-def _input_gradient(
-    grad: Tensor, x: Tensor, weight: Tensor, window: Window, groups: int, padding: tuple[int, ...]
-) -> Tensor:
-    zeros = (0,) * len(padding)
-    gradients = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, window.stride, padding, window.dilation, False, zeros, groups, [True, False, False]
-    )
-    out: Tensor = gradients[0]
-    return out
+    return grad_x, grad_weight
 
 
 def _bias_gradient(grad: Tensor) -> Tensor:
@@ -192,7 +181,6 @@ class _HaloConvolution(torch.autograd.Function):
         adjoint = table if adjoint is None else adjoint
         window, groups = Window(*ctx.window), ctx.groups
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-        zeros = (0,) * len(window.block)
         matrix_product = grad.ndim == 2
         grad = maps_of(grad.contiguous(), (x.shape[0], *window.out)) if matrix_product else grad
         grad_x = grad_weight = halo = None
@@ -201,20 +189,21 @@ class _HaloConvolution(torch.autograd.Function):
             grad_x = maps_of(grad_x, (x.shape[0], *window.block)) if matrix_product else grad_x
         elif need_x:
             halo = gather_halo(x, table, window.fill)
-            grad_x = scatter_halo(_input_gradient(grad, halo, weight, window, groups, zeros), adjoint, window.block)
+            halo_grad, _ = _gradients(grad, halo, weight, window, groups, (True, False))
+            grad_x = scatter_halo(halo_grad, adjoint, window.block)
         if need_weight and matrix_product:
             grad_weight = _as_weight(rows_of(grad).t() @ _columns(x, table, window, window.fill), weight)
         elif need_weight:
             halo = gather_halo(x, table, window.fill) if halo is None else halo
-            grad_weight = _weight_gradient(grad, halo, weight, window, groups, zeros)
+            _, grad_weight = _gradients(grad, halo, weight, window, groups, (False, True))
         return grad_x, grad_weight, _bias_gradient(grad) if need_bias else None, None, None, None, None
 
 
 class _DenseConvolution(torch.autograd.Function):
     """Convolution of the whole map with zeros at hidden positions; keeps the patches, not the map.
 
-    `lay_out` and `cut_out` are :meth:`PatchGrid.rows_of_map` and :meth:`PatchGrid.positions_of_rows` for the map
-    before and after: the way to the map and back, in both directions.
+    `lay_*` are :meth:`PatchGrid.rows_of_map` and `cut_*` are :meth:`PatchGrid.positions_of_rows`, the ways to the map
+    and back, at the resolution of the input (`*_in`) and of the result (`*_out`, None where it is the same).
     """
 
     @staticmethod
@@ -232,7 +221,7 @@ class _DenseConvolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, lay_in, lay_out, cut_in)
         ctx.window, ctx.groups = window, groups
-        whole = _padded(_laid_out(x, lay_in), window)
+        whole = _padded(gather_halo(x, lay_in), window)
         out = _convolution(whole, weight, bias, window.stride, window.dilation, groups)
         return rows_of(out).index_select(0, (cut_in if cut_out is None else cut_out).flatten())
 
@@ -242,23 +231,18 @@ class _DenseConvolution(torch.autograd.Function):
         x, weight, lay_in, lay_out, cut_in = ctx.saved_tensors
         window, groups = Window(*ctx.window), ctx.groups
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-        zeros = (0,) * len(window.block)
         grad = maps_of(grad.contiguous(), (x.shape[0], *window.out))
-        whole = _padded(_laid_out(x, lay_in), window)
-        whole_grad = _laid_out(grad, lay_in if lay_out is None else lay_out)
+        whole = _padded(gather_halo(x, lay_in), window)
+        whole_grad = gather_halo(grad, lay_in if lay_out is None else lay_out)
         grad_x = grad_weight = None
         if need_x:
-            padded_grad = _input_gradient(whole_grad, whole, weight, window, groups, zeros)
+            padded_grad, _ = _gradients(whole_grad, whole, weight, window, groups, (True, False))
             for axis, (before, size) in enumerate(zip(window.before, lay_in.shape[1:], strict=True)):
                 padded_grad = padded_grad.narrow(axis + 2, before, size)
             grad_x = _cut_out(padded_grad, cut_in)
         if need_weight:
-            grad_weight = _weight_gradient(whole_grad, whole, weight, window, groups, zeros)
+            _, grad_weight = _gradients(whole_grad, whole, weight, window, groups, (False, True))
         return grad_x, grad_weight, _bias_gradient(grad) if need_bias else None, *[None] * 6
-
-
-def _laid_out(x: Tensor, table: Tensor) -> Tensor:
-    return maps_of(with_fill(rows_of(x), 0.0).index_select(0, table.flatten()), table.shape)
 
 
 def _cut_out(whole: Tensor, table: Tensor) -> Tensor:
