@@ -332,7 +332,7 @@ MIXING = {
     "cropping_pad": Case(lambda x: F.pad(x, (-1, 1, 0, 0)), "pad"),
     "padding_of_images": Case(lambda x: F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0)), "pad"),
     "padded_activation": Case(lambda x: F.pad(x, (1, 1, 1, 1)).sigmoid(), "sigmoid"),
-    "padded_norm": Case(lambda x: F.batch_norm(F.pad(x, (1, 1, 1, 1)), None, None, training=True), "batch_norm"),
+    "padded_norm": Case(lambda x: F.batch_norm(F.pad(x, [1] * 4), None, None, training=True), "batch_norm"),
     "padded_mean": Case(lambda x: x - F.pad(x, (1, 1, 1, 1)).mean((2, 3), keepdim=True), "mean"),
     "padded_crop": Case(lambda x: F.pad(x, (1, 1, 1, 1))[..., 2:, 2:], "getitem"),
     "padded_view": Case(lambda x: F.pad(x, (1, 1, 1, 1)).flatten(1, 1), "flatten"),
@@ -356,6 +356,9 @@ MIXING = {
         nhwc(lambda x: torch.native_layer_norm(x, (8,), None, None, 1e-5)[0]), "native_layer_norm"
     ),
     "response_norm": Case(nn.LocalResponseNorm(2), "local_response_norm"),
+    "batch_norm_of_padded": Case(lambda x: F.batch_norm(F.pad(x, [1] * 4), None, None, training=True), "batch_norm"),
+    "group_norm_of_padded": Case(lambda x: F.group_norm(F.pad(x, [1] * 4), 2), "group_norm"),
+    "shuffle_with_a_fifth_axis": Case(lambda x: F.pixel_shuffle(x.unsqueeze(-1), 2)[..., 0], "pixel_shuffle"),
     "batch_norm_channels_last": Case(
         nhwc(lambda x: F.batch_norm(x, None, None, training=True)), "batch_norm"
     ),
@@ -427,7 +430,10 @@ def test_reflect_padding_is_refused() -> None:
 
 def test_reference_refuses_too() -> None:
     """What mixes positions has no more meaning densely than packed."""
-    for name in ("attention", "attention_axial", "mean_of_rows", "batch_mean", "roll", "fft", "bilinear", "crop"):
+    for name in (
+        "attention", "attention_axial", "mean_of_rows", "batch_mean", "roll", "fft", "bilinear", "crop",
+        "batch_norm_of_padded", "group_norm_of_padded", "shuffle_with_a_fifth_axis",
+    ):  # fmt: skip
         with pytest.raises(UnsupportedOperation):
             MaskedDenseExecution(random_grid()).run(Host(MIXING[name].part), images_of((4, 4)))
 

@@ -128,16 +128,13 @@ class Execution(TorchFunctionMode):
 
     def finish(self, tensor: Any, what: str) -> Tensor:
         """Check that an output of the network descends from the input as a `(batch, C, *size)` map, and return it."""
-        layout = self.layout(tensor)
-        if layout is None:
+        if self.layout(tensor) is None:
             raise UnsupportedOperation(
                 f"{what} does not descend from the input through functions the engine can see. A scripted module, a "
                 "custom autograd function or a conversion to NumPy on the way hides it. " + WAYS_OUT
             )
-        self.require_map(layout, None, what)
-        if layout.batch != 0 or layout.space != tuple(range(2, tensor.ndim)):
-            raise UnsupportedOperation(f"{what} must be laid out as (batch, channel, *space), it is {layout}")
         assert isinstance(tensor, Tensor)
+        self.require_no_padding(self.require_map(None, tensor, what), None, what)
         return tensor
 
     # --- provenance ---------------------------------------------------------------------------------------------
@@ -200,16 +197,18 @@ class Execution(TorchFunctionMode):
                 return True
         return False
 
+    def require_map(self, func: Any, x: Tensor, what: str = "its argument") -> Layout:
+        """The layout of `x`, which must be a map laid out as (batch, channel, *space); a padding may be waiting."""
+        layout = self.layout(x)
+        if layout is None or not layout.is_channels_first(x.ndim):
+            raise unsupported(func, f"{what} must be a map laid out as (batch, channel, *space), it is {layout}")
+        return layout
+
     @staticmethod
-    def require_map(layout: Layout, func: Any, what: str = "its argument") -> None:
-        """Raise unless `layout` is that of a map with no padding waiting."""
-        why = None
-        if not layout.is_map:
-            why = f"{what} holds one value an image, not a map"
-        elif layout.padding is not None:
-            why = f"{what} was padded, and only a convolution or pooling can follow a padding"
-        if why is not None:
-            raise UnsupportedOperation(f"{why}. {WAYS_OUT}") if func is None else unsupported(func, why)
+    def require_no_padding(layout: Layout, func: Any, what: str = "its argument") -> None:
+        """Raise if a padding is waiting."""
+        if layout.padding is not None:
+            raise unsupported(func, f"{what} was padded, and only a convolution or pooling can follow a padding")
 
     # --- what the two executions do differently -----------------------------------------------------------------
 
@@ -244,13 +243,10 @@ class Execution(TorchFunctionMode):
 
     def whole_map(self, value: Tensor) -> Tensor:
         """A map of the input as whole images; other tensors as they are."""
-        layout = self.layout(value)
-        if layout is None:
+        if self.layout(value) is None:
             return value
         what = "an argument of a module run on the whole map"
-        self.require_map(layout, None, what)
-        if layout.batch != 0 or layout.space != tuple(range(2, value.ndim)):
-            raise UnsupportedOperation(f"{what} must be (batch, channel, *space), it is {layout}. {WAYS_OUT}")
+        self.require_no_padding(self.require_map(None, value, what), None, what)
         return self.to_map(value)
 
     def visible_part(self, whole: Any) -> Tensor:
@@ -283,7 +279,9 @@ WAYS_OUT = (
 
 
 def unsupported(func: Any, why: str) -> UnsupportedOperation:
-    """The error for a call of `func`; `why` completes "it cannot be carried out: ..."."""
+    """The error for a call of `func`; `why` completes "it cannot be carried out: ...", or stands alone without one."""
+    if func is None:
+        return UnsupportedOperation(f"{why}. {WAYS_OUT}")
     # (Dynamo, which shows this error as its own, cannot trace the search for the full name.)
     full = None if torch.compiler.is_compiling() else resolve_name(func)
     name = full or getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or repr(func)

@@ -52,6 +52,10 @@ class Layout:
         """Whether there are spatial axes."""
         return len(self.space) > 0
 
+    def is_channels_first(self, ndim: int) -> bool:
+        """Whether a tensor of `ndim` axes is a map laid out as (batch, channel, *space)."""
+        return self.is_map and self.tracked_axes == (0, *range(2, ndim))
+
     @property
     def tracked_axes(self) -> tuple[int, ...]:
         """The axes that are not free, batch first."""

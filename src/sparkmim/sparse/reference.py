@@ -89,16 +89,9 @@ class MaskedDenseExecution(Execution):
     def from_map(self, whole: Tensor) -> Tensor:
         return self.start(self.where_visible(whole))
 
-    def laid_out(self, func: Any, x: Tensor) -> Layout:
-        """The layout of a map that must be (batch, channel, *space)."""
-        layout = self.layout(x)
-        if layout is None or layout.batch != 0 or layout.space != tuple(range(2, x.ndim)):
-            raise unsupported(func, f"it needs a map laid out as (batch, channel, *space), its argument is {layout}")
-        return layout
-
     def entering(self, func: Any, x: Tensor, window: Window) -> Tensor:
         """A map as a window sees it: hidden positions and padding by `F.pad` carried out."""
-        layout = self.laid_out(func, x)
+        layout = self.require_map(func, x)
         x = self.where_visible(x, window.fill, func)
         if layout.padding is None:
             return x
@@ -126,7 +119,7 @@ def conv(
         raise unsupported(func, "its weight descends from the input")
     if not layout.is_map:
         return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
-    window = window_over(execution, func, input, layout, weight.shape[2:], stride, padding, dilation)
+    window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)
     out = func(execution.entering(func, input, window), weight, bias, stride, padding, dilation, groups)
     return execution.leaving(func, out, layout)
 
@@ -145,10 +138,10 @@ def max_pool2d(
 ) -> Tensor:
     if return_indices:
         raise unsupported(func, "the indices it returns have no meaning on patches")
-    layout = execution.laid_out(func, input)
+    layout = execution.require_map(func, input)
     kernel = per_axis(kernel_size, 2)
     window = window_over(
-        execution, func, input, layout, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
+        execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
     )
     out = F.max_pool2d(execution.entering(func, input, window), kernel, stride, padding, dilation, ceil_mode)
     return execution.leaving(func, out, layout)
@@ -166,9 +159,9 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    layout = execution.laid_out(func, input)
+    layout = execution.require_map(func, input)
     kernel = per_axis(kernel_size, 2)
-    window = window_over(execution, func, input, layout, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
+    window = window_over(execution, func, input, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
 
     def summed(x: Tensor) -> Tensor:
         return F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, divisor_override=1)
@@ -187,7 +180,8 @@ def batch_norm(execution: MaskedDenseExecution, func: Any, input: Tensor, *args:
     layout = execution.layout(input)
     if layout is not None and not layout.is_map and layout.batch == 0:
         return execution.mark(func(input, *args, **kwargs), layout)
-    layout = execution.laid_out(func, input)
+    layout = execution.require_map(func, input)
+    execution.require_no_padding(layout, func)
     rows = execution.visible_rows(input)
     return execution.mark(execution.scatter_rows(func(rows, *args, **kwargs), input.shape[2:]), layout)
 
@@ -202,7 +196,7 @@ def interpolate(execution: MaskedDenseExecution, func: Any, input: Tensor, *args
     mode = kwargs.get("mode", args[2] if len(args) > 2 else "nearest")
     if mode not in ("nearest", "nearest-exact"):
         raise unsupported(func, f"{mode} resampling has no rule")
-    layout = execution.laid_out(func, input)
-    execution.require_map(layout, func)
+    layout = execution.require_map(func, input)
+    execution.require_no_padding(layout, func)
     out = func(execution.where_visible(input, 0.0, func), *args, **kwargs)
     return execution.leaving(func, out, layout)

@@ -288,10 +288,10 @@ def expand(execution: Execution, func: Any, input: Tensor, *shape: Any, **kwargs
 
 @Execution.register(*functions_named("pixel_unshuffle pixel_shuffle"))
 def pixel_shuffle(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Channels to space and back, within a patch: needs channels second and space last."""
+    """Channels to space and back, within a patch."""
     layout = own_layout(execution, func, input)
-    if not layout.is_map or layout.batch != 0 or layout.space != (2, 3):
-        raise unsupported(func, f"it needs (batch, channel, height, width), the map is {layout}")
+    if len(execution.require_map(func, input).space) != 2:
+        raise unsupported(func, f"it moves channels to two axes of space and the map has {len(layout.space)}")
     factor = args[0] if args else next(iter(kwargs.values()))
     if "unshuffle" in func.__name__ and any(extent % factor for extent in input.shape[2:]):
         raise unsupported(func, f"patches of {tuple(input.shape[2:])} pixels cannot be cut by {factor}")

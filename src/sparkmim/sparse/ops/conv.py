@@ -50,7 +50,7 @@ def conv(
         return execution.on_one_row_per_image(
             lambda x: func(x, weight, bias, stride, padding, dilation, groups), input, layout
         )
-    window = window_over(execution, func, input, layout, weight.shape[2:], stride, padding, dilation)
+    window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)
     input, weight, bias = _autocast(input, weight, bias)
     with torch.autocast(input.device.type, enabled=False):
         if not window.needs_halo:

@@ -83,8 +83,8 @@ def channel_dropout(
     layout = own_layout(execution, func, input)
     if not training:
         return execution.mark(func(input, p, training, inplace), layout)
-    if layout.is_map and (layout.batch != 0 or layout.space != tuple(range(2, input.ndim))):
-        raise unsupported(func, f"it needs a map laid out as (batch, channel, *space), its argument is {layout}")
+    if layout.is_map:
+        execution.require_map(func, input)
     noise = execution.mark(input.new_ones(*input.shape[:2], *[1] * (input.ndim - 2)), layout.per_image(0))
     noise = execution.on_one_row_per_image(lambda rows: F.dropout(rows, p), noise, layout.per_image(0))
     return execution.mark(input.mul_(noise) if inplace else input * noise, layout)

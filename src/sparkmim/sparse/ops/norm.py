@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..execution import unsupported
-from ..layout import Layout
 from ..packed import SparseExecution
 from .pointwise import require_no_input
 
@@ -19,17 +18,17 @@ from .pointwise import require_no_input
 def batch_norm(execution: SparseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     layout = execution.layout(input)
     require_no_input(execution, func, *args, *kwargs.values())
-    if layout is None or layout.batch != 0 or 1 in layout.space or layout.padding is not None:
+    if layout is None or layout.batch != 0 or 1 in layout.space:
         raise unsupported(func, f"it needs samples first and channels second, its argument is {layout}")
+    execution.require_no_padding(layout, func)
     if not layout.is_map:
         return execution.on_one_row_per_image(lambda x: func(x, *args, **kwargs), input, layout)
     return execution.mark(func(input, *args, **kwargs), layout)
 
 
-def whole_image(execution: SparseExecution, func: Any, x: Tensor, layout: Layout) -> Tensor:
+def whole_image(execution: SparseExecution, func: Any, x: Tensor) -> Tensor:
     """`(N, C, *block)` as `(B, C, K, *block)`: the visible positions of each image together."""
-    if layout.batch != 0 or layout.space != tuple(range(2, x.ndim)) or layout.padding is not None:
-        raise unsupported(func, f"it needs a map laid out as (batch, channel, *space), its argument is {layout}")
+    execution.require_no_padding(execution.require_map(func, x), func)
     return execution.grid.by_image(x).transpose(1, 2)
 
 
@@ -46,16 +45,14 @@ def group_norm(execution: SparseExecution, func: Any, input: Tensor, *args: Any,
         raise unsupported(func, "its argument does not descend from the input")
     if not layout.is_map:
         return execution.on_one_row_per_image(lambda x: func(x, *args, **kwargs), input, layout)
-    return execution.mark(patches_again(func(whole_image(execution, func, input, layout), *args, **kwargs)), layout)
+    return execution.mark(patches_again(func(whole_image(execution, func, input), *args, **kwargs)), layout)
 
 
 @SparseExecution.register(F.instance_norm, torch.instance_norm)
 def instance_norm(execution: SparseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    layout = execution.layout(input)
-    if layout is None or not layout.is_map:
-        raise unsupported(func, "its argument is not a map")
+    layout = execution.require_map(func, input)
     require_no_input(execution, func, *args, *kwargs.values())
-    whole = whole_image(execution, func, input, layout)
+    whole = whole_image(execution, func, input)
     # Flat, as torch's backward on the CPU is wrong for one image whose channels are last in memory.
     out = func(whole.flatten(2), *args, **kwargs).view(whole.shape)
     return execution.mark(patches_again(out), layout)

@@ -64,7 +64,7 @@ def broadcast_layout(execution: Execution, func: Any, operands: Sequence[Any]) -
     shift = ndim - lead.ndim
     out = layout.moved(layout.batch + shift, tuple(axis + shift for axis in layout.space))
     for tensor, other in maps:
-        execution.require_map(other, func)
+        execution.require_no_padding(other, func)
         moved = ndim - tensor.ndim
         if (other.batch + moved, tuple(a + moved for a in other.space)) != (out.batch, out.space):
             raise unsupported(func, f"it combines tensors whose axes mean different things ({layout} and {other})")
@@ -147,8 +147,7 @@ def own_layout(execution: Execution, func: Any, x: Any) -> Layout:
     layout = execution.layout(x)
     if layout is None:
         raise unsupported(func, "its first argument does not descend from the input, but another one does")
-    if layout.padding is not None:
-        raise unsupported(func, "its argument was padded, and only a convolution or pooling can follow a padding")
+    execution.require_no_padding(layout, func)
     return layout
 
 

@@ -13,16 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from ..execution import unsupported
 from ..halo import gather_halo, scatter_halo
-from ..layout import Layout
 from ..packed import SparseExecution
 from .window import Window, per_axis, window_over
-
-
-def _map_layout(execution: SparseExecution, func: Any, x: Tensor) -> Layout:
-    layout = execution.layout(x)
-    if layout is None or not layout.is_map:
-        raise unsupported(func, "its argument is not a map")
-    return layout
 
 
 @SparseExecution.register(F.max_pool2d, torch.max_pool2d, F.max_pool2d_with_indices)
@@ -37,12 +29,12 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor:
-    layout = _map_layout(execution, func, input)
+    layout = execution.require_map(func, input)
     if return_indices or func is F.max_pool2d_with_indices:
         raise unsupported(func, "the indices it returns have no meaning on patches")
     kernel = per_axis(kernel_size, 2)
     window = window_over(
-        execution, func, input, layout, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
+        execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
     )
     if window.needs_halo:
         table = execution.grid.halo(window.block, window.before, window.after)
@@ -95,9 +87,9 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    layout = _map_layout(execution, func, input)
+    layout = execution.require_map(func, input)
     kernel = per_axis(kernel_size, 2)
-    window = window_over(execution, func, input, layout, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
+    window = window_over(execution, func, input, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
     divisor = divisor_override or math.prod(kernel)
     if not window.needs_halo:
         out = F.avg_pool2d(input, window.kernel, window.stride, 0, divisor_override=divisor)

@@ -98,8 +98,8 @@ def adaptive_pool(
         if layout.batch != 0:
             raise unsupported(func, f"it needs samples first, its argument is {layout}")
         return execution.on_one_row_per_image(lambda x: func(x, output_size), input, layout)
-    if len(layout.space) != dims or layout.batch != 0 or layout.space != tuple(range(2, input.ndim)):
-        raise unsupported(func, f"it needs a map laid out as (batch, channel, *space), its argument is {layout}")
+    if len(execution.require_map(func, input).space) != dims:
+        raise unsupported(func, f"it pools along {dims} axes and the map has {len(layout.space)}")
     if any(size != 1 for size in (output_size if isinstance(output_size, (tuple, list)) else (output_size,))):
         raise unsupported(func, f"only pooling to size 1 has a rule, not to {output_size}")
     out: Tensor = reduction(execution, statistic, input, dim=layout.space, keepdim=True)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..execution import unsupported
 from ..packed import SparseExecution
-from .pointwise import own_layout
 
 
 @SparseExecution.register(F.interpolate)
@@ -24,10 +23,9 @@ def interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Tensor:
-    layout = own_layout(execution, func, input)
+    layout = execution.require_map(func, input)
+    execution.require_no_padding(layout, func)
     dims = len(layout.space)
-    if not layout.is_map or layout.batch != 0 or layout.space != tuple(range(2, 2 + dims)):
-        raise unsupported(func, f"it needs a map laid out as (batch, channel, *space), its argument is {layout}")
     if mode not in ("nearest", "nearest-exact"):
         raise unsupported(func, f"{mode} resampling has no rule")
     block = input.shape[2:]

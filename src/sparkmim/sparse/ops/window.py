@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..execution import Execution, unsupported
-from ..layout import Layout
 from .pad import require_unchanged
 
 
@@ -50,7 +49,6 @@ def window_over(
     execution: Execution,
     func: Any,
     x: Tensor,
-    layout: Layout,
     kernel: Sequence[int],
     stride: Any,
     padding: Any,
@@ -65,9 +63,10 @@ def window_over(
         padding: an int or ints, "same" or "valid".
         fill: what the function pads with.
     """
+    layout = execution.require_map(func, x)
     dims = len(layout.space)
-    if not layout.is_map or layout.batch != 0 or layout.space != tuple(range(2, 2 + dims)) or len(kernel) != dims:
-        raise unsupported(func, f"it needs a map laid out as (batch, channel, *space), its argument is {layout}")
+    if len(kernel) != dims:
+        raise unsupported(func, f"its window has {len(kernel)} axes and the map {dims}")
     kernel, stride, dilation = tuple(kernel), per_axis(stride, dims), per_axis(dilation, dims)
     extents = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
     if isinstance(padding, str):
