@@ -16,7 +16,7 @@ from .backbone import Backbone
 from .decoder import UNetDecoder, build_densify, densify_norm_of, upsampling_steps
 from .masking import count_visible, random_visible, visible_patches
 from .objective import denormalise_patches, hidden_patch_loss, normalise_patches
-from .sparse import MaskedDenseExecution, PatchGrid, SparseExecution, show_functions_to_modes
+from .sparse import MaskedDenseExecution, PatchGrid, SparseExecution, mask_at, show_functions_to_modes
 
 Execution = Literal["packed", "masked-dense", "zero-out"]
 
@@ -207,10 +207,7 @@ class SparK(nn.Module):
         """
         out = self(images, visible)
         prediction = denormalise_patches(out.prediction.to(images.dtype), images, self.patch_size)
-        shown = out.visible
-        for axis, pixels in enumerate(self.patch_size):
-            shown = shown.repeat_interleave(pixels, dim=axis + 1)
-        return torch.where(shown.unsqueeze(1), images, prediction)
+        return torch.where(mask_at(out.visible, images.shape[2:]).unsqueeze(1), images, prediction)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute the encoder's activations again in backward instead of keeping them, if the network knows how to.

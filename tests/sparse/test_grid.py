@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparkmim.sparse import PatchGrid
+from sparkmim.sparse import PatchGrid, mask_at
 from sparkmim.sparse.halo import gather_halo, scatter_halo
 
 Masks = Callable[..., st.SearchStrategy[Tensor]]
@@ -112,6 +112,17 @@ def test_a_size_the_grid_does_not_divide_is_an_error(size: Sides) -> None:
     grid = grid_of(torch.ones(1, 4, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="cannot be cut into a grid of"):
         grid.pack(torch.zeros(1, 1, *size))
+
+
+def test_mask_at_the_resolution_of_a_map() -> None:
+    visible = torch.rand(2, 2, 3, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask = mask_at(visible, (4, 9))
+    assert mask.shape == (2, 4, 9)
+    for y in range(4):
+        for x in range(9):
+            assert torch.equal(mask[:, y, x], visible[:, y // 2, x // 3])
+    with pytest.raises(ValueError, match="cannot be cut into a grid of"):
+        mask_at(visible, (4, 8))
 
 
 @pytest.mark.parametrize("visible", [torch.ones(2, 4, 4), torch.ones(4, dtype=torch.bool)], ids=["float", "one axis"])

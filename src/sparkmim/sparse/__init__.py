@@ -4,7 +4,7 @@ from . import ops
 from .check import CheckReport, CheckResult, check
 from .compiling import show_functions_to_modes
 from .execution import Execution, UnsupportedOperation
-from .grid import PatchGrid
+from .grid import PatchGrid, mask_at
 from .layout import Layout
 from .opaque import dense_fallback
 from .packed import SparseExecution
@@ -23,6 +23,7 @@ __all__ = [
     "UnsupportedOperation",
     "check",
     "dense_fallback",
+    "mask_at",
     "ops",
     "register",
     "show_functions_to_modes",

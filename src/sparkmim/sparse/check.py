@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .execution import Execution, UnsupportedOperation
-from .grid import PatchGrid
+from .grid import PatchGrid, mask_at
 from .packed import SparseExecution
 from .reference import MaskedDenseExecution
 
@@ -251,10 +251,8 @@ def _crop(run: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
 
 def _leak(run: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
     visible = _random_visible(run, generator)
-    shown = visible
-    for axis, pixels in enumerate(run.patch_size):
-        shown = shown.repeat_interleave(pixels, dim=axis + 1)
-    poisoned = torch.where(shown.unsqueeze(1).to(run.images.device), run.images, math.nan)
+    shown = mask_at(visible, run.images.shape[2:]).unsqueeze(1)
+    poisoned = torch.where(shown.to(run.images.device), run.images, math.nan)
     return run(poisoned, visible, SparseExecution), run(run.images, visible, SparseExecution)
 
 

@@ -52,9 +52,7 @@ class PatchGrid:
 
     def block_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """The extent of one patch in a map of spatial `size`. Raises ValueError where the grid does not divide it."""
-        if len(size) != len(self.shape) or any(s % g for s, g in zip(size, self.shape, strict=True)):
-            raise ValueError(f"a map of {tuple(size)} positions cannot be cut into a grid of {self.shape} patches")
-        return tuple(s // g for s, g in zip(size, self.shape, strict=True))
+        return _block_size(self.shape, size)
 
     # --- between dense maps and packed patches ------------------------------------------------------------------
 
@@ -95,10 +93,9 @@ class PatchGrid:
         """int32 `(B, *size)`: for each dense position, its index among packed positions (the last one if hidden)."""
         key = ("row", block)
         if key not in self._tables:
-            row = self._row_of_cell
+            row = mask_at(self._row_of_cell, [g * b for g, b in zip(self.shape, block, strict=True)])
             inner = torch.zeros((), dtype=torch.int64, device=row.device)
             for axis, extent in enumerate(block):
-                row = row.repeat_interleave(extent, dim=axis + 1)
                 index = torch.arange(self.shape[axis] * extent, device=row.device) % extent
                 inner = inner * extent + _along(index, axis, len(block))
             empty = self.patches * math.prod(block)
@@ -199,6 +196,19 @@ class PatchGrid:
     def repeat(self, values: Tensor, axis: int = 0) -> Tensor:
         """One value an image to one a patch: `(..., B, ...)` to `(..., N, ...)`."""
         return values.repeat_interleave(self.visible_per_image, dim=axis)
+
+
+def mask_at(visible: Tensor, size: Sequence[int]) -> Tensor:
+    """A mask `(B, *grid)` at the resolution of a map, `(B, *size)`; ValueError where the grid does not divide that."""
+    for axis, extent in enumerate(_block_size(tuple(visible.shape[1:]), size)):
+        visible = visible.repeat_interleave(extent, dim=axis + 1)
+    return visible
+
+
+def _block_size(grid: tuple[int, ...], size: Sequence[int]) -> tuple[int, ...]:
+    if len(size) != len(grid) or any(s % g for s, g in zip(size, grid, strict=True)):
+        raise ValueError(f"a map of {tuple(size)} positions cannot be cut into a grid of {grid} patches")
+    return tuple(s // g for s, g in zip(size, grid, strict=True))
 
 
 def rows_of(maps: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .execution import Execution, unsupported
-from .grid import PatchGrid
+from .grid import PatchGrid, mask_at
 from .layout import Layout
 from .ops.window import Window, per_axis, window_over
 
@@ -37,12 +37,10 @@ class MaskedDenseExecution(Execution):
 
     def mask(self, size: Sequence[int], func: Any = None) -> Tensor:
         """The mask at the resolution of a map: bool `(B, *size)`."""
-        mask = self.visible
-        for axis, extent in enumerate(size):
-            if extent % mask.shape[axis + 1]:
-                raise unsupported(func, f"a map of {tuple(size)} positions is not aligned with the patches")
-            mask = mask.repeat_interleave(extent // mask.shape[axis + 1], dim=axis + 1)
-        return mask
+        try:
+            return mask_at(self.visible, size)
+        except ValueError as error:
+            raise unsupported(func, str(error)) from None
 
     def where_visible(self, x: Tensor, fill: float = 0.0, func: Any = None) -> Tensor:
         """`x` `(B, C, *size)` with hidden positions replaced."""
