@@ -2,50 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
+import os
 import sys
+from dataclasses import field, make_dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import torch
 import tyro
-from torch import nn
 
-from .backbone import Backbone
+from .build import load_backbone
+from .embed import embed
+from .pretrain import pretrain
+from .reconstruct import reconstruct
+from .sparse import UnsupportedOperation
+from .train import RunStopped, documented_fields
 
-
-def load_backbone(model: str, stages: tuple[str, ...] = (), in_chans: int = 3) -> Backbone:
-    """A backbone from what a user writes on the command line.
-
-    Args:
-        model: a timm name, or `FILE.py:FUNCTION`, a function without arguments that returns a module or a Backbone.
-        stages: names of the submodules whose outputs are the feature maps.
-        in_chans: channels of the images.
-
-    Raises:
-        ValueError: for an unknown model, file or function.
-    """
-    path, colon, function = model.rpartition(":")
-    if model.endswith(".py"):
-        raise ValueError(f"which function of {model} makes the network? Write FILE.py:FUNCTION")
-    if not (colon and path.endswith(".py")):
-        backbone = Backbone.create(model, in_chans=in_chans)
-        return Backbone(backbone.module, stages, in_chans=in_chans) if stages else backbone
-    if not Path(path).is_file():
-        raise ValueError(f"there is no file {path!r}")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    namespace = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(namespace)
-    if not callable(getattr(namespace, function, None)):
-        raise ValueError(f"{path} defines no function {function!r}")
-    made = getattr(namespace, function)()
-    if isinstance(made, Backbone):
-        return made
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"{model} returns a {type(made).__name__}, not a torch.nn.Module or a sparkmim.Backbone")
-    return Backbone(made, stages or None, in_chans=in_chans)
+BAD_INPUT, STOPPED, INTERRUPTED = 2, 3, 75
+"""Exit codes: what was asked for cannot be done; the run cannot go on; it was interrupted, is saved, can be resumed."""
 
 
 def check(
@@ -78,11 +53,116 @@ def check(
     return 0 if report.passed else 1
 
 
+def _settings() -> type[Any]:
+    """A class of classes with every field of the configuration as a flag, None where the recipe is to decide."""
+    groups: dict[str, list[tuple[str, Any, Any]]] = {}
+    for group, name, kind, text in documented_fields():
+        wanted: Any = Literal["on", "off"] if kind is bool else kind
+        flag = Annotated[wanted | None, tyro.conf.arg(help=text, help_behavior_hint="", metavar=_metavar(wanted))]
+        groups.setdefault(group, []).append((name, flag, field(default=None)))
+    return make_dataclass(
+        "Settings",
+        [(group, cls := make_dataclass(group, flags), field(default_factory=cls)) for group, flags in groups.items()],
+    )
+
+
+def _metavar(kind: Any) -> str:
+    """What stands behind a flag in the help: `INT`, `FLOAT FLOAT`, `lamb|adamw`."""
+    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    kind = next(option for option in options if option is not NoneType)
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    if get_origin(kind) is tuple:
+        return " ".join("[...]" if part is Ellipsis else part.__name__.upper() for part in get_args(kind))
+    return kind.__name__.upper()
+
+
+Settings = _settings()
+
+
+def chosen(settings: Any) -> dict[str, Any]:
+    """The fields that were set, by name."""
+    given = {k: v for group in vars(settings).values() for k, v in vars(group).items() if v is not None}
+    switches = {name for _, name, kind, _ in documented_fields() if kind is bool}
+    return {k: v == "on" if k in switches else v for k, v in given.items()}
+
+
+def pretrain_command(
+    output: Path,
+    settings: Annotated[Settings, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+    recipe: str | None = None,
+    resume: str = "auto",
+    plan: bool = False,
+) -> int:
+    """Pretrain a network on a folder of images, or continue to.
+
+    Whatever is not set is decided by the recipe, and shown before the run begins. Ctrl-C and SIGTERM save and exit with
+    code 75; the same command, or `sparkmim pretrain --output RUN` alone, continues.
+
+    Args:
+        output: folder of the run.
+        settings: fields of the configuration.
+        recipe: auto (the default) fits everything to the images and the device; paper; demo; or FILE.py:FUNCTION.
+        resume: auto continues the run in the folder, if there is one; never refuses to; a checkpoint file is continued
+            from.
+        plan: measure a few steps, tell time and memory, and exit.
+    """
+    outcome = pretrain(output, recipe=recipe, resume=resume, plan=plan, chosen=chosen(settings))
+    if outcome is None:
+        return 0
+    return finish(output, outcome)
+
+
+def demo(output: Path = Path("runs/demo")) -> int:
+    """Pretrain a ResNet-18 on built-in photographs: minutes on a CPU.
+
+    Args:
+        output: folder of the run.
+    """
+    outcome = pretrain(output, recipe="demo", chosen={"model": "resnet18"})
+    assert outcome is not None
+    return finish(output, outcome)
+
+
+def finish(output: Path, outcome: Any) -> int:
+    """Say how a run ended and where its results are; the exit code."""
+    if not _first_process():
+        return INTERRUPTED if outcome.interrupted else 0
+    if outcome.interrupted:
+        print(f"\n{outcome.interrupted}: saved after step {outcome.step} of {outcome.steps}. To continue:")
+        print(f"    sparkmim pretrain --output {output}")
+        return INTERRUPTED
+    pictures = sorted((output / "reconstructions").glob("step-*.png"))
+    print(f"\ndone: {outcome.steps} steps" + (f", loss {outcome.loss:.4f}" if outcome.loss is not None else ""))
+    if pictures:
+        print(f"  picture  {pictures[-1]}")
+    print(f"  report   {output / 'report.html'}")
+    print(f"  encoder  {output / 'encoder.safetensors'}")
+    print("With your own images, labels not needed:")
+    print("    sparkmim pretrain --model resnet50 --data FOLDER --output runs/mine")
+    return 0
+
+
+def _first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 def main() -> None:
-    """Entry point. Errors a user can mend are one line on standard error and exit code 2."""
+    """Entry point. Errors a user can mend are a few words on standard error and an exit code."""
+    commands: dict[str, Any] = {
+        "demo": demo,
+        "pretrain": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(pretrain_command),
+        "reconstruct": reconstruct,
+        "embed": embed,
+        "check": check,
+    }
+    code: int
     try:
-        code = tyro.extras.subcommand_cli_from_dict({"check": check}, prog="sparkmim", description=__doc__)
-    except ValueError as error:
+        code = tyro.extras.subcommand_cli_from_dict(commands, prog="sparkmim", description=__doc__)
+    except (ValueError, UnsupportedOperation) as error:
         print(f"sparkmim: {error}", file=sys.stderr)
-        code = 2
+        code = BAD_INPUT
+    except RunStopped as error:
+        print(f"\nsparkmim: {error}", file=sys.stderr)
+        code = STOPPED
     sys.exit(code)

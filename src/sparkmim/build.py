@@ -1,0 +1,152 @@
+"""From what a user writes to a model: network names and files, and a file of weights to start from."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+from torch import nn
+
+from .backbone import Backbone
+from .interchange import load_encoder
+from .spark import Execution, SparK
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network to pretrain, and how."""
+
+    model: str
+    """A timm model name, or FILE.py:FUNCTION, a function that returns a torch.nn.Module or a sparkmim.Backbone."""
+
+    stages: tuple[str, ...] = ()
+    """Names of the submodules whose outputs are the feature maps, if the network does not offer them itself."""
+
+    in_chans: int = 3
+    """Channels of the images: 1 (grey), 3 (RGB) or 4 (RGBA)."""
+
+    init: str = "none"
+    """Weights to start from: none, timm (its pretrained ones), or a file: an encoder.safetensors, a checkpoint of
+    sparkmim, timm, torchvision or the authors' code."""
+
+    drop_path: float = 0.0
+    """Highest rate of stochastic depth in the network."""
+
+    patch_size: tuple[int, ...]
+    """Pixels of a patch along each axis, or one number; a multiple of the network's total stride, its default."""
+
+    mask_ratio: float = 0.6
+    """Share of patches to hide."""
+
+    decoder_width: int = 768
+    """Channels of the decoder at the deepest scale, halved by each of its blocks."""
+
+    densify_norm: Literal["batch", "layer"] | None = None
+    """Norm before the mask embeddings; the network's own kind if not given."""
+
+    hierarchy: bool = True
+    """Decode from all scales; off: from the deepest alone (the paper's ablation)."""
+
+    execution: Execution = "packed"
+    """packed computes visible patches only; masked-dense the same numbers at a dense network's cost; zero-out is the
+    ordinary network on images with holes, the baseline that the paper argues against."""
+
+
+def load_function(spec: str) -> Callable[..., Any]:
+    """The function of a Python file, written `FILE.py:FUNCTION`.
+
+    Raises:
+        ValueError: if there is no such file or function.
+    """
+    path, _, name = spec.rpartition(":")
+    if not path.endswith(".py"):
+        raise ValueError(f"{spec!r} is not FILE.py:FUNCTION")
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {path!r}")
+    found = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert found is not None
+    assert found.loader is not None
+    namespace = importlib.util.module_from_spec(found)
+    found.loader.exec_module(namespace)
+    function = getattr(namespace, name, None)
+    if not callable(function):
+        raise ValueError(f"{path} defines no function {name!r}")
+    return function  # type: ignore[no-any-return]
+
+
+def load_backbone(
+    model: str, stages: Sequence[str] = (), in_chans: int = 3, *, drop_path: float = 0.0, pretrained: bool = False
+) -> Backbone:
+    """A backbone from what a user writes.
+
+    Args:
+        model: a timm name, or `FILE.py:FUNCTION`, a function that returns a module or a Backbone.
+        stages: names of the submodules whose outputs are the feature maps.
+        in_chans: channels of the images.
+        drop_path: highest rate of stochastic depth; a function is called with it as `drop_path_rate`.
+        pretrained: start from timm's weights.
+
+    Raises:
+        ValueError: for an unknown model, file or function, or one that takes no stochastic depth where some is wanted.
+    """
+    if model.endswith(".py"):
+        raise ValueError(f"which function of {model} makes the network? Write FILE.py:FUNCTION")
+    settings = {"drop_path_rate": drop_path} if drop_path else {}
+    if ".py:" not in model:
+        try:
+            backbone = Backbone.create(model, in_chans=in_chans, pretrained=pretrained, **settings)
+        except TypeError as error:
+            if not drop_path:
+                raise
+            raise ValueError(f"{model} takes no stochastic depth; use --drop-path 0 ({error})") from error
+        return Backbone(backbone.module, stages, in_chans=in_chans) if stages else backbone
+    if pretrained:
+        raise ValueError(f"timm has no weights for {model}; use --init none or a file")
+    function = load_function(model)
+    if drop_path and "drop_path_rate" not in inspect.signature(function).parameters:
+        raise ValueError(f"{model} takes no drop_path_rate; give it one, or use --drop-path 0")
+    made = function(**settings)
+    if isinstance(made, Backbone):
+        return made
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"{model} returns a {type(made).__name__}, not a torch.nn.Module or a sparkmim.Backbone")
+    return Backbone(made, stages or None, in_chans=in_chans)
+
+
+def takes_drop_path(model: str) -> bool:
+    """Whether a network can be made with stochastic depth."""
+    if ".py:" in model:
+        return "drop_path_rate" in inspect.signature(load_function(model)).parameters
+    try:
+        timm.create_model(model, num_classes=0, drop_path_rate=0.1)
+    except TypeError:
+        return False
+    return True
+
+
+def build_model(config: ModelConfig) -> SparK:
+    """The model that a configuration describes, its encoder from the weights it names.
+
+    Raises:
+        ValueError: for a setting that does not fit the network.
+    """
+    backbone = load_backbone(
+        config.model, config.stages, config.in_chans, drop_path=config.drop_path, pretrained=config.init == "timm"
+    )
+    if config.init not in ("none", "timm"):
+        load_encoder(backbone.module, config.init)
+    return SparK(
+        backbone,
+        mask_ratio=config.mask_ratio,
+        patch_size=config.patch_size,
+        decoder_width=config.decoder_width,
+        densify_norm=config.densify_norm,
+        in_chans=config.in_chans,
+        hierarchy=config.hierarchy,
+        execution=config.execution,
+    )

@@ -1,0 +1,26 @@
+"""From files to batches of masked views, the same ones whatever the number of processes and workers."""
+
+from .config import DataConfig
+from .decode import UnreadableImage, read_image
+from .loader import Batch, evaluation_batches, training_batches
+from .randomness import keyed_generator, keyed_seed
+from .sources import ImageSource, Subset, builtin_photographs, find_images, held_out
+from .views import evaluation_view, training_view
+
+__all__ = [
+    "Batch",
+    "DataConfig",
+    "ImageSource",
+    "Subset",
+    "UnreadableImage",
+    "builtin_photographs",
+    "evaluation_batches",
+    "evaluation_view",
+    "find_images",
+    "held_out",
+    "keyed_generator",
+    "keyed_seed",
+    "read_image",
+    "training_batches",
+    "training_view",
+]

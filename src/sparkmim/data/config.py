@@ -1,0 +1,40 @@
+"""What to train on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and the views of them that are trained on."""
+
+    data: str | None = None
+    """Folder of images, flat or nested, without labels; the built-in photographs if not given."""
+
+    val_data: str | None = None
+    """Folder of images for the held-out loss."""
+
+    val_share: float = 0.0
+    """Share of the images to hold out for the held-out loss instead."""
+
+    image_size: tuple[int, ...]
+    """Pixels of a view along each axis (height, width), or one number for a square."""
+
+    crop_scale: tuple[float, float] = (0.67, 1.0)
+    """Share of an image's area that a random crop takes, at least and at most."""
+
+    flip: bool = True
+    """Flip half of the views left to right."""
+
+    mean: tuple[float, ...]
+    """Mean of each channel, images being 0 to 1; subtracted from the input."""
+
+    std: tuple[float, ...]
+    """Standard deviation of each channel; the input is divided by it."""
+
+    workers: int = 2
+    """Processes that read images; 0 reads them in the training process."""
+
+    max_broken: float = 0.1
+    """Share of the images that may be unreadable before the run stops. Those within it are skipped and listed."""

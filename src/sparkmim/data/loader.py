@@ -1,0 +1,215 @@
+"""Batches of masked views. Which images a step sees, how they are cut and what is hidden depends on the seed, the epoch
+and the image alone: not on workers, processes or what went before.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..masking import random_visible
+from .decode import UnreadableImage
+from .randomness import keyed_generator
+from .sources import ImageSource
+from .views import View
+
+ORDER, VIEW = 2, 3
+"""Keys of the randomness of an epoch's order and of an image's view and mask."""
+
+MAX_REPLACEMENTS = 100
+"""Unreadable images in a row, drawn at random, after which a source is given up."""
+
+Key = tuple[int, int]
+"""Epoch and index of an image."""
+
+
+class Batch(NamedTuple):
+    """Masked views.
+
+    Attributes:
+        images: `(B, C, H, W)`, normalised.
+        visible: `(B, *grid)`, True = visible.
+        indices: the images' numbers in their source, those that took the place of broken ones included.
+        broken: number and error of each image that could not be read.
+    """
+
+    images: Float[Tensor, "batch channel height width"]
+    visible: Bool[Tensor, "batch *grid"]
+    indices: list[int]
+    broken: list[tuple[int, str]]
+
+
+class MaskedViews(Dataset[Batch]):
+    """A source's images as batches of one masked view, looked up by epoch and index."""
+
+    def __init__(
+        self, source: ImageSource, view: View, channels: int, grid: Sequence[int], mask_ratio: float, seed: int
+    ) -> None:
+        self.source, self.view, self.channels = source, view, channels
+        self.grid, self.mask_ratio, self.seed = tuple(grid), mask_ratio, seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: Key) -> Batch:
+        epoch, index = key
+        generator = keyed_generator(self.seed, VIEW, epoch, index)
+        visible = random_visible(1, self.grid, self.mask_ratio, generator)
+        broken: list[tuple[int, str]] = []
+        while True:
+            try:
+                image = self.source.read(index, self.channels)
+                break
+            except UnreadableImage as error:
+                broken.append((index, str(error)))
+                if len(broken) > MAX_REPLACEMENTS:
+                    raise
+                # Another image takes its place, the same one whenever this view is asked for again.
+                index = int(torch.randint(len(self.source), (), generator=generator))
+        with torch.random.fork_rng(devices=()):  # torchvision's transforms draw from the global generator
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            view = self.view(image)
+        return Batch(view.unsqueeze(0), visible, [index], broken)
+
+
+class Positions(Sampler[list[Key]]):
+    """The micro-batches of one process, from a given step on.
+
+    Epochs follow each other without a gap: the images of step `s` are those at positions `s * batch_size` to
+    `(s + 1) * batch_size` of the endless sequence of shuffled epochs, so every epoch shows every image once. A step's
+    images are dealt out in `accumulate * processes` micro-batches of which process `p` takes number `p`,
+    `p + processes`, ...: N processes see what one process sees that accumulates N micro-batches.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        *,
+        start: int = 0,
+        accumulate: int = 1,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        if batch_size % (accumulate * processes):
+            raise ValueError(
+                f"batch size {batch_size} does not divide among {processes} processes times {accumulate} accumulated "
+                f"micro-batches; use a multiple of {accumulate * processes}"
+            )
+        self.images, self.batch_size, self.steps, self.seed = images, batch_size, steps, seed
+        self.start, self.accumulate, self.process, self.processes = start, accumulate, process, processes
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.start) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        micro = self.batch_size // (self.accumulate * self.processes)
+        orders: dict[int, list[int]] = {}
+        for step in range(self.start, self.steps):
+            for turn in range(self.accumulate):
+                first = step * self.batch_size + (turn * self.processes + self.process) * micro
+                keys = []
+                for position in range(first, first + micro):
+                    epoch, place = divmod(position, self.images)
+                    if epoch not in orders:
+                        orders = {e: order for e, order in orders.items() if e == epoch - 1}
+                        orders[epoch] = self._order(epoch)
+                    keys.append((epoch, orders[epoch][place]))
+                yield keys
+
+    def _order(self, epoch: int) -> list[int]:
+        return torch.randperm(self.images, generator=keyed_generator(self.seed, ORDER, epoch)).tolist()
+
+
+class PlainViews(Dataset["PlainBatch"]):
+    """A source's images as batches of one unmasked view; empty batches where an image cannot be read."""
+
+    def __init__(self, source: ImageSource, view: View, channels: int) -> None:
+        self.source, self.view, self.channels = source, view, channels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> PlainBatch:
+        try:
+            image = self.source.read(index, self.channels)
+        except UnreadableImage as error:
+            return PlainBatch([], [], [(index, str(error))])
+        return PlainBatch([self.view(image)], [index], [])
+
+
+class PlainBatch(NamedTuple):
+    """Views `(C, H, W)` of those images that could be read, their numbers, and number and error of the others."""
+
+    images: list[Tensor]
+    indices: list[int]
+    broken: list[tuple[int, str]]
+
+
+def plain_batches(views: PlainViews, batch_size: int, workers: int) -> DataLoader[PlainBatch]:
+    """Every image once, in order."""
+    return DataLoader(
+        views,
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=_collate_plain,
+        worker_init_fn=_leave_interrupts_to_the_trainer,
+    )
+
+
+def training_batches(
+    views: MaskedViews, positions: Positions, workers: int, *, pin_memory: bool = False
+) -> DataLoader[Batch]:
+    """The batches of one process, see :class:`Positions`."""
+    return _load(views, positions, workers, pin_memory)
+
+
+def evaluation_batches(
+    views: MaskedViews, batch_size: int, workers: int, *, process: int = 0, processes: int = 1, pin_memory: bool = False
+) -> DataLoader[Batch]:
+    """Every image once, the same mask each time; each process takes every so manieth batch."""
+    keys = [(0, index) for index in range(len(views))]
+    batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
+    return _load(views, batches[process::processes], workers, pin_memory)
+
+
+def _load(
+    views: MaskedViews, batches: Positions | list[list[Key]], workers: int, pin_memory: bool
+) -> DataLoader[Batch]:
+    return DataLoader(
+        views,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+        worker_init_fn=_leave_interrupts_to_the_trainer,
+    )
+
+
+def _collate(views: list[Batch]) -> Batch:
+    return Batch(
+        torch.cat([view.images for view in views]),
+        torch.cat([view.visible for view in views]),
+        [index for view in views for index in view.indices],
+        [broken for view in views for broken in view.broken],
+    )
+
+
+def _collate_plain(parts: list[PlainBatch]) -> PlainBatch:
+    return PlainBatch(
+        [image for part in parts for image in part.images],
+        [index for part in parts for index in part.indices],
+        [broken for part in parts for broken in part.broken],
+    )
+
+
+def _leave_interrupts_to_the_trainer(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal

@@ -1,0 +1,40 @@
+"""What is trained on: random views of images, and the fixed view that is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from .config import DataConfig
+
+View = Callable[[Tensor], Tensor]
+
+
+def training_view(config: DataConfig) -> View:
+    """The paper's augmentation: a random resized crop (bicubic) and a flip, then mean and standard deviation.
+
+    Source: the official `pretrain/utils/imagenet.py`, `build_dataset_to_pretrain`. Draws from torch's global generator.
+    """
+    crop = v2.RandomResizedCrop(
+        list(config.image_size), scale=config.crop_scale, interpolation=InterpolationMode.BICUBIC, antialias=True
+    )
+    return v2.Compose([crop, *([v2.RandomHorizontalFlip()] if config.flip else []), *_normalise(config)])
+
+
+def evaluation_view(config: DataConfig) -> View:
+    """The middle of the image: resized (bicubic) until it just covers the view's size, then cut."""
+    height, width = config.image_size
+
+    def cover(image: Tensor) -> Tensor:
+        scale = max(height / image.shape[1], width / image.shape[2])
+        size = [max(height, round(image.shape[1] * scale)), max(width, round(image.shape[2] * scale))]
+        return v2.functional.resize(image, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+    return v2.Compose([cover, v2.CenterCrop([height, width]), *_normalise(config)])
+
+
+def _normalise(config: DataConfig) -> list[View]:
+    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(config.mean), list(config.std))]

@@ -1,0 +1,30 @@
+"""Where to compute."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import torch
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of this process.
+
+    Raises:
+        ValueError: if there is none of that kind.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no CUDA device is available to torch; use --device cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("no MPS device is available to torch; use --device cpu")
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type.upper()} ({platform.machine()}, {torch.get_num_threads()} threads)"

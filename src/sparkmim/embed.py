@@ -1,0 +1,91 @@
+"""`sparkmim embed`: an encoder's features of a folder of images, as a table."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+import torch
+
+from .data import builtin_photographs, evaluation_view, find_images
+from .data.loader import PlainViews, plain_batches
+from .device import pick_device
+from .train.run_folder import write_atomically
+from .trained import load_network
+
+
+def embed(
+    encoder: Path,
+    output: Path,
+    data: Path | None = None,
+    model: str | None = None,
+    image_size: int | None = None,
+    stage: int = -1,
+    batch_size: int = 32,
+    workers: int = 1,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+) -> int:
+    """Features of images: the mean over all positions of one of the network's maps.
+
+    Args:
+        encoder: an encoder.safetensors, or other weights of a network.
+        output: the file to write: .npz (arrays `features` and `names`) or .parquet (needs pyarrow).
+        data: folder of images; the built-in photographs if not given.
+        model: the network's timm name, if the file of weights does not know it.
+        image_size: pixels of the square view; that of the pretraining if not given.
+        stage: which map, from 0, the finest, to -1, the deepest.
+        batch_size: images at a time.
+        workers: processes that read images.
+        device: where to compute.
+    """
+    if output.suffix not in WRITERS:
+        raise ValueError(f"--output {output} must end in .npz or .parquet")
+    if output.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise ValueError("writing .parquet needs pyarrow: pip install pyarrow; or use an .npz file")
+    network = load_network(encoder, model)
+    levels = len(network.backbone.levels)
+    if not -levels <= stage < levels:
+        raise ValueError(
+            f"--stage {stage} is not one of the network's {levels} maps, 0 to {levels - 1} or -{levels} to -1"
+        )
+    config = network.data if image_size is None else replace(network.data, image_size=(image_size, image_size))
+    source = find_images(data) if data is not None else builtin_photographs()
+    where = pick_device(device)
+    network.backbone.module.to(where)
+    rows, names, broken = [], [], 0
+    for batch in plain_batches(
+        PlainViews(source, evaluation_view(config), network.backbone.in_chans), batch_size, workers
+    ):
+        for index, error in batch.broken:
+            print(f"skipped {source.name(index)}: {error}", file=sys.stderr)
+            broken += 1
+        if batch.images:
+            with torch.no_grad():
+                features = network.backbone(torch.stack(batch.images).to(where))[stage].flatten(2).mean(2)
+            rows.append(features.float().cpu().numpy())
+            names += [source.name(index) for index in batch.indices]
+    if not rows:
+        raise ValueError(f"none of the {len(source)} images can be read")
+    table = np.concatenate(rows)
+    write_atomically(output, lambda file: WRITERS[output.suffix](file, names, table))
+    print(f"{len(table)} images, {table.shape[1]} features{f', {broken} skipped' if broken else ''}: {output}")
+    return 0
+
+
+def _write_npz(file: BinaryIO, names: list[str], features: np.ndarray) -> None:
+    np.savez(file, names=np.array(names), features=features)
+
+
+def _write_parquet(file: BinaryIO, names: list[str], features: np.ndarray) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(features.ravel()), features.shape[1])
+    pyarrow.parquet.write_table(pyarrow.table({"name": names, "features": columns}), file)
+
+
+WRITERS = {".npz": _write_npz, ".parquet": _write_parquet}

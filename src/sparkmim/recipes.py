@@ -1,0 +1,259 @@
+"""Recipes: functions from a situation to a complete configuration. What the user asks for explicitly goes first.
+
+A recipe of your own is a function of the same kind in a file, `--recipe FILE.py:FUNCTION`; it may start from one here:
+
+```python
+from dataclasses import replace
+from sparkmim.recipes import Situation, paper
+
+def short(situation: Situation):
+    config = paper(situation)
+    return config.replace({"epochs": 100, "warmup_epochs": 5})
+```
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from .backbone import Backbone
+from .build import ModelConfig, build_model, load_function, takes_drop_path
+from .data import DataConfig
+from .decoder import densify_norm_of
+from .train import OptimizerConfig, PretrainConfig, RunConfig, ScheduleConfig
+from .train.memory import images_that_fit
+from .train.precision import Precision
+
+IMAGE_SIZE = 224
+"""Pixels of a view where none are asked for, brought to a multiple of the patch size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """What a recipe may look at.
+
+    Attributes:
+        images: number of images to train on.
+        backbone: the network.
+        device: where it will be trained.
+        memory_bytes: memory that is free there, for each process.
+        cores: processor cores of this machine, for each process.
+        processes: that train together.
+        chosen: fields that the user has set, by name; they override the recipe's result, which may also take them
+            into account.
+    """
+
+    images: int
+    backbone: Backbone
+    device: torch.device
+    memory_bytes: int
+    cores: int
+    processes: int
+    chosen: Mapping[str, Any]
+
+    def choice(self, name: str, default: Any) -> Any:
+        """What the user has set, else the default."""
+        return self.chosen.get(name, default)
+
+    @property
+    def normalised_by_batch(self) -> bool:
+        """Whether the network's own norms are batch norms."""
+        return densify_norm_of(self.backbone.module) == "batch"
+
+
+Recipe = Callable[[Situation], PretrainConfig]
+
+
+def auto(situation: Situation) -> PretrainConfig:
+    """Fitted to the number of images, their size and the device.
+
+    - Views of 224 pixels (the nearest multiple of the patch size).
+    - Batch size: a power of two that makes at least 64 steps an epoch, 8 to 4096. What does not fit into memory at once
+      is accumulated.
+    - Epochs: 40 million views in all, but every image at least 100 and at most 800 times.
+    - Warm-up: a twentieth of the epochs, at most 40.
+    - LAMB; peak learning rate 3.2e-3 * sqrt(batch size / 4096), the paper's at its batch size.
+    - bf16-mixed where the device computes it natively, 32 elsewhere.
+    """
+    patch = _patch_size(situation)
+    image_size = situation.choice("image_size", tuple(max(1, round(IMAGE_SIZE / p)) * p for p in patch))
+    batch_size = situation.choice("batch_size", _power_of_two(situation.images / 64, 8, 4096, situation.images))
+    epochs = situation.choice("epochs", float(min(800, max(100, round(40e6 / situation.images)))))
+    return _complete(
+        situation,
+        image_size=image_size,
+        batch_size=batch_size,
+        epochs=epochs,
+        warmup_epochs=min(40.0, epochs / 20),
+        lr=3.2e-3 * math.sqrt(batch_size / 4096),
+        precision=_native_precision(situation.device),
+        drop_path=0.0,
+        crop_scale=(0.67, 1.0),
+        decoder_width=768,
+    )
+
+
+def paper(situation: Situation) -> PretrainConfig:
+    """The paper's settings for ImageNet, complete: 1600 epochs at batch size 4096, 224 pixels, 60% hidden.
+
+    Source: the official `pretrain/utils/arg_util.py` and README. ImageNet top-1 after fine-tuning, published: ResNet-50
+    80.6, ResNet-200 83.1, ConvNeXt-B 84.8. Cost, published: ResNet-50, 800 epochs, 48 h on 32 A100. The batch is
+    accumulated where it does not fit into memory; batch norm then sees a part of it at a time. The rate of stochastic
+    depth, which the official code looks up by model name, follows from the kind of norm and the number of parameters.
+    """
+    batch_size = situation.choice("batch_size", 4096)
+    return _complete(
+        situation,
+        image_size=(IMAGE_SIZE,) * situation.backbone.dims,
+        batch_size=batch_size,
+        epochs=1600.0,
+        warmup_epochs=40.0,
+        lr=2e-4 * batch_size / 256,
+        precision="32",
+        drop_path=_paper_drop_path(situation),
+        crop_scale=(0.67, 1.0),
+        decoder_width=768,
+    )
+
+
+def demo(situation: Situation) -> PretrainConfig:
+    """Minutes on a CPU: small views cut from a few large photographs.
+
+    The built-in photographs, ResNet-18, 96 pixels: loss below 0.7 in about three minutes on two cores.
+    """
+    patch = _patch_size(situation)
+    batch_size = situation.choice("batch_size", min(situation.images, 32))
+    return _complete(
+        situation,
+        image_size=tuple(3 * p for p in patch),
+        batch_size=batch_size,
+        epochs=situation.choice("epochs", 250 * batch_size / situation.images),
+        warmup_epochs=25 * batch_size / situation.images,
+        lr=6e-4,
+        precision=_native_precision(situation.device),
+        drop_path=0.0,
+        crop_scale=(0.05, 0.3),
+        decoder_width=256,
+    )
+
+
+RECIPES: dict[str, Recipe] = {"auto": auto, "paper": paper, "demo": demo}
+
+
+def find_recipe(name: str) -> Recipe:
+    """A recipe by name, or of a file.
+
+    Raises:
+        ValueError: for an unknown one.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    if ".py:" in name:
+        return load_function(name)
+    raise ValueError(f"there is no recipe {name!r}; use one of {', '.join(RECIPES)}, or FILE.py:FUNCTION")
+
+
+def _complete(
+    situation: Situation,
+    *,
+    image_size: tuple[int, ...],
+    batch_size: int,
+    epochs: float,
+    warmup_epochs: float,
+    lr: float,
+    precision: Precision,
+    drop_path: float,
+    crop_scale: tuple[float, float],
+    decoder_width: int,
+) -> PretrainConfig:
+    """What the recipes share, and the user's choices over all."""
+    in_chans = situation.backbone.in_chans
+    mean, std = _mean_std(situation)
+    steps = max(1, round(situation.choice("epochs", epochs) * situation.images / batch_size))
+    config = PretrainConfig(
+        model=ModelConfig(
+            model=situation.chosen["model"],
+            in_chans=in_chans,
+            patch_size=_patch_size(situation),
+            drop_path=drop_path,
+            decoder_width=decoder_width,
+        ),
+        data=DataConfig(
+            image_size=image_size,
+            crop_scale=crop_scale,
+            mean=mean,
+            std=std,
+            workers=_workers(situation),
+        ),
+        optimizer=OptimizerConfig(lr=lr, betas=(0.9, 0.95) if situation.normalised_by_batch else (0.9, 0.999)),
+        schedule=ScheduleConfig(epochs=epochs, warmup_epochs=warmup_epochs),
+        run=RunConfig(batch_size=batch_size, precision=precision, log_every=min(50, max(1, steps // 1000))),
+    ).replace(situation.chosen)
+    if "accumulate" in situation.chosen:
+        return config
+    return config.replace({"accumulate": _accumulate(situation, config)})
+
+
+def _accumulate(situation: Situation, config: PretrainConfig) -> int:
+    """The fewest micro-batches that fit into memory and divide the batch."""
+    batch, processes = config.run.batch_size, situation.processes
+    if batch % processes:
+        return 1  # an error elsewhere, in words
+    # A batch that fits is not split, and the smallest one can only be tried.
+    fits = images_that_fit(build_model(config.model), config, situation.memory_bytes)
+    each = batch // processes
+    return next((n for n in range(1, each + 1) if each % n == 0 and each // n <= max(1, fits)), each)
+
+
+def _patch_size(situation: Situation) -> tuple[int, ...]:
+    return situation.backbone.resolve_patch_size(situation.choice("patch_size", None))
+
+
+def _power_of_two(wanted: float, least: int, most: int, available: int) -> int:
+    power = 2 ** math.floor(math.log2(max(wanted, 1)))
+    return min(max(power, least), most, available)
+
+
+def _native_precision(device: torch.device) -> Precision:
+    if device.type == "cuda":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return "bf16-mixed"
+    return "32"
+
+
+def _mean_std(situation: Situation) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Those of timm's weights if the run starts from them, else ImageNet's, averaged where channels are not colours."""
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    if situation.choice("init", "none") == "timm":
+        cfg = situation.backbone.module.pretrained_cfg
+        assert isinstance(cfg, dict)
+        mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
+    channels = situation.backbone.in_chans
+    if channels == len(mean):
+        return mean, std
+    return (round(sum(mean) / len(mean), 4),) * channels, (round(sum(std) / len(std), 4),) * channels
+
+
+def _workers(situation: Situation) -> int:
+    """On an accelerator all cores read images; on a CPU they have the network to compute."""
+    if situation.device.type == "cpu":
+        return max(1, situation.cores // 4)
+    return max(1, min(16, situation.cores - 1))
+
+
+def _paper_drop_path(situation: Situation) -> float:
+    """ResNet-50, 101, 152, 200: 0.05, 0.08, 0.10, 0.15; ConvNeXt-S, B, L: 0.2, 0.3, 0.4, told apart by size."""
+    if not takes_drop_path(situation.chosen["model"]):
+        return 0.0
+    millions = sum(p.numel() for p in situation.backbone.module.parameters()) / 1e6
+    table = [(20, 0.0), (35, 0.05), (50, 0.08), (61, 0.10), (math.inf, 0.15)]
+    if not situation.normalised_by_batch:
+        table = [(20, 0.0), (40, 0.1), (70, 0.2), (140, 0.3), (math.inf, 0.4)]
+    return next(rate for limit, rate in table if millions <= limit)

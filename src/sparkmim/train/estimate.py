@@ -1,0 +1,57 @@
+"""How long a run will take, from a few measured steps."""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from statistics import median
+
+import torch
+
+from ..data import Batch
+from ..data.loader import MaskedViews, Positions
+from ..masking import random_visible
+from .metrics import duration, peak_memory_bytes
+from .step import Trainer
+
+STEPS = 4
+"""Steps to measure; the first is not counted."""
+
+IMAGES = 64
+"""Images to read, at most."""
+
+
+def estimate(trainer: Trainer, views: MaskedViews, positions: Positions) -> list[str]:
+    """Time the reading of some images and some steps; the model is trained on nothing and must not be used after it.
+
+    Returns:
+        Lines for the user: time of a step, what limits it, time of the run, peak memory.
+    """
+    config = trainer.config
+    left = trainer.steps - trainer.step
+    if left < 1:
+        return ["nothing is left to do"]
+    keys = [key for batch in islice(positions, config.run.accumulate) for key in batch][:IMAGES]
+    start = time.monotonic()
+    for key in keys:
+        views[key]
+    per_step = config.run.batch_size / trainer.fabric.world_size
+    reading = (time.monotonic() - start) / len(keys) * per_step / max(1, config.data.workers)
+    blank = torch.zeros(trainer.micro_batch, config.model.in_chans, *config.data.image_size)
+    visible = random_visible(trainer.micro_batch, views.grid, config.model.mask_ratio)
+    trainer.model.train()
+    times = []
+    for _ in range(STEPS):
+        start = time.monotonic()
+        result = trainer.train_step(iter([Batch(blank, visible, [], [])] * config.run.accumulate))
+        result.loss.item()  # waits for the device
+        times.append(time.monotonic() - start)
+    computing = median(times[1:])
+    step = max(computing, reading) if config.data.workers else computing + reading
+    limit = "computation" if computing >= reading else "the reading of images; more --workers may help"
+    return [
+        f"a step computes for {computing:.3g} s and its images are read in {reading:.3g} s: "
+        f"{config.run.batch_size / step:.3g} images/s, limited by {limit}",
+        f"{left:,} steps take about {duration(left * step)}",
+        f"peak memory {peak_memory_bytes(trainer.fabric.device) / 2**30:.2f} GiB",
+    ]

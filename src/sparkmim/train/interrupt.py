@@ -1,0 +1,29 @@
+"""Asking a run to stop: SIGTERM and Ctrl-C are noted, and acted upon after the step."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any, Self
+
+
+class StopRequest:
+    """While active, the first SIGTERM or SIGINT sets `signal`; a second Ctrl-C interrupts at once, as usual."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number).name

@@ -1,0 +1,122 @@
+"""Where numbers go: `metrics.jsonl`, TensorBoard and the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Mapping
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from .run_folder import RunFolder
+
+LINE_SECONDS = 5.0
+"""Where there is no terminal, seconds between two lines at least."""
+
+
+class Metrics:
+    """Writes each line of numbers to the run folder."""
+
+    def __init__(self, run: RunFolder, step: int) -> None:
+        run.truncate_metrics(step)
+        self.file = run.metrics.open("a", buffering=1)
+        self.board = SummaryWriter(str(run.tensorboard), purge_step=step + 1, flush_secs=30)
+
+    def write(self, values: Mapping[str, float]) -> None:
+        """One object a line; all numbers are finite."""
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise ValueError(f"{name} is {value}")
+        self.file.write(json.dumps(values) + "\n")
+        for name, value in values.items():
+            if name not in ("step", "epoch"):
+                self.board.add_scalar(name, value, int(values["step"]))
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        self.file.close()
+        self.board.close()
+
+
+class Progress:
+    """What the user sees while it runs: a bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, steps: int, done: int, images_per_step: int, *, shown: bool) -> None:
+        self.steps, self.done, self.started_at, self.images_per_step = steps, done, done, images_per_step
+        self.shown = shown
+        self.start = time.monotonic()
+        self.last_line = -math.inf
+        self.loss: float | None = None
+        self.val_loss: float | None = None
+        self.bar = (
+            tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.05, bar_format=BAR)
+            if shown and sys.stderr.isatty()
+            else None
+        )
+
+    def advance(self) -> None:
+        """One step is done."""
+        self.done += 1
+        if self.bar is not None:
+            self.bar.update()
+
+    def show(self, values: Mapping[str, float]) -> None:
+        """A line of numbers was written."""
+        self.val_loss = values.get("val_loss", self.val_loss)
+        if "loss" not in values:
+            return
+        self.loss = values["loss"] if self.loss is None else 0.9 * self.loss + 0.1 * values["loss"]
+        text = f"loss {self.loss:.4f}" + (f", held out {self.val_loss:.4f}" if self.val_loss is not None else "")
+        text += f", {values['images_per_second']:.3g} images/s"
+        if self.bar is not None:
+            self.bar.set_postfix_str(text)
+        elif self.shown and (time.monotonic() - self.last_line >= LINE_SECONDS or self.done == self.steps):
+            self.last_line = time.monotonic()
+            left = (self.last_line - self.start) / max(1, self.done - self.started_at) * (self.steps - self.done)
+            print(
+                f"step {self.done}/{self.steps}, epoch {values['epoch']:.2f}: {text}, {duration(left)} left", flush=True
+            )
+
+    def say(self, text: str) -> None:
+        """A message between the lines."""
+        if self.bar is not None:
+            self.bar.write(text)
+        elif self.shown:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} steps, {elapsed} passed, {remaining} left{postfix}"
+
+
+def duration(seconds: float) -> str:
+    """Readable: `42 s`, `7 min`, `3 h 20 min`, `2 days 4 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} days {hours} h"
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory used so far: of the device, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,54 @@
+"""Looking at a model during training: the held-out loss, and pictures of reconstructions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..data import evaluation_batches
+from ..data.loader import MaskedViews
+from ..visualize import reconstruction_grid, save_png
+from .step import Trainer
+
+PICTURED = 8
+"""Images whose reconstructions are drawn."""
+
+
+@torch.no_grad()
+def held_out_loss(trainer: Trainer, views: MaskedViews) -> float:
+    """The mean loss in evaluation mode. All processes share the work and get the same number."""
+    fabric, model = trainer.fabric, trainer.model
+    batches = evaluation_batches(
+        views,
+        trainer.micro_batch,
+        trainer.config.data.workers,
+        process=fabric.global_rank,
+        processes=fabric.world_size,
+    )
+    total = torch.zeros(2, device=fabric.device)
+    model.eval()
+    for batch in batches:
+        with fabric.autocast():
+            out = model.forward(batch.images.to(fabric.device), batch.visible)
+        total += torch.stack([out.loss.float() * len(batch.images), total.new_tensor(len(batch.images))])
+    model.train()
+    summed = fabric.all_reduce(total, reduce_op="sum")
+    assert isinstance(summed, torch.Tensor)
+    return float(summed[0] / summed[1])
+
+
+@torch.no_grad()
+def draw(trainer: Trainer, views: MaskedViews, path: Path) -> None:
+    """Save a picture of reconstructions, of the same images under the same masks each time."""
+    fabric, model, data = trainer.fabric, trainer.model, trainer.config.data
+    count = min(PICTURED, len(views))
+    shown = [views[0, index * len(views) // count] for index in range(count)]
+    images = torch.cat([view.images for view in shown]).to(fabric.device)
+    visible = torch.cat([view.visible for view in shown])
+    model.eval()
+    with fabric.autocast():
+        pictures = model.reconstruct(images, visible)
+    model.train()
+    grid = reconstruction_grid(images.cpu(), visible, pictures.float().cpu(), mean=data.mean, std=data.std)
+    save_png(grid, path)

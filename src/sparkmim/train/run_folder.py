@@ -1,0 +1,174 @@
+"""The folder of a run: its files, and how they are written so that a crash never leaves half a file.
+
+```
+RUN/config.json          the configuration, every value resolved
+RUN/plan.json            what was planned, for reading
+RUN/environment.json     versions and device
+RUN/metrics.jsonl        a line of numbers every few steps
+RUN/checkpoints/         step-*.pt, the newest few
+RUN/encoder.safetensors  the encoder as of the newest checkpoint
+RUN/reconstructions/     step-*.png
+RUN/report.html          all of it to look at
+RUN/broken_images.txt    images that could not be read, and why
+RUN/tensorboard/         the metrics for TensorBoard
+```
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+SUFFIX = ".partial"
+"""Ending of files that are being written; after a crash they are rubbish."""
+
+
+class BrokenCheckpoint(ValueError):
+    """A checkpoint that cannot be read."""
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that it is either the old or the new one at any moment, also after a loss of power.
+
+    Raises:
+        OSError: if it cannot be written (the old file is untouched).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=path.name + ".", suffix=SUFFIX, dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a readable JSON file atomically."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_atomically(path, lambda file: file.write(text.encode(errors="surrogateescape")))
+
+
+class RunFolder:
+    """Paths and files of one run."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser()
+        self.config = self.root / "config.json"
+        self.plan = self.root / "plan.json"
+        self.environment = self.root / "environment.json"
+        self.metrics = self.root / "metrics.jsonl"
+        self.checkpoints = self.root / "checkpoints"
+        self.encoder = self.root / "encoder.safetensors"
+        self.reconstructions = self.root / "reconstructions"
+        self.broken = self.root / "broken_images.txt"
+        self.tensorboard = self.root / "tensorboard"
+        self.report = self.root / "report.html"
+
+    def read_config(self) -> dict[str, Any] | None:
+        """The recorded configuration, None if nothing was started here.
+
+        Raises:
+            ValueError: if the folder holds something that is not a run.
+        """
+        if not self.root.exists():
+            return None
+        if not self.root.is_dir():
+            raise ValueError(f"{self.root} is a file; --output takes a folder")
+        if self.config.exists():
+            try:
+                return json.loads(self.config.read_text())  # type: ignore[no-any-return]
+            except ValueError as error:
+                raise ValueError(f"{self.config} is not JSON ({error}); use another --output") from error
+        others = [p.name for p in self.root.iterdir() if not p.name.endswith(SUFFIX)]
+        if others:
+            raise ValueError(
+                f"{self.root} exists and is not a run of sparkmim (it holds {others[0]}); use another --output"
+            )
+        return None
+
+    def clean(self) -> None:
+        """Remove what an interrupted write left behind."""
+        for path in self.root.rglob("*" + SUFFIX):
+            path.unlink(missing_ok=True)
+
+    def list_checkpoints(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(self.checkpoints.glob("step-*.pt"))
+
+    def save_checkpoint(self, state: Mapping[str, Any], step: int, keep: int) -> Path:
+        """Write the checkpoint of a step, then remove all but the newest `keep`."""
+        path = self.checkpoints / f"step-{step:09}.pt"
+        write_atomically(path, lambda file: torch.save(state, file))
+        for old in self.list_checkpoints()[: -max(1, keep)]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def newest_checkpoint(self) -> tuple[dict[str, Any], Path] | None:
+        """The newest checkpoint that can be read, with its path.
+
+        Raises:
+            BrokenCheckpoint: if there are some but none can be read.
+        """
+        paths = self.list_checkpoints()
+        errors = []
+        for path in reversed(paths):
+            try:
+                return read_checkpoint(path), path
+            except BrokenCheckpoint as error:
+                errors.append(str(error))
+        if errors:
+            raise BrokenCheckpoint("; ".join(errors))
+        return None
+
+    def truncate_metrics(self, step: int) -> None:
+        """Forget the lines after a step, which will be computed again."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue  # the line that a crash cut off
+            if values["step"] <= step:
+                kept.append(line)
+        write_text(self.metrics, "".join(line + "\n" for line in kept))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint written by :meth:`RunFolder.save_checkpoint`.
+
+    Raises:
+        BrokenCheckpoint: if it is missing, cut off, or not one of ours.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise BrokenCheckpoint(f"there is no checkpoint {path}") from error
+    except Exception as error:  # whatever torch makes of a foreign file
+        raise BrokenCheckpoint(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {error})") from error
+    if not isinstance(state, dict) or not {"model", "optimizer", "step", "config"} <= state.keys():
+        raise BrokenCheckpoint(
+            f"{path} is not a checkpoint of a sparkmim pretraining; --init reads weights from elsewhere"
+        )
+    return state

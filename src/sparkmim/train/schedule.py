@@ -1,0 +1,44 @@
+"""Learning rate and weight decay of every step. Source: the official `lr_wd_annealing`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How long, and how the learning rate moves."""
+
+    epochs: float
+    """How many times every image is shown."""
+
+    warmup_epochs: float
+    """Epochs over which the learning rate rises linearly."""
+
+    lr_start: float = 0.005
+    """Learning rate of the first step, as a share of the peak."""
+
+    lr_end: float = 0.001
+    """Learning rate of the last step, as a share of the peak, approached along a cosine."""
+
+
+def steps_of(epochs: float, images: int, batch_size: int) -> int:
+    """Steps that show `epochs` times `images` images, at least one."""
+    return max(1, round(epochs * images / batch_size))
+
+
+def learning_rate(step: int, steps: int, warmup: int, peak: float, config: ScheduleConfig) -> float:
+    """The learning rate of a step, 0 being the first."""
+    if step < warmup:
+        return peak * (config.lr_start + (1 - config.lr_start) * step / warmup)
+    return peak * _cosine(1.0, config.lr_end, (step - warmup) / max(1, steps - 1 - warmup))
+
+
+def weight_decay(step: int, steps: int, start: float, end: float) -> float:
+    """The weight decay of a step, 0 being the first."""
+    return _cosine(start, end, step / max(1, steps - 1))
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, progress)))

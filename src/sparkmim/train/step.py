@@ -1,0 +1,128 @@
+"""A step of training: the model, its optimiser and their state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from ..data import Batch, keyed_seed
+from ..spark import SparK
+from .config import PretrainConfig
+from .optimizer import build_optimizer, set_rates
+from .schedule import learning_rate, steps_of, weight_decay
+
+STEP = 4
+"""Key of the randomness within the network (stochastic depth, dropout)."""
+
+
+class StepResult(NamedTuple):
+    """What a step gives. Its numbers are still on the device: reading them would wait for it.
+
+    Attributes:
+        step: number of the step, 0 being the first.
+        loss: scalar, of this process's images.
+        grad_norm: scalar, of all gradients together, before clipping.
+        indices: the images' numbers.
+        broken: number and error of each image that could not be read.
+    """
+
+    step: int
+    loss: Tensor
+    grad_norm: Tensor
+    indices: list[int]
+    broken: list[tuple[int, str]]
+
+
+class Trainer:
+    """A model under training.
+
+    Args:
+        config: of the run.
+        model: what to train.
+        images: number of images to train on.
+        fabric: device, precision and processes, launched.
+
+    Attributes:
+        step: steps done.
+        steps: steps in all.
+        micro_batch: images that this process takes at a time.
+    """
+
+    def __init__(self, config: PretrainConfig, model: SparK, images: int, fabric: Fabric) -> None:
+        self.config, self.fabric = config, fabric
+        self.step = 0
+        self.steps = steps_of(config.schedule.epochs, images, config.run.batch_size)
+        self.warmup = round(config.schedule.warmup_epochs * images / config.run.batch_size)
+        self.micro_batch = config.run.batch_size // (config.run.accumulate * fabric.world_size)
+        if fabric.world_size > 1 and fabric.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if config.run.compile:
+            model.compile()
+        self.model = model
+        self.optimizer = build_optimizer(model, config.optimizer)
+        self._wrapped, self._stepper = fabric.setup(model, self.optimizer)
+
+    def rates(self, step: int) -> tuple[float, float]:
+        """Learning rate and weight decay of a step."""
+        optimizer = self.config.optimizer
+        return (
+            learning_rate(step, self.steps, self.warmup, optimizer.lr, self.config.schedule),
+            weight_decay(step, self.steps, optimizer.weight_decay, optimizer.weight_decay_end),
+        )
+
+    def train_step(self, batches: Iterator[Batch]) -> StepResult:
+        """Accumulate the gradients of the step's micro-batches, clip, update."""
+        fabric, run, step = self.fabric, self.config.run, self.step
+        set_rates(self.optimizer, *self.rates(step))
+        losses: list[Tensor] = []
+        indices: list[int] = []
+        broken: list[tuple[int, str]] = []
+        for turn in range(run.accumulate):
+            batch = next(batches)
+            indices += batch.indices
+            broken += batch.broken
+            torch.manual_seed(keyed_seed(run.seed, STEP, step, turn * fabric.world_size + fabric.global_rank))
+            images = batch.images.to(fabric.device, non_blocking=True)
+            with fabric.no_backward_sync(self._wrapped, enabled=turn < run.accumulate - 1):
+                out = self._wrapped(images, batch.visible)
+                fabric.backward(out.loss / run.accumulate)
+            losses.append(out.loss.detach())
+        norm = fabric.clip_gradients(
+            self._wrapped, self._stepper, max_norm=self.config.optimizer.clip or math.inf, error_if_nonfinite=False
+        )
+        assert isinstance(norm, Tensor)
+        self._stepper.step()
+        self._stepper.zero_grad()
+        self.step += 1
+        return StepResult(step, torch.stack(losses).mean(), norm.detach(), indices, broken)
+
+    def state(self) -> dict[str, Any]:
+        """What is needed to go on. No generator's state: randomness is keyed on the step."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a state.
+
+        Raises:
+            ValueError: if it is of another model, or of a later step than the last.
+        """
+        if state["step"] > self.steps:
+            raise ValueError(f"the checkpoint is of step {state['step']}, after the last step {self.steps} of this run")
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(" ".join(str(error).split("\n")[:2]).split())
+            raise ValueError(f"the checkpoint is of another model: {reason}") from error
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.step = state["step"]
