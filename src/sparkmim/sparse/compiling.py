@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from typing import Any
 
-HIDDEN = (F.hardswish, F.hardsigmoid, F.sigmoid, F.tanh)
-"""Functions that torch lists as not overridable, though function modes do see them in eager mode."""
+import torch
 
 
 def show_functions_to_modes() -> None:
-    """Let Dynamo show :data:`HIDDEN` to function modes, as it shows all others.
+    """Let Dynamo show function modes all functions that have rules or write in place, as they are seen in eager mode.
 
-    Dynamo asks a cached set which functions can be overridden; without this, a compiled network that calls these is
-    refused, because the engine loses sight of the input.
+    Dynamo asks a cached set which functions can be overridden, and hides others. Without this, a network that calls
+    `F.hardswish` or `F.pad` (which Dynamo traces into, down to `torch._C._nn.pad`) is refused when it is compiled,
+    because the engine loses sight of the input; and `torch.index_put_` and its like write into a map out of sight.
     """
     import torch._dynamo.variables.torch as dynamo
 
+    from .execution import _RULES
+
     functions = getattr(dynamo, "get_overridable_functions", None)
     if functions is not None and isinstance(functions(), set):
-        functions().update(HIDDEN)
+        functions().update(_RULES, _functions_in_place())
+
+
+# Dynamo then calls it where it would trace it. (Set as by torch.compiler.assume_constant_result, which imports Dynamo.)
+show_functions_to_modes._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _functions_in_place() -> list[Any]:
+    namespaces = (torch, torch._C._nn)
+    return [getattr(n, name) for n in namespaces for name in dir(n) if name.endswith("_") and not name.endswith("__")]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from .checkpointing import recompute_under
+from .compiling import show_functions_to_modes
 from .layout import Layout
 from .opaque import attach_to_opaque_modules
 
@@ -102,6 +103,8 @@ class Execution(TorchFunctionMode):
         Raises:
             UnsupportedOperation: for an operation without a rule, with the path of the module that calls it.
         """
+        if torch.compiler.is_compiling():
+            show_functions_to_modes()
         features = network if features is None else features
         self.grad_enabled = torch.is_grad_enabled()
         handles = attach_to_opaque_modules(self, network)
@@ -113,7 +116,9 @@ class Execution(TorchFunctionMode):
             return [self.finish(feature, f"feature map {i}") for i, feature in enumerate(maps)]
         except UnsupportedOperation as error:
             path = None if torch.compiler.is_compiling() else path_of_running_module(error, network)
-            raise (UnsupportedOperation(f"in module '{path}': {error}") if path else error) from None
+            if path is None:
+                raise
+            raise UnsupportedOperation(f"in module '{path}': {error}") from None
         finally:
             for handle in handles:
                 handle.remove()
