@@ -11,10 +11,10 @@ from typing import BinaryIO, Literal
 import numpy as np
 import torch
 
+from .atomic import write_atomically
 from .data import builtin_photographs, evaluation_view, find_images
 from .data.loader import PlainViews, plain_batches
 from .device import pick_device
-from .train.run_folder import write_atomically
 from .trained import load_network
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
+from .atomic import write_json
 from .build import build_model
 from .data import keyed_seed
 from .device import device_name, pick_device
@@ -21,7 +22,6 @@ from .prepare import Preparation, described, prepare
 from .spark import SparK
 from .train import Outcome, PretrainConfig, Pretraining
 from .train.precision import MixedPrecision
-from .train.run_folder import write_json
 from .train.schedule import steps_of
 
 INITIAL = 5
@@ -110,7 +110,7 @@ def check_backbone(model: SparK, config: PretrainConfig) -> None:
     Raises:
         ValueError: if it does not, with what failed.
     """
-    report = model.backbone.check(config.model.patch_size)
+    report = model.backbone.check(config.model.patch_size, modes=["train"])
     if not report.passed:
         raise ValueError(
             f"{config.model.model} does not work on visible patches:\n{report}\n"

@@ -11,7 +11,8 @@ import torch
 from ..data import Batch
 from ..data.loader import MaskedViews, Positions
 from ..masking import random_visible
-from .metrics import duration, peak_memory_bytes
+from ..units import duration
+from .metrics import peak_memory_bytes
 from .step import Trainer
 
 STEPS = 4

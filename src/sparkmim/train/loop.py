@@ -12,6 +12,7 @@ import torch
 import torch.distributed
 from lightning_fabric import Fabric
 
+from ..atomic import write_text
 from ..data import ImageSource, evaluation_view, training_batches, training_view
 from ..data.loader import MaskedViews, Positions
 from ..interchange import save_encoder
@@ -23,7 +24,7 @@ from .failures import RunStopped, explained, kept, not_finite
 from .interrupt import StopRequest
 from .metrics import Metrics, Progress, peak_memory_bytes
 from .monitor import draw, held_out_loss
-from .run_folder import RunFolder, write_text
+from .run_folder import RunFolder
 from .schedule import steps_of
 from .step import StepResult, Trainer
 

@@ -13,6 +13,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from ..units import duration
 from .run_folder import RunFolder
 
 LINE_SECONDS = 5.0
@@ -96,20 +97,6 @@ class Progress:
 
 
 BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} steps, {elapsed} passed, {remaining} left{postfix}"
-
-
-def duration(seconds: float) -> str:
-    """Readable: `42 s`, `7 min`, `3 h 20 min`, `2 days 4 h`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    days, hours = divmod(hours, 24)
-    return f"{days} days {hours} h"
 
 
 def peak_memory_bytes(device: torch.device) -> int:
