@@ -14,21 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparkmim.report import (
-    MOST_BROKEN,
-    MOST_POINTS,
-    Axis,
-    axis,
-    curve,
-    duration,
-    number,
-    planned_steps,
-    read_metrics,
-    smooth,
-    thin,
-    without_folders,
-    write_report,
-)
+from sparkmim.report import write_report
+from sparkmim.report.axes import Axis, axis
+from sparkmim.report.curves import MOST_POINTS, curve, read_metrics, smooth, thin
+from sparkmim.report.page import MOST_BROKEN, planned_steps
+from sparkmim.report.text import number, without_folders
+from sparkmim.units import duration
 from sparkmim.visualize import save_png
 
 

@@ -1,8 +1,8 @@
 "use strict";
 // Read-out of the curves: all charts follow the step under the pointer, or the arrow keys.
-const SVG_SIDE = 1000; // the charts' own unit, see report.py
+const SVG_SIDE = 1000; // the charts' own unit, see charts.py
 
-function show(value) { // as report.py's number()
+function show(value) { // as text.py's number()
   if (value !== 0 && Math.abs(value) < 1e-3) return String(Number(value.toPrecision(4)).toExponential());
   return Math.abs(value) >= 999.5 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(4)));
 }

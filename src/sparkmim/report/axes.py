@@ -1,0 +1,62 @@
+"""Axes with round ticks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .curves import Numbers
+from .text import number, scientific
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where values lie between the two ends of a chart's side, 0 to 1."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    log: bool = False
+
+    def place(self, values: Numbers) -> Numbers:
+        """0 at the low end, 1 at the high end."""
+        low, high = (math.log10(self.low), math.log10(self.high)) if self.log else (self.low, self.high)
+        places: Numbers = ((np.log10(values) if self.log else values) - low) / (high - low)
+        return places
+
+    def label(self, tick: float) -> str:
+        """All ticks of an axis with the same number of decimals, unless they are tiny or far apart."""
+        step = math.inf if self.log or len(self.ticks) < 2 else self.ticks[1] - self.ticks[0]
+        decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if math.isfinite(step) else 4
+        return f"{tick:,.{decimals}f}" if decimals < 4 else number(tick) if self.log else scientific(tick)
+
+
+def axis(values: Numbers, *, parts: int = 4, zero: bool = False, whole: bool = False, tight: bool = False) -> Axis:
+    """An axis with round ticks; logarithmic where a few values would squeeze all others (20 times their median).
+
+    Args:
+        values: what has to fit on it.
+        parts: between ticks, about.
+        zero: begin at zero.
+        whole: ticks at whole numbers only.
+        tight: end at the highest value rather than at a tick.
+    """
+    low, high = float(values.min()), float(values.max())
+    if not tight and low > 0 and high > 20 * float(np.median(values)):
+        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        powers = range(first, last + 1, math.ceil((last - first) / 5))
+        return Axis(10.0**first, 10.0**last, tuple(10.0**power for power in powers), log=True)
+    low = min(low, 0.0) if zero else low
+    if high <= low:
+        low, high = (
+            (low, low + (abs(low) or 1.0)) if zero else (low - (abs(low) or 1.0) / 2, low + (abs(low) or 1.0) / 2)
+        )
+    rough = (high - low) / parts
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = power * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+    step = max(1.0, float(math.ceil(step))) if whole else step
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = tuple(round(i * step, 12) for i in range(first, last + 1))
+    return Axis(ticks[0], high, tuple(t for t in ticks if t <= high)) if tight else Axis(ticks[0], ticks[-1], ticks)

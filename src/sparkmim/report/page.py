@@ -1,0 +1,136 @@
+"""The page: a run's sections in their order, in the frame of `template.html`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from ..atomic import write_text
+from ..units import duration
+from .charts import charts
+from .curves import curve, read_metrics, smooth, smooth_reach
+from .pictures import pictures
+from .text import as_html, number
+
+MOST_BROKEN = 20
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` from whatever files a run's folder has so far.
+
+    It shows no absolute paths, asks for nothing from elsewhere, and replaces an older report at once.
+
+    Args:
+        run: the folder, with any of `config.json`, `plan.json`, `environment.json`, `metrics.jsonl`,
+            `reconstructions/step-*.png` and `broken_images.txt`.
+
+    Returns:
+        The path of the report.
+    """
+    config, plan, environment = (_read_json(run / f"{n}.json") for n in ("config", "plan", "environment"))
+    lines = read_metrics(run / "metrics.jsonl")
+    name = run.resolve().name
+    model = config.get("model", {}).get("model") or name
+    sections = [
+        _headline(str(model), name, lines, config, plan),
+        _section("Reconstructions", pictures(run / "reconstructions")),
+        _section("Curves", charts(lines)),
+        _section("Plan", _table(plan.items())),
+        _section("Configuration", _groups(config)),
+        _section("Environment", _table(environment.items())),
+        _section("Broken images", _broken(run / "broken_images.txt")),
+    ]
+    here = Path(__file__)
+    page = Template(here.with_name("template.html").read_text(encoding="utf-8")).substitute(
+        title=f"{as_html(model)}, {as_html(name)}" if model != name else as_html(name),
+        style=here.with_name("style.css").read_text(encoding="utf-8"),
+        script=here.with_name("script.js").read_text(encoding="utf-8"),
+        body="\n".join(section for section in sections if section),
+    )
+    path = run / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>{content}</section>" if content else ""
+
+
+def _table(rows: Iterable[tuple[str, object]]) -> str:
+    cells = "".join(f"<tr><th scope=row>{as_html(k)}</th><td>{as_html(v)}</td></tr>" for k, v in rows)
+    return f"<table>{cells}</table>" if cells else ""
+
+
+def _groups(config: Mapping[str, Any]) -> str:
+    loose = {name: value for name, value in config.items() if not isinstance(value, dict)}
+    groups = ({"general": loose} if loose else {}) | {k: v for k, v in config.items() if isinstance(v, dict)}
+    cards = "".join(f"<div><h3>{as_html(name)}</h3>{_table(values.items())}</div>" for name, values in groups.items())
+    return f"<div class=groups>{cards}</div>" if cards else ""
+
+
+def planned_steps(plan: Mapping[str, object]) -> int | None:
+    """The number before or under "steps" in a plan."""
+    if found := re.match(r"[\d,]*\d", str(plan.get("steps", ""))):
+        return int(found[0].replace(",", ""))
+    found = re.search(r"(\d[\d,]*) steps?\b", str(plan.get("epochs", "")))
+    return int(found[1].replace(",", "")) if found else None
+
+
+def _headline(
+    model: str, name: str, lines: Sequence[Mapping[str, float]], config: Mapping[str, Any], plan: Mapping[str, object]
+) -> str:
+    """Model, run, how far it is, and the numbers one looks for first."""
+    total = planned_steps(plan)
+    done = int(max((line["step"] for line in lines), default=0))
+    share = min(1.0, done / total) if total else None
+    epoch = max((line.get("epoch", 0.0) for line in lines), default=0.0)
+    note = "" if share is None else f"of {total:,}, {share:.0%}; "
+    facts = [("Step", f"{done:,}", f"{note}epoch {number(epoch, 3)}")]
+    loss, held_out, speed = (curve(lines, key) for key in ("loss", "val_loss", "images_per_second"))
+    if len(loss):
+        reach = min(smooth_reach(len(loss)), len(loss) - 1)
+        note = f"mean of the last {reach + 1} lines; first {number(loss.value[0], 3)}"
+        facts.append(("Loss", number(smooth(loss.value)[-1]), note))
+    if len(held_out):
+        best = held_out.value.argmin()
+        note = f"lowest {number(held_out.value[best])} at step {held_out.step[best]:,.0f}"
+        facts.append(("Held-out loss", number(held_out.value[-1]), note))
+    if len(speed):
+        memory = max((line.get("peak_memory_bytes", 0) for line in lines), default=0)
+        note = f"median; {number(memory / 2**30, 3)} GiB at peak" if memory else "median"
+        facts.append(("Images/s", number(float(np.median(speed.value)), 3), note))
+        if batch := config.get("run", {}).get("batch_size"):
+            spent = float((np.diff(speed.step, prepend=0.0) * batch / speed.value).sum())
+            left = (total - done) * batch / float(np.median(speed.value)) if total else 0.0
+            facts.append(
+                ("Training time", duration(spent), f"{duration(left)} left" if left > 0 else "without evaluation")
+            )
+    status = "" if share is None else "finished" if share == 1 else "unfinished"
+    return (
+        f"<header><h1>{as_html(model)}{f' <span class={status}>{status}</span>' if status else ''}</h1>"
+        f"<p>Masked-image pretraining with sparkmim{f', run <b>{as_html(name)}</b>' if name != model else ''}</p>"
+        + ("" if share is None else f'<div class=progress><i style="width:{share:.2%}"></i></div>')
+        + "<dl>"
+        + "".join(f"<div><dt>{a}</dt><dd>{b}</dd><dd class=note>{c}</dd></div>" for a, b, c in facts)
+        + "</dl></header>"
+    )
+
+
+def _broken(path: Path) -> str:
+    """Images that could not be read."""
+    rows = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    if not rows:
+        return ""
+    table = _table((name, error) for name, _, error in (row.partition("\t") for row in rows[:MOST_BROKEN]))
+    note = f"{len(rows):,} could not be read" + (f"; the first {MOST_BROKEN}:" if len(rows) > MOST_BROKEN else ":")
+    return f"<p>{note}</p>{table}"

@@ -1,0 +1,64 @@
+"""The reconstructions of a run, embedded in the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+MOST_PICTURES = 6
+
+BACKGROUND = (27, 29, 33)
+"""What the transparent parts of a reconstruction become; `--sheet` in style.css is the same."""
+
+
+def pictures(folder: Path) -> str:
+    """The last reconstructions in full, then the reconstructions alone over the run, one strip below the other."""
+    paths = sorted(folder.glob("step-*.png"), key=_step_of)
+    if not paths:
+        return ""
+    alt = "images, their visible patches, and their reconstructions"
+    whole = (
+        f"<figure><figcaption>Step {_step_of(paths[-1]):,}</figcaption>"
+        f'<img alt="{alt}" src="{_embed(_flat(paths[-1]))}"></figure>'
+    )
+    if len(paths) == 1:
+        return f"<div class=pictures>{whole}</div>"
+    chosen = sorted({round(i) for i in np.linspace(0, len(paths) - 1, min(MOST_PICTURES, len(paths)))})
+    strips = "".join(
+        f'<dt>step {_step_of(paths[i]):,}</dt><dd><img alt="reconstructions at step {_step_of(paths[i]):,}" '
+        f'src="{_embed(_flat(paths[i], last_row=True))}"></dd>'
+        for i in chosen
+    )
+    over = f"<figure><figcaption>Over the run</figcaption><dl>{strips}</dl></figure>"
+    return f"<div class=pictures>{whole}{over}</div>"
+
+
+def _step_of(path: Path) -> int:
+    found = re.search(r"\d+", path.stem)
+    return int(found[0]) if found else 0
+
+
+def _flat(path: Path, *, last_row: bool = False) -> Image.Image:
+    """A picture on the page's own dark sheet; of a grid on request the last row of tiles, which a gutter sets off."""
+    with Image.open(path) as file:
+        picture = file.convert("RGBA")
+    if last_row:
+        gaps = np.flatnonzero(np.asarray(picture.getchannel("A"))[:, 0] < 255)
+        top = int(gaps[-1]) + 1 if len(gaps) and gaps[-1] + 1 < picture.height else 0
+        picture = picture.crop((0, top, picture.width, picture.height))
+    sheet = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
+    sheet.alpha_composite(picture)
+    sheet.thumbnail((1600, 1600), Image.Resampling.LANCZOS)
+    return sheet.convert("RGB")
+
+
+def _embed(picture: Image.Image) -> str:
+    """A picture as a data URL, small enough that all make a few megabytes."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=88, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
