@@ -5,12 +5,15 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 TESTS ?= tests
 
-.PHONY: test lint floor clean
+.PHONY: demo test lint floor clean
 
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
+
+demo: $(VENV)/installed  ## pretrain on built-in photographs: minutes on a CPU
+	$(BIN)/sparkmim demo
 
 test: $(VENV)/installed  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)

@@ -6,7 +6,7 @@ scale with mask embeddings, decode with a light UNet, and regress the normalised
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,7 +16,7 @@ from .backbone import Backbone
 from .decoder import UNetDecoder, build_densify, densify_norm_of, upsampling_steps
 from .masking import count_visible, random_visible, visible_patches
 from .objective import denormalise_patches, hidden_patch_loss, normalise_patches
-from .sparse import MaskedDenseExecution, PatchGrid, SparseExecution, mask_at, show_functions_to_modes
+from .sparse import MaskedDenseExecution, PatchGrid, SparseExecution, mask_at
 
 Execution = Literal["packed", "masked-dense", "zero-out"]
 
@@ -221,11 +221,6 @@ class SparK(nn.Module):
                 "(use_reentrant=False) itself where that pays"
             )
         self.encoder.set_grad_checkpointing(enable)  # type: ignore[operator]
-
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the model's forward pass with :func:`torch.compile`; state-dict keys stay as they are."""
-        show_functions_to_modes()
-        super().compile(*args, **kwargs)
 
     def extra_repr(self) -> str:
         """The settings, for `print(model)`."""

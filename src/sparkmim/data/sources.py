@@ -79,6 +79,20 @@ class Files:
         return read_image(self.root / self.name(index), channels)
 
 
+class Photographs(Files):
+    """A few image files, decoded once and kept in memory."""
+
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        super().__init__(root, names)
+        self._decoded: dict[tuple[int, int], Tensor] = {}
+
+    def read(self, index: int, channels: int) -> Tensor:
+        """The decoded image."""
+        if (index, channels) not in self._decoded:
+            self._decoded[index, channels] = super().read(index, channels)
+        return self._decoded[index, channels]
+
+
 class Subset:
     """Some of a source's images."""
 
@@ -139,7 +153,7 @@ def find_images(folder: str | Path) -> Files:
     return Files(root, sorted(names))
 
 
-def builtin_photographs() -> Files:
+def builtin_photographs() -> Photographs:
     """The photographs that come with scikit-image.
 
     Raises:
@@ -149,7 +163,7 @@ def builtin_photographs() -> Files:
         root = Path(str(resources.files("skimage.data")))
     except ModuleNotFoundError:
         raise ValueError("the built-in photographs come with scikit-image: pip install scikit-image") from None
-    return Files(root, PHOTOGRAPHS)
+    return Photographs(root, PHOTOGRAPHS)
 
 
 def held_out(source: ImageSource, share: float, seed: int) -> tuple[ImageSource, ImageSource]:

@@ -15,15 +15,15 @@ from ..units import duration
 from .metrics import peak_memory_bytes
 from .step import Trainer
 
-STEPS = 4
-"""Steps to measure; the first is not counted."""
+TURNS = 4
+"""Micro-batches to measure; the first is not counted."""
 
 IMAGES = 64
 """Images to read, at most."""
 
 
 def estimate(trainer: Trainer, views: MaskedViews, positions: Positions) -> list[str]:
-    """Time the reading of some images and some steps; the model is trained on nothing and must not be used after it.
+    """Time the reading of some images and some micro-batches; the model is trained on nothing and must not be used after it.
 
     Returns:
         Lines for the user: time of a step, what limits it, time of the run, peak memory.
@@ -41,13 +41,14 @@ def estimate(trainer: Trainer, views: MaskedViews, positions: Positions) -> list
     blank = torch.zeros(trainer.micro_batch, config.model.in_chans, *config.data.image_size)
     visible = random_visible(trainer.micro_batch, views.grid, config.model.mask_ratio)
     trainer.model.train()
+    trainer.config = config.replace({"accumulate": 1})  # one micro-batch after the other tells as much, sooner
     times = []
-    for _ in range(STEPS):
+    for _ in range(TURNS):
         start = time.monotonic()
-        result = trainer.train_step(iter([Batch(blank, visible, [], [])] * config.run.accumulate))
+        result = trainer.train_step(iter([Batch(blank, visible, [], [])]))
         result.loss.item()  # waits for the device
         times.append(time.monotonic() - start)
-    computing = median(times[1:])
+    computing = median(times[1:]) * config.run.accumulate
     step = max(computing, reading) if config.data.workers else computing + reading
     limit = "computation" if computing >= reading else "the reading of images; more --workers may help"
     return [
