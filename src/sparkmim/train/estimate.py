@@ -23,7 +23,7 @@ IMAGES = 64
 
 
 def estimate(trainer: Trainer, views: MaskedViews, positions: Positions) -> list[str]:
-    """Time the reading of some images and some micro-batches; the model is trained on nothing and must not be used after it.
+    """Time the reading of some images and some micro-batches. The model must not be used after it.
 
     Returns:
         Lines for the user: time of a step, what limits it, time of the run, peak memory.
