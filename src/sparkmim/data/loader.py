@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,6 +25,11 @@ ORDER, VIEW = 2, 3
 
 MAX_REPLACEMENTS = 100
 """Unreadable images in a row, drawn at random, after which a source is given up."""
+
+T = TypeVar("T")
+
+GRACE = 60
+"""Seconds for which a process that reads images outlives SIGTERM."""
 
 Key = tuple[int, int]
 """Epoch and index of an image."""
@@ -181,6 +187,18 @@ def evaluation_batches(
     return _load(views, batches[process::processes], workers, pin_memory)
 
 
+@contextmanager
+def read(batches: DataLoader[T]) -> Iterator[Iterator[T]]:
+    """Iterate over batches. The processes that read them end with the block, also where it raises: the traceback would
+    keep them, and torch, when it is collected, waits for them in vain.
+    """
+    iterator = iter(batches)
+    try:
+        yield iterator
+    finally:
+        getattr(iterator, "_shutdown_workers", lambda: None)()  # what the iterator does when it is deleted
+
+
 def _load(
     views: MaskedViews, batches: Positions | list[list[Key]], workers: int, pin_memory: bool
 ) -> DataLoader[Batch]:
@@ -212,4 +230,7 @@ def _collate_plain(parts: list[PlainBatch]) -> PlainBatch:
 
 
 def _leave_interrupts_to_the_trainer(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal
+    # Ctrl-C reaches all processes of a terminal, and SIGTERM often all of a job. The trainer, which saves then, still
+    # needs the batches of the step it is in; whoever wants this process gone has to wait a little.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

@@ -57,6 +57,7 @@ class RunConfig:
 
 FREE = frozenset(
     {"workers", "log_every", "val_every", "checkpoint_minutes", "keep_checkpoints", "pictures", "compile", "device"}
+    | {"data", "val_data"}  # folders may move; the names of their images are compared instead
 )
 """Fields that do not change what a run computes (but for rounding), so a run may be continued with others."""
 
@@ -93,13 +94,22 @@ class PretrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of :meth:`to_dict`, from JSON too, where tuples have become lists."""
+        """The inverse of :meth:`to_dict`, from JSON too, where tuples have become lists.
+
+        Raises:
+            ValueError: if fields are missing or unknown, as in what another version has written.
+        """
         groups = {}
         for group in fields(cls):
-            plain = values[group.name]
-            groups[group.name] = group_of(group.name)(
-                **{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
-            )
+            try:
+                plain = values[group.name]
+                groups[group.name] = group_of(group.name)(
+                    **{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+                )
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"the recorded configuration does not fit this version of sparkmim ({error})"
+                ) from error
         return cls(**groups)
 
 
@@ -123,13 +133,14 @@ def documented_fields() -> Iterator[tuple[str, str, Any, str]]:
 def differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """The fields in which two flat configurations differ and may not, one line each."""
     return [
-        f"{name}: {_show(recorded[name])} there, {_show(value)} asked for"
+        f"{name}: {show(recorded[name])} there, {show(value)} asked for"
         for name, value in asked.items()
         if name in recorded and name not in FREE and recorded[name] != value
     ]
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """A value as it is written on the command line."""
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     return "none" if value is None else str(Path(value) if isinstance(value, Path) else value)

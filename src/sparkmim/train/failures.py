@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
+from ..data import UnreadableImage
 from .run_folder import RunFolder
 from .step import Trainer
 
@@ -42,6 +43,24 @@ def not_finite(
     )
 
 
+def spoilt(trainer: Trainer, run: RunFolder, names: Sequence[str]) -> RunStopped:
+    """The model is not finite, though all losses were."""
+    return RunStopped(
+        f"{len(names)} of the model's tensors are not finite after step {trainer.step}, learning rate "
+        f"{trainer.rates(trainer.step - 1)[0]:.3g}: {', '.join(names[:NAMES])}. Nothing was saved of it; last good "
+        f"state: {kept(run)}. A lower --lr, a longer --warmup-epochs or --precision 32 may help"
+    )
+
+
+def disk_failed(run: RunFolder, error: OSError, when: str) -> RunStopped:
+    """Writing or reading a file failed."""
+    what = f"the disk of {run.root} is full" if error.errno in FULL else f"a file cannot be read or written ({error})"
+    return RunStopped(
+        f"{what}, {when}. The last good checkpoint is untouched: {kept(run)}. "
+        f"{'Make room' if error.errno in FULL else 'Mend that'} and give the same command again"
+    )
+
+
 @contextmanager
 def explained(trainer: Trainer, run: RunFolder) -> Iterator[None]:
     """Turn failures of memory, disk and reading processes into :class:`RunStopped`."""
@@ -51,7 +70,9 @@ def explained(trainer: Trainer, run: RunFolder) -> Iterator[None]:
         raise
     except Exception as error:
         text, config = str(error), trainer.config
-        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "allocate memory" in text:
+        last_line = text.strip().splitlines()[-1] if text.strip() else type(error).__name__
+        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if memory or "out of memory" in text or "allocate memory" in text:
             raise RunStopped(
                 f"out of memory at step {trainer.step} with {trainer.micro_batch} images of "
                 f"{' x '.join(map(str, config.data.image_size))} at a time. Lower --batch-size (now "
@@ -59,14 +80,29 @@ def explained(trainer: Trainer, run: RunFolder) -> Iterator[None]:
                 f"smaller --image-size or --decoder-width, or --precision bf16-mixed, help too. Last good state: "
                 f"{kept(run)}"
             ) from error
-        if (isinstance(error, OSError) and error.errno in FULL) or "No space left" in text:
+        if isinstance(error, UnreadableImage):
             raise RunStopped(
-                f"the disk of {run.root} is full, at step {trainer.step}. The last good checkpoint is untouched: "
-                f"{kept(run)}. Make room and give the same command again"
+                f"image after image cannot be read, at step {trainer.step}; the last one: {last_line}. Are these "
+                f"images? Last good state: {kept(run)}"
             ) from error
-        if "DataLoader worker" in text:
+        if "DataLoader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text):
             raise RunStopped(
-                f"a process that reads images died at step {trainer.step} ({text.splitlines()[0]}), mostly for want of "
-                f"memory; try fewer --workers. Last good state: {kept(run)}"
+                f"a process that reads images died at step {trainer.step} ({last_line}), mostly for want of memory; "
+                f"try fewer --workers. Last good state: {kept(run)}"
             ) from error
+        if ("torch_" in text and "shared memory" in text) or "</torch_" in text:
+            raise RunStopped(
+                f"the shared memory through which images are passed is full, at step {trainer.step} ({last_line}); "
+                f"try fewer --workers, or enlarge /dev/shm. Last good state: {kept(run)}"
+            ) from error
+        failure = next((e for e in chain(error) if isinstance(e, OSError)), None)
+        if failure is not None and isinstance(error, (OSError, RuntimeError)):
+            raise disk_failed(run, failure, f"at step {trainer.step}") from error
         raise
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from: torch.save replaces the errors of the file that it writes to."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

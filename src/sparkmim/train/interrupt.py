@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType
 from typing import Any, Self
 
 
 class StopRequest:
-    """While active, the first SIGTERM or SIGINT sets `signal`; a second Ctrl-C interrupts at once, as usual."""
+    """While active, the first SIGTERM or SIGINT sets `signal`; a second Ctrl-C interrupts at once, as usual.
+
+    In another thread than the main one it does nothing: only that one receives signals.
+    """
 
     def __init__(self) -> None:
         self.signal: str | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._note)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -14,13 +15,13 @@ from lightning_fabric import Fabric
 
 from ..atomic import write_text
 from ..data import ImageSource, evaluation_view, training_batches, training_view
-from ..data.loader import MaskedViews, Positions
+from ..data.loader import MaskedViews, Positions, read
 from ..interchange import save_encoder
 from ..report import write_report
 from ..spark import SparK
 from .config import PretrainConfig
 from .estimate import estimate
-from .failures import RunStopped, explained, kept, not_finite
+from .failures import RunStopped, explained, kept, not_finite, spoilt
 from .interrupt import StopRequest
 from .metrics import Metrics, Progress, peak_memory_bytes
 from .monitor import draw, held_out_loss
@@ -114,22 +115,26 @@ class Pretraining:
             RunStopped: if the loss is not finite, too many images are broken, memory or the disk is full.
         """
         trainer, run, first = self.trainer, self.config.run, self.fabric.is_global_zero
-        batches = iter(
-            training_batches(
-                self.views,
-                self._positions(),
-                self.config.data.workers,
-                pin_memory=self.fabric.device.type == "cuda",
-            )
+        if trainer.step == trainer.steps:
+            with explained(trainer, self.run):
+                self._publish()  # a crash may have come between the last checkpoint and what is made of it
+            return Outcome(trainer.step, trainer.steps, None, None, None)
+        loader = training_batches(
+            self.views, self._positions(), self.config.data.workers, pin_memory=self.fabric.device.type == "cuda"
         )
         pictures = {round(trainer.steps * n / run.pictures) for n in range(1, run.pictures + 1)}
         val_steps = steps_of(run.val_every, len(self.source), run.batch_size)
         self.progress = Progress(trainer.steps, trainer.step, run.batch_size, shown=first)
         trainer.model.train()
-        with explained(trainer, self.run), self.stop:
+        asked: str | None = None  # the signal that asks for a stop
+        with explained(trainer, self.run), self.stop, ExitStack() as until_end:
+            until_end.callback(self.progress.close)
+            batches = until_end.enter_context(read(loader))
             self.metrics = Metrics(self.run, trainer.step) if first else None
+            if self.metrics is not None:
+                until_end.callback(self.metrics.close)
             self._restart_clocks()
-            while trainer.step < trainer.steps and self._asked_to_stop() is None:
+            while trainer.step < trainer.steps and asked is None:
                 result = trainer.train_step(batches)
                 self.pending.append(result)
                 self.broken |= dict(result.broken)
@@ -142,13 +147,11 @@ class Pretraining:
                     self._evaluate()
                 if trainer.step in pictures:
                     self._draw()
-                if not last and time.monotonic() >= self.checkpoint_due:
+                asked, due = self._agree()
+                if due and not last and asked is None:
                     self._save()
             self._save()
-            if self.metrics is not None:
-                self.metrics.close()
-        self.progress.close()
-        interrupted = self.stop.signal if trainer.step < trainer.steps else None
+        interrupted = asked if trainer.step < trainer.steps else None
         return Outcome(trainer.step, trainer.steps, self.loss, self.val_loss, interrupted)
 
     def _restart_clocks(self) -> None:
@@ -225,15 +228,19 @@ class Pretraining:
                 f"{example}. All are listed in {self.run.broken}. Last good state: {kept(self.run)}"
             )
 
-    def _asked_to_stop(self) -> str | None:
-        """The signal that asks for a stop. All processes get the same answer, at the same step."""
-        if self.fabric.world_size == 1:
-            return self.stop.signal
-        if self.fabric.device.type == "cuda" and self.trainer.step % self.config.run.log_every:
-            return None  # asking every step would wait for the device
-        asked = [name for name in self._gather(self.stop.signal) if name is not None]
-        self.stop.signal = asked[0] if asked else None
-        return self.stop.signal
+    def _agree(self) -> tuple[str | None, bool]:
+        """The signal that asks for a stop, and whether it is time for a checkpoint, by the first process's clock.
+
+        All processes get the same answer, at the same step, for what follows is work that they do together.
+        """
+        if (
+            self.fabric.device.type == "cuda"
+            and self.fabric.world_size > 1
+            and self.trainer.step % self.config.run.log_every
+        ):
+            return None, False  # asking every step would wait for the device
+        answers = self._gather((self.stop.signal, time.monotonic() >= self.checkpoint_due))
+        return next((name for name, _ in answers if name is not None), None), answers[0][1]
 
     def _evaluate(self) -> None:
         """Write the held-out loss."""
@@ -258,12 +265,20 @@ class Pretraining:
         """Checkpoint, encoder and report, of a state known to be finite."""
         self._log()
         if self.fabric.is_global_zero:
+            bad = self.trainer.not_finite()
+            if bad:
+                raise spoilt(self.trainer, self.run, bad)
             names = {self.source.name(i): error for i, error in self.broken.items()}
             state = {**self.trainer.state(), "broken": names, "config": json.dumps(self.config.to_dict())}
             self.run.save_checkpoint(state, self.trainer.step, self.config.run.keep_checkpoints)
+            self._publish()
+        self._restart_clocks()
+
+    def _publish(self) -> None:
+        """Encoder and report."""
+        if self.fabric.is_global_zero:
             save_encoder(self.trainer.model.encoder, self.run.encoder, encoder_metadata(self.config, self.trainer.step))
             write_report(self.run.root)
-        self._restart_clocks()
 
 
 def encoder_metadata(config: PretrainConfig, step: int) -> dict[str, str]:

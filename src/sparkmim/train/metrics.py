@@ -40,8 +40,10 @@ class Metrics:
 
     def close(self) -> None:
         """Write what is buffered."""
-        self.file.close()
-        self.board.close()
+        try:
+            self.file.close()
+        finally:
+            self.board.close()
 
 
 class Progress:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..data import evaluation_batches
-from ..data.loader import MaskedViews
+from ..data.loader import MaskedViews, read
 from ..visualize import reconstruction_grid, save_png
 from .step import Trainer
 
@@ -28,10 +28,11 @@ def held_out_loss(trainer: Trainer, views: MaskedViews) -> float:
     )
     total = torch.zeros(2, device=fabric.device)
     model.eval()
-    for batch in batches:
-        with fabric.autocast():
-            out = model.forward(batch.images.to(fabric.device), batch.visible)
-        total += torch.stack([out.loss.float() * len(batch.images), total.new_tensor(len(batch.images))])
+    with read(batches) as each:
+        for batch in each:
+            with fabric.autocast():
+                out = model.forward(batch.images.to(fabric.device), batch.visible)
+            total += torch.stack([out.loss.float() * len(batch.images), total.new_tensor(len(batch.images))])
     model.train()
     summed = fabric.all_reduce(total, reduce_op="sum")
     assert isinstance(summed, torch.Tensor)

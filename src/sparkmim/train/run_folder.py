@@ -52,15 +52,21 @@ class RunFolder:
         Raises:
             ValueError: if the folder holds something that is not a run.
         """
+        above = next((p for p in self.root.parents if p.exists()), None)
+        if above is not None and not above.is_dir():
+            raise ValueError(f"{self.root} cannot be made, for {above} is a file; use another --output")
         if not self.root.exists():
             return None
         if not self.root.is_dir():
             raise ValueError(f"{self.root} is a file; --output takes a folder")
         if self.config.exists():
             try:
-                return json.loads(self.config.read_text())  # type: ignore[no-any-return]
+                recorded = json.loads(self.config.read_text())
             except ValueError as error:
                 raise ValueError(f"{self.config} is not JSON ({error}); use another --output") from error
+            if not isinstance(recorded, dict) or "sparkmim" not in recorded:
+                raise ValueError(f"{self.config} is not of a run of sparkmim; use another --output")
+            return recorded
         others = [p.name for p in self.root.iterdir() if not p.name.endswith(SUFFIX)]
         if others:
             raise ValueError(
@@ -78,11 +84,17 @@ class RunFolder:
         return sorted(self.checkpoints.glob("step-*.pt"))
 
     def save_checkpoint(self, state: Mapping[str, Any], step: int, keep: int) -> Path:
-        """Write the checkpoint of a step, then remove all but the newest `keep`."""
+        """Write the checkpoint of a step, then remove all but the newest `keep`.
+
+        Those of later steps, which were broken or given up when the run went on from an earlier one, go too: they would
+        otherwise be taken for newer.
+        """
         path = self.checkpoints / f"step-{step:09}.pt"
         write_atomically(path, lambda file: torch.save(state, file))
-        for old in self.list_checkpoints()[: -max(1, keep)]:
-            old.unlink(missing_ok=True)
+        paths = self.list_checkpoints()
+        place = paths.index(path) + 1
+        for other in paths[: max(0, place - keep)] + paths[place:]:
+            other.unlink(missing_ok=True)
         return path
 
     def newest_checkpoint(self) -> tuple[dict[str, Any], Path] | None:
@@ -99,7 +111,10 @@ class RunFolder:
             except BrokenCheckpoint as error:
                 errors.append(str(error))
         if errors:
-            raise BrokenCheckpoint("; ".join(errors))
+            raise BrokenCheckpoint(
+                f"no checkpoint of {self.root} can be read: {'; '.join(errors)}. Remove {self.checkpoints} to start "
+                f"again from the beginning, or use another --output"
+            )
         return None
 
     def truncate_metrics(self, step: int) -> None:
@@ -128,8 +143,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise BrokenCheckpoint(f"there is no checkpoint {path}") from error
     except Exception as error:  # whatever torch makes of a foreign file
-        raise BrokenCheckpoint(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {error})") from error
-    if not isinstance(state, dict) or not {"model", "optimizer", "step", "config"} <= state.keys():
+        reason = " ".join(str(error).split(". ")[0].split())  # advice of torch's follows, of no use here
+        raise BrokenCheckpoint(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason})") from error
+    if not isinstance(state, dict) or not {"model", "optimizer", "precision", "step", "broken"} <= state.keys():
         raise BrokenCheckpoint(
             f"{path} is not a checkpoint of a sparkmim pretraining; --init reads weights from elsewhere"
         )

@@ -101,6 +101,11 @@ class Trainer:
         self.step += 1
         return StepResult(step, torch.stack(losses).mean(), norm.detach(), indices, broken)
 
+    def not_finite(self) -> list[str]:
+        """Names of trained parameters and running statistics that are not finite. Waits for the device."""
+        running = [(name, buffer) for name, buffer in self.model.named_buffers() if ".running_" in name]
+        return [name for name, tensor in [*self.model.named_parameters(), *running] if not tensor.isfinite().all()]
+
     def state(self) -> dict[str, Any]:
         """What is needed to go on. No generator's state: randomness is keyed on the step."""
         return {
@@ -124,5 +129,6 @@ class Trainer:
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(" ".join(str(error).split("\n")[:2]).split())
             raise ValueError(f"the checkpoint is of another model: {reason}") from error
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        if state["precision"]:  # the scaling of losses, which a run in another precision does not have
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.step = state["step"]
