@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +16,14 @@ from .build import load_backbone
 from .data import ImageSource, builtin_photographs, find_images, held_out
 from .data.decode import MODES
 from .data.sources import fingerprint
+from .device import pick_device
 from .masking import visible_patches
 from .recipes import Situation, find_recipe
-from .train import PretrainConfig, RunFolder, differences, read_checkpoint
+from .sparse import UnsupportedOperation
+from .train import PretrainConfig, RunFolder, differences, documented_fields, read_checkpoint
+from .train.config import show
 from .train.memory import free_memory
+from .train.ranges import check_values
 
 
 class Preparation(NamedTuple):
@@ -28,10 +35,11 @@ class Preparation(NamedTuple):
     held_out: ImageSource | None
     run: RunFolder
     state: dict[str, Any] | None  # the checkpoint to continue from
+    warnings: list[str]  # for the user
 
 
 def prepare(
-    output: str | Path, recipe: str | None, resume: str, chosen: Mapping[str, Any], device: torch.device, processes: int
+    output: str | Path, recipe: str | None, resume: str, chosen: Mapping[str, Any], processes: int
 ) -> Preparation:
     """Find out what is to be done, and whether it can be.
 
@@ -46,14 +54,24 @@ def prepare(
         ValueError: naming what is wrong and what to do.
     """
     chosen = normalise(chosen)
+    check_values(chosen)
+    if recipe is not None and ".py:" in recipe:
+        recipe = absolute_spec(recipe)
     run = RunFolder(output)
     recorded = run.read_config()
     if recorded is not None and resume == "never":
         raise ValueError(f"{run.root} holds a run already, and --resume never does not touch it; use another --output")
-    state = None if resume in ("auto", "never") else read_checkpoint(Path(resume))
+    state = None if resume in ("auto", "never") else read_checkpoint(Path(resume).expanduser())
+    warnings: list[str] = []
     if recorded is not None:
-        name = recorded["recipe"]
-        config = PretrainConfig.from_dict(recorded)
+        try:
+            name = recorded["recipe"]
+            config = PretrainConfig.from_dict(recorded)
+        except (KeyError, ValueError) as error:
+            version = recorded["sparkmim"]
+            raise ValueError(
+                f"{run.config} was written by sparkmim {version} and cannot be continued with this one: {error}"
+            ) from error
         unlike = differences(config.flat(), chosen)
         if recipe not in (None, name):
             unlike.insert(0, f"recipe: {name} there, {recipe} asked for")
@@ -68,22 +86,35 @@ def prepare(
             there, here = recorded[what], described(images)
             if there != here:
                 raise ValueError(
-                    f"{run.root} was trained on other {what.replace('_', '-')} images: {there} there, {here} here. "
-                    "Give it the same folder, or use another --output"
+                    f"{run.root} was trained on other images ({what}: {there} there, {here} here, by number and a "
+                    "digest of their names). Give it the same folder, or use another --output"
                 )
-        if state is None:
-            newest = run.newest_checkpoint()
-            state = newest[0] if newest is not None else None
+        if state is None and (newest := run.newest_checkpoint()) is not None:
+            state, path = newest
+            broken = [other.name for other in run.list_checkpoints() if other.name > path.name]
+            if broken:
+                warnings.append(f"{', '.join(broken)} cannot be read; going on from the older {path.name}")
     else:
         name = recipe or "auto"
-        config, source, other = resolve(name, chosen, device, processes)
+        config, source, other = resolve(name, chosen, processes)
     validate(config, source, processes)
-    return Preparation(name, config, source, other, run, state)
+    return Preparation(name, config, source, other, run, state, warnings)
 
 
 def normalise(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Choices in the form in which they are recorded: sizes for each axis, absolute paths."""
-    made = dict(chosen)
+    """Choices in the form in which they are recorded: tuples, sizes for each axis, absolute paths.
+
+    Raises:
+        ValueError: for a name that no field has, or a size that is none.
+    """
+    known = [name for _, name, _, _ in documented_fields()]
+    for name in chosen:
+        if name not in known:
+            close = get_close_matches(name, known, n=3, cutoff=0.4)
+            raise ValueError(
+                f"the configuration has no field {name!r}" + (f"; did you mean {', '.join(close)}?" if close else "")
+            )
+    made: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
     for name in ("image_size", "patch_size"):
         if name in made:
             size = made[name]
@@ -97,25 +128,60 @@ def normalise(chosen: Mapping[str, Any]) -> dict[str, Any]:
     if made.get("init", "none") not in ("none", "timm"):
         made["init"] = str(Path(made["init"]).expanduser().absolute())
     if ".py:" in made.get("model", ""):
-        path, _, function = made["model"].rpartition(":")
-        made["model"] = f"{Path(path).expanduser().absolute()}:{function}"
+        made["model"] = absolute_spec(made["model"])
     return made
 
 
+def absolute_spec(spec: str) -> str:
+    """`FILE.py:FUNCTION` with the whole path of the file, so that it is found from any folder."""
+    path, _, function = spec.rpartition(":")
+    return f"{Path(path).expanduser().absolute()}:{function}"
+
+
+@contextmanager
+def code_of(spec: str) -> Iterator[None]:
+    """Tell in words where the code of a user's file fails, or that a network of timm's is none for this.
+
+    Raises:
+        ValueError: instead of whatever other code than ours raised.
+    """
+    try:
+        yield
+    except (UnsupportedOperation, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, ValueError) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent):
+            raise
+        what = f"{type(error).__name__}: {error}"
+        if ".py:" not in spec:
+            raise ValueError(
+                f"{spec} does not give feature maps of images of any size ({what}); wanted is a convolutional network"
+            ) from error
+        own = [frame.lineno for frame in frames if f"{frame.filename}:" in spec]
+        raise ValueError(f"{spec} fails{f' at line {own[-1]}' if own else ''}: {what}") from error
+
+
 def resolve(
-    recipe: str, chosen: Mapping[str, Any], device: torch.device, processes: int
+    recipe: str, chosen: Mapping[str, Any], processes: int
 ) -> tuple[PretrainConfig, ImageSource, ImageSource | None]:
     """The configuration that a recipe makes of a situation, and its images."""
-    make = find_recipe(recipe)
+    device = pick_device(chosen.get("device", "auto"))
+    with code_of(recipe):
+        make = find_recipe(recipe)
     if "model" not in chosen:
         raise ValueError("which network? --model takes a timm name such as resnet50, or FILE.py:FUNCTION")
     in_chans = chosen.get("in_chans", 3)
     if in_chans not in MODES:
         raise ValueError(f"images can be read as 1, 3 or 4 channels, not --in-chans {in_chans}")
+    init = chosen.get("init", "none")
+    if init not in ("none", "timm") and not Path(init).is_file():
+        raise ValueError(f"there is no file {init}; --init takes none, timm, or a file of weights")
     everything = load_images(chosen.get("data"))
     source, _ = split(everything, chosen.get("val_data"), chosen.get("val_share", 0.0), chosen.get("seed", 0))
-    backbone = load_backbone(chosen["model"], chosen.get("stages", ()), in_chans)
-    if chosen.get("init", "none") == "timm" and not (getattr(backbone.module, "pretrained_cfg", None) or {}).get("tag"):
+    with code_of(chosen["model"]):
+        backbone = load_backbone(chosen["model"], chosen.get("stages", ()), in_chans)
+    if init == "timm" and not (getattr(backbone.module, "pretrained_cfg", None) or {}).get("tag"):
         raise ValueError(f"timm has no weights for {chosen['model']}; use --init none or a file")
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     situation = Situation(
@@ -127,7 +193,15 @@ def resolve(
         processes=processes,
         chosen=chosen,
     )
-    config = make(situation)
+    with code_of(recipe if ".py:" in recipe else chosen["model"]):
+        try:
+            config = make(situation)
+        except OSError as error:
+            if init != "timm":
+                raise
+            raise ValueError(
+                f"timm's weights of {chosen['model']} cannot be had ({error}); without a network give --init a file"
+            ) from error
     if not isinstance(config, PretrainConfig):
         raise ValueError(f"recipe {recipe} returns a {type(config).__name__}, not a sparkmim.train.PretrainConfig")
     config = config.replace(chosen)
@@ -166,9 +240,8 @@ def validate(config: PretrainConfig, source: ImageSource, processes: int) -> Non
     Raises:
         ValueError: naming the thing, the value and the remedy.
     """
+    check_values(config.flat())
     run, data, model = config.run, config.data, config.model
-    if not 0 < model.mask_ratio < 1:
-        raise ValueError(f"--mask-ratio is the share of patches to hide, between 0 and 1, not {model.mask_ratio}")
     if len(data.image_size) != len(model.patch_size):
         raise ValueError(f"--image-size takes one number or {len(model.patch_size)}, not {len(data.image_size)}")
     for name, size, patch in zip(("height", "width"), data.image_size, model.patch_size, strict=False):
@@ -177,31 +250,29 @@ def validate(config: PretrainConfig, source: ImageSource, processes: int) -> Non
             use = f"{below} or {above}" if below else str(above)
             raise ValueError(f"image {name} {size} is not divisible by the patch size {patch}; use --image-size {use}")
     visible_patches([s // p for s, p in zip(data.image_size, model.patch_size, strict=True)], model.mask_ratio)
-    if run.batch_size < 1:
-        raise ValueError(f"--batch-size {run.batch_size} is not a number of images")
     if run.batch_size > len(source):
         raise ValueError(
             f"--batch-size {run.batch_size} is larger than the {len(source)} images; use at most {len(source)}"
         )
-    if run.accumulate < 1 or run.batch_size % (run.accumulate * processes):
-        parts = f"{processes} processes times --accumulate {run.accumulate}"
-        raise ValueError(f"--batch-size {run.batch_size} does not divide among {parts}")
-    if config.schedule.epochs <= 0 or not 0 <= config.schedule.warmup_epochs < config.schedule.epochs:
+    parts = run.accumulate * processes
+    if run.batch_size % parts:
+        among = (
+            f"{processes} processes times --accumulate {run.accumulate}" if processes > 1 else f"--accumulate {parts}"
+        )
         raise ValueError(
-            f"--epochs {config.schedule.epochs:g} must be above 0 and above --warmup-epochs "
-            f"{config.schedule.warmup_epochs:g}"
+            f"--batch-size {run.batch_size} does not divide by {among}; use "
+            f"{(run.batch_size // parts + 1) * parts}, or another multiple of {parts}"
+        )
+    if config.schedule.warmup_epochs >= config.schedule.epochs:
+        raise ValueError(
+            f"--warmup-epochs {config.schedule.warmup_epochs:g} must be fewer than --epochs {config.schedule.epochs:g}"
         )
     for name, values in (("mean", data.mean), ("std", data.std)):
         if len(values) != model.in_chans:
-            raise ValueError(f"--{name} has {len(values)} values for {model.in_chans} channels")
+            raise ValueError(
+                f"--{name} has {len(values)} values for {model.in_chans} channels; give one for each channel"
+            )
     if not 0 < data.crop_scale[0] <= data.crop_scale[1] <= 1:
         raise ValueError(
-            f"--crop-scale {data.crop_scale} must be two shares, the smaller one first, above 0 and at most 1"
+            f"--crop-scale {show(data.crop_scale)} must be two shares, the smaller one first, above 0 and at most 1"
         )
-    if config.optimizer.lr <= 0:
-        raise ValueError(f"--lr {config.optimizer.lr} must be above 0")
-    for name in ("log_every", "keep_checkpoints", "pictures"):
-        if getattr(run, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(run, name)}")
-    if data.workers < 0:
-        raise ValueError(f"--workers {data.workers} is negative")

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from .masking import visible_patches
 from .prepare import Preparation, described, prepare
 from .spark import SparK
 from .train import Outcome, PretrainConfig, Pretraining
+from .train.failures import disk_failed
 from .train.precision import MixedPrecision
 from .train.schedule import steps_of
 
@@ -58,18 +60,17 @@ def pretrain(
         ValueError: for anything that can be found wrong before the run begins.
         RunStopped: if the run cannot go on.
     """
-    device = pick_device((chosen or {}).get("device", "auto"))
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    ready = prepare(output, recipe, resume, chosen or {}, device, processes)
+    ready = prepare(output, recipe, resume, chosen or {}, int(os.environ.get("WORLD_SIZE", 1)))
     config = ready.config
-    fabric = launch(config, device)
+    fabric = launch(config, pick_device(config.run.device))
     torch.manual_seed(keyed_seed(config.run.seed, INITIAL))
-    model = build_model(config.model)
+    # A run that goes on has its weights in the checkpoint and needs no file to start from.
+    model = build_model(config.model if ready.state is None else replace(config.model, init="none"))
     lines = describe(ready, model, fabric)
     if fabric.is_global_zero:
-        width = max(map(len, lines))
         for label, text in lines.items():
-            say(f"{label:<{width}}  {text}")
+            if label != "steps":  # which are told under length
+                say(f"{label:<11}  {text}")
     if ready.state is None and config.model.execution == "packed":
         check_backbone(model, config)
     training = Pretraining(config, model, ready.source, ready.held_out, ready.run, fabric, ready.state, after_step)
@@ -81,9 +82,17 @@ def pretrain(
         return None
     fabric.barrier()  # all have looked into the folder before the first one writes to it
     if fabric.is_global_zero:
-        begin(ready, lines, fabric)
-        if training.trainer.step:
-            say(f"continuing after step {training.trainer.step} of {training.trainer.steps}")
+        try:
+            begin(ready, lines, fabric)
+        except OSError as error:
+            raise disk_failed(ready.run, error, "at the beginning") from error
+        trainer = training.trainer
+        for warning in ready.warnings:
+            say(warning)
+        if trainer.step == trainer.steps:
+            say(f"all {trainer.steps} steps of this run are done; nothing is left to do")
+        elif trainer.step:
+            say(f"continuing after step {trainer.step} of {trainer.steps}")
     fabric.barrier()
     return training.train()
 
@@ -135,6 +144,7 @@ def describe(ready: Preparation, model: SparK, fabric: Fabric) -> dict[str, str]
     where = Path(data.data).name if data.data else "built-in photographs"
     norm = "synchronised" if fabric.world_size > 1 and fabric.device.type == "cuda" else "of each process"
     return {
+        "recipe": Path(ready.recipe).name,
         "network": f"{Path(config.model.model).name}, {encoder / 1e6:.1f} million parameters"
         + (f", of which {reached / 1e6:.1f} are trained" if reached < encoder else "")
         + f"; decoder and mask embeddings {others / 1e6:.1f} million"
@@ -151,9 +161,7 @@ def describe(ready: Preparation, model: SparK, fabric: Fabric) -> dict[str, str]
         f"{config.optimizer.weight_decay:g} to {config.optimizer.weight_decay_end:g}, betas "
         f"{config.optimizer.betas[0]:g} {config.optimizer.betas[1]:g}",
         "computation": f"{device_name(fabric.device)}, {run.precision}{', compiled' if run.compile else ''}, "
-        f"{config.model.execution}, {data.workers} workers",
-        "recipe": Path(ready.recipe).name,
-        "output": ready.run.root.name,
+        f"{config.model.execution}, {data.workers} worker{'s' * (data.workers != 1)}",
         "steps": f"{steps}",
     }
 
@@ -177,6 +185,6 @@ def begin(ready: Preparation, lines: Mapping[str, str], fabric: Fabric) -> None:
         "system": f"{platform.system()} {platform.machine()}",
         **{name: version(name) for name in ("sparkmim", "torch", "torchvision", "timm", "lightning-fabric", "pillow")},
     }
+    write_json(run.config, record)  # first: with it the folder is a run, and can be continued
     write_json(run.plan, dict(lines))
     write_json(run.environment, environment)
-    write_json(run.config, record)  # last: with it the folder is a run
