@@ -1,0 +1,46 @@
+"""Fixtures of the tests of training; what else they share is in runs.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from runs import TINY, make_images
+
+from sparkmim.pretrain import pretrain
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """The tensors are small, and sums are in the same order everywhere."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Callable[..., Path]:
+    """The folder of a run from the first step to the last, made once for the same settings."""
+    made: dict[str, Path] = {}
+
+    def get(**settings: Any) -> Path:
+        key = json.dumps(settings, sort_keys=True, default=str)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+            outcome = pretrain(folder, chosen=TINY | {"data": images} | settings, say=lambda line: None)
+            assert outcome is not None
+            assert outcome.step == outcome.steps
+            assert outcome.interrupted is None
+            made[key] = folder
+        return made[key]
+
+    return get

@@ -1,0 +1,80 @@
+"""Two processes do what one does that accumulates two micro-batches."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from runs import STEPS, TINY, final, lines, make_images, numbers
+
+from sparkmim.pretrain import pretrain
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def launch(output: Path, images: Path, *more: str) -> subprocess.Popen[str]:
+    flags = "--model test_resnet --image-size 64 --decoder-width 32 --batch-size 4 --accumulate 1 --lr 0.01 --seed 1 "
+    flags += "--warmup-epochs 0.8 --precision 32 --device cpu --workers 0 --log-every 1 --pictures 1 --max-broken 0.3"
+    torchrun = "-m torch.distributed.run --nproc-per-node 2 --master-addr 127.0.0.1 --master-port"
+    command = [sys.executable, *torchrun.split(), str(free_port()), "-m", "sparkmim", "pretrain"]
+    command += ["--output", str(output), "--data", str(images), *flags.split(), *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def with_a_broken_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_images(tmp_path_factory.mktemp("images"))
+    (folder / "4.png").write_bytes(b"no image")
+    return folder
+
+
+def test_two_processes_equal_two_micro_batches(tmp_path: Path, with_a_broken_one: Path) -> None:
+    process = launch(tmp_path / "two", with_a_broken_one, "--epochs", "2.4", "--checkpoint-minutes", "0")
+    chosen = TINY | {"data": with_a_broken_one, "accumulate": 2, "max_broken": 0.3}
+    assert pretrain(tmp_path / "one", chosen=chosen, say=lambda line: None) is not None
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+    two, one = numbers(tmp_path / "two"), numbers(tmp_path / "one")
+    assert [line[0] for line in two] == list(range(1, STEPS + 1))  # each once
+    torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=1e-5, atol=1e-6)
+    mine, other = final(tmp_path / "two")["model"], final(tmp_path / "one")["model"]
+    assert mine.keys() == other.keys()
+    for name in mine:
+        if "running" not in name and "tracked" not in name:  # these are of each process's part
+            torch.testing.assert_close(mine[name], other[name], rtol=1e-4, atol=1e-5, msg=name)
+    for folder in ("one", "two"):
+        (line,) = (tmp_path / folder / "broken_images.txt").read_text().splitlines()
+        assert line.startswith("4.png\t")
+    assert out.count("1 of 10 images cannot be read") == 1
+    assert out.count("done: 6 steps") == 1
+    assert "2 processes" in out
+
+
+def test_sigterm_saves_and_the_same_command_continues(tmp_path: Path, images: Path) -> None:
+    folder = tmp_path / "run"
+    done = 0
+    for _ in range(2):
+        process = launch(folder, images, "--epochs", "1000", "--checkpoint-minutes", "0.002")
+        start = time.monotonic()
+        while not (folder / "metrics.jsonl").exists() or len(lines(folder)) < done + 4:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() - start < 120
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+        assert f"continuing after step {done} of 2500" in out or not done, out
+        assert "SIGTERM: saved after step" in out, err
+        step = final(folder)["step"]
+        assert step > done
+        assert [line[0] for line in numbers(folder)] == list(range(1, step + 1))
+        done = step
