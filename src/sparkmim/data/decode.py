@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def read_image(path: str | Path, channels: int = 3) -> Tensor:
     if channels not in MODES:
         raise ValueError(f"images can be read as 1, 3 or 4 channels, not {channels}")
     try:
-        with Image.open(path) as file:
+        with warnings.catch_warnings(category=Image.DecompressionBombWarning, action="ignore"), Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I;16") or image.mode in ("I", "F"):
                 return _deep_image(image, channels)

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sparkmim.data import UnreadableImage, read_image
+
+HEIGHT, WIDTH = 5, 7
+
+
+def colours() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def save(image: Image.Image, path: Path, **settings: object) -> Path:
+    image.save(path, **settings)
+    return path
+
+
+def planes(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("kind", ["png", "bmp", "tiff", "webp", "ppm"])
+def test_colours_are_exact(tmp_path: Path, kind: str) -> None:
+    settings = {"lossless": True} if kind == "webp" else {}
+    path = save(Image.fromarray(colours()), tmp_path / f"x.{kind}", **settings)
+    assert torch.equal(read_image(path), planes(colours()))
+    opaque = torch.full((1, HEIGHT, WIDTH), 255, dtype=torch.uint8)
+    assert torch.equal(read_image(path, 4), torch.cat([planes(colours()), opaque]))
+    assert torch.equal(read_image(path, 1)[0], torch.from_numpy(np.array(Image.fromarray(colours()).convert("L"))))
+
+
+def test_jpegs_are_what_pillow_decodes(tmp_path: Path) -> None:
+    for settings in ({}, {"progressive": True}):
+        path = save(Image.fromarray(colours()), tmp_path / "x.jpg", **settings)
+        assert torch.equal(read_image(path), planes(np.array(Image.open(path))))
+
+
+def test_grey_is_repeated(tmp_path: Path) -> None:
+    grey = colours()[..., 0]
+    path = save(Image.fromarray(grey), tmp_path / "x.png")
+    assert torch.equal(read_image(path, 1), torch.from_numpy(grey)[None])
+    assert torch.equal(read_image(path, 3), torch.from_numpy(grey).expand(3, -1, -1))
+
+
+def test_one_bit(tmp_path: Path) -> None:
+    bits = colours()[..., 0] > 127
+    path = save(Image.fromarray(bits), tmp_path / "x.png")
+    assert torch.equal(read_image(path, 1)[0], torch.from_numpy(bits * np.uint8(255)))
+
+
+def test_palette_is_resolved(tmp_path: Path) -> None:
+    image = Image.fromarray(colours()).quantize(4)
+    path = save(image, tmp_path / "x.png")
+    assert torch.equal(read_image(path), planes(np.array(image.convert("RGB"))))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_lies_over_white(tmp_path: Path, mode: str) -> None:
+    alpha = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    alpha[:, 3:] = 255
+    image = Image.fromarray(np.dstack([colours(), alpha]))
+    if mode == "P":
+        path = save(Image.fromarray(colours()).quantize(4), tmp_path / "x.png", transparency=0)
+        indices = np.array(Image.open(path))
+        seen = read_image(path)
+        assert (indices == 0).any()
+        assert (seen[:, torch.from_numpy(indices == 0)] == 255).all()
+        assert not (seen[:, torch.from_numpy(indices != 0)] == 255).all()
+        return
+    path = save(image.convert(mode), tmp_path / "x.png")
+    seen, wanted = read_image(path), planes(np.array(image.convert(mode).convert("RGB")))
+    assert (seen[:, :, :3] == 255).all()
+    assert torch.equal(seen[:, :, 3:], wanted[:, :, 3:])
+    assert torch.equal(read_image(path, 4)[3], torch.from_numpy(alpha))
+
+
+@pytest.mark.parametrize("kind", ["tiff", "jpg"])
+def test_cmyk(tmp_path: Path, kind: str) -> None:
+    path = save(Image.fromarray(colours()).convert("CMYK"), tmp_path / f"x.{kind}")
+    seen = read_image(path)
+    assert torch.equal(seen, planes(np.array(Image.open(path).convert("RGB"))))
+    if kind == "tiff":  # lossless, so the colours come back
+        assert (seen.int() - planes(colours()).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_sixteen_bits_are_kept(tmp_path: Path, kind: str) -> None:
+    deep = np.random.default_rng(1).integers(0, 65536, (HEIGHT, WIDTH), dtype=np.uint16)
+    deep[0, :2] = 0, 65535
+    path = save(Image.fromarray(deep), tmp_path / f"x.{kind}")
+    wanted = torch.from_numpy(deep.astype(np.float32) / 65535)
+    assert torch.equal(read_image(path, 1)[0], wanted)
+    assert torch.equal(read_image(path, 3), wanted.expand(3, -1, -1))
+    assert torch.equal(read_image(path, 4)[3], torch.ones(HEIGHT, WIDTH))
+
+
+def test_whole_numbers_beyond_sixteen_bits_are_refused(tmp_path: Path) -> None:
+    inside = save(Image.fromarray(np.array([[0, 65535]], dtype=np.int32)), tmp_path / "a.tiff")
+    assert read_image(inside, 1).tolist() == [[[0.0, 1.0]]]
+    outside = save(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)), tmp_path / "b.tiff")
+    with pytest.raises(UnreadableImage, match="from 0 to 70000"):
+        read_image(outside, 1)
+
+
+def test_floats_are_taken_as_they_are(tmp_path: Path) -> None:
+    floats = np.random.default_rng(2).normal(size=(HEIGHT, WIDTH)).astype(np.float32)
+    path = save(Image.fromarray(floats), tmp_path / "x.tiff")
+    assert torch.equal(read_image(path, 1)[0], torch.from_numpy(floats))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("deep", [False, True])
+def test_images_are_turned_upright(tmp_path: Path, orientation: int, deep: bool) -> None:
+    upright = np.arange(HEIGHT * WIDTH, dtype=np.uint16 if deep else np.uint8).reshape(HEIGHT, WIDTH)
+    stored = {  # how a camera held that way records the scene
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].T,
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(Image.fromarray(np.ascontiguousarray(stored)), tmp_path / "x.png", exif=exif)
+    wanted = torch.from_numpy(upright.astype(np.float32) / 65535) if deep else torch.from_numpy(upright)
+    assert torch.equal(read_image(path, 1)[0], wanted)
+
+
+def test_first_frame_of_an_animation(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("red", "blue")]
+    path = save(frames[0], tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    assert torch.equal(read_image(path)[:, 0, 0], torch.tensor([255, 0, 0], dtype=torch.uint8))
+
+
+def test_other_numbers_of_channels_are_refused(tmp_path: Path) -> None:
+    path = save(Image.fromarray(colours()), tmp_path / "x.png")
+    with pytest.raises(ValueError, match="1, 3 or 4 channels, not 13"):
+        read_image(path, 13)
+
+
+def chunk(kind: bytes, content: bytes, checksum: int | None = None) -> bytes:
+    checksum = zlib.crc32(kind + content) if checksum is None else checksum
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+def claims_to_be_huge() -> bytes:
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b"")
+    )
+
+
+def make_broken(folder: Path) -> dict[str, Path]:
+    """Ten files that cannot be decoded."""
+    large = Image.fromarray(np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    jpeg = save(large, folder / "whole.jpg").read_bytes()
+    png = save(large, folder / "whole.png").read_bytes()
+    (folder / "whole.jpg").unlink()
+    (folder / "whole.png").unlink()
+    flipped = bytearray(png)
+    flipped[len(png) // 2] ^= 0xFF
+    not_finite = np.zeros((4, 4), dtype=np.float32)
+    not_finite[1, 1] = np.nan
+    contents = {
+        "empty.jpg": b"",
+        "text.jpg": b"this is not an image\n",
+        "cut.jpg": jpeg[: len(jpeg) // 2],
+        "cut.png": png[: len(png) // 2],
+        "damaged.png": bytes(flipped),
+        "header.jpg": jpeg[:30],
+        "zeros.png": bytes(1000),
+        "huge.png": claims_to_be_huge(),
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    os.symlink(folder / "nowhere.jpg", folder / "dangling.jpg")
+    save(Image.fromarray(not_finite), folder / "nan.tiff")
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "empty.jpg",
+        "text.jpg",
+        "cut.jpg",
+        "cut.png",
+        "damaged.png",
+        "header.jpg",
+        "zeros.png",
+        "huge.png",
+        "dangling.jpg",
+        "nan.tiff",
+    ],
+)
+def test_broken_files_say_why(tmp_path: Path, name: str) -> None:
+    path = make_broken(tmp_path)[name]
+    with pytest.raises(UnreadableImage) as caught:
+        read_image(path)
+    assert len(str(caught.value)) > 10
+
+
+def test_large_images_are_no_reason_to_warn(tmp_path: Path) -> None:
+    # Pillow warns from 89 million pixels on; a warning is an error in these tests.
+    path = save(Image.new("1", (9_500, 9_500)), tmp_path / "x.png")
+    assert read_image(path, 1).shape == (1, 9_500, 9_500)

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import v2
+
+from sparkmim.data import (
+    DataConfig,
+    UnreadableImage,
+    evaluation_batches,
+    evaluation_view,
+    find_images,
+    training_batches,
+)
+from sparkmim.data.loader import MaskedViews, PlainViews, Positions, plain_batches
+from sparkmim.data.views import training_view
+
+CONFIG = DataConfig(image_size=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images")
+    noise = np.random.default_rng(0)
+    for i in range(10):
+        Image.fromarray(noise.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path / f"{i}.png")
+    return path
+
+
+def views(folder: Path, seed: int = 0) -> MaskedViews:
+    return MaskedViews(find_images(folder), training_view(CONFIG), 3, (4, 4), 0.6, seed)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    images=st.integers(4, 40),
+    micro=st.integers(1, 4),
+    accumulate=st.integers(1, 3),
+    processes=st.integers(1, 3),
+    epochs=st.integers(1, 4),
+    start=st.integers(0, 3),
+)
+def test_positions(images: int, micro: int, accumulate: int, processes: int, epochs: int, start: int) -> None:
+    batch = micro * accumulate * processes
+    steps = epochs * images // batch + 1
+    one = list(Positions(images, batch, steps, 0, accumulate=accumulate * processes))
+    # Every epoch shows every image once, whether or not the batch size divides.
+    seen = [key for part in one for key in part]
+    for epoch in range(seen[-1][0]):
+        assert Counter(index for e, index in seen if e == epoch) == Counter(range(images))
+    # N processes see what one process sees that accumulates N micro-batches.
+    many = [
+        list(Positions(images, batch, steps, 0, accumulate=accumulate, process=p, processes=processes))
+        for p in range(processes)
+    ]
+    assert [part for parts in zip(*many, strict=True) for part in parts] == one
+    # A later start gives the rest.
+    late = Positions(images, batch, steps, 0, accumulate=accumulate * processes, start=start)
+    assert list(late) == one[start * accumulate * processes :]
+    assert len(late) == len(list(late))
+
+
+def test_orders_differ_between_epochs_and_seeds() -> None:
+    def order(seed: int) -> list[int]:
+        return [index for part in Positions(50, 10, 10, seed) for _, index in part]
+
+    assert order(0) == order(0)
+    assert order(0)[:50] != order(0)[50:]
+    assert order(0) != order(1)
+
+
+def test_batches_must_divide() -> None:
+    with pytest.raises(ValueError, match="use a multiple of 6"):
+        Positions(50, 10, 1, 0, accumulate=2, processes=3)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_the_batches(folder: Path, workers: int) -> None:
+    positions = Positions(10, 4, 4, 0)
+    alone, shared = (list(training_batches(views(folder), positions, n)) for n in (0, workers))
+    for a, b in zip(alone, shared, strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.visible, b.visible)
+        assert a.indices == b.indices
+
+
+def test_a_view_depends_on_seed_epoch_and_image_alone(folder: Path) -> None:
+    first = views(folder)[2, 5]
+    torch.rand(3)
+    state = torch.get_rng_state()
+    again = views(folder)[2, 5]
+    assert torch.equal(torch.get_rng_state(), state)  # the network's randomness is left alone
+    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.visible, again.visible)
+    for other in (views(folder)[3, 5], views(folder)[2, 6], views(folder, seed=1)[2, 5]):
+        assert not torch.equal(first.images, other.images)
+    masks = {tuple(views(folder)[epoch, 0].visible.flatten().tolist()) for epoch in range(20)}
+    assert len(masks) > 10
+    assert all(sum(mask) == 6 for mask in masks)
+
+
+def test_evaluation_shows_every_image_once_the_same_way(folder: Path) -> None:
+    shown = MaskedViews(find_images(folder), evaluation_view(CONFIG), 3, (4, 4), 0.6, 0)
+    one = list(evaluation_batches(shown, 3, 0))
+    assert [i for batch in one for i in batch.indices] == list(range(10))
+    again = list(evaluation_batches(shown, 3, 1))
+    assert all(
+        torch.equal(a.images, b.images) and torch.equal(a.visible, b.visible) for a, b in zip(one, again, strict=True)
+    )
+    shared = [list(evaluation_batches(shown, 3, 0, process=p, processes=2)) for p in range(2)]
+    assert sorted(i for part in shared for batch in part for i in batch.indices) == list(range(10))
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    noise = np.random.default_rng(0)
+    for i in range(6):
+        if i in (1, 4):
+            (tmp_path / f"{i}.png").write_bytes(b"no image")
+        else:
+            Image.fromarray(noise.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def test_another_image_takes_the_place_of_a_broken_one(damaged: Path) -> None:
+    for index in (1, 4):
+        got = views(damaged)[0, index]
+        assert got.indices[0] not in (1, 4)
+        assert got.broken[0][0] == index
+        assert "UnidentifiedImageError" in got.broken[0][1]
+        again = views(damaged)[0, index]
+        assert torch.equal(got.images, again.images)
+        assert got.indices == again.indices
+    assert views(damaged)[0, 0].broken == []
+
+
+def test_a_source_of_broken_images_is_given_up(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(b"no image")
+    with pytest.raises(UnreadableImage):
+        views(tmp_path)[0, 0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_plain_views_leave_broken_images_out(damaged: Path, workers: int) -> None:
+    batches = list(plain_batches(PlainViews(find_images(damaged), evaluation_view(CONFIG), 3), 4, workers))
+    assert [i for batch in batches for i in batch.indices] == [0, 2, 3, 5]
+    assert [i for batch in batches for i, _ in batch.broken] == [1, 4]
+    assert [len(batch.images) for batch in batches] == [3, 1]
+
+
+def test_training_view_is_torchvisions(folder: Path) -> None:
+    image = find_images(folder).read(0, 3)
+    torch.manual_seed(1)
+    ours = training_view(CONFIG)(image)
+    torch.manual_seed(1)
+    crop = v2.RandomResizedCrop((32, 32), scale=(0.67, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
+    wanted = v2.RandomHorizontalFlip()(crop(image)).float() / 255
+    torch.testing.assert_close(ours, (wanted - 0.5) / 0.25)
+
+
+def test_crops_and_flips(folder: Path) -> None:
+    # Brightness grows from left to right by one a pixel, so a view's range is the width of its crop, its sign the flip.
+    image = torch.arange(200, dtype=torch.float32).expand(3, 200, 200) / 200
+    config = DataConfig(image_size=(50, 50), mean=(0.0,) * 3, std=(1.0,) * 3, crop_scale=(0.25, 0.5))
+    torch.manual_seed(0)
+    spans = torch.stack([(view := training_view(config)(image))[0, 25, -1] - view[0, 25, 0] for _ in range(400)])
+    assert 0.4 < (spans < 0).float().mean() < 0.6
+    # Aspect ratios are 3/4 to 4/3, so widths are between sqrt(0.25 * 3/4) and sqrt(0.5 * 4/3) of the image's.
+    assert spans.abs().min() > 0.40
+    assert spans.abs().max() < 0.83
+    assert spans.abs().max() - spans.abs().min() > 0.3
+
+
+@pytest.mark.parametrize(
+    ("size", "view"), [((40, 48), (32, 32)), ((32, 96), (32, 96)), ((50, 200), (32, 96)), ((3, 2), (8, 8))]
+)
+def test_evaluation_view_is_the_middle(size: tuple[int, int], view: tuple[int, int]) -> None:
+    rows = torch.arange(size[0], dtype=torch.float32)[:, None] / size[0]
+    image = rows.expand(*size).clone()[None].expand(3, -1, -1)
+    config = DataConfig(image_size=view, mean=(0.0,) * 3, std=(1.0,) * 3)
+    seen = evaluation_view(config)(image)
+    assert seen.shape == (3, *view)
+    middle = (size[0] - 1) / 2 / size[0]
+    assert abs(seen.mean().item() - middle) < 0.02
+    torch.testing.assert_close(
+        seen.mean((0, 2)).flip(0) + seen.mean((0, 2)), torch.full((view[0],), 2 * middle), atol=0.03, rtol=0
+    )

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparkmim.data import builtin_photographs, find_images, held_out
+from sparkmim.data.sources import fingerprint
+
+
+def put(path: Path, value: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((4, 4), value, dtype=np.uint8)).save(path, format="PNG")
+
+
+def names(folder: Path) -> list[str]:
+    source = find_images(folder)
+    return [source.name(i) for i in range(len(source))]
+
+
+def test_any_nesting_in_alphabetical_order(tmp_path: Path) -> None:
+    for name in ("b.png", "class_1/x.PNG", "class_1/deep/er/y.jpg", "a.JPeG", "class_0/z.tiff"):
+        put(tmp_path / name)
+    (tmp_path / "labels.csv").write_text("x")
+    (tmp_path / "no_extension").write_text("x")
+    assert names(tmp_path) == ["a.JPeG", "b.png", "class_0/z.tiff", "class_1/deep/er/y.jpg", "class_1/x.PNG"]
+
+
+def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
+    for name in ("a.png", "._a.png", ".thumbnails/b.png"):
+        put(tmp_path / name)
+    assert names(tmp_path) == ["a.png"]
+
+
+def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
+    put(tmp_path / "x.jpg" / "y.png")
+    assert names(tmp_path) == ["x.jpg/y.png"]
+
+
+def test_linked_folders_are_walked_once(tmp_path: Path) -> None:
+    put(tmp_path / "data" / "a.png")
+    put(tmp_path / "elsewhere" / "b.png")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "data" / "link")
+    os.symlink(tmp_path / "data", tmp_path / "data" / "loop")
+    assert names(tmp_path / "data") == ["a.png", "link/b.png"]
+
+
+def test_names_of_any_bytes(tmp_path: Path) -> None:
+    strange = [b"\xff\xfe.png", "häß 日本.png".encode(), b"new\nline.png", b"tab\t.png"]
+    for name in strange:
+        put(tmp_path / os.fsdecode(name), value=len(name))
+    source = find_images(tmp_path)
+    assert {os.fsencode(source.name(i)) for i in range(len(source))} == set(strange)
+    for i in range(len(source)):
+        assert source.read(i, 1).unique().item() == len(os.fsencode(source.name(i)))
+    assert len(fingerprint(source)) == 16
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p / "nowhere", "there is no folder"),
+        (lambda p: p, "it holds no file"),
+        (lambda p: (p / "x.csv").write_text("x") and p, "it holds 1 .csv"),
+        (lambda p: (p / "x.csv").write_text("x") and p / "x.csv", "is a file"),
+    ],
+)
+def test_folders_without_images_are_refused(tmp_path: Path, make: object, message: str) -> None:
+    folder = make(tmp_path)  # type: ignore[operator]
+    with pytest.raises(ValueError, match=message):
+        find_images(folder)
+
+
+def test_builtin_photographs_are_all_there() -> None:
+    source = builtin_photographs()
+    assert len(source) == 15
+    for i in range(len(source)):
+        image = source.read(i, 3)
+        assert image.shape[0] == 3
+        assert min(image.shape[1:]) >= 200
+        assert source.read(i, 3) is image  # decoded once
+
+
+def test_held_out_images_are_a_share_of_their_own(tmp_path: Path) -> None:
+    for i in range(20):
+        put(tmp_path / f"{i:02}.png")
+    source = find_images(tmp_path)
+    rest, share = held_out(source, 0.25, seed=3)
+    kept, out = ({s.name(i) for i in range(len(s))} for s in (rest, share))
+    assert (len(kept), len(out)) == (15, 5)
+    assert kept | out == {source.name(i) for i in range(20)}
+    assert fingerprint(held_out(source, 0.25, seed=3)[1]) == fingerprint(share)
+    assert fingerprint(held_out(source, 0.25, seed=4)[1]) != fingerprint(share)
+    assert len(held_out(source, 0.001, seed=0)[1]) == 1
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.99, 1.0, 2.0])
+def test_impossible_shares_are_refused(tmp_path: Path, share: float) -> None:
+    for i in range(3):
+        put(tmp_path / f"{i}.png")
+    with pytest.raises(ValueError, match="--val-share"):
+        held_out(find_images(tmp_path), share, seed=0)
+
+
+def test_fingerprint_tells_other_images(tmp_path: Path) -> None:
+    put(tmp_path / "a.png")
+    before = fingerprint(find_images(tmp_path))
+    assert fingerprint(find_images(tmp_path)) == before
+    put(tmp_path / "b.png")
+    assert fingerprint(find_images(tmp_path)) != before
