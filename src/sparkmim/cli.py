@@ -133,7 +133,8 @@ def finish(output: Path, outcome: Any) -> int:
         print(f"    sparkmim pretrain --output {output}")
         return INTERRUPTED
     pictures = sorted((output / "reconstructions").glob("step-*.png"))
-    print(f"\ndone: {outcome.steps} steps" + (f", loss {outcome.loss:.4f}" if outcome.loss is not None else ""))
+    losses = [("loss", outcome.loss), ("held-out loss", outcome.val_loss)]
+    print(f"\ndone: {', '.join([f'{outcome.steps} steps', *(f'{n} {v:.4f}' for n, v in losses if v is not None)])}")
     if pictures:
         print(f"  picture  {pictures[-1]}")
     print(f"  report   {output / 'report.html'}")

@@ -64,7 +64,10 @@ def load_network(encoder: str | Path, model: str | None = None) -> TrainedEncode
     path = Path(encoder)
     if not path.is_file():
         raise ValueError(f"there is no file {path}; see --encoder")
-    known: dict[str, Any] = json.loads(read_metadata(path).get("sparkmim", "{}"))
+    try:
+        known: dict[str, Any] = json.loads(read_metadata(path).get("sparkmim", "{}"))
+    except ValueError:  # other kinds of weights know nothing of their network; damaged ones are refused below
+        known = {}
     name = model or known.get("model")
     if name is None:
         raise ValueError(f"{path} does not say which network it is of; name it with --model")

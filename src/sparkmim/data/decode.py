@@ -41,8 +41,9 @@ def read_image(path: str | Path, channels: int = 3) -> Tensor:
     """
     if channels not in MODES:
         raise ValueError(f"images can be read as 1, 3 or 4 channels, not {channels}")
+    quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
     try:
-        with warnings.catch_warnings(category=Image.DecompressionBombWarning, action="ignore"), Image.open(path) as file:
+        with quiet, Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I;16") or image.mode in ("I", "F"):
                 return _deep_image(image, channels)

@@ -31,7 +31,9 @@ from .step import StepResult, Trainer
 
 
 class Outcome(NamedTuple):
-    """How a run ended: steps done and planned, the last losses, and the signal that interrupted it, if one did."""
+    """How a run ended: steps done and planned, moving average of the loss, held-out loss, and the signal that
+    interrupted it, if one did.
+    """
 
     step: int
     steps: int
@@ -152,7 +154,7 @@ class Pretraining:
                     self._save()
             self._save()
         interrupted = asked if trainer.step < trainer.steps else None
-        return Outcome(trainer.step, trainer.steps, self.loss, self.val_loss, interrupted)
+        return Outcome(trainer.step, trainer.steps, self.progress.loss, self.val_loss, interrupted)
 
     def _restart_clocks(self) -> None:
         self.checkpoint_due = time.monotonic() + 60 * self.config.run.checkpoint_minutes
