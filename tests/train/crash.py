@@ -23,8 +23,11 @@ from sparkmim.atomic import SUFFIX
 from sparkmim.pretrain import pretrain
 from sparkmim.train import BrokenCheckpoint, RunFolder, loop
 
+EPOCHS = 12.0
+"""Of the run that is killed at random moments."""
 
-def start(output: Path, images: Path, prepare: Callable[[], None] = lambda: None) -> int:
+
+def start(output: Path, images: Path, prepare: Callable[[], None] = lambda: None, **settings: Any) -> int:
     """A run in a process of its own, a checkpoint after every step; its process number."""
     pid = os.fork()
     if pid:
@@ -35,7 +38,7 @@ def start(output: Path, images: Path, prepare: Callable[[], None] = lambda: None
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
         prepare()
-        chosen = TINY | {"data": images, "checkpoint_minutes": 0.0}
+        chosen = TINY | {"data": images, "checkpoint_minutes": 0.0} | settings
         outcome = pretrain(output, chosen=chosen)
         code = 0 if outcome is not None and outcome.step == outcome.steps else 2
     except BaseException as error:  # this process must not go on as its parent
@@ -63,20 +66,26 @@ def partials(run: RunFolder) -> list[str]:
 
 
 def random_moments(output: Path, images: Path, kills: int) -> dict[str, Any]:
-    """Kill at random moments; then let the run end."""
+    """Kill at random moments; then let the run end. It is long enough not to come to its end before."""
     run, chance = RunFolder(output), random.Random(0)
+    settings = {"epochs": EPOCHS}
     began = time.monotonic()
     code = wait(start(output.with_name("warm"), images))  # how long does all of it take?
     whole = time.monotonic() - began
+    longest = 0.3 * whole
     steps: list[int | None] = []
     codes = [code]
     for _ in range(kills):
-        pid = start(output, images)
-        time.sleep(chance.uniform(0, 0.6 * whole))
+        pid = start(output, images, **settings)
+        time.sleep(chance.uniform(0, longest))
         os.kill(pid, signal.SIGKILL)
         codes.append(wait(pid))
         steps.append(newest_step(run))
-    codes.append(wait(start(output, images)))
+        if codes[-1] == 0:
+            break
+        # One life in three gets to another step, however busy the machine is.
+        longest *= 1.2 if steps[-1] == (steps[-2] if len(steps) > 1 else None) else 0.7
+    codes.append(wait(start(output, images, **settings)))
     return {"codes": codes, "steps": steps, "partials": partials(run)}
 
 

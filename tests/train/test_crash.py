@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import STEPS, assert_same_training, numbers
+from crash import EPOCHS
+from runs import assert_same_training, numbers
 
 KILLS = 30
 
@@ -31,18 +32,17 @@ def crash(scenario: str, output: Path, images: Path, kills: int) -> dict[str, An
 def test_killed_at_random_moments(tmp_path: Path, images: Path, uninterrupted: Callable[..., Path]) -> None:
     seen = crash("random", tmp_path / "run", images, KILLS)
     first, *killed, last = seen["codes"]
-    assert first == last == 0, seen
-    assert set(killed) <= {0, -9}, seen["log"]  # 0: it was faster than the signal
-    assert len(killed) == KILLS
+    assert first == last == 0, seen["log"]
+    assert killed == [-9] * KILLS, seen["log"]
     # Once there is a checkpoint there always is one that can be read, and none of an earlier step.
     steps = [0 if step is None else step for step in seen["steps"]]
     assert steps == sorted(steps), steps
     assert all(step is None or step > 0 for step in seen["steps"]), seen["steps"]
-    assert len(set(steps)) > 2, f"killed before anything happened, or after it: {steps}"
+    assert len(set(steps)) > 1, f"killed before anything happened, or after it: {steps}"
     assert "cannot be read" not in seen["log"]
     assert seen["partials"] == []
-    assert_same_training(tmp_path / "run", uninterrupted())
-    assert [number[0] for number in numbers(tmp_path / "run")] == list(range(1, STEPS + 1))
+    assert_same_training(tmp_path / "run", uninterrupted(epochs=EPOCHS))
+    assert [number[0] for number in numbers(tmp_path / "run")] == list(range(1, 31))
 
 
 def test_killed_at_bad_moments(tmp_path: Path, images: Path, uninterrupted: Callable[..., Path]) -> None:
