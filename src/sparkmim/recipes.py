@@ -140,7 +140,7 @@ def demo(situation: Situation) -> PretrainConfig:
         situation,
         image_size=tuple(3 * p for p in patch),
         batch_size=batch_size,
-        epochs=situation.choice("epochs", 1000 * batch_size / situation.images),
+        epochs=situation.choice("epochs", 700 * batch_size / situation.images),
         warmup_epochs=50 * batch_size / situation.images,
         lr=1e-2,
         precision=_native_precision(situation.device),

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import resize
 
 from .decode import read_image
 from .randomness import keyed_generator
@@ -80,7 +81,9 @@ class Files:
 
 
 class Photographs(Files):
-    """A few image files, decoded once and kept in memory."""
+    """A few image files, decoded once, reduced to a shorter side of 384 pixels, and kept in memory."""
+
+    SHORTER_SIDE = 384
 
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         super().__init__(root, names)
@@ -89,7 +92,10 @@ class Photographs(Files):
     def read(self, index: int, channels: int) -> Tensor:
         """The decoded image."""
         if (index, channels) not in self._decoded:
-            self._decoded[index, channels] = super().read(index, channels)
+            image = super().read(index, channels)
+            if min(image.shape[1:]) > self.SHORTER_SIDE:
+                image = resize(image, [self.SHORTER_SIDE], antialias=True)
+            self._decoded[index, channels] = image
         return self._decoded[index, channels]
 
 
