@@ -28,7 +28,7 @@ class ModelConfig:
     """Names of the submodules whose outputs are the feature maps, if the network does not offer them itself."""
 
     in_chans: int = 3
-    """Channels of the images: 1 (grey), 3 (RGB) or 4 (RGBA)."""
+    """Channels of the images: 1 (grey), 3 (RGB), 4 (RGBA), or those of .npy and TIFF files."""
 
     init: str = "none"
     """Weights to start from: none, timm (its pretrained ones), or a file: an encoder.safetensors, a checkpoint of

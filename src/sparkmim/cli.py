@@ -13,14 +13,16 @@ import torch
 import tyro
 
 from .build import load_backbone
+from .data import find_images
+from .data.statistics import channel_statistics
 from .embed import embed
 from .pretrain import pretrain
 from .reconstruct import reconstruct
 from .sparse import UnsupportedOperation
 from .train import RunStopped, documented_fields
 
-BAD_INPUT, STOPPED, INTERRUPTED = 2, 3, 75
-"""Exit codes: what was asked for cannot be done; the run cannot go on; it was interrupted, is saved, can be resumed."""
+BAD_INPUT, STOPPED, INTERRUPTED, KILLED = 2, 3, 75, 130
+"""Exit codes: cannot be done as asked; the run cannot go on; interrupted and saved; interrupted twice and not saved."""
 
 
 def check(
@@ -51,6 +53,22 @@ def check(
     print(report)
     print(f"\n{model} {'works' if report.passed else 'does NOT work'} on visible patches")
     return 0 if report.passed else 1
+
+
+def stats(data: Path, in_chans: int = 3, limit: int = 256) -> int:
+    """Measure the mean and standard deviation of the channels of images, as flags for `sparkmim pretrain`.
+
+    Args:
+        data: folder of images.
+        in_chans: channels of the images.
+        limit: how many images to read, spread evenly over the folder.
+    """
+    if in_chans < 1 or limit < 1:
+        raise ValueError(f"--in-chans {in_chans} and --limit {limit} must be at least 1")
+    measured = channel_statistics(find_images(data), in_chans, limit)
+    print(f"--mean {' '.join(map(str, measured.mean))} --std {' '.join(map(str, measured.std))}")
+    print(f"measured on {measured.images} images", file=sys.stderr)
+    return 0
 
 
 def _settings() -> type[Any]:
@@ -155,15 +173,23 @@ def main() -> None:
         "pretrain": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(pretrain_command),
         "reconstruct": reconstruct,
         "embed": embed,
+        "stats": stats,
         "check": check,
     }
     code: int
     try:
         code = tyro.extras.subcommand_cli_from_dict(commands, prog="sparkmim", description=__doc__)
     except (ValueError, UnsupportedOperation) as error:
-        print(f"sparkmim: {error}", file=sys.stderr)
-        code = BAD_INPUT
+        code = complain(str(error), BAD_INPUT)
     except RunStopped as error:
-        print(f"\nsparkmim: {error}", file=sys.stderr)
-        code = STOPPED
+        code = complain(str(error), STOPPED)
+    except KeyboardInterrupt:  # the second one; the first saves
+        code = complain("interrupted before it could save", KILLED)
     sys.exit(code)
+
+
+def complain(message: str, code: int) -> int:
+    """Tell the user, once for all processes."""
+    if _first_process():
+        print(f"sparkmim: {message}", file=sys.stderr)
+    return code

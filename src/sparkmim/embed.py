@@ -13,7 +13,7 @@ import torch
 
 from .atomic import write_atomically
 from .data import builtin_photographs, evaluation_view, find_images
-from .data.loader import PlainViews, plain_batches
+from .data.loader import PlainViews, plain_batches, read
 from .device import pick_device
 from .trained import load_network
 
@@ -57,17 +57,16 @@ def embed(
     where = pick_device(device)
     network.backbone.module.to(where)
     rows, names, broken = [], [], 0
-    for batch in plain_batches(
-        PlainViews(source, evaluation_view(config), network.backbone.in_chans), batch_size, workers
-    ):
-        for index, error in batch.broken:
-            print(f"skipped {source.name(index)}: {error}", file=sys.stderr)
-            broken += 1
-        if batch.images:
-            with torch.no_grad():
-                features = network.backbone(torch.stack(batch.images).to(where))[stage].flatten(2).mean(2)
-            rows.append(features.float().cpu().numpy())
-            names += [source.name(index) for index in batch.indices]
+    views = PlainViews(source, evaluation_view(config), network.backbone.in_chans)
+    with read(plain_batches(views, batch_size, workers)) as batches, torch.no_grad():
+        for batch in batches:
+            for index, error in batch.broken:
+                print(f"skipped {source.name(index)}: {error}", file=sys.stderr)
+                broken += 1
+            if batch.images:
+                maps = network.backbone(torch.stack(batch.images).to(where))
+                rows.append(maps[stage].flatten(2).mean(2).float().cpu().numpy())
+                names += [source.name(index) for index in batch.indices]
     if not rows:
         raise ValueError(f"none of the {len(source)} images can be read")
     table = np.concatenate(rows)

@@ -14,8 +14,8 @@ import torch
 
 from .build import load_backbone
 from .data import ImageSource, builtin_photographs, find_images, held_out
-from .data.decode import MODES
 from .data.sources import fingerprint
+from .data.statistics import first_readable
 from .device import pick_device
 from .masking import visible_patches
 from .recipes import Situation, find_recipe
@@ -172,20 +172,21 @@ def resolve(
     if "model" not in chosen:
         raise ValueError("which network? --model takes a timm name such as resnet50, or FILE.py:FUNCTION")
     in_chans = chosen.get("in_chans", 3)
-    if in_chans not in MODES:
-        raise ValueError(f"images can be read as 1, 3 or 4 channels, not --in-chans {in_chans}")
+    if in_chans < 1:
+        raise ValueError(f"--in-chans is a number of channels, at least 1, not {in_chans}")
     init = chosen.get("init", "none")
     if init not in ("none", "timm") and not Path(init).is_file():
         raise ValueError(f"there is no file {init}; --init takes none, timm, or a file of weights")
     everything = load_images(chosen.get("data"))
     source, _ = split(everything, chosen.get("val_data"), chosen.get("val_share", 0.0), chosen.get("seed", 0))
+    first_readable(source, in_chans)
     with code_of(chosen["model"]):
         backbone = load_backbone(chosen["model"], chosen.get("stages", ()), in_chans)
     if init == "timm" and not (getattr(backbone.module, "pretrained_cfg", None) or {}).get("tag"):
         raise ValueError(f"timm has no weights for {chosen['model']}; use --init none or a file")
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     situation = Situation(
-        images=len(source),
+        source=source,
         backbone=backbone,
         device=device,
         memory_bytes=free_memory(device, local),

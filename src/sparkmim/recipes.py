@@ -24,7 +24,8 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .backbone import Backbone
 from .build import ModelConfig, build_model, load_function, takes_drop_path
-from .data import DataConfig
+from .data import DataConfig, ImageSource
+from .data.statistics import channel_statistics, first_readable
 from .decoder import densify_norm_of
 from .train import OptimizerConfig, PretrainConfig, RunConfig, ScheduleConfig
 from .train.memory import images_that_fit
@@ -43,7 +44,7 @@ class Situation:
     """What a recipe may look at.
 
     Attributes:
-        images: number of images to train on.
+        source: the images to train on.
         backbone: the network.
         device: where it will be trained.
         memory_bytes: memory that is free there, for each process.
@@ -53,13 +54,18 @@ class Situation:
             into account.
     """
 
-    images: int
+    source: ImageSource
     backbone: Backbone
     device: torch.device
     memory_bytes: int
     cores: int
     processes: int
     chosen: Mapping[str, Any]
+
+    @property
+    def images(self) -> int:
+        """How many there are."""
+        return len(self.source)
 
     def choice(self, name: str, default: Any) -> Any:
         """What the user has set, else the default."""
@@ -236,16 +242,18 @@ def _native_precision(device: torch.device) -> Precision:
 
 
 def _mean_std(situation: Situation) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Those of timm's weights if the run starts from them, else ImageNet's, averaged where channels are not colours."""
-    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    if situation.choice("init", "none") == "timm":
+    """Those of timm's weights if the run starts from them, ImageNet's for RGB of 8 bits, else measured."""
+    channels = situation.backbone.in_chans
+    if {"mean", "std"} <= situation.chosen.keys():
+        return situation.chosen["mean"], situation.chosen["std"]
+    if situation.choice("init", "none") == "timm" and channels == 3:
         cfg = situation.backbone.module.pretrained_cfg
         assert isinstance(cfg, dict)
-        mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
-    channels = situation.backbone.in_chans
-    if channels == len(mean):
-        return mean, std
-    return (round(sum(mean) / len(mean), 4),) * channels, (round(sum(std) / len(std), 4),) * channels
+        return tuple(cfg["mean"]), tuple(cfg["std"])
+    if channels == 3 and first_readable(situation.source, channels).dtype == torch.uint8:
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    measured = channel_statistics(situation.source, channels)
+    return measured.mean, measured.std
 
 
 def _workers(situation: Situation) -> int:

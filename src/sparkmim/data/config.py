@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +22,12 @@ class DataConfig:
     image_size: tuple[int, ...]
     """Pixels of a view along each axis (height, width), or one number for a square."""
 
+    crop: Literal["resized", "native"] = "resized"
+    """How views are cut: resized takes a share of the image and brings it to size; native cuts at the image's own
+    resolution, for large images whose scale means something."""
+
     crop_scale: tuple[float, float] = (0.67, 1.0)
-    """Share of an image's area that a random crop takes, at least and at most."""
+    """Share of an image's area that a resized crop takes, at least and at most."""
 
     flip: bool = True
     """Flip half of the views left to right."""

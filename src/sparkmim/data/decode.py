@@ -10,11 +10,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from .arrays import FULL_SCALE, KINDS, read_array
+
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's mode for each number of channels that it can give."""
-
-FULL_SCALE = 65535
-"""The largest value of a 16-bit image."""
 
 
 class UnreadableImage(Exception):
@@ -28,21 +27,25 @@ def read_image(path: str | Path, channels: int = 3) -> Tensor:
     and other colour spaces to RGB, the first frame of an animation. Grey images are repeated for 3 channels.
 
     Args:
-        path: anything that Pillow reads.
-        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        path: anything that Pillow reads; arrays in `.npy` files, and in TIFF files if Pillow has no such number of
+            channels, see :func:`~sparkmim.data.arrays.array_to_image`.
+        channels: 1 (grey), 3 (RGB), 4 (RGBA); any other number for arrays.
 
     Returns:
         `(channels, H, W)`: uint8 in 0..255; for 16-bit images float32, 65535 being 1; floating-point images as they
         are, in float32.
 
     Raises:
-        UnreadableImage: if the file cannot be read or decoded in full.
-        ValueError: for another number of channels.
+        UnreadableImage: if the file cannot be read or decoded in full, or has another number of channels.
     """
-    if channels not in MODES:
-        raise ValueError(f"images can be read as 1, 3 or 4 channels, not {channels}")
+    path = Path(path)
+    kind = path.suffix.lower()
     quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
     try:
+        if kind == ".npy" or (channels not in MODES and kind in KINDS):
+            return read_array(path, channels)
+        if channels not in MODES:
+            raise UnreadableImage(f"a {kind} file has no {channels} channels; .npy and .tiff files may")
         with quiet, Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I;16") or image.mode in ("I", "F"):

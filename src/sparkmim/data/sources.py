@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
+from .arrays import KINDS
 from .decode import read_image
 from .randomness import keyed_generator
 
@@ -119,7 +120,7 @@ class Subset:
 
 
 def find_images(folder: str | Path) -> Files:
-    """All files below a folder, however nested, whose extension is one that Pillow reads, in alphabetical order.
+    """All files below a folder, however nested, whose extension is that of an image or array, in alphabetical order.
 
     Hidden files and folders (`.name`) are passed over. Links to folders are followed, each folder once.
 
@@ -132,7 +133,7 @@ def find_images(folder: str | Path) -> Files:
             f"{root} is a file; --data takes the folder" if root.exists() else f"there is no folder {root}; see --data"
         )
     Image.init()
-    known = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    known = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN} | set(KINDS)
     names: list[str] = []
     others: Counter[str] = Counter()
     visited: set[tuple[int, int]] = set()

@@ -18,14 +18,21 @@ def training_view(config: DataConfig) -> View:
 
     Source: the official `pretrain/utils/imagenet.py`, `build_dataset_to_pretrain`. Draws from torch's global generator.
     """
-    crop = v2.RandomResizedCrop(
-        list(config.image_size), scale=config.crop_scale, interpolation=InterpolationMode.BICUBIC, antialias=True
-    )
+    size = list(config.image_size)
+    if config.crop == "native":
+        crop = v2.RandomCrop(size, pad_if_needed=True, padding_mode="edge")
+    else:
+        crop = v2.RandomResizedCrop(
+            size, scale=config.crop_scale, interpolation=InterpolationMode.BICUBIC, antialias=True
+        )
     return v2.Compose([crop, *([v2.RandomHorizontalFlip()] if config.flip else []), *_normalise(config)])
 
 
 def evaluation_view(config: DataConfig) -> View:
-    """The middle of the image: resized (bicubic) until it just covers the view's size, then cut."""
+    """The middle of the image: resized (bicubic) until it just covers the view's size, then cut.
+
+    With native crops it is not resized, and widened by its edges where it is too small.
+    """
     height, width = config.image_size
 
     def cover(image: Tensor) -> Tensor:
@@ -33,7 +40,13 @@ def evaluation_view(config: DataConfig) -> View:
         size = [max(height, round(image.shape[1] * scale)), max(width, round(image.shape[2] * scale))]
         return v2.functional.resize(image, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
 
-    return v2.Compose([cover, v2.CenterCrop([height, width]), *_normalise(config)])
+    def widen(image: Tensor) -> Tensor:
+        missing = [max(0, wanted - has) for wanted, has in zip((height, width), image.shape[1:], strict=True)]
+        top, left = (m // 2 for m in missing)
+        return v2.functional.pad(image, [left, top, missing[1] - left, missing[0] - top], padding_mode="edge")
+
+    fit = widen if config.crop == "native" else cover
+    return v2.Compose([fit, v2.CenterCrop([height, width]), *_normalise(config)])
 
 
 def _normalise(config: DataConfig) -> list[View]:

@@ -52,7 +52,7 @@ class RunConfig:
     """Checkpoints to keep, the newest ones."""
 
     pictures: int = 10
-    """How many times over the run to draw reconstructions."""
+    """How many times over the run to draw reconstructions; 0 never."""
 
 
 FREE = frozenset(

@@ -28,7 +28,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda v: v >= 0, "must be at least 0"),
     "log_every": (lambda v: v >= 1, "is a number of steps, at least 1"),
     "keep_checkpoints": (lambda v: v >= 1, "must be at least 1"),
-    "pictures": (lambda v: v >= 1, "must be at least 1"),
+    "pictures": (lambda v: v >= 0, "must be at least 0"),
 }
 """For each field a test, and how to say it."""
 

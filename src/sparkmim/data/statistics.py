@@ -1,0 +1,81 @@
+"""Mean and standard deviation of the channels of a set of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .decode import UnreadableImage
+from .sources import ImageSource
+
+PROBED = 8
+"""Images tried before a source is said to be unreadable."""
+
+
+class ChannelStatistics(NamedTuple):
+    """Mean and standard deviation of each channel, images of 8 or 16 bits being 0 to 1, and how many images were read.
+
+    The deviation of a channel that is constant is given as 1.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    images: int
+
+
+def spread(source: ImageSource, limit: int) -> list[int]:
+    """Numbers of up to `limit` images, spread evenly over a source."""
+    count = min(limit, len(source))
+    return [index * len(source) // count for index in range(count)]
+
+
+def first_readable(source: ImageSource, channels: int) -> Tensor:
+    """An image of a source.
+
+    Raises:
+        ValueError: if none of a few can be read, with the reason.
+    """
+    errors = []
+    for index in spread(source, PROBED):
+        try:
+            return source.read(index, channels)
+        except UnreadableImage as error:
+            errors.append(f"{source.name(index)}: {error}")
+    raise ValueError(f"none of {len(errors)} images tried can be read as {channels} channels; {errors[0]}")
+
+
+def channel_statistics(source: ImageSource, channels: int, limit: int = 256) -> ChannelStatistics:
+    """Measure up to `limit` images, spread evenly over a source; every pixel counts alike.
+
+    Raises:
+        ValueError: if no image can be read.
+    """
+    first_readable(source, channels)
+    count = read = 0
+    total, squares = torch.zeros(2, channels, dtype=torch.float64)
+    for pixels in _pixels(source, channels, limit):
+        count += pixels.shape[1]
+        read += 1
+        total += pixels.sum(1)
+        squares += pixels.square().sum(1)
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=0).sqrt()
+    std = torch.where(std > 1e-9 * mean.abs().clamp(min=1e-3), std, torch.ones_like(std))
+    return ChannelStatistics(_rounded(mean), _rounded(std), read)
+
+
+def _rounded(values: Tensor) -> tuple[float, ...]:
+    return tuple(float(f"{value:.4g}") for value in values)
+
+
+def _pixels(source: ImageSource, channels: int, limit: int) -> Iterator[Tensor]:
+    for index in spread(source, limit):
+        try:
+            image = source.read(index, channels)
+        except UnreadableImage:
+            continue  # they are counted and listed when they are trained on
+        scale = 255 if image.dtype == torch.uint8 else 1
+        yield image.flatten(1).double() / scale
