@@ -54,17 +54,16 @@ def channel_statistics(source: ImageSource, channels: int, limit: int = 256) -> 
         ValueError: if no image can be read.
     """
     first_readable(source, channels)
-    count = read = 0
-    total, squares = torch.zeros(2, channels, dtype=torch.float64)
+    counts, means, variances = [], [], []
     for pixels in _pixels(source, channels, limit):
-        count += pixels.shape[1]
-        read += 1
-        total += pixels.sum(1)
-        squares += pixels.square().sum(1)
-    mean = total / count
-    std = (squares / count - mean.square()).clamp(min=0).sqrt()
-    std = torch.where(std > 1e-9 * mean.abs().clamp(min=1e-3), std, torch.ones_like(std))
-    return ChannelStatistics(_rounded(mean), _rounded(std), read)
+        counts.append(pixels.shape[1])
+        means.append(pixels.mean(1))
+        variances.append(pixels.var(1, correction=0))
+    weight = torch.tensor(counts, dtype=torch.float64) / sum(counts)
+    mean = weight @ torch.stack(means)
+    std = (weight @ (torch.stack(variances) + (torch.stack(means) - mean).square())).sqrt()
+    std = torch.where(std > 1e-9 * mean.abs(), std, torch.ones_like(std))
+    return ChannelStatistics(_rounded(mean), _rounded(std), len(counts))
 
 
 def _rounded(values: Tensor) -> tuple[float, ...]:
