@@ -30,6 +30,10 @@ class Works(nn.Module):
         return self.head(self.deep(self.stem(x)).mean((2, 3)))
 
 
+def fixed():
+    return nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.Flatten(), nn.Linear(9, 9))
+
+
 class Attends(Works):
     """Attention between positions has no meaning on patches."""
 
@@ -204,7 +208,8 @@ def test_function_that_returns_no_network(sparkmim, networks: str) -> None:
 
 
 def test_network_that_offers_no_maps(sparkmim, networks: str) -> None:
-    assert_one_line(sparkmim("check", f"{networks}:works"), "Works does not offer its feature maps", "stem, deep, head")
+    result = sparkmim("check", f"{networks}:fixed")
+    assert_one_line(result, "Sequential does not offer its feature maps", "stages=[...]), of 0, 1, 2")
     assert_one_line(sparkmim("check", f"{networks}:dense"), "Sequential has no convolution")
 
 

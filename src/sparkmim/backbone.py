@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .sparse import CheckReport, check
+from .stages import find_stages
 
 LEVELS = 4
 """Feature maps that a pyramid keeps at most: the deepest ones (strides 4 to 32 for a ResNet), as in the paper."""
@@ -43,8 +44,9 @@ class Backbone:
 
     Args:
         module: the network. One with timm's `forward_intermediates` offers its maps itself.
-        stages: names of the submodules whose outputs are the maps, for a network without `forward_intermediates` or
-            to choose other maps; each must return one `(B, C, *size)` tensor.
+        stages: names of the submodules whose outputs are the maps; each must return one `(B, C, *size)` tensor. If not
+            given, for a network without `forward_intermediates`, they are found by running it, see
+            :func:`~sparkmim.stages.find_stages`.
         in_chans: channels of the images.
 
     Attributes:
@@ -57,7 +59,7 @@ class Backbone:
             image.
 
     Example:
-        >>> backbone = Backbone(torchvision.models.resnet18(), stages=["layer1", "layer2", "layer3", "layer4"])
+        >>> backbone = Backbone(torchvision.models.resnet18())
         >>> [level.channels for level in backbone.levels]
         [64, 128, 256, 512]
     """
@@ -71,11 +73,7 @@ class Backbone:
         if stages is not None:
             self._taps = _Taps(module, stages)
         elif not hasattr(module, "forward_intermediates"):
-            children = ", ".join(name for name, _ in module.named_children())
-            raise ValueError(
-                f"{type(module).__name__} does not offer its feature maps; name the submodules that end its stages: "
-                f"sparkmim.Backbone(module, stages=[...]), of {children}, or deeper ones"
-            )
+            self._taps = _Taps(module, self._find_stages())
         self.levels = self._measure()
 
     @classmethod
@@ -122,6 +120,21 @@ class Backbone:
             images, indices=indices, stop_early=True, intermediates_only=True
         )
         return [maps[indices.index(i)] for i in self._chosen]
+
+    def _find_stages(self) -> list[str]:
+        """Names of the submodules that end a stage, seen by running the network."""
+        sizes = ((64, 64, 64), (96, 128, 96)) if self.dims == 3 else ((224, 224), (256, 288))
+        try:
+            with _probing(self.module):
+                images = [self.blank_image(size[: self.dims]) for size in sizes]
+                return find_stages(self.module, *images)
+        except (ValueError, RuntimeError, TypeError) as error:
+            children = ", ".join(name for name, _ in self.module.named_children())
+            raise ValueError(
+                f"{type(self.module).__name__} does not offer its feature maps, and they cannot be found by running it "
+                f"({error}); name the submodules that end its stages: sparkmim.Backbone(module, stages=[...]), of "
+                f"{children}, or deeper ones"
+            ) from error
 
     def _measure(self) -> list[Level]:
         tried: list[str] = []

@@ -54,7 +54,7 @@ class Wrong(Works):
         x = self.stem(x)
         return self.deep(x - x.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3]))
 
-def stageless(): return Works()
+def stageless(): return nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.Flatten(), nn.Linear(9, 9))
 def works(): return sparkmim.Backbone(Works(), ["stem", "deep"])
 def attends(): return sparkmim.Backbone(Attends(), ["stem", "deep"])
 def wrong(): return sparkmim.Backbone(Wrong(), ["stem", "deep"])
@@ -151,7 +151,7 @@ CASES: dict[str, Case] = {
     "recipe no file": case(r"there is no file '{}/none.py'", {"recipe": "{}/none.py:fast"}),
     "network fails": case(r"networks.py:fails fails at line 31: KeyError", model="{}/networks.py:fails"),
     "network is none": case(r"networks.py:text returns a str, not a torch.nn.Module", model="{}/networks.py:text"),
-    "network without stages": case(r"Works does not offer its feature maps; name", model="{}/networks.py:stageless"),
+    "network without stages": case(r"Sequential does not offer its feature maps", model="{}/networks.py:stageless"),
     "network attends": case(
         r"networks.py:attends does not work on visible patches:(.|\n)*flatten cannot be(.|\n)*--execution zero-out",
         model="{}/networks.py:attends",

@@ -286,11 +286,17 @@ def test_a_full_disk_for_real(tmp_path: Path, images: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_images_that_are_none(tmp_path: Path, workers: int) -> None:
+def test_images_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(6):
         (folder / f"{number}.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"none of 6 images tried can be read as 3 channels; 0\.png: Unidentified"):
+        run(tmp_path / "run", folder, workers=workers)
+    assert not (tmp_path / "run").exists()
+    # And if they break later:
+    for module in ("prepare", "recipes"):
+        monkeypatch.setattr(f"sparkmim.{module}.first_readable", lambda *_: torch.zeros(1, dtype=torch.uint8))
     with pytest.raises(RunStopped, match=r"image after image cannot be read, at step 0; .*UnidentifiedImageError"):
         run(tmp_path / "run", folder, workers=workers)
     assert multiprocessing.active_children() == []  # or the interpreter would wait for them at its end
