@@ -41,7 +41,10 @@ def attach_to_opaque_modules(execution: Execution, network: nn.Module) -> list[R
             before, after = _on_rows(execution)
         else:
             continue
-        handles += [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
+        handles += [
+            module.register_forward_pre_hook(before, with_kwargs=True),
+            module.register_forward_hook(after, prepend=True),  # other hooks, a backbone's among them, see the result
+        ]
     return handles
 
 
