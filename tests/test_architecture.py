@@ -17,7 +17,7 @@ LAYERS = [
     {"backbone", "masking", "objective"},
     {"decoder"},
     {"spark"},
-    {"data", "device", "interchange", "visualize"},
+    {"data", "device", "interchange", "models", "visualize"},
     {"report"},
     {"build"},
     {"train"},

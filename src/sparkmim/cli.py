@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from dataclasses import field, make_dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import torch
 import tyro
 
+from .atomic import write_text
 from .build import load_backbone
 from .data import find_images
 from .data.statistics import channel_statistics
 from .embed import embed
+from .models import all_pass, document, summary, sweep, table
 from .pretrain import pretrain
 from .reconstruct import reconstruct
 from .sparse import UnsupportedOperation
@@ -53,6 +56,38 @@ def check(
     print(report)
     print(f"\n{model} {'works' if report.passed else 'does NOT work'} on visible patches")
     return 0 if report.passed else 1
+
+
+def models(
+    patterns: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    /,
+    all: bool = False,
+    output: Path | None = None,
+    timeout: float = 1800.0,
+) -> int:
+    """Check many of timm's networks on visible patches, and write a table.
+
+    Those that attend, recur over positions or work at one image size only are left out, with the reason. Without
+    patterns, the smallest of each of timm's modules is checked.
+
+    Args:
+        patterns: names of networks, with * and ?.
+        all: check all networks that are convolutional.
+        output: Markdown file for the table. Outcomes are kept beside it (.jsonl) as they come: the same command
+            continues.
+        timeout: seconds that one network may take.
+    """
+    if output is not None and output.suffix != ".md":
+        raise ValueError(f"--output {output} is a Markdown file; write {output.with_suffix('.md')}")
+    journal = None if output is None else output.with_suffix(".jsonl")
+    verdicts = sweep(
+        patterns, every=all, journal=journal, timeout=timeout, tell=lambda verdict: print(verdict, flush=True)
+    )
+    print(f"\n{summary(verdicts) if output else table(verdicts)}")
+    if output is not None:
+        write_text(output, document(verdicts, shlex.join(["sparkmim", *sys.argv[1:]])))
+        print(f"table: {output}")
+    return 0 if all_pass(verdicts) else 1
 
 
 def stats(data: Path, in_chans: int = 3, limit: int = 256) -> int:
@@ -175,6 +210,7 @@ def main() -> None:
         "embed": embed,
         "stats": stats,
         "check": check,
+        "models": models,
     }
     code: int
     try:

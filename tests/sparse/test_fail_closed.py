@@ -326,8 +326,7 @@ MIXING = {
     "area": Case(lambda x: F.interpolate(x, scale_factor=1, mode="area"), "interpolate"),
     "upsample_module": Case(nn.Upsample(scale_factor=2, mode="bilinear"), "interpolate"),
     "upsample_by_one_and_a_half": Case(lambda x: F.interpolate(x, scale_factor=1.5), "interpolate"),
-    "replicate": Case(nn.ReplicationPad2d(1), "pad"),
-    "replicate_one_side": Case(lambda x: F.pad(x, (1, 0, 0, 0), "replicate"), "pad"),
+    "circular_one_side": Case(lambda x: F.pad(x, (1, 0, 0, 0), "circular"), "pad"),
     "circular": Case(nn.CircularPad2d(1), "pad"),
     "cropping_pad": Case(lambda x: F.pad(x, (-1, 1, 0, 0)), "pad"),
     "padding_of_images": Case(lambda x: F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0)), "pad"),
@@ -336,7 +335,6 @@ MIXING = {
     "padded_mean": Case(lambda x: x - F.pad(x, (1, 1, 1, 1)).mean((2, 3), keepdim=True), "mean"),
     "padded_crop": Case(lambda x: F.pad(x, (1, 1, 1, 1))[..., 2:, 2:], "getitem"),
     "padded_view": Case(lambda x: F.pad(x, (1, 1, 1, 1)).flatten(1, 1), "flatten"),
-    "conv_reflect": Case(conv(3, padding=1, padding_mode="replicate"), "pad"),
     "conv_circular": Case(conv(3, padding=1, padding_mode="circular"), "pad"),
     "conv_unpadded": Case(conv(3), "conv2d"),
     "conv_padded_too_much": Case(conv(3, padding=2), "conv2d"),
@@ -416,16 +414,16 @@ def test_is_refused_by_name(case: Case, block: tuple[int, int]) -> None:
     assert_names_the_ways_out(message)
 
 
-@pytest.mark.parametrize("name", ["attention", "mean_of_rows", "roll", "conv_unpadded", "replicate"])
+@pytest.mark.parametrize("name", ["attention", "mean_of_rows", "roll", "conv_unpadded", "circular"])
 def test_is_refused_with_nothing_hidden(name: str) -> None:
     """No mask makes a function that mixes positions of packed patches harmless."""
     refusal(MIXING[name].part, SIZES["patches_4x4"], all_visible())
 
 
-def test_reflect_padding_is_refused() -> None:
-    message = refusal(nn.ReflectionPad2d(1), SIZES["patches_4x4"])
+def test_circular_padding_is_refused() -> None:
+    message = refusal(nn.CircularPad2d(1), SIZES["patches_4x4"])
     assert "pad" in message
-    assert "reflect" in message
+    assert "circular" in message
 
 
 def test_reference_refuses_too() -> None:

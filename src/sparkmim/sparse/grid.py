@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -157,6 +158,63 @@ class PatchGrid:
             self._tables[key] = table.to(torch.int32)
         return self._tables[key]
 
+    def mirrored_halo(
+        self, block: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...], edge: str
+    ) -> Tensor:
+        """:meth:`halo` for a padding whose values follow from the map's.
+
+        A position in a hidden patch, or outside, stands for its mirror image across the border of the patch, along
+        those axes that bring it to a visible patch: as few as possible, and all of them (into the patch itself) where
+        as few would do in several ways. Around a visible rectangle that is the ordinary padding.
+
+        Args:
+            block: extent of a patch.
+            before, after: width of the ring, at most that of a patch (for "reflect", less than that).
+            edge: "reflect" or "replicate".
+        """
+        key = ("mirrored halo", block, before, after, edge)
+        if key in self._tables:
+            return self._tables[key]
+        device, dims, area = self.order.device, len(block), math.prod(block)
+        neighbour = self.neighbours((1,) * dims, (1,) * dims)
+        positions = [torch.arange(-b, e + a, device=device) for b, e, a in zip(before, block, after, strict=True)]
+        mirrored = [_mirrored(p, e, edge) for p, e in zip(positions, block, strict=True)]
+
+        def landing(axes: tuple[int, ...]) -> Tensor:
+            """Where positions lie, mirrored along some axes; one past the last where not in a visible patch."""
+            patch, inner = neighbour, torch.zeros((), dtype=torch.int64, device=device)
+            moves = torch.ones((), dtype=torch.bool, device=device)
+            for axis in range(dims):
+                position = positions[axis]
+                if axis in axes:
+                    moves = moves & _along(mirrored[axis] != position, axis, dims)
+                    position = mirrored[axis]
+                offset = torch.div(position, block[axis], rounding_mode="floor")
+                patch = patch.index_select(axis + 1, offset + 1)
+                inner = inner * block[axis] + _along(position % block[axis], axis, dims)
+            return torch.where((patch != self.patches) & moves, patch * area + inner, self.patches * area)
+
+        # Along an axis on which a position is within the patch, its mirror image is itself: that does not count.
+        own = torch.zeros((), dtype=torch.int64, device=device)
+        for axis in range(dims):
+            own = own * block[axis] + _along(mirrored[axis], axis, dims)
+        row = torch.arange(self.patches, device=device).view(-1, *[1] * dims)
+        table = (row * area + own).clone()
+        for count in range(dims - 1, -1, -1):
+            found = torch.stack([landing(axes) for axes in combinations(range(dims), count)])
+            seen = found != self.patches * area
+            ways = seen.sum(0)
+            one = torch.where(seen, found, 0).sum(0)
+            table = torch.where(ways == 1, one, torch.where(ways > 1, row * area + own, table))
+        self._tables[key] = table.to(torch.int32)
+        return self._tables[key]
+
+    def readers_of(self, table: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """The adjoint of any table: its places ordered by what they read, and where those of each row begin."""
+        read, places = table.flatten().sort(stable=True)
+        first = torch.searchsorted(read, torch.arange(rows, dtype=read.dtype, device=read.device))
+        return places, first
+
     def readers(self, block: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
         """The adjoint of :meth:`halo`: for every packed position, the halo positions that read it.
 
@@ -209,6 +267,13 @@ def _block_size(grid: tuple[int, ...], size: Sequence[int]) -> tuple[int, ...]:
     if len(size) != len(grid) or any(s % g for s, g in zip(size, grid, strict=True)):
         raise ValueError(f"a map of {tuple(size)} positions cannot be cut into a grid of {grid} patches")
     return tuple(s // g for s, g in zip(size, grid, strict=True))
+
+
+def _mirrored(position: Tensor, extent: int, edge: str) -> Tensor:
+    """Positions before and behind a patch brought into it."""
+    if edge == "replicate":
+        return position.clamp(0, extent - 1)
+    return (extent - 1 - (extent - 1 - position.abs()).abs()).clamp(0, extent - 1)
 
 
 def rows_of(maps: Tensor) -> Tensor:

@@ -20,12 +20,14 @@ class Padding(NamedTuple):
     Attributes:
         before, after: pixels along each spatial axis.
         value: of the padding.
+        mode: "constant", or how its values follow from the map's: "reflect" or "replicate".
         version: of the tensor when it was padded: the padded tensor shares its memory, so it must not change.
     """
 
     before: tuple[int, ...]
     after: tuple[int, ...]
     value: float
+    mode: str
     version: int
 
 

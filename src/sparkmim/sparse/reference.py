@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import combinations, product
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from .execution import Execution, unsupported
 from .grid import PatchGrid, mask_at
 from .layout import Layout
-from .ops.window import Window, per_axis, window_over
+from .ops.window import Window, per_axis, require_near_edges, window_over
 
 
 class MaskedDenseExecution(Execution):
@@ -96,8 +97,80 @@ class MaskedDenseExecution(Execution):
         sides = [s for pair in zip(layout.padding.after, layout.padding.before, strict=True) for s in pair]
         return F.pad(x, sides[::-1], value=layout.padding.value)
 
+    def with_windows(
+        self, func: Any, compute: Callable[..., Tensor], x: Tensor, window: Window, padding: Any
+    ) -> Tensor:
+        """`compute(map, padding)` of what windows see: of the whole map, or of each patch apart with its mirrored ring,
+        for a hidden position stands for another one to each patch that sees it."""
+        if window.edge == "constant":
+            return compute(self.entering(func, x, window), padding)
+        block = tuple(s // g for s, g in zip(x.shape[2:], self.visible.shape[1:], strict=True))
+        span = tuple(lo + b + hi for lo, b, hi in zip(window.before, block, window.after, strict=True))
+        window = window._replace(block=block, span=span)
+        require_near_edges(func, window)
+        seen = [
+            (image, *place)
+            for image, *cell in self.visible.nonzero().tolist()
+            for place in _places_seen(self.visible[image].tolist(), cell, window)
+        ]
+        rows = x.movedim(1, -1)[torch.tensor(seen, device=x.device).unbind(1)]
+        patches = compute(rows.unflatten(0, (-1, *span)).movedim(-1, 1), 0)
+        out = patches.new_zeros(*self.visible.shape, *patches.shape[1:])
+        out[self.visible] = patches
+        behind = len(block) + 1  # (B, *grid, C, *block) to (B, C, *size)
+        for _ in block:
+            out = out.movedim(1, behind).flatten(behind, behind + 1)
+        return out
+
     def leaving(self, func: Any, x: Tensor, layout: Layout) -> Tensor:
         return self.mark(self.where_visible(x, 0.0, func), layout.padded(None))
+
+
+def _places_seen(shown: Any, cell: list[int], window: Window) -> list[tuple[int, ...]]:
+    """Where the positions of a patch and of the ring around it lie in the map, mirrored where hidden.
+
+    Args:
+        shown: nested lists of bool, the mask of the image.
+        cell: of the patch.
+        window: with an edge that mirrors.
+    """
+    ranges = [range(-b, e + a) for b, e, a in zip(window.before, window.block, window.after, strict=True)]
+    return [
+        tuple(c * e + p for c, e, p in zip(cell, window.block, _seen(shown, cell, position, window), strict=True))
+        for position in product(*ranges)
+    ]
+
+
+def _seen(shown: Any, cell: list[int], position: tuple[int, ...], window: Window) -> list[int]:
+    """What stands for a position, both relative to a patch: the fewest reflections that lead to a visible patch."""
+    beyond = [axis for axis, (p, e) in enumerate(zip(position, window.block, strict=True)) if not 0 <= p < e]
+
+    def reflected(axes: Sequence[int]) -> list[int]:
+        return [
+            p if axis not in axes else _across(p, e, window.edge)
+            for axis, (p, e) in enumerate(zip(position, window.block, strict=True))
+        ]
+
+    for count in range(len(beyond)):
+        ways = [reflected(axes) for axes in combinations(beyond, count)]
+        ways = [way for way in ways if _is_shown(shown, cell, way, window.block)]
+        if ways:
+            return ways[0] if len(ways) == 1 else reflected(beyond)
+    return reflected(beyond)
+
+
+def _across(position: int, extent: int, edge: str) -> int:
+    if edge == "replicate":
+        return 0 if position < 0 else extent - 1
+    return -position if position < 0 else 2 * (extent - 1) - position
+
+
+def _is_shown(shown: Any, cell: list[int], position: list[int], block: tuple[int, ...]) -> bool:
+    for c, p, e in zip(cell, position, block, strict=True):
+        if not 0 <= c + p // e < len(shown):
+            return False
+        shown = shown[c + p // e]
+    return bool(shown)
 
 
 @MaskedDenseExecution.register(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
@@ -118,7 +191,11 @@ def conv(
     if not layout.is_map:
         return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
     window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)
-    out = func(execution.entering(func, input, window), weight, bias, stride, padding, dilation, groups)
+
+    def convolve(x: Tensor, padding: Any) -> Tensor:
+        return func(x, weight, bias, stride, padding, dilation, groups)
+
+    out = execution.with_windows(func, convolve, input, window, padding)
     return execution.leaving(func, out, layout)
 
 
@@ -141,7 +218,11 @@ def max_pool2d(
     window = window_over(
         execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
     )
-    out = F.max_pool2d(execution.entering(func, input, window), kernel, stride, padding, dilation, ceil_mode)
+
+    def largest(x: Tensor, padding: Any) -> Tensor:
+        return F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode)
+
+    out = execution.with_windows(func, largest, input, window, padding)
     return execution.leaving(func, out, layout)
 
 
@@ -161,15 +242,15 @@ def avg_pool2d(
     kernel = per_axis(kernel_size, 2)
     window = window_over(execution, func, input, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
 
-    def summed(x: Tensor) -> Tensor:
+    def summed(x: Tensor, padding: Any) -> Tensor:
         return F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, divisor_override=1)
 
-    out = summed(execution.entering(func, input, window))
-    if count_include_pad or divisor_override is not None:
+    out = execution.with_windows(func, summed, input, window, padding)
+    if count_include_pad or divisor_override is not None or window.edge != "constant":
         out = out / (divisor_override or math.prod(kernel))
     else:
         there = execution.mask(input.shape[2:]).unsqueeze(1).to(input.dtype)
-        out = out / summed(there).clamp_min(1)
+        out = out / summed(there, padding).clamp_min(1)
     return execution.leaving(func, out, layout)
 
 

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from ..execution import unsupported
 from ..grid import PatchGrid, maps_of, rows_of
-from ..halo import gather_halo, scatter_halo, with_fill
+from ..halo import gather_halo, scatter_halo, with_fill, with_mirrored_halo
 from ..packed import SparseExecution
 from .window import Window, window_over
 
@@ -53,7 +53,10 @@ def conv(
     window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)
     input, weight, bias = _autocast(input, weight, bias)
     with torch.autocast(input.device.type, enabled=False):
-        if not window.needs_halo:
+        if window.needs_halo and window.edge != "constant":
+            around = with_mirrored_halo(execution.grid, input, window.before, window.after, window.edge)
+            out = func(around, weight, bias, window.stride, 0, window.dilation, groups)
+        elif not window.needs_halo:
             out = func(input, weight, bias, window.stride, 0, window.dilation, groups)
         else:
             out = _with_halo(execution.grid, input, weight, bias, window, groups)

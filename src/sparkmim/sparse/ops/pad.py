@@ -40,7 +40,7 @@ def pad(
         out = F.pad(input, own, mode, value)
     if all(amounts == (0, 0) for amounts in spatial):
         return execution.mark(out.clone() if out is input else out, layout)
-    if mode != "constant":
+    if mode not in ("constant", "reflect", "replicate"):
         raise unsupported(func, f"{mode} padding of a map has no rule")
     if any(amount < 0 for amounts in spatial for amount in amounts):
         raise unsupported(func, "it crops the map")
@@ -52,11 +52,11 @@ def pad(
     after = tuple(a for _, a in spatial)
     if layout.padding is not None:
         require_unchanged(func, input, layout.padding)
-        if layout.padding.value != value:
-            raise unsupported(func, "the map is padded twice, with different values")
+        if (layout.padding.value, layout.padding.mode) != (value, "constant") or mode != "constant":
+            raise unsupported(func, "the map is padded twice, in different ways")
         before = tuple(a + b for a, b in zip(layout.padding.before, before, strict=True))
         after = tuple(a + b for a, b in zip(layout.padding.after, after, strict=True))
-    return execution.mark(out, layout.padded(Padding(before, after, value, 0 if compiling else out._version)))
+    return execution.mark(out, layout.padded(Padding(before, after, value, mode, 0 if compiling else out._version)))
 
 
 def require_unchanged(func: Any, padded: Tensor, padding: Padding) -> None:

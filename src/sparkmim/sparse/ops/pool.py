@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..execution import unsupported
-from ..halo import gather_halo, scatter_halo
+from ..halo import gather_halo, scatter_halo, with_mirrored_halo
 from ..packed import SparseExecution
 from .window import Window, per_axis, window_over
 
@@ -36,7 +36,10 @@ def max_pool2d(
     window = window_over(
         execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
     )
-    if window.needs_halo:
+    if window.needs_halo and window.edge != "constant":
+        around = with_mirrored_halo(execution.grid, input, window.before, window.after, window.edge)
+        out = F.max_pool2d(around, window.kernel, window.stride, 0, window.dilation)
+    elif window.needs_halo:
         table = execution.grid.halo(window.block, window.before, window.after)
         readers = execution.grid.readers(window.block, window.before, window.after)
         out = _MaxPool.apply(input, table, readers, window)  # type: ignore[no-untyped-call]
@@ -91,8 +94,11 @@ def avg_pool2d(
     kernel = per_axis(kernel_size, 2)
     window = window_over(execution, func, input, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
     divisor = divisor_override or math.prod(kernel)
-    if not window.needs_halo:
-        out = F.avg_pool2d(input, window.kernel, window.stride, 0, divisor_override=divisor)
+    if not window.needs_halo or window.edge != "constant":
+        around = input
+        if window.needs_halo:
+            around = with_mirrored_halo(execution.grid, input, window.before, window.after, window.edge)
+        out = F.avg_pool2d(around, window.kernel, window.stride, 0, divisor_override=divisor)
         return execution.mark(out, layout.padded(None))
     own = per_axis(padding, 2)
     if ceil_mode and any(a > p for a, p in zip(window.after, own, strict=True)):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..execution import Execution, unsupported
+from ..layout import Padding
 from .pad import require_unchanged
 
 
@@ -20,6 +21,7 @@ class Window(NamedTuple):
         before, after: pixels it reaches beyond the patch; a negative `after` means that a patch's last pixels are not
             read.
         fill: what it sees in hidden patches and outside the image.
+        edge: "constant" if that is `fill`, else the padding mode by which it follows from the map.
         span: pixels of a patch with its halo.
         out: pixels of a patch in the result.
         needs_halo: whether it reaches beyond a patch at all.
@@ -32,6 +34,7 @@ class Window(NamedTuple):
     before: tuple[int, ...]
     after: tuple[int, ...]
     fill: float
+    edge: str
     span: tuple[int, ...]
     out: tuple[int, ...]
     needs_halo: bool
@@ -79,8 +82,8 @@ def window_over(
     pending, own_fill = layout.padding, fill
     if pending is not None:
         require_unchanged(func, x, pending)
-        if any(before) and pending.value != fill:
-            raise unsupported(func, f"it pads with {fill} what was padded with {pending.value} before")
+        if any(before) and (pending.value != fill or pending.mode != "constant"):
+            raise unsupported(func, f"it pads with {fill} what was padded with {_padded_with(pending)} before")
         fill = pending.value
         before = [a + b for a, b in zip(before, pending.before, strict=True)]
         behind = [a + b for a, b in zip(behind, pending.after, strict=True)]
@@ -100,12 +103,33 @@ def window_over(
             )
     reach = zip(extents, stride, before, behind, strict=True)
     overhangs = ceil_mode and any(e - lo - s > hi for e, s, lo, hi in reach)
-    if overhangs and pending is not None and pending.value != own_fill:
+    if overhangs and pending is not None and (pending.value != own_fill or pending.mode != "constant"):
         raise unsupported(
-            func, f"with ceil_mode it pads with {own_fill} beyond what was padded with {pending.value} before"
+            func, f"with ceil_mode it pads with {own_fill} beyond what was padded with {_padded_with(pending)} before"
         )
     after = tuple(e - 1 - lo - (s - 1) for e, s, lo in zip(extents, stride, before, strict=True))
     span = tuple(lo + b + hi for lo, b, hi in zip(before, block, after, strict=True))
     out = tuple(b // s for b, s in zip(block, stride, strict=True))
     needs_halo = any(lo > 0 for lo in before) or any(hi > 0 for hi in after)
-    return Window(block, kernel, stride, dilation, tuple(before), after, fill, span, out, needs_halo)
+    edge = "constant" if pending is None else pending.mode
+    window = Window(block, kernel, stride, dilation, tuple(before), after, fill, edge, span, out, needs_halo)
+    require_near_edges(func, window)
+    return window
+
+
+def require_near_edges(func: Any, window: Window) -> None:
+    """Raise if a padding that mirrors the map would mirror more than one patch of it."""
+    nearest = {"reflect": 1, "replicate": 0}.get(window.edge)
+    if nearest is None:
+        return
+    for extent, *sides in zip(window.block, window.before, window.after, strict=True):
+        if max(sides) > extent - nearest:
+            raise unsupported(
+                func,
+                f"{window.edge} padding of {max(sides)} reaches beyond a patch of {extent} pixels at this depth; use a "
+                "larger patch size",
+            )
+
+
+def _padded_with(padding: Padding) -> str:
+    return str(padding.value) if padding.mode == "constant" else padding.mode

@@ -1,0 +1,102 @@
+"""What a network does to positions, found by running it without data, on torch's meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+
+PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "addbmm", "einsum", "tensordot"}
+RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+
+
+class _Watch(TorchFunctionMode):
+    """Lists the calls of a forward pass that could mix positions at will: (function, elements of the result)."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self.images = self._mark(images)
+        self.attention: str | None = None
+        self.recurrence: str | None = None
+        self.products: list[tuple[str, int]] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        activations = sum(hasattr(t, "_sparkmim_activation") for t in _tensors([*args, *kwargs.values()]))
+        if not activations:
+            return out
+        name = getattr(func, "__name__", "")
+        full = resolve_name(func) or name
+        if "attention" in name:
+            self.attention = full
+        elif name in RECURRENT:
+            self.recurrence = full
+        elif name in PRODUCTS and activations > 1:
+            self.products.append((full, sum(t.numel() for t in _tensors([out]))))
+        for tensor in _tensors([out]):
+            self._mark(tensor)
+        return out
+
+    @staticmethod
+    def _mark(tensor: Tensor) -> Tensor:
+        tensor._sparkmim_activation = True  # type: ignore[attr-defined]
+        return tensor
+
+    @classmethod
+    def forward(cls, network: Any, size: tuple[int, int]) -> tuple[_Watch, str | None]:
+        """What was seen, and the error that ended it, if any."""
+        watch = cls(torch.empty(2, 3, *size, device="meta"))
+        try:
+            with torch.no_grad(), watch:
+                network.forward_intermediates(watch.images, intermediates_only=True)
+        except Exception as error:  # whatever a network's code raises
+            return watch, one_line(error)
+        return watch, None
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def inspect_operations(network: nn.Module, size: int) -> str | None:
+    """Why a network on the meta device is no convolutional one, or None.
+
+    It is run at two sizes. Attention is torch's own, or a product of two activations whose result grows with the image:
+    one that does not (global context) holds a value per image, as squeeze-excite does.
+
+    Args:
+        network: with timm's `forward_intermediates`.
+        size: of the images it is made for.
+    """
+    if not hasattr(network, "forward_intermediates"):
+        return "it offers no feature maps (forward_intermediates)"
+    small, error = _Watch.forward(network, (size, size))
+    if small.attention:
+        return f"attention: {small.attention}"
+    if small.recurrence:
+        return f"recurrence over positions: {small.recurrence}"
+    if error:
+        return f"it cannot be run without data: {error}"
+    large, error = _Watch.forward(network, (size, 2 * size))
+    if error and not small.products:
+        return f"it works at one image size only: {error}"
+    for i, (name, few) in enumerate(small.products):
+        if error or few != large.products[i][1]:
+            return f"attention: {name} of two activations"
+    return None
+
+
+def one_line(error: BaseException | str) -> str:
+    """The message, no longer than fits a table."""
+    text = " ".join(str(error).split()) or repr(error)
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,87 @@
+"""The outcome of a sweep as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import date
+
+import timm
+import torch
+
+from ..sparse.check import TOLERANCE
+from .verdict import CHECKS, Verdict
+
+
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """How many pass, in a line."""
+    counting = [v for v in verdicts if not v.excluded]
+    passed = [v for v in counting if v.passed]
+    families = {v.family for v in counting}
+    whole = [family for family in families if all(v.passed for v in counting if v.family == family)]
+    share = f" ({len(passed) / len(counting):.1%})" if counting else ""
+    return (
+        f"{len(passed)} of {len(counting)} networks pass{share}, {len(whole)} of {len(families)} families in all of "
+        f"them; {sum(v.is_wrong for v in counting)} return wrong numbers without an error; "
+        f"{len(verdicts) - len(counting)} are no convolutional networks"
+    )
+
+
+def all_pass(verdicts: Sequence[Verdict]) -> bool:
+    """Whether every network passes that counts."""
+    return all(v.passed for v in verdicts if not v.excluded)
+
+
+def document(verdicts: Sequence[Verdict], command: str) -> str:
+    """The table with its date and how it was made."""
+    double, single = (TOLERANCE[dtype] for dtype in (torch.float64, torch.float32))
+    return f"""# Networks of timm on visible patches
+
+{date.today()}, timm {timm.__version__}, torch {torch.__version__}: `{command}`
+
+The numbers are the largest relative deviations of feature maps, gradients and running statistics, in evaluation and
+training mode; {double:g} passes in float64, {single:g} in float32, where the table says so.
+
+{table(verdicts)}"""
+
+
+def table(verdicts: Sequence[Verdict]) -> str:
+    """All outcomes: those that were checked, why some fail, and why others do not count."""
+    ordered = sorted(verdicts, key=lambda v: (v.family, v.parameters, v.model))
+    counting = [v for v in ordered if not v.excluded]
+    failing = [v for v in counting if not v.passed]
+    excluded = [v for v in ordered if v.excluded]
+    lines = [
+        summary(verdicts) + ".",
+        "",
+        "| family | model | stride | maps (stride:channels) | parameters reached, not (million) | "
+        + " | ".join(CHECKS)
+        + " | |",
+        "|---" * (6 + len(CHECKS)) + "|",
+        *(_row(v) for v in counting),
+    ]
+    if failing:
+        lines += ["", "## Those that fail", ""]
+        lines += [f"- **{v.model}**: {v.error or 'deviates from what it should be, without an error'}" for v in failing]
+    if excluded:
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for v in excluded:
+            reasons.setdefault((v.family, v.excluded or ""), []).append(v.model)
+        lines += ["", "## Those that do not count", ""]
+        lines += [f"- {family}, {reason}: {', '.join(models)}" for (family, reason), models in reasons.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _row(v: Verdict) -> str:
+    maps = " ".join(f"{stride}:{channels}" for stride, channels in v.levels)
+    stride = v.levels[-1][0] if v.levels else ""
+    reached = f"{(v.parameters - v.unreached) / 1e6:.2f}, {v.unreached / 1e6:.2f}" if v.levels else ""
+    checks = [_deviation(v.deviations.get(check)) for check in CHECKS]
+    verdict = "WRONG" if v.is_wrong else "fails" if not v.passed else "" if v.precision == "float64" else v.precision
+    return f"| {' | '.join([v.family, v.model, stride, maps, reached, *checks, verdict])} |"
+
+
+def _deviation(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.0e}" if math.isfinite(value) else "refused"

@@ -1,0 +1,107 @@
+"""What is known of one of timm's networks: whether it counts, and the outcome of its checks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+import timm
+import torch
+
+from ..backbone import Backbone
+from ..sparse.execution import WAYS_OUT
+from .inspection import inspect_operations, one_line
+
+CHECKS = ("identity", "crop", "leak", "oracle")
+
+DOUBLE_UP_TO = 100e6
+"""Parameters of a network that is checked in float64; larger ones are in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What is known of one network.
+
+    Attributes:
+        family: timm's module that defines it.
+        parameters: how many it has, without a classifier.
+        excluded: why it does not count as a convolutional network, or None.
+        error: why it does not work on visible patches, or None.
+        levels: of each map its stride and channels, finest first.
+        unreached: parameters that no map depends on.
+        deviations: for each check the largest relative deviation of values, gradients and running statistics, in
+            evaluation and training mode; infinite where an operation was refused.
+        passed: whether all deviations are within the tolerance of the precision.
+        precision: "float64" or "float32".
+    """
+
+    model: str
+    family: str
+    parameters: int = 0
+    excluded: str | None = None
+    error: str | None = None
+    levels: list[tuple[str, int]] = field(default_factory=list)
+    unreached: int = 0
+    deviations: dict[str, float] = field(default_factory=dict)
+    passed: bool = False
+    precision: str = "float64"
+    seconds: float = 0.0
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether it returned numbers that deviate, and no error."""
+        return bool(self.deviations) and not self.passed and self.error is None
+
+    def __str__(self) -> str:
+        if self.excluded:
+            return f"excluded  {self.model}: {self.excluded}"
+        if self.error:
+            return f"fails     {self.model}: {self.error}"
+        verdict = "passes" if self.passed else "WRONG "
+        deviation = max(self.deviations.values(), default=math.inf)
+        return f"{verdict}    {self.model}: largest deviation {deviation:.0e}, {self.precision}, {self.seconds:.0f} s"
+
+
+def inspect_model(model: str) -> Verdict:
+    """A timm network's parameters, and whether it counts."""
+    family = family_of(model)
+    try:
+        with torch.device("meta"):
+            network = timm.create_model(model, num_classes=0).eval()
+    except Exception as error:
+        return Verdict(model=model, family=family, excluded=f"it cannot be made without data: {one_line(error)}")
+    parameters = sum(p.numel() for p in network.parameters())
+    size = (timm.get_pretrained_cfg_value(model, "input_size") or (3, 224, 224))[-1]
+    reason = inspect_operations(network, size)
+    return Verdict(model=model, family=family, parameters=parameters, excluded=reason)
+
+
+def check_model(model: str) -> Verdict:
+    """A timm network's pyramid, and the outcome of its four checks."""
+    start = monotonic()
+    torch.manual_seed(0)
+    known: dict[str, Any] = {"model": model, "family": family_of(model)}
+    try:
+        network = Backbone.create(model)
+    except ValueError as error:
+        return Verdict(**known, error=one_line(error), seconds=monotonic() - start)
+    sizes = {name: p.numel() for name, p in network.module.named_parameters()}
+    dtype = torch.float64 if sum(sizes.values()) <= DOUBLE_UP_TO else torch.float32
+    known["parameters"] = sum(sizes.values())
+    known["precision"] = str(dtype).removeprefix("torch.")
+    known["levels"] = [("x".join(map(str, dict.fromkeys(level.stride))), level.channels) for level in network.levels]
+    known["unreached"] = sum(sizes[name] for name in network.unreached_parameters())
+    report = network.check(dtype=dtype)
+    known["deviations"] = {c: max(r.deviation for r in report.results if r.check == c) for c in CHECKS}
+    known["passed"] = report.passed
+    if report.errors:
+        known["error"] = one_line(report.errors[0].replace(WAYS_OUT, "").strip())
+    return Verdict(**known, seconds=monotonic() - start)
+
+
+def family_of(model: str) -> str:
+    """The module of timm that defines a network."""
+    module: str = timm.models._registry._model_to_module[model]
+    return module
