@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from .backbone import Backbone
 from .build import build_model, load_backbone
@@ -24,8 +27,9 @@ class TrainedRun(NamedTuple):
 
 
 class TrainedEncoder(NamedTuple):
-    """A network in evaluation mode, and how its input is prepared."""
+    """A network in evaluation mode, its name, and how its input is prepared."""
 
+    name: str
     backbone: Backbone
     data: DataConfig
 
@@ -50,20 +54,23 @@ def load_run(folder: str | Path) -> TrainedRun:
     return TrainedRun(model.eval(), config, state["step"])
 
 
-def load_network(encoder: str | Path, model: str | None = None) -> TrainedEncoder:
-    """The ordinary network of an encoder file.
+def load_network(encoder: str | Path, model: str | None = None, seed: int = 0) -> TrainedEncoder:
+    """The ordinary network of an encoder.
 
     Args:
-        encoder: an `encoder.safetensors`, which knows its network; or other weights, see
-            :func:`~sparkmim.interchange.load_encoder`.
-        model: the network's name, for a file that does not know it.
+        encoder: an `encoder.safetensors`, which knows its network, or the run folder that holds one; other weights, see
+            :func:`~sparkmim.interchange.load_encoder`; "timm" for timm's own weights; "none" for random ones.
+        model: the network's name, where the encoder does not know it.
+        seed: of random weights.
 
     Raises:
-        ValueError: if the file does not know its network and no name is given, or they do not fit.
+        ValueError: if the encoder does not know its network and no name is given, or they do not fit.
     """
-    path = Path(encoder)
+    if str(encoder) in ("none", "timm"):
+        return _named_network(str(encoder), model, seed)
+    path = RunFolder(encoder).encoder if Path(encoder).is_dir() else Path(encoder)
     if not path.is_file():
-        raise ValueError(f"there is no file {path}; see --encoder")
+        raise ValueError(f"there is no file {path}; --encoder takes a file of weights, a run folder, timm, or none")
     try:
         known: dict[str, Any] = json.loads(read_metadata(path).get("sparkmim", "{}"))
     except ValueError:  # other kinds of weights know nothing of their network; damaged ones are refused below
@@ -74,10 +81,34 @@ def load_network(encoder: str | Path, model: str | None = None) -> TrainedEncode
     backbone = load_backbone(name, tuple(known.get("stages", ())), known.get("in_chans", 3))
     load_encoder(backbone.module, path)
     backbone.module.eval()
+    return TrainedEncoder(name, backbone, _input_of(backbone, known))
+
+
+def _named_network(weights: str, model: str | None, seed: int) -> TrainedEncoder:
+    """A network with timm's weights or with random ones."""
+    if model is None:
+        raise ValueError(f"--encoder {weights} does not say which network; name it with --model")
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        try:
+            backbone = load_backbone(model, pretrained=weights == "timm")
+        except (OSError, RuntimeError) as error:
+            if weights != "timm":
+                raise
+            raise ValueError(f"timm's weights of {model} cannot be had ({error})") from error
+    backbone.module.eval()
+    published = (getattr(backbone.module, "pretrained_cfg", None) or {}) if weights == "timm" else {}
+    known = {key: published[key] for key in ("mean", "std") if key in published}
+    if "input_size" in published:
+        known["image_size"] = published["input_size"][1:]
+    return TrainedEncoder(model, backbone, _input_of(backbone, known))
+
+
+def _input_of(backbone: Backbone, known: Mapping[str, Any]) -> DataConfig:
+    """How a network's input is prepared: as known, else 224 pixels and the statistics of ImageNet."""
     channels = backbone.in_chans
-    data = DataConfig(
+    return DataConfig(
         image_size=tuple(known.get("image_size", (224, 224))),
         mean=tuple(known.get("mean", (0.485, 0.456, 0.406) if channels == 3 else (0.449,) * channels)),
         std=tuple(known.get("std", (0.229, 0.224, 0.225) if channels == 3 else (0.226,) * channels)),
     )
-    return TrainedEncoder(backbone, data)
