@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import Level
+from .composed import upsample_conv
 from .sparse import PatchGrid
 
 # Kernels and strides may differ per axis, which torch's annotations of the 1-D forms do not foresee.
@@ -73,8 +75,8 @@ class UNetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, channels, *size)` to `(B, width, *size * factor)`."""
-        x = self.upsample(x)
-        x = self.act(self.norm1(self.conv1(x)))
+        x = upsample_conv(x, self.upsample, self.conv1)
+        x = self.act(self.norm1(x))
         out: Tensor = self.norm2(self.conv2(x))
         return out
 
@@ -162,6 +164,8 @@ class UNetDecoder(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+            if module.weight.ndim == 4 and math.prod(module.kernel_size) > 1:  # as the maps are, which costs no copies
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Densified maps, deepest first, to a prediction `(B, out_chans, *size)`."""
