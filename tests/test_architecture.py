@@ -13,7 +13,7 @@ PACKAGE = Path(sparkmim.__file__).parent
 
 # From the foundation up: a module may import those of earlier layers and of its own part.
 LAYERS = [
-    {"sparse", "stages", "atomic", "units", "composed"},
+    {"sparse", "stages", "atomic", "units", "composed", "recompute"},
     {"backbone", "masking", "objective"},
     {"decoder"},
     {"spark"},
@@ -22,7 +22,7 @@ LAYERS = [
     {"build"},
     {"train"},
     {"recipes", "trained"},
-    {"prepare", "reconstruct", "embed"},
+    {"prepare", "reconstruct", "embed", "export"},
     {"pretrain"},
     {"__init__"},
     {"cli"},

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .backbone import Level
 from .composed import upsample_conv
+from .recompute import recomputed
 from .sparse import PatchGrid
 
 # Kernels and strides may differ per axis, which torch's annotations of the 1-D forms do not foresee.
@@ -76,8 +77,9 @@ class UNetBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(B, channels, *size)` to `(B, width, *size * factor)`."""
         x = upsample_conv(x, self.upsample, self.conv1)
-        x = self.act(self.norm1(x))
-        out: Tensor = self.norm2(self.conv2(x))
+        # The largest maps of all are not kept, for what is between two convolutions costs little to compute again.
+        x = recomputed(lambda x: self.conv2(self.act(self.norm1(x))), x, self.norm1)
+        out: Tensor = self.norm2(x)
         return out
 
 
