@@ -23,6 +23,7 @@ LAYERS = [
     {"train"},
     {"recipes", "trained"},
     {"prepare", "reconstruct", "embed", "export"},
+    {"evaluate"},
     {"pretrain"},
     {"__init__"},
     {"cli"},

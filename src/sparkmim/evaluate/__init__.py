@@ -1,0 +1,1 @@
+"""What an encoder is worth: classification, by fine-tuning and on frozen features."""
