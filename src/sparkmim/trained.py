@@ -27,11 +27,12 @@ class TrainedRun(NamedTuple):
 
 
 class TrainedEncoder(NamedTuple):
-    """A network in evaluation mode, its name, and how its input is prepared."""
+    """A network in evaluation mode, its name, how its input is prepared, and the steps of its pretraining if known."""
 
     name: str
     backbone: Backbone
     data: DataConfig
+    step: int | None = None
 
 
 def load_run(folder: str | Path) -> TrainedRun:
@@ -81,7 +82,7 @@ def load_network(encoder: str | Path, model: str | None = None, seed: int = 0) -
     backbone = load_backbone(name, tuple(known.get("stages", ())), known.get("in_chans", 3))
     load_encoder(backbone.module, path)
     backbone.module.eval()
-    return TrainedEncoder(name, backbone, _input_of(backbone, known))
+    return TrainedEncoder(name, backbone, _input_of(backbone, known), known.get("step"))
 
 
 def _named_network(weights: str, model: str | None, seed: int) -> TrainedEncoder:

@@ -1,0 +1,79 @@
+"""`sparkmim export`: an encoder in the form that another library reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..atomic import write_atomically
+from ..trained import TrainedEncoder, load_network
+from .detectron2 import detectron2_config, to_detectron2, write_pickle
+from .huggingface import write_folder
+from .openmmlab import Library, to_openmmlab
+from .torchvision import to_torchvision
+
+Format = Literal["timm", "torchvision", "detectron2", "mmpretrain", "mmdet"]
+SUFFIXES: dict[str, str] = {"torchvision": ".pth", "detectron2": ".pkl", "mmpretrain": ".pth", "mmdet": ".pth"}
+"""Ending of the file; timm takes a folder."""
+
+
+def export(encoder: Path, output: Path, format: Format = "timm", model: str | None = None) -> int:
+    """Write an encoder in the form that another library reads, having checked that it computes the same there.
+
+    Args:
+        encoder: an encoder.safetensors or the run folder that holds one; other weights of a network; or timm.
+        output: the folder (timm) or file (torchvision, mmpretrain, mmdet: .pth; detectron2: .pkl) to write.
+        format: timm, a folder with weights, config.json and model card, as on the Hugging Face hub; torchvision, a
+            state dict; detectron2 (ResNet, ResNeXt); mmpretrain or mmdet (ResNet, ResNeXt, ConvNeXt).
+        model: the network's timm name, if the file of weights does not know it.
+    """
+    if format not in get_args(Format):
+        raise ValueError(f"--format {format} is unknown; use one of {', '.join(get_args(Format))}")
+    suffix = SUFFIXES.get(format)
+    if suffix is not None and output.suffix != suffix:
+        raise ValueError(f"--output {output} must end in {suffix} for --format {format}")
+    if suffix is None and (output.is_file() or output.suffix in (".pth", ".pkl", ".safetensors")):
+        raise ValueError(f"--output {output} is a file; --format timm takes a folder")
+    network = load_network(encoder, model)
+    if suffix is not None and network.backbone.in_chans != 3:
+        raise ValueError(f"networks of {format} take images of 3 channels, this one {network.backbone.in_chans}")
+    hint = _write(format, network, output)
+    print(f"{network.name} for {format}: {output}\n{hint}")
+    return 0
+
+
+def _write(format: Format, encoder: TrainedEncoder, output: Path) -> str:
+    """Write the file or folder; how to load it, in words."""
+    module, data = encoder.backbone.module, encoder.data
+    if format == "timm":
+        write_folder(encoder, output)
+        return f'    timm.create_model("local-dir:{output}", pretrained=True)'
+    if format == "torchvision":
+        found = to_torchvision(module)
+        _save(found.weights, output)
+        return (
+            f"    network = torchvision.models.{found.builder}()\n"
+            f'    network.load_state_dict(torch.load("{output}"), strict=False)  # all but the classifier'
+        )
+    if format == "detectron2":
+        weights, network = to_detectron2(module)
+        write_atomically(output, lambda file: write_pickle(weights, file))
+        settings = {"MODEL.WEIGHTS": str(output), **detectron2_config(network, data.mean, data.std)}
+        return "\n".join(f"    {key} {value}" for key, value in settings.items())
+    library: Library = format
+    exported = to_openmmlab(module, library)
+    prefix = "backbone." if library == "mmpretrain" else ""
+    _save({"state_dict": {prefix + name: tensor for name, tensor in exported.weights.items()}}, output)
+    pretrained = {"type": "Pretrained", "checkpoint": str(output), **({"prefix": "backbone."} if prefix else {})}
+    mean, std = ([round(255 * value, 3) for value in values] for values in (data.mean, data.std))
+    return (
+        f"    backbone={exported.backbone | {'init_cfg': pretrained}}\n"
+        f"    data_preprocessor=dict(mean={mean}, std={std}, ...)  # RGB"
+    )
+
+
+def _save(content: dict[str, Any] | dict[str, Tensor], output: Path) -> None:
+    write_atomically(output, lambda file: torch.save(content, file))

@@ -1,0 +1,125 @@
+"""The same network written by someone else: its weights under their names, and the proof that they compute the same."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+IMAGE_SIZE = 224
+"""Pixels of the image on which networks are compared: classifiers written for one size (VGG's) are for this one."""
+
+TOLERANCE = 1e-6
+"""Largest deviation, as a share of the largest value. In double precision rounding stays a thousand times below."""
+
+
+class Mismatch(ValueError):
+    """Two networks are not the same one."""
+
+
+class Use(NamedTuple):
+    """One use of a submodule that owns tensors: its name, the names of those tensors, and what it was given."""
+
+    module: str
+    tensors: list[str]
+    given: Tensor
+
+
+def counterpart_weights(own: nn.Module, other: nn.Module) -> dict[str, Tensor]:
+    """The weights of a network under the names that another implementation of it has for them.
+
+    Tensors are paired in the order in which the forward passes use them. A classifier at the end of the other network,
+    which the own one lacks, is left out.
+
+    Args:
+        own: the network, in evaluation mode; not changed.
+        other: what it shall become, in evaluation mode; it is given the weights, in double precision.
+
+    Raises:
+        Mismatch: if tensors differ in number or size, or the two do not compute the same with the same weights.
+    """
+    images = torch.randn(1, _in_chans(own), IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+    own_state, other_state = own.state_dict(), other.state_dict()
+    own_uses, own_result = _uses(copy.deepcopy(own).double(), images.double())
+    other_uses, _ = _uses(other, images)
+    if len(own_uses) > len(other_uses):
+        raise Mismatch(f"it has {len(other_uses)} layers with weights and not {len(own_uses)}")
+    names: dict[str, str] = {}
+    for mine, theirs in zip(own_uses, other_uses, strict=False):
+        sizes = [own_state[name].numel() for name in mine.tensors]
+        wanted = [other_state[name].numel() for name in theirs.tensors]
+        if sizes != wanted:
+            raise Mismatch(f"its {theirs.module} has {wanted} values and not {sizes}, as {mine.module}")
+        names |= dict(zip(theirs.tensors, mine.tensors, strict=True))
+    if unused := sorted(own_state.keys() - set(names.values())):
+        raise Mismatch(f"{unused[0]} has no counterpart")
+    with torch.no_grad():
+        for name, own_name in names.items():
+            other_state[name].copy_(own_state[own_name].reshape(other_state[name].shape))
+    for name in other_state.keys() - names.keys():
+        del other_state[name]
+    other_uses, other_result = _uses(other.double(), images.double())
+    if len(other_uses) > len(own_uses):  # what comes next is a classifier
+        other_result = other_uses[len(own_uses)].given
+    for mine, theirs in zip(own_uses, other_uses, strict=False):
+        _compare(mine.given, theirs.given, mine.module)
+    _compare(own_result, other_result, "its end")
+    return other_state
+
+
+def _compare(mine: Tensor, theirs: Tensor, where: str) -> None:
+    if mine.numel() != theirs.numel():
+        raise Mismatch(f"the maps before {where} are of {tuple(theirs.shape)} and not {tuple(mine.shape)}")
+    deviation = float((mine.flatten() - theirs.flatten()).abs().max() / mine.abs().max().clamp_min(1e-30))
+    if not deviation <= TOLERANCE:
+        raise Mismatch(f"it computes something else before {where} (by {deviation:.1e} of the largest value)")
+
+
+def _uses(network: nn.Module, images: Tensor) -> tuple[list[Use], Tensor]:
+    """All uses of submodules that own tensors, in the order in which they end, and the result."""
+    uses: list[Use] = []
+    owners = {
+        name: [f"{name}.{tensor}" for tensor in {**module._parameters, **module._buffers} if _saved(module, tensor)]
+        for name, module in network.named_modules()
+        if name
+    }
+    with _hooked(network, owners, uses), torch.no_grad():
+        result: Tensor = network(images)
+    often = Counter(use.module for use in uses).most_common(1)
+    if often and often[0][1] > 1:
+        raise Mismatch(f"{often[0][0]} is used more than once")
+    return uses, result
+
+
+@contextmanager
+def _hooked(network: nn.Module, owners: dict[str, list[str]], uses: list[Use]) -> Iterator[None]:
+    """Record every use of a submodule that owns tensors."""
+
+    def note(name: str, given: tuple[Tensor, ...]) -> None:
+        uses.append(Use(name, owners[name], given[0].clone()))  # what follows may write in place
+
+    modules = dict(network.named_modules())
+    hooks = [
+        modules[name].register_forward_hook(lambda _, given, __, name=name: note(name, given))
+        for name, tensors in owners.items()
+        if tensors
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _saved(module: nn.Module, name: str) -> bool:
+    tensor = getattr(module, name)
+    return tensor is not None and name not in module._non_persistent_buffers_set
+
+
+def _in_chans(network: nn.Module) -> int:
+    return next(m.in_channels for m in network.modules() if isinstance(m, nn.modules.conv._ConvNd))
