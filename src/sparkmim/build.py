@@ -14,7 +14,7 @@ from torch import nn
 
 from .backbone import Backbone
 from .interchange import load_encoder
-from .spark import Execution, SparK
+from .spark import Execution, LossOn, SparK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,13 @@ class ModelConfig:
     execution: Execution = "packed"
     """packed computes visible patches only; masked-dense the same numbers at a dense network's cost; zero-out is the
     ordinary network on images with holes, the baseline that the paper argues against."""
+
+    loss_on: LossOn = "hidden"
+    """Patches whose prediction is compared: hidden, or all (an ablation of the paper)."""
+
+    shared_mask_token: bool = False
+    """One mask embedding for all scales, each taking as many of its numbers as it has channels; off: one each (on is an
+    ablation of the paper)."""
 
 
 def load_function(spec: str) -> Callable[..., Any]:
@@ -149,4 +156,6 @@ def build_model(config: ModelConfig) -> SparK:
         in_chans=config.in_chans,
         hierarchy=config.hierarchy,
         execution=config.execution,
+        loss_on=config.loss_on,
+        shared_mask_token=config.shared_mask_token,
     )

@@ -50,7 +50,8 @@ class Densify(nn.Module):
             packed = self.norm(packed.movedim(1, -1)).movedim(-1, 1)
         else:
             packed = self.norm(packed)
-        dense: Tensor = self.proj(grid.unpack(packed, fill=self.mask_token.flatten()))
+        fill = self.mask_token.flatten()[: packed.shape[1]]  # one that scales share is as wide as the widest map
+        dense: Tensor = self.proj(grid.unpack(packed, fill=fill))
         return dense
 
 
@@ -188,9 +189,16 @@ def densify_norm_of(network: nn.Module) -> str:
     return "batch" if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()) else "layer"
 
 
-def build_densify(levels: Sequence[Level], decoder: UNetDecoder, norm: str) -> nn.ModuleList:
-    """One :class:`Densify` a level, deepest first."""
+def build_densify(
+    levels: Sequence[Level], decoder: UNetDecoder, norm: str, *, shared_mask_token: bool = False
+) -> nn.ModuleList:
+    """One :class:`Densify` a level, deepest first; with one mask embedding for all of them on request."""
     dims = len(levels[0].stride)
-    return nn.ModuleList(
+    made = [
         Densify(level.channels, decoder.width_of(i), norm, 1 if i == 0 else 3, dims) for i, level in enumerate(levels)
-    )
+    ]
+    if shared_mask_token:
+        widest = max((densify.mask_token for densify in made), key=Tensor.numel)
+        for densify in made:
+            densify.mask_token = widest
+    return nn.ModuleList(made)

@@ -76,3 +76,10 @@ def hidden_patch_loss(
     error = (prediction.to(target.dtype) - target).square()
     per_patch = patchify(error, patch_size).mean(pixel_axes(len(patch_size)))
     return per_patch.masked_fill(visible, 0.0).sum() / hidden
+
+
+def all_patch_loss(
+    prediction: Float[Tensor, "batch channel *size"], target: Float[Tensor, "batch channel *size"]
+) -> Float[Tensor, ""]:
+    """Squared error averaged over each patch, then over all patches, hidden or not (an ablation of the paper)."""
+    return (prediction.to(target.dtype) - target).square().mean()

@@ -15,17 +15,18 @@ from torch import Tensor, nn
 from .backbone import Backbone
 from .decoder import UNetDecoder, build_densify, densify_norm_of, upsampling_steps
 from .masking import count_visible, random_visible, visible_patches
-from .objective import denormalise_patches, hidden_patch_loss, normalise_patches
+from .objective import all_patch_loss, denormalise_patches, hidden_patch_loss, normalise_patches
 from .sparse import MaskedDenseExecution, PatchGrid, SparseExecution, mask_at
 
 Execution = Literal["packed", "masked-dense", "zero-out"]
+LossOn = Literal["hidden", "all"]
 
 
 class SparKOutput(NamedTuple):
     """What :class:`SparK` returns.
 
     Attributes:
-        loss: scalar, the mean squared error over hidden patches.
+        loss: scalar, the mean squared error over hidden patches (over all with `loss_on="all"`).
         prediction: `(B, C, H, W)`, per-patch normalised pixels, for visible patches too.
         visible: bool `(B, *grid)`, True = visible: the mask that was used.
     """
@@ -51,6 +52,9 @@ class SparK(nn.Module):
         execution: "packed" computes visible patches only. "masked-dense" computes the same numbers the official way,
             at the price of the whole image. "zero-out" runs the ordinary network on images with hidden pixels set to
             zero, the baseline that the paper argues against.
+        loss_on: "hidden" compares hidden patches, "all" visible ones as well (the paper's ablation).
+        shared_mask_token: one mask embedding for all scales (the paper's ablation) instead of one each. It is as wide
+            as the widest map; a scale of fewer channels takes the first ones.
 
     Attributes:
         encoder: the backbone's module: `encoder.state_dict()` loads into the ordinary network.
@@ -79,6 +83,8 @@ class SparK(nn.Module):
         in_chans: int = 3,
         hierarchy: bool = True,
         execution: Execution = "packed",
+        loss_on: LossOn = "hidden",
+        shared_mask_token: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(backbone, str):
@@ -87,12 +93,15 @@ class SparK(nn.Module):
             backbone = Backbone(backbone, in_chans=in_chans)
         if execution not in get_args(Execution):
             raise ValueError(f"execution {execution!r} is unknown; use one of {', '.join(get_args(Execution))}")
+        if loss_on not in get_args(LossOn):
+            raise ValueError(f"loss_on {loss_on!r} is unknown; use one of {', '.join(get_args(LossOn))}")
         if densify_norm not in (None, "batch", "layer"):
             raise ValueError(f"densify_norm {densify_norm!r} is unknown; use 'batch', 'layer' or None")
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio is the share of patches to hide, between 0 and 1, not {mask_ratio}")
         self.mask_ratio = mask_ratio
         self.execution = execution
+        self.loss_on = loss_on
         self.backbone = backbone
         self.encoder = backbone.module
         levels = backbone.levels[::-1] if hierarchy else backbone.levels[-1:]  # deepest first
@@ -100,7 +109,8 @@ class SparK(nn.Module):
         self.levels = len(levels)
         steps = upsampling_steps([level.stride for level in levels])
         self.decoder = UNetDecoder(steps, decoder_width, backbone.in_chans)
-        self.densify = build_densify(levels, self.decoder, densify_norm or densify_norm_of(self.encoder))
+        norm = densify_norm or densify_norm_of(self.encoder)
+        self.densify = build_densify(levels, self.decoder, norm, shared_mask_token=shared_mask_token)
         self.unreached = backbone.unreached_parameters(self.levels)
         for name in self.unreached:
             self.encoder.get_parameter(name).requires_grad_(False)
@@ -135,7 +145,10 @@ class SparK(nn.Module):
         hidden = grid.visible.numel() - grid.patches
         if hidden == 0:
             raise ValueError("the mask hides nothing, so there is nothing to predict")
-        loss = hidden_patch_loss(prediction, self.target(images), grid.visible, hidden)
+        target = self.target(images)
+        if self.loss_on == "all":
+            return SparKOutput(all_patch_loss(prediction, target), prediction, grid.visible)
+        loss = hidden_patch_loss(prediction, target, grid.visible, hidden)
         return SparKOutput(loss, prediction, grid.visible)
 
     def mask(
