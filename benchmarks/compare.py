@@ -40,7 +40,7 @@ class Contestant:
             text=True,
         )
         self.times: list[float] = []
-        self.bytes = self.ask("bytes")
+        self.bytes, self.peak = self.ask("bytes"), self.ask("peak")
 
     def ask(self, request: str) -> float:
         assert self.process.stdin is not None
@@ -73,21 +73,23 @@ def main() -> None:
         for contestant in contestants:
             contestant.times.append(contestant.ask("time"))
     base = contestants[0]
-    base_time, base_bytes = statistics.median(base.times), base.bytes
+    base_time = statistics.median(base.times)
     shown = " ".join(s for s in shared if "official" not in s)
     print(
         f"`{shown}`; {datetime.date.today()}, {cpu_name()}, {torch.get_num_threads()} threads,"
         f" torch {torch.__version__}, {args.rounds} rounds in turn\n"
     )
     print(
-        "| contestant | seconds, median (min to max) | times faster than the first | bytes saved for backward | share |"
+        "| contestant | seconds, median (min to max) | times faster than the first | bytes saved for backward | share "
+        "| peak memory of a step | share |"
     )
-    print("|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|")
     for c in contestants:
         median = statistics.median(c.times)
         print(
             f"| {c.label} | {median:.3f} ({min(c.times):.3f} to {max(c.times):.3f}) | {base_time / median:.2f} "
-            f"| {c.bytes / 2**20:.0f} MiB | {c.bytes / base_bytes:.2f} |"
+            f"| {c.bytes / 2**20:.0f} MiB | {c.bytes / base.bytes:.2f} "
+            f"| {c.peak / 2**20:.0f} MiB | {c.peak / base.peak:.2f} |"
         )
 
 

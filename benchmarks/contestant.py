@@ -1,6 +1,6 @@
 """One contestant of a comparison: builds a training step in its own process and times it when told to.
 
-Started by `compare.py`; reads "time", "memory" or "bytes" from standard input and answers with one JSON line each.
+Started by `compare.py`; reads "time", "peak" or "bytes" from standard input and answers with one JSON line each.
 A process of its own lets the official code run with the old timm it needs, beside ours with a current one.
 """
 
@@ -155,7 +155,10 @@ def timed(step: Step, args: argparse.Namespace) -> float:
 
 
 def saved_bytes(step: Step) -> int:
-    """Bytes of unique storages kept for backward, parameters and inputs that exist anyway not counted twice."""
+    """Bytes of unique storages kept for backward, parameters and inputs that exist anyway not counted twice.
+
+    What checkpoints keep is not seen: those of the decoder keep a map each, so for a whole step look at the peak.
+    """
     storages: dict[int, tuple[int, Any]] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -167,6 +170,24 @@ def saved_bytes(step: Step) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         step()
     return sum(nbytes for nbytes, _ in storages.values())
+
+
+def resident(which: str) -> int:
+    """Bytes of this process in memory, now ("VmRSS") or at most ("VmHWM")."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(which))
+
+
+def peak_bytes(step: Step, idle: int, args: argparse.Namespace) -> int:
+    """Memory that a step takes at most, beyond the process with its model and images."""
+    if args.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() - idle
+    with open("/proc/self/clear_refs", "w") as reset:
+        reset.write("5")
+    step()
+    return resident("VmHWM") - idle
 
 
 def settings() -> argparse.ArgumentParser:
@@ -195,10 +216,16 @@ def main() -> None:
     build = {"official": official, "dense": dense, "packed": ours, "masked-dense": masked_dense}[args.contestant]
     torch.manual_seed(0)
     step = build(args)
+    idle = torch.cuda.memory_allocated() if args.device == "cuda" else resident("VmRSS")
     step()
+    answers_to = {
+        "time": lambda: timed(step, args),
+        "peak": lambda: peak_bytes(step, idle, args),
+        "bytes": lambda: saved_bytes(step),
+    }
     for request in sys.stdin:
         gc.collect()
-        answer = {"time": lambda: timed(step, args), "bytes": lambda: saved_bytes(step)}[request.strip()]()
+        answer = answers_to[request.strip()]()
         print(json.dumps(answer), file=answers, flush=True)
 
 
