@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from .alignment import Alignment
 from .sparse import CheckReport, check
 from .stages import find_stages
 
@@ -53,10 +54,12 @@ class Backbone:
         module: the network, untouched but for the hooks that read the outputs of `stages`.
         levels: channels and stride of each map, measured by running the network on blank images.
         dims: number of spatial dimensions.
+        aligned: names of modules whose convolutions or poolings are given padding, by :class:`Alignment`, while this
+            backbone runs; empty for a network whose maps are proportional to the image as they are.
 
     Raises:
         ValueError: if the network offers no maps, an unknown stage is named, or its maps are not proportional to the
-            image.
+            image and no padding makes them.
 
     Example:
         >>> backbone = Backbone(torchvision.models.resnet18())
@@ -70,11 +73,16 @@ class Backbone:
         self.dims = _spatial_dims(module)
         self._taps: _Taps | None = None
         self._chosen: list[int] | None = None  # of all maps the network offers, those to keep, finest first
-        if stages is not None:
-            self._taps = _Taps(module, stages)
-        elif not hasattr(module, "forward_intermediates"):
-            self._taps = _Taps(module, self._find_stages())
-        self.levels = self._measure()
+        self._alignment: Alignment | None = None
+        try:
+            self.levels = self._find_levels(stages)
+        except _NotProportional as unpadded:
+            self._alignment = Alignment()
+            try:
+                with self._alignment.noting(module):
+                    self.levels = self._find_levels(stages)
+            except _NotProportional:
+                raise unpadded from None
 
     @classmethod
     def create(cls, name: str, *, in_chans: int = 3, pretrained: bool = False, **kwargs: Any) -> Backbone:
@@ -99,6 +107,11 @@ class Backbone:
         )
 
     @property
+    def aligned(self) -> list[str]:
+        """Names of modules whose calls are given padding."""
+        return [] if self._alignment is None else list(self._alignment.padded)
+
+    @property
     def channels(self) -> list[int]:
         """Channels of each map."""
         return [level.channels for level in self.levels]
@@ -110,6 +123,10 @@ class Backbone:
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """The feature maps `(B, C_i, *size / stride_i)` of images `(B, C, *size)`, finest first."""
+        with nullcontext() if self._alignment is None else self._alignment:
+            return self._maps(images)
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
         if self._taps is not None:
             maps = self._taps(self.module, images)
             return maps if self._chosen is None else [maps[i] for i in self._chosen]
@@ -121,16 +138,23 @@ class Backbone:
         )
         return [maps[indices.index(i)] for i in self._chosen]
 
+    def _find_levels(self, stages: Sequence[str] | None) -> list[Level]:
+        if stages is None and not hasattr(self.module, "forward_intermediates"):
+            self._taps = _Taps(self.module, self._find_stages())
+        elif stages is not None and self._taps is None:
+            self._taps = _Taps(self.module, stages)
+        return self._measure()
+
     def _find_stages(self) -> list[str]:
         """Names of the submodules that end a stage, seen by running the network."""
         sizes = ((64, 64, 64), (96, 128, 96)) if self.dims == 3 else ((224, 224), (256, 288))
         try:
-            with _probing(self.module):
+            with _probing(self.module), nullcontext() if self._alignment is None else self._alignment:
                 images = [self.blank_image(size[: self.dims]) for size in sizes]
                 return find_stages(self.module, *images)
         except (ValueError, RuntimeError, TypeError) as error:
             children = ", ".join(name for name, _ in self.module.named_children())
-            raise ValueError(
+            raise _NotProportional(
                 f"{type(self.module).__name__} does not offer its feature maps, and they cannot be found by running it "
                 f"({error}); name the submodules that end its stages: sparkmim.Backbone(module, stages=[...]), of "
                 f"{children}, or deeper ones"
@@ -149,9 +173,10 @@ class Backbone:
             if all(self._measure_at(row, tried) == levels for row in rows):
                 break
         else:
-            raise ValueError(
+            raise _NotProportional(
                 f"the feature maps of {type(self.module).__name__} are not proportional to the image "
-                f"({'; '.join(tried)}), as happens with unpadded convolutions; patches cannot be aligned with them"
+                f"({'; '.join(tried)}), not even with padding for unpadded convolutions and poolings; patches cannot "
+                "be aligned with them"
             )
         last = {level.stride: index for index, level in enumerate(levels)}
         self._chosen = sorted(last.values(), key=lambda index: levels[index].stride)[-LEVELS:]
@@ -213,6 +238,10 @@ class Backbone:
         reached = _leaves(maps[-levels:])
         skip = {id(p) for p in frozen}
         return [name for name, p in self.module.named_parameters() if id(p) not in reached and id(p) not in skip]
+
+
+class _NotProportional(ValueError):
+    """Maps that patches cannot be followed through."""
 
 
 class _Taps:
