@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -36,6 +37,22 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def require_writable(path: Path) -> None:
+    """Whether a file can be written there, before work on its content begins. Its folder is made if there is none.
+
+    Raises:
+        ValueError: if not, with the reason.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"--output {path} cannot be written ({error.strerror}); name another file") from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -27,4 +27,5 @@ def device_name(device: torch.device) -> str:
     """What the device is called."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type.upper()} ({platform.machine()}, {torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"{device.type.upper()} ({platform.machine()}, {threads} thread{'s' * (threads != 1)})"

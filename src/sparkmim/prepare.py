@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from .build import load_backbone
+from .continuing import described, newest_state, recorded_run
 from .data import ImageSource, builtin_photographs, find_images, held_out
-from .data.sources import fingerprint
 from .data.statistics import first_readable
 from .device import pick_device
 from .masking import visible_patches
 from .recipes import Situation, find_recipe
 from .sparse import UnsupportedOperation
-from .train import PretrainConfig, RunFolder, differences, documented_fields, read_checkpoint
-from .train.config import show
+from .train import PretrainConfig, RunFolder, read_checkpoint
+from .train.config import Configuration, TrainingConfig, known_fields, show
 from .train.memory import free_memory
 from .train.ranges import check_values
 
@@ -45,7 +45,8 @@ def prepare(
 
     Which state a run begins from:
 
-    1. `resume` names a file: that checkpoint.
+    1. `resume` names a file: that checkpoint; in a new folder under its settings, but for `chosen` ones, unless there
+       is a `recipe`.
     2. The folder holds a run with checkpoints: its newest one that can be read.
     3. The folder holds a run without: the beginning, under the recorded configuration.
     4. Otherwise: the beginning, from the weights that `init` names.
@@ -53,47 +54,24 @@ def prepare(
     Raises:
         ValueError: naming what is wrong and what to do.
     """
-    chosen = normalise(chosen)
+    chosen = normalise(chosen, PretrainConfig)
     check_values(chosen)
     if recipe is not None and ".py:" in recipe:
         recipe = absolute_spec(recipe)
     run = RunFolder(output)
-    recorded = run.read_config()
-    if recorded is not None and resume == "never":
-        raise ValueError(f"{run.root} holds a run already, and --resume never does not touch it; use another --output")
+    there = recorded_run(run, PretrainConfig, resume, recipe, chosen)
     state = None if resume in ("auto", "never") else read_checkpoint(Path(resume).expanduser())
     warnings: list[str] = []
-    if recorded is not None:
-        try:
-            name = recorded["recipe"]
-            config = PretrainConfig.from_dict(recorded)
-        except (KeyError, ValueError) as error:
-            version = recorded["sparkmim"]
-            raise ValueError(
-                f"{run.config} was written by sparkmim {version} and cannot be continued with this one: {error}"
-            ) from error
-        unlike = differences(config.flat(), chosen)
-        if recipe not in (None, name):
-            unlike.insert(0, f"recipe: {name} there, {recipe} asked for")
-        if unlike:
-            raise ValueError(
-                f"{run.root} holds a run of another configuration ({'; '.join(unlike)}). Give the same settings to "
-                f"continue it (--output alone is enough), or use another --output"
-            )
-        config = config.replace(chosen)
+    if there is not None:
+        name, config = there.recipe, there.config
         source, other = sources(config)
-        for what, images in (("images", source), ("held_out", other)):
-            there, here = recorded[what], described(images)
-            if there != here:
-                raise ValueError(
-                    f"{run.root} was trained on other images ({what}: {there} there, {here} here, by number and a "
-                    "digest of their names). Give it the same folder, or use another --output"
-                )
-        if state is None and (newest := run.newest_checkpoint()) is not None:
-            state, path = newest
-            broken = [other.name for other in run.list_checkpoints() if other.name > path.name]
-            if broken:
-                warnings.append(f"{', '.join(broken)} cannot be read; going on from the older {path.name}")
+        there.check_images({"images": described(source), "held_out": described(other)})
+        if state is None:
+            state, warnings = newest_state(run)
+    elif state is not None and recipe is None:
+        name = f"of {Path(resume).name}"
+        config = PretrainConfig.from_dict(json.loads(state["config"])).replace(chosen)
+        source, other = sources(config)
     else:
         name = recipe or "auto"
         config, source, other = resolve(name, chosen, processes)
@@ -101,19 +79,13 @@ def prepare(
     return Preparation(name, config, source, other, run, state, warnings)
 
 
-def normalise(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Choices in the form in which they are recorded: tuples, sizes for each axis, absolute paths.
+def normalise(chosen: Mapping[str, Any], kind: type[Configuration]) -> dict[str, Any]:
+    """Choices in the form in which a configuration records them: tuples, sizes for each axis, absolute paths.
 
     Raises:
         ValueError: for a name that no field has, or a size that is none.
     """
-    known = [name for _, name, _, _ in documented_fields()]
-    for name in chosen:
-        if name not in known:
-            close = get_close_matches(name, known, n=3, cutoff=0.4)
-            raise ValueError(
-                f"the configuration has no field {name!r}" + (f"; did you mean {', '.join(close)}?" if close else "")
-            )
+    known_fields(chosen, kind)
     made: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
     for name in ("image_size", "patch_size"):
         if name in made:
@@ -122,11 +94,12 @@ def normalise(chosen: Mapping[str, Any]) -> dict[str, Any]:
             made[name] = size * 2 if len(size) == 1 else size
             if any(s < 1 for s in size):
                 raise ValueError(f"--{name.replace('_', '-')} {' '.join(map(str, size))} is not a number of pixels")
-    for name in ("data", "val_data"):
+    for name in ("data", "val_data", "test_data"):
         if made.get(name) is not None:
             made[name] = str(Path(made[name]).expanduser().absolute())
-    if made.get("init", "none") not in ("none", "timm"):
-        made["init"] = str(Path(made["init"]).expanduser().absolute())
+    for name in ("init", "encoder"):
+        if made.get(name, "none") not in ("none", "timm"):
+            made[name] = str(Path(made[name]).expanduser().absolute())
     if ".py:" in made.get("model", ""):
         made["model"] = absolute_spec(made["model"])
     return made
@@ -201,7 +174,7 @@ def resolve(
             if init != "timm":
                 raise
             raise ValueError(
-                f"timm's weights of {chosen['model']} cannot be had ({error}); without a network give --init a file"
+                f"timm's weights of {chosen['model']} cannot be had ({error}); without a connection give --init a file"
             ) from error
     if not isinstance(config, PretrainConfig):
         raise ValueError(f"recipe {recipe} returns a {type(config).__name__}, not a sparkmim.train.PretrainConfig")
@@ -230,11 +203,6 @@ def sources(config: PretrainConfig) -> tuple[ImageSource, ImageSource | None]:
     return split(load_images(config.data.data), config.data.val_data, config.data.val_share, config.run.seed)
 
 
-def described(source: ImageSource | None) -> str:
-    """Number and digest of the names of some images."""
-    return "none" if source is None else f"{len(source)} ({fingerprint(source)})"
-
-
 def validate(config: PretrainConfig, source: ImageSource, processes: int) -> None:
     """Find what would go wrong later.
 
@@ -242,7 +210,7 @@ def validate(config: PretrainConfig, source: ImageSource, processes: int) -> Non
         ValueError: naming the thing, the value and the remedy.
     """
     check_values(config.flat())
-    run, data, model = config.run, config.data, config.model
+    data, model = config.data, config.model
     if len(data.image_size) != len(model.patch_size):
         raise ValueError(f"--image-size takes one number or {len(model.patch_size)}, not {len(data.image_size)}")
     for name, size, patch in zip(("height", "width"), data.image_size, model.patch_size, strict=False):
@@ -251,10 +219,18 @@ def validate(config: PretrainConfig, source: ImageSource, processes: int) -> Non
             use = f"{below} or {above}" if below else str(above)
             raise ValueError(f"image {name} {size} is not divisible by the patch size {patch}; use --image-size {use}")
     visible_patches([s // p for s, p in zip(data.image_size, model.patch_size, strict=True)], model.mask_ratio)
-    if run.batch_size > len(source):
-        raise ValueError(
-            f"--batch-size {run.batch_size} is larger than the {len(source)} images; use at most {len(source)}"
-        )
+    check_training(config, len(source), model.in_chans, processes)
+
+
+def check_training(config: TrainingConfig, images: int, in_chans: int, processes: int) -> None:
+    """Find what would go wrong later in a training of any kind.
+
+    Raises:
+        ValueError: naming the thing, the value and the remedy.
+    """
+    run, data = config.run, config.data
+    if run.batch_size > images:
+        raise ValueError(f"--batch-size {run.batch_size} is larger than the {images} images; use at most {images}")
     parts = run.accumulate * processes
     if run.batch_size % parts:
         among = (
@@ -269,10 +245,8 @@ def validate(config: PretrainConfig, source: ImageSource, processes: int) -> Non
             f"--warmup-epochs {config.schedule.warmup_epochs:g} must be fewer than --epochs {config.schedule.epochs:g}"
         )
     for name, values in (("mean", data.mean), ("std", data.std)):
-        if len(values) != model.in_chans:
-            raise ValueError(
-                f"--{name} has {len(values)} values for {model.in_chans} channels; give one for each channel"
-            )
+        if len(values) != in_chans:
+            raise ValueError(f"--{name} has {len(values)} values for {in_chans} channels; give one for each channel")
     if not 0 < data.crop_scale[0] <= data.crop_scale[1] <= 1:
         raise ValueError(
             f"--crop-scale {show(data.crop_scale)} must be two shares, the smaller one first, above 0 and at most 1"

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 
-from .atomic import write_json
 from .build import build_model
+from .carry_out import carry_out, launch, tell_plan
+from .continuing import described
 from .data import keyed_seed
-from .device import device_name, pick_device
+from .device import device_name
 from .masking import visible_patches
-from .prepare import Preparation, described, prepare
+from .prepare import Preparation, prepare
 from .spark import SparK
 from .train import Outcome, PretrainConfig, Pretraining
-from .train.failures import disk_failed
-from .train.precision import MixedPrecision
+from .train.metrics import tell
 from .train.schedule import steps_of
 
 INITIAL = 5
@@ -38,7 +36,7 @@ def pretrain(
     plan: bool = False,
     chosen: Mapping[str, Any] | None = None,
     after_step: Callable[[int], None] | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
 ) -> Outcome | None:
     """Pretrain a network, or continue to.
 
@@ -62,55 +60,22 @@ def pretrain(
     """
     ready = prepare(output, recipe, resume, chosen or {}, int(os.environ.get("WORLD_SIZE", 1)))
     config = ready.config
-    fabric = launch(config, pick_device(config.run.device))
+    fabric = launch(config.run)
     torch.manual_seed(keyed_seed(config.run.seed, INITIAL))
     # A run that goes on has its weights in the checkpoint and needs no file to start from.
     model = build_model(config.model if ready.state is None else replace(config.model, init="none"))
     lines = describe(ready, model, fabric)
-    if fabric.is_global_zero:
-        for label, text in lines.items():
-            if label != "steps":  # which are told under length
-                say(f"{label:<11}  {text}")
+    tell_plan(lines, fabric, say)
     if ready.state is None and config.model.execution == "packed":
         check_backbone(model, config)
     training = Pretraining(config, model, ready.source, ready.held_out, ready.run, fabric, ready.state, after_step)
-    if plan:
-        measured = training.estimate()
-        if fabric.is_global_zero:
-            for line in measured:
-                say(line)
-        return None
-    fabric.barrier()  # all have looked into the folder before the first one writes to it
-    if fabric.is_global_zero:
-        try:
-            begin(ready, lines, fabric)
-        except OSError as error:
-            raise disk_failed(ready.run, error, "at the beginning") from error
-        trainer = training.trainer
-        for warning in ready.warnings:
-            say(warning)
-        if trainer.step == trainer.steps:
-            say(f"all {trainer.steps} steps of this run are done; nothing is left to do")
-        elif trainer.step:
-            say(f"continuing after step {trainer.step} of {trainer.steps}")
-    fabric.barrier()
-    return training.train()
-
-
-def launch(config: PretrainConfig, device: torch.device) -> Fabric:
-    """Fabric on this machine, or as one of torchrun's processes."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    precision = config.run.precision
-    fabric = Fabric(
-        accelerator=device.type,
-        devices=local,
-        num_nodes=processes // local,
-        strategy="ddp" if processes > 1 else "auto",
-        plugins=[] if precision == "32" else [MixedPrecision(precision, device.type)],
-    )
-    fabric.launch()
-    return fabric
+    record = {
+        "recipe": ready.recipe,
+        "images": described(ready.source),
+        "held_out": described(ready.held_out),
+        **config.to_dict(),
+    }
+    return carry_out(training, record, lines, ready.warnings, plan=plan, say=say)
 
 
 def check_backbone(model: SparK, config: PretrainConfig) -> None:
@@ -143,10 +108,11 @@ def describe(ready: Preparation, model: SparK, fabric: Fabric) -> dict[str, str]
     )
     where = Path(data.data).name if data.data else "built-in photographs"
     norm = "synchronised" if fabric.world_size > 1 and fabric.device.type == "cuda" else "of each process"
+    millions, trained = f"{encoder / 1e6:.1f}", f"{reached / 1e6:.1f}"
     return {
         "recipe": Path(ready.recipe).name,
-        "network": f"{Path(config.model.model).name}, {encoder / 1e6:.1f} million parameters"
-        + (f", of which {reached / 1e6:.1f} are trained" if reached < encoder else "")
+        "network": f"{Path(config.model.model).name}, {millions} million parameters"
+        + (f", of which {trained} are trained" if trained != millions else "")
         + f"; decoder and mask embeddings {others / 1e6:.1f} million"
         + ("" if config.model.init == "none" else f"; starting from {Path(config.model.init).name}"),
         "images": f"{len(ready.source):,} ({where})"
@@ -164,27 +130,3 @@ def describe(ready: Preparation, model: SparK, fabric: Fabric) -> dict[str, str]
         f"{config.model.execution}, {data.workers} worker{'s' * (data.workers != 1)}",
         "steps": f"{steps}",
     }
-
-
-def begin(ready: Preparation, lines: Mapping[str, str], fabric: Fabric) -> None:
-    """Make the run folder, or clean up the one that is there."""
-    run = ready.run
-    run.root.mkdir(parents=True, exist_ok=True)
-    run.clean()
-    record = {
-        "sparkmim": version("sparkmim"),
-        "recipe": ready.recipe,
-        "images": described(ready.source),
-        "held_out": described(ready.held_out),
-        **ready.config.to_dict(),
-    }
-    environment = {
-        "device": device_name(fabric.device),
-        "processes": str(fabric.world_size),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        **{name: version(name) for name in ("sparkmim", "torch", "torchvision", "timm", "lightning-fabric", "pillow")},
-    }
-    write_json(run.config, record)  # first: with it the folder is a run, and can be continued
-    write_json(run.plan, dict(lines))
-    write_json(run.environment, environment)

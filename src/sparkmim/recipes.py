@@ -94,7 +94,7 @@ def auto(situation: Situation) -> PretrainConfig:
     - bf16-mixed where the device computes it natively, 32 elsewhere.
     """
     patch = _patch_size(situation)
-    batch_size = situation.choice("batch_size", _power_of_two(situation.images / 64, 8, 4096, situation.images))
+    batch_size = situation.choice("batch_size", power_of_two(situation.images / 64, 8, 4096, situation.images))
     epochs = situation.choice("epochs", float(min(800, max(100, round(40e6 / situation.images)))))
     steps = steps_of(epochs, situation.images, batch_size)
     return _complete(
@@ -104,7 +104,7 @@ def auto(situation: Situation) -> PretrainConfig:
         epochs=epochs,
         warmup_epochs=min(40.0, epochs / 20),
         lr=float(f"{min(1e-2, PAPER_LR * max(1.0, PAPER_STEPS / steps) ** (1 / 6)):.2g}"),
-        precision=_native_precision(situation.device),
+        precision=native_precision(situation.device),
         drop_path=0.0,
         crop_scale=(0.67, 1.0),
         decoder_width=768,
@@ -149,7 +149,7 @@ def demo(situation: Situation) -> PretrainConfig:
         epochs=situation.choice("epochs", 700 * batch_size / situation.images),
         warmup_epochs=50 * batch_size / situation.images,
         lr=1e-2,
-        precision=_native_precision(situation.device),
+        precision=native_precision(situation.device),
         drop_path=0.0,
         crop_scale=(0.4, 1.0),
         decoder_width=256,
@@ -202,7 +202,7 @@ def _complete(
             crop_scale=crop_scale,
             mean=mean,
             std=std,
-            workers=_workers(situation),
+            workers=reading_processes(situation.device, situation.cores),
         ),
         optimizer=OptimizerConfig(lr=lr, betas=(0.9, 0.95) if situation.normalised_by_batch else (0.9, 0.999)),
         schedule=ScheduleConfig(epochs=epochs, warmup_epochs=warmup_epochs),
@@ -228,12 +228,14 @@ def _patch_size(situation: Situation) -> tuple[int, ...]:
     return situation.backbone.resolve_patch_size(situation.choice("patch_size", None))
 
 
-def _power_of_two(wanted: float, least: int, most: int, available: int) -> int:
+def power_of_two(wanted: float, least: int, most: int, available: int) -> int:
+    """The power of two below a number, within limits, and no more than there are."""
     power = 2 ** math.floor(math.log2(max(wanted, 1)))
     return min(max(power, least), most, available)
 
 
-def _native_precision(device: torch.device) -> Precision:
+def native_precision(device: torch.device) -> Precision:
+    """Mixed precision where the device computes it natively."""
     if device.type == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
@@ -256,11 +258,11 @@ def _mean_std(situation: Situation) -> tuple[tuple[float, ...], tuple[float, ...
     return measured.mean, measured.std
 
 
-def _workers(situation: Situation) -> int:
+def reading_processes(device: torch.device, cores: int) -> int:
     """On an accelerator all cores read images; on a CPU they have the network to compute."""
-    if situation.device.type == "cpu":
-        return max(1, situation.cores // 4)
-    return max(1, min(16, situation.cores - 1))
+    if device.type == "cpu":
+        return max(1, cores // 4)
+    return max(1, min(16, cores - 1))
 
 
 def _paper_drop_path(situation: Situation) -> float:

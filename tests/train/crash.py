@@ -21,7 +21,7 @@ from runs import TINY
 
 from sparkmim.atomic import SUFFIX
 from sparkmim.pretrain import pretrain
-from sparkmim.train import BrokenCheckpoint, RunFolder, loop
+from sparkmim.train import BrokenCheckpoint, RunFolder, pretraining
 
 EPOCHS = 12.0
 """Of the run that is killed at random moments."""
@@ -114,12 +114,12 @@ def bad_moments(output: Path, images: Path, kills: int) -> dict[str, Any]:
     """Die while a checkpoint is written, and between the files that belong together; then let the run end."""
     run = RunFolder(output)
     deaths = [
-        die_in("write_json", sys.modules["sparkmim.pretrain"], 1),  # nothing is there yet
-        die_in("write_json", sys.modules["sparkmim.pretrain"], 2),  # the configuration alone is
+        die_in("write_json", sys.modules["sparkmim.carry_out"], 1),  # nothing is there yet
+        die_in("write_json", sys.modules["sparkmim.carry_out"], 2),  # the configuration alone is
         die_in("save", torch, 1, half=True),
         die_in("save", torch, 3, half=True),
-        die_in("save_encoder", loop, 1),
-        die_in("write_report", loop, 1),
+        die_in("save_encoder", pretraining, 1),
+        die_in("write_report", pretraining, 1),
         die_in("truncate_metrics", RunFolder, 1),
     ]
     codes, steps, left = [], [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,10 @@ CASES: dict[str, Case] = {
     "decoder": case(r"decoder width 7 cannot be halved 5 times; use at least 32", decoder_width=7),
     "workers": case(r"--workers is a number of processes, at least 0, not -1", workers=-1),
     "seed": case(r"--seed must be at least 0, not -3", seed=-3),
+    "broken": case(r"--max-broken is a share of the images, from 0 to 1, not 2.0", max_broken=2.0),
+    "end of the rate": case(r"--lr-end is a share of the peak, from 0 to 1, not nan", lr_end=float("nan")),
+    "held-out loss never": case(r"--val-every is a number of epochs, above 0, not 0.0", val_every=0.0),
+    "checkpoints": case(r"--checkpoint-minutes must be at least 0, not -1.0", checkpoint_minutes=-1.0),
     "drop path": case(r"--drop-path is a rate from 0 to below 1, not 1.0", drop_path=1.0),
     "no drop path": case(r"densenet121 takes no stochastic depth; use", model="densenet121", drop_path=0.1),
     "no drop path in a file": case(
@@ -272,10 +277,39 @@ def test_folders_that_are_no_runs(tmp_path: Path, here: Path) -> None:
         here: "exists and is not a run of sparkmim",
         here / "cut.pt": "is a file; --output takes a folder",
         here / "cut.pt" / "run": "cannot be made, for .*cut.pt is a file",
+        Path("/proc/run"): "/proc/run cannot be written .*; use another --output",
     }.items():
         with pytest.raises(ValueError, match=message):
-            pretrain(output, chosen=chosen)
+            pretrain(output, chosen=chosen, say=lambda line: None)
     assert contents(here) == before
+
+
+HOLD = """
+import fcntl, sys
+file = open(sys.argv[1], "a+")
+fcntl.lockf(file, fcntl.LOCK_EX)
+file.truncate(0)
+print("process 7 on a machine", file=file, flush=True)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_in_which_another_process_trains(started: Path) -> None:
+    before = contents(started)
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, RunFolder(started).lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(ValueError, match=r"run is in use: process 7 on a machine trains there\. Wait for its end, or"):
+        pretrain(started, say=lambda line: None)
+    other.kill()
+    other.communicate()
+    assert {name for name, content in contents(started).items() if before[name] != content} == {".lock"}
+    outcome = pretrain(started, after_step=interrupt_at(3), say=lambda line: None)
+    assert outcome is not None
+    assert outcome.step == 3
 
 
 def test_a_run_of_another_version(tmp_path: Path) -> None:
@@ -311,10 +345,10 @@ def test_the_command_says_it_in_one_message(
 def test_unreadable_images_are_counted_not_refused(tmp_path: Path) -> None:
     folder = make_images(tmp_path / "images", 12)
     Image.new("RGB", (8, 8)).save(folder / "tiny.png")
-    (folder / "cut.png").write_bytes((folder / "3.png").read_bytes()[:80])
+    (folder / "cut\n\t.png").write_bytes((folder / "3.png").read_bytes()[:80])
     said: list[str] = []
     outcome = pretrain(tmp_path / "run", chosen=TINY | {"data": folder, "max_broken": 0.5}, say=said.append)
     assert outcome is not None
     assert outcome.interrupted is None
     (line,) = (tmp_path / "run" / "broken_images.txt").read_text().splitlines()
-    assert line.startswith("cut.png\t")
+    assert line.startswith("cut\\n\\t.png\t")

@@ -17,7 +17,7 @@ from sparkmim.train import (
     differences,
     documented_fields,
 )
-from sparkmim.train.config import FREE, group_of
+from sparkmim.train.config import FREE
 from sparkmim.train.ranges import RANGES
 
 CONFIG = PretrainConfig(
@@ -31,7 +31,8 @@ CONFIG = PretrainConfig(
 
 def test_every_field_is_documented_and_has_a_name_of_its_own() -> None:
     documented = [(group, name) for group, name, _, _ in documented_fields()]
-    assert documented == [(g.name, f.name) for g in fields(PretrainConfig) for f in fields(group_of(g.name))]
+    there = [(g.name, f.name) for g in fields(PretrainConfig) for f in fields(PretrainConfig.group_of(g.name))]
+    assert sorted(documented) == sorted(there)
     assert len({name for _, name in documented}) == len(documented)
     for _, name, _, text in documented_fields():
         assert text.endswith("."), name
@@ -87,4 +88,6 @@ def test_replace_finds_the_group() -> None:
     assert (made.model.mask_ratio, made.data.workers) == (0.5, 7)
     changed = {name for name, value in made.flat().items() if CONFIG.flat()[name] != value}
     assert changed == {"epochs", "lr", "batch_size", "mask_ratio", "workers"}
+    with pytest.raises(ValueError, match="has no field 'epoch'; did you mean epochs"):
+        CONFIG.replace({"epoch": 5.0})
     assert CONFIG.replace({}) == CONFIG

@@ -53,7 +53,9 @@ def test_unreached_parameters_are_absent() -> None:
 
 
 def build(model: nn.Module, kind: Any) -> torch.optim.Optimizer:
-    return build_optimizer(model, OptimizerConfig(optimizer=kind, lr=0.1, betas=(0.9, 0.95), eps=1e-6))
+    return build_optimizer(
+        parameter_groups(model), OptimizerConfig(optimizer=kind, lr=0.1, betas=(0.9, 0.95), eps=1e-6)
+    )
 
 
 def net() -> nn.Linear:

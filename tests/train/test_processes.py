@@ -99,5 +99,5 @@ def test_sigterm_saves_and_the_same_command_continues(tmp_path: Path, images: Pa
         assert step > done
         logged = [line[0] for line in numbers(folder)]
         assert logged == sorted(set(logged))
-        assert logged[-1] == step
+        assert logged[-1] == step // 7 * 7
         done = step

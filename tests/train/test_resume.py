@@ -118,6 +118,22 @@ def test_pictures_and_held_out_images_do_not_disturb(
     assert len(list((run.folder / "reconstructions").iterdir())) == 3
 
 
+def test_lines_of_many_steps_do_not_depend_on_interruptions(
+    tmp_path: Path, images: Path, uninterrupted: Callable[..., Path]
+) -> None:
+    run = Stages(tmp_path / "run", images, log_every=4)
+    run(3, checkpoint_minutes=0.0)
+    assert lines(run.folder) == []
+    run(5)
+    run()
+    every, fourth = numbers(uninterrupted()), numbers(run.folder)
+    assert [number[0] for number in fourth] == [4, 6]
+    assert [number[2] for number in fourth] == [
+        sum(number[2] for number in every[:4]) / 4,
+        sum(number[2] for number in every[4:]) / 2,
+    ]
+
+
 def test_schedules_continue(tmp_path: Path, images: Path, uninterrupted: Callable[..., Path]) -> None:
     run = Stages(tmp_path / "run", images)
     run(3)
@@ -146,7 +162,9 @@ def test_a_finished_run_has_nothing_left_to_do(
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 0
-    assert "nothing is left to do" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "nothing is left to do" in printed
+    assert f"sparkmim embed --encoder {encoder} --data FOLDER" in printed
 
 
 def test_a_broken_newest_checkpoint_is_passed_over_with_a_word(
@@ -178,6 +196,24 @@ def test_a_named_checkpoint_is_continued_from(tmp_path: Path, images: Path, unin
     assert kept == [f"step-{step:09}.pt" for step in range(1, STEPS + 1)]
 
 
+def test_a_named_checkpoint_brings_its_settings(
+    tmp_path: Path, images: Path, uninterrupted: Callable[..., Path]
+) -> None:
+    run = Stages(tmp_path / "run", images)
+    run(2)
+    named = str(RunFolder(run.folder).list_checkpoints()[-1])
+    elsewhere = tmp_path / "elsewhere"
+    pretrain(elsewhere, resume=named, after_step=interrupt_at(3), say=run.said.append)
+    outcome = pretrain(elsewhere, say=run.said.append)
+    assert outcome is not None
+    assert_equal(final(elsewhere)["model"], final(uninterrupted())["model"])
+    longer = pretrain(
+        tmp_path / "longer", resume=named, chosen={"epochs": 4.0}, after_step=interrupt_at(3), say=run.said.append
+    )
+    assert longer is not None
+    assert (longer.step, longer.steps) == (3, 10)
+
+
 def test_output_alone_continues_with_what_was_recorded(
     tmp_path: Path, images: Path, uninterrupted: Callable[..., Path]
 ) -> None:
@@ -207,9 +243,20 @@ def test_the_recorded_device_is_used(tmp_path: Path, images: Path, monkeypatch: 
 
 
 def test_signal_handlers_are_as_before(tmp_path: Path, images: Path) -> None:
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
     Stages(tmp_path / "run", images)(1)
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_closed_terminal_saves_unless_it_is_to_be_survived(tmp_path: Path, images: Path) -> None:
+    run = Stages(tmp_path / "run", images)
+    assert run(1, signal.SIGHUP).interrupted == "SIGHUP"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does
+    try:
+        assert run(2, signal.SIGHUP).step == STEPS
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_interrupt_stops_at_once(tmp_path: Path, images: Path) -> None:
@@ -234,6 +281,18 @@ def command(output: Path, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
+def test_a_run_outlives_what_reads_its_lines(tmp_path: Path, images: Path) -> None:
+    """As with `| head`, or `| tee` after Ctrl-C, which ends both."""
+    settings = "--model test_resnet --image-size 64 --decoder-width 32 --batch-size 4 --epochs 2.4 --workers 0"
+    process = command(tmp_path / "run", "--data", images, *settings.split())
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert err == ""
+    assert final(tmp_path / "run")["step"] == STEPS
+
+
 def wait_for_lines(folder: Path, count: int, process: subprocess.Popen[str]) -> None:
     path = folder / "metrics.jsonl"
     start = time.monotonic()
@@ -245,11 +304,11 @@ def wait_for_lines(folder: Path, count: int, process: subprocess.Popen[str]) -> 
 
 @pytest.mark.parametrize("everyone", [False, True], ids=["trainer", "all-processes"])
 def test_the_command_saves_exits_with_75_and_continues(tmp_path: Path, images: Path, everyone: bool) -> None:
-    """A scheduler may signal all processes of a job, those that read images too; so does Ctrl-C at a terminal."""
+    """A scheduler may signal all processes of a job, those that read images too; so does a terminal that is closed."""
     folder = tmp_path / "run"
     settings = "--model test_resnet --image-size 64 --decoder-width 32 --batch-size 4 --epochs 1000 --log-every 1"
     process = command(folder, "--data", images, *settings.split(), "--workers", 2 if everyone else 0, "--pictures", 1)
-    for by, arguments in ((signal.SIGTERM, []), (signal.SIGINT, None)):
+    for by, arguments in ((signal.SIGTERM, []), (signal.SIGHUP if everyone else signal.SIGINT, None)):
         if arguments is None:
             process = command(folder)
         before = len(lines(folder)) if arguments is None else 0

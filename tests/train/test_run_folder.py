@@ -21,6 +21,7 @@ def state(step: int) -> dict[str, Any]:
         "optimizer": {},
         "precision": {},
         "broken": {},
+        "config": "{}",
     }
 
 

@@ -1,10 +1,10 @@
 """From files to batches of masked views, the same ones whatever the number of processes and workers."""
 
-from .config import DataConfig
+from .config import DataConfig, ViewConfig
 from .decode import UnreadableImage, read_image
 from .loader import Batch, evaluation_batches, training_batches
 from .randomness import keyed_generator, keyed_seed
-from .sources import ImageSource, Subset, builtin_photographs, find_images, held_out
+from .sources import ImageSource, Subset, builtin_photographs, find_images, held_out, printable
 from .views import evaluation_view, training_view
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "ImageSource",
     "Subset",
     "UnreadableImage",
+    "ViewConfig",
     "builtin_photographs",
     "evaluation_batches",
     "evaluation_view",
@@ -20,6 +21,7 @@ __all__ = [
     "held_out",
     "keyed_generator",
     "keyed_seed",
+    "printable",
     "read_image",
     "training_batches",
     "training_view",

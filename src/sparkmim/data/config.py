@@ -1,4 +1,4 @@
-"""What to train on."""
+"""What to train on, and how images are seen."""
 
 from __future__ import annotations
 
@@ -7,17 +7,8 @@ from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which images, and the views of them that are trained on."""
-
-    data: str | None = None
-    """Folder of images, flat or nested, without labels; the built-in photographs if not given."""
-
-    val_data: str | None = None
-    """Folder of images for the held-out loss."""
-
-    val_share: float = 0.0
-    """Share of the images to hold out for the held-out loss instead."""
+class ViewConfig:
+    """The views of images that a network takes."""
 
     image_size: tuple[int, ...]
     """Pixels of a view along each axis (height, width), or one number for a square."""
@@ -43,3 +34,17 @@ class DataConfig:
 
     max_broken: float = 0.1
     """Share of the images that may be unreadable before the run stops. Those within it are skipped and listed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(ViewConfig):
+    """Which images to pretrain on."""
+
+    data: str | None = None
+    """Folder of images, flat or nested, without labels; the built-in photographs if not given."""
+
+    val_data: str | None = None
+    """Folder of images for the held-out loss."""
+
+    val_share: float = 0.0
+    """Share of the images to hold out for the held-out loss instead."""

@@ -5,7 +5,7 @@ and the image alone: not on workers, processes or what went before.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
@@ -67,21 +67,32 @@ class MaskedViews(Dataset[Batch]):
         epoch, index = key
         generator = keyed_generator(self.seed, VIEW, epoch, index)
         visible = random_visible(1, self.grid, self.mask_ratio, generator)
-        broken: list[tuple[int, str]] = []
-        while True:
-            try:
-                image = self.source.read(index, self.channels)
-                break
-            except UnreadableImage as error:
-                broken.append((index, str(error)))
-                if len(broken) > MAX_REPLACEMENTS:
-                    raise
-                # Another image takes its place, the same one whenever this view is asked for again.
-                index = int(torch.randint(len(self.source), (), generator=generator))
-        with torch.random.fork_rng(devices=()):  # torchvision's transforms draw from the global generator
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            view = self.view(image)
-        return Batch(view.unsqueeze(0), visible, [index], broken)
+        view, shown, broken = random_view(self.source, self.view, self.channels, index, generator)
+        return Batch(view.unsqueeze(0), visible, [shown], broken)
+
+
+def random_view(
+    source: ImageSource, view: View, channels: int, index: int, generator: torch.Generator
+) -> tuple[Tensor, int, list[tuple[int, str]]]:
+    """A view `(C, H, W)` of an image, or of another one where it cannot be read.
+
+    Returns:
+        The view, the number of the image that it shows, and number and error of each that could not be read.
+    """
+    broken: list[tuple[int, str]] = []
+    while True:
+        try:
+            image = source.read(index, channels)
+            break
+        except UnreadableImage as error:
+            broken.append((index, str(error)))
+            if len(broken) > MAX_REPLACEMENTS:
+                raise
+            # Another image takes its place, the same one whenever this view is asked for again.
+            index = int(torch.randint(len(source), (), generator=generator))
+    with torch.random.fork_rng(devices=()):  # torchvision's transforms draw from the global generator
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        return view(image), index, broken
 
 
 class Positions(Sampler[list[Key]]):
@@ -91,6 +102,9 @@ class Positions(Sampler[list[Key]]):
     `(s + 1) * batch_size` of the endless sequence of shuffled epochs, so every epoch shows every image once. A step's
     images are dealt out in `accumulate * processes` micro-batches of which process `p` takes number `p`,
     `p + processes`, ...: N processes see what one process sees that accumulates N micro-batches.
+
+    With `repeats`, that many views of each image follow each other (repeated augmentation, Hoffer et al. 2020), and an
+    epoch shows a part of the images.
     """
 
     def __init__(
@@ -104,6 +118,7 @@ class Positions(Sampler[list[Key]]):
         accumulate: int = 1,
         process: int = 0,
         processes: int = 1,
+        repeats: int = 1,
     ) -> None:
         if batch_size % (accumulate * processes):
             raise ValueError(
@@ -112,6 +127,7 @@ class Positions(Sampler[list[Key]]):
             )
         self.images, self.batch_size, self.steps, self.seed = images, batch_size, steps, seed
         self.start, self.accumulate, self.process, self.processes = start, accumulate, process, processes
+        self.repeats = repeats
 
     def __len__(self) -> int:
         return max(0, self.steps - self.start) * self.accumulate
@@ -124,11 +140,12 @@ class Positions(Sampler[list[Key]]):
                 first = step * self.batch_size + (turn * self.processes + self.process) * micro
                 keys = []
                 for position in range(first, first + micro):
-                    epoch, place = divmod(position, self.images)
+                    turn_of_image, repeat = divmod(position, self.repeats)
+                    epoch, place = divmod(turn_of_image, self.images)
                     if epoch not in orders:
                         orders = {e: order for e, order in orders.items() if e == epoch - 1}
                         orders[epoch] = self._order(epoch)
-                    keys.append((epoch, orders[epoch][place]))
+                    keys.append((epoch * self.repeats + repeat, orders[epoch][place]))
                 yield keys
 
     def _order(self, epoch: int) -> list[int]:
@@ -175,7 +192,7 @@ def training_batches(
     views: MaskedViews, positions: Positions, workers: int, *, pin_memory: bool = False
 ) -> DataLoader[Batch]:
     """The batches of one process, see :class:`Positions`."""
-    return _load(views, positions, workers, pin_memory)
+    return load(views, positions, workers, _collate, pin_memory=pin_memory)
 
 
 def evaluation_batches(
@@ -184,7 +201,7 @@ def evaluation_batches(
     """Every image once, the same mask each time; each process takes every so manieth batch."""
     keys = [(0, index) for index in range(len(views))]
     batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
-    return _load(views, batches[process::processes], workers, pin_memory)
+    return load(views, batches[process::processes], workers, _collate, pin_memory=pin_memory)
 
 
 @contextmanager
@@ -199,14 +216,20 @@ def read(batches: DataLoader[T]) -> Iterator[Iterator[T]]:
         getattr(iterator, "_shutdown_workers", lambda: None)()  # what the iterator does when it is deleted
 
 
-def _load(
-    views: MaskedViews, batches: Positions | list[list[Key]], workers: int, pin_memory: bool
-) -> DataLoader[Batch]:
+def load(
+    views: Dataset[T],
+    batches: Positions | list[list[Key]],
+    workers: int,
+    collate: Callable[[list[T]], T],
+    *,
+    pin_memory: bool = False,
+) -> DataLoader[T]:
+    """Batches of views, looked up by epoch and index, in an order that is given."""
     return DataLoader(
         views,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=collate,
         pin_memory=pin_memory,
         worker_init_fn=_leave_interrupts_to_the_trainer,
     )
@@ -230,7 +253,8 @@ def _collate_plain(parts: list[PlainBatch]) -> PlainBatch:
 
 
 def _leave_interrupts_to_the_trainer(_: int) -> None:
-    # Ctrl-C reaches all processes of a terminal, and SIGTERM often all of a job. The trainer, which saves then, still
-    # needs the batches of the step it is in; whoever wants this process gone has to wait a little.
+    # Ctrl-C and closing reach all processes of a terminal, and SIGTERM often all of a job. The trainer, which saves
+    # then, still needs the batches of the step it is in; whoever wants this process gone has to wait a little.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

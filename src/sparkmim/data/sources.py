@@ -160,6 +160,11 @@ def find_images(folder: str | Path) -> Files:
     return Files(root, sorted(names))
 
 
+def printable(name: str) -> str:
+    """A name on one line that any terminal and file can take: line breaks and the like as Python writes them."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
 def builtin_photographs() -> Photographs:
     """The photographs that come with scikit-image.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .decode import UnreadableImage
-from .sources import ImageSource
+from .sources import ImageSource, printable
 
 PROBED = 8
 """Images tried before a source is said to be unreadable."""
@@ -43,7 +43,7 @@ def first_readable(source: ImageSource, channels: int) -> Tensor:
         try:
             return source.read(index, channels)
         except UnreadableImage as error:
-            errors.append(f"{source.name(index)}: {error}")
+            errors.append(f"{printable(source.name(index))}: {error}")
     raise ValueError(f"none of {len(errors)} images tried can be read as {channels} channels; {errors[0]}")
 
 

@@ -28,9 +28,12 @@ class Axis:
 
     def label(self, tick: float) -> str:
         """All ticks of an axis with the same number of decimals, unless they are tiny or far apart."""
-        step = math.inf if self.log or len(self.ticks) < 2 else self.ticks[1] - self.ticks[0]
-        decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if math.isfinite(step) else 4
-        return f"{tick:,.{decimals}f}" if decimals < 4 else number(tick) if self.log else scientific(tick)
+        step = round(self.ticks[1] - self.ticks[0], 12) if len(self.ticks) > 1 else tick
+        if self.log:
+            return number(tick)
+        if step < 1e-3:
+            return scientific(tick)
+        return f"{tick:,.{next((d for d in range(4) if math.isclose(round(step, d), step)), 4)}f}"
 
 
 def axis(values: Numbers, *, parts: int = 4, zero: bool = False, whole: bool = False, tight: bool = False) -> Axis:
@@ -58,5 +61,6 @@ def axis(values: Numbers, *, parts: int = 4, zero: bool = False, whole: bool = F
     step = power * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     step = max(1.0, float(math.ceil(step))) if whole else step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = tuple(round(i * step, 12) for i in range(first, last + 1))
+    decimals = 3 - math.floor(math.log10(step))
+    ticks = tuple(round(i * step, decimals) for i in range(first, last + 1))
     return Axis(ticks[0], high, tuple(t for t in ticks if t <= high)) if tight else Axis(ticks[0], ticks[-1], ticks)

@@ -1,9 +1,10 @@
-"""Pretraining: configuration, loop, and the run folder that loses nothing."""
+"""Training: configuration, loop, and the run folder that loses nothing."""
 
 from .config import PretrainConfig, RunConfig, differences, documented_fields
 from .failures import RunStopped
-from .loop import Outcome, Pretraining
+from .loop import Outcome, Training
 from .optimizer import OptimizerConfig, build_optimizer
+from .pretraining import Pretraining
 from .run_folder import BrokenCheckpoint, RunFolder, read_checkpoint
 from .schedule import ScheduleConfig, learning_rate, weight_decay
 
@@ -17,6 +18,7 @@ __all__ = [
     "RunFolder",
     "RunStopped",
     "ScheduleConfig",
+    "Training",
     "build_optimizer",
     "differences",
     "documented_fields",

@@ -5,21 +5,22 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Self, get_type_hints
+from typing import Any, Literal, Protocol, Self, get_type_hints
 
 from ..build import ModelConfig
-from ..data import DataConfig
+from ..data import DataConfig, ViewConfig
 from .optimizer import OptimizerConfig
 from .precision import Precision
 from .schedule import ScheduleConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """How the run is carried out."""
+class LoopConfig:
+    """How a run is carried out."""
 
     batch_size: int
     """Images of one step, over all processes and accumulated micro-batches."""
@@ -51,6 +52,11 @@ class RunConfig:
     keep_checkpoints: int = 2
     """Checkpoints to keep, the newest ones."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(LoopConfig):
+    """How a pretraining is carried out."""
+
     pictures: int = 10
     """How many times over the run to draw reconstructions; 0 never."""
 
@@ -63,17 +69,21 @@ FREE = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """Everything that determines a pretraining, every value resolved."""
+class Configuration:
+    """Groups of fields; no two fields have the same name."""
 
-    model: ModelConfig
-    data: DataConfig
-    optimizer: OptimizerConfig
-    schedule: ScheduleConfig
-    run: RunConfig
+    @classmethod
+    def group_of(cls, name: str) -> type[Any]:
+        """The class of a group."""
+        return get_type_hints(cls)[name]  # type: ignore[no-any-return]
 
     def replace(self, chosen: Mapping[str, Any]) -> Self:
-        """With other values for some fields, named without their group."""
+        """With other values for some fields, named without their group.
+
+        Raises:
+            ValueError: for a name that no field has.
+        """
+        known_fields(chosen, type(self))
         groups = {}
         for group in fields(self):
             old = getattr(self, group.name)
@@ -85,7 +95,7 @@ class PretrainConfig:
         return {
             f.name: getattr(getattr(self, group.name), f.name)
             for group in fields(self)
-            for f in fields(group_of(group.name))
+            for f in fields(self.group_of(group.name))
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,7 +113,7 @@ class PretrainConfig:
         for group in fields(cls):
             try:
                 plain = values[group.name]
-                groups[group.name] = group_of(group.name)(
+                groups[group.name] = cls.group_of(group.name)(
                     **{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
                 )
             except (KeyError, TypeError, AttributeError) as error:
@@ -113,21 +123,69 @@ class PretrainConfig:
         return cls(**groups)
 
 
-def group_of(name: str) -> type[Any]:
-    """The class of a group of fields."""
-    return get_type_hints(PretrainConfig)[name]  # type: ignore[no-any-return]
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(Configuration):
+    """Everything that determines a pretraining, every value resolved."""
+
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    run: RunConfig
 
 
-def documented_fields() -> Iterator[tuple[str, str, Any, str]]:
+class TrainingConfig(Protocol):
+    """The groups that a training of any kind has."""
+
+    @property
+    def data(self) -> ViewConfig:
+        """Of the images."""
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """Of the update."""
+
+    @property
+    def schedule(self) -> ScheduleConfig:
+        """Of its size over the steps."""
+
+    @property
+    def run(self) -> LoopConfig:
+        """Of the rest."""
+
+    def replace(self, chosen: Mapping[str, Any]) -> Self:
+        """See :meth:`Configuration.replace`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """See :meth:`Configuration.to_dict`."""
+
+
+def documented_fields(kind: type[Configuration] = PretrainConfig) -> Iterator[tuple[str, str, Any, str]]:
     """Group, name, type and documentation of every field; the text below a field in its class is its documentation."""
-    for group in fields(PretrainConfig):
-        cls = group_of(group.name)
+    for group in fields(kind):
+        cls = kind.group_of(group.name)
         hints = get_type_hints(cls)
-        source = inspect.getsource(cls)
-        for f in fields(cls):
-            found = re.search(rf'\n    {f.name}: [^\n]*\n    """(.*?)"""', source, re.DOTALL)
-            assert found is not None, f"{cls.__name__}.{f.name} is not documented"
-            yield group.name, f.name, hints[f.name], " ".join(found[1].split())
+        for part in cls.__mro__[:-1]:
+            source = inspect.getsource(part)
+            for name in part.__annotations__:
+                found = re.search(rf'\n    {name}: [^\n]*\n    """(.*?)"""', source, re.DOTALL)
+                assert found is not None, f"{part.__name__}.{name} is not documented"
+                yield group.name, name, hints[name], " ".join(found[1].split())
+
+
+def known_fields(names: Iterable[str], kind: type[Configuration] = PretrainConfig) -> None:
+    """Whether fields are called so.
+
+    Raises:
+        ValueError: for a name that none has, with those like it.
+    """
+    known = [name for _, name, _, _ in documented_fields(kind)]
+    for name in names:
+        if name not in known:
+            close = get_close_matches(name, known, n=3, cutoff=0.4)
+            raise ValueError(
+                f"the configuration has no field {name!r}" + (f"; did you mean {', '.join(close)}?" if close else "")
+            )
 
 
 def differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
@@ -142,5 +200,5 @@ def differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[s
 def show(value: Any) -> str:
     """A value as it is written on the command line."""
     if isinstance(value, tuple):
-        return " ".join(map(str, value))
+        return " ".join(map(str, value)) or "none"
     return "none" if value is None else str(Path(value) if isinstance(value, Path) else value)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import time
 from itertools import islice
 from statistics import median
+from typing import Any
 
-import torch
+from torch.utils.data import Dataset
 
-from ..data import Batch
-from ..data.loader import MaskedViews, Positions
-from ..masking import random_visible
+from ..data.loader import Positions
 from ..units import duration
 from .metrics import peak_memory_bytes
-from .step import Trainer
+from .step import Shown, Trainer
 
 TURNS = 4
 """Micro-batches to measure; the first is not counted."""
@@ -22,8 +21,14 @@ IMAGES = 64
 """Images to read, at most."""
 
 
-def estimate(trainer: Trainer, views: MaskedViews, positions: Positions) -> list[str]:
+def estimate(trainer: Trainer[Any, Shown], views: Dataset[Shown], positions: Positions, blank: Shown) -> list[str]:
     """Time the reading of some images and some micro-batches. The model must not be used after it.
+
+    Args:
+        trainer: which would train.
+        views: on which.
+        positions: in which order.
+        blank: a micro-batch of blank images.
 
     Returns:
         Lines for the user: time of a step, what limits it, time of the run, peak memory.
@@ -38,14 +43,12 @@ def estimate(trainer: Trainer, views: MaskedViews, positions: Positions) -> list
         views[key]
     per_step = config.run.batch_size / trainer.fabric.world_size
     reading = (time.monotonic() - start) / len(keys) * per_step / max(1, config.data.workers)
-    blank = torch.zeros(trainer.micro_batch, config.model.in_chans, *config.data.image_size)
-    visible = random_visible(trainer.micro_batch, views.grid, config.model.mask_ratio)
     trainer.model.train()
     trainer.config = config.replace({"accumulate": 1})  # one micro-batch after the other tells as much, sooner
     times = []
     for _ in range(TURNS):
         start = time.monotonic()
-        result = trainer.train_step(iter([Batch(blank, visible, [], [])]))
+        result = trainer.train_step(iter([blank]))
         result.loss.item()  # waits for the device
         times.append(time.monotonic() - start)
     computing = median(times[1:]) * config.run.accumulate

@@ -6,10 +6,11 @@ import errno
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
-from ..data import UnreadableImage
+from ..data import UnreadableImage, printable
 from .run_folder import RunFolder
 from .step import Trainer
 
@@ -30,20 +31,21 @@ def kept(run: RunFolder) -> str:
 
 
 def not_finite(
-    trainer: Trainer, run: RunFolder, step: int, loss: float, norm: float, names: Sequence[str]
+    trainer: Trainer[Any, Any], run: RunFolder, step: int, loss: float, norm: float, names: Sequence[str]
 ) -> RunStopped:
     """The loss or the gradient of a step is not finite."""
     lr, _ = trainer.rates(step)
     what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
+    images = ", ".join(map(printable, names[:NAMES]))
     more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
     return RunStopped(
-        f"{what} at step {step}, learning rate {lr:.3g}, with the images {', '.join(names[:NAMES])}{more}. Nothing was "
-        f"saved since; last good state: {kept(run)}. A lower --lr, a longer --warmup-epochs or --precision 32 may "
+        f"{what} at step {step}, learning rate {lr:.3g}, with the images {images}{more}. Nothing was saved "
+        f"since; last good state: {kept(run)}. A lower --lr, a longer --warmup-epochs or --precision 32 may "
         f"help, or taking a damaged image away"
     )
 
 
-def spoilt(trainer: Trainer, run: RunFolder, names: Sequence[str]) -> RunStopped:
+def spoilt(trainer: Trainer[Any, Any], run: RunFolder, names: Sequence[str]) -> RunStopped:
     """The model is not finite, though all losses were."""
     return RunStopped(
         f"{len(names)} of the model's tensors are not finite after step {trainer.step}, learning rate "
@@ -62,7 +64,7 @@ def disk_failed(run: RunFolder, error: OSError, when: str) -> RunStopped:
 
 
 @contextmanager
-def explained(trainer: Trainer, run: RunFolder) -> Iterator[None]:
+def explained(trainer: Trainer[Any, Any], run: RunFolder) -> Iterator[None]:
     """Turn failures of memory, disk and reading processes into :class:`RunStopped`."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""Asking a run to stop: SIGTERM and Ctrl-C are noted, and acted upon after the step."""
+"""Asking a run to stop: SIGTERM, Ctrl-C and the end of its terminal are noted, and acted upon after the step."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any, Self
 
 
 class StopRequest:
-    """While active, the first SIGTERM or SIGINT sets `signal`; a second Ctrl-C interrupts at once, as usual.
+    """While active, the first SIGTERM, SIGINT or SIGHUP sets `signal`; a second Ctrl-C interrupts at once, as usual.
 
+    SIGHUP stays ignored where it is, as under `nohup`.
     In another thread than the main one it does nothing: only that one receives signals.
     """
 
@@ -20,8 +21,9 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,26 +5,23 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
 from lightning_fabric import Fabric
+from torch.utils.data import DataLoader
 
-from ..atomic import write_text
-from ..data import ImageSource, evaluation_view, training_batches, training_view
-from ..data.loader import MaskedViews, Positions, read
-from ..interchange import save_encoder
-from ..report import write_report
-from ..spark import SparK
-from .config import PretrainConfig
-from .estimate import estimate
+from ..data import ImageSource
+from ..data.loader import Positions, read
+from .broken import BrokenImages
+from .config import TrainingConfig
 from .failures import RunStopped, explained, kept, not_finite, spoilt
 from .interrupt import StopRequest
 from .metrics import Metrics, Progress, peak_memory_bytes
-from .monitor import draw, held_out_loss
 from .run_folder import RunFolder
 from .schedule import steps_of
 from .step import StepResult, Trainer
@@ -42,14 +39,13 @@ class Outcome(NamedTuple):
     interrupted: str | None
 
 
-class Pretraining:
-    """One process's part of a pretraining.
+class Training(ABC):
+    """One process's part of a training of any kind; what kind, its subclasses say.
 
     Args:
         config: what to do.
-        model: what to train.
+        trainer: what is trained.
         source: images to train on.
-        held_out: images for the held-out loss.
         run: where to write.
         fabric: device, precision and processes, launched.
         state: of the checkpoint to continue from.
@@ -59,41 +55,64 @@ class Pretraining:
         ValueError: if the checkpoint is of another model.
     """
 
+    evaluates: bool
+    """Whether there are held-out images."""
+
+    pictures: int
+    """How many times over the run to draw."""
+
+    repeats: int = 1
+    """Views of each image in a step."""
+
     def __init__(
         self,
-        config: PretrainConfig,
-        model: SparK,
+        config: TrainingConfig,
+        trainer: Trainer[Any, Any],
         source: ImageSource,
-        held_out: ImageSource | None,
         run: RunFolder,
         fabric: Fabric,
         state: dict[str, Any] | None = None,
         after_step: Callable[[int], None] | None = None,
     ) -> None:
-        self.config, self.source, self.run, self.fabric = config, source, run, fabric
+        self.config, self.trainer, self.source, self.run, self.fabric = config, trainer, source, run, fabric
         self.after_step = after_step or (lambda step: None)
-        self.trainer = Trainer(config, model, len(source), fabric)
-        self.broken: dict[int, str] = {}  # number of an image, and why it cannot be read
-        self.listed = 0  # how many of them are in the list
+        self.broken = BrokenImages(source, run, config.data.max_broken)
+        self.pending: list[StepResult] = []  # steps whose numbers are still on the device
+        self.losses: list[float] = []  # of the steps since the last line of metrics
+        self.norms: list[float] = []
         if state is not None:
             self.trainer.load(state)
-            names = state["broken"]
-            self.broken = {i: names[n] for i in range(len(source)) if (n := source.name(i)) in names} if names else {}
-        self.views = self._views(source, train=True)
-        self.shown = self._views(held_out or source, train=False)
-        self.has_held_out = held_out is not None
-        self.pending: list[StepResult] = []
-        self.loss: float | None = None
+            self.broken.load(state["broken"])
+            self.losses, self.norms = state.get("unlogged", ([], []))
         self.val_loss: float | None = None
         self.stop = StopRequest()
 
-    def _views(self, source: ImageSource, *, train: bool) -> MaskedViews:
-        model, data = self.config.model, self.config.data
-        grid = self.trainer.model.grid_shape(data.image_size)
-        view = training_view(data) if train else evaluation_view(data)
-        return MaskedViews(source, view, model.in_chans, grid, model.mask_ratio, self.config.run.seed)
+    @abstractmethod
+    def batches(self, positions: Positions) -> DataLoader[Any]:
+        """The batches to train on."""
 
-    def _positions(self) -> Positions:
+    @abstractmethod
+    def estimate(self) -> list[str]:
+        """How long the run will take, in lines for the user; see :func:`~sparkmim.train.estimate.estimate`."""
+
+    @abstractmethod
+    def evaluate(self) -> dict[str, float]:
+        """Numbers of the held-out images, `val_loss` among them, all processes' work."""
+
+    @abstractmethod
+    def draw(self) -> None:
+        """Draw what the model does now; one process's work."""
+
+    @abstractmethod
+    def publish(self) -> None:
+        """Write what is made of a checkpoint, all processes' work."""
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint, beside the trainer's and the loop's own."""
+        return {}
+
+    def positions(self) -> Positions:
+        """Which images the steps to come show."""
         return Positions(
             len(self.source),
             self.config.run.batch_size,
@@ -103,12 +122,8 @@ class Pretraining:
             accumulate=self.config.run.accumulate,
             process=self.fabric.global_rank,
             processes=self.fabric.world_size,
+            repeats=self.repeats,
         )
-
-    def estimate(self) -> list[str]:
-        """How long the run will take, in lines for the user; see :func:`~sparkmim.train.estimate.estimate`."""
-        with explained(self.trainer, self.run):
-            return estimate(self.trainer, self.views, self._positions())
 
     def train(self) -> Outcome:
         """Train from the current step to the last.
@@ -119,12 +134,10 @@ class Pretraining:
         trainer, run, first = self.trainer, self.config.run, self.fabric.is_global_zero
         if trainer.step == trainer.steps:
             with explained(trainer, self.run):
-                self._publish()  # a crash may have come between the last checkpoint and what is made of it
+                self.publish()  # a crash may have come between the last checkpoint and what is made of it
             return Outcome(trainer.step, trainer.steps, None, None, None)
-        loader = training_batches(
-            self.views, self._positions(), self.config.data.workers, pin_memory=self.fabric.device.type == "cuda"
-        )
-        pictures = {round(trainer.steps * n / run.pictures) for n in range(1, run.pictures + 1)}
+        loader = self.batches(self.positions())
+        pictures = {round(trainer.steps * n / self.pictures) for n in range(1, self.pictures + 1)}
         val_steps = steps_of(run.val_every, len(self.source), run.batch_size)
         self.progress = Progress(trainer.steps, trainer.step, run.batch_size, shown=first)
         trainer.model.train()
@@ -135,37 +148,47 @@ class Pretraining:
             self.metrics = Metrics(self.run, trainer.step) if first else None
             if self.metrics is not None:
                 until_end.callback(self.metrics.close)
-            self._restart_clocks()
+            self._restart_checkpoint_clock()
+            self._restart_interval()
             while trainer.step < trainer.steps and asked is None:
                 result = trainer.train_step(batches)
                 self.pending.append(result)
-                self.broken |= dict(result.broken)
+                self.broken.note(result.broken)
                 self.progress.advance()
                 self.after_step(trainer.step)
                 last = trainer.step == trainer.steps
                 if last or trainer.step % run.log_every == 0:
                     self._log()
-                if self.has_held_out and (last or trainer.step % val_steps == 0):
+                if self.evaluates and (last or trainer.step % val_steps == 0):
                     self._evaluate()
                 if trainer.step in pictures:
                     self._draw()
                 asked, due = self._agree()
+                if asked is not None and not last:
+                    self.progress.say(f"{asked}: saving")
                 if due and not last and asked is None:
                     self._save()
             self._save()
         interrupted = asked if trainer.step < trainer.steps else None
         return Outcome(trainer.step, trainer.steps, self.progress.loss, self.val_loss, interrupted)
 
-    def _restart_clocks(self) -> None:
+    def _restart_checkpoint_clock(self) -> None:
         self.checkpoint_due = time.monotonic() + 60 * self.config.run.checkpoint_minutes
-        self._restart_interval()
 
     def _restart_interval(self) -> None:
-        """Begin to measure speed anew, so that what happens between steps is not counted."""
+        """Begin to measure speed anew."""
         self.interval_start, self.interval_step = time.monotonic(), self.trainer.step
 
-    def _log(self) -> None:
-        """Read the numbers of the steps since the last time, and write a line of them."""
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Something else than steps, which does not count as time of training."""
+        self._read()
+        start = time.monotonic()
+        yield
+        self.interval_start += time.monotonic() - start
+
+    def _read(self) -> None:
+        """Wait for the numbers of the steps since the last time, from all processes, and see that they are finite."""
         if not self.pending:
             return
         pending, self.pending = self.pending, []
@@ -179,21 +202,29 @@ class Pretraining:
                 suspects = [] if math.isfinite(mine) and not math.isfinite(loss) else result.indices
                 names = [self.source.name(i) for part in self._gather(suspects) for i in part]
                 raise not_finite(self.trainer, self.run, result.step, loss, norm, names)
-        self._list_broken()
-        self.loss = sum(losses) / len(losses)
-        finite = [norm for norm in norms if math.isfinite(norm)]
-        lr, decay = self.trainer.rates(pending[-1].step)
+        for part in self._gather(self.broken.errors):
+            self.broken.note(part.items())
+        if self.broken.list_new(write=self.fabric.is_global_zero):
+            self.progress.say(f"{self.broken.count()} and others take their place; see {self.run.broken}")
+        self.losses += losses
+        self.norms += [norm for norm in norms if math.isfinite(norm)]
+
+    def _log(self) -> None:
+        """Write a line of the numbers of the steps since the last one."""
+        self._read()
+        lr, decay = self.trainer.rates(self.trainer.step - 1)
         images = (self.trainer.step - self.interval_step) * self.config.run.batch_size
         self._write(
             {
-                "loss": self.loss,
+                "loss": sum(self.losses) / len(self.losses),
                 "lr": lr,
                 "weight_decay": decay,
-                **({"grad_norm": sum(finite) / len(finite)} if finite else {}),
+                **({"grad_norm": sum(self.norms) / len(self.norms)} if self.norms else {}),
                 "images_per_second": images / (time.monotonic() - self.interval_start),
                 "peak_memory_bytes": peak_memory_bytes(self.fabric.device),
             }
         )
+        self.losses, self.norms = [], []
         self._restart_interval()
 
     def _write(self, values: dict[str, float]) -> None:
@@ -211,25 +242,6 @@ class Pretraining:
         torch.distributed.all_gather_object(values, value)
         return values
 
-    def _list_broken(self) -> None:
-        """Let all processes know of broken images, list new ones, and stop if there are too many."""
-        for part in self._gather(self.broken):
-            self.broken |= part
-        if len(self.broken) == self.listed:
-            return
-        self.listed = len(self.broken)
-        lines = [f"{self.source.name(i)}\t{' '.join(error.split())}" for i, error in sorted(self.broken.items())]
-        count = f"{len(lines)} of {len(self.source)} images cannot be read"
-        if self.fabric.is_global_zero:
-            write_text(self.run.broken, "\n".join(lines) + "\n")
-            self.progress.say(f"{count} and others take their place; see {self.run.broken}")
-        if len(lines) > self.config.data.max_broken * len(self.source):
-            example = lines[0].replace("\t", ": ")
-            raise RunStopped(
-                f"{count}, more than the share of {self.config.data.max_broken} that --max-broken allows. The first: "
-                f"{example}. All are listed in {self.run.broken}. Last good state: {kept(self.run)}"
-            )
-
     def _agree(self) -> tuple[str | None, bool]:
         """The signal that asks for a stop, and whether it is time for a checkpoint, by the first process's clock.
 
@@ -245,54 +257,36 @@ class Pretraining:
         return next((name for name, _ in answers if name is not None), None), answers[0][1]
 
     def _evaluate(self) -> None:
-        """Write the held-out loss."""
-        self._log()
-        self.val_loss = held_out_loss(self.trainer, self.shown)
+        """Write the numbers of the held-out images."""
+        with self._aside():
+            values = self.evaluate()
+        self.val_loss = values["val_loss"]
         if not math.isfinite(self.val_loss):
             raise RunStopped(
-                f"the held-out loss is {self.val_loss} after step {self.trainer.step}, though the training loss is "
-                f"{self.loss:.4g}. Last good state: {kept(self.run)}"
+                f"the held-out loss is {self.val_loss} after step {self.trainer.step}, though all training losses were "
+                f"finite. Last good state: {kept(self.run)}"
             )
-        self._write({"val_loss": self.val_loss})
-        self._restart_interval()
+        self._write(values)
 
     def _draw(self) -> None:
-        """Draw reconstructions."""
-        self._log()
-        if self.fabric.is_global_zero:
-            draw(self.trainer, self.shown, self.run.reconstructions / f"step-{self.trainer.step:09}.png")
-        self._restart_interval()
+        with self._aside():
+            if self.fabric.is_global_zero:
+                self.draw()
 
     def _save(self) -> None:
-        """Checkpoint, encoder and report, of a state known to be finite."""
-        self._log()
-        if self.fabric.is_global_zero:
-            bad = self.trainer.not_finite()
-            if bad:
-                raise spoilt(self.trainer, self.run, bad)
-            names = {self.source.name(i): error for i, error in self.broken.items()}
-            state = {**self.trainer.state(), "broken": names, "config": json.dumps(self.config.to_dict())}
-            self.run.save_checkpoint(state, self.trainer.step, self.config.run.keep_checkpoints)
-            self._publish()
-        self._restart_clocks()
-
-    def _publish(self) -> None:
-        """Encoder and report."""
-        if self.fabric.is_global_zero:
-            save_encoder(self.trainer.model.encoder, self.run.encoder, encoder_metadata(self.config, self.trainer.step))
-            write_report(self.run.root)
-
-
-def encoder_metadata(config: PretrainConfig, step: int) -> dict[str, str]:
-    """What the encoder's file says of itself: enough to build the network and to prepare its input."""
-    model, data = config.model, config.data
-    described = {
-        "model": model.model,
-        "stages": model.stages,
-        "in_chans": model.in_chans,
-        "image_size": data.image_size,
-        "mean": data.mean,
-        "std": data.std,
-        "step": step,
-    }
-    return {"sparkmim": json.dumps(described)}
+        """Write a checkpoint, and what is made of it, of a state known to be finite."""
+        with self._aside():
+            if self.fabric.is_global_zero:
+                bad = self.trainer.not_finite()
+                if bad:
+                    raise spoilt(self.trainer, self.run, bad)
+                state = {
+                    **self.trainer.state(),
+                    **self.state(),
+                    "broken": self.broken.state(),
+                    "unlogged": (self.losses, self.norms),
+                    "config": json.dumps(self.config.to_dict()),
+                }
+                self.run.save_checkpoint(state, self.trainer.step, self.config.run.keep_checkpoints)
+            self.publish()
+        self._restart_checkpoint_clock()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TextIO
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -47,7 +50,10 @@ class Metrics:
 
 
 class Progress:
-    """What the user sees while it runs: a bar on a terminal, plain lines elsewhere."""
+    """What the user sees while it runs: a bar on a terminal, plain lines elsewhere.
+
+    A run goes on in silence when its terminal is closed, or what reads its lines (`| tee`) has ended.
+    """
 
     def __init__(self, steps: int, done: int, images_per_step: int, *, shown: bool) -> None:
         self.steps, self.done, self.started_at, self.images_per_step = steps, done, done, images_per_step
@@ -65,8 +71,9 @@ class Progress:
     def advance(self) -> None:
         """One step is done."""
         self.done += 1
-        if self.bar is not None:
-            self.bar.update()
+        with self._heard():
+            if self.bar is not None:
+                self.bar.update()
 
     def show(self, values: Mapping[str, float]) -> None:
         """A line of numbers was written."""
@@ -77,25 +84,51 @@ class Progress:
         text = f"loss {self.loss:.4f}" + (f", held out {self.val_loss:.4f}" if self.val_loss is not None else "")
         text += f", {values['images_per_second']:.3g} images/s"
         if self.bar is not None:
-            self.bar.set_postfix_str(text)
-        elif self.shown and (time.monotonic() - self.last_line >= LINE_SECONDS or self.done == self.steps):
+            with self._heard():
+                self.bar.set_postfix_str(text)
+        elif time.monotonic() - self.last_line >= LINE_SECONDS or self.done == self.steps:
             self.last_line = time.monotonic()
             left = (self.last_line - self.start) / max(1, self.done - self.started_at) * (self.steps - self.done)
-            print(
-                f"step {self.done}/{self.steps}, epoch {values['epoch']:.2f}: {text}, {duration(left)} left", flush=True
-            )
+            self.say(f"step {self.done}/{self.steps}, epoch {values['epoch']:.2f}: {text}, {duration(left)} left")
 
     def say(self, text: str) -> None:
         """A message between the lines."""
-        if self.bar is not None:
-            self.bar.write(text)
-        elif self.shown:
-            print(text, flush=True)
+        with self._heard():
+            if self.bar is not None:
+                self.bar.write(text)
+            elif self.shown:
+                print(text, flush=True)
 
     def close(self) -> None:
         """Leave the bar as it is."""
-        if self.bar is not None:
-            self.bar.close()
+        with self._heard():
+            if self.bar is not None:
+                self.bar.close()
+
+    @contextmanager
+    def _heard(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            fall_silent(sys.stdout)
+            if self.bar is not None:
+                fall_silent(sys.stderr)
+            self.bar, self.shown = None, False
+
+
+def tell(text: str) -> None:
+    """Print a line, if anybody reads."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        fall_silent(sys.stdout)
+
+
+def fall_silent(stream: TextIO) -> None:
+    """Let nobody miss what is printed from here on: its reader has ended, and Python would complain at its own end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} steps, {elapsed} passed, {remaining} left{postfix}"

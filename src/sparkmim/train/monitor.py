@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from ..data import evaluation_batches
+from ..data import Batch, evaluation_batches
 from ..data.loader import MaskedViews, read
+from ..spark import SparK
 from ..visualize import reconstruction_grid, save_png
 from .step import Trainer
 
@@ -16,7 +17,7 @@ PICTURED = 8
 
 
 @torch.no_grad()
-def held_out_loss(trainer: Trainer, views: MaskedViews) -> float:
+def held_out_loss(trainer: Trainer[SparK, Batch], views: MaskedViews) -> float:
     """The mean loss in evaluation mode. All processes share the work and get the same number."""
     fabric, model = trainer.fabric, trainer.model
     batches = evaluation_batches(
@@ -40,7 +41,7 @@ def held_out_loss(trainer: Trainer, views: MaskedViews) -> float:
 
 
 @torch.no_grad()
-def draw(trainer: Trainer, views: MaskedViews, path: Path) -> None:
+def draw(trainer: Trainer[SparK, Batch], views: MaskedViews, path: Path) -> None:
     """Save a picture of reconstructions, of the same images under the same masks each time."""
     fabric, model, data = trainer.fabric, trainer.model, trainer.config.data
     count = min(PICTURED, len(views))

@@ -52,16 +52,15 @@ def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
     return [{"params": params, "weight_decay_scale": scale} for params, scale in groups if params]
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimiser of a model's trainable parameters. Clipping is left to the training loop, for both kinds."""
-    groups = parameter_groups(model)
+def build_optimizer(groups: list[dict[str, object]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimiser of some groups of parameters. Clipping is left to the training loop, for both kinds."""
     if config.optimizer == "lamb":
         return Lamb(groups, lr=config.lr, betas=config.betas, eps=config.eps, max_grad_norm=None)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
-    """Set the learning rate and weight decay of the coming step."""
+    """Set the learning rate (times a group's `lr_scale`, if it has one) and weight decay of the coming step."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
         group["weight_decay"] = weight_decay * group["weight_decay_scale"]

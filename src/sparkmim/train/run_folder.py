@@ -8,9 +8,13 @@ RUN/metrics.jsonl        a line of numbers every few steps
 RUN/checkpoints/         step-*.pt, the newest few
 RUN/encoder.safetensors  the encoder as of the newest checkpoint
 RUN/reconstructions/     step-*.png
+RUN/model.safetensors    the classifier of a fine-tuning, as of the best validation so far
+RUN/results.json         its scores, at the end
+RUN/mistakes/            pictures of the worst mistakes, for each set of images
 RUN/report.html          all of it to look at
 RUN/broken_images.txt    images that could not be read, and why
 RUN/tensorboard/         the metrics for TensorBoard
+RUN/.lock                held by the process that trains here
 ```
 """
 
@@ -24,6 +28,9 @@ from typing import Any
 import torch
 
 from ..atomic import SUFFIX, write_atomically, write_text
+
+PARTS = {"model", "optimizer", "precision", "step", "broken", "config"}
+"""What every checkpoint holds."""
 
 
 class BrokenCheckpoint(ValueError):
@@ -42,9 +49,13 @@ class RunFolder:
         self.checkpoints = self.root / "checkpoints"
         self.encoder = self.root / "encoder.safetensors"
         self.reconstructions = self.root / "reconstructions"
+        self.classifier = self.root / "model.safetensors"
+        self.results = self.root / "results.json"
+        self.mistakes = self.root / "mistakes"
         self.broken = self.root / "broken_images.txt"
         self.tensorboard = self.root / "tensorboard"
         self.report = self.root / "report.html"
+        self.lock = self.root / ".lock"
 
     def read_config(self) -> dict[str, Any] | None:
         """The recorded configuration, None if nothing was started here.
@@ -67,7 +78,7 @@ class RunFolder:
             if not isinstance(recorded, dict) or "sparkmim" not in recorded:
                 raise ValueError(f"{self.config} is not of a run of sparkmim; use another --output")
             return recorded
-        others = [p.name for p in self.root.iterdir() if not p.name.endswith(SUFFIX)]
+        others = [p.name for p in self.root.iterdir() if p != self.lock and p.suffix != SUFFIX]
         if others:
             raise ValueError(
                 f"{self.root} exists and is not a run of sparkmim (it holds {others[0]}); use another --output"
@@ -145,7 +156,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # whatever torch makes of a foreign file
         reason = " ".join(str(error).split(". ")[0].split())  # advice of torch's follows, of no use here
         raise BrokenCheckpoint(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason})") from error
-    if not isinstance(state, dict) or not {"model", "optimizer", "precision", "step", "broken"} <= state.keys():
+    if not isinstance(state, dict) or not state.keys() >= PARTS:
         raise BrokenCheckpoint(
             f"{path} is not a checkpoint of a sparkmim pretraining; --init reads weights from elsewhere"
         )

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from ..data import Batch, keyed_seed
-from ..spark import SparK
-from .config import PretrainConfig
-from .optimizer import build_optimizer, set_rates
+from ..data import keyed_seed
+from .config import TrainingConfig
+from .optimizer import set_rates
 from .schedule import learning_rate, steps_of, weight_decay
 
 STEP = 4
 """Key of the randomness within the network (stochastic depth, dropout)."""
+
+
+class Numbered(Protocol):
+    """A batch that knows which images it shows."""
+
+    @property
+    def indices(self) -> list[int]:
+        """The images' numbers."""
+
+    @property
+    def broken(self) -> list[tuple[int, str]]:
+        """Number and error of each image that could not be read."""
+
+
+Model = TypeVar("Model", bound=nn.Module)
+Shown = TypeVar("Shown", bound=Numbered)
 
 
 class StepResult(NamedTuple):
@@ -38,12 +54,13 @@ class StepResult(NamedTuple):
     broken: list[tuple[int, str]]
 
 
-class Trainer:
+class Trainer(ABC, Generic[Model, Shown]):
     """A model under training.
 
     Args:
         config: of the run.
         model: what to train.
+        optimizer: of its parameters, see :func:`~sparkmim.train.optimizer.build_optimizer`.
         images: number of images to train on.
         fabric: device, precision and processes, launched.
 
@@ -51,9 +68,12 @@ class Trainer:
         step: steps done.
         steps: steps in all.
         micro_batch: images that this process takes at a time.
+        wrapped: the model as it is called in training, which sees to precision and gradients of other processes.
     """
 
-    def __init__(self, config: PretrainConfig, model: SparK, images: int, fabric: Fabric) -> None:
+    def __init__(
+        self, config: TrainingConfig, model: Model, optimizer: torch.optim.Optimizer, images: int, fabric: Fabric
+    ) -> None:
         self.config, self.fabric = config, fabric
         self.step = 0
         self.steps = steps_of(config.schedule.epochs, images, config.run.batch_size)
@@ -64,8 +84,12 @@ class Trainer:
         if config.run.compile:
             model.compile()
         self.model = model
-        self.optimizer = build_optimizer(model, config.optimizer)
-        self._wrapped, self._stepper = fabric.setup(model, self.optimizer)
+        self.optimizer = optimizer
+        self.wrapped, self._stepper = fabric.setup(model, optimizer)
+
+    @abstractmethod
+    def loss(self, batch: Shown) -> Tensor:
+        """The loss of a micro-batch. Randomness is to come from torch's global generator."""
 
     def rates(self, step: int) -> tuple[float, float]:
         """Learning rate and weight decay of a step."""
@@ -75,7 +99,7 @@ class Trainer:
             weight_decay(step, self.steps, optimizer.weight_decay, optimizer.weight_decay_end),
         )
 
-    def train_step(self, batches: Iterator[Batch]) -> StepResult:
+    def train_step(self, batches: Iterator[Shown]) -> StepResult:
         """Accumulate the gradients of the step's micro-batches, clip, update."""
         fabric, run, step = self.fabric, self.config.run, self.step
         set_rates(self.optimizer, *self.rates(step))
@@ -87,13 +111,12 @@ class Trainer:
             indices += batch.indices
             broken += batch.broken
             torch.manual_seed(keyed_seed(run.seed, STEP, step, turn * fabric.world_size + fabric.global_rank))
-            images = batch.images.to(fabric.device, non_blocking=True)
-            with fabric.no_backward_sync(self._wrapped, enabled=turn < run.accumulate - 1):
-                out = self._wrapped(images, batch.visible)
-                fabric.backward(out.loss / run.accumulate)
-            losses.append(out.loss.detach())
+            with fabric.no_backward_sync(self.wrapped, enabled=turn < run.accumulate - 1):
+                loss = self.loss(batch)
+                fabric.backward(loss / run.accumulate)
+            losses.append(loss.detach())
         norm = fabric.clip_gradients(
-            self._wrapped, self._stepper, max_norm=self.config.optimizer.clip or math.inf, error_if_nonfinite=False
+            self.wrapped, self._stepper, max_norm=self.config.optimizer.clip or math.inf, error_if_nonfinite=False
         )
         assert isinstance(norm, Tensor)
         self._stepper.step()

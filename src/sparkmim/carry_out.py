@@ -1,0 +1,111 @@
+"""Carrying out a run that is prepared: the processes, the folder, the training."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
+from typing import Any
+
+from lightning_fabric import Fabric
+
+from .atomic import write_json
+from .device import device_name, pick_device
+from .train import Outcome, RunFolder, Training
+from .train.claim import claim
+from .train.config import LoopConfig
+from .train.failures import disk_failed
+from .train.precision import MixedPrecision
+
+
+def launch(config: LoopConfig) -> Fabric:
+    """Fabric on this machine, or as one of torchrun's processes."""
+    device = pick_device(config.device)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=local,
+        num_nodes=processes // local,
+        strategy="ddp" if processes > 1 else "auto",
+        plugins=[] if config.precision == "32" else [MixedPrecision(config.precision, device.type)],
+    )
+    fabric.launch()
+    return fabric
+
+
+def tell_plan(lines: Mapping[str, str], fabric: Fabric, say: Callable[[str], None]) -> None:
+    """Show what is going to be done: label and text."""
+    if fabric.is_global_zero:
+        for label, text in lines.items():
+            if label != "steps":  # which are told under length
+                say(f"{label:<11}  {text}")
+
+
+def carry_out(
+    training: Training,
+    record: Mapping[str, Any],
+    lines: Mapping[str, str],
+    warnings: Sequence[str],
+    *,
+    plan: bool,
+    say: Callable[[str], None],
+) -> Outcome | None:
+    """Train, or tell how long it will take.
+
+    Args:
+        training: to carry out.
+        record: for the folder's `config.json`.
+        lines: the plan, label to text.
+        warnings: for the user.
+        plan: measure a few steps, tell time and memory, and write nothing.
+        say: receives the lines for the user.
+
+    Returns:
+        How the run ended, None for a plan.
+
+    Raises:
+        ValueError: if another process trains in the folder, or it cannot be written.
+        RunStopped: if the run cannot go on.
+    """
+    fabric, trainer = training.fabric, training.trainer
+    if plan:
+        measured = training.estimate()
+        if fabric.is_global_zero:
+            for line in measured:
+                say(line)
+        return None
+    fabric.barrier()  # all have looked into the folder before the first one writes to it
+    with ExitStack() as until_end:
+        if fabric.is_global_zero:
+            try:
+                until_end.enter_context(claim(training.run))
+                begin(training.run, record, lines, fabric)
+            except OSError as error:
+                raise disk_failed(training.run, error, "at the beginning") from error
+            for warning in warnings:
+                say(warning)
+            if trainer.step == trainer.steps:
+                say(f"all {trainer.steps} steps of this run are done; nothing is left to do")
+            elif trainer.step:
+                say(f"continuing after step {trainer.step} of {trainer.steps}")
+        fabric.barrier()
+        return training.train()
+
+
+def begin(run: RunFolder, record: Mapping[str, Any], lines: Mapping[str, str], fabric: Fabric) -> None:
+    """Fill the run folder, or clean up what is there."""
+    run.clean()
+    environment = {
+        "device": device_name(fabric.device),
+        "processes": str(fabric.world_size),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        **{name: version(name) for name in ("sparkmim", "torch", "torchvision", "timm", "lightning-fabric", "pillow")},
+    }
+    # First the configuration: with it the folder is a run, and can be continued.
+    write_json(run.config, {"sparkmim": version("sparkmim"), **record})
+    write_json(run.plan, dict(lines))
+    write_json(run.environment, environment)

@@ -1,0 +1,121 @@
+"""Pretraining: what is trained, shown and published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..data import Batch, ImageSource, evaluation_view, training_batches, training_view
+from ..data.loader import MaskedViews, Positions
+from ..interchange import save_encoder
+from ..masking import random_visible
+from ..report import write_report
+from ..spark import SparK
+from .config import PretrainConfig
+from .estimate import estimate
+from .failures import explained
+from .loop import Training
+from .monitor import draw, held_out_loss
+from .optimizer import build_optimizer, parameter_groups
+from .run_folder import RunFolder
+from .step import Trainer
+
+
+class MaskedTrainer(Trainer[SparK, Batch]):
+    """Reduces the loss of hidden patches."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean over hidden patches."""
+        loss: Tensor = self.wrapped(batch.images.to(self.fabric.device, non_blocking=True), batch.visible).loss
+        return loss
+
+
+class Pretraining(Training):
+    """One process's part of a pretraining.
+
+    Args:
+        config: what to do.
+        model: what to train.
+        source: images to train on.
+        held_out: images for the held-out loss.
+        run: where to write.
+        fabric: device, precision and processes, launched.
+        state: of the checkpoint to continue from.
+        after_step: called with the number of steps done after each one.
+
+    Raises:
+        ValueError: if the checkpoint is of another model.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        model: SparK,
+        source: ImageSource,
+        held_out: ImageSource | None,
+        run: RunFolder,
+        fabric: Fabric,
+        state: dict[str, Any] | None = None,
+        after_step: Callable[[int], None] | None = None,
+    ) -> None:
+        optimizer = build_optimizer(parameter_groups(model), config.optimizer)
+        trainer = MaskedTrainer(config, model, optimizer, len(source), fabric)
+        super().__init__(config, trainer, source, run, fabric, state, after_step)
+        self.settings, self.model = config, trainer.model
+        self.evaluates, self.pictures = held_out is not None, config.run.pictures
+        self.views = self._views(source, train=True)
+        self.shown = self._views(held_out or source, train=False)
+
+    def _views(self, source: ImageSource, *, train: bool) -> MaskedViews:
+        model, data = self.settings.model, self.settings.data
+        grid = self.model.grid_shape(data.image_size)
+        view = training_view(data) if train else evaluation_view(data)
+        return MaskedViews(source, view, model.in_chans, grid, model.mask_ratio, self.settings.run.seed)
+
+    def batches(self, positions: Positions) -> DataLoader[Batch]:
+        """Masked views."""
+        pinned = self.fabric.device.type == "cuda"
+        return training_batches(self.views, positions, self.settings.data.workers, pin_memory=pinned)
+
+    def estimate(self) -> list[str]:
+        """How long the run will take, in lines for the user."""
+        model, trainer = self.settings.model, self.trainer
+        images = torch.zeros(trainer.micro_batch, model.in_chans, *self.settings.data.image_size)
+        blank = Batch(images, random_visible(len(images), self.views.grid, model.mask_ratio), [], [])
+        with explained(trainer, self.run):
+            return estimate(trainer, self.views, self.positions(), blank)
+
+    def evaluate(self) -> dict[str, float]:
+        """The held-out loss."""
+        return {"val_loss": held_out_loss(self.trainer, self.shown)}
+
+    def draw(self) -> None:
+        """Reconstructions."""
+        draw(self.trainer, self.shown, self.run.reconstructions / f"step-{self.trainer.step:09}.png")
+
+    def publish(self) -> None:
+        """Encoder and report."""
+        if self.fabric.is_global_zero:
+            save_encoder(self.model.encoder, self.run.encoder, encoder_metadata(self.settings, self.trainer.step))
+            write_report(self.run.root)
+
+
+def encoder_metadata(config: PretrainConfig, step: int) -> dict[str, str]:
+    """What the encoder's file says of itself: enough to build the network and to prepare its input."""
+    model, data = config.model, config.data
+    described = {
+        "model": model.model,
+        "stages": model.stages,
+        "in_chans": model.in_chans,
+        "image_size": data.image_size,
+        "mean": data.mean,
+        "std": data.std,
+        "step": step,
+    }
+    return {"sparkmim": json.dumps(described)}
