@@ -1,0 +1,78 @@
+"""Frozen features of images: the mean over all positions of one of a network's maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .backbone import Backbone
+from .data import DataConfig, ImageSource, evaluation_view
+from .data.loader import PlainViews, plain_batches, read
+
+
+class Features(NamedTuple):
+    """Features of the images that could be read.
+
+    Attributes:
+        values: float32, on the CPU.
+        indices: number of each row's image in its source.
+        broken: number and error of each image that could not be read.
+    """
+
+    values: Float[Tensor, "image feature"]
+    indices: list[int]
+    broken: list[tuple[int, str]]
+
+
+@torch.no_grad()
+def pooled_features(
+    backbone: Backbone,
+    source: ImageSource,
+    data: DataConfig,
+    stage: int = -1,
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Features:
+    """Features of every image of a source, in one pass, in order, without augmentation.
+
+    Args:
+        backbone: the network, on the device, in evaluation mode.
+        source: the images.
+        data: their size, mean and deviation.
+        stage: which map, from 0, the finest, to -1, the deepest.
+        batch_size: images at a time.
+        workers: processes that read images.
+        device: where to compute.
+        autocast: makes the context of the forward pass.
+
+    Raises:
+        ValueError: if the network has no such map, or none of the images can be read.
+    """
+    levels = len(backbone.levels)
+    if not -levels <= stage < levels:
+        raise ValueError(
+            f"--stage {stage} is not one of the network's {levels} maps, 0 to {levels - 1} or -{levels} to -1"
+        )
+    rows: list[Tensor] = []
+    indices: list[int] = []
+    broken: list[tuple[int, str]] = []
+    views = PlainViews(source, evaluation_view(data), backbone.in_chans)
+    with read(plain_batches(views, batch_size, workers)) as batches:
+        for batch in batches:
+            broken += batch.broken
+            indices += batch.indices
+            if batch.images:
+                with autocast():
+                    maps = backbone(torch.stack(batch.images).to(device))
+                rows.append(maps[stage].flatten(2).mean(2, dtype=torch.float32).cpu())
+    if not rows:
+        raise ValueError(f"none of the {len(source)} images can be read")
+    return Features(torch.cat(rows), indices, broken)
