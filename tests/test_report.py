@@ -437,6 +437,8 @@ def test_tick_labels() -> None:
     assert [decimals.label(t) for t in decimals.ticks] == ["0.50", "0.55", "0.60"]
     tiny = Axis(0, 1.5e-3, (0, 5e-4, 1e-3, 1.5e-3))
     assert [tiny.label(t) for t in tiny.ticks] == ["0", "5e-4", "1e-3", "1.5e-3"]
+    halves = Axis(0, 0.01, (0, 0.0025, 0.005, 0.0075, 0.01))
+    assert [halves.label(t) for t in halves.ticks] == ["0.0000", "0.0025", "0.0050", "0.0075", "0.0100"]
     large = Axis(0, 20000, (0, 10000, 20000))
     assert [large.label(t) for t in large.ticks] == ["0", "10,000", "20,000"]
     log = Axis(0.01, 1000, (0.01, 1, 100), log=True)

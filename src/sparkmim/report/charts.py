@@ -27,6 +27,11 @@ def charts(lines: Sequence[Mapping[str, float]]) -> str:
     average = Curve(loss.step, loss.epoch, smooth(loss.value))
     series = [("training", "raw", loss), ("moving average", "main", average), ("held out", "held-out", held_out)]
     drawn = [chart("Loss", series, steps, parts=6)]
+    accuracy = [
+        ("top-1", "held-out", curve(lines, "val_top1")),
+        ("mean of classes", "main thin", curve(lines, "val_mean_per_class")),
+    ]
+    drawn.append(chart("Validation accuracy", accuracy, steps))
     for title, key, zero in (
         ("Learning rate", "lr", True),
         ("Weight decay", "weight_decay", True),

@@ -16,9 +16,13 @@ from ..units import duration
 from .charts import charts
 from .curves import curve, read_metrics, smooth, smooth_reach
 from .pictures import pictures
+from .scores import scores
 from .text import as_html, number
 
 MOST_BROKEN = 20
+
+TASKS = {None: "Masked-image pretraining", "finetune": "Fine-tuning"}
+"""What a run is for, by what its configuration says."""
 
 
 def write_report(run: Path) -> Path:
@@ -28,18 +32,21 @@ def write_report(run: Path) -> Path:
 
     Args:
         run: the folder, with any of `config.json`, `plan.json`, `environment.json`, `metrics.jsonl`,
-            `reconstructions/step-*.png` and `broken_images.txt`.
+            `reconstructions/step-*.png`, `results.json`, `mistakes/` and `broken_images.txt`.
 
     Returns:
         The path of the report.
     """
-    config, plan, environment = (_read_json(run / f"{n}.json") for n in ("config", "plan", "environment"))
+    config, plan, environment, results = (
+        _read_json(run / f"{name}.json") for name in ("config", "plan", "environment", "results")
+    )
     lines = read_metrics(run / "metrics.jsonl")
     name = run.resolve().name
     model = config.get("model", {}).get("model") or name
     sections = [
         _headline(str(model), name, lines, config, plan),
         _section("Reconstructions", pictures(run / "reconstructions")),
+        _section("Scores", scores(results, run / "mistakes")),
         _section("Curves", charts(lines)),
         _section("Plan", _table(plan.items())),
         _section("Configuration", _groups(config)),
@@ -105,6 +112,12 @@ def _headline(
         best = held_out.value.argmin()
         note = f"lowest {number(held_out.value[best])} at step {held_out.step[best]:,.0f}"
         facts.append(("Held-out loss", number(held_out.value[-1]), note))
+    for key, label in (("val_top1", "Top-1"), ("val_mean_per_class", "Mean of classes")):
+        accuracy = curve(lines, key)
+        if len(accuracy):
+            best = accuracy.value.argmax()
+            note = f"validation; highest {accuracy.value[best]:.1%} at step {accuracy.step[best]:,.0f}"
+            facts.append((label, f"{accuracy.value[-1]:.1%}", note))
     if len(speed):
         memory = max((line.get("peak_memory_bytes", 0) for line in lines), default=0)
         note = f"median; {number(memory / 2**30, 3)} GiB at peak" if memory else "median"
@@ -118,7 +131,7 @@ def _headline(
     status = "" if share is None else "finished" if share == 1 else "unfinished"
     return (
         f"<header><h1>{as_html(model)}{f' <span class={status}>{status}</span>' if status else ''}</h1>"
-        f"<p>Masked-image pretraining with sparkmim{f', run <b>{as_html(name)}</b>' if name != model else ''}</p>"
+        f"<p>{TASKS[config.get('task')]} with sparkmim{f', run <b>{as_html(name)}</b>' if name != model else ''}</p>"
         + ("" if share is None else f'<div class=progress><i style="width:{share:.2%}"></i></div>')
         + "<dl>"
         + "".join(f"<div><dt>{a}</dt><dd>{b}</dd><dd class=note>{c}</dd></div>" for a, b, c in facts)

@@ -24,14 +24,14 @@ def pictures(folder: Path) -> str:
     alt = "images, their visible patches, and their reconstructions"
     whole = (
         f"<figure><figcaption>Step {_step_of(paths[-1]):,}</figcaption>"
-        f'<img alt="{alt}" src="{_embed(_flat(paths[-1]))}"></figure>'
+        f'<img alt="{alt}" src="{embed(_flat(paths[-1]))}"></figure>'
     )
     if len(paths) == 1:
         return f"<div class=pictures>{whole}</div>"
     chosen = sorted({round(i) for i in np.linspace(0, len(paths) - 1, min(MOST_PICTURES, len(paths)))})
     strips = "".join(
         f'<dt>step {_step_of(paths[i]):,}</dt><dd><img alt="reconstructions at step {_step_of(paths[i]):,}" '
-        f'src="{_embed(_flat(paths[i], last_row=True))}"></dd>'
+        f'src="{embed(_flat(paths[i], last_row=True))}"></dd>'
         for i in chosen
     )
     over = f"<figure><figcaption>Over the run</figcaption><dl>{strips}</dl></figure>"
@@ -57,7 +57,7 @@ def _flat(path: Path, *, last_row: bool = False) -> Image.Image:
     return sheet.convert("RGB")
 
 
-def _embed(picture: Image.Image) -> str:
+def embed(picture: Image.Image) -> str:
     """A picture as a data URL, small enough that all make a few megabytes."""
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=88, optimize=True)

@@ -1,0 +1,184 @@
+"""What a fine-tuning is to do, and whether it can: everything that can be found wrong is found here."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...continuing import described, newest_state, recorded_run
+from ...data.statistics import first_readable
+from ...device import pick_device
+from ...prepare import absolute_spec, check_training, code_of, normalise
+from ...train import RunFolder, read_checkpoint
+from ...train.config import show
+from ...train.ranges import check_values
+from ...trained import TrainedEncoder, load_network
+from ..labels import LabelledImages, fold, label_share, read_matching, read_splits
+from .config import FinetuneConfig, LabelledDataConfig
+from .recipes import Situation, find_recipe
+
+TASK = "finetune"
+
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "label_share": (lambda v: 0 < v <= 1, "is a share of the labels, above 0 and at most 1"),
+    "folds": (lambda v: v == 0 or v >= 2, "is a number of folds, at least 2, or 0 for no cross-validation"),
+    "fold": (lambda v: v >= 0, "is the number of a fold, from 0"),
+    "erasing": (lambda v: 0 <= v <= 1, "is a share of the views, from 0 to 1"),
+    "mixup": (lambda v: 0 <= v < math.inf, "must be at least 0"),
+    "cutmix": (lambda v: 0 <= v < math.inf, "must be at least 0"),
+    "repeats": (lambda v: v >= 1, "is a number of views, at least 1"),
+    "smoothing": (lambda v: 0 <= v < 1, "is a share from 0 to below 1"),
+    "layer_decay": (lambda v: 0 < v <= 1, "is a factor above 0 and at most 1"),
+    "ema": (lambda v: 0 <= v < 1, "is a rate from 0 to below 1"),
+}
+"""For each field that pretraining has not, a test, and how to say it."""
+
+
+class LabelledSets(NamedTuple):
+    """Images to train on, to validate with, and to score the result on."""
+
+    train: LabelledImages
+    val: LabelledImages | None
+    test: LabelledImages | None
+
+    def described(self) -> dict[str, str]:
+        """Number and digest of the names and labels of each."""
+        return {"images": _described(self.train), "held_out": _described(self.val), "test": _described(self.test)}
+
+
+def _described(labelled: LabelledImages | None) -> str:
+    if labelled is None:
+        return "none"
+    digest = hashlib.sha256("\0".join(labelled.classes[label] for label in labelled.labels).encode())
+    return f"{described(labelled.source)}, labels {digest.hexdigest()[:16]}"
+
+
+class Preparation(NamedTuple):
+    """A run that can begin: everything checked, nothing written."""
+
+    recipe: str
+    config: FinetuneConfig
+    sets: LabelledSets
+    encoder: TrainedEncoder | None  # to start from
+    run: RunFolder
+    state: dict[str, Any] | None  # the checkpoint to continue from
+    warnings: list[str]  # for the user
+
+
+def prepare(
+    output: str | Path, recipe: str | None, resume: str, chosen: Mapping[str, Any], processes: int
+) -> Preparation:
+    """Find out what is to be done, and whether it can be.
+
+    Raises:
+        ValueError: naming what is wrong and what to do.
+    """
+    chosen = normalise(chosen, FinetuneConfig)
+    check(chosen)
+    if recipe is not None and ".py:" in recipe:
+        recipe = absolute_spec(recipe)
+    run = RunFolder(output)
+    there = recorded_run(run, FinetuneConfig, resume, recipe, chosen, TASK)
+    state = None if resume in ("auto", "never") else read_checkpoint(Path(resume).expanduser())
+    warnings: list[str] = []
+    encoder = None
+    if there is not None:
+        name, config = there.recipe, there.config
+        sets = read_sets(config.data, config.run.seed)
+        there.check_images(sets.described())
+        if state is None:
+            state, warnings = newest_state(run)
+        if state is None:
+            encoder = load_network(config.model.encoder, config.model.model, config.run.seed)
+    else:
+        name = recipe or "small-data"
+        config, sets, encoder = resolve(name, chosen)
+    check(config.flat())
+    check_training(config, len(sets.train), config.model.in_chans, processes)
+    if config.augment.policy != "none" and config.model.in_chans not in (1, 3):
+        raise ValueError(f"--policy {config.augment.policy} takes images of 1 or 3 channels; use --policy none")
+    if (config.run.batch_size // (config.run.accumulate * processes)) % config.augment.repeats:
+        raise ValueError(
+            f"--batch-size {config.run.batch_size} does not divide into groups of --repeats {config.augment.repeats}"
+        )
+    return Preparation(name, config, sets, encoder, run, state, warnings)
+
+
+def check(values: Mapping[str, Any]) -> None:
+    """Whether each value by itself makes sense.
+
+    Raises:
+        ValueError: naming the field, what it must be, and what it is.
+    """
+    check_values(values)
+    for name, (holds, wanted) in RANGES.items():
+        if name in values and not holds(values[name]):
+            raise ValueError(f"--{name.replace('_', '-')} {wanted}, not {show(values[name])}")
+
+
+def read_sets(data: LabelledDataConfig, seed: int) -> LabelledSets:
+    """The images of a configuration.
+
+    Raises:
+        ValueError: if their classes differ, files are missing, or the choices contradict each other.
+    """
+    train, val = read_splits(data.data, data.val_data)
+    test = None if data.test_data is None else read_matching(data.test_data, train.classes, "the training images")
+    if data.folds and data.val_data is not None:
+        raise ValueError("--folds and --val-data are two ways to say what to validate with; use one")
+    if data.folds:
+        train, val = fold(train, data.folds, data.fold, seed)
+    elif data.fold:
+        raise ValueError(f"--fold {data.fold} of how many? Give --folds too")
+    return LabelledSets(label_share(train, data.label_share, seed), val, test)
+
+
+def resolve(recipe: str, chosen: Mapping[str, Any]) -> tuple[FinetuneConfig, LabelledSets, TrainedEncoder]:
+    """The configuration that a recipe makes of a situation, its images and its encoder."""
+    device = pick_device(chosen.get("device", "auto"))
+    with code_of(recipe):
+        make = find_recipe(recipe)
+    for name, what in (("data", "which images? --data"), ("encoder", "from which weights? --encoder")):
+        if name not in chosen:
+            takes = "takes a folder of class folders" if name == "data" else "takes a file, a run folder, timm, or none"
+            raise ValueError(f"{what} {takes}")
+    encoder = read_encoder(chosen)
+    chosen = {**chosen, "model": encoder.name}
+    data = {name: chosen[name] for name in vars(LabelledDataConfig)["__annotations__"] if name in chosen}
+    view = {"image_size": (1, 1), "mean": (0.0,), "std": (1.0,)}
+    sets = read_sets(LabelledDataConfig(**{**view, **data}), chosen.get("seed", 0))
+    first_readable(sets.train.source, encoder.backbone.in_chans)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    situation = Situation(
+        images=len(sets.train),
+        classes=len(sets.train.classes),
+        backbone=encoder.backbone,
+        view=encoder.data,
+        device=device,
+        cores=max(1, (os.cpu_count() or 1) // local),
+        chosen=chosen,
+    )
+    with code_of(recipe if ".py:" in recipe else encoder.name):
+        config = make(situation)
+    if not isinstance(config, FinetuneConfig):
+        raise ValueError(
+            f"recipe {recipe} returns a {type(config).__name__}, not a sparkmim.evaluate.finetune.FinetuneConfig"
+        )
+    return config.replace(chosen), sets, encoder
+
+
+def read_encoder(chosen: Mapping[str, Any]) -> TrainedEncoder:
+    """The network to start from."""
+    with code_of(chosen.get("model", chosen["encoder"])):
+        encoder = load_network(chosen["encoder"], chosen.get("model"), chosen.get("seed", 0))
+    if encoder.backbone.dims != 2:
+        raise ValueError(f"{encoder.name} takes volumes; only images of two dimensions are classified")
+    if chosen.get("in_chans", encoder.backbone.in_chans) != encoder.backbone.in_chans:
+        raise ValueError(
+            f"--in-chans {chosen['in_chans']}, but the encoder takes {encoder.backbone.in_chans} channels; leave it out"
+        )
+    return encoder

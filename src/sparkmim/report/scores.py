@@ -1,0 +1,94 @@
+"""How a fine-tuned classifier did: its scores, classes, confusions and worst mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .pictures import embed
+from .text import as_html
+
+SETS = {"validation": "Validation images", "test": "Test images"}
+
+MOST_CLASSES = 40
+"""Of a confusion matrix that is shown."""
+
+
+def scores(results: Mapping[str, Any], mistakes: Path) -> str:
+    """All sets of images that were scored.
+
+    Args:
+        results: what `results.json` holds.
+        mistakes: folder of the pictures of mistakes, with one folder for each set.
+    """
+    return "".join(_score(results, name, mistakes / name) for name in SETS if name in results)
+
+
+def _score(results: Mapping[str, Any], name: str, folder: Path) -> str:
+    score, classes = results[name], results["classes"]
+    broken = f", {score['broken']} more cannot be read" if score["broken"] else ""
+    return (
+        f"<h3>{SETS[name]}</h3><p><b>{score['top1']:.1%}</b> of {score['images']:,} right, mean of the classes "
+        f"<b>{score['mean_per_class']:.1%}</b>{broken}</p>"
+        f"{_classes(classes, results['train']['per_class'], score['confusion'])}"
+        f"{_confusion(classes, score['confusion'])}{_mistakes(score['mistakes'], folder)}"
+    )
+
+
+def _classes(classes: Sequence[str], trained: Sequence[int], confusion: Sequence[Sequence[int]]) -> str:
+    """A row for each class: recall, precision, and what it is mostly taken for."""
+    heads = ("class", "trained on", "scored", "found", "right when named", "mostly taken for")
+    rows = []
+    for i, name in enumerate(classes):
+        total, named = sum(confusion[i]), sum(row[i] for row in confusion)
+        others = [(count, j) for j, count in enumerate(confusion[i]) if j != i and count]
+        worst = max(others, default=None)
+        cells = (
+            f"{trained[i]:,}",
+            f"{total:,}",
+            f"{confusion[i][i] / total:.1%}" if total else "",
+            f"{confusion[i][i] / named:.1%}" if named else "",
+            f"{as_html(classes[worst[1]])} ({worst[0] / total:.0%})" if worst else "",
+        )
+        rows.append(f"<tr><th scope=row>{as_html(name)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    head = "".join(f"<th scope=col>{text}</th>" for text in heads)
+    return f"<table class=classes><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
+    """Counts, each cell shaded by its share of the row."""
+    if len(classes) > MOST_CLASSES:
+        return ""
+    head = "".join(f"<th scope=col><span>{as_html(name)}</span></th>" for name in classes)
+    rows = []
+    for i, (name, row) in enumerate(zip(classes, confusion, strict=True)):
+        total = max(1, sum(row))
+        cells = "".join(
+            f'<td class={"right" if i == j else "wrong"} style="--share:{count / total:.3f}">{count or ""}</td>'
+            for j, count in enumerate(row)
+        )
+        rows.append(f"<tr><th scope=row>{as_html(name)}</th>{cells}</tr>")
+    return (
+        "<p>Each row is a class, each column what its images are taken for.</p>"
+        f"<div class=wide><table class=confusion><thead><tr><th></th>{head}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _mistakes(mistakes: Sequence[Mapping[str, Any]], folder: Path) -> str:
+    """Pictures of the most certain mistakes."""
+    figures = []
+    for mistake in mistakes:
+        path = folder / mistake["picture"]
+        if path.exists():
+            with Image.open(path) as file:
+                picture = embed(file.convert("RGB"))
+            text = f"{as_html(mistake['class'])}, taken for {as_html(mistake['predicted'])}"
+            figures.append(
+                f'<figure><img alt="{text}" src="{picture}"><figcaption>{text} ({mistake["probability"]:.0%})'
+                f"<br><small>{as_html(mistake['image'])}</small></figcaption></figure>"
+            )
+    return f"<p>The most certain mistakes:</p><div class=mistakes>{''.join(figures)}</div>" if figures else ""
