@@ -105,6 +105,10 @@ def test_parquet_without_pyarrow(run: Path, tmp_path: Path, monkeypatch: pytest.
         ({"stage": 9}, "--stage 9 is not one of the network's"),
         ({"encoder": Path("nowhere")}, "there is no file nowhere"),
         ({"data": Path("nowhere")}, "there is no folder nowhere"),
+        ({"image_size": 0}, "--image-size 0 is not a number of pixels"),
+        ({"batch_size": 0}, "--batch-size is a number of images, at least 1, not 0"),
+        ({"workers": -1}, "--workers is a number of processes, at least 0, not -1"),
+        ({"output": Path(__file__) / "x.npz"}, "x.npz cannot be written .*; name another file"),
     ],
 )
 def test_embed_refuses(run: Path, tmp_path: Path, settings: dict[str, object], message: str) -> None:
@@ -135,8 +139,12 @@ def test_reconstruct(run: Path, images: Path, tmp_path: Path, capsys: pytest.Cap
     [
         ({"output": Path("x.jpg")}, "is not a .png file"),
         ({"count": 0}, "--count 0"),
+        ({"count": 9}, "--count 9 is not a number of images from 1 to 8"),
+        ({"seed": -1}, "--seed must be at least 0"),
+        ({"output": Path(__file__) / "x.png"}, "x.png cannot be written .*; name another file"),
         ({"run": Path("nowhere")}, "there is no run in nowhere"),
-        ({"mask_ratio": 1.0}, "hides all"),
+        ({"mask_ratio": 1.0}, "--mask-ratio is the share of patches to hide, between 0 and 1, not 1.0"),
+        ({"mask_ratio": 0.99}, "hides all"),
     ],
 )
 def test_reconstruct_refuses(run: Path, tmp_path: Path, settings: dict[str, object], message: str) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import field, make_dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -18,14 +21,22 @@ from .build import load_backbone
 from .data import find_images
 from .data.statistics import channel_statistics
 from .embed import embed
+from .evaluate.commands import knn, probe
+from .evaluate.finetune import FinetuneConfig, finetune, summary_of_results
+from .evaluate.predict import predict
+from .export import export
+from .figures import figure
 from .models import all_pass, document, summary, sweep, table
 from .pretrain import pretrain
 from .reconstruct import reconstruct
 from .sparse import UnsupportedOperation
-from .train import RunStopped, documented_fields
+from .train import Outcome, PretrainConfig, RunStopped, documented_fields
+from .train.config import Configuration
+from .train.metrics import fall_silent
 
-BAD_INPUT, STOPPED, INTERRUPTED, KILLED = 2, 3, 75, 130
-"""Exit codes: cannot be done as asked; the run cannot go on; interrupted and saved; interrupted twice and not saved."""
+BAD_INPUT, STOPPED, INTERRUPTED, KILLED, UNREAD = 2, 3, 75, 130, 141
+"""Exit codes: cannot be done as asked; the run cannot go on; interrupted and saved; interrupted and not saved; whatever
+read the output has ended."""
 
 
 def check(
@@ -106,10 +117,10 @@ def stats(data: Path, in_chans: int = 3, limit: int = 256) -> int:
     return 0
 
 
-def _settings() -> type[Any]:
-    """A class of classes with every field of the configuration as a flag, None where the recipe is to decide."""
+def _settings(configuration: type[Configuration]) -> type[Any]:
+    """A class of classes with every field of a configuration as a flag, None where the recipe is to decide."""
     groups: dict[str, list[tuple[str, Any, Any]]] = {}
-    for group, name, kind, text in documented_fields():
+    for group, name, kind, text in documented_fields(configuration):
         wanted: Any = Literal["on", "off"] if kind is bool else kind
         flag = Annotated[wanted | None, tyro.conf.arg(help=text, help_behavior_hint="", metavar=_metavar(wanted))]
         groups.setdefault(group, []).append((name, flag, field(default=None)))
@@ -130,13 +141,14 @@ def _metavar(kind: Any) -> str:
     return kind.__name__.upper()
 
 
-Settings = _settings()
+Settings = _settings(PretrainConfig)
+FinetuneSettings = _settings(FinetuneConfig)
 
 
-def chosen(settings: Any) -> dict[str, Any]:
+def chosen(settings: Any, configuration: type[Configuration] = PretrainConfig) -> dict[str, Any]:
     """The fields that were set, by name."""
     given = {k: v for group in vars(settings).values() for k, v in vars(group).items() if v is not None}
-    switches = {name for _, name, kind, _ in documented_fields() if kind is bool}
+    switches = {name for _, name, kind, _ in documented_fields(configuration) if kind is bool}
     return {k: v == "on" if k in switches else v for k, v in given.items()}
 
 
@@ -163,7 +175,44 @@ def pretrain_command(
     outcome = pretrain(output, recipe=recipe, resume=resume, plan=plan, chosen=chosen(settings))
     if outcome is None:
         return 0
-    return finish(output, outcome)
+    where = shlex.quote(str(output))
+    advice = [
+        "More pictures, and features of images:",
+        f"    sparkmim reconstruct --run {where} --data FOLDER --output picture.png",
+        f"    sparkmim embed --encoder {where}/encoder.safetensors --data FOLDER --output features.npz",
+    ]
+    return finish(output, outcome, advice)
+
+
+def finetune_command(
+    output: Path,
+    settings: Annotated[FinetuneSettings, tyro.conf.arg(name="")],  # type: ignore[valid-type]
+    recipe: str | None = None,
+    resume: str = "auto",
+    plan: bool = False,
+) -> int:
+    """Train a classifier on labelled images from an encoder on, or continue to.
+
+    Whatever is not set is decided by the recipe, and shown before the run begins. Ctrl-C and SIGTERM save and exit with
+    code 75; the same command, or `sparkmim finetune --output RUN` alone, continues.
+
+    Args:
+        output: folder of the run.
+        settings: fields of the configuration.
+        recipe: small-data (the default), for hundreds to thousands of images; paper, for a million; or
+            FILE.py:FUNCTION.
+        resume: auto continues the run in the folder, if there is one; never refuses to; a checkpoint file is continued
+            from.
+        plan: measure a few steps, tell time and memory, and exit.
+    """
+    outcome = finetune(output, recipe=recipe, resume=resume, plan=plan, chosen=chosen(settings, FinetuneConfig))
+    if outcome is None:
+        return 0
+    if outcome.interrupted or not _first_process():
+        return finish(output, outcome, [], "finetune")
+    for line in summary_of_results(output):
+        print(line)
+    return 0
 
 
 def demo(output: Path = Path("runs/demo")) -> int:
@@ -174,16 +223,21 @@ def demo(output: Path = Path("runs/demo")) -> int:
     """
     outcome = pretrain(output, recipe="demo", chosen={"model": "resnet18"})
     assert outcome is not None
-    return finish(output, outcome)
+    advice = [
+        "With your own images, labels not needed:",
+        "    sparkmim pretrain --model resnet50 --data FOLDER --output runs/mine",
+    ]
+    return finish(output, outcome, advice)
 
 
-def finish(output: Path, outcome: Any) -> int:
-    """Say how a run ended and where its results are; the exit code."""
+def finish(output: Path, outcome: Outcome, advice: Sequence[str], command: str = "pretrain") -> int:
+    """Say how a run ended, where its results are, and what can be done next; the exit code."""
     if not _first_process():
         return INTERRUPTED if outcome.interrupted else 0
     if outcome.interrupted:
+        start = "torchrun ... -m sparkmim" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "sparkmim"
         print(f"\n{outcome.interrupted}: saved after step {outcome.step} of {outcome.steps}. To continue:")
-        print(f"    sparkmim pretrain --output {output}")
+        print(f"    {start} {command} --output {shlex.quote(str(output))}")
         return INTERRUPTED
     pictures = sorted((output / "reconstructions").glob("step-*.png"))
     losses = [("loss", outcome.loss), ("held-out loss", outcome.val_loss)]
@@ -192,8 +246,7 @@ def finish(output: Path, outcome: Any) -> int:
         print(f"  picture  {pictures[-1]}")
     print(f"  report   {output / 'report.html'}")
     print(f"  encoder  {output / 'encoder.safetensors'}")
-    print("With your own images, labels not needed:")
-    print("    sparkmim pretrain --model resnet50 --data FOLDER --output runs/mine")
+    print("\n".join(advice))
     return 0
 
 
@@ -202,30 +255,52 @@ def _first_process() -> bool:
 
 
 def main() -> None:
-    """Entry point. Errors a user can mend are a few words on standard error and an exit code."""
+    """Entry point."""
+    code = run_command()
+    try:
+        sys.stdout.flush()
+    except OSError:  # nobody reads any more, after `| head` or on a terminal that was closed
+        fall_silent(sys.stdout)
+    sys.exit(code)
+
+
+def run_command() -> int:
+    """The exit code of what the command line asks for. Errors a user can mend are a few words on standard error."""
     commands: dict[str, Any] = {
         "demo": demo,
         "pretrain": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(pretrain_command),
+        "finetune": tyro.conf.configure(tyro.conf.OmitArgPrefixes)(finetune_command),
+        "predict": predict,
         "reconstruct": reconstruct,
         "embed": embed,
+        "export": export,
+        "figure": figure,
+        "knn": knn,
+        "probe": probe,
         "stats": stats,
         "check": check,
         "models": models,
     }
-    code: int
+    about = f"Masked-image pretraining of convolutional networks (SparK), version {version('sparkmim')}."
+    options = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)
     try:
-        code = tyro.extras.subcommand_cli_from_dict(commands, prog="sparkmim", description=__doc__)
-    except (ValueError, UnsupportedOperation) as error:
-        code = complain(str(error), BAD_INPUT)
+        code: int = tyro.extras.subcommand_cli_from_dict(commands, prog="sparkmim", description=about, config=options)
+        return code
+    except SystemExit as stop:  # of the help, or of a mistake in the flags
+        return int(stop.code or 0)
+    except BrokenPipeError:
+        return UNREAD
+    except (ValueError, UnsupportedOperation, OSError) as error:
+        return complain(str(error), BAD_INPUT)
     except RunStopped as error:
-        code = complain(str(error), STOPPED)
-    except KeyboardInterrupt:  # the second one; the first saves
-        code = complain("interrupted before it could save", KILLED)
-    sys.exit(code)
+        return complain(str(error), STOPPED)
+    except KeyboardInterrupt:  # of a run that trains the second one; the first saves
+        return complain("interrupted; what was not saved by then is lost", KILLED)
 
 
 def complain(message: str, code: int) -> int:
     """Tell the user, once for all processes."""
     if _first_process():
-        print(f"sparkmim: {message}", file=sys.stderr)
+        with suppress(OSError):
+            print(f"sparkmim: {message}", file=sys.stderr)
     return code

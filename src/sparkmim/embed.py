@@ -11,10 +11,11 @@ from typing import BinaryIO, Literal
 import numpy as np
 import torch
 
-from .atomic import write_atomically
-from .data import builtin_photographs, evaluation_view, find_images
+from .atomic import require_writable, write_atomically
+from .data import builtin_photographs, evaluation_view, find_images, printable
 from .data.loader import PlainViews, plain_batches, read
 from .device import pick_device
+from .train.ranges import check_values
 from .trained import load_network
 
 
@@ -46,6 +47,10 @@ def embed(
         raise ValueError(f"--output {output} must end in .npz or .parquet")
     if output.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise ValueError("writing .parquet needs pyarrow: pip install pyarrow; or use an .npz file")
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"--image-size {image_size} is not a number of pixels")
+    check_values({"batch_size": batch_size, "workers": workers})
+    require_writable(output)
     network = load_network(encoder, model)
     levels = len(network.backbone.levels)
     if not -levels <= stage < levels:
@@ -61,7 +66,7 @@ def embed(
     with read(plain_batches(views, batch_size, workers)) as batches, torch.no_grad():
         for batch in batches:
             for index, error in batch.broken:
-                print(f"skipped {source.name(index)}: {error}", file=sys.stderr)
+                print(f"skipped {printable(source.name(index))}: {error}", file=sys.stderr)
                 broken += 1
             if batch.images:
                 maps = network.backbone(torch.stack(batch.images).to(where))

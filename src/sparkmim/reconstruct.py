@@ -6,10 +6,13 @@ from pathlib import Path
 
 import torch
 
+from .atomic import require_writable
 from .data import builtin_photographs, evaluation_view, find_images
 from .data.loader import MaskedViews
+from .data.statistics import first_readable
+from .train.ranges import check_values
 from .trained import load_run
-from .visualize import reconstruction_grid, save_png
+from .visualize import MOST_IMAGES, reconstruction_grid, save_png
 
 
 def reconstruct(
@@ -21,17 +24,20 @@ def reconstruct(
         run: folder of a run.
         output: the PNG file to write.
         data: folder of images; the built-in photographs if not given.
-        count: how many images, spread over the folder.
+        count: how many images, spread over the folder, at most 8.
         seed: of the masks.
         mask_ratio: share of patches to hide; that of the run if not given.
     """
     if output.suffix.lower() != ".png":
         raise ValueError(f"--output {output} is not a .png file")
-    if count < 1:
-        raise ValueError(f"--count {count} is not a number of images")
+    if not 1 <= count <= MOST_IMAGES:
+        raise ValueError(f"--count {count} is not a number of images from 1 to {MOST_IMAGES}")
+    check_values({"seed": seed} if mask_ratio is None else {"seed": seed, "mask_ratio": mask_ratio})
+    require_writable(output)
     trained = load_run(run)
     config = trained.config
     source = find_images(data) if data is not None else builtin_photographs()
+    first_readable(source, config.model.in_chans)
     grid = trained.model.grid_shape(config.data.image_size)
     ratio = config.model.mask_ratio if mask_ratio is None else mask_ratio
     views = MaskedViews(source, evaluation_view(config.data), config.model.in_chans, grid, ratio, seed)
