@@ -53,17 +53,16 @@ def official(args: argparse.Namespace) -> Step:
 
 def dense(args: argparse.Namespace) -> Step:
     """The ordinary network on whole images."""
-    import timm
+    import sparkmim
 
-    network = timm.create_model(args.model, num_classes=0)
+    backbone = sparkmim.Backbone.create(args.model)
     images, visible = inputs(args)
-    indices = [-4, -3, -2, -1] if "convnext" not in args.model else [0, 1, 2, 3]
 
     def forward() -> list[Tensor]:
         with autocast(args):
-            return network.forward_intermediates(images, intermediates_only=True, indices=indices)
+            return backbone(images)
 
-    return encoder_step(forward, network, visible, args)
+    return encoder_step(forward, backbone.module, visible, args)
 
 
 def ours(args: argparse.Namespace, execution: str = "packed") -> Step:
