@@ -32,7 +32,7 @@ from .reconstruct import reconstruct
 from .sparse import UnsupportedOperation
 from .train import Outcome, PretrainConfig, RunStopped, documented_fields
 from .train.config import Configuration
-from .train.metrics import fall_silent
+from .train.metrics import fall_silent, told
 
 BAD_INPUT, STOPPED, INTERRUPTED, KILLED, UNREAD = 2, 3, 75, 130, 141
 """Exit codes: cannot be done as asked; the run cannot go on; interrupted and saved; interrupted and not saved; whatever
@@ -240,8 +240,8 @@ def finish(output: Path, outcome: Outcome, advice: Sequence[str], command: str =
         print(f"    {start} {command} --output {shlex.quote(str(output))}")
         return INTERRUPTED
     pictures = sorted((output / "reconstructions").glob("step-*.png"))
-    losses = [("loss", outcome.loss), ("held-out loss", outcome.val_loss)]
-    print(f"\ndone: {', '.join([f'{outcome.steps} steps', *(f'{n} {v:.4f}' for n, v in losses if v is not None)])}")
+    loss = [] if outcome.loss is None else [f"loss {outcome.loss:.4f}"]
+    print(f"\ndone: {', '.join([f'{outcome.steps} steps', *loss, *told(outcome.measured)])}")
     if pictures:
         print(f"  picture  {pictures[-1]}")
     print(f"  report   {output / 'report.html'}")

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
-import torch
 
 from .atomic import require_writable, write_atomically
-from .data import builtin_photographs, evaluation_view, find_images, printable
-from .data.loader import PlainViews, plain_batches, read
+from .data import builtin_photographs, find_images, printable
 from .device import pick_device
+from .features import pooled_features
 from .train.ranges import check_values
 from .trained import load_network
 
@@ -52,29 +51,18 @@ def embed(
     check_values({"batch_size": batch_size, "workers": workers})
     require_writable(output)
     network = load_network(encoder, model)
-    levels = len(network.backbone.levels)
-    if not -levels <= stage < levels:
-        raise ValueError(
-            f"--stage {stage} is not one of the network's {levels} maps, 0 to {levels - 1} or -{levels} to -1"
-        )
     config = network.data if image_size is None else replace(network.data, image_size=(image_size, image_size))
     source = find_images(data) if data is not None else builtin_photographs()
     where = pick_device(device)
     network.backbone.module.to(where)
-    rows, names, broken = [], [], 0
-    views = PlainViews(source, evaluation_view(config), network.backbone.in_chans)
-    with read(plain_batches(views, batch_size, workers)) as batches, torch.no_grad():
-        for batch in batches:
-            for index, error in batch.broken:
-                print(f"skipped {printable(source.name(index))}: {error}", file=sys.stderr)
-                broken += 1
-            if batch.images:
-                maps = network.backbone(torch.stack(batch.images).to(where))
-                rows.append(maps[stage].flatten(2).mean(2).float().cpu().numpy())
-                names += [source.name(index) for index in batch.indices]
-    if not rows:
+    found = pooled_features(
+        network.backbone, source, config, stage, batch_size=batch_size, workers=workers, device=where
+    )
+    for index, error in found.broken:
+        print(f"skipped {printable(source.name(index))}: {error}", file=sys.stderr)
+    if not found.indices:
         raise ValueError(f"none of the {len(source)} images can be read")
-    table = np.concatenate(rows)
+    names, table, broken = [source.name(index) for index in found.indices], found.values.numpy(), len(found.broken)
     write_atomically(output, lambda file: WRITERS[output.suffix](file, names, table))
     print(f"{len(table)} images, {table.shape[1]} features{f', {broken} skipped' if broken else ''}: {output}")
     return 0

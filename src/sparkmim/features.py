@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .backbone import Backbone
-from .data import DataConfig, ImageSource, evaluation_view
+from .data import ImageSource, ViewConfig, evaluation_view
 from .data.loader import PlainViews, plain_batches, read
 
 
@@ -33,7 +33,7 @@ class Features(NamedTuple):
 def pooled_features(
     backbone: Backbone,
     source: ImageSource,
-    data: DataConfig,
+    data: ViewConfig,
     stage: int = -1,
     *,
     batch_size: int = 32,
@@ -54,7 +54,7 @@ def pooled_features(
         autocast: makes the context of the forward pass.
 
     Raises:
-        ValueError: if the network has no such map, or none of the images can be read.
+        ValueError: if the network has no such map.
     """
     levels = len(backbone.levels)
     if not -levels <= stage < levels:
@@ -73,6 +73,5 @@ def pooled_features(
                 with autocast():
                     maps = backbone(torch.stack(batch.images).to(device))
                 rows.append(maps[stage].flatten(2).mean(2, dtype=torch.float32).cpu())
-    if not rows:
-        raise ValueError(f"none of the {len(source)} images can be read")
-    return Features(torch.cat(rows), indices, broken)
+    values = torch.cat(rows) if rows else torch.zeros(0, backbone.channels[stage])
+    return Features(values, indices, broken)

@@ -94,7 +94,7 @@ def normalise(chosen: Mapping[str, Any], kind: type[Configuration]) -> dict[str,
             made[name] = size * 2 if len(size) == 1 else size
             if any(s < 1 for s in size):
                 raise ValueError(f"--{name.replace('_', '-')} {' '.join(map(str, size))} is not a number of pixels")
-    for name in ("data", "val_data", "test_data"):
+    for name in ("data", "val_data", "test_data", "monitor_data"):
         if made.get(name) is not None:
             made[name] = str(Path(made[name]).expanduser().absolute())
     for name in ("init", "encoder"):

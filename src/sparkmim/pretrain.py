@@ -17,6 +17,7 @@ from .carry_out import carry_out, launch, tell_plan
 from .continuing import described
 from .data import keyed_seed
 from .device import device_name
+from .evaluate.monitor import KnnMonitor, find_monitor
 from .masking import visible_patches
 from .prepare import Preparation, prepare
 from .spark import SparK
@@ -60,15 +61,18 @@ def pretrain(
     """
     ready = prepare(output, recipe, resume, chosen or {}, int(os.environ.get("WORLD_SIZE", 1)))
     config = ready.config
+    monitor = find_monitor(config)
     fabric = launch(config.run)
     torch.manual_seed(keyed_seed(config.run.seed, INITIAL))
     # A run that goes on has its weights in the checkpoint and needs no file to start from.
     model = build_model(config.model if ready.state is None else replace(config.model, init="none"))
-    lines = describe(ready, model, fabric)
+    lines = describe(ready, model, monitor, fabric)
     tell_plan(lines, fabric, say)
     if ready.state is None and config.model.execution == "packed":
         check_backbone(model, config)
-    training = Pretraining(config, model, ready.source, ready.held_out, ready.run, fabric, ready.state, after_step)
+    training = Pretraining(
+        config, model, ready.source, ready.held_out, monitor, ready.run, fabric, ready.state, after_step
+    )
     record = {
         "recipe": ready.recipe,
         "images": described(ready.source),
@@ -92,7 +96,7 @@ def check_backbone(model: SparK, config: PretrainConfig) -> None:
         )
 
 
-def describe(ready: Preparation, model: SparK, fabric: Fabric) -> dict[str, str]:
+def describe(ready: Preparation, model: SparK, monitor: KnnMonitor | None, fabric: Fabric) -> dict[str, str]:
     """The plan: label to text."""
     config = ready.config
     data, run, schedule = config.data, config.run, config.schedule
@@ -128,5 +132,6 @@ def describe(ready: Preparation, model: SparK, fabric: Fabric) -> dict[str, str]
         f"{config.optimizer.betas[0]:g} {config.optimizer.betas[1]:g}",
         "computation": f"{device_name(fabric.device)}, {run.precision}{', compiled' if run.compile else ''}, "
         f"{config.model.execution}, {data.workers} worker{'s' * (data.workers != 1)}",
+        **({} if monitor is None else {"monitor": f"{monitor}, every {run.monitor_every:g} epochs"}),
         "steps": f"{steps}",
     }

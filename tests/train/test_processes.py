@@ -28,7 +28,7 @@ def launch(output: Path, images: Path, *more: str) -> subprocess.Popen[str]:
     flags = "--model test_resnet --image-size 64 --decoder-width 32 --batch-size 4 --accumulate 1 --lr 0.01 --seed 1 "
     flags += "--warmup-epochs 0.8 --precision 32 --device cpu --workers 0 --pictures 1 --max-broken 0.3"
     torchrun = "-m torch.distributed.run --nproc-per-node 2 --master-addr 127.0.0.1 --master-port"
-    command = [sys.executable, *torchrun.split(), str(free_port()), "-m", "sparkmim", "pretrain"]
+    command = [sys.executable, *torchrun.split(), str(free_port()), "-m", "--", "sparkmim", "pretrain"]
     command += ["--output", str(output), "--data", str(images), *flags.split(), *more]
     pipe = subprocess.PIPE
     STARTED.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True))
@@ -57,8 +57,13 @@ def with_a_broken_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_processes_equal_two_micro_batches(tmp_path: Path, with_a_broken_one: Path) -> None:
+    labelled = tmp_path / "labelled"
+    for number, name in enumerate(("a", "b", "c")):
+        make_images(labelled / name, 3, seed=number)
+    (labelled / "b" / "1.png").write_bytes(b"no image")
     process = launch(
-        tmp_path / "two", with_a_broken_one, "--epochs", "2.4", "--checkpoint-minutes", "0", "--log-every", "1"
+        *(tmp_path / "two", with_a_broken_one, "--epochs", "2.4", "--checkpoint-minutes", "0", "--log-every", "1"),
+        *("--monitor", "knn", "--monitor-data", str(labelled), "--monitor-every", "1"),
     )
     chosen = TINY | {"data": with_a_broken_one, "accumulate": 2, "max_broken": 0.3}
     assert pretrain(tmp_path / "one", chosen=chosen, say=lambda line: None) is not None
@@ -77,6 +82,10 @@ def test_two_processes_equal_two_micro_batches(tmp_path: Path, with_a_broken_one
         assert line.startswith("4.png\t")
     assert out.count("1 of 10 images cannot be read") == 1
     assert out.count("done: 6 steps") == 1
+    assert out.count("1 of 9 labelled images cannot be read") == 1
+    watched = [line for line in lines(tmp_path / "two") if "knn_top1" in line]
+    assert [line["step"] for line in watched] == [2, 4, 6]
+    assert all(line["knn_top1"] * 8 == pytest.approx(round(line["knn_top1"] * 8)) for line in watched)
     assert "2 processes" in out
 
 

@@ -46,5 +46,9 @@ class DataConfig(ViewConfig):
     val_data: str | None = None
     """Folder of images for the held-out loss."""
 
+    monitor_data: str | None = None
+    """Labelled images for --monitor: class folders, a CSV file of rows `path,class`, or a folder with train and val
+    folders of classes. They do not train."""
+
     val_share: float = 0.0
     """Share of the images to hold out for the held-out loss instead."""

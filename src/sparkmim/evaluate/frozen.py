@@ -82,7 +82,11 @@ class FrozenEncoder:
         }
 
     def __call__(self, images: LabelledImages) -> LabelledFeatures:
-        """The features of all images that can be read, those that cannot being named on standard error."""
+        """The features of all images that can be read, those that cannot being named on standard error.
+
+        Raises:
+            ValueError: if there are none.
+        """
         found = pooled_features(
             self.network.backbone,
             images.source,
@@ -94,6 +98,8 @@ class FrozenEncoder:
         )
         for index, error in found.broken:
             print(f"skipped {images.source.name(index)}: {error}", file=sys.stderr)
+        if not found.indices:
+            raise ValueError(f"none of the {len(images)} images can be read")
         self.skipped += len(found.broken)
         return LabelledFeatures(found.values, torch.from_numpy(images.labels[found.indices]))
 

@@ -32,6 +32,11 @@ def charts(lines: Sequence[Mapping[str, float]]) -> str:
         ("mean of classes", "main thin", curve(lines, "val_mean_per_class")),
     ]
     drawn.append(chart("Validation accuracy", accuracy, steps))
+    neighbours = [
+        ("top-1", "held-out", curve(lines, "knn_top1")),
+        ("mean of classes", "main thin", curve(lines, "knn_mean_per_class")),
+    ]
+    drawn.append(chart("k-NN accuracy", neighbours, steps))
     for title, key, zero in (
         ("Learning rate", "lr", True),
         ("Weight decay", "weight_decay", True),

@@ -112,11 +112,15 @@ def _headline(
         best = held_out.value.argmin()
         note = f"lowest {number(held_out.value[best])} at step {held_out.step[best]:,.0f}"
         facts.append(("Held-out loss", number(held_out.value[-1]), note))
-    for key, label in (("val_top1", "Top-1"), ("val_mean_per_class", "Mean of classes")):
+    for key, label, of in (
+        ("val_top1", "Top-1", "validation"),
+        ("val_mean_per_class", "Mean of classes", "validation"),
+        ("knn_top1", "k-NN", "top-1"),
+    ):
         accuracy = curve(lines, key)
         if len(accuracy):
             best = accuracy.value.argmax()
-            note = f"validation; highest {accuracy.value[best]:.1%} at step {accuracy.step[best]:,.0f}"
+            note = f"{of}; highest {accuracy.value[best]:.1%} at step {accuracy.step[best]:,.0f}"
             facts.append((label, f"{accuracy.value[-1]:.1%}", note))
     if len(speed):
         memory = max((line.get("peak_memory_bytes", 0) for line in lines), default=0)

@@ -60,9 +60,16 @@ class RunConfig(LoopConfig):
     pictures: int = 10
     """How many times over the run to draw reconstructions; 0 never."""
 
+    monitor: Literal["none", "knn"] = "none"
+    """What the encoder is worth so far: knn classifies the labelled images of --monitor-data by their neighbours."""
+
+    monitor_every: float = 10.0
+    """Epochs between two times that the monitor looks; it does after the last step as well."""
+
 
 FREE = frozenset(
     {"workers", "log_every", "val_every", "checkpoint_minutes", "keep_checkpoints", "pictures", "compile", "device"}
+    | {"monitor", "monitor_data", "monitor_every"}
     | {"data", "val_data"}  # folders may move; the names of their images are compared instead
 )
 """Fields that do not change what a run computes (but for rounding), so a run may be continued with others."""

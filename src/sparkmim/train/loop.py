@@ -6,12 +6,11 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed
 from lightning_fabric import Fabric
 from torch.utils.data import DataLoader
 
@@ -20,6 +19,7 @@ from ..data.loader import Positions, read
 from .broken import BrokenImages
 from .config import TrainingConfig
 from .failures import RunStopped, explained, kept, not_finite, spoilt
+from .gather import gather
 from .interrupt import StopRequest
 from .metrics import Metrics, Progress, peak_memory_bytes
 from .run_folder import RunFolder
@@ -28,15 +28,27 @@ from .step import StepResult, Trainer
 
 
 class Outcome(NamedTuple):
-    """How a run ended: steps done and planned, moving average of the loss, held-out loss, and the signal that
-    interrupted it, if one did.
+    """How a run ended: steps done and planned, moving average of the loss, the newest numbers measured, and the
+    signal that interrupted it, if one did.
     """
 
     step: int
     steps: int
     loss: float | None
-    val_loss: float | None
+    measured: Mapping[str, float]
     interrupted: str | None
+
+
+class Evaluation(NamedTuple):
+    """Something to measure between steps.
+
+    Attributes:
+        epochs: between two times; it is measured after the last step as well.
+        measure: gives finite numbers by name, the same in all processes, which do it together.
+    """
+
+    epochs: float
+    measure: Callable[[], dict[str, float]]
 
 
 class Training(ABC):
@@ -55,8 +67,8 @@ class Training(ABC):
         ValueError: if the checkpoint is of another model.
     """
 
-    evaluates: bool
-    """Whether there are held-out images."""
+    evaluations: Sequence[Evaluation]
+    """What to measure between steps."""
 
     pictures: int
     """How many times over the run to draw."""
@@ -84,7 +96,7 @@ class Training(ABC):
             self.trainer.load(state)
             self.broken.load(state["broken"])
             self.losses, self.norms = state.get("unlogged", ([], []))
-        self.val_loss: float | None = None
+        self.measured: dict[str, float] = {}
         self.stop = StopRequest()
 
     @abstractmethod
@@ -94,10 +106,6 @@ class Training(ABC):
     @abstractmethod
     def estimate(self) -> list[str]:
         """How long the run will take, in lines for the user; see :func:`~sparkmim.train.estimate.estimate`."""
-
-    @abstractmethod
-    def evaluate(self) -> dict[str, float]:
-        """Numbers of the held-out images, `val_loss` among them, all processes' work."""
 
     @abstractmethod
     def draw(self) -> None:
@@ -135,10 +143,10 @@ class Training(ABC):
         if trainer.step == trainer.steps:
             with explained(trainer, self.run):
                 self.publish()  # a crash may have come between the last checkpoint and what is made of it
-            return Outcome(trainer.step, trainer.steps, None, None, None)
+            return Outcome(trainer.step, trainer.steps, None, {}, None)
         loader = self.batches(self.positions())
         pictures = {round(trainer.steps * n / self.pictures) for n in range(1, self.pictures + 1)}
-        val_steps = steps_of(run.val_every, len(self.source), run.batch_size)
+        due_every = [steps_of(e.epochs, len(self.source), run.batch_size) for e in self.evaluations]
         self.progress = Progress(trainer.steps, trainer.step, run.batch_size, shown=first)
         trainer.model.train()
         asked: str | None = None  # the signal that asks for a stop
@@ -159,8 +167,9 @@ class Training(ABC):
                 last = trainer.step == trainer.steps
                 if last or trainer.step % run.log_every == 0:
                     self._log()
-                if self.evaluates and (last or trainer.step % val_steps == 0):
-                    self._evaluate()
+                for evaluation, every in zip(self.evaluations, due_every, strict=True):
+                    if last or trainer.step % every == 0:
+                        self._evaluate(evaluation)
                 if trainer.step in pictures:
                     self._draw()
                 asked, due = self._agree()
@@ -170,7 +179,7 @@ class Training(ABC):
                     self._save()
             self._save()
         interrupted = asked if trainer.step < trainer.steps else None
-        return Outcome(trainer.step, trainer.steps, self.progress.loss, self.val_loss, interrupted)
+        return Outcome(trainer.step, trainer.steps, self.progress.loss, self.measured, interrupted)
 
     def _restart_checkpoint_clock(self) -> None:
         self.checkpoint_due = time.monotonic() + 60 * self.config.run.checkpoint_minutes
@@ -200,9 +209,9 @@ class Training(ABC):
         for result, mine, loss, norm in zip(pending, own[:, 0].tolist(), losses, norms, strict=True):
             if not (math.isfinite(loss) and (scaled or math.isfinite(norm))):
                 suspects = [] if math.isfinite(mine) and not math.isfinite(loss) else result.indices
-                names = [self.source.name(i) for part in self._gather(suspects) for i in part]
+                names = [self.source.name(i) for part in gather(self.fabric, suspects) for i in part]
                 raise not_finite(self.trainer, self.run, result.step, loss, norm, names)
-        for part in self._gather(self.broken.errors):
+        for part in gather(self.fabric, self.broken.errors):
             self.broken.note(part.items())
         if self.broken.list_new(write=self.fabric.is_global_zero):
             self.progress.say(f"{self.broken.count()} and others take their place; see {self.run.broken}")
@@ -234,14 +243,6 @@ class Training(ABC):
             self.metrics.write(line)
         self.progress.show(line)
 
-    def _gather(self, value: Any) -> list[Any]:
-        """The values of all processes."""
-        if self.fabric.world_size == 1:
-            return [value]
-        values: list[Any] = [None] * self.fabric.world_size
-        torch.distributed.all_gather_object(values, value)
-        return values
-
     def _agree(self) -> tuple[str | None, bool]:
         """The signal that asks for a stop, and whether it is time for a checkpoint, by the first process's clock.
 
@@ -253,19 +254,20 @@ class Training(ABC):
             and self.trainer.step % self.config.run.log_every
         ):
             return None, False  # asking every step would wait for the device
-        answers = self._gather((self.stop.signal, time.monotonic() >= self.checkpoint_due))
+        answers = gather(self.fabric, (self.stop.signal, time.monotonic() >= self.checkpoint_due))
         return next((name for name, _ in answers if name is not None), None), answers[0][1]
 
-    def _evaluate(self) -> None:
-        """Write the numbers of the held-out images."""
+    def _evaluate(self, evaluation: Evaluation) -> None:
+        """Measure, and write the numbers."""
         with self._aside():
-            values = self.evaluate()
-        self.val_loss = values["val_loss"]
-        if not math.isfinite(self.val_loss):
-            raise RunStopped(
-                f"the held-out loss is {self.val_loss} after step {self.trainer.step}, though all training losses were "
-                f"finite. Last good state: {kept(self.run)}"
-            )
+            values = evaluation.measure()
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise RunStopped(
+                    f"{name} is {value} after step {self.trainer.step}, though all training losses were finite. Last "
+                    f"good state: {kept(self.run)}"
+                )
+        self.measured |= values
         self._write(values)
 
     def _draw(self) -> None:

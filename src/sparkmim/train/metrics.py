@@ -19,6 +19,9 @@ from tqdm import tqdm
 from ..units import duration
 from .run_folder import RunFolder
 
+TOLD = (("val_loss", "held-out loss", ".4f"), ("val_top1", "top-1", ".1%"), ("knn_top1", "k-NN", ".1%"))
+"""What evaluations measure and the user sees while a run lasts: name, label and format."""
+
 LINE_SECONDS = 5.0
 """Where there is no terminal, seconds between two lines at least."""
 
@@ -61,7 +64,7 @@ class Progress:
         self.start = time.monotonic()
         self.last_line = -math.inf
         self.loss: float | None = None
-        self.val_loss: float | None = None
+        self.measured: dict[str, float] = {}
         self.bar = (
             tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.05, bar_format=BAR)
             if shown and sys.stderr.isatty()
@@ -77,12 +80,11 @@ class Progress:
 
     def show(self, values: Mapping[str, float]) -> None:
         """A line of numbers was written."""
-        self.val_loss = values.get("val_loss", self.val_loss)
         if "loss" not in values:
+            self.measured |= values
             return
         self.loss = values["loss"] if self.loss is None else 0.9 * self.loss + 0.1 * values["loss"]
-        text = f"loss {self.loss:.4f}" + (f", held out {self.val_loss:.4f}" if self.val_loss is not None else "")
-        text += f", {values['images_per_second']:.3g} images/s"
+        text = ", ".join([f"loss {self.loss:.4f}", *told(self.measured), f"{values['images_per_second']:.3g} images/s"])
         if self.bar is not None:
             with self._heard():
                 self.bar.set_postfix_str(text)
@@ -114,6 +116,11 @@ class Progress:
             if self.bar is not None:
                 fall_silent(sys.stderr)
             self.bar, self.shown = None, False
+
+
+def told(measured: Mapping[str, float]) -> list[str]:
+    """What evaluations have measured, in words."""
+    return [f"{label} {measured[name]:{form}}" for name, label, form in TOLD if name in measured]
 
 
 def tell(text: str) -> None:

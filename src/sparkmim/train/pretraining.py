@@ -20,7 +20,7 @@ from ..spark import SparK
 from .config import PretrainConfig
 from .estimate import estimate
 from .failures import explained
-from .loop import Training
+from .loop import Evaluation, Training
 from .monitor import draw, held_out_loss
 from .optimizer import build_optimizer, parameter_groups
 from .run_folder import RunFolder
@@ -36,6 +36,10 @@ class MaskedTrainer(Trainer[SparK, Batch]):
         return loss
 
 
+Monitor = Callable[[Trainer[SparK, Batch]], dict[str, float]]
+"""Measures a model in training, which it leaves as it was; the same finite numbers, by name, in all processes."""
+
+
 class Pretraining(Training):
     """One process's part of a pretraining.
 
@@ -44,6 +48,7 @@ class Pretraining(Training):
         model: what to train.
         source: images to train on.
         held_out: images for the held-out loss.
+        monitor: measures something else about the model in training, all processes' work, every `monitor_every` epochs.
         run: where to write.
         fabric: device, precision and processes, launched.
         state: of the checkpoint to continue from.
@@ -59,6 +64,7 @@ class Pretraining(Training):
         model: SparK,
         source: ImageSource,
         held_out: ImageSource | None,
+        monitor: Monitor | None,
         run: RunFolder,
         fabric: Fabric,
         state: dict[str, Any] | None = None,
@@ -68,9 +74,13 @@ class Pretraining(Training):
         trainer = MaskedTrainer(config, model, optimizer, len(source), fabric)
         super().__init__(config, trainer, source, run, fabric, state, after_step)
         self.settings, self.model = config, trainer.model
-        self.evaluates, self.pictures = held_out is not None, config.run.pictures
+        self.pictures, self.evaluations = config.run.pictures, []
         self.views = self._views(source, train=True)
         self.shown = self._views(held_out or source, train=False)
+        if held_out is not None:
+            self.evaluations.append(Evaluation(config.run.val_every, self.held_out_loss))
+        if monitor is not None:
+            self.evaluations.append(Evaluation(config.run.monitor_every, lambda: monitor(trainer)))
 
     def _views(self, source: ImageSource, *, train: bool) -> MaskedViews:
         model, data = self.settings.model, self.settings.data
@@ -91,8 +101,8 @@ class Pretraining(Training):
         with explained(trainer, self.run):
             return estimate(trainer, self.views, self.positions(), blank)
 
-    def evaluate(self) -> dict[str, float]:
-        """The held-out loss."""
+    def held_out_loss(self) -> dict[str, float]:
+        """The loss of held-out images."""
         return {"val_loss": held_out_loss(self.trainer, self.shown)}
 
     def draw(self) -> None:

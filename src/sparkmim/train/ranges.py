@@ -31,6 +31,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda v: v >= 0, "must be at least 0"),
     "log_every": (lambda v: v >= 1, "is a number of steps, at least 1"),
     "val_every": (lambda v: 0 < v < math.inf, "is a number of epochs, above 0"),
+    "monitor_every": (lambda v: 0 < v < math.inf, "is a number of epochs, above 0"),
     "checkpoint_minutes": (lambda v: v >= 0, "must be at least 0"),
     "keep_checkpoints": (lambda v: v >= 1, "must be at least 1"),
     "pictures": (lambda v: v >= 0, "must be at least 0"),

@@ -17,9 +17,10 @@ from ...atomic import write_json
 from ...data import Subset
 from ...data.loader import Positions, load
 from ...report import write_report
-from ...train import RunFolder, Training, build_optimizer
+from ...train import Evaluation, RunFolder, Training, build_optimizer
 from ...train.estimate import estimate
 from ...train.failures import explained
+from ...train.gather import gather
 from ...train.step import StepResult, Trainer
 from ..labels import LabelledImages
 from .classifier import Classifier
@@ -112,7 +113,8 @@ class Finetuning(Training):
         super().__init__(config, trainer, train.source, run, fabric, state, after_step)
         self.settings, self.classifier_trainer = config, trainer
         self.labelled, self.val, self.test = train, val, test
-        self.evaluates, self.repeats = val is not None, config.augment.repeats
+        self.evaluations = [] if val is None else [Evaluation(config.run.val_every, self.validate)]
+        self.repeats = config.augment.repeats
         view = augmented_view(config.data, config.augment)
         self.views = LabelledViews(train, view, config.model.in_chans, config.run.seed)
         self.best: dict[str, Any] | None = None if state is None else state["best"]
@@ -135,7 +137,7 @@ class Finetuning(Training):
         with explained(self.trainer, self.run):
             return estimate(self.trainer, self.views, self.positions(), blank)
 
-    def evaluate(self) -> dict[str, float]:
+    def validate(self) -> dict[str, float]:
         """Scores of the validation images; the best weights so far are kept."""
         assert self.val is not None
         score = Score.of(self._predict(self.val), self.val)
@@ -203,7 +205,7 @@ class Finetuning(Training):
             autocast=fabric.autocast,
         )
         mine = Predictions(part.probabilities, own[part.indices].tolist(), [(int(own[i]), e) for i, e in part.broken])
-        parts = self._gather(mine)
+        parts = gather(fabric, mine)
         return Predictions(
             torch.cat([p.probabilities for p in parts if p.indices]) if any(p.indices for p in parts) else mine[0],
             [index for p in parts for index in p.indices],
