@@ -80,7 +80,14 @@ def load_network(encoder: str | Path, model: str | None = None, seed: int = 0) -
     if name is None:
         raise ValueError(f"{path} does not say which network it is of; name it with --model")
     backbone = load_backbone(name, tuple(known.get("stages", ())), known.get("in_chans", 3))
-    load_encoder(backbone.module, path)
+    try:
+        load_encoder(backbone.module, path)
+    except ValueError as error:
+        if known.get("model", name) == name:
+            raise
+        raise ValueError(
+            f"{path} holds the weights of {known['model']}, not of {name}: leave --model out. {error}"
+        ) from error
     backbone.module.eval()
     return TrainedEncoder(name, backbone, _input_of(backbone, known), known.get("step"))
 

@@ -151,7 +151,9 @@ def resolve(recipe: str, chosen: Mapping[str, Any]) -> tuple[FinetuneConfig, Lab
     data = {name: chosen[name] for name in vars(LabelledDataConfig)["__annotations__"] if name in chosen}
     view = {"image_size": (1, 1), "mean": (0.0,), "std": (1.0,)}
     sets = read_sets(LabelledDataConfig(**{**view, **data}), chosen.get("seed", 0))
-    first_readable(sets.train.source, encoder.backbone.in_chans)
+    for labelled in sets:
+        if labelled is not None:
+            first_readable(labelled.source, encoder.backbone.in_chans)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     situation = Situation(
         images=len(sets.train),

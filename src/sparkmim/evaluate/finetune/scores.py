@@ -89,13 +89,7 @@ class Score:
 
     @classmethod
     def of(cls, predictions: Predictions, labelled: LabelledImages) -> Score:
-        """Measured.
-
-        Raises:
-            ValueError: if no image could be read.
-        """
-        if not predictions.indices:
-            raise ValueError(f"none of {len(labelled)} images can be read; {predictions.broken[0][1]}")
+        """Measured on at least one image."""
         labels = torch.from_numpy(labelled.labels[predictions.indices])
         predicted = predictions.probabilities.argmax(1)
         right = accuracy(predicted, labels)

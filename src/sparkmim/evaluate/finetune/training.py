@@ -17,7 +17,7 @@ from ...atomic import write_json
 from ...data import Subset
 from ...data.loader import Positions, load
 from ...report import write_report
-from ...train import Evaluation, RunFolder, Training, build_optimizer
+from ...train import Evaluation, RunFolder, RunStopped, Training, build_optimizer
 from ...train.estimate import estimate
 from ...train.failures import explained
 from ...train.gather import gather
@@ -191,7 +191,11 @@ class Finetuning(Training):
         return self.classifier_trainer.scored.state_dict()
 
     def _predict(self, labelled: LabelledImages) -> Predictions:
-        """All processes share the work and get the same predictions."""
+        """All processes share the work and get the same predictions.
+
+        Raises:
+            RunStopped: if none of the images can be read.
+        """
         fabric, data = self.fabric, self.settings.data
         own = np.arange(fabric.global_rank, len(labelled), fabric.world_size)
         part = predict_source(
@@ -206,8 +210,11 @@ class Finetuning(Training):
         )
         mine = Predictions(part.probabilities, own[part.indices].tolist(), [(int(own[i]), e) for i, e in part.broken])
         parts = gather(fabric, mine)
+        broken = [error for p in parts for error in p.broken]
+        if len(broken) == len(labelled):
+            raise RunStopped(f"none of {len(labelled)} images to be scored can be read; {broken[0][1]}")
         return Predictions(
-            torch.cat([p.probabilities for p in parts if p.indices]) if any(p.indices for p in parts) else mine[0],
+            torch.cat([p.probabilities for p in parts if p.indices]),
             [index for p in parts for index in p.indices],
-            [broken for p in parts for broken in p.broken],
+            broken,
         )

@@ -1,0 +1,130 @@
+"""What fine-tuning refuses before it begins, and what it makes of data that are merely poor."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from pictures import CLASSES, TINY, make_split
+
+from sparkmim.evaluate.finetune import finetune
+from sparkmim.interchange import save_encoder
+from sparkmim.train import RunStopped
+
+
+def run(folder: Path, **chosen: Any) -> dict[str, Any]:
+    """The results of a run."""
+    assert finetune(folder, chosen=TINY | chosen, say=lambda line: None) is not None
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return results
+
+
+def table(root: Path, *rows: str) -> Path:
+    file = root / "labels.csv"
+    names = [path.relative_to(root) for path in sorted(root.rglob("*.png"))]
+    file.write_text("\n".join([*(f"{name},{name.parent.name}" for name in names), *rows]))
+    return file
+
+
+@pytest.fixture
+def copy(tmp_path: Path, data: Path) -> Path:
+    """The data, to be spoilt."""
+    return shutil.copytree(data, tmp_path / "data")
+
+
+def refused(folder: Path, message: str, **chosen: Any) -> None:
+    with pytest.raises(ValueError, match=message):
+        finetune(folder, chosen=TINY | chosen, say=lambda line: None)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_other_classes_in_another_split(tmp_path: Path, copy: Path, split: str) -> None:
+    (copy / split / "red").rename(copy / split / "yellow")
+    refused(
+        tmp_path / "run",
+        rf"{split} are not those of .*: yellow only in .*{split}; red missing there",
+        data=copy,
+        test_data=copy / "test",
+    )
+
+
+def test_files_that_are_missing(tmp_path: Path, copy: Path) -> None:
+    file = table(copy / "train", "red/99.png,red")
+    refused(tmp_path / "run", r"1 of the 25 images of .*labels.csv do not exist: red/99.png", data=file)
+
+
+@pytest.mark.parametrize("folders", [CLASSES, ()])
+def test_empty_validation_folder(tmp_path: Path, copy: Path, folders: tuple[str, ...]) -> None:
+    shutil.rmtree(copy / "val")
+    for name in ("", *folders):
+        (copy / "val" / name).mkdir()
+    refused(tmp_path / "run", "no image in .*val", data=copy)
+
+
+def test_validation_images_that_cannot_be_read(tmp_path: Path, copy: Path) -> None:
+    for path in (copy / "val").rglob("*.png"):
+        path.write_bytes(b"no image")
+    refused(tmp_path / "run", "none of 8 images tried can be read as 3 channels; blue/0.png", data=copy)
+
+
+def test_images_that_go_during_the_run(tmp_path: Path, copy: Path) -> None:
+    def empty(done: int) -> None:
+        for path in (copy / "val").rglob("*.png"):
+            path.write_bytes(b"")
+
+    with pytest.raises(RunStopped, match="none of 12 images to be scored can be read"):
+        finetune(tmp_path / "run", chosen=TINY | {"data": copy}, after_step=empty, say=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (
+            {"model": "resnet18"},
+            r"holds the weights of test_resnet, not of resnet18: leave --model out.*another",
+        ),
+        ({"model": None, "encoder": "none"}, "--encoder none does not say which network; name it with --model"),
+        ({"encoder": "nowhere"}, "there is no file .*nowhere; --encoder takes"),
+        ({"label_share": 0.0}, "--label-share is a share of the labels, above 0"),
+        ({"folds": 3}, "--folds and --val-data are two ways"),
+        ({"data": None}, "which images"),
+    ],
+)
+def test_choices_that_do_not_fit(tmp_path: Path, data: Path, chosen: dict[str, Any], message: str) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / "encoder.safetensors"
+    save_encoder(timm.create_model("test_resnet", num_classes=0), path, {"sparkmim": '{"model": "test_resnet"}'})
+    settings = TINY | {"encoder": path, "data": data, "val_data": data / "val"} | chosen
+    with pytest.raises(ValueError, match=message):
+        finetune(tmp_path / "run", chosen={k: v for k, v in settings.items() if v is not None}, say=lambda line: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_with_one_image_is_trained_on(tmp_path: Path) -> None:
+    make_split(tmp_path / "train")
+    for path in sorted((tmp_path / "train" / "red").iterdir())[1:]:
+        path.unlink()
+    found = run(tmp_path / "run", data=tmp_path / "train", folds=4)
+    assert found["train"]["per_class"] == [6, 6, 1]
+    assert sum(found["validation"]["confusion"][2]) == 0
+
+
+def test_a_class_without_validation_images_does_not_count(tmp_path: Path, copy: Path) -> None:
+    for path in (copy / "val" / "red").iterdir():
+        path.unlink()
+    validation = run(tmp_path / "run", data=copy)["validation"]
+    confusion = validation["confusion"]
+    assert (validation["images"], sum(confusion[2])) == (8, 0)
+    assert validation["mean_per_class"] == pytest.approx((confusion[0][0] + confusion[1][1]) / 8)
+    assert "<th scope=row>red</th>" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_share_that_would_leave_nothing_of_a_class(tmp_path: Path, data: Path) -> None:
+    found = run(tmp_path / "run", data=data, label_share=0.01, batch_size=3)
+    assert found["train"]["per_class"] == [1, 1, 1]
