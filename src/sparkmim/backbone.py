@@ -207,16 +207,26 @@ class Backbone:
         """Pixels of a patch along each axis: the network's total stride by default.
 
         Raises:
-            ValueError: if it is not a multiple of the total stride.
+            ValueError: if patches and the positions of a map would straddle each other: along each axis the patch size
+                must be a multiple or a divisor of the stride of every map.
         """
-        stride = self.strides[-1]
+        total = self.strides[-1]
         if patch_size is None:
-            return stride
+            return total
         size = (patch_size,) * self.dims if isinstance(patch_size, int) else tuple(patch_size)
-        if len(size) != len(stride) or any(p < 1 or p % s for p, s in zip(size, stride, strict=True)):
-            total = " x ".join(map(str, stride))
-            raise ValueError(f"patch size {patch_size} is not a multiple of the network's total stride {total}")
-        return size
+        if len(size) == self.dims and all(
+            p > 0 and (p % s == 0 or s % p == 0) for stride in self.strides for p, s in zip(size, stride, strict=True)
+        ):
+            return size
+        strides = ", ".join(" x ".join(map(str, stride)) for stride in self.strides)
+        raise ValueError(
+            f"patch size {patch_size} is not a multiple of the network's total stride {' x '.join(map(str, total))}, "
+            f"and not a divisor of it that fits the strides of all maps ({strides})"
+        )
+
+    def unit(self, patch_size: Sequence[int]) -> tuple[int, ...]:
+        """What the size of images must be a multiple of, along each axis: of the patch size and the total stride."""
+        return tuple(math.lcm(p, s) for p, s in zip(patch_size, self.strides[-1], strict=True))
 
     def check(self, patch_size: int | Sequence[int] | None = None, **settings: Any) -> CheckReport:
         """Whether the network works on visible patches: identity, crop, leak and oracle, on a copy.
@@ -227,7 +237,8 @@ class Backbone:
         """
         other = copy.deepcopy(self)
         size = self.resolve_patch_size(patch_size)
-        return check(other.module, other, patch_size=size, in_chans=self.in_chans, **settings)
+        stride = self.strides[-1]
+        return check(other.module, other, patch_size=size, stride=stride, in_chans=self.in_chans, **settings)
 
     def unreached_parameters(self, levels: int = LEVELS) -> list[str]:
         """Names of parameters that none of the deepest `levels` maps depends on (a classifier's, a last norm's)."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .backbone import Level
 from .composed import upsample_conv
 from .recompute import recomputed
-from .sparse import PatchGrid
+from .sparse import CoarseExecution, CoarseGrid, PatchGrid
 
 # Kernels and strides may differ per axis, which torch's annotations of the 1-D forms do not foresee.
 _CONV: dict[int, type[Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -44,10 +44,13 @@ class Densify(nn.Module):
         else:
             self.proj = _CONV[dims](channels, width, kernel_size, padding=kernel_size // 2)
 
-    def forward(self, packed: Tensor, grid: PatchGrid) -> Tensor:
-        """`(N, C, *block)` features of the visible patches to a map `(B, width, *size)`."""
+    def forward(self, packed: Tensor, grid: PatchGrid | CoarseGrid) -> Tensor:
+        """`(N, C, *block)` features of the visible patches, or `(B, C, *size)` where positions hold several patches,
+        to a map `(B, width, *size)`."""
         if isinstance(self.norm, nn.LayerNorm):
             packed = self.norm(packed.movedim(1, -1)).movedim(-1, 1)
+        elif isinstance(grid, CoarseGrid):
+            (packed,) = CoarseExecution(grid).run(self.norm, packed)
         else:
             packed = self.norm(packed)
         fill = self.mask_token.flatten()[: packed.shape[1]]  # one that scales share is as wide as the widest map

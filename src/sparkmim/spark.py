@@ -6,6 +6,7 @@ scale with mask embeddings, decode with a light UNet, and regress the normalised
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -16,7 +17,7 @@ from .backbone import Backbone
 from .decoder import UNetDecoder, build_densify, densify_norm_of, upsampling_steps
 from .masking import count_visible, random_visible, visible_patches
 from .objective import all_patch_loss, denormalise_patches, hidden_patch_loss, normalise_patches
-from .sparse import MaskedDenseExecution, PatchGrid, SparseExecution, mask_at
+from .sparse import CoarseGrid, MaskedDenseExecution, PatchGrid, SparseExecution, mask_at
 
 Execution = Literal["packed", "masked-dense", "zero-out"]
 LossOn = Literal["hidden", "all"]
@@ -43,8 +44,9 @@ class SparK(nn.Module):
         backbone: the network: a timm name, a module, or a :class:`~sparkmim.Backbone`. It is not changed: its
             parameters keep their names, under `encoder.`.
         mask_ratio: share of patches to hide.
-        patch_size: pixels of a patch, an int or one an axis; a multiple of the network's total stride, which is the
-            default.
+        patch_size: pixels of a patch, an int or one an axis; by default the network's total stride. It may be a
+            multiple of that, or a divisor: maps whose positions hold several patches are then computed whole
+            (docs/small-patches.md).
         decoder_width: channels of the decoder at the deepest scale, halved by each of its blocks.
         densify_norm: "batch" or "layer"; by default batch norm if the network has batch norms, else layer norm.
         in_chans: channels of the images (for a :class:`~sparkmim.Backbone`, its own).
@@ -125,7 +127,7 @@ class SparK(nn.Module):
         """Mask, encode, densify, decode, compare.
 
         Args:
-            images: `(B, C, H, W)`, any size divisible by the patch size.
+            images: `(B, C, H, W)`, any size divisible by the patch size and the network's total stride.
             visible: the mask, True = visible, with the same number of visible patches in every image; a random one
                 if not given. A mask on an accelerator is read back once, to count them.
             generator: where a random mask comes from.
@@ -138,7 +140,11 @@ class SparK(nn.Module):
         # Encode: only the visible patches, by the backbone as it is.
         features = self.encode_visible(images, grid)
         # Densify: fill the hidden places of every scale with that scale's mask embedding, deepest first.
-        maps = [densify(feature, grid) for densify, feature in zip(self.densify, reversed(features), strict=True)]
+        grids = self.grids(grid, images.shape[2:])
+        maps = [
+            densify(feature, at)
+            for densify, feature, at in zip(self.densify, reversed(features), reversed(grids), strict=True)
+        ]
         # Decode: from the deepest map up to the pixels.
         prediction = self.decoder(maps)
         # Compare: with the normalised pixels of the hidden patches.
@@ -179,32 +185,49 @@ class SparK(nn.Module):
         return PatchGrid(visible.to(images.device), count)
 
     def grid_shape(self, size: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
-        """Patches along each axis of images of `size`. Raises ValueError if the patch size does not divide it."""
-        if len(size) != len(self.patch_size) or any(s % p for s, p in zip(size, self.patch_size, strict=True)):
-            nearest = " x ".join(str(max(1, round(s / p)) * p) for s, p in zip(size, self.patch_size, strict=False))
+        """Patches along each axis of images of `size`.
+
+        Raises:
+            ValueError: if the patch size, or the network's total stride, does not divide it.
+        """
+        unit = self.backbone.unit(self.patch_size)
+        if len(size) != len(unit) or any(s % u for s, u in zip(size, unit, strict=True)):
+            nearest = " x ".join(str(max(1, round(s / u)) * u) for s, u in zip(size, unit, strict=False))
+            by, patch = " x ".join(map(str, unit)), " x ".join(map(str, self.patch_size))
+            what = f"the patch size {by}" if by == patch else f"{by}, as patches of {patch} and the total stride need"
             raise ValueError(
-                f"image size {' x '.join(map(str, size))} is not divisible by the patch size "
-                f"{' x '.join(map(str, self.patch_size))}; use {nearest}, for example"
+                f"image size {' x '.join(map(str, size))} is not divisible by {what}; use {nearest}, for example"
             )
         return tuple(s // p for s, p in zip(size, self.patch_size, strict=True))
 
     def encode_visible(self, images: Float[Tensor, "batch channel *size"], grid: PatchGrid) -> list[Tensor]:
-        """The feature maps of the visible patches, packed: `(N, C_i, *patch_size / stride_i)`, finest first."""
+        """The feature maps of the visible patches, packed: `(N, C_i, *patch_size / stride_i)`, finest first.
+
+        Those of strides larger than a patch are whole, `(B, C_i, *size / stride_i)`; see :meth:`grids`.
+        """
         if self.execution == "packed":
             features = SparseExecution(grid).run(self.encoder, images, self.backbone)
         elif self.execution == "masked-dense":
-            features = [grid.pack(f) for f in MaskedDenseExecution(grid).run(self.encoder, images, self.backbone)]
+            maps = MaskedDenseExecution(grid).run(self.encoder, images, self.backbone)
+            features = [grid.at(m.shape[2:]).pack(m) for m in maps]
         else:
-            shown = grid.unpack(grid.pack(images))
-            features = [grid.pack(f) for f in self.backbone(shown)]
+            maps = self.backbone(grid.unpack(grid.pack(images)))
+            features = [grid.at(m.shape[2:]).pack(m) for m in maps]
         return features[-self.levels :]
+
+    def grids(self, grid: PatchGrid, size: Sequence[int]) -> list[PatchGrid | CoarseGrid]:
+        """The visible part of each feature map of images of `size`, finest first."""
+        levels = self.backbone.levels[-self.levels :]
+        return [grid.at([s // t for s, t in zip(size, level.stride, strict=True)]) for level in levels]
 
     def encode(
         self, images: Float[Tensor, "batch channel *size"], visible: Bool[Tensor, "batch *grid"]
     ) -> list[Float[Tensor, "batch _ *_size"]]:
         """The feature maps `(B, C_i, H / s_i, W / s_i)`, finest first, zero where hidden."""
         grid = self.mask(images, visible)
-        return [grid.unpack(feature) for feature in self.encode_visible(images, grid)]
+        features = self.encode_visible(images, grid)
+        grids = self.grids(grid, images.shape[2:])
+        return [at.unpack(feature) for at, feature in zip(grids, features, strict=True)]
 
     def target(self, images: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch channel *size"]:
         """What predictions are compared with: images with each patch normalised by its own mean and deviation."""

@@ -2,9 +2,10 @@
 
 from . import ops
 from .check import CheckReport, CheckResult, check
+from .coarse import CoarseExecution
 from .compiling import show_functions_to_modes
 from .execution import Execution, UnsupportedOperation
-from .grid import PatchGrid, mask_at
+from .grid import CoarseGrid, PatchGrid, mask_at
 from .layout import Layout
 from .opaque import dense_fallback
 from .packed import SparseExecution
@@ -15,6 +16,8 @@ register = Execution.register
 __all__ = [
     "CheckReport",
     "CheckResult",
+    "CoarseExecution",
+    "CoarseGrid",
     "Execution",
     "Layout",
     "MaskedDenseExecution",

@@ -3,7 +3,7 @@ gradients and running statistics.
 
 1. *identity*: with nothing hidden, the feature maps equal the ordinary network's.
 2. *crop*: with a rectangle of patches visible, they equal the ordinary network's on the cropped image. This needs no
-   oracle and tests halos, fills and statistics at once.
+   oracle and tests halos, fills and statistics at once. (The rectangle's sides are multiples of the total stride.)
 3. *leak*: hidden pixels, even NaN, change nothing.
 4. *oracle*: on random masks, they equal the masked-dense reference's.
 """
@@ -113,6 +113,7 @@ def check(
     features: Features | None = None,
     *,
     patch_size: Sequence[int],
+    stride: Sequence[int] | None = None,
     in_chans: int = 3,
     grid: Sequence[int] | None = None,
     batch: int | None = None,
@@ -128,16 +129,23 @@ def check(
     Args:
         network: the module.
         features: calls it and returns its feature maps; itself by default.
-        patch_size: pixels of a patch along each axis, a multiple of the total stride.
+        patch_size: pixels of a patch along each axis.
+        stride: the network's total stride, if the patch size is not a multiple of it.
         in_chans: channels of the images.
-        grid: patches along each axis, at least 2 each; 3 x 4 by default.
+        grid: patches along each axis, for images of at least 2 times patch size and stride; by default 3 x 4 times.
         batch: images, each with a mask of its own; by default two, or more if patches are small: batch norms of a few
             positions make large differences of rounding.
         modes: of "eval" and "train".
         dtype: precision; the tolerance depends on it.
         seed: of images, masks and randomised parameters.
+
+    Raises:
+        ValueError: for a grid that does not fit the stride.
     """
-    grid = tuple(grid or range(3, 3 + len(patch_size)))
+    unit = [math.lcm(p, s) // p for p, s in zip(patch_size, stride or patch_size, strict=True)]
+    grid = tuple(grid or [n * u for n, u in enumerate(unit, start=3)])
+    if any(g % u or g < 2 * u for g, u in zip(grid, unit, strict=True)):
+        raise ValueError(f"a grid of {grid} patches must hold multiples of {tuple(unit)}, at least twice")
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     network.to(dtype)
@@ -145,7 +153,7 @@ def check(
     batch = batch or max(2, math.ceil(FEWEST_PIXELS / math.prod(size)))
     images = torch.randn(batch, in_chans, *size, generator=generator, dtype=dtype).to(device)
     randomise(network, features or network, images, generator)
-    run = _Runner(network, features or network, images, patch_size, seed)
+    run = _Runner(network, features or network, images, patch_size, unit, seed)
     results = []
     for mode in modes:
         network.train(mode == "train")
@@ -202,14 +210,20 @@ class _Runner:
     """Runs a network in one way or another, always from the same state."""
 
     def __init__(
-        self, network: nn.Module, features: Features, images: Tensor, patch_size: Sequence[int], seed: int
+        self,
+        network: nn.Module,
+        features: Features,
+        images: Tensor,
+        patch_size: Sequence[int],
+        unit: Sequence[int],
+        seed: int,
     ) -> None:
         self.network, self.features, self.images, self.seed = network, features, images, seed
-        self.patch_size = tuple(patch_size)
+        self.patch_size, self.unit = tuple(patch_size), tuple(unit)
         self.grid = tuple(s // p for s, p in zip(images.shape[2:], patch_size, strict=True))
 
     def __call__(self, images: Tensor, visible: Tensor | None = None, kind: type[Execution] | None = None) -> _Pass:
-        """One pass forward and backward. Maps are `(B, C, *size)` without a mask, packed with one."""
+        """One pass forward and backward. Maps are `(B, C, *size)`, zero where hidden."""
         state = [buffer.clone() for buffer in self.network.buffers()]
         self.network.zero_grad(set_to_none=True)
         images = images.detach().clone().requires_grad_()
@@ -218,20 +232,21 @@ class _Runner:
             if visible is None or kind is None:
                 maps = self.features(images)
                 maps = [maps] if isinstance(maps, Tensor) else list(maps)
+                numbers = [m.numel() for m in maps]
             else:
                 grid = PatchGrid(visible.to(images.device), int(visible[0].sum()))
-                maps = kind(grid).run(self.network, images, self.features)  # type: ignore[call-arg]
-                if kind is MaskedDenseExecution:
-                    maps = [grid.pack(m) for m in maps]
-            # Gradients of a fixed, position-dependent function of the maps, each map counting alike. (Scaled, for sines
-            # of large numbers would hold nothing but rounding.)
+                maps = _maps(kind, grid, self.network, images, self.features)
+                numbers = [int(mask_at(visible, m.shape[2:]).sum()) * m.shape[1] for m in maps]
+            # Gradients of a fixed function of the maps, each visible value counting alike. (Scaled, for sines of large
+            # numbers would hold nothing but rounding.)
             total = sum(
                 (
                     m
                     * torch.linspace(-1, 1, m.shape[1], dtype=m.dtype, device=m.device).view(-1, *[1] * (m.ndim - 2))
-                    * (m.detach() / m.detach().square().mean().sqrt()).sin()
-                ).mean()
-                for m in maps
+                    * (m.detach() / (m.detach().square().sum() / number).sqrt()).sin()
+                ).sum()
+                / number
+                for m, number in zip(maps, numbers, strict=True)
             )
             assert isinstance(total, Tensor)
             total.backward()
@@ -244,29 +259,48 @@ class _Runner:
                 buffer.copy_(before)
 
 
+def _maps(
+    kind: type[Execution], grid: PatchGrid, network: nn.Module, images: Tensor, features: Features
+) -> list[Tensor]:
+    """The feature maps of an execution as whole maps, zero where hidden."""
+    if kind is SparseExecution:
+        packed = SparseExecution(grid)
+        return [packed.whole_map(m) for m in packed.run(network, images, features)]
+    dense = MaskedDenseExecution(grid)
+    return [dense.whole_map(m) for m in dense.run(network, images, features)]
+
+
 def _identity(run: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
     visible = torch.ones(len(run.images), *run.grid, dtype=torch.bool)
-    return _unpacked(run(run.images, visible, SparseExecution), visible), run(run.images)
+    return run(run.images, visible, SparseExecution), run(run.images)
 
 
 def _crop(run: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
-    """A rectangle one patch smaller than the grid along each axis, at a place of its own in each image."""
+    """A rectangle one patch (or stride) smaller than the grid along each axis, at a place of its own in each image."""
     visible = torch.zeros(len(run.images), *run.grid, dtype=torch.bool)
-    places: list[tuple[Any, ...]] = []
+    boxes = []
     for b in range(len(run.images)):
-        starts = [int(torch.randint(2, (), generator=generator)) for _ in run.grid]
-        box: tuple[Any, ...] = tuple(slice(s, s + g - 1) for s, g in zip(starts, run.grid, strict=True))
-        visible[(b, *box)] = True
-        pixels = tuple(slice(s.start * p, s.stop * p) for s, p in zip(box, run.patch_size, strict=True))
-        places.append((b, slice(None), *pixels))
+        starts = [u * int(torch.randint(2, (), generator=generator)) for u in run.unit]
+        boxes.append([(s, s + g - u) for s, g, u in zip(starts, run.grid, run.unit, strict=True)])
+        place: Any = (b, *[slice(*side) for side in boxes[-1]])
+        visible[place] = True
+
+    def cropped(maps: Tensor) -> Tensor:
+        """Of `(B, C, *size)`, the rectangle of each image."""
+        cut = []
+        for values, box in zip(maps, boxes, strict=True):
+            for axis, ((first, last), size, cells) in enumerate(zip(box, values.shape[1:], run.grid, strict=True), 1):
+                values = values.narrow(axis, first * size // cells, (last - first) * size // cells)
+            cut.append(values)
+        return torch.stack(cut)
+
     ours = run(run.images, visible, SparseExecution)
-    wanted = run(torch.stack([run.images[place] for place in places]))
-    cropped = torch.stack([ours.gradients[-1][place] for place in places])
-    elsewhere = ours.gradients[-1].clone()
-    for place in places:
-        elsewhere[place] = 0
-    ones = torch.ones(len(run.images), *[g - 1 for g in run.grid], dtype=torch.bool)
-    ours = _unpacked(ours, ones)._replace(gradients=[*ours.gradients[:-1], cropped, elsewhere])
+    wanted = run(cropped(run.images))
+    elsewhere = ours.gradients[-1].where(~mask_at(visible, run.images.shape[2:]).unsqueeze(1).to(run.images.device), 0)
+    ours = ours._replace(
+        maps=[cropped(m) for m in ours.maps],
+        gradients=[*ours.gradients[:-1], cropped(ours.gradients[-1]), elsewhere],
+    )
     return ours, wanted._replace(gradients=[*wanted.gradients, torch.zeros_like(elsewhere)])
 
 
@@ -283,15 +317,13 @@ def _oracle(run: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
 
 
 def _random_visible(run: _Runner, generator: torch.Generator) -> Tensor:
-    """About 40% of the patches, of each image its own."""
+    """About 40% of the patches, of each image its own; those of a corner hidden as far as the stride reaches, so that
+    there are hidden positions at every depth."""
     cells = math.prod(run.grid)
-    order = torch.rand(len(run.images), cells, generator=generator).argsort(1)[:, : max(1, round(0.4 * cells))]
+    order = torch.rand(len(run.images), *run.grid, generator=generator)
+    order[(slice(None), *[slice(u) for u in run.unit])] += 1
+    order = order.flatten(1).argsort(1)[:, : max(1, round(0.4 * cells))]
     return torch.zeros(len(run.images), cells, dtype=torch.bool).scatter(1, order, True).view(-1, *run.grid)
-
-
-def _unpacked(packed: _Pass, visible: Tensor) -> _Pass:
-    grid = PatchGrid(visible.to(packed.maps[0].device), int(visible[0].sum()))
-    return packed._replace(maps=[grid.unpack(m) for m in packed.maps])
 
 
 def _deviation(ours: list[Tensor], wanted: list[Tensor], floor: float = 0.0) -> float:
@@ -307,5 +339,6 @@ def _deviation(ours: list[Tensor], wanted: list[Tensor], floor: float = 0.0) -> 
     for a, b in zip(ours, wanted, strict=True):
         difference = (a - b).norm().item()
         scale = b.norm().item() + floor * total
-        worst = max(worst, math.inf if math.isnan(difference) else difference / scale if difference else 0.0)
+        if difference != 0:
+            worst = max(worst, difference / scale if scale and not math.isnan(difference) else math.inf)
     return worst

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from .checkpointing import recompute_under
 from .compiling import show_functions_to_modes
 from .layout import Layout
 from .opaque import attach_to_opaque_modules
+
+if TYPE_CHECKING:
+    from .ops.reduce import Reduction
 
 Rule = Callable[..., Any]
 
@@ -52,9 +55,13 @@ class Execution(TorchFunctionMode):
 
         return register
 
+    coarser: Execution | None = None
+    """Answers instead of this one what is called on maps whose positions hold several patches, if it is another."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.name = type(self).__name__
+        classes = type(self).__mro__
+        self.names = [c.__name__ for c in classes[: classes.index(Execution) + 1]]
         self.grad_enabled = True
         self._traced: list[tuple[Tensor, Layout]] = []
 
@@ -66,21 +73,28 @@ class Execution(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if not self.any_layout(args) and not (kwargs and self.any_layout(kwargs.values())):
+        owner = self.owner(args) or (self.owner(kwargs.values()) if kwargs else None)
+        if owner is None:
             return self._note_constant(func(*args, **kwargs), args, kwargs)
-        rules = _RULES.get(func, {})
-        rule = rules.get(self.name) or rules.get("Execution")
-        if rule is None:
-            raise unsupported(func, "it has no rule")
         if torch.is_grad_enabled() != self.grad_enabled:
             raise unsupported(
                 func,
                 "it is called where the network has switched gradients off or on, as re-entrant checkpointing does "
                 "(torch.utils.checkpoint with use_reentrant=False works)",
             )
+        if not torch.compiler.is_compiling():
+            recompute_under(self, func)
+        out = owner.answer(func, args, kwargs)
+        return out if owner is self else self.returned(out)
+
+    def answer(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the rule of a function makes of arguments that descend from the input."""
+        rules = _RULES.get(func, {})
+        rule = next((rules[name] for name in self.names if name in rules), None)
+        if rule is None:
+            raise unsupported(func, "it has no rule")
         if torch.compiler.is_compiling():
             return rule(self, func, *args, **kwargs)
-        recompute_under(self, func)
         try:
             return rule(self, func, *args, **kwargs)
         except TypeError as error:
@@ -113,7 +127,7 @@ class Execution(TorchFunctionMode):
             with self:
                 maps = features(inputs)
             maps = [maps] if isinstance(maps, Tensor) else maps
-            return [self.finish(feature, f"feature map {i}") for i, feature in enumerate(maps)]
+            return [(self.owner([m]) or self).finish(m, f"feature map {i}") for i, m in enumerate(maps)]
         except UnsupportedOperation as error:
             path = None if torch.compiler.is_compiling() else path_of_running_module(error, network)
             if path is None:
@@ -156,6 +170,16 @@ class Execution(TorchFunctionMode):
 
     def layout(self, value: Any) -> Layout | None:
         """The layout of `value`, None if it does not descend from the input."""
+        layout = self._marked(value)
+        if layout is not None and layout.origin is not self:
+            raise UnsupportedOperation(
+                "a tensor comes from another pass over the network, or a map of positions that hold several patches "
+                f"(a patch is smaller than the network's total stride) meets one that is finer. {WAYS_OUT}"
+            )
+        return layout
+
+    def _marked(self, value: Any) -> Layout | None:
+        """The layout of `value`, by this execution or another."""
         if not isinstance(value, Tensor):
             return None
         if torch.compiler.is_compiling():
@@ -164,9 +188,29 @@ class Execution(TorchFunctionMode):
                     return layout
             return None
         marked: Layout | None = getattr(value, "_sparkmim_layout", None)
-        if marked is not None and marked.origin is not self:
-            raise UnsupportedOperation(f"a tensor comes from another pass over the network. {WAYS_OUT}")
         return marked
+
+    def owner(self, values: Iterable[Any]) -> Execution | None:
+        """Whose rules answer a function of `values`: this execution's or those of `coarser`, as the first tensor in
+        nested lists, tuples and dicts has it that descends from the input; None if none does."""
+        for value in values:
+            found = None
+            if isinstance(value, Tensor):
+                marked = self._marked(value)
+                if marked is not None and self.coarser is not None and marked.origin is self.coarser:
+                    return self.coarser
+                found = None if self.layout(value) is None else self
+            elif isinstance(value, (list, tuple)):
+                found = self.owner(value)
+            elif isinstance(value, dict):
+                found = self.owner(value.values())
+            if found is not None:
+                return found
+        return None
+
+    def returned(self, out: Any) -> Any:
+        """What `coarser` has answered, as the network gets it."""
+        return out
 
     def _note_constant(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Remember that a result of tensors from outside the input was computed in sight (see `hides_input`)."""
@@ -192,15 +236,7 @@ class Execution(TorchFunctionMode):
 
     def any_layout(self, values: Iterable[Any]) -> bool:
         """Whether a tensor in nested lists, tuples and dicts descends from the input."""
-        for value in values:
-            if isinstance(value, Tensor):
-                if self.layout(value) is not None:
-                    return True
-            elif (isinstance(value, (list, tuple)) and self.any_layout(value)) or (
-                isinstance(value, dict) and self.any_layout(value.values())
-            ):
-                return True
-        return False
+        return self.owner(values) is not None
 
     def require_map(self, func: Any, x: Tensor, what: str = "its argument") -> Layout:
         """The layout of `x`, which must be a map laid out as (batch, channel, *space); a padding may be waiting."""
@@ -225,15 +261,16 @@ class Execution(TorchFunctionMode):
         """The inverse of :meth:`one_row_per_image`."""
         raise NotImplementedError
 
-    def reduce_space(
-        self,
-        reduce: Callable[[Tensor, tuple[int, ...]], Any],
-        x: Tensor,
-        layout: Layout,
-        axes: tuple[int, ...],
-        keep: bool,
-    ) -> Any:
-        """`reduce(tensor, axes)` over the visible positions of each image; `axes` holds all spatial axes of `x`."""
+    def reduce_space(self, reduce: Reduction, x: Tensor, layout: Layout, axes: tuple[int, ...]) -> Any:
+        """`reduce(x, axes)` over the visible positions of each image; `axes` holds all spatial axes of `x`."""
+        raise NotImplementedError
+
+    def visible_rows(self, x: Tensor) -> Tensor:
+        """The visible positions of a map `(batch, C, *space)`, as samples of a batch norm."""
+        raise NotImplementedError
+
+    def from_visible_rows(self, rows: Tensor, x: Tensor) -> Tensor:
+        """The inverse of :meth:`visible_rows` of `x`."""
         raise NotImplementedError
 
     def to_map(self, x: Tensor) -> Tensor:
@@ -248,8 +285,9 @@ class Execution(TorchFunctionMode):
 
     def whole_map(self, value: Tensor) -> Tensor:
         """A map of the input as whole images; other tensors as they are."""
-        if self.layout(value) is None:
-            return value
+        owner = self.owner([value])
+        if owner is not self:
+            return value if owner is None else owner.whole_map(value)
         what = "an argument of a module run on the whole map"
         self.require_no_padding(self.require_map(None, value, what), None, what)
         return self.to_map(value)
@@ -259,12 +297,16 @@ class Execution(TorchFunctionMode):
         batch, *grid = self.grid_shape
         shape = tuple(whole.shape) if isinstance(whole, Tensor) else ()
         size = shape[2:]
-        if len(size) != len(grid) or shape[0] != batch or any(s % g for s, g in zip(size, grid, strict=True)):
+        if len(size) != len(grid) or shape[0] != batch or not self.has_grid(size):
             raise UnsupportedOperation(
                 f"a module run on the whole map must return maps ({batch}, channel, *space) that a grid "
                 f"of {grid} patches divides, not {shape or type(whole).__name__}. {WAYS_OUT}"
             )
         return self.from_map(whole)
+
+    def has_grid(self, size: Sequence[int]) -> bool:
+        """Whether this execution knows what is visible of a map of spatial `size`."""
+        return all(s % g == 0 for s, g in zip(size, self.grid_shape[1:], strict=True))
 
     grid_shape: tuple[int, ...]
     """Shape of the mask: images, and patches along each spatial axis."""

@@ -245,6 +245,12 @@ class PatchGrid:
             self._tables[key] = table.reshape(self.patches * math.prod(block), -1).to(torch.int32)
         return self._tables[key]
 
+    def at(self, size: Sequence[int]) -> PatchGrid | CoarseGrid:
+        """The visible part of maps of spatial `size`: in patches, unless these are smaller than a position there."""
+        if all(s % g == 0 for s, g in zip(size, self.shape, strict=True)):
+            return self
+        return CoarseGrid(mask_at(self.visible, size))
+
     # --- images and their patches -------------------------------------------------------------------------------
 
     def by_image(self, packed: Tensor, axis: int = 0) -> Tensor:
@@ -256,10 +262,50 @@ class PatchGrid:
         return values.repeat_interleave(self.visible_per_image, dim=axis)
 
 
+class CoarseGrid:
+    """The visible part of maps whose positions hold several patches each.
+
+    A position is visible if one of its patches is. Images differ in how many are, and most are, so nothing is packed:
+    maps are `(B, C, *size)`, of no meaning where hidden.
+
+    Args:
+        visible: bool `(B, *size)`, True = visible.
+    """
+
+    def __init__(self, visible: Tensor) -> None:
+        self.visible = visible
+
+    def pack(self, dense: Tensor) -> Tensor:
+        """`dense` `(B, C, *size)` itself."""
+        return dense
+
+    def unpack(self, packed: Tensor, fill: Tensor | float = 0.0) -> Tensor:
+        """`(B, C, *size)` with `fill`, a number or one value a channel, at hidden positions."""
+        if isinstance(fill, Tensor):
+            fill = fill.to(packed.dtype).view(-1, *[1] * (packed.ndim - 2))
+        return torch.where(self.visible.unsqueeze(1), packed, fill)
+
+
+def has_mask(grid: Sequence[int], size: Sequence[int]) -> bool:
+    """Whether each position of a map of `size` lies in one patch of a grid, or holds whole ones, along each axis."""
+    return len(size) == len(grid) and all(s > 0 and (s % g == 0 or g % s == 0) for s, g in zip(size, grid, strict=True))
+
+
 def mask_at(visible: Tensor, size: Sequence[int]) -> Tensor:
-    """A mask `(B, *grid)` at the resolution of a map, `(B, *size)`; ValueError where the grid does not divide that."""
-    for axis, extent in enumerate(_block_size(tuple(visible.shape[1:]), size)):
-        visible = visible.repeat_interleave(extent, dim=axis + 1)
+    """A mask `(B, *grid)` at the resolution of a map, `(B, *size)`.
+
+    A position that holds several patches is visible if one of them is. Raises ValueError where positions and patches
+    straddle each other.
+    """
+    grid = tuple(visible.shape[1:])
+    if not has_mask(grid, size):
+        raise ValueError(f"a map of {tuple(size)} positions cannot be cut into a grid of {grid} patches")
+    for axis, extent in enumerate(size, start=1):
+        patches = visible.shape[axis]
+        if extent % patches == 0:
+            visible = visible.repeat_interleave(extent // patches, dim=axis)
+        else:
+            visible = visible.unflatten(axis, (extent, patches // extent)).any(axis + 1)
     return visible
 
 

@@ -49,23 +49,22 @@ def attach_to_opaque_modules(execution: Execution, network: nn.Module) -> list[R
 
 
 def _on_whole_map(execution: Execution) -> tuple[Any, Any]:
-    converted: list[bool] = []  # of each call under way, whether it was given maps of the input
+    owners: list[Execution | None] = []  # of each call under way, whose maps it was given, if any
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        found = execution.any_layout([*args, *kwargs.values()])
-        converted.append(found)
+        owner = execution.owner([*args, *kwargs.values()])
+        owners.append(owner)
         with torch._C.DisableTorchFunction():
-            return _each_tensor(execution.whole_map, (args, kwargs)) if found else (args, kwargs)
+            return (args, kwargs) if owner is None else _each_tensor(execution.whole_map, (args, kwargs))
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if not converted.pop():
+        owner = owners.pop()
+        if owner is None:
             return output
         with torch._C.DisableTorchFunction():
-            return (
-                execution.visible_part(output)
-                if not isinstance(output, (tuple, list))
-                else type(output)([execution.visible_part(part) for part in output])
-            )
+            if isinstance(output, (tuple, list)):
+                return type(output)([execution.returned(owner.visible_part(part)) for part in output])
+            return execution.returned(owner.visible_part(output))
 
     return before, after
 
@@ -84,25 +83,30 @@ def _each_tensor(function: Any, values: Any) -> Any:
 
 def _on_rows(execution: Execution) -> tuple[Any, Any]:
     """Synchronised batch norm: its autograd function is out of sight, but it means what batch norm means on rows."""
-    layouts: list[Any] = []
+    calls: list[tuple[Execution | None, Tensor]] = []  # those under way: whose map it is, and the map
 
     def before(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         (x,) = args
-        layout = execution.layout(x)
-        layouts.append(layout)
+        owner = execution.owner([x])
+        calls.append((owner, x))
+        if owner is None:
+            return args, kwargs
+        layout = owner.layout(x)
+        assert layout is not None
         with torch._C.DisableTorchFunction():
-            if layout is None:
-                return args, kwargs
-            return (x.view_as(x) if layout.is_map else execution.one_row_per_image(x, layout.batch),), kwargs
+            rows = owner.visible_rows(x) if layout.is_map else owner.one_row_per_image(x, layout.batch)
+        return (rows,), kwargs
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        layout = layouts.pop()
-        if layout is None:
+        owner, x = calls.pop()
+        if owner is None:
             return output
+        layout = owner.layout(x)
+        assert layout is not None
         with torch._C.DisableTorchFunction():
-            rows = output if layout.is_map else execution.all_rows(output, layout.batch)
-        return execution.mark(rows, layout)
+            out = owner.from_visible_rows(output, x) if layout.is_map else owner.all_rows(output, layout.batch)
+        return owner.mark(out, layout)
 
     return before, after

@@ -4,6 +4,9 @@ The whole map is kept, garbage at hidden positions included, and every operation
 followed by `where`, so that hidden positions are seen as what lies outside the image. (Not by a product with the mask,
 as in the official `pretrain/encoder.py`: NaN times zero is NaN.) Statistics are taken over the visible positions,
 picked out. It saves neither time nor memory; it is the oracle of the tests and `execution="masked-dense"`.
+
+A position that holds several patches, where these are smaller than the network's total stride, is visible if one of
+them is.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .execution import Execution, unsupported
-from .grid import PatchGrid, mask_at
+from .grid import CoarseGrid, PatchGrid, has_mask, mask_at
 from .layout import Layout
+from .ops.reduce import Reduction
 from .ops.window import Window, per_axis, require_near_edges, window_over
 
 
@@ -30,11 +34,10 @@ class MaskedDenseExecution(Execution):
         grid: the visible patches of the batch. Only its mask is used.
     """
 
-    def __init__(self, grid: PatchGrid) -> None:
+    def __init__(self, grid: PatchGrid | CoarseGrid) -> None:
         super().__init__()
         self.visible = grid.visible
         self.grid_shape = tuple(grid.visible.shape)
-        self.visible_per_image = grid.visible_per_image
 
     def mask(self, size: Sequence[int], func: Any = None) -> Tensor:
         """The mask at the resolution of a map: bool `(B, *size)`."""
@@ -43,21 +46,34 @@ class MaskedDenseExecution(Execution):
         except ValueError as error:
             raise unsupported(func, str(error)) from None
 
+    def has_grid(self, size: Sequence[int]) -> bool:
+        return has_mask(self.grid_shape[1:], size)
+
+    def in_patches(self, size: Sequence[int]) -> bool:
+        """Whether each position of a map of `size` lies in one patch."""
+        return all(s % g == 0 for s, g in zip(size, self.visible.shape[1:], strict=True))
+
     def where_visible(self, x: Tensor, fill: float = 0.0, func: Any = None) -> Tensor:
         """`x` `(B, C, *size)` with hidden positions replaced."""
         return torch.where(self.mask(x.shape[2:], func).unsqueeze(1), x, fill)
 
     def visible_rows(self, x: Tensor) -> Tensor:
-        """`(B, C, *size)` to `(B, C, visible positions)`."""
-        mask = self.mask(x.shape[2:])
-        return x.movedim(1, -1)[mask].view(x.shape[0], -1, x.shape[1]).transpose(1, 2)
+        """`(B, C, *size)` to `(visible positions, C)`."""
+        return x.movedim(1, -1)[self.mask(x.shape[2:])]
 
-    def scatter_rows(self, rows: Tensor, size: Sequence[int]) -> Tensor:
+    def from_visible_rows(self, rows: Tensor, x: Tensor) -> Tensor:
         """The inverse of :meth:`visible_rows`, zero where hidden."""
-        mask = self.mask(size)
-        out = rows.new_zeros(rows.shape[0], *size, rows.shape[1])
-        out[mask] = rows.transpose(1, 2).reshape(-1, rows.shape[1])
+        out = rows.new_zeros(x.shape[0], *x.shape[2:], rows.shape[1])
+        out[self.mask(x.shape[2:])] = rows
         return out.movedim(-1, 1)
+
+    def of_each_image(self, compute: Callable[[Tensor], Any], rows: Tensor, mask: Tensor) -> list[Any]:
+        """`compute` of the visible positions `(images, positions, ...)` of all images, or of one after the other where
+        they differ in number (as they may where positions hold several patches)."""
+        numbers = mask.flatten(1).sum(1).tolist()
+        if len(set(numbers)) == 1:
+            return [compute(rows.unflatten(0, (len(mask), -1)))]
+        return [compute(part.unsqueeze(0)) for part in rows.split(numbers)]
 
     def prepare(self, images: Tensor) -> Tensor:
         return self.start(self.where_visible(images))
@@ -68,19 +84,20 @@ class MaskedDenseExecution(Execution):
     def all_rows(self, values: Tensor, axis: int) -> Tensor:
         return values
 
-    def reduce_space(
-        self,
-        reduce: Callable[[Tensor, tuple[int, ...]], Any],
-        x: Tensor,
-        layout: Layout,
-        axes: tuple[int, ...],
-        keep: bool,
-    ) -> Any:
+    def reduce_space(self, reduce: Reduction, x: Tensor, layout: Layout, axes: tuple[int, ...]) -> Any:
         free = [a for a in range(x.ndim) if a not in layout.tracked_axes]
-        picked = x.permute(layout.batch, *layout.space, *free)[self.mask([x.shape[a] for a in layout.space])]
-        picked = picked.view(x.shape[layout.batch], -1, *[1] * (len(layout.space) - 1), *[x.shape[a] for a in free])
         order = [layout.batch, *layout.space, *free]
-        return reduce(picked.permute([order.index(a) for a in range(x.ndim)]), axes)
+        mask = self.mask([x.shape[a] for a in layout.space])
+
+        def reduce_rows(rows: Tensor) -> Any:
+            rows = rows.reshape(*rows.shape[:2], *[1] * (len(layout.space) - 1), *rows.shape[2:])
+            return reduce(rows.permute([order.index(a) for a in range(x.ndim)]), axes)
+
+        found = self.of_each_image(reduce_rows, x.permute(order)[mask], mask)
+        batch = layout.batch if reduce.keep else layout.batch - sum(a < layout.batch for a in axes)
+        if isinstance(found[0], Tensor):
+            return torch.cat(found, batch)
+        return tuple(torch.cat(parts, batch) for parts in zip(*found, strict=True))
 
     def to_map(self, x: Tensor) -> Tensor:
         return self.where_visible(x)
@@ -104,6 +121,8 @@ class MaskedDenseExecution(Execution):
         for a hidden position stands for another one to each patch that sees it."""
         if window.edge == "constant":
             return compute(self.entering(func, x, window), padding)
+        if not self.in_patches(window.out):
+            raise unsupported(func, f"{window.edge} padding has no rule where positions of a map hold several patches")
         block = tuple(s // g for s, g in zip(x.shape[2:], self.visible.shape[1:], strict=True))
         span = tuple(lo + b + hi for lo, b, hi in zip(window.before, block, window.after, strict=True))
         window = window._replace(block=block, span=span)
@@ -219,6 +238,9 @@ def max_pool2d(
         execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
     )
 
+    if any(after < 0 for after in window.after) and not execution.in_patches(window.out):
+        raise unsupported(func, "it passes over positions, which may be the only visible ones of several patches")
+
     def largest(x: Tensor, padding: Any) -> Tensor:
         return F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode)
 
@@ -261,13 +283,28 @@ def batch_norm(execution: MaskedDenseExecution, func: Any, input: Tensor, *args:
         return execution.mark(func(input, *args, **kwargs), layout)
     layout = execution.require_map(func, input)
     execution.require_no_padding(layout, func)
-    rows = execution.visible_rows(input)
-    return execution.mark(execution.scatter_rows(func(rows, *args, **kwargs), input.shape[2:]), layout)
+    rows = func(execution.visible_rows(input), *args, **kwargs)
+    return execution.mark(execution.from_visible_rows(rows, input), layout)
 
 
 @MaskedDenseExecution.register(F.group_norm, torch.group_norm, F.instance_norm, torch.instance_norm)
 def per_image_norm(execution: MaskedDenseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return batch_norm(execution, func, input, *args, **kwargs)
+    layout = execution.layout(input)
+    if layout is not None and not layout.is_map and layout.batch == 0:
+        return execution.mark(func(input, *args, **kwargs), layout)
+    layout = execution.require_map(func, input)
+    execution.require_no_padding(layout, func)
+
+    def norm(rows: Tensor) -> Tensor:
+        return func(rows.transpose(1, 2), *args, **kwargs).transpose(1, 2)
+
+    found = execution.of_each_image(norm, execution.visible_rows(input), execution.mask(input.shape[2:]))
+    if len(found) > 1 and func is not F.group_norm and func is not torch.group_norm:
+        place = 0 if func is F.instance_norm else 2
+        if kwargs.get("running_mean", args[place] if len(args) > place else None) is not None:
+            raise unsupported(func, "its running statistics have no rule where images differ in what is visible")
+    rows = torch.cat([part.flatten(0, 1) for part in found])
+    return execution.mark(execution.from_visible_rows(rows, input), layout)
 
 
 @MaskedDenseExecution.register(F.interpolate)

@@ -33,6 +33,8 @@ def max_pool2d(
     if return_indices or func is F.max_pool2d_with_indices:
         raise unsupported(func, "the indices it returns have no meaning on patches")
     kernel = per_axis(kernel_size, 2)
+    if execution.outgrows(input, per_axis(stride or kernel, 2)):
+        return execution.answer_coarser(func, input, kernel, stride, padding, dilation, ceil_mode)
     window = window_over(
         execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
     )
@@ -92,6 +94,10 @@ def avg_pool2d(
 ) -> Tensor:
     layout = execution.require_map(func, input)
     kernel = per_axis(kernel_size, 2)
+    if execution.outgrows(input, per_axis(stride or kernel, 2)):
+        return execution.answer_coarser(
+            func, input, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override
+        )
     window = window_over(execution, func, input, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
     divisor = divisor_override or math.prod(kernel)
     if not window.needs_halo or window.edge != "constant":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,18 @@ def bound_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return bound
 
 
+class Reduction(NamedTuple):
+    """A function that reduces axes, with its other arguments."""
+
+    function: Any
+    keep: bool
+    arguments: dict[str, Any]
+
+    def __call__(self, x: Tensor, axes: tuple[int, ...]) -> Any:
+        """The function of `x` along `axes`."""
+        return self.function(x, dim=axes if len(axes) > 1 else axes[0], keepdim=self.keep, **self.arguments)
+
+
 @Execution.register(*_REDUCTIONS)
 def reduction(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Reductions with the axes named: of free axes as they are, of all of space over an image's visible positions."""
@@ -64,14 +76,13 @@ def reduction(execution: Execution, func: Any, input: Tensor, *args: Any, **kwar
     if spatial and len(spatial) != len(layout.space):
         raise unsupported(func, "it reduces one spatial axis and not the others")
 
-    def reduce(tensor: Tensor, axes: tuple[int, ...]) -> Any:
-        return func(tensor, dim=axes if len(axes) > 1 else axes[0], keepdim=keep, **arguments)
+    reduce = Reduction(func, keep, arguments)
 
     def marked(out: Tensor) -> Tensor:
         new = layout.per_image(layout.batch) if spatial else layout
         return execution.mark(out, new if keep else without_axes(new, axes))
 
-    out = execution.reduce_space(reduce, input, layout, axes, keep) if spatial else reduce(input, axes)
+    out = execution.reduce_space(reduce, input, layout, axes) if spatial else reduce(input, axes)
     return marked(out) if isinstance(out, Tensor) else tuple(marked(part) for part in out)
 
 
