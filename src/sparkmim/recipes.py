@@ -83,7 +83,7 @@ Recipe = Callable[[Situation], PretrainConfig]
 def auto(situation: Situation) -> PretrainConfig:
     """Fitted to the number of images, their size and the device.
 
-    - Views of 224 pixels (the nearest multiple of the patch size).
+    - Views of 224 pixels (the nearest multiple of the patch size and the total stride).
     - Batch size: a power of two that makes at least 64 steps an epoch, 8 to 4096. What does not fit into memory at once
       is accumulated.
     - Epochs: 40 million views in all, but every image at least 100 and at most 800 times.
@@ -93,13 +93,12 @@ def auto(situation: Situation) -> PretrainConfig:
       of those tried for 480 steps of 32 images (docs/pretraining.md).
     - bf16-mixed where the device computes it natively, 32 elsewhere.
     """
-    patch = _patch_size(situation)
     batch_size = situation.choice("batch_size", power_of_two(situation.images / 64, 8, 4096, situation.images))
     epochs = situation.choice("epochs", float(min(800, max(100, round(40e6 / situation.images)))))
     steps = steps_of(epochs, situation.images, batch_size)
     return _complete(
         situation,
-        image_size=tuple(max(1, round(IMAGE_SIZE / p)) * p for p in patch),
+        image_size=tuple(max(1, round(IMAGE_SIZE / u)) * u for u in _unit(situation)),
         batch_size=batch_size,
         epochs=epochs,
         warmup_epochs=min(40.0, epochs / 20),
@@ -140,11 +139,10 @@ def demo(situation: Situation) -> PretrainConfig:
     ResNet-18 on two cores: about three minutes. The network learns fifteen pictures by heart, which is good to look at;
     it is of no other use.
     """
-    patch = _patch_size(situation)
     batch_size = situation.choice("batch_size", min(situation.images, 32))
     return _complete(
         situation,
-        image_size=tuple(3 * p for p in patch),
+        image_size=tuple(3 * u for u in _unit(situation)),
         batch_size=batch_size,
         epochs=situation.choice("epochs", 700 * batch_size / situation.images),
         warmup_epochs=50 * batch_size / situation.images,

@@ -37,7 +37,7 @@ def figure(
         output: the PNG file to write.
         model: the network's timm name, or FILE.py:FUNCTION.
         encoder: weights of the network: an encoder.safetensors, a run folder, another file, timm, or none (random).
-        image_size: pixels of the square view, brought to a multiple of the patch size.
+        image_size: pixels of the square view, brought to a multiple of patch size and total stride.
         patch_size: pixels of a patch; the network's total stride if not given.
         mask_ratio: share of patches to hide.
         seed: of the mask, and of random weights.
@@ -55,7 +55,7 @@ def figure(
     if str(encoder) == "none":
         open_branches(backbone.module)
     patch = backbone.resolve_patch_size(patch_size)
-    size = tuple(max(1, round(image_size / p)) * p for p in patch)
+    size = tuple(max(1, round(image_size / u)) * u for u in backbone.unit(patch))
     try:
         pixels = read_image(image, backbone.in_chans)
     except UnreadableImage as error:

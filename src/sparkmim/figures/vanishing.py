@@ -95,7 +95,7 @@ def vanishing(
     Args:
         backbone: the network, in evaluation mode.
         image: in the network's normalised space.
-        visible: True = visible; its grid divides the image, and every patch is a multiple of the total stride.
+        visible: True = visible; its grid divides the image, as the total stride does.
 
     Raises:
         UnsupportedOperation: if the network does not work on visible patches.
@@ -113,7 +113,7 @@ def vanishing(
     for (name, dense), (_, nothing), (_, patches) in zip(ordinary, blank, packed, strict=True):
         shown = mask_at(visible.unsqueeze(0), dense.shape[2:])[0]
         carried = (dense - nothing).abs().mean(1)[0]
-        layers.append(Layer(name, shown, carried, grid.unpack(patches).abs().mean(1)[0]))
+        layers.append(Layer(name, shown, carried, grid.at(dense.shape[2:]).unpack(patches).abs().mean(1)[0]))
     return Vanishing(
         image, visible, layers, InputValues.of(images), InputValues.of(grid.pack(images)), InputValues.of(zeroed)
     )
