@@ -38,7 +38,8 @@ class ModelConfig:
     """Highest rate of stochastic depth in the network."""
 
     patch_size: tuple[int, ...]
-    """Pixels of a patch along each axis, or one number; a multiple of the network's total stride, its default."""
+    """Pixels of a patch along each axis, or one number; a multiple or a divisor of the network's total stride, which is
+    the default."""
 
     mask_ratio: float = 0.6
     """Share of patches to hide."""

@@ -226,6 +226,11 @@ def _patch_size(situation: Situation) -> tuple[int, ...]:
     return situation.backbone.resolve_patch_size(situation.choice("patch_size", None))
 
 
+def _unit(situation: Situation) -> tuple[int, ...]:
+    """What the size of images must be a multiple of."""
+    return situation.backbone.unit(_patch_size(situation))
+
+
 def power_of_two(wanted: float, least: int, most: int, available: int) -> int:
     """The power of two below a number, within limits, and no more than there are."""
     power = 2 ** math.floor(math.log2(max(wanted, 1)))
