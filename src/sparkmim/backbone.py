@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from .alignment import Alignment
-from .sparse import CheckReport, check
+from .sparse import CheckReport, check, random_factor
 from .stages import find_stages
+
+random_factor(StochasticDepth)
 
 LEVELS = 4
 """Feature maps that a pyramid keeps at most: the deepest ones (strides 4 to 32 for a ResNet), as in the paper."""

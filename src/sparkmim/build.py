@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +24,8 @@ class ModelConfig:
     """The network to pretrain, and how."""
 
     model: str
-    """A timm model name, or FILE.py:FUNCTION, a function that returns a torch.nn.Module or a sparkmim.Backbone."""
+    """A timm model name, or FILE.py:FUNCTION or MODULE:FUNCTION (torchvision.models:resnet50): a function that returns
+    a torch.nn.Module or a sparkmim.Backbone."""
 
     stages: tuple[str, ...] = ()
     """Names of the submodules whose outputs are the feature maps, if the network does not offer them itself."""
@@ -65,15 +68,28 @@ class ModelConfig:
     ablation of the paper)."""
 
 
+def is_function(model: str) -> bool:
+    """Whether a model is named as `FILE.py:FUNCTION` or `MODULE:FUNCTION`, not by a name or address of timm's."""
+    return ":" in model and not model.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+
+
 def load_function(spec: str) -> Callable[..., Any]:
-    """The function of a Python file, written `FILE.py:FUNCTION`.
+    """The function of a Python file, written `FILE.py:FUNCTION`, or of an installed module, `MODULE:FUNCTION`.
 
     Raises:
-        ValueError: if there is no such file or function.
+        ValueError: if there is no such file, module or function.
     """
     path, _, name = spec.rpartition(":")
     if not path.endswith(".py"):
-        raise ValueError(f"{spec!r} is not FILE.py:FUNCTION")
+        try:
+            module = importlib.import_module(path)
+        except (ImportError, ValueError, TypeError) as error:
+            raise ValueError(f"{spec!r} is not FILE.py:FUNCTION, nor MODULE:FUNCTION of a module ({error})") from None
+        if not callable(getattr(module, name, None)):
+            close = get_close_matches(name, [n for n in dir(module) if callable(getattr(module, n))], n=4)
+            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            raise ValueError(f"module {path} defines no function {name!r}{hint}")
+        return getattr(module, name)  # type: ignore[no-any-return]
     if not Path(path).is_file():
         raise ValueError(f"there is no file {path!r}")
     found = importlib.util.spec_from_file_location(Path(path).stem, path)
@@ -93,7 +109,7 @@ def load_backbone(
     """A backbone from what a user writes.
 
     Args:
-        model: a timm name, or `FILE.py:FUNCTION`, a function that returns a module or a Backbone.
+        model: a timm name, or `FILE.py:FUNCTION` or `MODULE:FUNCTION`, a function that returns a module or a Backbone.
         stages: names of the submodules whose outputs are the feature maps.
         in_chans: channels of the images.
         drop_path: highest rate of stochastic depth; a function is called with it as `drop_path_rate`.
@@ -105,7 +121,7 @@ def load_backbone(
     if model.endswith(".py"):
         raise ValueError(f"which function of {model} makes the network? Write FILE.py:FUNCTION")
     settings = {"drop_path_rate": drop_path} if drop_path else {}
-    if ".py:" not in model:
+    if not is_function(model):
         try:
             backbone = Backbone.create(model, in_chans=in_chans, pretrained=pretrained, **settings)
         except TypeError as error:
@@ -128,7 +144,7 @@ def load_backbone(
 
 def takes_drop_path(model: str) -> bool:
     """Whether a network can be made with stochastic depth."""
-    if ".py:" in model:
+    if is_function(model):
         return "drop_path_rate" in inspect.signature(load_function(model)).parameters
     try:
         timm.create_model(model, num_classes=0, drop_path_rate=0.1)

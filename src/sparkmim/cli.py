@@ -50,9 +50,10 @@ def check(
     """Check that a network works on visible patches: identity, crop, leak and oracle.
 
     Args:
-        model: a timm model name, or FILE.py:FUNCTION that returns a module or a sparkmim.Backbone.
+        model: a timm model name, or FILE.py:FUNCTION or MODULE:FUNCTION (torchvision.models:resnet50) that returns a
+            module or a sparkmim.Backbone.
         stages: names of the submodules whose outputs are the feature maps, if the network does not offer them itself.
-        patch_size: pixels of a patch; the network's total stride by default.
+        patch_size: pixels of a patch; the network's total stride by default, or a multiple or a divisor of it.
         in_chans: channels of the images.
         precision: of the computation; the tolerance is 1e-8 in float64 and 2e-3 in float32.
     """

@@ -143,7 +143,7 @@ def resolve(
     with code_of(recipe):
         make = find_recipe(recipe)
     if "model" not in chosen:
-        raise ValueError("which network? --model takes a timm name such as resnet50, or FILE.py:FUNCTION")
+        raise ValueError("which network? --model takes a timm name (resnet50), FILE.py:FUNCTION or MODULE:FUNCTION")
     in_chans = chosen.get("in_chans", 3)
     if in_chans < 1:
         raise ValueError(f"--in-chans is a number of channels, at least 1, not {in_chans}")

@@ -40,7 +40,7 @@ def knn(
         data: labelled images: class folders, a CSV file, or a folder with train, val and test in it.
         test_data: labelled images to score, several sets together; test, else val, beside train if not given.
         output: folder for results.json.
-        model: the network's timm name, or FILE.py:FUNCTION, if the encoder does not know it.
+        model: the network's timm name, FILE.py:FUNCTION or MODULE:FUNCTION, if the encoder does not know it.
         stage: which map, from 0, the finest, to -1, the deepest.
         image_size: pixels of the square view; that of the pretraining if not given.
         neighbours: numbers of neighbours to try.
@@ -115,7 +115,7 @@ def probe(
         val_data: labelled images that choose the penalty; val beside train if not given.
         test_data: labelled images to score, several sets together; test beside train if not given.
         output: folder for results.json.
-        model: the network's timm name, or FILE.py:FUNCTION, if the encoder does not know it.
+        model: the network's timm name, FILE.py:FUNCTION or MODULE:FUNCTION, if the encoder does not know it.
         stage: which map, from 0, the finest, to -1, the deepest.
         image_size: pixels of the square view; that of the pretraining if not given.
         batch_size: images at a time.

@@ -35,7 +35,7 @@ def figure(
         kind: vanishing (figures 1 and 3 of the paper).
         image: a photograph.
         output: the PNG file to write.
-        model: the network's timm name, or FILE.py:FUNCTION.
+        model: the network's timm name, FILE.py:FUNCTION or MODULE:FUNCTION.
         encoder: weights of the network: an encoder.safetensors, a run folder, another file, timm, or none (random).
         image_size: pixels of the square view, brought to a multiple of patch size and total stride.
         patch_size: pixels of a patch; the network's total stride if not given.

@@ -7,7 +7,7 @@ from .compiling import show_functions_to_modes
 from .execution import Execution, UnsupportedOperation
 from .grid import CoarseGrid, PatchGrid, mask_at
 from .layout import Layout
-from .opaque import dense_fallback
+from .opaque import dense_fallback, random_factor
 from .packed import SparseExecution
 from .reference import MaskedDenseExecution
 
@@ -28,6 +28,7 @@ __all__ = [
     "dense_fallback",
     "mask_at",
     "ops",
+    "random_factor",
     "register",
     "show_functions_to_modes",
 ]

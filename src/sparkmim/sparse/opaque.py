@@ -1,4 +1,4 @@
-"""Modules whose inside the engine does not follow: run on the whole map, or trusted to act on each position alone."""
+"""Modules whose inside the engine does not follow: run on the whole map, on rows, or on one number an image."""
 
 from __future__ import annotations
 
@@ -30,6 +30,23 @@ def dense_fallback(module: nn.Module, enable: bool = True) -> nn.Module:
     return module
 
 
+_FACTORS: set[type[nn.Module]] = set()
+
+
+def random_factor(kind: type[nn.Module]) -> type[nn.Module]:
+    """Say that modules of a class multiply each image by a number that they draw themselves, in training mode.
+
+    Stochastic depth that draws its noise in the network's sight needs no such word. One that draws it by
+    `torch.empty(len(x), 1, 1, 1)`, as torchvision's, does: samples are patches there. It is then given ones, one an
+    image, and what it makes of them is the factor.
+
+    Args:
+        kind: a class whose modules take a map `(B, C, *size)` and return that times `(B, 1, ...)` or `(1, 1, ...)`.
+    """
+    _FACTORS.add(kind)
+    return kind
+
+
 def attach_to_opaque_modules(execution: Execution, network: nn.Module) -> list[RemovableHandle]:
     """Give opaque modules of `network` maps (or rows) they understand, until the handles are removed."""
     handles: list[RemovableHandle] = []
@@ -37,6 +54,8 @@ def attach_to_opaque_modules(execution: Execution, network: nn.Module) -> list[R
     for module in network.modules():
         if getattr(module, _FALLBACK, False):
             before, after = _on_whole_map(execution)
+        elif type(module) in _FACTORS and module.training:
+            before, after = _on_ones(execution)
         elif synchronised and isinstance(module, nn.SyncBatchNorm):
             before, after = _on_rows(execution)
         else:
@@ -79,6 +98,35 @@ def _each_tensor(function: Any, values: Any) -> Any:
         parts = [_each_tensor(function, value) for value in values]
         return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)
     return values
+
+
+def _on_ones(execution: Execution) -> tuple[Any, Any]:
+    """A factor per image: what the module makes of ones."""
+    calls: list[tuple[Execution | None, Tensor]] = []  # those under way: whose map it is, and the map
+
+    def before(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        x, *others = args
+        owner = execution.owner([x])
+        calls.append((owner, x))
+        if owner is None:
+            return args, kwargs
+        owner.require_no_padding(owner.require_map(None, x), None)
+        with torch._C.DisableTorchFunction():
+            return (x.new_ones(execution.grid_shape[0], *[1] * (x.ndim - 1)), *others), kwargs
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        owner, x = calls.pop()
+        if owner is None:
+            return output
+        layout = owner.require_map(None, x)
+        with torch._C.DisableTorchFunction():
+            factor = owner.mark(owner.all_rows(output, 0), layout.per_image(0))
+            out: Tensor = owner.answer(torch.mul, (x, factor), {})
+            return out
+
+    return before, after
 
 
 def _on_rows(execution: Execution) -> tuple[Any, Any]:

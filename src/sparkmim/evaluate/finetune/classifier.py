@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...backbone import Backbone
-from ...build import load_backbone
+from ...build import is_function, load_backbone
 from ...trained import TrainedEncoder
 
 
@@ -70,7 +70,7 @@ def build_classifier(config: ClassifierConfig, classes: int) -> Classifier:
     A network of timm's gets timm's own classifier, so that its weights load into
     `timm.create_model(name, num_classes=classes)`; any other one gets a :class:`PooledClassifier`.
     """
-    if ".py:" in config.model:
+    if is_function(config.model):
         backbone = load_backbone(config.model, config.stages, config.in_chans, drop_path=config.drop_path)
         return Classifier(PooledClassifier(backbone, classes), backbone, backbone.module)
     settings: dict[str, Any] = {"drop_path_rate": config.drop_path} if config.drop_path else {}
