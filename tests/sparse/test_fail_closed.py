@@ -220,9 +220,9 @@ def conv(*args: Any, **kwargs: Any) -> nn.Conv2d:
 
 
 MIXING = {
-    "attention": Case(Attention(fused=False), "flatten"),
-    "attention_fused": Case(Attention(fused=True), "flatten"),
-    "attention_convolutional": Case(ConvolutionalAttention(), "view"),
+    "attention": Case(Attention(fused=False), "mT"),
+    "attention_fused": Case(Attention(fused=True), "scaled_dot_product_attention"),
+    "attention_convolutional": Case(ConvolutionalAttention(), "mT"),
     "attention_axial": Case(AxialAttention(), "mT"),
     "attention_of_rows": Case(nhwc(lambda x: F.scaled_dot_product_attention(x, x, x)), "scaled_dot_product_attention"),
     "attention_of_positions": Case(lambda x: x @ x.transpose(-1, -2), "matmul"),
@@ -230,9 +230,16 @@ MIXING = {
     "attention_module": Case(
         lambda x: nn.MultiheadAttention(8, 2, dtype=torch.float64)(x[:, :, 0], x[:, :, 0], x[:, :, 0])[0], "getitem"
     ),
-    "tokens": Case(lambda x: x.flatten(2).transpose(1, 2), "flatten"),
-    "tokens_by_view": Case(lambda x: x.view(*x.shape[:2], -1).transpose(1, 2), "view"),
-    "tokens_by_reshape": Case(lambda x: x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, CHANNELS), "reshape"),
+    "tokens_of_all_images": Case(lambda x: x.permute(0, 2, 3, 1).reshape(-1, CHANNELS), "reshape"),
+    "tokens_and_channels": Case(lambda x: x.reshape(x.shape[0], -1), "reshape"),
+    "tokens_related": Case(lambda x: x.flatten(2).transpose(1, 2) @ x.flatten(2), "matmul"),
+    "tokens_convolved": Case(lambda x: F.conv1d(x.flatten(2), constant(8, 8, 1)), "conv1d"),
+    "tokens_normalised": Case(lambda x: F.batch_norm(x.flatten(2), None, None, training=True), "batch_norm"),
+    "tokens_padded": Case(lambda x: F.pad(x.flatten(2), (1, 1)), "pad"),
+    "tokens_strided": Case(lambda x: x.flatten(2)[..., ::1][..., ::2], "getitem"),
+    "tokens_picked": Case(lambda x: x.view(*x.shape[:2], -1)[..., 0], "getitem"),
+    "tokens_mixed": Case(lambda x: F.linear(x.flatten(2), constant(*[x.shape[2:].numel()] * 2)), "linear"),
+    "tokens_in_rows": Case(lambda x: x.flatten(2).reshape(x.shape[0], 8, x.shape[3], x.shape[2]), "reshape"),
     "mixer": Case(lambda x: F.linear(x, constant(x.shape[-1], x.shape[-1])), "linear"),
     "einsum_of_space": Case(lambda x: torch.einsum("bchw,bcxy->bhwxy", x, x), "einsum"),
     "einsum_of_channels": Case(lambda x: torch.einsum("bchw,dc->bdhw", x, constant(8, 8)), "einsum"),
@@ -1292,7 +1299,7 @@ def test_timm_networks_with_attention(
         SparseExecution(grid).run(network, torch.randn(batch, 3, size, size), features)
     message = str(caught.value)
     assert message.startswith("in module '")
-    assert any(function in message for function in ("reshape", "flatten", "view"))
+    assert any(function in message for function in ("scaled_dot_product_attention", "reshape", "add", "conv1d"))
     assert_names_the_ways_out(message)
 
 

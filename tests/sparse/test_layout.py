@@ -10,6 +10,7 @@ looked at sizes would answer differently.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -519,11 +520,6 @@ MIXING = {
     "view_samples_and_channels": lambda x: x.reshape(-1, 1, x.shape[2], x.shape[3]),
     "view_one_sample": lambda x: x.reshape(1, -1, x.shape[2], x.shape[3]),
     "view_channels_last": lambda x: x.reshape(x.shape[0], x.shape[2], x.shape[3], 8),
-    "view_of_one_channel_as_tokens": lambda x: x * x[:, :1].reshape(x.shape[0], 1, -1).amax(2)[..., None, None],
-    "view_of_one_channel_as_rows": lambda x: x * x[:, 0].reshape(x.shape[0], -1).amax(1)[:, None, None, None],
-    "view_of_one_channel_last": lambda x: (
-        x * x[:, :1].permute(0, 2, 3, 1).reshape(x.shape[0], -1, 1).amax(1)[..., None, None]
-    ),
     "squeeze_without_axis": lambda x: x.squeeze(),
     "squeeze_space": lambda x: x.squeeze(-1),
     "unflatten_samples": lambda x: x.unflatten(0, (-1, 1)),
@@ -645,6 +641,14 @@ def test_windows_by_reshaping(
 
 @cases(
     {
+        "one_channel_as_tokens": lambda x: x * x[:, :1].reshape(x.shape[0], 1, -1).amax(2)[..., None, None],
+        "one_channel_as_rows": lambda x: x * x[:, 0].reshape(x.shape[0], -1).amax(1)[:, None, None, None],
+        "one_channel_last": lambda x: (
+            x * x[:, :1].permute(0, 2, 3, 1).reshape(x.shape[0], -1, 1).amax(1)[..., None, None]
+        ),
+        "one_channel_of_plain_sizes": lambda x: (
+            x * x[:, :1].reshape(x.shape[0], 1, math.prod(int(s) for s in x.shape[2:])).amax(2)[..., None, None]
+        ),
         "to_the_front": lambda x: x.reshape(x.shape[0], 8, 1, *x.shape[2:]).mean(2),
         "groups_of_one": lambda x: x.reshape(x.shape[0], 8, 1, *x.shape[2:]).mean(1),
         "to_the_end": lambda x: x.reshape(*x.shape, 1).mean(-1),
@@ -942,7 +946,8 @@ KEYWORDS: list[dict[str, Any]] = [
 
 
 def as_whole(grid: PatchGrid | None, tensor: Tensor, layout: Layout) -> Tensor:
-    """A tensor by what its layout says: `(images, free axes, *space)`, whole if it is packed in `grid`."""
+    """A tensor by what its layout says: `(images, free axes, *space)`, whole if it is packed in `grid`; the positions
+    of space that is one axis are one axis again."""
     free = [axis for axis in range(tensor.ndim) if axis not in layout.tracked_axes]
     tensor = tensor.permute(layout.batch, *free, *layout.space)
     if grid is None:
@@ -951,8 +956,12 @@ def as_whole(grid: PatchGrid | None, tensor: Tensor, layout: Layout) -> Tensor:
         rows = grid.by_image(tensor)
         assert torch.equal(rows.nan_to_num(), rows[:, :1].expand_as(rows).nan_to_num()), "one value an image"
         return rows[:, 0]
+    tensor = tensor.unflatten(-1, layout.flattened) if layout.flattened else tensor
     flat = tensor.flatten(1, len(free)) if free else tensor.unsqueeze(1)
-    return grid.unpack(flat).reshape(grid.batch, *[tensor.shape[1 + i] for i in range(len(free))], *_size(grid, tensor))
+    whole = grid.unpack(flat).reshape(
+        grid.batch, *[tensor.shape[1 + i] for i in range(len(free))], *_size(grid, tensor)
+    )
+    return whole.flatten(-len(layout.flattened)) if layout.flattened else whole
 
 
 def _size(grid: PatchGrid, tensor: Tensor) -> list[int]:

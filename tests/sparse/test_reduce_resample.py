@@ -93,6 +93,7 @@ STATISTICS: dict[str, Function] = {
     ),
     "one channel, variance, unbiased, by position": lambda x: x[:, :1].var((2, 3), True)[:, :, None, None],
     "of groups": centred_groups,
+    "of positions as one axis": lambda x: x.flatten(2).mean(-1)[:, :, None, None],
     "of channels, then space": lambda x: x.mean(1, keepdim=True).mean((2, 3), keepdim=True),
     "of space, then channels": lambda x: x.mean((2, 3), keepdim=True).amax(1, keepdim=True),
     "of pooled values": lambda x: x.mean((2, 3), keepdim=True).sum((2, 3), keepdim=True),
@@ -174,7 +175,6 @@ REFUSED: dict[str, Function] = {
     "samples and space": lambda x: x - x.mean((0, 2, 3), keepdim=True),
     "one spatial axis": lambda x: x - x.mean(2, keepdim=True),
     "one spatial axis after the other": lambda x: x - x.mean(3, keepdim=True).mean(2, keepdim=True),
-    "positions as one axis": lambda x: x * x.flatten(2).mean(-1)[:, :, None, None],
     "norm of matrices": lambda x: x * torch.linalg.norm(x, 2, (2, 3), keepdim=True),
     "norm of matrices or not": lambda x: x * torch.linalg.norm(x, dim=(2, 3), keepdim=True),
     "nuclear norm": lambda x: x * x.norm("nuc", (2, 3), keepdim=True),
@@ -195,8 +195,14 @@ def test_refused(function: Function, network_of: Any, is_refused: Check) -> None
 
 @pytest.mark.parametrize(
     "function",
-    [last, lambda x: x.transpose(2, 3), lambda x: x.mean((2, 3), keepdim=True), lambda x: F.pad(x, (1, 1, 1, 1))],
-    ids=["channels last", "transposed", "pooled values", "padded"],
+    [
+        last,
+        lambda x: x.flatten(2),
+        lambda x: x.transpose(2, 3),
+        lambda x: x.mean((2, 3), keepdim=True),
+        lambda x: F.pad(x, (1, 1, 1, 1)),
+    ],
+    ids=["channels last", "positions as one axis", "transposed", "pooled values", "padded"],
 )
 def test_what_is_no_feature_map(function: Function, network_of: Any, is_refused: Check) -> None:
     is_refused(network_of(function), MASKS["boxes"], 4, (4, 4), "feature map 0")
@@ -303,7 +309,6 @@ NOT_RESAMPLED: dict[str, Function] = {
     "rolled": lambda x: x.roll(1, -1),
     "flipped": lambda x: x.flip(-1),
     "transposed": lambda x: x + x.transpose(2, 3),
-    "positions as one axis": lambda x: x.flatten(2),
 }
 
 

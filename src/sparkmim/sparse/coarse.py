@@ -45,7 +45,7 @@ class CoarseExecution(MaskedDenseExecution):
 
     def _mask_along(self, x: Tensor, layout: Layout) -> Tensor:
         """The mask, shaped to broadcast against `x`."""
-        mask = self.mask([x.shape[a] for a in layout.space])
+        mask = self.mask_of(x, layout)
         free = [a for a in range(x.ndim) if a not in layout.tracked_axes]
         order = [*layout.tracked_axes, *free]
         return mask.view(*mask.shape, *[1] * len(free)).permute([order.index(a) for a in range(x.ndim)])

@@ -273,6 +273,14 @@ class Execution(TorchFunctionMode):
         """The inverse of :meth:`visible_rows` of `x`."""
         raise NotImplementedError
 
+    def total_per_image(self, values: Tensor, axis: int) -> Tensor:
+        """Sums over positions, taken of each row, as sums over the positions of each image; `axis` counts rows."""
+        raise NotImplementedError
+
+    def where_seen(self, x: Tensor, layout: Layout) -> Tensor:
+        """`x` with zeros at hidden positions, if it has such."""
+        raise NotImplementedError
+
     def to_map(self, x: Tensor) -> Tensor:
         """A map `(batch, C, *space)` as whole images `(B, C, *size)`, zero where hidden."""
         raise NotImplementedError

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .extent import Degrees, unit
+
 
 class Padding(NamedTuple):
     """An ``F.pad`` that waits for the convolution or pooling after it.
@@ -39,15 +41,24 @@ class Layout:
         batch: the axis of samples: visible patches in the packed engine, images in the dense reference.
         space: the spatial axes in the order of the image's axes; empty for a per-image value.
         padding: spatial padding asked for by ``F.pad`` but not yet carried out, or None.
+        flattened: if all of space has become one axis, the extents that it had; else empty.
     """
 
-    __slots__ = ("batch", "origin", "padding", "space")
+    __slots__ = ("batch", "flattened", "origin", "padding", "space")
 
-    def __init__(self, origin: object, batch: int, space: tuple[int, ...], padding: Padding | None = None) -> None:
+    def __init__(
+        self,
+        origin: object,
+        batch: int,
+        space: tuple[int, ...],
+        padding: Padding | None = None,
+        flattened: tuple[int, ...] = (),
+    ) -> None:
         self.origin = origin
         self.batch = batch
         self.space = space
         self.padding = padding
+        self.flattened = flattened
 
     @property
     def is_map(self) -> bool:
@@ -56,16 +67,26 @@ class Layout:
 
     def is_channels_first(self, ndim: int) -> bool:
         """Whether a tensor of `ndim` axes is a map laid out as (batch, channel, *space)."""
-        return self.is_map and self.tracked_axes == (0, *range(2, ndim))
+        return self.is_map and not self.flattened and self.tracked_axes == (0, *range(2, ndim))
 
     @property
     def tracked_axes(self) -> tuple[int, ...]:
         """The axes that are not free, batch first."""
         return (self.batch, *self.space)
 
+    def degrees(self, axis: int) -> Degrees:
+        """How the extent of an axis scales with those of the map; `()` if it does not."""
+        if axis not in self.space:
+            return ()
+        return (1,) * len(self.flattened) or unit(self.space.index(axis), len(self.space))
+
     def moved(self, batch: int, space: tuple[int, ...]) -> Layout:
         """The same meaning with the axes at other places."""
-        return Layout(self.origin, batch, space, self.padding)
+        return Layout(self.origin, batch, space, self.padding, self.flattened)
+
+    def flat(self, batch: int, axis: int, extents: tuple[int, ...]) -> Layout:
+        """All of space as one axis, which had these extents."""
+        return Layout(self.origin, batch, (axis,), self.padding, extents)
 
     def per_image(self, batch: int) -> Layout:
         """The layout of one value an image, with samples along the axis `batch`."""
@@ -73,7 +94,7 @@ class Layout:
 
     def padded(self, padding: Padding | None) -> Layout:
         """The same axes with other padding waiting."""
-        return Layout(self.origin, self.batch, self.space, padding)
+        return Layout(self.origin, self.batch, self.space, padding, self.flattened)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -82,13 +103,16 @@ class Layout:
             and self.batch == other.batch
             and self.space == other.space
             and self.padding == other.padding
+            and self.flattened == other.flattened
         )
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         kind = (
-            f"map(batch axis {self.batch}, spatial axes {self.space})"
+            f"map(batch axis {self.batch}, positions of all axes {self.space[0]})"
+            if self.flattened
+            else f"map(batch axis {self.batch}, spatial axes {self.space})"
             if self.is_map
             else f"per-image(batch axis {self.batch})"
         )

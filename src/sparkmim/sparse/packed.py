@@ -103,6 +103,12 @@ class SparseExecution(Execution):
             return out
         return self.from_map(out) if layout.padding is None and self.has_grid(out.shape[2:]) else out
 
+    def total_per_image(self, values: Tensor, axis: int) -> Tensor:
+        return self.grid.repeat(self.grid.by_image(values, axis).sum(axis + 1), axis)
+
+    def where_seen(self, x: Tensor, layout: Layout) -> Tensor:
+        return x
+
     def to_map(self, x: Tensor) -> Tensor:
         return self.grid.unpack(x)
 

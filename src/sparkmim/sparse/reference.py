@@ -57,6 +57,12 @@ class MaskedDenseExecution(Execution):
         """`x` `(B, C, *size)` with hidden positions replaced."""
         return torch.where(self.mask(x.shape[2:], func).unsqueeze(1), x, fill)
 
+    def mask_of(self, x: Tensor, layout: Layout) -> Tensor:
+        """The mask of the positions of any map: bool `(B, *spatial axes)`."""
+        if layout.flattened:
+            return self.mask(layout.flattened).flatten(1)
+        return self.mask([x.shape[a] for a in layout.space])
+
     def visible_rows(self, x: Tensor) -> Tensor:
         """`(B, C, *size)` to `(visible positions, C)`."""
         return x.movedim(1, -1)[self.mask(x.shape[2:])]
@@ -87,7 +93,7 @@ class MaskedDenseExecution(Execution):
     def reduce_space(self, reduce: Reduction, x: Tensor, layout: Layout, axes: tuple[int, ...]) -> Any:
         free = [a for a in range(x.ndim) if a not in layout.tracked_axes]
         order = [layout.batch, *layout.space, *free]
-        mask = self.mask([x.shape[a] for a in layout.space])
+        mask = self.mask_of(x, layout)
 
         def reduce_rows(rows: Tensor) -> Any:
             rows = rows.reshape(*rows.shape[:2], *[1] * (len(layout.space) - 1), *rows.shape[2:])
@@ -98,6 +104,15 @@ class MaskedDenseExecution(Execution):
         if isinstance(found[0], Tensor):
             return torch.cat(found, batch)
         return tuple(torch.cat(parts, batch) for parts in zip(*found, strict=True))
+
+    def total_per_image(self, values: Tensor, axis: int) -> Tensor:
+        return values
+
+    def where_seen(self, x: Tensor, layout: Layout) -> Tensor:
+        mask = self.mask_of(x, layout)
+        order = sorted(range(mask.ndim), key=lambda a: layout.tracked_axes[a])
+        shape = [x.shape[a] if a in layout.tracked_axes else 1 for a in range(x.ndim)]
+        return torch.where(mask.permute(order).reshape(shape), x, 0.0)
 
     def to_map(self, x: Tensor) -> Tensor:
         return self.where_visible(x)

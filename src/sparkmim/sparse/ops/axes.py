@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..execution import Execution, unsupported
+from ..extent import Degrees, added, degrees_of, unit, with_degrees
 from ..layout import Layout
 from .functions import functions_named
 from .pointwise import broadcast_layout, free_axes, own_layout, require_no_input
@@ -88,6 +89,7 @@ def _indexed_layout(execution: Execution, func: Any, x: Tensor, index: Any) -> L
             strided = (
                 isinstance(entry, slice)
                 and axis in layout.space
+                and not layout.flattened
                 and entry.stop is None
                 and entry.step is not None
                 and x.shape[axis] % entry.step == 0
@@ -188,7 +190,11 @@ def flatten(execution: Execution, func: Any, input: Tensor, start_dim: int = 0, 
     start, end = start_dim % input.ndim, end_dim % input.ndim
     if start == end:
         return input
-    if any(start <= axis <= end for axis in layout.tracked_axes):
+    merged = tuple(range(start, end + 1))
+    if merged == layout.space:
+        batch = layout.batch - (layout.batch > end) * (end - start)
+        return execution.mark(input.flatten(start, end), layout.flat(batch, start, tuple(input.shape[start : end + 1])))
+    if any(axis in merged for axis in layout.tracked_axes):
         raise unsupported(func, f"it merges samples or positions with other axes ({layout})")
     return execution.mark(input.flatten(start, end), without_axes(layout, range(start, end)))
 
@@ -208,7 +214,11 @@ def reshape(execution: Execution, func: Any, input: Tensor, *shape: Any, **kwarg
     layout = own_layout(execution, func, input)
     if (shape and isinstance(shape[0], torch.dtype)) or "dtype" in kwargs:
         raise unsupported(func, "it reinterprets the bytes of a map")
-    new = _without_unknown(_sizes(shape, kwargs, "size" if "size" in kwargs else "shape"), input.numel())
+    new = _without_unknown(_sizes(shape, kwargs, "size" if "size" in kwargs else "shape"), layout, input)
+    if math.prod(new) != input.numel():
+        raise unsupported(
+            func, f"a patch here is {tuple(input.shape)}, which does not fill {tuple(new)}; use a larger patch size"
+        )
     return execution.mark(input.reshape(new), _reshaped(func, layout, list(input.shape), new))
 
 
@@ -224,51 +234,110 @@ def _sizes(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> list[int
     return list(args[0] if len(args) == 1 and not isinstance(args[0], int) else args)
 
 
-def _without_unknown(shape: Sequence[int], numel: int) -> list[int]:
-    """`shape` with its -1, if any, worked out."""
-    known = math.prod([s for s in shape if s != -1])
-    return [numel // known if s == -1 else int(s) for s in shape]
+def _without_unknown(shape: Sequence[int], layout: Layout, x: Tensor) -> list[int]:
+    """`shape` with its -1, if any, worked out: how large it is, and how it scales with the map."""
+    known = math.prod([int(s) for s in shape if s != -1])
+    degrees: Degrees = ()
+    if not torch.compiler.is_compiling():
+        for axis in layout.space:
+            degrees = added(degrees, layout.degrees(axis))
+        for size in shape:
+            degrees = added(degrees, degrees_of(size), -1)
+    return [with_degrees(x.numel() // max(known, 1), degrees) if s == -1 else s for s in shape]
 
 
 def _reshaped(func: Any, layout: Layout, old: list[int], new: list[int]) -> Layout:
-    """Where samples and space are after a reshape; raises unless each of them stays an axis of its own.
+    """Where samples and space are after a reshape; raises unless they stay axes, and space all axes or one.
 
     The tracked axes cut the shape into segments of free axes. A reshape keeps their meaning if the new shape has the
     same tracked extents in the same order, with as many elements between them. Where no axis lay between two of them,
     or behind the last, none may come, even of extent 1: space of extent 1 would leave open which axis is which, and
     what is accepted must not depend on the size of a patch. (Before the first spatial axis one may.)
+
+    Two things more are possible with sizes that are known to scale with the map
+    (:class:`~sparkmim.sparse.extent.Extent`). A spatial axis may be cut into cells: one axis counts the cells, a free
+    one behind it the positions in a cell. And all spatial axes, where they are neighbours, may become one, or that one
+    become them again.
     """
-    ordered = sorted(layout.tracked_axes)
-    segments = [old[a + 1 : b] for a, b in pairwise([-1, *ordered, len(old)])]
-
-    def fits(axes: list[int], segment: list[int], behind_batch: bool) -> bool:
-        if not segment and axes and not behind_batch:
-            return False
-        return math.prod(axes) == math.prod(segment)
-
-    def places(index: int, start: int) -> list[tuple[int, ...]]:
-        behind_batch = index > 0 and ordered[index - 1] == layout.batch and index < len(ordered)
-        if index == len(ordered):
-            return [()] if fits(new[start:], segments[index], layout.batch == ordered[-1]) else []
-        found = []
-        for axis in range(start, len(new)):
-            if new[axis] == old[ordered[index]] and fits(new[start:axis], segments[index], behind_batch):
-                found += [(axis, *rest) for rest in places(index + 1, axis + 1)]
-        return found
-
-    candidates = places(0, 0)
-    if len(candidates) != 1:
+    whole = [_Tracked(axis, axis + 1, [old[axis]], [layout.degrees(axis)]) for axis in layout.tracked_axes]
+    readings = [sorted(whole)]
+    dims = len(layout.flattened)
+    if dims:
+        (axis,) = layout.space
+        apart = _Tracked(axis, axis + 1, list(layout.flattened), [unit(i, dims) for i in range(dims)])
+        readings.append(sorted([whole[0], apart]))
+    elif len(layout.space) > 1 and layout.space == tuple(range(layout.space[0], layout.space[-1] + 1)):
+        extents = [old[a] for a in layout.space]
+        together = _Tracked(layout.space[0], layout.space[-1] + 1, [math.prod(extents)], [(1,) * len(extents)])
+        readings.append(sorted([whole[0], together]))
+    found = [(reading, places) for reading in readings for places in _places(reading, layout, old, new)]
+    if len(found) != 1:
         raise unsupported(
             func,
             f"reshaping {tuple(old)} ({layout}) to {tuple(new)} does not keep samples and space as axes of their own",
         )
-    moved = dict(zip(ordered, candidates[0], strict=True))
-    return layout.moved(moved[layout.batch], tuple(moved[a] for a in layout.space))
+    reading, places = found[0]
+    moved = dict(zip([tracked.start for tracked in reading], places, strict=True))
+    batch = moved[layout.batch][0]
+    if reading is readings[0]:
+        return layout.moved(batch, tuple(moved[a][0] for a in layout.space))
+    space = moved[layout.space[0]]
+    if dims:
+        return Layout(layout.origin, batch, space, layout.padding)
+    return layout.flat(batch, space[0], tuple(old[a] for a in layout.space))
+
+
+class _Tracked(NamedTuple):
+    """Axes `start` to `end` of a shape that hold samples or space, and what they are to be in the new shape."""
+
+    start: int
+    end: int
+    extents: list[int]
+    degrees: list[Degrees]
+
+
+def _places(
+    tracked: Sequence[_Tracked], layout: Layout, old: list[int], new: list[int]
+) -> list[tuple[tuple[int, ...], ...]]:
+    """All ways of finding tracked axes in a new shape: for each of `tracked` its axes there."""
+    bounds = [(0, 0), *[(t.start, t.end) for t in tracked], (len(old), len(old))]
+    segments = [old[a[1] : b[0]] for a, b in pairwise(bounds)]
+
+    def fits(axes: list[int], segment: list[int], cells: int, behind_batch: bool) -> bool:
+        if not segment and axes and not behind_batch and cells == 1:
+            return False
+        return math.prod(axes) == math.prod(segment) * cells and not any(degrees_of(a) for a in axes)
+
+    def search(index: int, start: int, cells: int) -> list[tuple[tuple[int, ...], ...]]:
+        behind_batch = index > 0 and tracked[index - 1].start == layout.batch
+        if index == len(tracked):
+            return [()] if fits(new[start:], segments[index], cells, layout.batch == tracked[-1].start) else []
+        here, found = tracked[index], []
+        stays = here.end - here.start == len(here.extents)
+        for axis in range(start, len(new) - len(here.extents) + 1):
+            taken = range(axis, axis + len(here.extents))
+            if not fits(new[start:axis], segments[index], cells, behind_batch and bool(here.degrees[0])):
+                continue
+            if all(_is_extent(new[a], e, d) for a, e, d in zip(taken, here.extents, here.degrees, strict=True)):
+                if stays or all(degrees_of(new[a]) for a in taken):
+                    found += [(tuple(taken), *rest) for rest in search(index + 1, taken.stop, 1)]
+            elif stays and degrees_of(new[axis]) == here.degrees[0] != () and not layout.flattened:
+                inner, rest_of = divmod(here.extents[0], max(new[axis], 1))
+                if inner > 1 and not rest_of:
+                    found += [((axis,), *rest) for rest in search(index + 1, axis + 1, inner)]
+        return found
+
+    return search(0, 0, 1)
+
+
+def _is_extent(size: int, extent: int, degrees: Degrees) -> bool:
+    """Whether a size is that of a tracked axis: one known to scale with the map must scale alike."""
+    return size == extent and (degrees_of(size) or degrees) == degrees
 
 
 @Execution.register(*functions_named("expand expand_as"))
 def expand(execution: Execution, func: Any, input: Tensor, *shape: Any, **kwargs: Any) -> Tensor:
-    """Repetition along free axes. A per-image value has no space to tell from free axes, and expands to maps only."""
+    """Repetition along free axes, and of a value per image along all of space."""
     if (shape and isinstance(shape[0], Tensor)) or "other" in kwargs:
         other: Tensor = kwargs["other"] if "other" in kwargs else shape[0]
         layout, ndim = broadcast_layout(execution, func, [input, other])
@@ -281,9 +350,24 @@ def expand(execution: Execution, func: Any, input: Tensor, *shape: Any, **kwargs
     out = input.expand(sizes)
     if any(out.shape[a + shift] != input.shape[a] for a in layout.tracked_axes):
         raise unsupported(func, "it repeats samples or positions")
-    if not layout.is_map:
-        raise unsupported(func, "it repeats a value per image along axes that may be space; use expand_as")
-    return execution.mark(out, layout.moved(layout.batch + shift, tuple(a + shift for a in layout.space)))
+    if layout.is_map:
+        return execution.mark(out, layout.moved(layout.batch + shift, tuple(a + shift for a in layout.space)))
+    return execution.mark(out, _with_space(func, input, layout, sizes))
+
+
+def _with_space(func: Any, x: Tensor, layout: Layout, sizes: Sequence[int]) -> Layout:
+    """The layout of a value per image that is repeated along axes whose sizes are the extents of a map."""
+    shift = len(sizes) - x.ndim
+    degrees = {axis: degrees_of(size) for axis, size in enumerate(sizes) if degrees_of(size)}
+    dims = len(next(iter(degrees.values()), ()))
+    space = tuple(axis for d in range(dims) for axis, own in degrees.items() if own == unit(d, dims))
+    if not dims or set(space) != set(degrees) or len(space) != dims:
+        raise unsupported(
+            func, "it repeats a value per image along axes that are not known to be those of a map; use expand_as"
+        )
+    if any(axis >= shift and x.shape[axis - shift] != 1 for axis in space):
+        raise unsupported(func, "it takes an axis of a value per image for one of space")
+    return Layout(layout.origin, layout.batch + shift, space)
 
 
 @Execution.register(*functions_named("pixel_unshuffle pixel_shuffle"))

@@ -18,7 +18,7 @@ from .pointwise import require_no_input
 def batch_norm(execution: SparseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     layout = execution.layout(input)
     require_no_input(execution, func, *args, *kwargs.values())
-    if layout is None or layout.batch != 0 or 1 in layout.space:
+    if layout is None or layout.batch != 0 or 1 in layout.space or layout.flattened:
         raise unsupported(func, f"it needs samples first and channels second, its argument is {layout}")
     execution.require_no_padding(layout, func)
     if not layout.is_map:

@@ -40,6 +40,8 @@ def pad(
         out = F.pad(input, own, mode, value)
     if all(amounts == (0, 0) for amounts in spatial):
         return execution.mark(out.clone() if out is input else out, layout)
+    if layout.flattened:
+        raise unsupported(func, "all of space is one axis, which is no edge of the map")
     if mode not in ("constant", "reflect", "replicate"):
         raise unsupported(func, f"{mode} padding of a map has no rule")
     if any(amount < 0 for amounts in spatial for amount in amounts):

@@ -13,14 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..execution import Execution, unsupported
+from ..extent import Extent, with_degrees
 from ..layout import Layout
 from .functions import attributes_named, functions_named, operators_named
 
 METADATA = operators_named(
-    "dim size is_floating_point is_complex numel stride is_contiguous element_size get_device ndimension nelement "
+    "dim is_floating_point is_complex numel stride is_contiguous element_size get_device ndimension nelement "
     "storage_offset is_inference len"
 ) + attributes_named(
-    "shape ndim dtype device requires_grad is_cuda layout is_leaf grad_fn is_sparse is_quantized is_mkldnn is_meta "
+    "ndim dtype device requires_grad is_cuda layout is_leaf grad_fn is_sparse is_quantized is_mkldnn is_meta "
     "is_mps is_xpu itemsize nbytes"
 )
 
@@ -66,7 +67,8 @@ def broadcast_layout(execution: Execution, func: Any, operands: Sequence[Any]) -
     for tensor, other in maps:
         execution.require_no_padding(other, func)
         moved = ndim - tensor.ndim
-        if (other.batch + moved, tuple(a + moved for a in other.space)) != (out.batch, out.space):
+        meaning = other.batch + moved, tuple(a + moved for a in other.space), other.flattened
+        if meaning != (out.batch, out.space, out.flattened):
             raise unsupported(func, f"it combines tensors whose axes mean different things ({layout} and {other})")
         if any(tensor.shape[a] != lead.shape[b] for a, b in zip(other.tracked_axes, layout.tracked_axes, strict=True)):
             raise unsupported(
@@ -102,10 +104,25 @@ def metadata(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any:
     return func(*args, **kwargs)
 
 
+@Execution.register(torch.Tensor.size, torch.Tensor.shape.__get__)  # type: ignore[attr-defined]
+def sizes(execution: Execution, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Sizes of spatial axes know that they are (but not to Dynamo, which knows no such numbers)."""
+    out = func(x, *args, **kwargs)
+    layout = execution.layout(x)
+    if layout is None or layout.padding is not None or torch.compiler.is_compiling():
+        return out
+    own = [with_degrees(extent, layout.degrees(axis)) for axis, extent in enumerate(x.shape)]
+    if isinstance(out, torch.Size):
+        return torch.Size(own)
+    return own[args[0] if args else kwargs["dim"]]
+
+
 @Execution.register(*POINTWISE)
 def pointwise(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any:
     if getattr(func, "__name__", "") == "where" and len(args) + len(kwargs) < 3:
         raise unsupported(func, "it lists positions")
+    if any(isinstance(value, Extent) for value in (*args, *kwargs.values())):
+        raise unsupported(func, "it computes with the size of the map, of which only patches are there")
     layout, ndim = broadcast_layout(execution, func, [*args, *kwargs.values()])
     name = getattr(func, "__name__", "")
     if "out" in kwargs or ((name.endswith("_") or name.startswith("__i")) and name != "__invert__"):
@@ -154,9 +171,6 @@ def own_layout(execution: Execution, func: Any, x: Any) -> Layout:
 # Functions along free axes that keep all axes: the place of the axes among the arguments after the tensor, and their
 # name and default. (`glu` halves its axis.)
 _ALONG = {
-    "softmax": (0, "dim", None),
-    "log_softmax": (0, "dim", None),
-    "softmin": (0, "dim", None),
     "cumsum": (0, "dim", None),
     "glu": (0, "dim", -1),
     "normalize": (1, "dim", 1),
@@ -206,13 +220,3 @@ def linear(execution: Execution, func: Any, input: Tensor, weight: Tensor, bias:
     require_no_input(execution, func, weight, bias)
     free_axes(func, layout, input.ndim, -1)
     return execution.mark(func(input, weight, bias), layout)
-
-
-@Execution.register(torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
-def matmul(execution: Execution, func: Any, input: Tensor, other: Tensor) -> Tensor:
-    """A linear map of the last axis; products between positions, as in attention, are refused."""
-    layout = own_layout(execution, func, input)
-    if execution.layout(other) is not None or other.ndim != 2:
-        raise unsupported(func, "it multiplies two tensors of the input with each other, as attention does")
-    free_axes(func, layout, input.ndim, -1)
-    return execution.mark(func(input, other), layout)

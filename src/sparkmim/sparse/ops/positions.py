@@ -1,0 +1,72 @@
+"""Softmax over all positions of an image, and sums over them written as products of matrices (global context blocks).
+
+Both mean what they mean for the image's visible positions alone. Products that relate positions to one another, as in
+attention, are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..execution import Execution, unsupported
+from ..layout import Layout
+from .functions import functions_named
+from .pointwise import free_axes, own_layout
+from .reduce import Reduction
+
+
+@Execution.register(*functions_named("softmax log_softmax softmin"))
+def softmax(execution: Execution, func: Any, input: Tensor, dim: int | None = None, **kwargs: Any) -> Tensor:
+    layout = own_layout(execution, func, input)
+    if dim is None:
+        raise unsupported(func, "it names no axis")
+    axis = dim % input.ndim
+    if layout.space != (axis,):
+        free_axes(func, layout, input.ndim, axis)
+        return execution.mark(func(input, dim=axis, **kwargs), layout)
+    dtype = kwargs.pop("dtype", None)
+    kwargs.pop("_stacklevel", None)
+    if kwargs:
+        raise unsupported(func, f"over positions it has no rule with {', '.join(kwargs)}")
+    x = input.to(dtype or _accurate(input))
+    x = -x if func.__name__ == "softmin" else x
+    total = execution.reduce_space(Reduction(torch.logsumexp, True, {}), x, layout, (axis,))
+    out = x - total
+    return execution.mark(out if func.__name__ == "log_softmax" else out.exp(), layout)
+
+
+def _accurate(x: Tensor) -> torch.dtype:
+    """The precision that autocast gives a softmax."""
+    low = torch.is_autocast_enabled(x.device.type) and x.dtype in (torch.float16, torch.bfloat16)
+    return torch.float32 if low else x.dtype
+
+
+@Execution.register(torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+def matmul(execution: Execution, func: Any, input: Tensor, other: Tensor) -> Tensor:
+    """A linear map of the last axis, or a sum over all positions of an image of products of two maps."""
+    layout = own_layout(execution, func, input)
+    weights = execution.layout(other)
+    if weights is None and other.ndim == 2:
+        free_axes(func, layout, input.ndim, -1)
+        return execution.mark(func(input, other), layout)
+    if weights is None or not _sums_over_space(input, layout, other, weights):
+        raise unsupported(func, "it multiplies two tensors of the input with each other, as attention does")
+    execution.require_no_padding(weights, func)
+    out = torch.matmul(execution.where_seen(input, layout), execution.where_seen(other, weights))
+    batch = layout.batch + out.ndim - input.ndim
+    return execution.mark(execution.total_per_image(out, batch), layout.per_image(batch))
+
+
+def _sums_over_space(a: Tensor, a_layout: Layout, b: Tensor, b_layout: Layout) -> bool:
+    """Whether a product of matrices sums over the positions of two maps, of the same sizes, sample by sample."""
+    return (
+        a_layout.space == (a.ndim - 1,)
+        and b_layout.space == (b.ndim - 2,)
+        and a.shape[-1] == b.shape[-2]
+        and a_layout.flattened == b_layout.flattened
+        and a_layout.batch - a.ndim == b_layout.batch - b.ndim < -2
+        and a.shape[a_layout.batch] == b.shape[b_layout.batch]
+    )
