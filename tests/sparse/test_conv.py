@@ -53,9 +53,11 @@ def axes(draw: st.DrawFn, widest: int = 7) -> Axis:
     stride = draw(st.sampled_from([1, 1, 2, 3, 4]))
     extent = (kernel - 1) * dilation + 1
     total = draw(st.integers(max(extent - stride, 0), extent - 1))
-    low = draw(st.integers(0, total))
-    own = draw(st.integers(0, min(low, total - low)))
-    return Axis(kernel, stride, dilation, low, total - low, own, out=draw(st.integers(1, 3)))
+    out = draw(st.integers(1, 3))
+    crop = draw(st.sampled_from([0, 0, min(stride * out - 1, 2)]))  # of one side, which the other makes up for
+    low = draw(st.integers(-crop, total + crop))
+    own = draw(st.integers(0, max(min(low, total - low), 0)))
+    return Axis(kernel, stride, dilation, low, total - low, own, out)
 
 
 class Convolution(NamedTuple):
@@ -125,6 +127,10 @@ LAYERS = {
     "padded twice": lambda: nn.Sequential(nn.ZeroPad2d((1, 0, 0, 1)), nn.ZeroPad2d(1), nn.Conv2d(4, 6, 4)),
     "padded with ones": lambda: nn.Sequential(nn.ConstantPad2d(1, 1.0), nn.Conv2d(4, 6, 3)),
     "no padding asked for": lambda: nn.Sequential(nn.ZeroPad2d(0), nn.Conv2d(4, 6, 1, padding="valid")),
+    "shifted": lambda: nn.Sequential(nn.ZeroPad2d((-1, 1, -1, 1)), nn.Conv2d(4, 6, 1, stride=2)),
+    "shifted, nothing else": lambda: nn.Sequential(nn.ZeroPad2d((2, -2, -1, 1)), nn.Conv2d(4, 6, 1)),
+    "shifted by more than is padded": lambda: nn.Sequential(nn.ZeroPad2d((-2, 4, 0, 2)), nn.Conv2d(4, 4, 3, groups=4)),
+    "padded, then cropped": lambda: nn.Sequential(nn.ZeroPad2d(2), nn.ZeroPad2d(-1), nn.Conv2d(4, 6, 3)),
     "channels padded": lambda: nn.Sequential(nn.ConstantPad3d((0, 0, 0, 0, 1, 1), 2.0), nn.Conv2d(6, 4, 3, padding=1)),
     "channels and space padded": lambda: nn.Sequential(nn.ConstantPad3d((1, 1, 1, 1, 0, 2), 0.0), nn.Conv2d(6, 4, 3)),
     "three layers": lambda: nn.Sequential(
@@ -354,7 +360,11 @@ REFUSED = {
     "two values of padding": nn.Sequential(nn.ConstantPad2d(1, 1.0), nn.Conv2d(4, 4, 5, padding=1)),
     "padded twice with two values": nn.Sequential(nn.ConstantPad2d(1, 1.0), nn.ZeroPad2d(1), nn.Conv2d(4, 4, 5)),
     "wrapped around": nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
-    "cropped": nn.ZeroPad2d(-1),
+    "cropped": nn.Sequential(nn.ZeroPad2d(-1), nn.ReLU()),
+    "cropped and padded again": nn.Sequential(nn.ZeroPad2d((-1, 0, -1, 0)), nn.Conv2d(4, 4, 4, padding=2)),
+    "cropped and padded again before": nn.Sequential(
+        nn.ZeroPad2d((-1, 0, 0, 0)), nn.ZeroPad2d((1, 0, 0, 0)), nn.Conv2d(4, 4, 1)
+    ),
     "something else after padding": nn.Sequential(nn.ZeroPad2d(1), nn.ReLU(), nn.Conv2d(4, 4, 3)),
     "transposed": nn.ConvTranspose2d(4, 4, 2, stride=2),
 }

@@ -54,12 +54,15 @@ def axes(draw: st.DrawFn, ceil_mode: bool, dilations: int, symmetric: bool) -> A
         total = total - 1 if total - 1 >= max(least, 0) else total + 1
         if total > most:
             stride, kernel, dilation, total = 1, 1, 1, 0
-    low = total // 2 if symmetric else draw(st.integers(0, total))
+    out = draw(st.integers(1, 3))
+    # Of one side, which the other makes up for; in ceil mode a window would pad again what is cropped.
+    crop = 0 if ceil_mode else draw(st.sampled_from([0, 0, min(stride * out - 1, 2)]))
+    low = total // 2 if symmetric else draw(st.integers(-crop, total + crop))
     # The pooling itself accepts no more than half its kernel. And a dilated window that steps over a small map sees
     # nothing: for that, torch gives a place outside the map, and writes there in backward (2.15, CPU).
-    widest = min(low, total - low, kernel // 2) if dilation == 1 else 0
+    widest = max(min(low, total - low, kernel // 2), 0) if dilation == 1 else 0
     own = widest if symmetric else draw(st.integers(0, widest))
-    return Axis(kernel, stride, dilation, low, total - low, own, out=draw(st.integers(1, 3)))
+    return Axis(kernel, stride, dilation, low, total - low, own, out)
 
 
 def padded(x: Tensor, along: list[Axis], value: float) -> Tensor:
@@ -99,8 +102,12 @@ def max_poolings(draw: st.DrawFn) -> Pooling:
 def average_poolings(draw: st.DrawFn) -> Pooling:
     count_include_pad = draw(st.booleans())
     divisor = draw(st.sampled_from([None, None, 1, 7]))
-    uncounted = not count_include_pad and divisor is None  # F.pad before that has no rule
-    along = [draw(axes(ceil_mode=False, dilations=1, symmetric=uncounted)) for _ in range(2)]
+    # Padding of its own that is not counted, and F.pad before that, have no rule.
+    uncounted = not count_include_pad and divisor is None
+    symmetric = uncounted and draw(st.booleans())
+    along = [draw(axes(ceil_mode=False, dilations=1, symmetric=symmetric)) for _ in range(2)]
+    if uncounted and not symmetric:
+        along = [axis._replace(own=0) for axis in along]
     kernel, stride, own = (tuple(getattr(axis, name) for axis in along) for name in ("kernel", "stride", "own"))
     value = 0.0 if any(own) else draw(st.sampled_from([0.0, 1.5]))
 
@@ -158,6 +165,11 @@ LAYERS = {
     "average, ceil without effect": nn.AvgPool2d(2, 2, ceil_mode=True),
     "average, ceil within its padding": nn.AvgPool2d(4, 2, 1, ceil_mode=True),
     "average, ceil within its padding, not counted": nn.AvgPool2d(4, 2, 1, ceil_mode=True, count_include_pad=False),
+    "average after padding, its own not counted": nn.Sequential(
+        nn.ZeroPad2d((0, 1, 0, 1)), nn.AvgPool2d(2, 1, count_include_pad=False)
+    ),
+    "average, shifted": nn.Sequential(nn.ZeroPad2d((-1, 1, -1, 1)), nn.AvgPool2d(1, 2, count_include_pad=False)),
+    "max, shifted": nn.Sequential(nn.ZeroPad2d((1, -1, -1, 1)), nn.MaxPool2d(1, 1)),
     "strided twice": nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(3, 1, 1), nn.MaxPool2d(2)),
 }
 
@@ -268,11 +280,14 @@ REFUSED = {
     "max after zero padding, ceil beyond it": (
         nn.Sequential(nn.ZeroPad2d((1, 0, 1, 0)), nn.MaxPool2d(4, 2, ceil_mode=True)), "pads with",
     ),
+    "max after a crop, ceil beyond it": (
+        nn.Sequential(nn.ConstantPad2d((3, -1, 3, -1), -math.inf), nn.MaxPool2d(5, 2, ceil_mode=True)), "cropped",
+    ),
     "average 3 s2": (nn.AvgPool2d(3, 2), "aligned"),
     "average 3 s1": (nn.AvgPool2d(3, 1), "aligned"),
     "average 3 s2 ceil": (nn.AvgPool2d(3, 2, ceil_mode=True), "divisor shrinks"),
     "average after padding, padding not counted": (
-        nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.AvgPool2d(2, 1, count_include_pad=False)), "count",
+        nn.Sequential(nn.ZeroPad2d((1, 0, 1, 0)), nn.AvgPool2d(4, 1, 1, count_include_pad=False)), "count",
     ),
     "adaptive to 2": (nn.AdaptiveAvgPool2d(2), "size 1"),
     "adaptive max to 2": (nn.AdaptiveMaxPool2d((1, 2)), "size 1"),

@@ -283,7 +283,7 @@ def avg_pool2d(
         return F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, divisor_override=1)
 
     out = execution.with_windows(func, summed, input, window, padding)
-    if count_include_pad or divisor_override is not None or window.edge != "constant":
+    if count_include_pad or divisor_override is not None or layout.padding is not None:
         out = out / (divisor_override or math.prod(kernel))
     else:
         there = execution.mask(input.shape[2:]).unsqueeze(1).to(input.dtype)

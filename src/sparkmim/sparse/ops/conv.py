@@ -79,7 +79,9 @@ def _with_halo(grid: PatchGrid, x: Tensor, weight: Tensor, bias: Tensor | None, 
     depthwise = groups == x.shape[1] and groups > 1
     halo_pixels = grid.patches * math.prod(window.span)
     dense_pixels = grid.batch * math.prod([g * b for g, b in zip(grid.shape, window.block, strict=True)])
-    if depthwise and window.fill == 0.0 and halo_pixels > DENSE_ADVANTAGE * dense_pixels:
+    cropped = any(b < 0 or a <= -s for b, a, s in zip(window.before, window.after, window.stride, strict=True))
+    on_map = depthwise and window.fill == 0.0 and not cropped
+    if on_map and halo_pixels > DENSE_ADVANTAGE * dense_pixels:
         lay_in, cut_in = grid.rows_of_map(window.block), grid.positions_of_rows(window.block)
         lay_out, cut_out = None, None  # same as for the input
         if window.out != window.block:

@@ -1,4 +1,7 @@
-"""Padding. Along free axes it is ordinary; along space it waits for the convolution or pooling that follows."""
+"""Padding. Along free axes it is ordinary; along space it waits for the convolution or pooling that follows.
+
+A negative padding crops the map: windows begin so much later, or end so much earlier.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +47,8 @@ def pad(
         raise unsupported(func, "all of space is one axis, which is no edge of the map")
     if mode not in ("constant", "reflect", "replicate"):
         raise unsupported(func, f"{mode} padding of a map has no rule")
-    if any(amount < 0 for amounts in spatial for amount in amounts):
-        raise unsupported(func, "it crops the map")
+    if mode != "constant" and any(amount < 0 for amounts in spatial for amount in amounts):
+        raise unsupported(func, f"it crops the map and pads it by its {mode} values at once")
     # The result shares its input's memory until it is consumed, and must not change with it in between. What is being
     # compiled has no versions to compare, but also pays nothing for a copy.
     compiling = torch.compiler.is_compiling()
@@ -56,9 +59,17 @@ def pad(
         require_unchanged(func, input, layout.padding)
         if (layout.padding.value, layout.padding.mode) != (value, "constant") or mode != "constant":
             raise unsupported(func, "the map is padded twice, in different ways")
+        require_no_crop(func, layout.padding, before, after)
         before = tuple(a + b for a, b in zip(layout.padding.before, before, strict=True))
         after = tuple(a + b for a, b in zip(layout.padding.after, after, strict=True))
     return execution.mark(out, layout.padded(Padding(before, after, value, mode, 0 if compiling else out._version)))
+
+
+def require_no_crop(func: Any, padding: Padding, before: Sequence[int], after: Sequence[int]) -> None:
+    """Raise if a side of the map is padded that was cropped: the crop's values would come back in place of padding."""
+    sides = zip((*padding.before, *padding.after), (*before, *after), strict=True)
+    if any(cropped < 0 < added for cropped, added in sides):
+        raise unsupported(func, "it pads where the map was cropped")
 
 
 def require_unchanged(func: Any, padded: Tensor, padding: Padding) -> None:

@@ -109,12 +109,15 @@ def avg_pool2d(
     own = per_axis(padding, 2)
     if ceil_mode and any(a > p for a, p in zip(window.after, own, strict=True)):
         raise unsupported(func, "with ceil_mode its divisor shrinks where a window leaves the padded map")
-    if not count_include_pad and divisor_override is None and layout.padding is not None:
-        raise unsupported(func, "it leaves its own padding out of the count but not that of F.pad before it")
+    leaves_out = not count_include_pad and divisor_override is None
+    if layout.padding is not None and leaves_out:
+        if any(own):
+            raise unsupported(func, "it leaves its own padding out of the count but not that of F.pad before it")
+        leaves_out = False
     table = execution.grid.halo(window.block, window.before, window.after)
     readers = execution.grid.readers(window.block, window.before, window.after)
     out = _SumPool.apply(input, table, readers, window) / divisor  # type: ignore[no-untyped-call]
-    if not count_include_pad and divisor_override is None:
+    if leaves_out:
         there = (table != input.shape[0] * math.prod(window.block)).to(out.dtype).unsqueeze(1)
         out = out / F.avg_pool2d(there, window.kernel, window.stride)
     return execution.mark(out, layout.padded(None))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..execution import Execution, unsupported
 from ..layout import Padding
-from .pad import require_unchanged
+from .pad import require_no_crop, require_unchanged
 
 
 class Window(NamedTuple):
@@ -18,13 +18,12 @@ class Window(NamedTuple):
     Attributes:
         block: pixels of a patch.
         kernel, stride, dilation: of the window.
-        before, after: pixels it reaches beyond the patch; a negative `after` means that a patch's last pixels are not
-            read.
+        before, after: pixels it reaches beyond the patch; where negative, a patch's first or last pixels are not read.
         fill: what it sees in hidden patches and outside the image.
         edge: "constant" if that is `fill`, else the padding mode by which it follows from the map.
         span: pixels of a patch with its halo.
         out: pixels of a patch in the result.
-        needs_halo: whether it reaches beyond a patch at all.
+        needs_halo: whether it reaches beyond a patch at all, or begins within it.
     """
 
     block: tuple[int, ...]
@@ -82,6 +81,7 @@ def window_over(
     pending, own_fill = layout.padding, fill
     if pending is not None:
         require_unchanged(func, x, pending)
+        require_no_crop(func, pending, before, behind)
         if any(before) and (pending.value != fill or pending.mode != "constant"):
             raise unsupported(func, f"it pads with {fill} what was padded with {_padded_with(pending)} before")
         fill = pending.value
@@ -102,15 +102,18 @@ def window_over(
                 f"one of n / {s}, so the result is not aligned with the patches",
             )
     reach = zip(extents, stride, before, behind, strict=True)
-    overhangs = ceil_mode and any(e - lo - s > hi for e, s, lo, hi in reach)
-    if overhangs and pending is not None and (pending.value != own_fill or pending.mode != "constant"):
-        raise unsupported(
-            func, f"with ceil_mode it pads with {own_fill} beyond what was padded with {_padded_with(pending)} before"
-        )
+    overhang = [ceil_mode and e - lo - s > hi for e, s, lo, hi in reach]
+    if any(overhang) and pending is not None:
+        if pending.value != own_fill or pending.mode != "constant":
+            padded = _padded_with(pending)
+            raise unsupported(
+                func, f"with ceil_mode it pads with {own_fill} beyond what was padded with {padded} before"
+            )
+        require_no_crop(func, pending, (0,) * dims, overhang)
     after = tuple(e - 1 - lo - (s - 1) for e, s, lo in zip(extents, stride, before, strict=True))
     span = tuple(lo + b + hi for lo, b, hi in zip(before, block, after, strict=True))
     out = tuple(b // s for b, s in zip(block, stride, strict=True))
-    needs_halo = any(lo > 0 for lo in before) or any(hi > 0 for hi in after)
+    needs_halo = any(lo != 0 for lo in before) or any(hi > 0 for hi in after)
     edge = "constant" if pending is None else pending.mode
     window = Window(block, kernel, stride, dilation, tuple(before), after, fill, edge, span, out, needs_halo)
     require_near_edges(func, window)
