@@ -69,6 +69,10 @@ POSITIONS: dict[str, Function] = {
     "sums of products, heads": lambda x: x * torch.matmul(
         x.unflatten(1, (2, 2)).flatten(3), x.unflatten(1, (2, 2)).flatten(3).transpose(2, 3)
     ).reshape(x.shape[0], 8, 1, 1).mean(1, keepdim=True),
+    "normalised": lambda x: F.normalize(x.flatten(2), dim=-1).reshape(x.shape) + F.normalize(x, 1.0, (2, 3)),
+    "windows of an unfolded map": lambda x: x * (
+        x.reshape(*x.shape[:2], math.ceil(x.shape[2] / 1), 1 * x.shape[3])
+    ).flatten(2).softmax(2).amax(2)[..., None, None],
     "mean": lambda x: x - x.flatten(2).mean(-1)[..., None, None],
     "mean, positions in front": lambda x: x - x.flatten(2).permute(2, 0, 1).mean(0)[:, :, None, None],
     "largest": lambda x: x - x.view(*x.shape[:2], -1).amax(2, keepdim=True).unsqueeze(3),
@@ -160,7 +164,37 @@ def test_cells_of_any_size(
     agrees_with_crop(network_of(to_depth), data.draw(visible_rectangles(dims, largest=3)), 2, patch)
 
 
+class AdditiveAttention(nn.Module):
+    """As in SwiftFormer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.weight = nn.Linear(4, 4), nn.Linear(4, 4), nn.Parameter(torch.zeros(4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).permute(0, 2, 1)
+        query = F.normalize(self.query(tokens), dim=-1)
+        share = F.normalize(query @ self.weight, dim=1)
+        context = torch.sum(share * query, dim=1, keepdim=True)
+        return (context * self.key(tokens) + query).permute(0, 2, 1).reshape(x.shape)
+
+
+class SeparableAttention(nn.Module):
+    """As in MobileViTv2, over positions of the same place in cells of 2 x 2."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (math.ceil(s / 2) * 2 // 2 for s in x.shape[2:])
+        cells = x.reshape(*x.shape[:2], rows, 2, columns, 2).permute(0, 1, 3, 5, 2, 4)
+        cells = cells.reshape(*x.shape[:2], -1, rows * columns)
+        context = (cells[:, 1:] * F.softmax(cells[:, :1], dim=-1)).sum(dim=-1, keepdim=True)
+        cells = F.relu(cells[:, 1:]) * context.expand_as(cells[:, 1:])
+        cells = cells.reshape(x.shape[0], 3, 2, 2, rows, columns).permute(0, 1, 4, 2, 5, 3)
+        return cells.reshape(x.shape[0], 3, *x.shape[2:])
+
+
 LAYERS: dict[str, nn.Module] = {
+    "additive attention": AdditiveAttention(),
+    "separable attention": nn.Sequential(SeparableAttention(), nn.AvgPool2d(3, 1, 1)),
     "evo norm S0": EvoNorm2dS0(4, groups=2),
     "evo norm S0a": EvoNorm2dS0a(4, groups=2),
     "evo norm S1": EvoNorm2dS1(4, groups=2),
@@ -170,6 +204,7 @@ LAYERS: dict[str, nn.Module] = {
     "global context": timm.layers.GlobalContext(4, rd_channels=2),
     "global context, added": timm.layers.GlobalContext(4, rd_channels=2, fuse_add=True, fuse_scale=False),
     "space to depth": SpaceToDepth(4),
+    "space to depth and back": nn.Sequential(SpaceToDepth(4), DepthToSpace(2), nn.AvgPool2d(3, 1, 1)),
 }
 
 
@@ -202,7 +237,9 @@ REFUSED: dict[str, Function] = {
     "dilated cells": lambda x: cut(x, 2, x.shape[2] // 2).transpose(2, 3).mean(3),
     "cells larger than a patch": lambda x: cut(x, x.shape[2] // 8, 8).mean(3),
     "cells that do not fill a patch": lambda x: cut(x, x.shape[2] // 3, 3).mean(3),
-    "depth to space": lambda x: DepthToSpace(2)(x),
+    "depth to space, as many cells for every map": lambda x: (
+        x.unflatten(1, (2, 2)).transpose(1, 3).reshape(x.shape[0], 2, 2 * x.shape[2], x.shape[3])
+    ),
     "rows and channels": lambda x: x.reshape(x.shape[0], 4 * x.shape[2], x.shape[3]).mean(1)[:, None, None],
     "channels and columns": lambda x: last(x).reshape(x.shape[0], x.shape[2], -1).mean(2)[:, None, :, None],
     "positions of plain sizes": lambda x: x.reshape(*x.shape[:2], 4 * 4).mean(2)[..., None, None] * x,
@@ -274,6 +311,9 @@ def test_arithmetic_of_extents() -> None:
         "product": (rows * columns, 24, (1, 1)),
         "times a number": (3 * rows, 12, (1, 0)),
         "half": (rows // 2, 2, (1, 0)),
+        "half, as a fraction": (rows / 2, 2, (1, 0)),
+        "rounded up": (math.ceil(rows / 2) * 2, 4, (1, 0)),
+        "rounded down": (math.floor(rows), 4, (1, 0)),
         "square": (rows * rows, 16, (2, 0)),
         "one of two": (rows * columns // rows, 6, (0, 1)),
     }
@@ -281,8 +321,7 @@ def test_arithmetic_of_extents() -> None:
         assert (size, degrees_of(size)) == (value, degrees), name
     lost = [rows // 3, rows + 1, rows - 1, -rows, rows % 2, rows // rows, 8 // rows, int(rows), rows // columns]
     assert [degrees_of(size) for size in lost] == [()] * len(lost)
-    assert rows / 2 == 2.0
-    assert rows * 0.5 == 2.0
+    assert (rows / 8, rows * 0.5, 1 / rows) == (0.5, 2.0, 0.25)
 
 
 @pytest.mark.parametrize("function", [*POSITIONS.values(), *EXPANDED.values()], ids=[*POSITIONS, *EXPANDED])

@@ -45,6 +45,16 @@ class Extent(int):
         quotient, rest = divmod(int(self), int(other))
         return quotient if rest else with_degrees(quotient, added(self.degrees, degrees_of(other), -1))
 
+    def __truediv__(self, other: Any) -> Any:
+        """Likewise, so that rounding what needs none does no harm."""
+        exact = isinstance(other, int) and other and not int(self) % other
+        return self // other if exact else int(self) / other
+
+    def __ceil__(self) -> Extent:
+        return self
+
+    __floor__ = __ceil__
+
 
 def unit(axis: int, dims: int) -> Degrees:
     """Degrees of the extent of one of `dims` spatial axes."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -303,12 +304,12 @@ def _places(
     bounds = [(0, 0), *[(t.start, t.end) for t in tracked], (len(old), len(old))]
     segments = [old[a[1] : b[0]] for a, b in pairwise(bounds)]
 
-    def fits(axes: list[int], segment: list[int], cells: int, behind_batch: bool) -> bool:
+    def fits(axes: list[int], segment: list[int], cells: Fraction, behind_batch: bool) -> bool:
         if not segment and axes and not behind_batch and cells == 1:
             return False
         return math.prod(axes) == math.prod(segment) * cells and not any(degrees_of(a) for a in axes)
 
-    def search(index: int, start: int, cells: int) -> list[tuple[tuple[int, ...], ...]]:
+    def search(index: int, start: int, cells: Fraction) -> list[tuple[tuple[int, ...], ...]]:
         behind_batch = index > 0 and tracked[index - 1].start == layout.batch
         if index == len(tracked):
             return [()] if fits(new[start:], segments[index], cells, layout.batch == tracked[-1].start) else []
@@ -320,14 +321,14 @@ def _places(
                 continue
             if all(_is_extent(new[a], e, d) for a, e, d in zip(taken, here.extents, here.degrees, strict=True)):
                 if stays or all(degrees_of(new[a]) for a in taken):
-                    found += [(tuple(taken), *rest) for rest in search(index + 1, taken.stop, 1)]
+                    found += [(tuple(taken), *rest) for rest in search(index + 1, taken.stop, Fraction(1))]
             elif stays and degrees_of(new[axis]) == here.degrees[0] != () and not layout.flattened:
-                inner, rest_of = divmod(here.extents[0], max(new[axis], 1))
-                if inner > 1 and not rest_of:
+                inner = Fraction(here.extents[0], max(int(new[axis]), 1))  # positions a cell, or cells a position
+                if 1 in inner.as_integer_ratio():
                     found += [((axis,), *rest) for rest in search(index + 1, axis + 1, inner)]
         return found
 
-    return search(0, 0, 1)
+    return search(0, 0, Fraction(1))
 
 
 def _is_extent(size: int, extent: int, degrees: Degrees) -> bool:

@@ -173,7 +173,6 @@ def own_layout(execution: Execution, func: Any, x: Any) -> Layout:
 _ALONG = {
     "cumsum": (0, "dim", None),
     "glu": (0, "dim", -1),
-    "normalize": (1, "dim", 1),
     "roll": (1, "dims", None),
     "flip": (0, "dims", None),
 }

@@ -1,7 +1,7 @@
-"""Softmax over all positions of an image, and sums over them written as products of matrices (global context blocks).
+"""Softmax and normalisation over all positions of an image, and sums over them written as products of matrices.
 
-Both mean what they mean for the image's visible positions alone. Products that relate positions to one another, as in
-attention, are refused.
+As in global context blocks and additive attention. They mean what they mean for the visible positions alone. Products
+that relate positions to one another, as in attention proper, are refused.
 """
 
 from __future__ import annotations
@@ -36,6 +36,22 @@ def softmax(execution: Execution, func: Any, input: Tensor, dim: int | None = No
     total = execution.reduce_space(Reduction(torch.logsumexp, True, {}), x, layout, (axis,))
     out = x - total
     return execution.mark(out if func.__name__ == "log_softmax" else out.exp(), layout)
+
+
+@Execution.register(torch.nn.functional.normalize)
+def normalize(
+    execution: Execution, func: Any, input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None
+) -> Tensor:
+    layout = own_layout(execution, func, input)
+    if out is not None:
+        raise unsupported(func, "it writes into a tensor that does not descend from the input")
+    axes = tuple(d % input.ndim for d in ((dim,) if isinstance(dim, int) else dim))
+    if set(axes) != set(layout.space) or not layout.is_map:
+        free_axes(func, layout, input.ndim, axes)
+        return execution.mark(func(input, p, dim, eps), layout)
+
+    size = execution.reduce_space(Reduction(torch.linalg.vector_norm, True, {"ord": p}), input, layout, axes)
+    return execution.mark(input / size.clamp_min(eps), layout)
 
 
 def _accurate(x: Tensor) -> torch.dtype:
