@@ -774,15 +774,6 @@ def test_tensor_of_an_earlier_pass(case: Function, block: tuple[int, int]) -> No
 # --- randomness -----------------------------------------------------------------------------------------------------
 
 
-class StochasticDepth(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.drop = torchvision.ops.StochasticDepth(0.5, "row")
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop(x * 2)
-
-
 NOISE = {
     "empty": lambda x: x * torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype).bernoulli_(0.5),
     "empty_of_a_list": lambda x: x * torch.empty([x.size(0)] + [1] * (x.ndim - 1), dtype=x.dtype).uniform_(),
@@ -791,7 +782,6 @@ NOISE = {
     "rand_by_position": lambda x: x * torch.rand(x.shape, dtype=x.dtype),
     "full": lambda x: x * torch.full((x.shape[0], 1, 1, 1), 0.5, dtype=x.dtype).bernoulli(),
     "torchvision": lambda x: torchvision.ops.stochastic_depth(x, 0.5, "row", training=True),
-    "torchvision_module": StochasticDepth(),
     "drop_block": lambda x: torchvision.ops.drop_block2d(x, 0.5, 1),
     "alpha_dropout": lambda x: F.alpha_dropout(x, 0.5, training=True),
     "feature_alpha_dropout": lambda x: F.feature_alpha_dropout(x, 0.5, training=True),
