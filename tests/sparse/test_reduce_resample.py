@@ -293,8 +293,58 @@ def test_any_factor(
     agrees_with_oracle(network_of(resample), visible, 2, tuple(d * data.draw(st.integers(1, 2)) for d in down))
 
 
+LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+@st.composite
+def smooth_resampling(draw: st.DrawFn, network_of: Any) -> tuple[Any, tuple[int, ...]]:
+    """Linear or cubic, up or down by a factor along each axis, by factor or by size; and the patches it takes."""
+    dims = draw(st.integers(1, 3))
+    mode = draw(st.sampled_from([LINEAR[dims], *(["bicubic"] if dims == 2 else [])]))
+    factors = [draw(st.sampled_from([0.25, 0.5, 1.0, 2.0, 3.0])) for _ in range(dims)]
+    by_size = draw(st.booleans())
+
+    def resample(x: Tensor) -> Tensor:
+        size = [round(s * f) for s, f in zip(x.shape[2:], factors, strict=True)]
+        return F.interpolate(x, size=size, mode=mode) if by_size else F.interpolate(x, scale_factor=factors, mode=mode)
+
+    least = 2 if mode == "bicubic" else 1
+    coarse = [-(-draw(st.integers(least, 4)) // max(1, round(1 / f))) * max(1, round(1 / f)) for f in factors]
+    patch = tuple(int(pixels * max(f, 1)) for pixels, f in zip(coarse, factors, strict=True))
+
+    def network(x: Tensor, weight: Tensor) -> Tensor:
+        """As in a network, what becomes finer has been coarser than the image before."""
+        size = [round(s / max(f, 1)) for s, f in zip(x.shape[2:], factors, strict=True)]
+        return resample(F.interpolate(x, size=size) * weight.view(-1, *[1] * dims))
+
+    return network_of(network, weight=torch.randn(2, dtype=torch.float64)), patch
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_any_smooth_resampling(
+    data: st.DataObject, visible_patches: Masks, network_of: Any, agrees_with_oracle: Check
+) -> None:
+    network, patch = data.draw(smooth_resampling(network_of))
+    visible = data.draw(visible_patches(len(patch), largest=4 if len(patch) < 3 else 3))
+    agrees_with_oracle(network, visible, 2, patch)
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_any_smooth_resampling_of_a_box(
+    data: st.DataObject, visible_rectangles: Masks, network_of: Any, agrees_with_crop: Check
+) -> None:
+    network, patch = data.draw(smooth_resampling(network_of))
+    visible = data.draw(visible_rectangles(len(patch), largest=4 if len(patch) < 3 else 3))
+    agrees_with_crop(network, visible, 2, patch)
+
+
 NOT_RESAMPLED: dict[str, Function] = {
-    "bilinear": lambda x: F.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=False),
+    "corners aligned": lambda x: F.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=True),
+    "antialiased": lambda x: F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True),
+    "bilinear by 1.5": lambda x: F.interpolate(x, scale_factor=1.5, mode="bilinear"),
+    "bicubic, further than a patch": lambda x: F.interpolate(F.max_pool2d(x, 4), scale_factor=2, mode="bicubic"),
     "area": lambda x: F.interpolate(x, scale_factor=0.5, mode="area"),
     "by 1.5": lambda x: F.interpolate(x[..., ::2, ::2], scale_factor=1.5),
     "by three quarters": lambda x: F.interpolate(x, scale_factor=0.75),

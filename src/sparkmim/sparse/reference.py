@@ -24,6 +24,7 @@ from .execution import Execution, unsupported
 from .grid import CoarseGrid, PatchGrid, has_mask, mask_at
 from .layout import Layout
 from .ops.reduce import Reduction
+from .ops.smooth import NEAREST, smooth
 from .ops.window import Window, per_axis, require_near_edges, window_over
 
 
@@ -323,11 +324,31 @@ def per_image_norm(execution: MaskedDenseExecution, func: Any, input: Tensor, *a
 
 
 @MaskedDenseExecution.register(F.interpolate)
-def interpolate(execution: MaskedDenseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    mode = kwargs.get("mode", args[2] if len(args) > 2 else "nearest")
-    if mode not in ("nearest", "nearest-exact"):
-        raise unsupported(func, f"{mode} resampling has no rule")
+def interpolate(
+    execution: MaskedDenseExecution,
+    func: Any,
+    input: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Tensor:
     layout = execution.require_map(func, input)
     execution.require_no_padding(layout, func)
-    out = func(execution.where_visible(input, 0.0, func), *args, **kwargs)
-    return execution.leaving(func, out, layout)
+    whole = execution.where_visible(input, 0.0, func)
+    if mode in NEAREST:
+        out = func(whole, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
+        return execution.leaving(func, out, layout)
+    grid = execution.grid_shape[1:]
+    extents = func(whole, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias).shape[2:]
+    if not (execution.in_patches(input.shape[2:]) and execution.in_patches(extents)):
+        raise unsupported(func, f"{mode} resampling has no rule where positions of a map hold several patches")
+    block = [s // g for s, g in zip(input.shape[2:], grid, strict=True)]
+    wanted = [e // g for e, g in zip(extents, grid, strict=True)]
+    if any(w % b and b % w for w, b in zip(wanted, block, strict=True)):
+        raise unsupported(func, f"patches of {tuple(block)} pixels cannot be resampled to {tuple(wanted)} one by one")
+    resampling = smooth(func, mode, block, wanted, align_corners, antialias)
+    window = resampling.window(tuple(block))._replace(out=tuple(extents))
+    return execution.leaving(func, execution.with_windows(func, lambda x, _: resampling(x), input, window, 0), layout)

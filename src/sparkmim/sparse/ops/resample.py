@@ -1,4 +1,4 @@
-"""Resampling by whole factors, which stays within a patch."""
+"""Resampling by whole factors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..execution import unsupported
+from ..halo import with_mirrored_halo
 from ..packed import SparseExecution
+from .smooth import NEAREST, smooth
+from .window import require_near_edges
 
 
 @SparseExecution.register(F.interpolate)
@@ -26,8 +29,6 @@ def interpolate(
     layout = execution.require_map(func, input)
     execution.require_no_padding(layout, func)
     dims = len(layout.space)
-    if mode not in ("nearest", "nearest-exact"):
-        raise unsupported(func, f"{mode} resampling has no rule")
     block = input.shape[2:]
     if size is None:
         factors = (scale_factor,) * dims if isinstance(scale_factor, (int, float)) else tuple(scale_factor)
@@ -38,4 +39,13 @@ def interpolate(
     for b, o, p in zip(block, out, patch, strict=True):
         if o != int(o) or o < 1 or (o % b and b % o) or p % int(o):
             raise unsupported(func, f"patches of {tuple(block)} pixels cannot be resampled to {tuple(out)} one by one")
-    return execution.mark(F.interpolate(input, size=[int(o) for o in out], mode=mode), layout)
+    wanted = [int(o) for o in out]
+    if mode in NEAREST:
+        return execution.mark(F.interpolate(input, size=wanted, mode=mode), layout)
+    resampling = smooth(func, mode, block, wanted, align_corners, antialias)
+    window = resampling.window(tuple(block))
+    require_near_edges(func, window)
+    around = input
+    if window.needs_halo:
+        around = with_mirrored_halo(execution.grid, input, window.before, window.after, window.edge)
+    return execution.mark(resampling(around), layout)
