@@ -63,7 +63,8 @@ def smooth(
     reach = _REACH[mode]
     ring = []
     for b, s in zip(block, size, strict=True):
-        # Down by a factor of n, linear resampling stays within the n pixels that it halves; the ring keeps its phase.
+        # Downwards, linear resampling stays within the pixels that become one. Cubic resampling reaches beyond these;
+        # its ring is as wide as they are, so that the same pixels become one.
         ring.append(0 if b == s else reach if s > b else b // s if reach > 1 else 0)
     margin = [r * s // b for r, s, b in zip(ring, size, block, strict=True)]
     return Smooth(mode, tuple(ring), tuple(size), tuple(margin))
