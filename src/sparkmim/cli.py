@@ -75,6 +75,9 @@ def models(
     /,
     all: bool = False,
     output: Path | None = None,
+    journal: Path | None = None,
+    jobs: int = 1,
+    memory: float | None = None,
     timeout: float = 1800.0,
 ) -> int:
     """Check many of timm's networks on visible patches, and write a table.
@@ -84,16 +87,26 @@ def models(
 
     Args:
         patterns: names of networks, with * and ?.
-        all: check all networks that are convolutional.
-        output: Markdown file for the table. Outcomes are kept beside it (.jsonl) as they come: the same command
-            continues.
+        all: check all networks that are convolutional, the smallest first.
+        output: Markdown file for the table.
+        journal: file (.jsonl) in which outcomes are kept as they come, so that the same command continues; beside the
+            table by default.
+        jobs: networks at a time, each in a process of its own.
+        memory: GiB that one network may take; one that needs more is reported as failing. No bound by default.
         timeout: seconds that one network may take.
     """
     if output is not None and output.suffix != ".md":
         raise ValueError(f"--output {output} is a Markdown file; write {output.with_suffix('.md')}")
-    journal = None if output is None else output.with_suffix(".jsonl")
+    if journal is None and output is not None:
+        journal = output.with_suffix(".jsonl")
     verdicts = sweep(
-        patterns, every=all, journal=journal, timeout=timeout, tell=lambda verdict: print(verdict, flush=True)
+        patterns,
+        every=all,
+        journal=journal,
+        jobs=jobs,
+        memory=memory,
+        timeout=timeout,
+        tell=lambda verdict: print(verdict, flush=True),
     )
     print(f"\n{summary(verdicts) if output else table(verdicts)}")
     if output is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -94,6 +95,29 @@ def inspect_operations(network: nn.Module, size: int) -> str | None:
         if error or few != large.products[i][1]:
             return f"attention: {name} of two activations"
     return None
+
+
+def architecture_of(network: nn.Module) -> str:
+    """A digest of a network's modules, their settings and the shapes of their parameters: all but the weights.
+
+    Settings are attributes of a module that are numbers, texts, functions or sequences of those; not mappings, of
+    which timm keeps one that says where weights come from and what image size they like.
+    """
+    digest = hashlib.sha256()
+    for name, module in network.named_modules():
+        settings = {key: _setting(value) for key, value in sorted(vars(module).items()) if key != "training"}
+        digest.update(repr((name, f"{type(module).__module__}.{type(module).__qualname__}", settings)).encode())
+        tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        digest.update(repr([(key, tuple(tensor.shape)) for key, tensor in tensors]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _setting(value: Any) -> Any:
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_setting(part) for part in value]
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def one_line(error: BaseException | str) -> str:

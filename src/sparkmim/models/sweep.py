@@ -5,29 +5,40 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
+import queue
+import resource
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from fnmatch import fnmatch
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 
-from .. import backbone, sparse
+from .. import alignment, backbone, sparse
 from .inspection import one_line
 from .verdict import Verdict, check_model, family_of, inspect_model
 
 _TASKS: dict[str, Callable[[str], Verdict]] = {"inspect": inspect_model, "check": check_model}
 
 
-def _work(connection: Any) -> None:
+def _work(connection: Any, memory: int | None, threads: int | None) -> None:
+    if memory is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    if threads is not None:
+        torch.set_num_threads(threads)
     while True:
         task, model = connection.recv()
         try:
-            connection.send(_TASKS[task](model))
+            answer: Any = _TASKS[task](model)
         except Exception as error:
-            connection.send(f"{type(error).__name__}: {one_line(error)}")
+            answer = f"{type(error).__name__}: {one_line(error)}"
+        connection.send(answer)
 
 
 class Worker:
@@ -35,10 +46,12 @@ class Worker:
 
     Args:
         timeout: seconds that one network may take.
+        memory: bytes that it may take; None is no bound.
+        threads: that it computes with; None is as many as there are cores.
     """
 
-    def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
+    def __init__(self, timeout: float, memory: int | None = None, threads: int | None = None) -> None:
+        self.timeout, self.memory, self.threads = timeout, memory, threads
         self._process: Any = None
 
     def __call__(self, task: str, model: str) -> Verdict:
@@ -46,7 +59,7 @@ class Worker:
         if self._process is None:
             context = multiprocessing.get_context("spawn")
             self._connection, theirs = context.Pipe()
-            self._process = context.Process(target=_work, args=(theirs,), daemon=True)
+            self._process = context.Process(target=_work, args=(theirs, self.memory, self.threads), daemon=True)
             self._process.start()
             theirs.close()
         self._connection.send((task, model))
@@ -81,6 +94,7 @@ class Journal:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        self.lock = threading.Lock()
         self.engine = fingerprint()
         self.known: dict[tuple[str, str], Verdict] = {}
         for line in path.read_text().splitlines() if path is not None and path.exists() else ():
@@ -93,7 +107,7 @@ class Journal:
         if (task, model) not in self.known:
             verdict = self.known[task, model] = worker(task, model)
             if self.path is not None:
-                with self.path.open("a") as file:
+                with self.lock, self.path.open("a") as file:
                     file.write(json.dumps({"engine": self.engine, "task": task, **asdict(verdict)}) + "\n")
         return self.known[task, model]
 
@@ -102,7 +116,8 @@ def fingerprint() -> str:
     """Of the code and the versions that outcomes depend on."""
     digest = hashlib.sha256(f"torch {torch.__version__} timm {timm.__version__}".encode())
     folder = Path(next(iter(sparse.__path__)))
-    for path in [Path(__file__), Path(backbone.__file__), *sorted(folder.rglob("*.py"))]:
+    own = [Path(__file__).parent / name for name in ("inspection.py", "verdict.py")]
+    for path in [*own, Path(backbone.__file__), Path(alignment.__file__), *sorted(folder.rglob("*.py"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -112,48 +127,84 @@ def sweep(
     *,
     every: bool = False,
     journal: Path | None = None,
+    jobs: int = 1,
+    memory: float | None = None,
     timeout: float = 1800.0,
     tell: Callable[[Verdict], None] = lambda verdict: None,
 ) -> list[Verdict]:
-    """Inspect timm's networks, and check those that count.
+    """Inspect timm's networks, and check those that count, the smallest first.
 
     Args:
         patterns: names of networks, with `*` and `?`; all of those. Without any, of each family the smallest that
             counts.
         every: all networks.
         journal: file of the outcomes, to continue from.
+        jobs: how many networks at a time, each in a process of its own.
+        memory: GiB that each may take; by default no bound.
         timeout: seconds that one network may take.
         tell: is told of every outcome as it comes.
 
+    Returns:
+        One verdict for each network, and for networks of one architecture one for all of them.
+
     Raises:
-        ValueError: for a pattern that no network has.
+        ValueError: for a pattern that no network has, or no jobs.
     """
+    if jobs < 1:
+        raise ValueError(f"{jobs} jobs at a time check nothing; give at least 1")
     names: list[str] = timm.list_models()
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in names):
             raise ValueError(f"timm has no network {pattern!r}; timm.list_models() lists the names")
     if patterns:
         names = [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
-    worker, known = Worker(timeout), Journal(journal)
-    verdicts: list[Verdict] = []
-    counting: list[Verdict] = []
+    known = Journal(journal)
+    limit = None if memory is None else int(memory * 2**30)
+    threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
+    workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+    for _ in range(jobs):
+        workers.put(Worker(timeout, limit, threads))
+
+    def outcome(task: str, model: str) -> Verdict:
+        worker = workers.get()
+        try:
+            return known(task, model, worker)
+        finally:
+            workers.put(worker)
+
+    pool = ThreadPoolExecutor(jobs)
     try:
-        for name in names:
-            verdict = known("inspect", name, worker)
+        verdicts: list[Verdict] = []
+        counting: list[Verdict] = []
+        for verdict in pool.map(outcome, repeat("inspect"), names):
             if verdict.excluded or verdict.error:
                 verdicts.append(verdict)
                 tell(verdict)
             else:
                 counting.append(verdict)
-        if not patterns and not every:
-            smallest: dict[str, Verdict] = {}
-            for verdict in sorted(counting, key=lambda verdict: verdict.parameters):
-                smallest.setdefault(verdict.family, verdict)
-            counting = sorted(smallest.values(), key=lambda verdict: verdict.family)
-        for inspected in counting:
-            verdict = known("check", inspected.model, worker)
-            verdicts.append(verdict)
+        distinct = _distinct(counting) if every or patterns else _smallest_of_families(counting)
+        for verdict, inspected in zip(
+            pool.map(outcome, repeat("check"), [v.model for v in distinct]), distinct, strict=True
+        ):
+            verdicts.append(replace(verdict, same=inspected.same))
             tell(verdict)
     finally:
-        worker.close()
+        pool.shutdown(wait=False, cancel_futures=True)
+        while not workers.empty():
+            workers.get().close()
     return verdicts
+
+
+def _distinct(counting: Sequence[Verdict]) -> list[Verdict]:
+    """One network of each architecture, the smallest first, with the names of the others."""
+    same: dict[str, list[Verdict]] = {}
+    for verdict in sorted(counting, key=lambda v: (v.parameters, len(v.model), v.model)):
+        same.setdefault(verdict.architecture, []).append(verdict)
+    return [replace(first, same=[other.model for other in others]) for first, *others in same.values()]
+
+
+def _smallest_of_families(counting: Sequence[Verdict]) -> list[Verdict]:
+    smallest: dict[str, Verdict] = {}
+    for verdict in sorted(counting, key=lambda v: v.parameters):
+        smallest.setdefault(verdict.family, verdict)
+    return sorted(smallest.values(), key=lambda v: v.family)

@@ -21,10 +21,15 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     whole = [family for family in families if all(v.passed for v in counting if v.family == family)]
     share = f" ({len(passed) / len(counting):.1%})" if counting else ""
     return (
-        f"{len(passed)} of {len(counting)} networks pass{share}, {len(whole)} of {len(families)} families in all of "
+        f"{len(passed)} of {len(counting)} architectures pass{share} "
+        f"(by name {_networks(passed)} of {_networks(counting)}), {len(whole)} of {len(families)} families in all of "
         f"them; {sum(v.is_wrong for v in counting)} return wrong numbers without an error; "
         f"{len(verdicts) - len(counting)} are no convolutional networks"
     )
+
+
+def _networks(verdicts: Sequence[Verdict]) -> int:
+    return sum(1 + len(v.same) for v in verdicts)
 
 
 def all_pass(verdicts: Sequence[Verdict]) -> bool:
@@ -40,7 +45,9 @@ def document(verdicts: Sequence[Verdict], command: str) -> str:
 {date.today()}, timm {timm.__version__}, torch {torch.__version__}: `{command}`
 
 The numbers are the largest relative deviations of feature maps, gradients and running statistics, in evaluation and
-training mode; {double:g} passes in float64, {single:g} in float32, where the table says so.
+training mode, on images of 2 x 3 patches; {double:g} passes in float64, {single:g} in float32, where the table says
+so. A patch is the network's total stride, or twice that where the network is refused at that. Networks that compute the
+same, all but the weights, are checked once.
 
 {table(verdicts)}"""
 
@@ -54,7 +61,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
     lines = [
         summary(verdicts) + ".",
         "",
-        "| family | model | stride | maps (stride:channels) | parameters reached, not (million) | "
+        "| family | model | patch, stride | maps (stride:channels) | parameters reached, not (million) | "
         + " | ".join(CHECKS)
         + " | |",
         "|---" * (6 + len(CHECKS)) + "|",
@@ -74,11 +81,12 @@ def table(verdicts: Sequence[Verdict]) -> str:
 
 def _row(v: Verdict) -> str:
     maps = " ".join(f"{stride}:{channels}" for stride, channels in v.levels)
-    stride = v.levels[-1][0] if v.levels else ""
+    stride = f"{v.patch}, {v.levels[-1][0]}" if v.levels else ""
+    names = f"{v.model} ({', '.join(v.same)})" if v.same else v.model
     reached = f"{(v.parameters - v.unreached) / 1e6:.2f}, {v.unreached / 1e6:.2f}" if v.levels else ""
     checks = [_deviation(v.deviations.get(check)) for check in CHECKS]
     verdict = "WRONG" if v.is_wrong else "fails" if not v.passed else "" if v.precision == "float64" else v.precision
-    return f"| {' | '.join([v.family, v.model, stride, maps, reached, *checks, verdict])} |"
+    return f"| {' | '.join([v.family, names, stride, maps, reached, *checks, verdict])} |"
 
 
 def _deviation(value: float | None) -> str:

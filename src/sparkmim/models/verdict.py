@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -11,10 +12,14 @@ import timm
 import torch
 
 from ..backbone import Backbone
+from ..sparse import check
 from ..sparse.execution import WAYS_OUT
-from .inspection import inspect_operations, one_line
+from .inspection import architecture_of, inspect_operations, one_line
 
 CHECKS = ("identity", "crop", "leak", "oracle")
+
+GRID = (2, 3)
+"""Patches along each axis in the checks."""
 
 DOUBLE_UP_TO = 100e6
 """Parameters of a network that is checked in float64; larger ones are in float32."""
@@ -26,24 +31,31 @@ class Verdict:
 
     Attributes:
         family: timm's module that defines it.
+        architecture: a digest of what it computes, all but the weights; equal for networks that differ in those alone.
         parameters: how many it has, without a classifier.
+        same: other networks of the same architecture.
         excluded: why it does not count as a convolutional network, or None.
         error: why it does not work on visible patches, or None.
+        patch: pixels of a patch in the checks: the total stride, or twice that where it was refused at that.
         levels: of each map its stride and channels, finest first.
         unreached: parameters that no map depends on.
         deviations: for each check the largest relative deviation of values, gradients and running statistics, in
             evaluation and training mode; infinite where an operation was refused.
         passed: whether all deviations are within the tolerance of the precision.
-        precision: "float64" or "float32".
+        precision: "float64" or "float32", whose tolerance applies: large networks are checked in float32, and some
+            convert to it by themselves.
     """
 
     model: str
     family: str
     parameters: int = 0
+    architecture: str = ""
+    same: list[str] = field(default_factory=list)
     excluded: str | None = None
     error: str | None = None
     levels: list[tuple[str, int]] = field(default_factory=list)
     unreached: int = 0
+    patch: str = ""
     deviations: dict[str, float] = field(default_factory=dict)
     passed: bool = False
     precision: str = "float64"
@@ -75,7 +87,9 @@ def inspect_model(model: str) -> Verdict:
     parameters = sum(p.numel() for p in network.parameters())
     size = (timm.get_pretrained_cfg_value(model, "input_size") or (3, 224, 224))[-1]
     reason = inspect_operations(network, size)
-    return Verdict(model=model, family=family, parameters=parameters, excluded=reason)
+    return Verdict(
+        model=model, family=family, parameters=parameters, excluded=reason, architecture=architecture_of(network)
+    )
 
 
 def check_model(model: str) -> Verdict:
@@ -90,15 +104,25 @@ def check_model(model: str) -> Verdict:
     sizes = {name: p.numel() for name, p in network.module.named_parameters()}
     dtype = torch.float64 if sum(sizes.values()) <= DOUBLE_UP_TO else torch.float32
     known["parameters"] = sum(sizes.values())
-    known["precision"] = str(dtype).removeprefix("torch.")
-    known["levels"] = [("x".join(map(str, dict.fromkeys(level.stride))), level.channels) for level in network.levels]
+    known["levels"] = [(by_axis(level.stride), level.channels) for level in network.levels]
     known["unreached"] = sum(sizes[name] for name in network.unreached_parameters())
-    report = network.check(dtype=dtype)
+    stride = network.resolve_patch_size()
+    for patch in (stride, tuple(2 * s for s in stride)):
+        report = check(network.module.to(dtype), network, patch_size=patch, grid=GRID, dtype=dtype)
+        known["patch"] = by_axis(patch)
+        if not report.errors:
+            break
+    known["precision"] = str(report.precision if dtype == torch.float64 else dtype).removeprefix("torch.")
     known["deviations"] = {c: max(r.deviation for r in report.results if r.check == c) for c in CHECKS}
     known["passed"] = report.passed
     if report.errors:
         known["error"] = one_line(report.errors[0].replace(WAYS_OUT, "").strip())
     return Verdict(**known, seconds=monotonic() - start)
+
+
+def by_axis(extents: Sequence[int]) -> str:
+    """32 for 32 along each axis, else 16x32."""
+    return "x".join(map(str, dict.fromkeys(extents)))
 
 
 def family_of(model: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .execution import Execution, UnsupportedOperation
 from .grid import PatchGrid, mask_at
@@ -73,9 +74,15 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """All outcomes of :func:`check`. `str(report)` is a table."""
+    """All outcomes of :func:`check`. `str(report)` is a table.
+
+    Attributes:
+        results: of each property in each mode.
+        precision: the lowest in which the network computes, whose tolerance applies.
+    """
 
     results: list[CheckResult] = field(default_factory=list)
+    precision: torch.dtype = torch.float64
 
     @property
     def passed(self) -> bool:
@@ -136,7 +143,7 @@ def check(
         batch: images, each with a mask of its own; by default two, or more if patches are small: batch norms of a few
             positions make large differences of rounding.
         modes: of "eval" and "train".
-        dtype: precision; the tolerance depends on it.
+        dtype: precision; the tolerance depends on it, or on a lower one that the network itself converts maps to.
         seed: of images, masks and randomised parameters.
 
     Raises:
@@ -152,13 +159,14 @@ def check(
     size = [g * p for g, p in zip(grid, patch_size, strict=True)]
     batch = batch or max(2, math.ceil(FEWEST_PIXELS / math.prod(size)))
     images = torch.randn(batch, in_chans, *size, generator=generator, dtype=dtype).to(device)
-    randomise(network, features or network, images, generator)
+    with _LowestPrecision(dtype) as computed:
+        randomise(network, features or network, images, generator)
+    tolerance = TOLERANCE[computed.dtype], GRADIENT_TOLERANCE[computed.dtype]
     run = _Runner(network, features or network, images, patch_size, unit, seed)
     results = []
     for mode in modes:
         network.train(mode == "train")
         for name, compare in (("identity", _identity), ("crop", _crop), ("leak", _leak), ("oracle", _oracle)):
-            tolerance = TOLERANCE[dtype], GRADIENT_TOLERANCE[dtype]
             try:
                 ours, wanted = compare(run, torch.Generator().manual_seed(seed + 1))
                 result = CheckResult(
@@ -166,13 +174,13 @@ def check(
                     mode,
                     *tolerance,
                     _deviation(ours.maps, wanted.maps),
-                    _deviation(ours.gradients, wanted.gradients, floor=FLOOR[dtype]),
+                    _deviation(ours.gradients, wanted.gradients, floor=FLOOR[computed.dtype]),
                     _deviation(ours.statistics, wanted.statistics),
                 )
             except UnsupportedOperation as error:
                 result = CheckResult(name, mode, *tolerance, error=str(error))
             results.append(result)
-    return CheckReport(results)
+    return CheckReport(results, computed.dtype)
 
 
 def randomise(network: nn.Module, features: Features, images: Tensor, generator: torch.Generator) -> None:
@@ -204,6 +212,23 @@ def randomise(network: nn.Module, features: Features, images: Tensor, generator:
             norm.running_var.add_(norm.running_var.mean())
             norm.running_mean.add_(0.2 * shift * norm.running_var.sqrt())
             norm.running_var.mul_(1 + 0.5 * scale.tanh())
+
+
+class _LowestPrecision(TorchFunctionMode):
+    """Notes whether a network converts what has the precision `dtype` to float32, as some norms do whatever it is."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        first = args[0] if args else None
+        if isinstance(first, Tensor) and isinstance(out, Tensor) and first.dtype == torch.float64:
+            self.dtype = torch.float32 if out.dtype == torch.float32 else self.dtype
+        return out
 
 
 class _Runner:
