@@ -73,6 +73,10 @@ POSITIONS: dict[str, Function] = {
     "windows of an unfolded map": lambda x: x * (
         x.reshape(*x.shape[:2], math.ceil(x.shape[2] / 1), 1 * x.shape[3])
     ).flatten(2).softmax(2).amax(2)[..., None, None],
+    "batch norm": lambda x: F.batch_norm(x.flatten(2), None, None, training=True).reshape(x.shape) * x,
+    "convolution of each": lambda x: F.conv1d(x.flatten(2), weights(4, 4, 1).to(x)).reshape(x.shape),
+    "group norm": lambda x: F.group_norm(x.flatten(2), 2).reshape(x.shape),
+    "group norm of groups": lambda x: F.group_norm(x.reshape(x.shape[0], 2, 2, -1), 1).reshape(x.shape),
     "mean": lambda x: x - x.flatten(2).mean(-1)[..., None, None],
     "mean, positions in front": lambda x: x - x.flatten(2).permute(2, 0, 1).mean(0)[:, :, None, None],
     "largest": lambda x: x - x.view(*x.shape[:2], -1).amax(2, keepdim=True).unsqueeze(3),
@@ -246,6 +250,9 @@ REFUSED: dict[str, Function] = {
     "half the positions": lambda x: x.reshape(x.shape[0], -1, x.shape[2] * x.shape[3] // 2).mean(2).mean(1),
     "positions, columns first": lambda x: x.flatten(2).reshape(*x.shape[:2], x.shape[3], x.shape[2]),
     "positions as a map": lambda x: x.reshape(*x.shape[:2], x.shape[2] * x.shape[3], 1),
+    "convolution of neighbours": lambda x: F.conv1d(x.flatten(2), weights(4, 4, 3), padding=1).reshape(x.shape),
+    "convolution of some": lambda x: F.conv1d(x.flatten(2), weights(4, 4, 1), stride=2),
+    "convolution of positions as channels": lambda x: F.conv1d(x.flatten(2).mT, weights(4, 16, 1)),
     "softmax of rows": lambda x: x.softmax(2),
     "softmax of samples": lambda x: x.flatten(2).softmax(0),
     "softmax that names no axis": lambda x: F.softmax(x.flatten(2), None, 3),

@@ -265,12 +265,12 @@ class Execution(TorchFunctionMode):
         """`reduce(x, axes)` over the visible positions of each image; `axes` holds all spatial axes of `x`."""
         raise NotImplementedError
 
-    def visible_rows(self, x: Tensor) -> Tensor:
-        """The visible positions of a map `(batch, C, *space)`, as samples of a batch norm."""
+    def visible_rows(self, x: Tensor, layout: Layout) -> Tensor:
+        """The visible positions of a map, as samples of a batch norm: `(positions, C)`, and free axes behind them."""
         raise NotImplementedError
 
-    def from_visible_rows(self, rows: Tensor, x: Tensor) -> Tensor:
-        """The inverse of :meth:`visible_rows` of `x`."""
+    def from_visible_rows(self, rows: Tensor, x: Tensor, layout: Layout) -> Tensor:
+        """The inverse of :meth:`visible_rows` of `x`, which has this layout."""
         raise NotImplementedError
 
     def total_per_image(self, values: Tensor, axis: int) -> Tensor:

@@ -144,7 +144,7 @@ def _on_rows(execution: Execution) -> tuple[Any, Any]:
         layout = owner.layout(x)
         assert layout is not None
         with torch._C.DisableTorchFunction():
-            rows = owner.visible_rows(x) if layout.is_map else owner.one_row_per_image(x, layout.batch)
+            rows = owner.visible_rows(x, layout) if layout.is_map else owner.one_row_per_image(x, layout.batch)
         return (rows,), kwargs
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def _on_rows(execution: Execution) -> tuple[Any, Any]:
         layout = owner.layout(x)
         assert layout is not None
         with torch._C.DisableTorchFunction():
-            out = owner.from_visible_rows(output, x) if layout.is_map else owner.all_rows(output, layout.batch)
+            out = owner.from_visible_rows(output, x, layout) if layout.is_map else owner.all_rows(output, layout.batch)
         return owner.mark(out, layout)
 
     return before, after

@@ -74,10 +74,10 @@ class SparseExecution(Execution):
 
         return repeated(out) if isinstance(out, Tensor) else tuple(repeated(values) for values in out)
 
-    def visible_rows(self, x: Tensor) -> Tensor:
+    def visible_rows(self, x: Tensor, layout: Layout) -> Tensor:
         return x.view_as(x)
 
-    def from_visible_rows(self, rows: Tensor, x: Tensor) -> Tensor:
+    def from_visible_rows(self, rows: Tensor, x: Tensor, layout: Layout) -> Tensor:
         return rows
 
     def outgrows(self, x: Tensor, stride: Sequence[int]) -> bool:

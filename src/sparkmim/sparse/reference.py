@@ -23,9 +23,10 @@ from torch import Tensor
 from .execution import Execution, unsupported
 from .grid import CoarseGrid, PatchGrid, has_mask, mask_at
 from .layout import Layout
+from .ops.norm import samples_and_channels_first
 from .ops.reduce import Reduction
 from .ops.smooth import NEAREST, smooth
-from .ops.window import Window, per_axis, require_near_edges, window_over
+from .ops.window import Window, per_axis, require_near_edges, sees_one_position, window_over
 
 
 class MaskedDenseExecution(Execution):
@@ -64,15 +65,15 @@ class MaskedDenseExecution(Execution):
             return self.mask(layout.flattened).flatten(1)
         return self.mask([x.shape[a] for a in layout.space])
 
-    def visible_rows(self, x: Tensor) -> Tensor:
-        """`(B, C, *size)` to `(visible positions, C)`."""
-        return x.movedim(1, -1)[self.mask(x.shape[2:])]
+    def visible_rows(self, x: Tensor, layout: Layout) -> Tensor:
+        return x.permute(_space_first(x, layout))[self.mask_of(x, layout)]
 
-    def from_visible_rows(self, rows: Tensor, x: Tensor) -> Tensor:
-        """The inverse of :meth:`visible_rows`, zero where hidden."""
-        out = rows.new_zeros(x.shape[0], *x.shape[2:], rows.shape[1])
-        out[self.mask(x.shape[2:])] = rows
-        return out.movedim(-1, 1)
+    def from_visible_rows(self, rows: Tensor, x: Tensor, layout: Layout) -> Tensor:
+        """As in :class:`Execution`; zero where hidden."""
+        order = _space_first(x, layout)
+        out = rows.new_zeros(*[x.shape[a] for a in order])
+        out[self.mask_of(x, layout)] = rows
+        return out.permute([order.index(a) for a in range(x.ndim)])
 
     def of_each_image(self, compute: Callable[[Tensor], Any], rows: Tensor, mask: Tensor) -> list[Any]:
         """`compute` of the visible positions `(images, positions, ...)` of all images, or of one after the other where
@@ -225,6 +226,9 @@ def conv(
         raise unsupported(func, "its weight descends from the input")
     if not layout.is_map:
         return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
+    if sees_one_position(layout, weight.shape[2:], stride, padding):
+        execution.require_no_padding(layout, func)
+        return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
     window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)
 
     def convolve(x: Tensor, padding: Any) -> Tensor:
@@ -294,33 +298,42 @@ def avg_pool2d(
 
 @MaskedDenseExecution.register(F.batch_norm, torch.batch_norm)
 def batch_norm(execution: MaskedDenseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    layout = execution.layout(input)
-    if layout is not None and not layout.is_map and layout.batch == 0:
+    layout = samples_and_channels_first(execution, func, input)
+    if not layout.is_map:
         return execution.mark(func(input, *args, **kwargs), layout)
+    rows = func(execution.visible_rows(input, layout), *args, **kwargs)
+    return execution.mark(execution.from_visible_rows(rows, input, layout), layout)
+
+
+@MaskedDenseExecution.register(F.group_norm, torch.group_norm)
+def group_norm(execution: MaskedDenseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    layout = samples_and_channels_first(execution, func, input)
+    if not layout.is_map:
+        return execution.mark(func(input, *args, **kwargs), layout)
+    found = _norms_of_images(execution, lambda x: func(x, *args, **kwargs), input, layout)
+    return execution.mark(execution.from_visible_rows(torch.cat(found), input, layout), layout)
+
+
+@MaskedDenseExecution.register(F.instance_norm, torch.instance_norm)
+def instance_norm(execution: MaskedDenseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     layout = execution.require_map(func, input)
     execution.require_no_padding(layout, func)
-    rows = func(execution.visible_rows(input), *args, **kwargs)
-    return execution.mark(execution.from_visible_rows(rows, input), layout)
+    found = _norms_of_images(execution, lambda x: func(x, *args, **kwargs), input, layout)
+    place = 0 if func is F.instance_norm else 2
+    if len(found) > 1 and kwargs.get("running_mean", args[place] if len(args) > place else None) is not None:
+        raise unsupported(func, "its running statistics have no rule where images differ in what is visible")
+    return execution.mark(execution.from_visible_rows(torch.cat(found), input, layout), layout)
 
 
-@MaskedDenseExecution.register(F.group_norm, torch.group_norm, F.instance_norm, torch.instance_norm)
-def per_image_norm(execution: MaskedDenseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    layout = execution.layout(input)
-    if layout is not None and not layout.is_map and layout.batch == 0:
-        return execution.mark(func(input, *args, **kwargs), layout)
-    layout = execution.require_map(func, input)
-    execution.require_no_padding(layout, func)
+def _norms_of_images(
+    execution: MaskedDenseExecution, norm: Callable[[Tensor], Tensor], x: Tensor, layout: Layout
+) -> list[Tensor]:
+    """`norm` of `(B, C, *free axes, visible positions)` as rows, of all images at once where they are alike."""
 
-    def norm(rows: Tensor) -> Tensor:
-        return func(rows.transpose(1, 2), *args, **kwargs).transpose(1, 2)
+    def of_rows(rows: Tensor) -> Tensor:
+        return norm(rows.movedim(1, -1)).movedim(-1, 1).flatten(0, 1)
 
-    found = execution.of_each_image(norm, execution.visible_rows(input), execution.mask(input.shape[2:]))
-    if len(found) > 1 and func is not F.group_norm and func is not torch.group_norm:
-        place = 0 if func is F.instance_norm else 2
-        if kwargs.get("running_mean", args[place] if len(args) > place else None) is not None:
-            raise unsupported(func, "its running statistics have no rule where images differ in what is visible")
-    rows = torch.cat([part.flatten(0, 1) for part in found])
-    return execution.mark(execution.from_visible_rows(rows, input), layout)
+    return execution.of_each_image(of_rows, execution.visible_rows(x, layout), execution.mask_of(x, layout))
 
 
 @MaskedDenseExecution.register(F.interpolate)
@@ -352,3 +365,8 @@ def interpolate(
     resampling = smooth(func, mode, block, wanted, align_corners, antialias)
     window = resampling.window(tuple(block))._replace(out=tuple(extents))
     return execution.leaving(func, execution.with_windows(func, lambda x, _: resampling(x), input, window, 0), layout)
+
+
+def _space_first(x: Tensor, layout: Layout) -> list[int]:
+    """The axes of a map: samples, space, then the others in their order."""
+    return [*layout.tracked_axes, *[a for a in range(x.ndim) if a not in layout.tracked_axes]]

@@ -20,7 +20,7 @@ from ..execution import unsupported
 from ..grid import PatchGrid, maps_of, rows_of
 from ..halo import gather_halo, scatter_halo, with_fill, with_mirrored_halo
 from ..packed import SparseExecution
-from .window import Window, per_axis, window_over
+from .window import Window, per_axis, sees_one_position, window_over
 
 GEMM_PIXELS = 4
 """Patches of at most so many output pixels are convolved by one matrix product (measured: benchmarks/conv_paths.py)."""
@@ -50,6 +50,9 @@ def conv(
         return execution.on_one_row_per_image(
             lambda x: func(x, weight, bias, stride, padding, dilation, groups), input, layout
         )
+    if sees_one_position(layout, weight.shape[2:], stride, padding):
+        execution.require_no_padding(layout, func)
+        return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
     if execution.outgrows(input, per_axis(stride, len(layout.space))):
         return execution.answer_coarser(func, input, weight, bias, stride, padding, dilation, groups)
     window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)

@@ -9,26 +9,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..execution import unsupported
+from ..execution import Execution, unsupported
+from ..layout import Layout
 from ..packed import SparseExecution
 from .pointwise import require_no_input
 
 
 @SparseExecution.register(F.batch_norm, torch.batch_norm)
 def batch_norm(execution: SparseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    layout = execution.layout(input)
+    layout = samples_and_channels_first(execution, func, input)
     require_no_input(execution, func, *args, *kwargs.values())
-    if layout is None or layout.batch != 0 or 1 in layout.space or layout.flattened:
-        raise unsupported(func, f"it needs samples first and channels second, its argument is {layout}")
-    execution.require_no_padding(layout, func)
     if not layout.is_map:
         return execution.on_one_row_per_image(lambda x: func(x, *args, **kwargs), input, layout)
     return execution.mark(func(input, *args, **kwargs), layout)
 
 
-def whole_image(execution: SparseExecution, func: Any, x: Tensor) -> Tensor:
+def samples_and_channels_first(execution: Execution, func: Any, x: Tensor) -> Layout:
+    """The layout of `x`, whose axes must be samples, channels and whatever else; raises otherwise."""
+    layout = execution.layout(x)
+    if layout is None or layout.batch != 0 or 1 in layout.space:
+        raise unsupported(func, f"it needs samples first and channels second, its argument is {layout}")
+    execution.require_no_padding(layout, func)
+    return layout
+
+
+def whole_image(execution: SparseExecution, x: Tensor) -> Tensor:
     """`(N, C, *block)` as `(B, C, K, *block)`: the visible positions of each image together."""
-    execution.require_no_padding(execution.require_map(func, x), func)
     return execution.grid.by_image(x).transpose(1, 2)
 
 
@@ -39,20 +45,19 @@ def patches_again(whole: Tensor) -> Tensor:
 
 @SparseExecution.register(F.group_norm, torch.group_norm)
 def group_norm(execution: SparseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    layout = execution.layout(input)
+    layout = samples_and_channels_first(execution, func, input)
     require_no_input(execution, func, *args, *kwargs.values())
-    if layout is None:
-        raise unsupported(func, "its argument does not descend from the input")
     if not layout.is_map:
         return execution.on_one_row_per_image(lambda x: func(x, *args, **kwargs), input, layout)
-    return execution.mark(patches_again(func(whole_image(execution, func, input), *args, **kwargs)), layout)
+    return execution.mark(patches_again(func(whole_image(execution, input), *args, **kwargs)), layout)
 
 
 @SparseExecution.register(F.instance_norm, torch.instance_norm)
 def instance_norm(execution: SparseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     layout = execution.require_map(func, input)
     require_no_input(execution, func, *args, *kwargs.values())
-    whole = whole_image(execution, func, input)
+    execution.require_no_padding(layout, func)
+    whole = whole_image(execution, input)
     # Flat, as torch's backward on the CPU is wrong for one image whose channels are last in memory.
     out = func(whole.flatten(2), *args, **kwargs).view(whole.shape)
     return execution.mark(patches_again(out), layout)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..execution import Execution, unsupported
-from ..layout import Padding
+from ..layout import Layout, Padding
 from .pad import require_no_crop, require_unchanged
 
 
@@ -45,6 +45,13 @@ def per_axis(value: Any, dims: int) -> tuple[int, ...]:
         return (value,) * dims
     values = tuple(int(v) for v in value)
     return values * dims if len(values) == 1 else values
+
+
+def sees_one_position(layout: Layout, kernel: Sequence[int], stride: Any, padding: Any) -> bool:
+    """Whether a convolution of positions that are one axis acts on each of them alone, samples and channels first."""
+    ordered = layout.batch == 0 and 1 not in layout.space
+    alone = [set(per_axis(value, len(kernel))) for value in (kernel, stride)] == [{1}, {1}]
+    return bool(layout.flattened) and ordered and alone and padding in ("same", "valid", 0, (0,) * len(kernel))
 
 
 def window_over(
