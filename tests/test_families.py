@@ -7,7 +7,7 @@ import timm
 import torch
 
 import sparkmim
-from sparkmim import SparK
+from sparkmim import SparK, sparse
 
 FAMILIES = {
     "resnet": "resnet18",
@@ -44,6 +44,40 @@ def test_identity_crop_leak_oracle(name: str) -> None:
     assert report.passed, f"\n{report}"
 
 
+SMALLEST = (
+    "test_byobnet", "gcresnext26ts", "convmixer_768_32", "cs3darknet_focus_s", "cspnext_tiny", "dpn48b", "fasternet_t0",
+    "fastvit_t8", "focalnet_tiny_srf", "hardcorenas_b", "hgnetv2_b0", "inception_v3", "inception_v4", "lcnetv2_small",
+    "lowformer_e1", "test_mambaout", "poolformer_s12", "convformer_s18", "mobilevitv2_050", "test_nfnet", "rdnet_tiny",
+"repghostnet_050", "repvit_m1", "selecsls42", "starnet_s050", "swiftformer_xs", "tresnet_m",
+    "xception41p", "efficientnet_b0_g8_gn", "resnetv2_50d_frn", "ghostnetv2_100",
+)  # fmt: skip
+"""Of timm's other modules, and of some others that compute in ways of their own."""
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_other_families(name: str) -> None:
+    """Like `sparkmim models`, on four patches and while training alone: the table in docs is of all networks."""
+    torch.manual_seed(0)
+    backbone = sparkmim.Backbone.create(name)
+    patch = backbone.resolve_patch_size()
+    if name in DOUBLED:
+        patch = tuple(2 * s for s in patch)
+    report = sparse.check(backbone.module, backbone, patch_size=patch, grid=(2, 2), batch=2, modes=("train",))
+    assert len(report.results) == 4
+    assert report.passed, f"\n{report}"
+
+
+DOUBLED = {"ghostnetv2_100", "mobilevitv2_050"}
+"""Those whose total stride is too small a patch: they halve the map once more within a block."""
+
+
+@pytest.mark.parametrize("name", DOUBLED)
+def test_refused_at_their_total_stride(name: str) -> None:
+    backbone = sparkmim.Backbone.create(name)
+    report = sparse.check(backbone.module, backbone, patch_size=(32, 32), grid=(2, 2), batch=2, modes=("eval",))
+    assert {result.error is not None for result in report.results} == {True}
+
+
 @pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES)
 def test_encoder_loads_into_the_ordinary_network(name: str) -> None:
     torch.manual_seed(0)
@@ -62,11 +96,11 @@ def test_encoder_loads_into_the_ordinary_network(name: str) -> None:
 
 
 def test_check_finds_what_is_wrong() -> None:
-    """The properties can fail: a mean divided by the size of the tensor means something else on patches."""
+    """The properties can fail: arithmetic with the size of the tensor means something else on patches."""
 
     class Centred(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x - x.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3])
+            return x - x.sum((2, 3), keepdim=True) * (1 / (x.shape[2] * x.shape[3]))
 
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, stride=4), Centred())
     assert sparkmim.Backbone(network, ["0"]).check().passed
