@@ -72,6 +72,6 @@ def figure(
     print(f"  sparse  {last.sparse_share:.0%}")
     print("input values, mean and deviation:")
     for name, values in (("whole image", found.full), ("visible", found.shown), ("zeroed", found.zeroed)):
-        print(f"  {name:<12}{values.mean:>7.3f} {values.std:>7.3f}")
+        print(f"  {name:<12}{values.mean:>z7.3f} {values.std:>7.3f}")
     print(f"figure: {output}")
     return 0

@@ -192,7 +192,7 @@ def _legend(canvas: Canvas, corner: Point, found: Vanishing) -> None:
         x, y = corner[0], corner[1] + 26 * row
         canvas.line([(x, y - 6), (x + 22, y - 6)], colour, 5)
         canvas.text((x + 32, y), name, SMALL, ink)
-        canvas.text((x + 190, y), f"mean {values.mean:.2f}", SMALL, MUTED)
+        canvas.text((x + 190, y), f"mean {values.mean:z.2f}", SMALL, MUTED)
         canvas.text((x + 320, y), f"deviation {values.std:.2f}", SMALL, MUTED)
 
 
