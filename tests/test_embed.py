@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import sparkmim
-from sparkmim.data import evaluation_view, read_image
+from sparkmim.data import Normalise, evaluation_view, read_image
 from sparkmim.data.config import DataConfig
 from sparkmim.embed import embed
 from sparkmim.pretrain import pretrain
@@ -53,9 +53,10 @@ def test_features_are_the_ordinary_networks(run: Path, images: Path, tmp_path: P
     network.load_state_dict(load_file(run / "encoder.safetensors"))
     network.eval()
     config = json.loads((run / "config.json").read_text())["data"]
-    view = evaluation_view(DataConfig(image_size=(64, 64), mean=tuple(config["mean"]), std=tuple(config["std"])))
+    data = DataConfig(image_size=(64, 64), mean=tuple(config["mean"]), std=tuple(config["std"]))
+    view = evaluation_view(data)
     with torch.no_grad():
-        wanted = network(torch.stack([view(read_image(images / f"{i}.png")) for i in range(6)]))
+        wanted = network(Normalise(data)(torch.stack([view(read_image(images / f"{i}.png")) for i in range(6)])))
     found = np.load(output)
     assert found["names"].tolist() == [f"{i}.png" for i in range(6)]
     torch.testing.assert_close(torch.from_numpy(found["features"]), wanted)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .backbone import Backbone
-from .data import ImageSource, ViewConfig, evaluation_view
+from .data import ImageSource, Normalise, ViewConfig, evaluation_view, join
 from .data.loader import PlainViews, plain_batches, read
 
 
@@ -64,6 +64,7 @@ def pooled_features(
     rows: list[Tensor] = []
     indices: list[int] = []
     broken: list[tuple[int, str]] = []
+    normalise = Normalise(data, device)
     views = PlainViews(source, evaluation_view(data), backbone.in_chans)
     with read(plain_batches(views, batch_size, workers)) as batches:
         for batch in batches:
@@ -71,7 +72,7 @@ def pooled_features(
             indices += batch.indices
             if batch.images:
                 with autocast():
-                    maps = backbone(torch.stack(batch.images).to(device))
+                    maps = backbone(normalise(join(batch.images)))
                 rows.append(maps[stage].flatten(2).mean(2, dtype=torch.float32).cpu())
     values = torch.cat(rows) if rows else torch.zeros(0, backbone.channels[stage])
     return Features(values, indices, broken)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from .atomic import require_writable
-from .data import builtin_photographs, evaluation_view, find_images
+from .data import Normalise, builtin_photographs, evaluation_view, find_images, join
 from .data.loader import MaskedViews
 from .data.statistics import first_readable
 from .train.ranges import check_values
@@ -43,7 +43,7 @@ def reconstruct(
     views = MaskedViews(source, evaluation_view(config.data), config.model.in_chans, grid, ratio, seed)
     count = min(count, len(source))
     batch = [views[0, index * len(source) // count] for index in range(count)]
-    images = torch.cat([view.images for view in batch])
+    images = Normalise(config.data)(join([view.images for view in batch]))
     visible = torch.cat([view.visible for view in batch])
     with torch.no_grad():
         pictures = trained.model.reconstruct(images, visible)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,12 @@ from torchvision.transforms import v2
 
 from sparkmim.data import (
     DataConfig,
+    Normalise,
     UnreadableImage,
     evaluation_batches,
     evaluation_view,
     find_images,
+    join,
     training_batches,
 )
 from sparkmim.data.loader import MaskedViews, PlainViews, Positions, plain_batches
@@ -158,12 +162,62 @@ def test_plain_views_leave_broken_images_out(damaged: Path, workers: int) -> Non
 
 def test_training_view_is_torchvisions(folder: Path) -> None:
     image = find_images(folder).read(0, 3)
-    torch.manual_seed(1)
-    ours = training_view(CONFIG)(image)
-    torch.manual_seed(1)
-    crop = v2.RandomResizedCrop((32, 32), scale=(0.67, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
-    wanted = v2.RandomHorizontalFlip()(crop(image)).float() / 255
-    torch.testing.assert_close(ours, (wanted - 0.5) / 0.25)
+    view = training_view(CONFIG)
+    seen = set()
+    for seed in range(10):
+        window = view.place(40, 48, torch.Generator().manual_seed(seed))
+        ours = view(image, torch.Generator().manual_seed(seed))
+        wanted = v2.functional.resized_crop(
+            image,
+            window.top,
+            window.left,
+            window.height,
+            window.width,
+            [32, 32],
+            interpolation=v2.InterpolationMode.BICUBIC,
+        )
+        assert torch.equal(ours, v2.functional.horizontal_flip(wanted) if window.flip else wanted)
+        assert ours.dtype == torch.uint8
+        assert 0.6 < window.height * window.width / (40 * 48) <= 1
+        seen.add(window)
+    assert len(seen) == 10
+
+
+def test_windows_are_spread_as_torchvisions() -> None:
+    config = replace(CONFIG, crop_scale=(0.2, 1.0))
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    ours = torch.tensor([training_view(config).place(300, 400, generator)[1:5] for _ in range(3000)]).float()
+    crop = v2.RandomResizedCrop((32, 32), scale=(0.2, 1.0))
+    blank = torch.zeros(3, 300, 400)
+    params = [crop.make_params([blank]) for _ in range(3000)]
+    wanted = torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in params]).float()
+    # Of 3000 draws a mean is certain to 0.02 of the deviation; 0.1 is five times that.
+    assert ((ours.mean(0) - wanted.mean(0)).abs() < 0.1 * wanted.std(0)).all()
+    assert ((ours.std(0) / wanted.std(0)).log().abs() < 0.1).all()
+
+
+def test_bytes_are_normalised_as_their_share_of_white() -> None:
+    pixels = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
+    config = replace(CONFIG, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    wanted = v2.functional.normalize(pixels.float() / 255, config.mean, config.std)
+    torch.testing.assert_close(Normalise(config)(pixels), wanted)
+    floats = pixels.float() / 255
+    kept = floats.clone()
+    torch.testing.assert_close(Normalise(config)(floats), wanted)
+    assert torch.equal(floats, kept)
+    # Images of 8 and of more bits in one batch.
+    torch.testing.assert_close(Normalise(config)(join([pixels, floats])), torch.cat([wanted, wanted]))
+    assert join([pixels, pixels]).dtype == torch.uint8
+
+
+def test_batches_are_bytes_unless_images_have_more(folder: Path, tmp_path: Path) -> None:
+    assert views(folder)[0, 0].images.dtype == torch.uint8
+    shutil.copy(folder / "0.png", tmp_path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 65536, (40, 40), dtype=np.uint16)).save(tmp_path / "deep.png")
+    (batch,) = training_batches(views(tmp_path), Positions(2, 2, 1, 0), 0)
+    assert batch.images.dtype == torch.float32
+    assert 0.5 < batch.images.flatten(1).amax(1).min() <= batch.images.max() < 1.2  # bicubic interpolation overshoots
 
 
 def test_crops_and_flips(folder: Path) -> None:

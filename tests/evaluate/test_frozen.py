@@ -12,7 +12,7 @@ import torch
 from pictures import make_split
 
 from sparkmim.cli import main
-from sparkmim.data import evaluation_view, read_image
+from sparkmim.data import Normalise, evaluation_view, read_image
 from sparkmim.evaluate.commands import knn, probe
 from sparkmim.evaluate.labels import read_labelled
 from sparkmim.features import pooled_features
@@ -48,7 +48,7 @@ def test_features_are_means_of_a_map(encoder: Path, data: Path, stage: int) -> N
     assert found.values.dtype == torch.float32
     view = evaluation_view(network.data)
     for index in (0, 7, 23):
-        image = view(read_image(data / "train" / images.source.name(index)))
+        image = Normalise(network.data)(view(read_image(data / "train" / images.source.name(index))))
         with torch.no_grad():
             wanted = network.backbone(image.unsqueeze(0))[stage].mean((2, 3))[0]
         torch.testing.assert_close(found.values[index], wanted, rtol=1e-4, atol=1e-5)

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..masking import random_visible
 from .decode import UnreadableImage
+from .normalise import join
 from .randomness import keyed_generator
 from .sources import ImageSource
 from .views import View
@@ -39,13 +40,14 @@ class Batch(NamedTuple):
     """Masked views.
 
     Attributes:
-        images: `(B, C, H, W)`, normalised.
+        images: `(B, C, H, W)`, uint8, or float32 where images have more than 8 bits; see
+            :class:`~sparkmim.data.Normalise`.
         visible: `(B, *grid)`, True = visible.
         indices: the images' numbers in their source, those that took the place of broken ones included.
         broken: number and error of each image that could not be read.
     """
 
-    images: Float[Tensor, "batch channel height width"]
+    images: Shaped[Tensor, "batch channel height width"]
     visible: Bool[Tensor, "batch *grid"]
     indices: list[int]
     broken: list[tuple[int, str]]
@@ -64,11 +66,17 @@ class MaskedViews(Dataset[Batch]):
         return len(self.source)
 
     def __getitem__(self, key: Key) -> Batch:
-        epoch, index = key
-        generator = keyed_generator(self.seed, VIEW, epoch, index)
-        visible = random_visible(1, self.grid, self.mask_ratio, generator)
-        view, shown, broken = random_view(self.source, self.view, self.channels, index, generator)
-        return Batch(view.unsqueeze(0), visible, [shown], broken)
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[Batch]:
+        """What the loader asks for. The small work of all images is done before the large, which the cache forgets."""
+        generators = [keyed_generator(self.seed, VIEW, *key) for key in keys]
+        masks = [random_visible(1, self.grid, self.mask_ratio, generator) for generator in generators]
+        batches = []
+        for (_, index), generator, visible in zip(keys, generators, masks, strict=True):
+            view, shown, broken = random_view(self.source, self.view, self.channels, index, generator)
+            batches.append(Batch(view.unsqueeze(0), visible, [shown], broken))
+        return batches
 
 
 def random_view(
@@ -82,17 +90,13 @@ def random_view(
     broken: list[tuple[int, str]] = []
     while True:
         try:
-            image = source.read(index, channels)
-            break
+            return view.look(source, index, channels, generator), index, broken
         except UnreadableImage as error:
             broken.append((index, str(error)))
             if len(broken) > MAX_REPLACEMENTS:
                 raise
             # Another image takes its place, the same one whenever this view is asked for again.
             index = int(torch.randint(len(source), (), generator=generator))
-    with torch.random.fork_rng(devices=()):  # torchvision's transforms draw from the global generator
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        return view(image), index, broken
 
 
 class Positions(Sampler[list[Key]]):
@@ -163,14 +167,16 @@ class PlainViews(Dataset["PlainBatch"]):
 
     def __getitem__(self, index: int) -> PlainBatch:
         try:
-            image = self.source.read(index, self.channels)
+            pixels = self.view.look(self.source, index, self.channels)
         except UnreadableImage as error:
             return PlainBatch([], [], [(index, str(error))])
-        return PlainBatch([self.view(image)], [index], [])
+        return PlainBatch([pixels.unsqueeze(0)], [index], [])
 
 
 class PlainBatch(NamedTuple):
-    """Views `(C, H, W)` of those images that could be read, their numbers, and number and error of the others."""
+    """Views `(1, C, H, W)` of those images that could be read, their numbers, and number and error of the others; for
+    :func:`~sparkmim.data.join` and :class:`~sparkmim.data.Normalise`.
+    """
 
     images: list[Tensor]
     indices: list[int]
@@ -237,7 +243,7 @@ def load(
 
 def _collate(views: list[Batch]) -> Batch:
     return Batch(
-        torch.cat([view.images for view in views]),
+        join([view.images for view in views]),
         torch.cat([view.visible for view in views]),
         [index for view in views for index in view.indices],
         [broken for view in views for broken in view.broken],

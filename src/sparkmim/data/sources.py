@@ -18,6 +18,7 @@ from torchvision.transforms.v2.functional import resize
 
 from .arrays import KINDS
 from .decode import read_image
+from .jpeg import Reduction
 from .randomness import keyed_generator
 
 PHOTOGRAPHS = (
@@ -52,8 +53,11 @@ class ImageSource(Protocol):
     def name(self, index: int) -> str:
         """What to call an image in messages: its path within the folder."""
 
-    def read(self, index: int, channels: int) -> Tensor:
-        """The image `(channels, H, W)`, see :func:`~sparkmim.data.read_image`."""
+    def read(self, index: int, channels: int, reduction: Reduction | None = None) -> Tensor:
+        """The image `(channels, H, W)`, see :func:`~sparkmim.data.read_image`.
+
+        A source need not ask by what the image may be reduced; if it does, the image is whole, or reduced by that.
+        """
 
 
 class Files:
@@ -76,9 +80,9 @@ class Files:
         start = self._ends[index - 1] if index else 0
         return os.fsdecode(self._bytes[start : self._ends[index]].tobytes())
 
-    def read(self, index: int, channels: int) -> Tensor:
+    def read(self, index: int, channels: int, reduction: Reduction | None = None) -> Tensor:
         """The decoded image."""
-        return read_image(self.root / self.name(index), channels)
+        return read_image(self.root / self.name(index), channels, reduction)
 
 
 class Photographs(Files):
@@ -90,7 +94,7 @@ class Photographs(Files):
         super().__init__(root, names)
         self._decoded: dict[tuple[int, int], Tensor] = {}
 
-    def read(self, index: int, channels: int) -> Tensor:
+    def read(self, index: int, channels: int, reduction: Reduction | None = None) -> Tensor:
         """The decoded image."""
         if (index, channels) not in self._decoded:
             image = super().read(index, channels)
@@ -114,9 +118,9 @@ class Subset:
         """The name it has in the source."""
         return self.source.name(int(self.indices[index]))
 
-    def read(self, index: int, channels: int) -> Tensor:
+    def read(self, index: int, channels: int, reduction: Reduction | None = None) -> Tensor:
         """The image as the source reads it."""
-        return self.source.read(int(self.indices[index]), channels)
+        return self.source.read(int(self.indices[index]), channels, reduction)
 
 
 def find_images(folder: str | Path) -> Files:

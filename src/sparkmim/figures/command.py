@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from ..data import UnreadableImage, evaluation_view, read_image
+from ..data import Normalise, UnreadableImage, evaluation_view, read_image
 from ..masking import random_visible
 from ..trained import load_network
 from ..visualize import save_png
@@ -60,7 +60,7 @@ def figure(
         pixels = read_image(image, backbone.in_chans)
     except UnreadableImage as error:
         raise ValueError(f"{image} cannot be read: {error}") from error
-    view = evaluation_view(replace(network.data, image_size=size))(pixels)
+    view = Normalise(network.data)(evaluation_view(replace(network.data, image_size=size))(pixels))
     grid = tuple(s // p for s, p in zip(size, patch, strict=True))
     visible = random_visible(1, grid, mask_ratio, torch.Generator().manual_seed(seed))[0]
     found = vanishing(backbone, view, visible)

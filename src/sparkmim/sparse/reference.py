@@ -23,7 +23,7 @@ from torch import Tensor
 from .execution import Execution, unsupported
 from .grid import CoarseGrid, PatchGrid, has_mask, mask_at
 from .layout import Layout
-from .ops.norm import samples_and_channels_first
+from .ops.pointwise import samples_and_channels_first
 from .ops.reduce import Reduction
 from .ops.smooth import NEAREST, smooth
 from .ops.window import Window, per_axis, require_near_edges, sees_one_position, window_over

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..data import Batch, evaluation_batches
+from ..data import Batch, Normalise, evaluation_batches, join
 from ..data.loader import MaskedViews, read
 from ..spark import SparK
 from ..visualize import reconstruction_grid, save_png
@@ -17,7 +17,7 @@ PICTURED = 8
 
 
 @torch.no_grad()
-def held_out_loss(trainer: Trainer[SparK, Batch], views: MaskedViews) -> float:
+def held_out_loss(trainer: Trainer[SparK, Batch], views: MaskedViews, normalise: Normalise) -> float:
     """The mean loss in evaluation mode. All processes share the work and get the same number."""
     fabric, model = trainer.fabric, trainer.model
     batches = evaluation_batches(
@@ -32,7 +32,7 @@ def held_out_loss(trainer: Trainer[SparK, Batch], views: MaskedViews) -> float:
     with read(batches) as each:
         for batch in each:
             with fabric.autocast():
-                out = model.forward(batch.images.to(fabric.device), batch.visible)
+                out = model.forward(normalise(batch.images), batch.visible)
             total += torch.stack([out.loss.float() * len(batch.images), total.new_tensor(len(batch.images))])
     model.train()
     summed = fabric.all_reduce(total, reduce_op="sum")
@@ -41,12 +41,12 @@ def held_out_loss(trainer: Trainer[SparK, Batch], views: MaskedViews) -> float:
 
 
 @torch.no_grad()
-def draw(trainer: Trainer[SparK, Batch], views: MaskedViews, path: Path) -> None:
+def draw(trainer: Trainer[SparK, Batch], views: MaskedViews, normalise: Normalise, path: Path) -> None:
     """Save a picture of reconstructions, of the same images under the same masks each time."""
     fabric, model, data = trainer.fabric, trainer.model, trainer.config.data
     count = min(PICTURED, len(views))
     shown = [views[0, index * len(views) // count] for index in range(count)]
-    images = torch.cat([view.images for view in shown]).to(fabric.device)
+    images = normalise(join([view.images for view in shown]))
     visible = torch.cat([view.visible for view in shown])
     model.eval()
     with fabric.autocast():

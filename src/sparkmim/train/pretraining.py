@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..data import Batch, ImageSource, evaluation_view, training_batches, training_view
+from ..data import Batch, ImageSource, Normalise, evaluation_view, training_batches, training_view
 from ..data.loader import MaskedViews, Positions
 from ..interchange import save_encoder
 from ..masking import random_visible
@@ -28,11 +28,21 @@ from .step import Trainer
 
 
 class MaskedTrainer(Trainer[SparK, Batch]):
-    """Reduces the loss of hidden patches."""
+    """Reduces the loss of hidden patches.
+
+    Attributes:
+        normalise: makes the network's input of a batch's images, on the device.
+    """
+
+    def __init__(
+        self, config: PretrainConfig, model: SparK, optimizer: torch.optim.Optimizer, images: int, fabric: Fabric
+    ) -> None:
+        super().__init__(config, model, optimizer, images, fabric)
+        self.normalise = Normalise(config.data, fabric.device)
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean over hidden patches."""
-        loss: Tensor = self.wrapped(batch.images.to(self.fabric.device, non_blocking=True), batch.visible).loss
+        loss: Tensor = self.wrapped(self.normalise(batch.images), batch.visible).loss
         return loss
 
 
@@ -71,7 +81,7 @@ class Pretraining(Training):
         after_step: Callable[[int], None] | None = None,
     ) -> None:
         optimizer = build_optimizer(parameter_groups(model), config.optimizer)
-        trainer = MaskedTrainer(config, model, optimizer, len(source), fabric)
+        self.masked_trainer = trainer = MaskedTrainer(config, model, optimizer, len(source), fabric)
         super().__init__(config, trainer, source, run, fabric, state, after_step)
         self.settings, self.model = config, trainer.model
         self.pictures, self.evaluations = config.run.pictures, []
@@ -96,18 +106,24 @@ class Pretraining(Training):
     def estimate(self) -> list[str]:
         """How long the run will take, in lines for the user."""
         model, trainer = self.settings.model, self.trainer
-        images = torch.zeros(trainer.micro_batch, model.in_chans, *self.settings.data.image_size)
+        size = self.settings.data.image_size
+        images = torch.zeros(trainer.micro_batch, model.in_chans, *size, dtype=torch.uint8)
         blank = Batch(images, random_visible(len(images), self.views.grid, model.mask_ratio), [], [])
         with explained(trainer, self.run):
             return estimate(trainer, self.views, self.positions(), blank)
 
     def held_out_loss(self) -> dict[str, float]:
         """The loss of held-out images."""
-        return {"val_loss": held_out_loss(self.trainer, self.shown)}
+        return {"val_loss": held_out_loss(self.masked_trainer, self.shown, self.masked_trainer.normalise)}
 
     def draw(self) -> None:
         """Reconstructions."""
-        draw(self.trainer, self.shown, self.run.reconstructions / f"step-{self.trainer.step:09}.png")
+        draw(
+            self.masked_trainer,
+            self.shown,
+            self.masked_trainer.normalise,
+            self.run.reconstructions / f"step-{self.trainer.step:09}.png",
+        )
 
     def publish(self) -> None:
         """Encoder and report."""

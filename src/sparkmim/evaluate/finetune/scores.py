@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...data import ImageSource, ViewConfig, evaluation_view
+from ...data import ImageSource, Normalise, ViewConfig, evaluation_view, join
 from ...data.loader import PlainViews, plain_batches, read
-from ...visualize import denormalise, save_png, tile, to_rgb
+from ...data.normalise import unit_scale
+from ...visualize import save_png, tile, to_rgb
 from ..knn import accuracy
 from ..labels import LabelledImages
 
@@ -53,6 +54,7 @@ def predict_source(
     rows: list[Tensor] = []
     indices: list[int] = []
     broken: list[tuple[int, str]] = []
+    normalise = Normalise(view, device)
     training = module.training
     module.eval()
     with read(plain_batches(PlainViews(source, evaluation_view(view), channels), batch_size, workers)) as batches:
@@ -61,7 +63,7 @@ def predict_source(
             indices += batch.indices
             if batch.images:
                 with autocast():
-                    logits = module(torch.stack(batch.images).to(device))
+                    logits = module(normalise(join(batch.images)))
                 rows.append(logits.float().softmax(1).cpu())
     module.train(training)
     return Predictions(torch.cat(rows) if rows else torch.zeros(0, 0), indices, broken)
@@ -118,10 +120,10 @@ def draw_mistakes(
     certain, predicted = predictions.probabilities.max(1)
     wrong = np.flatnonzero(predicted.numpy() != labels)
     worst = wrong[np.argsort(-certain.numpy()[wrong], kind="stable")][:MISTAKES]
-    transform, found = evaluation_view(view), []
+    shown, found = evaluation_view(view), []
     for place, row in enumerate(worst.tolist()):
         index = predictions.indices[row]
-        image = denormalise(transform(labelled.source.read(index, channels)).unsqueeze(0), view.mean, view.std)
+        image = unit_scale(shown.look(labelled.source, index, channels)).unsqueeze(0)
         path = folder / f"{place:02}.png"
         save_png(tile(to_rgb(image, image)[0]), path)
         found.append(

@@ -29,7 +29,7 @@ from .layer_decay import decayed_groups
 from .model_file import save_classifier
 from .objective import classification_loss
 from .scores import Predictions, Score, draw_mistakes, predict_source
-from .views import LabelledBatch, LabelledViews, augmented_view, collate, mix
+from .views import AugmentedView, LabelledBatch, LabelledViews, collate, mix
 
 
 class ClassifierTrainer(Trainer[nn.Module, LabelledBatch]):
@@ -115,7 +115,7 @@ class Finetuning(Training):
         self.labelled, self.val, self.test = train, val, test
         self.evaluations = [] if val is None else [Evaluation(config.run.val_every, self.validate)]
         self.repeats = config.augment.repeats
-        view = augmented_view(config.data, config.augment)
+        view = AugmentedView(config.data, config.augment)
         self.views = LabelledViews(train, view, config.model.in_chans, config.run.seed)
         self.best: dict[str, Any] | None = None if state is None else state["best"]
 

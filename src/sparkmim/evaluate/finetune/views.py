@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from ...data import ViewConfig, keyed_generator
+from ...data import Normalise, View, ViewConfig, keyed_generator, training_view
 from ...data.loader import VIEW, Key, random_view
-from ...data.views import View, crop_and_flip, normalise
 from ..labels import LabelledImages
 from .objective import one_hot
 
@@ -58,7 +57,7 @@ class LabelledBatch(NamedTuple):
 class LabelledViews(Dataset[LabelledBatch]):
     """Labelled images as batches of one view, looked up by epoch and index."""
 
-    def __init__(self, labelled: LabelledImages, view: View, channels: int, seed: int) -> None:
+    def __init__(self, labelled: LabelledImages, view: AugmentedView, channels: int, seed: int) -> None:
         self.labelled, self.view, self.channels, self.seed = labelled, view, channels, seed
 
     def __len__(self) -> int:
@@ -67,9 +66,9 @@ class LabelledViews(Dataset[LabelledBatch]):
     def __getitem__(self, key: Key) -> LabelledBatch:
         epoch, index = key
         generator = keyed_generator(self.seed, VIEW, epoch, index)
-        view, shown, broken = random_view(self.labelled.source, self.view, self.channels, index, generator)
+        pixels, shown, broken = random_view(self.labelled.source, self.view.crop, self.channels, index, generator)
         label = torch.tensor([int(self.labelled.labels[shown])])
-        return LabelledBatch(view.unsqueeze(0), label, [shown], broken)
+        return LabelledBatch(self.view.changed(pixels, generator).unsqueeze(0), label, [shown], broken)
 
 
 def collate(views: list[LabelledBatch]) -> LabelledBatch:
@@ -82,11 +81,30 @@ def collate(views: list[LabelledBatch]) -> LabelledBatch:
     )
 
 
-def augmented_view(data: ViewConfig, augment: AugmentConfig) -> View:
-    """Random crop, flip and changes. Draws from torch's global generator."""
-    policies = {"none": [], "rand": [v2.RandAugment(num_ops=2, magnitude=9)], "trivial": [v2.TrivialAugmentWide()]}
-    erasing = [v2.RandomErasing(augment.erasing, value="random")] if augment.erasing else []
-    return v2.Compose([*crop_and_flip(data), *policies[augment.policy], *normalise(data), *erasing])
+class AugmentedView:
+    """Random crop, flip and changes of a training image.
+
+    Attributes:
+        crop: the random crop and flip.
+    """
+
+    def __init__(self, data: ViewConfig, augment: AugmentConfig) -> None:
+        policies = {"none": [], "rand": [v2.RandAugment(num_ops=2, magnitude=9)], "trivial": [v2.TrivialAugmentWide()]}
+        self.crop: View = training_view(data)
+        self._policy = policies[augment.policy]
+        self._erasing = [v2.RandomErasing(augment.erasing, value="random")] if augment.erasing else []
+        self._normalise = Normalise(data)
+
+    def changed(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """The crop `(C, H, W)` with its changes, normalised."""
+        with torch.random.fork_rng(devices=()):  # torchvision's transforms draw from the global generator
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            for change in self._policy:
+                pixels = change(pixels)
+            view = self._normalise(pixels)
+            for change in self._erasing:
+                view = change(view)
+        return view
 
 
 def mix(

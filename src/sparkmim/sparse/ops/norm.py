@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..execution import Execution, unsupported
-from ..layout import Layout
 from ..packed import SparseExecution
-from .pointwise import require_no_input
+from .pointwise import require_no_input, samples_and_channels_first
 
 
 @SparseExecution.register(F.batch_norm, torch.batch_norm)
@@ -22,15 +20,6 @@ def batch_norm(execution: SparseExecution, func: Any, input: Tensor, *args: Any,
     if not layout.is_map:
         return execution.on_one_row_per_image(lambda x: func(x, *args, **kwargs), input, layout)
     return execution.mark(func(input, *args, **kwargs), layout)
-
-
-def samples_and_channels_first(execution: Execution, func: Any, x: Tensor) -> Layout:
-    """The layout of `x`, whose axes must be samples, channels and whatever else; raises otherwise."""
-    layout = execution.layout(x)
-    if layout is None or layout.batch != 0 or 1 in layout.space:
-        raise unsupported(func, f"it needs samples first and channels second, its argument is {layout}")
-    execution.require_no_padding(layout, func)
-    return layout
 
 
 def whole_image(execution: SparseExecution, x: Tensor) -> Tensor:

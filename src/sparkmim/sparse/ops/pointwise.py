@@ -168,6 +168,15 @@ def own_layout(execution: Execution, func: Any, x: Any) -> Layout:
     return layout
 
 
+def samples_and_channels_first(execution: Execution, func: Any, x: Tensor) -> Layout:
+    """The layout of `x`, whose axes must be samples, channels and whatever else; raises otherwise."""
+    layout = execution.layout(x)
+    if layout is None or layout.batch != 0 or 1 in layout.space:
+        raise unsupported(func, f"it needs samples first and channels second, its argument is {layout}")
+    execution.require_no_padding(layout, func)
+    return layout
+
+
 # Functions along free axes that keep all axes: the place of the axes among the arguments after the tensor, and their
 # name and default. (`glu` halves its axis.)
 _ALONG = {
