@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import timm
 import torch
 from torch import nn
 
-from sparkmim import cli
+from sparkmim import cli, sparse
 from sparkmim.models import Verdict, all_pass, check_model, document, inspect_model, summary, sweep, table
 from sparkmim.models.inspection import architecture_of
 from sparkmim.models.sweep import Journal, Worker
@@ -24,7 +25,6 @@ EXCLUDED = {
     "mobilevit_xxs": "attention",
     "botnet26t_256": "attention",
     "levit_128s": "attention",
-    "sequencer2d_s": "recurrence",
     "mixer_s32_224": "one image size",
 }
 
@@ -83,7 +83,16 @@ def test_a_network_that_fails_says_why() -> None:
 
 
 def test_a_norm_in_float32_sets_the_tolerance() -> None:
-    assert check_model("resnetv2_50d_frn").precision == "float32"
+    class Rounding(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x)
+            return y * y.float().square().mean((2, 3), keepdim=True).add(1e-5).rsqrt().to(y.dtype)
+
+    report = sparse.check(Rounding(3, 4, 3, padding=1), patch_size=(4, 4))
+    assert report.passed
+    assert report.precision == torch.float32
+    assert report.deviation > 1e-8
+    assert sparse.check(nn.Conv2d(3, 4, 3, padding=1), patch_size=(4, 4)).precision == torch.float64
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -91,7 +100,10 @@ def test_a_norm_in_float32_sets_the_tolerance() -> None:
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr("sys.argv", ["sparkmim", "models", *arguments])
-    return cli.main()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
 
 
 def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -141,7 +153,7 @@ def test_outcomes_of_another_engine_are_not_taken(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Worker, "__call__", lambda self, task, model: Verdict(model=model, family="f"))
     Journal(journal)("check", "one", worker)
     assert ("check", "one") in Journal(journal).known
-    monkeypatch.setattr("sparkmim.models.sweep.fingerprint", lambda: "another")
+    monkeypatch.setattr(sys.modules["sparkmim.models.sweep"], "fingerprint", lambda: "another")
     assert Journal(journal).known == {}
 
 

@@ -99,8 +99,9 @@ class Journal:
         self.known: dict[tuple[str, str], Verdict] = {}
         for line in path.read_text().splitlines() if path is not None and path.exists() else ():
             entry = json.loads(line)
-            if entry.pop("engine") == self.engine:
-                self.known[entry.pop("task"), entry["model"]] = Verdict(**entry)
+            engine, task = entry.pop("engine"), entry.pop("task")
+            if engine == self.engine:
+                self.known[task, entry["model"]] = Verdict(**entry)
 
     def __call__(self, task: str, model: str, worker: Worker) -> Verdict:
         """The outcome of a task, from the file if it is there."""
