@@ -44,7 +44,7 @@ def lines(folder: Path) -> list[dict[str, float]]:
 def learned(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """The folder of a run that learns the three classes."""
     folder = tmp_path_factory.mktemp("learned") / "run"
-    run(folder, **TINY | {"data": data, "test_data": data / "test", "epochs": 10.0, "lr": 2e-3})
+    run(folder, **TINY | {"data": data, "epochs": 10.0, "lr": 2e-3})
     return folder
 
 

@@ -117,14 +117,14 @@ class Splits(NamedTuple):
     test: list[LabelledImages]
 
 
-def labelled_splits(data: Path, val_data: Path | None, test_data: Sequence[Path]) -> Splits:
+def labelled_splits(data: str | Path, val_data: str | Path | None, test_data: Sequence[str | Path]) -> Splits:
     """Training, validation and test images; `val` and `test` beside `train` in `data` where none are named.
 
     Raises:
         ValueError: as for :func:`~sparkmim.evaluate.labels.read_splits`.
     """
     train, val = read_splits(data, val_data)
-    root = data.expanduser()
+    root = Path(data).expanduser()
     if not test_data and (root / "train").is_dir() and (root / "test").is_dir():
         test_data = [root / "test"]
     return Splits(train, val, [read_matching(path, train.classes, "the training images") for path in test_data])

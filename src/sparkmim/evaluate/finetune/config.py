@@ -20,10 +20,11 @@ class LabelledDataConfig(ViewConfig):
     """Class folders, a CSV file of rows `path,class`, or a folder with train, val and test folders of classes."""
 
     val_data: str | None = None
-    """Class folders or a CSV file to validate with: the weights of the best accuracy on it are kept."""
+    """Class folders or a CSV file to validate with; val beside train if not given. The weights of the best accuracy on
+    it are kept."""
 
     test_data: str | None = None
-    """Class folders or a CSV file on which the final weights are scored, once."""
+    """Class folders or a CSV file on which the final weights are scored, once; test beside train if not given."""
 
     label_share: float = 1.0
     """Share of each class's training images to use, at least one."""

@@ -17,7 +17,8 @@ from ...train import RunFolder, read_checkpoint
 from ...train.config import show
 from ...train.ranges import check_values
 from ...trained import TrainedEncoder, load_network
-from ..labels import LabelledImages, fold, label_share, read_matching, read_splits
+from ..frozen import labelled_splits
+from ..labels import LabelledImages, fold, label_share
 from .config import FinetuneConfig, LabelledDataConfig
 from .recipes import Situation, find_recipe
 
@@ -126,15 +127,14 @@ def read_sets(data: LabelledDataConfig, seed: int) -> LabelledSets:
     Raises:
         ValueError: if their classes differ, files are missing, or the choices contradict each other.
     """
-    train, val = read_splits(data.data, data.val_data)
-    test = None if data.test_data is None else read_matching(data.test_data, train.classes, "the training images")
+    train, val, tests = labelled_splits(data.data, data.val_data, [] if data.test_data is None else [data.test_data])
     if data.folds and data.val_data is not None:
         raise ValueError("--folds and --val-data are two ways to say what to validate with; use one")
     if data.folds:
         train, val = fold(train, data.folds, data.fold, seed)
     elif data.fold:
         raise ValueError(f"--fold {data.fold} of how many? Give --folds too")
-    return LabelledSets(label_share(train, data.label_share, seed), val, test)
+    return LabelledSets(label_share(train, data.label_share, seed), val, tests[0] if tests else None)
 
 
 def resolve(recipe: str, chosen: Mapping[str, Any]) -> tuple[FinetuneConfig, LabelledSets, TrainedEncoder]:
