@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from simclr import train as train_simclr
-from sparkmim.atomic import write_text
+from sparkmim.atomic import write_json, write_text
 from sparkmim.evaluate.commands import knn
 from sparkmim.evaluate.finetune import finetune
 from sparkmim.evaluate.finetune.prepare import resolve
@@ -91,6 +91,9 @@ factor."""
 
 FOLDS = 5
 
+FIXED = "model image_size decoder_width epochs views least_epochs choose_views folds pretrain_seeds".split()
+"""What all runs of a study have in common."""
+
 
 class Interrupted(Exception):
     """A run was told to stop, and has saved."""
@@ -105,6 +108,13 @@ class Study:
         self.journal = self.root / "results.jsonl"
         self.train = read_labelled(args.data / "train")
         self.waiting: list[str] = []
+        settings, asked = self.root / "settings.json", {name: str(getattr(args, name)) for name in FIXED}
+        if not settings.exists():
+            write_json(settings, asked)
+        there = json.loads(settings.read_text())
+        if there != asked:
+            unlike = [f"{n} {there[n]} there, {asked[n]} asked for" for n in FIXED if there[n] != asked[n]]
+            raise SystemExit(f"{self.root} holds a study of other settings ({'; '.join(unlike)}); use another --output")
 
     def results(self) -> dict[str, Line]:
         """Every run that has ended, by name."""

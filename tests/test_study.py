@@ -58,6 +58,8 @@ def test_every_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert config["data"]["label_share"] == 0.5
     assert config["model"]["encoder"] == str(output / "pretrain" / "spark" / "0" / "encoder.safetensors")
     assert not list(output.rglob("*.pt"))
+    with pytest.raises(SystemExit, match=r"other settings \(views 20 there, 40 asked for\)"):
+        study.main([*command, "--views", "40"])
     assert "| SparK |" in (output / "table.md").read_text()
 
 
