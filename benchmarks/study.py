@@ -91,7 +91,8 @@ factor."""
 
 FOLDS = 5
 
-FIXED = "model image_size decoder_width epochs views least_epochs choose_views folds pretrain_seeds".split()
+FIXED = ["model", "image_size", "decoder_width", "epochs", "views", "least_epochs", "choose_views", "folds"]
+FIXED += ["pretrain_seeds"]
 """What all runs of a study have in common."""
 
 
