@@ -23,7 +23,7 @@ LAYERS = [
     {"train"},
     {"recipes", "trained", "features"},
     {"continuing", "carry_out"},
-    {"prepare", "reconstruct", "embed", "export", "figures"},
+    {"prepare", "reconstruct", "embed", "export", "figures", "benchmark"},
     {"evaluate"},
     {"pretrain"},
     {"__init__"},

@@ -17,6 +17,7 @@ import torch
 import tyro
 
 from .atomic import write_text
+from .benchmark import benchmark
 from .build import load_backbone
 from .data import find_images
 from .data.statistics import channel_statistics
@@ -294,6 +295,7 @@ def run_command() -> int:
         "stats": stats,
         "check": check,
         "models": models,
+        "benchmark": benchmark,
     }
     about = f"Masked-image pretraining of convolutional networks (SparK), version {version('sparkmim')}."
     options = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)

@@ -1,0 +1,39 @@
+"""What machine this is, and what it can do at best."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from .measure import seconds
+
+PACKAGES = ("sparkmim", "torch", "torchvision", "timm", "pillow")
+
+
+def describe(device: torch.device) -> str:
+    """CPU model and cores, GPU if that computes, versions."""
+    parts = [f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"]
+    if device.type == "cuda":
+        parts.append(torch.cuda.get_device_name(device))
+    parts.append(f"Python {platform.python_version()}")
+    return "; ".join([*parts, ", ".join(f"{name} {version(name)}" for name in PACKAGES)])
+
+
+def cpu_name() -> str:
+    """The processor's model."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> float:
+    """Operations a second of the product of two large square matrices, the best of some rounds."""
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
+    torch.mm(a, b)
+    return float(2 * side**3 / min(seconds(lambda: torch.mm(a, b), device) for _ in range(rounds)))
