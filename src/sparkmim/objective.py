@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -31,12 +32,18 @@ class PatchStatistics(NamedTuple):
 def patch_statistics(images: Float[Tensor, "batch channel *size"], patch_size: Sequence[int]) -> PatchStatistics:
     """Statistics over all pixels and channels of a patch; the deviation is `sqrt(unbiased variance + 1e-6)`.
 
+    In float32 where images are in half precision.
+
     Source: the official `SparK.forward`, where the variable holding the deviation is called `var`.
     """
-    patches = patchify(images, patch_size)
+    patches = patchify(_at_least_float32(images), patch_size)
     axes = pixel_axes(len(patch_size))
     variance = patches.var(axes, keepdim=True)
     return PatchStatistics(patches.mean(axes, keepdim=True), (variance + 1e-6).sqrt())
+
+
+def _at_least_float32(images: Tensor) -> Tensor:
+    return images.float() if images.dtype.itemsize < torch.float32.itemsize else images
 
 
 def normalise_patches(
