@@ -67,7 +67,7 @@ def test_other_families(name: str) -> None:
     assert report.passed, f"\n{report}"
 
 
-DOUBLED = {"ghostnetv2_100", "mobilevitv2_050"}
+DOUBLED = ("ghostnetv2_100", "mobilevitv2_050")
 """Those whose total stride is too small a patch: they halve the map once more within a block."""
 
 
