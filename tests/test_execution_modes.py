@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from sparkmim import Backbone, SparK, UnsupportedOperation, random_visible
+from sparkmim.build import ModelConfig, build_model
+from sparkmim.data import DataConfig
 from sparkmim.sparse import checkpointing
+from sparkmim.train import OptimizerConfig, PretrainConfig, RunConfig, ScheduleConfig
+from sparkmim.train.memory import kept_bytes
 
 
 def build(network: str | Callable[[], Backbone], dtype: torch.dtype = torch.float64, **settings: Any) -> SparK:
@@ -324,6 +329,40 @@ def test_checkpointing_changes_no_number_and_keeps_less(name: str) -> None:
     out, ours = step(model, images, visible)
     assert torch.equal(out.loss, plain.loss)
     assert_gradients(ours, gradients, 1e-12)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "regnetx_002"])
+def test_checkpointing_updates_running_statistics_once(name: str) -> None:
+    images, visible = batch()
+    models = []
+    for enable in (False, True):
+        model = build(name).train()
+        model.set_grad_checkpointing(enable)
+        model(images, visible).loss.backward()
+        models.append(model)
+    for (key, plain), (_, checkpointed) in zip(*(model.named_buffers() for model in models), strict=True):
+        assert torch.equal(plain, checkpointed), key
+
+
+def test_networks_that_cannot_checkpoint_say_so() -> None:
+    with pytest.raises(ValueError, match="VGG cannot checkpoint activations"):
+        build("vgg11_bn").set_grad_checkpointing()
+    config = ModelConfig(model="vgg11_bn", patch_size=(32, 32), decoder_width=64, grad_checkpointing=True)
+    with pytest.raises(ValueError, match="--grad-checkpointing on: VGG cannot"):
+        build_model(config)
+
+
+def test_checkpointing_as_a_setting_keeps_less() -> None:
+    config = ModelConfig(model="resnet18", patch_size=(32, 32), decoder_width=32)
+    plain, checkpointed = (build_model(replace(config, grad_checkpointing=enable)) for enable in (False, True))
+    run = PretrainConfig(
+        model=config,
+        data=DataConfig(image_size=(64, 64), mean=(0.0,) * 3, std=(1.0,) * 3),
+        optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95)),
+        schedule=ScheduleConfig(epochs=1.0, warmup_epochs=0.0),
+        run=RunConfig(batch_size=2),
+    )
+    assert kept_bytes(checkpointed, run) < 0.9 * kept_bytes(plain, run)
 
 
 def test_checkpointing_can_be_taken_back() -> None:

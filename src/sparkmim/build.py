@@ -63,6 +63,10 @@ class ModelConfig:
     loss_on: LossOn = "hidden"
     """Patches whose prediction is compared: hidden, or all (an ablation of the paper)."""
 
+    grad_checkpointing: bool = False
+    """Compute the encoder's activations again in backward instead of keeping them, in blocks that the network chooses:
+    less memory for more time, and the same numbers. For networks of timm that know how to."""
+
     shared_mask_token: bool = False
     """One mask embedding for all scales, each taking as many of its numbers as it has channels; off: one each (on is an
     ablation of the paper)."""
@@ -164,7 +168,7 @@ def build_model(config: ModelConfig) -> SparK:
     )
     if config.init not in ("none", "timm"):
         load_encoder(backbone.module, config.init)
-    return SparK(
+    model = SparK(
         backbone,
         mask_ratio=config.mask_ratio,
         patch_size=config.patch_size,
@@ -176,3 +180,9 @@ def build_model(config: ModelConfig) -> SparK:
         loss_on=config.loss_on,
         shared_mask_token=config.shared_mask_token,
     )
+    if config.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing()
+        except ValueError as error:
+            raise ValueError(f"--grad-checkpointing on: {error}") from error
+    return model

@@ -249,14 +249,17 @@ class SparK(nn.Module):
         """Compute the encoder's activations again in backward instead of keeping them, if the network knows how to.
 
         Raises:
-            ValueError: for a network without timm's `set_grad_checkpointing`.
+            ValueError: for a network without timm's `set_grad_checkpointing`, or whose own refuses.
         """
         if not hasattr(self.encoder, "set_grad_checkpointing"):
             raise ValueError(
                 f"{type(self.encoder).__name__} has no set_grad_checkpointing; let it call torch.utils.checkpoint "
                 "(use_reentrant=False) itself where that pays"
             )
-        self.encoder.set_grad_checkpointing(enable)  # type: ignore[operator]
+        try:
+            self.encoder.set_grad_checkpointing(enable)  # type: ignore[operator]
+        except (AssertionError, NotImplementedError) as error:  # how timm's networks say that they cannot
+            raise ValueError(f"{type(self.encoder).__name__} cannot checkpoint activations ({error})") from error
 
     def extra_repr(self) -> str:
         """The settings, for `print(model)`."""

@@ -60,11 +60,20 @@ def _checkpoint_under_way() -> Any:
 
 
 class _Recompute:
-    """A checkpointed function that enters its execution again."""
+    """A checkpointed function that enters its execution again. Running statistics, which the first pass has updated,
+    stay as they are.
+    """
 
     def __init__(self, execution: Execution, compute: Any) -> None:
         self.execution, self.compute = execution, compute
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.execution:
-            return self.compute(*args, **kwargs)
+        network = self.execution.network
+        buffers = [] if network is None else [buffer for buffer in network.buffers() if buffer.numel()]
+        kept = [buffer.clone() for buffer in buffers]
+        try:
+            with self.execution:
+                return self.compute(*args, **kwargs)
+        finally:
+            for buffer, value in zip(buffers, kept, strict=True):
+                buffer.data.copy_(value)  # unseen by autograd, to which nothing has changed

@@ -63,6 +63,7 @@ class Execution(TorchFunctionMode):
         classes = type(self).__mro__
         self.names = [c.__name__ for c in classes[: classes.index(Execution) + 1]]
         self.grad_enabled = True
+        self.network: nn.Module | None = None
         self._traced: list[tuple[Tensor, Layout]] = []
 
     def __torch_function__(
@@ -120,7 +121,7 @@ class Execution(TorchFunctionMode):
         if torch.compiler.is_compiling():
             show_functions_to_modes()
         features = network if features is None else features
-        self.grad_enabled = torch.is_grad_enabled()
+        self.grad_enabled, self.network = torch.is_grad_enabled(), network
         handles = attach_to_opaque_modules(self, network)
         try:
             inputs = self.prepare(images)
