@@ -153,7 +153,7 @@ def test_a_finished_run_has_nothing_left_to_do(
     before = checkpoint.stat(), (run.folder / "metrics.jsonl").read_bytes(), load(encoder.read_bytes())
     encoder.write_bytes(b"of an older step")  # as a crash after the checkpoint leaves it
     outcome = run()
-    assert outcome == Outcome(2, 2, None, None, None)
+    assert outcome == Outcome(2, 2, None, {}, None)
     assert "all 2 steps of this run are done; nothing is left to do" in run.said
     assert checkpoint.stat() == before[0]
     assert (run.folder / "metrics.jsonl").read_bytes() == before[1]
