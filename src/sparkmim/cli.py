@@ -192,9 +192,10 @@ def pretrain_command(
         return 0
     where = shlex.quote(str(output))
     advice = [
-        "More pictures, and features of images:",
+        "More pictures, features of images, and a classifier from labelled ones:",
         f"    sparkmim reconstruct --run {where} --data FOLDER --output picture.png",
         f"    sparkmim embed --encoder {where}/encoder.safetensors --data FOLDER --output features.npz",
+        f"    sparkmim finetune --encoder {where} --data LABELLED --output runs/classifier",
     ]
     return finish(output, outcome, advice)
 
