@@ -21,6 +21,9 @@ CHECKS = ("identity", "crop", "leak", "oracle")
 GRID = (2, 3)
 """Patches along each axis in the checks."""
 
+LARGE_GRID = (3, 4)
+"""Likewise where those deviate. Batch norms of a few positions enlarge rounding; what is wrong stays so with more."""
+
 DOUBLE_UP_TO = 100e6
 """Parameters of a network that is checked in float64; larger ones are in float32."""
 
@@ -106,12 +109,15 @@ def check_model(model: str) -> Verdict:
     known["parameters"] = sum(sizes.values())
     known["levels"] = [(by_axis(level.stride), level.channels) for level in network.levels]
     known["unreached"] = sum(sizes[name] for name in network.unreached_parameters())
-    stride = network.resolve_patch_size()
-    for patch in (stride, tuple(2 * s for s in stride)):
-        report = check(network.module.to(dtype), network, patch_size=patch, grid=GRID, dtype=dtype)
-        known["patch"] = by_axis(patch)
-        if not report.errors:
-            break
+    patch = network.resolve_patch_size()
+    module = network.module.to(dtype)
+    report = check(module, network, patch_size=patch, grid=GRID, dtype=dtype)
+    if report.errors:
+        patch = tuple(2 * extent for extent in patch)
+        report = check(module, network, patch_size=patch, grid=GRID, dtype=dtype)
+    if not report.passed and not report.errors:
+        report = check(module, network, patch_size=patch, grid=LARGE_GRID, batch=4, dtype=dtype)
+    known["patch"] = by_axis(patch)
     known["precision"] = str(report.precision if dtype == torch.float64 else dtype).removeprefix("torch.")
     known["deviations"] = {c: max(r.deviation for r in report.results if r.check == c) for c in CHECKS}
     known["passed"] = report.passed
