@@ -96,6 +96,52 @@ def masked_dense(args: argparse.Namespace) -> Step:
     return ours(args, "masked-dense")
 
 
+def mae(args: argparse.Namespace) -> Step:
+    """A masked autoencoder (He et al. 2022): ViT-B on a quarter of the patches, a decoder of 8 blocks, 512 wide."""
+    from timm.models.vision_transformer import Block
+
+    class MaskedAutoencoder(torch.nn.Module):
+        def __init__(self, patch: int = 16, width: int = 768, heads: int = 12, depth: int = 12) -> None:
+            super().__init__()
+            self.patch, count = patch, (args.size // patch) ** 2
+            self.keep = count // 4
+            self.embed = torch.nn.Linear(3 * patch**2, width)
+            self.place = torch.nn.Parameter(0.02 * torch.randn(1, count, width))
+            self.encoder = torch.nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(depth)))
+            self.norm, self.project = torch.nn.LayerNorm(width), torch.nn.Linear(width, 512)
+            self.token = torch.nn.Parameter(torch.zeros(1, 1, 512))
+            self.decoder_place = torch.nn.Parameter(0.02 * torch.randn(1, count, 512))
+            self.decoder = torch.nn.Sequential(*(Block(512, 16, qkv_bias=True) for _ in range(8)))
+            self.head = torch.nn.Sequential(torch.nn.LayerNorm(512), torch.nn.Linear(512, 3 * patch**2))
+
+        def forward(self, images: Tensor) -> Tensor:
+            p = self.patch
+            pixels = (
+                images.unflatten(3, (-1, p)).unflatten(2, (-1, p)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+            )
+            order = torch.rand(pixels.shape[:2], device=images.device).argsort(1)
+            shown, back = order[:, : self.keep, None], order.argsort(1)[..., None]
+            x = (self.embed(pixels) + self.place).take_along_dim(shown, 1)
+            x = self.project(self.norm(self.encoder(x)))
+            tokens = self.token.to(x.dtype).expand(len(x), pixels.shape[1] - self.keep, -1)
+            x = torch.cat([x, tokens], 1).take_along_dim(back, 1) + self.decoder_place
+            target = (pixels - pixels.mean(2, keepdim=True)) / (pixels.var(2, keepdim=True) + 1e-6).sqrt()
+            error = (self.head(self.decoder(x)).float() - target).square().mean(2)
+            hidden = back[..., 0] >= self.keep
+            return (error * hidden).sum() / hidden.sum()
+
+    model = MaskedAutoencoder()
+    images, _ = inputs(args)
+    if args.compile:
+        model.compile(fullgraph=True)
+
+    def loss() -> Tensor:
+        with autocast(args):
+            return model(images)
+
+    return training_step(loss, model, args)
+
+
 def inputs(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """The same images and masks for every contestant."""
     generator = torch.Generator().manual_seed(0)
@@ -208,11 +254,12 @@ def settings() -> argparse.ArgumentParser:
 
 def main() -> None:
     parser = settings()
-    parser.add_argument("contestant", choices=["official", "dense", "packed", "masked-dense"])
+    parser.add_argument("contestant", choices=["official", "dense", "packed", "masked-dense", "mae"])
     args = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the contestants print goes to standard error
-    build = {"official": official, "dense": dense, "packed": ours, "masked-dense": masked_dense}[args.contestant]
+    builds = {"official": official, "dense": dense, "packed": ours, "masked-dense": masked_dense, "mae": mae}
+    build = builds[args.contestant]
     torch.manual_seed(0)
     step = build(args)
     idle = torch.cuda.memory_allocated() if args.device == "cuda" else resident("VmRSS")

@@ -75,7 +75,7 @@ def benchmark(
         image_size: pixels of the square view.
         batch_size: images of a step.
         precision: 32, bf16-mixed or 16-mixed.
-        compile: compile the model with torch.compile.
+        compile: compile the model with torch.compile; the masked-dense reference cannot be, and is not.
         mask_ratio: share of patches to hide.
         decoder_width: channels of the decoder at the deepest scale.
         device: where to compute.
@@ -103,7 +103,7 @@ def benchmark(
     peak = peak_flops(where, DTYPES[precision])
     about = (
         f"{model}, {image_size} x {image_size} pixels, batch {batch_size}, {mask_ratio:.0%} hidden, decoder width "
-        f"{decoder_width}, {precision}{', compiled' if compile == 'on' else ''}, {where.type}; medians of {rounds} "
+        f"{decoder_width}, {precision}{', compiled (not masked-dense)' if compile == 'on' else ''}, {where.type}; medians of {rounds} "
         f"rounds in turn; {datetime.date.today()}"
     )
     text = f"{about}\n\n{describe(where)}\n\n{table(measured, reading, batch_size, peak)}"

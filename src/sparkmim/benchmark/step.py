@@ -72,7 +72,8 @@ class Step:
             maps = self._densify(features)
         self.features = [feature.detach().requires_grad_() for feature in features]
         self.maps = [dense.detach().requires_grad_() for dense in maps]
-        made = torch.compile if compile else lambda function: function
+        # The reference makes shapes that depend on data, which cannot be compiled.
+        made = torch.compile if compile and execution != "masked-dense" else lambda function: function
         self.loss = made(self._loss)
         self.parts = {"encoder": self._part(made(self._encode))}
         if like is None:
