@@ -101,10 +101,11 @@ def benchmark(
         steps[execution] = Step(network, execution, images, precision, compile=compile == "on", like=first)
     measured = measure(steps, where, rounds)
     peak = peak_flops(where, DTYPES[precision])
+    compiled = ", compiled (not masked-dense)" if compile == "on" else ""
     about = (
         f"{model}, {image_size} x {image_size} pixels, batch {batch_size}, {mask_ratio:.0%} hidden, decoder width "
-        f"{decoder_width}, {precision}{', compiled (not masked-dense)' if compile == 'on' else ''}, {where.type}; medians of {rounds} "
-        f"rounds in turn; {datetime.date.today()}"
+        f"{decoder_width}, {precision}{compiled}, {where.type}; medians of {rounds} rounds in turn; "
+        f"{datetime.date.today()}"
     )
     text = f"{about}\n\n{describe(where)}\n\n{table(measured, reading, batch_size, peak)}"
     print(text)
