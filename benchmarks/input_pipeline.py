@@ -5,7 +5,7 @@
 Without `--data`, JPEG files of 500 x 375 pixels are made from scikit-image's photographs. All contestants do the same:
 decode, a random resized crop of 67 to 100% of the area to 224 pixels (bicubic), a flip, normalised float32 in batches;
 sparkmim draws the masks too. The measure is images for each second of processor time, of all processes together: what
-one core does. Prints a Markdown table, and how far the pixels of the contestants are apart.
+one core does. Prints a Markdown table.
 """
 
 from __future__ import annotations
