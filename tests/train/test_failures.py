@@ -317,6 +317,6 @@ def test_a_reading_process_that_dies(tmp_path: Path, images: Path, monkeypatch: 
     def die(self: Any, key: Any) -> None:
         os._exit(7)
 
-    monkeypatch.setattr("sparkmim.data.loader.MaskedViews.__getitem__", die)
+    monkeypatch.setattr("sparkmim.data.loader.MaskedViews.__getitems__", die)
     with pytest.raises(RunStopped, match=r"a process that reads images died at step 0 .*try fewer --workers"):
         run(tmp_path / "run", images, workers=1)
