@@ -158,7 +158,8 @@ CASES: dict[str, Case] = {
     "network is none": case(r"networks.py:text returns a str, not a torch.nn.Module", model="{}/networks.py:text"),
     "network without stages": case(r"Sequential does not offer its feature maps", model="{}/networks.py:stageless"),
     "network attends": case(
-        r"networks.py:attends does not work on visible patches:(.|\n)*flatten cannot be(.|\n)*--execution zero-out",
+        r"networks.py:attends does not work on visible patches:(.|\n)*"
+        r"scaled_dot_product_attention cannot be(.|\n)*--execution zero-out",
         model="{}/networks.py:attends",
     ),
     "network is wrong": case(
@@ -193,7 +194,10 @@ def test_an_unsupported_operation_met_by_the_recipe(tmp_path: Path, here: Path) 
     """It estimates memory by a forward pass."""
     chosen = TINY | {"data": str(here / "images"), "model": f"{here}/networks.py:attends"}
     del chosen["accumulate"]
-    with pytest.raises((UnsupportedOperation, ValueError), match="flatten cannot be carried out on visible patches"):
+    with pytest.raises(
+        (UnsupportedOperation, ValueError),
+        match="scaled_dot_product_attention cannot be carried out on visible patches",
+    ):
         pretrain(tmp_path / "run", chosen=chosen)
     assert not (tmp_path / "run").exists()
 
