@@ -28,7 +28,7 @@ class CoarseExecution(MaskedDenseExecution):
     """
 
     def reduce_space(self, reduce: Reduction, x: Tensor, layout: Layout, axes: tuple[int, ...]) -> Any:
-        name = reduce.function.__name__.removeprefix("linalg_")
+        name = reduce.name
         shown = self._mask_along(x, layout)
         if name == "mean":
             dtype = reduce.arguments.get("dtype") or x.dtype

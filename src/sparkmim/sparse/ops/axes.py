@@ -371,13 +371,16 @@ def _with_space(func: Any, x: Tensor, layout: Layout, sizes: Sequence[int]) -> L
     return Layout(layout.origin, layout.batch + shift, space)
 
 
-@Execution.register(*functions_named("pixel_unshuffle pixel_shuffle"))
+_PIXELS = functions_named("pixel_unshuffle pixel_shuffle")
+
+
+@Execution.register(*_PIXELS)
 def pixel_shuffle(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Channels to space and back, within a patch."""
     layout = own_layout(execution, func, input)
     if len(execution.require_map(func, input).space) != 2:
         raise unsupported(func, f"it moves channels to two axes of space and the map has {len(layout.space)}")
     factor = args[0] if args else next(iter(kwargs.values()))
-    if "unshuffle" in func.__name__ and any(extent % factor for extent in input.shape[2:]):
+    if _PIXELS[func] == "pixel_unshuffle" and any(extent % factor for extent in input.shape[2:]):
         raise unsupported(func, f"patches of {tuple(input.shape[2:])} pixels cannot be cut by {factor}")
     return execution.mark(func(input, factor), layout)

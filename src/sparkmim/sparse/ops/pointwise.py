@@ -15,12 +15,12 @@ from torch import Tensor
 from ..execution import Execution, unsupported
 from ..extent import Extent, with_degrees
 from ..layout import Layout
-from .functions import attributes_named, functions_named, operators_named
+from .functions import attributes_named, functions_named, operators_in_place, operators_named
 
 METADATA = operators_named(
     "dim is_floating_point is_complex numel stride is_contiguous element_size get_device ndimension nelement "
     "storage_offset is_inference len"
-) + attributes_named(
+) | attributes_named(
     "ndim dtype device requires_grad is_cuda layout is_leaf grad_fn is_sparse is_quantized is_mkldnn is_meta "
     "is_mps is_xpu itemsize nbytes"
 )
@@ -42,10 +42,12 @@ ACTIVATIONS = """
 """
 
 POINTWISE = operators_named(ARITHMETIC + LOGIC + ACTIVATIONS)
+IN_PLACE = operators_in_place(ARITHMETIC + LOGIC + ACTIVATIONS)
+WHERE = functions_named("where")
 
 SAME_VALUES = functions_named(
     "clone contiguous to type_as float double half bfloat16 detach detach_ alias cpu cuda requires_grad_"
-) + attributes_named("data")
+) | attributes_named("data")
 
 # --- what the axes of the result mean -------------------------------------------------------------------------------
 
@@ -119,13 +121,12 @@ def sizes(execution: Execution, func: Any, x: Tensor, *args: Any, **kwargs: Any)
 
 @Execution.register(*POINTWISE)
 def pointwise(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any:
-    if getattr(func, "__name__", "") == "where" and len(args) + len(kwargs) < 3:
+    if func in WHERE and len(args) + len(kwargs) < 3:
         raise unsupported(func, "it lists positions")
     if any(isinstance(value, Extent) for value in (*args, *kwargs.values())):
         raise unsupported(func, "it computes with the size of the map, of which only patches are there")
     layout, ndim = broadcast_layout(execution, func, [*args, *kwargs.values()])
-    name = getattr(func, "__name__", "")
-    if "out" in kwargs or ((name.endswith("_") or name.startswith("__i")) and name != "__invert__"):
+    if "out" in kwargs or func in IN_PLACE:
         target = kwargs.get("out", args[0])
         own = execution.layout(target)
         if target.ndim != ndim or own is None or own != layout:
@@ -179,19 +180,20 @@ def samples_and_channels_first(execution: Execution, func: Any, x: Tensor) -> La
 
 # Functions along free axes that keep all axes: the place of the axes among the arguments after the tensor, and their
 # name and default. (`glu` halves its axis.)
-_ALONG = {
+_ALONG: dict[str, tuple[int, str, int | None]] = {
     "cumsum": (0, "dim", None),
     "glu": (0, "dim", -1),
     "roll": (1, "dims", None),
     "flip": (0, "dims", None),
 }
+_ALONG_FUNCTIONS = functions_named(" ".join(_ALONG))
 
 
-@Execution.register(*functions_named(" ".join(_ALONG)))
+@Execution.register(*_ALONG_FUNCTIONS)
 def along_channels(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     layout = own_layout(execution, func, input)
-    place, name, default = _ALONG[func.__name__]
-    if func.__name__ == "flip" and len(args) > 1:
+    place, name, default = _ALONG[_ALONG_FUNCTIONS[func]]
+    if _ALONG_FUNCTIONS[func] == "flip" and len(args) > 1:
         args = (args,)
     dims = kwargs.get(name, args[place] if len(args) > place else default)
     if dims is None:

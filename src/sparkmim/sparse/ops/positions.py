@@ -18,7 +18,10 @@ from .pointwise import free_axes, own_layout
 from .reduce import Reduction
 
 
-@Execution.register(*functions_named("softmax log_softmax softmin"))
+_SOFTMAX = functions_named("softmax log_softmax softmin")
+
+
+@Execution.register(*_SOFTMAX)
 def softmax(execution: Execution, func: Any, input: Tensor, dim: int | None = None, **kwargs: Any) -> Tensor:
     layout = own_layout(execution, func, input)
     if dim is None:
@@ -32,10 +35,10 @@ def softmax(execution: Execution, func: Any, input: Tensor, dim: int | None = No
     if kwargs:
         raise unsupported(func, f"over positions it has no rule with {', '.join(kwargs)}")
     x = input.to(dtype or _accurate(input))
-    x = -x if func.__name__ == "softmin" else x
+    x = -x if _SOFTMAX[func] == "softmin" else x
     total = execution.reduce_space(Reduction(torch.logsumexp, True, {}), x, layout, (axis,))
     out = x - total
-    return execution.mark(out if func.__name__ == "log_softmax" else out.exp(), layout)
+    return execution.mark(out if _SOFTMAX[func] == "log_softmax" else out.exp(), layout)
 
 
 @Execution.register(torch.nn.functional.normalize)

@@ -14,22 +14,21 @@ from .functions import functions_named
 from .pointwise import own_layout
 
 # Reductions with the names of their positional arguments after the tensor.
-_REDUCTIONS: dict[Any, tuple[str, ...]] = {
-    function: arguments
-    for names, arguments in (
-        ("mean sum nanmean nansum", ("dim", "keepdim", "dtype")),
-        ("amax amin logsumexp", ("dim", "keepdim")),
-        ("std var std_mean var_mean", ("dim", "unbiased", "keepdim")),
-        ("norm", ("p", "dim", "keepdim", "dtype")),
-    )
-    for function in functions_named(names)
+_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("mean", "sum", "nanmean", "nansum"), ("dim", "keepdim", "dtype")),
+    **dict.fromkeys(("amax", "amin", "logsumexp"), ("dim", "keepdim")),
+    **dict.fromkeys(("std", "var", "std_mean", "var_mean"), ("dim", "unbiased", "keepdim")),
+    "norm": ("p", "dim", "keepdim", "dtype"),
+    "vector_norm": ("ord", "dim", "keepdim"),
 }
-_REDUCTIONS[torch.linalg.vector_norm] = _REDUCTIONS[torch.linalg.norm] = ("ord", "dim", "keepdim")
+_REDUCTIONS = functions_named(" ".join(_ARGUMENTS)) | dict.fromkeys(
+    (torch.linalg.vector_norm, torch.linalg.norm), "vector_norm"
+)
 
 
 def bound_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a reduction by name."""
-    names = _REDUCTIONS[func]
+    names = _ARGUMENTS[_REDUCTIONS[func]]
     if names[0] == "dim" and args and type(args[0]) is bool:  # x.var(False)
         args = (None, *args)
     if names[0] == "dim" and len(args) > 1 and all(type(a) is int for a in args):  # x.mean(2, 3)
@@ -46,6 +45,11 @@ class Reduction(NamedTuple):
     function: Any
     keep: bool
     arguments: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of the function; that of `torch.linalg.norm`, along one axis, is "vector_norm"."""
+        return _REDUCTIONS[self.function]
 
     def __call__(self, x: Tensor, axes: tuple[int, ...]) -> Any:
         """The function of `x` along `axes`."""
