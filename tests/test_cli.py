@@ -148,6 +148,18 @@ def test_check_of_a_timm_name(sparkmim) -> None:
     assert out.rstrip().endswith("test_convnext works on visible patches")
 
 
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [("vit_tiny_patch16_224", "not enough values to unpack"), ("coatnet_nano_rw_224", "must match the size of tensor")],
+)
+def test_check_of_a_network_for_one_image_size(sparkmim, model: str, why: str) -> None:
+    code, _, err = sparkmim("check", model)
+    assert code == 2
+    assert err.startswith(f"sparkmim: {model} does not give feature maps of images of any size (")
+    assert why in err
+    assert err.rstrip().endswith("wanted is a convolutional network")
+
+
 def test_check_of_an_unsupported_operation(sparkmim, networks: str) -> None:
     code, out, err = sparkmim("check", f"{networks}:attends")
     assert code == 1

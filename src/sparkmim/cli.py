@@ -28,6 +28,7 @@ from .evaluate.predict import predict
 from .export import export
 from .figures import figure
 from .models import all_pass, document, summary, sweep, table
+from .prepare import code_of
 from .pretrain import pretrain
 from .reconstruct import reconstruct
 from .sparse import UnsupportedOperation
@@ -58,14 +59,16 @@ def check(
         in_chans: channels of the images.
         precision: of the computation; the tolerance is 1e-8 in float64 and 2e-3 in float32.
     """
-    backbone = load_backbone(model, stages, in_chans)
+    with code_of(model):
+        backbone = load_backbone(model, stages, in_chans)
     for level in backbone.levels:
         print(f"stride {' x '.join(map(str, level.stride)):<9} {level.channels} channels")
     unreached = backbone.unreached_parameters()
     reached = sum(p.numel() for n, p in backbone.module.named_parameters() if n not in set(unreached))
     total = sum(p.numel() for p in backbone.module.parameters())
     print(f"{reached / 1e6:.2f} of {total / 1e6:.2f} million parameters are reached by pretraining\n")
-    report = backbone.check(patch_size, dtype=getattr(torch, precision))
+    with code_of(model):
+        report = backbone.check(patch_size, dtype=getattr(torch, precision))
     print(report)
     print(f"\n{model} {'works' if report.passed else 'does NOT work'} on visible patches")
     return 0 if report.passed else 1
