@@ -62,6 +62,8 @@ def dense(args: argparse.Namespace) -> Step:
         with autocast(args):
             return backbone(images)
 
+    if args.compile:
+        forward = torch.compile(forward, fullgraph=True)
     return encoder_step(forward, backbone.module, visible, args)
 
 
