@@ -153,8 +153,33 @@ def test_outcomes_of_another_engine_are_not_taken(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Worker, "__call__", lambda self, task, model: Verdict(model=model, family="f"))
     Journal(journal)("check", "one", worker)
     assert ("check", "one") in Journal(journal).known
-    monkeypatch.setattr(sys.modules["sparkmim.models.sweep"], "fingerprint", lambda: "another")
+    Journal(journal)("inspect", "one", worker)
+    monkeypatch.setattr(sys.modules["sparkmim.models.sweep"], "versions", lambda: "another")
     assert Journal(journal).known == {}
+    assert list(Journal(journal, older=True).known) == [("inspect", "one")], "a failure is tried again"
+    monkeypatch.setattr(Worker, "__call__", lambda self, task, model: Verdict(model=model, family="f", passed=True))
+    assert Journal(journal, older=True)("check", "one", worker).versions == "another"
+    monkeypatch.setattr(sys.modules["sparkmim.models.sweep"], "versions", lambda: "a third")
+    assert Journal(journal, older=True).known["check", "one"].versions == "another"
+
+
+def test_a_sweep_up_to_a_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def answer(worker: Worker, task: str, model: str) -> Verdict:
+        assert (task, model) != ("check", "large")
+        size = {"small": 1_000_000, "large": 3_000_000}[model]
+        return Verdict(model=model, family="f", parameters=size, architecture=str(size), passed=task == "check")
+
+    monkeypatch.setattr(Worker, "__call__", answer)
+    monkeypatch.setattr(timm, "list_models", lambda: ["large", "small"])
+    journal = tmp_path / "kept.jsonl"
+    verdicts = sweep(every=True, up_to=2, journal=journal)
+    assert [(v.model, v.passed, v.pending) for v in verdicts] == [("small", True, False), ("large", False, True)]
+    assert "1 of 1 architectures pass (100.0%)" in summary(verdicts)
+    assert summary(verdicts).endswith("; 1 were not checked")
+    assert "large (3 million parameters)" in table(verdicts)
+    assert f"Checked: 1 by {Journal(None).versions}." in document(verdicts, "sparkmim models")
+    monkeypatch.setattr(Worker, "__call__", lambda *_: pytest.fail("a known outcome was computed again"))
+    assert [v.pending for v in sweep(every=True, up_to=0.5, journal=journal)] == [False, True], "what is known stays"
 
 
 def test_a_worker_that_fails_or_takes_too_long() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -78,8 +79,10 @@ def models(
     patterns: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     /,
     all: bool = False,
+    up_to: float = math.inf,
     output: Path | None = None,
     journal: Path | None = None,
+    older: bool = False,
     jobs: int = 1,
     memory: float | None = None,
     timeout: float = 1800.0,
@@ -92,9 +95,11 @@ def models(
     Args:
         patterns: names of networks, with * and ?.
         all: check all networks that are convolutional, the smallest first.
+        up_to: millions of parameters of the largest network to check; larger ones are listed.
         output: Markdown file for the table.
         journal: file (.jsonl) in which outcomes are kept as they come, so that the same command continues; beside the
             table by default.
+        older: take what passed under other versions from the journal as well; the table says which.
         jobs: networks at a time, each in a process of its own.
         memory: GiB that one network may take; one that needs more is reported as failing. No bound by default.
         timeout: seconds that one network may take.
@@ -106,7 +111,9 @@ def models(
     verdicts = sweep(
         patterns,
         every=all,
+        up_to=up_to,
         journal=journal,
+        older=older,
         jobs=jobs,
         memory=memory,
         timeout=timeout,
@@ -185,7 +192,8 @@ def pretrain_command(
     Args:
         output: folder of the run.
         settings: fields of the configuration.
-        recipe: auto (the default) fits everything to the images and the device; paper; demo; or FILE.py:FUNCTION.
+        recipe: auto (the default) fits everything to the images and the device; paper; fast; demo; or
+            FILE.py:FUNCTION.
         resume: auto continues the run in the folder, if there is one; never refuses to; a checkpoint file is continued
             from.
         plan: measure a few steps, tell time and memory, and exit.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import queue
@@ -86,48 +87,52 @@ class Worker:
 
 
 class Journal:
-    """Outcomes so far, a line of JSON each, so that a sweep can be continued by the engine that began it.
+    """Outcomes so far, a line of JSON each, so that a sweep can be continued.
 
     Args:
         path: of the file; None keeps nothing.
+        older: take what passed or was left out under other versions too; what failed is tried again.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, older: bool = False) -> None:
         self.path = path
         self.lock = threading.Lock()
-        self.engine = fingerprint()
+        self.versions = versions()
         self.known: dict[tuple[str, str], Verdict] = {}
         for line in path.read_text().splitlines() if path is not None and path.exists() else ():
             entry = json.loads(line)
-            engine, task = entry.pop("engine"), entry.pop("task")
-            if engine == self.engine:
-                self.known[task, entry["model"]] = Verdict(**entry)
+            task, verdict = entry.pop("task"), Verdict(**entry)
+            good = task == "inspect" or verdict.passed
+            if verdict.versions == self.versions or (older and good):
+                self.known[task, verdict.model] = verdict
 
     def __call__(self, task: str, model: str, worker: Worker) -> Verdict:
         """The outcome of a task, from the file if it is there."""
         if (task, model) not in self.known:
-            verdict = self.known[task, model] = worker(task, model)
+            verdict = self.known[task, model] = replace(worker(task, model), versions=self.versions)
             if self.path is not None:
                 with self.lock, self.path.open("a") as file:
-                    file.write(json.dumps({"engine": self.engine, "task": task, **asdict(verdict)}) + "\n")
+                    file.write(json.dumps({"task": task, **asdict(verdict)}) + "\n")
         return self.known[task, model]
 
 
-def fingerprint() -> str:
-    """Of the code and the versions that outcomes depend on."""
-    digest = hashlib.sha256(f"torch {torch.__version__} timm {timm.__version__}".encode())
+def versions() -> str:
+    """What outcomes depend on: the code, by a digest, and versions."""
+    digest = hashlib.sha256()
     folder = Path(next(iter(sparse.__path__)))
     own = [Path(__file__).parent / name for name in ("inspection.py", "verdict.py")]
     for path in [*own, Path(backbone.__file__), Path(alignment.__file__), *sorted(folder.rglob("*.py"))]:
         digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    return f"engine {digest.hexdigest()[:12]}, torch {torch.__version__}, timm {timm.__version__}"
 
 
 def sweep(
     patterns: Sequence[str] = (),
     *,
     every: bool = False,
+    up_to: float = math.inf,
     journal: Path | None = None,
+    older: bool = False,
     jobs: int = 1,
     memory: float | None = None,
     timeout: float = 1800.0,
@@ -139,7 +144,9 @@ def sweep(
         patterns: names of networks, with `*` and `?`; all of those. Without any, of each family the smallest that
             counts.
         every: all networks.
+        up_to: million parameters; larger networks whose outcome is not known are pending.
         journal: file of the outcomes, to continue from.
+        older: take outcomes of other versions from there too, but for failures.
         jobs: how many networks at a time, each in a process of its own.
         memory: GiB that each may take; by default no bound.
         timeout: seconds that one network may take.
@@ -159,7 +166,7 @@ def sweep(
             raise ValueError(f"timm has no network {pattern!r}; timm.list_models() lists the names")
     if patterns:
         names = [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
-    known = Journal(journal)
+    known = Journal(journal, older=older)
     limit = None if memory is None else int(memory * 2**30)
     threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
     workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
@@ -184,11 +191,11 @@ def sweep(
             else:
                 counting.append(verdict)
         distinct = _distinct(counting) if every or patterns else _smallest_of_families(counting)
-        for verdict, inspected in zip(
-            pool.map(outcome, repeat("check"), [v.model for v in distinct]), distinct, strict=True
-        ):
+        asked = [v for v in distinct if v.parameters <= up_to * 1e6 or ("check", v.model) in known.known]
+        for verdict, inspected in zip(pool.map(outcome, repeat("check"), [v.model for v in asked]), asked, strict=True):
             verdicts.append(replace(verdict, same=inspected.same))
             tell(verdict)
+        verdicts += [replace(v, pending=True) for v in distinct if v not in asked]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         while not workers.empty():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from datetime import date
 
@@ -15,8 +16,9 @@ from .verdict import CHECKS, Verdict
 
 def summary(verdicts: Sequence[Verdict]) -> str:
     """How many pass, in a line."""
-    counting = [v for v in verdicts if not v.excluded]
+    counting = _checked(verdicts)
     passed = [v for v in counting if v.passed]
+    pending = sum(v.pending for v in verdicts)
     families = {v.family for v in counting}
     whole = [family for family in families if all(v.passed for v in counting if v.family == family)]
     share = f" ({len(passed) / len(counting):.1%})" if counting else ""
@@ -24,8 +26,13 @@ def summary(verdicts: Sequence[Verdict]) -> str:
         f"{len(passed)} of {len(counting)} architectures pass{share} "
         f"(by name {_networks(passed)} of {_networks(counting)}), {len(whole)} of {len(families)} families in all of "
         f"them; {sum(v.is_wrong for v in counting)} return wrong numbers without an error; "
-        f"{len(verdicts) - len(counting)} are no convolutional networks"
+        f"{len(verdicts) - len(counting) - pending} are no convolutional networks"
+        + (f"; {pending} were not checked" if pending else "")
     )
+
+
+def _checked(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    return [v for v in verdicts if not v.excluded and not v.pending]
 
 
 def _networks(verdicts: Sequence[Verdict]) -> int:
@@ -34,12 +41,14 @@ def _networks(verdicts: Sequence[Verdict]) -> int:
 
 def all_pass(verdicts: Sequence[Verdict]) -> bool:
     """Whether every network passes that counts."""
-    return all(v.passed for v in verdicts if not v.excluded)
+    return all(v.passed for v in _checked(verdicts))
 
 
 def document(verdicts: Sequence[Verdict], command: str) -> str:
     """The table with its date and how it was made."""
     double, single = (TOLERANCE[dtype] for dtype in (torch.float64, torch.float32))
+    versions = Counter(v.versions for v in _checked(verdicts))
+    of_versions = "; ".join(f"{number} by {version}" for version, number in versions.most_common())
     return f"""# Networks of timm on visible patches
 
 {date.today()}, timm {timm.__version__}, torch {torch.__version__}: `{command}`
@@ -47,7 +56,7 @@ def document(verdicts: Sequence[Verdict], command: str) -> str:
 The numbers are the largest relative deviations of feature maps, gradients and running statistics, in evaluation and
 training mode, on images of 2 x 3 patches; {double:g} passes in float64, {single:g} in float32, where the table says
 so. A patch is the network's total stride, or twice that where the network is refused at that. Networks that compute the
-same, all but the weights, are checked once.
+same, all but the weights, are checked once. Checked: {of_versions}.
 
 {table(verdicts)}"""
 
@@ -55,7 +64,8 @@ same, all but the weights, are checked once.
 def table(verdicts: Sequence[Verdict]) -> str:
     """All outcomes: those that were checked, why some fail, and why others do not count."""
     ordered = sorted(verdicts, key=lambda v: (v.family, v.parameters, v.model))
-    counting = [v for v in ordered if not v.excluded]
+    counting = _checked(ordered)
+    pending = [v for v in ordered if v.pending]
     failing = [v for v in counting if not v.passed]
     excluded = [v for v in ordered if v.excluded]
     lines = [
@@ -70,6 +80,9 @@ def table(verdicts: Sequence[Verdict]) -> str:
     if failing:
         lines += ["", "## Those that fail", ""]
         lines += [f"- **{v.model}**: {v.error or 'deviates from what it should be, without an error'}" for v in failing]
+    if pending:
+        lines += ["", "## Those that were not checked", ""]
+        lines += [", ".join(f"{v.model} ({v.parameters / 1e6:.0f} million parameters)" for v in pending)]
     if excluded:
         reasons: dict[tuple[str, str], list[str]] = {}
         for v in excluded:

@@ -47,6 +47,8 @@ class Verdict:
         passed: whether all deviations are within the tolerance of the precision.
         precision: "float64" or "float32", whose tolerance applies: large networks are checked in float32, and some
             convert to it by themselves.
+        pending: it counts, but was not checked: it is larger than the sweep was to go.
+        versions: of the engine, torch and timm that the outcome is of, where a sweep keeps it.
     """
 
     model: str
@@ -63,6 +65,8 @@ class Verdict:
     passed: bool = False
     precision: str = "float64"
     seconds: float = 0.0
+    pending: bool = False
+    versions: str = ""
 
     @property
     def is_wrong(self) -> bool:
