@@ -67,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     names = set(vars(settings().parse_args([])))
     shared = [f"--{key.replace('_', '-')}={value}" for key, value in vars(args).items() if key in names and value]
-    shared = ["--compile" if s == "--compile=True" else s for s in shared]
+    shared = [s.removesuffix("=True") for s in shared]  # of options that take no value
     contestants = [Contestant(spec, shared) for spec in args.contestants]
     for _ in range(args.rounds):
         for contestant in contestants:

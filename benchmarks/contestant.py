@@ -71,7 +71,13 @@ def ours(args: argparse.Namespace, execution: str = "packed") -> Step:
     """sparkmim."""
     import sparkmim
 
-    model = sparkmim.SparK(args.model, mask_ratio=args.ratio, decoder_width=args.decoder_width, execution=execution)
+    model = sparkmim.SparK(
+        args.model,
+        mask_ratio=args.ratio,
+        decoder_width=args.decoder_width,
+        execution=execution,
+        triton=args.triton,
+    )
     images, visible = inputs(args)
     if args.part == "encoder":
 
@@ -248,6 +254,7 @@ def settings() -> argparse.ArgumentParser:
     parser.add_argument("--decoder-width", type=int, default=768)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--triton", action="store_true", help="depthwise convolution of packed patches by our kernels")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--official", help="checkout of the authors' code")
     parser.add_argument("--official-deps", help="folder with the old packages it needs")

@@ -1,6 +1,6 @@
 """Whole training steps on an accelerator: bf16 and compiled, beside the authors' code as released (float32, eager), the
 masked dense reference in bf16 (eager: its shapes depend on data), and a masked autoencoder's step of a ViT-B; prints
-Markdown tables.
+Markdown tables. Networks with depthwise convolutions are run with the Triton kernels as well.
 
     python benchmarks/gpu.py --batch 128 --official ~/SparK --official-deps ~/old-timm
     python benchmarks/gpu.py --device cpu --size 64 --batch 2 --rounds 1 --models resnet18   (to try it)
@@ -49,6 +49,8 @@ def run(model: str, args: argparse.Namespace, peak: float, bandwidth: float) -> 
     shared = [f"--model={model}", "--part=step", f"--device={args.device}", f"--decoder-width={args.decoder_width}"]
     shared += [f"--batch={args.batch}", f"--size={args.size}", f"--ratio={args.ratio}"]
     specs = ["packed:--precision=bf16,--compile", "packed:--precision=bf16", "masked-dense:--precision=bf16"]
+    if args.device == "cuda" and is_depthwise(model):
+        specs.append("packed:--precision=bf16,--compile,--triton")
     specs += ["mae:--precision=bf16,--compile"]
     if args.official:
         specs.append("official:--precision=fp32")
@@ -72,6 +74,12 @@ def run(model: str, args: argparse.Namespace, peak: float, bandwidth: float) -> 
     for contestant in contestants:
         contestant.process.kill()
         contestant.process.wait()
+
+
+def is_depthwise(model: str) -> bool:
+    """Whether a network has convolutions that the Triton kernels compute."""
+    convolutions = [m for m in sparkmim.Backbone.create(model).module.modules() if isinstance(m, torch.nn.Conv2d)]
+    return any(1 < c.groups == c.in_channels == c.out_channels and c.stride == (1, 1) for c in convolutions)
 
 
 def arithmetic(model: str, args: argparse.Namespace) -> float:

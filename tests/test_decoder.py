@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import get_args
 
 import pytest
 import torch
@@ -12,7 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparkmim import Backbone, SparK, random_visible
-from sparkmim.decoder import Densify, UNetBlock, UNetDecoder, build_densify, densify_norm_of, upsampling_steps
+from sparkmim.decoder import (
+    ConvNeXtBlock,
+    DecoderBlock,
+    Densify,
+    UNetBlock,
+    UNetDecoder,
+    build_densify,
+    densify_norm_of,
+    upsampling_steps,
+)
 from sparkmim.sparse import PatchGrid
 
 PAPER = [(32, 32), (16, 16), (8, 8), (4, 4)]
@@ -124,10 +134,32 @@ def test_block_is_the_definition() -> None:
     torch.testing.assert_close(block(x), y, rtol=1e-12, atol=1e-12)
 
 
+def test_convnext_block_is_the_definition() -> None:
+    torch.manual_seed(0)
+    block = ConvNeXtBlock(6, 3, (2, 2)).double()
+    with torch.no_grad():
+        for p in block.parameters():
+            p.uniform_(-1, 1)
+    x = torch.randn(2, 6, 5, 4, dtype=torch.float64)
+
+    def norm(x: Tensor, layer: nn.LayerNorm) -> Tensor:
+        scale = (x.var(1, unbiased=False, keepdim=True) + 1e-6).rsqrt()
+        return torch.einsum("bchw,c->bchw", (x - x.mean(1, keepdim=True)) * scale, layer.weight) + layer.bias.view(
+            -1, 1, 1
+        )
+
+    y = F.conv_transpose2d(norm(x, block.norm1), block.upsample.weight, block.upsample.bias, stride=2)
+    z = norm(F.conv2d(y, block.conv.weight, block.conv.bias, padding=3, groups=3), block.norm2)
+    z = F.gelu(F.conv2d(z, block.expand.weight[..., None, None], block.expand.bias))
+    z = F.conv2d(z, block.reduce.weight[..., None, None], block.reduce.bias)
+    torch.testing.assert_close(block(x), y + z, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("block", [UNetBlock, ConvNeXtBlock])
 @pytest.mark.parametrize("factor", [(2,), (7,), (1, 2), (3, 2), (7, 7), (5, 1), (2, 2, 2), (1, 3, 2)])
-def test_block_upsamples_by_its_factor(factor: tuple[int, ...]) -> None:
+def test_block_upsamples_by_its_factor(factor: tuple[int, ...], block: type[UNetBlock | ConvNeXtBlock]) -> None:
     size = (4, 3, 2)[: len(factor)]
-    out = UNetBlock(4, 2, factor)(torch.randn(2, 4, *size))
+    out = block(4, 2, factor)(torch.randn(2, 4, *size))
     assert out.shape == (2, 2, *[s * f for s, f in zip(size, factor, strict=True)])
 
 
@@ -152,12 +184,18 @@ def test_width_must_be_halved(strides: Strides, width: int) -> None:
         UNetDecoder(steps, width - 1)
 
 
+def test_unknown_blocks_are_refused() -> None:
+    with pytest.raises(ValueError, match="decoder block 'resnet' is unknown; use one of unet, convnext"):
+        SparK("test_resnet", decoder_block="resnet")  # type: ignore[arg-type]
+
+
 # --- initial values -------------------------------------------------------------------------------------------------
 
 
-def test_initial_values() -> None:
+@pytest.mark.parametrize("block", get_args(DecoderBlock))
+def test_initial_values(block: DecoderBlock) -> None:
     torch.manual_seed(0)
-    decoder = UNetDecoder(upsampling_steps(PAPER), 256)
+    decoder = UNetDecoder(upsampling_steps(PAPER), 256, block=block)
     for name, p in decoder.named_parameters():
         if "norm" in name:
             assert torch.equal(p, torch.full_like(p, float(name.endswith("weight")))), name
@@ -165,7 +203,7 @@ def test_initial_values() -> None:
             assert p.count_nonzero() == 0, name
         else:
             # Of an uncertain number of drawn values the deviation itself is uncertain: 1 / sqrt(2n), five times.
-            wanted = math.sqrt(2 / (p.shape[0] * 16)) if "upsample" in name else 0.02
+            wanted = math.sqrt(2 / (p.shape[0] * p[0, 0].numel())) if "upsample" in name else 0.02
             slack = 5 * wanted / math.sqrt(2 * p.numel())
             assert p.std().item() == pytest.approx(wanted, abs=slack), name
             assert abs(p.mean().item()) < 5 * wanted / math.sqrt(p.numel()), name
@@ -340,16 +378,20 @@ def waves(batch: int, channels: int, size: Sequence[int]) -> Tensor:
     return images
 
 
-@pytest.mark.parametrize("batch_norm", [True, False], ids=["batch", "layer"])
+@pytest.mark.parametrize(
+    ("batch_norm", "block"),
+    [(True, "unet"), (False, "unet"), (False, "convnext")],
+    ids=["batch", "layer", "layer-convnext"],
+)
 @pytest.mark.parametrize(("widths", "strides"), PYRAMIDS.values(), ids=PYRAMIDS)
-def test_any_pyramid_trains(widths: Sequence[int], strides: Strides, batch_norm: bool) -> None:
+def test_any_pyramid_trains(widths: Sequence[int], strides: Strides, batch_norm: bool, block: DecoderBlock) -> None:
     torch.manual_seed(0)
     in_chans = 3 if len(strides[0]) == 2 else 1
     network = Pyramid(widths, strides, in_chans, batch_norm)
     backbone = Backbone(network, [f"stages.{i}" for i in range(len(widths))], in_chans=in_chans)
     assert backbone.levels == list(zip(widths, strides, strict=True))
     depth = len(upsampling_steps(strides[::-1]))
-    model = SparK(backbone, decoder_width=4 * 2**depth).double()
+    model = SparK(backbone, decoder_width=4 * 2**depth, decoder_block=block).double()
     assert model.patch_size == strides[-1]
     assert model.unreached == []
     grid = (2, 4, 2)[: len(strides[0])] if len(strides[0]) > 1 else (6,)
@@ -364,6 +406,7 @@ def test_any_pyramid_trains(widths: Sequence[int], strides: Strides, batch_norm:
     total = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters()))
     assert {name for name, p in model.named_parameters() if p.grad.norm() < 1e-10 * total} == idle
     # One small step downhill gains what the gradient promises, so the gradient is right for all parameters at once.
+    assert torch.equal(model(images, visible).loss, out.loss), "the same numbers each time"
     step = 1e-6 / total**2
     with torch.no_grad():
         for p in model.parameters():

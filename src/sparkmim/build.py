@@ -15,6 +15,7 @@ import timm
 from torch import nn
 
 from .backbone import Backbone
+from .decoder import DecoderBlock
 from .interchange import load_encoder
 from .spark import Execution, LossOn, SparK
 
@@ -49,6 +50,10 @@ class ModelConfig:
 
     decoder_width: int = 768
     """Channels of the decoder at the deepest scale, halved by each of its blocks."""
+
+    decoder_block: DecoderBlock = "unet"
+    """What the decoder is made of: unet is the paper's blocks; convnext is cheaper ones, of a sixth of the
+    arithmetic."""
 
     densify_norm: Literal["batch", "layer"] | None = None
     """Norm before the mask embeddings; the network's own kind if not given."""
@@ -173,6 +178,7 @@ def build_model(config: ModelConfig) -> SparK:
         mask_ratio=config.mask_ratio,
         patch_size=config.patch_size,
         decoder_width=config.decoder_width,
+        decoder_block=config.decoder_block,
         densify_norm=config.densify_norm,
         in_chans=config.in_chans,
         hierarchy=config.hierarchy,

@@ -14,10 +14,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .backbone import Backbone
-from .decoder import UNetDecoder, build_densify, densify_norm_of, upsampling_steps
+from .decoder import DecoderBlock, UNetDecoder, build_densify, densify_norm_of, upsampling_steps
 from .masking import count_visible, random_visible, visible_patches
 from .objective import all_patch_loss, denormalise_patches, hidden_patch_loss, normalise_patches
-from .sparse import CoarseGrid, MaskedDenseExecution, PatchGrid, SparseExecution, mask_at
+from .sparse import CoarseGrid, MaskedDenseExecution, PatchGrid, SparseExecution, mask_at, require_triton
 
 Execution = Literal["packed", "masked-dense", "zero-out"]
 LossOn = Literal["hidden", "all"]
@@ -48,6 +48,7 @@ class SparK(nn.Module):
             multiple of that, or a divisor: maps whose positions hold several patches are then computed whole
             (docs/small-patches.md).
         decoder_width: channels of the decoder at the deepest scale, halved by each of its blocks.
+        decoder_block: what the decoder is made of: "unet", the paper's blocks, or "convnext", cheaper ones.
         densify_norm: "batch" or "layer"; by default batch norm if the network has batch norms, else layer norm.
         in_chans: channels of the images (for a :class:`~sparkmim.Backbone`, its own).
         hierarchy: False decodes from the deepest map alone (the paper's ablation).
@@ -57,6 +58,8 @@ class SparK(nn.Module):
         loss_on: "hidden" compares hidden patches, "all" visible ones as well (the paper's ablation).
         shared_mask_token: one mask embedding for all scales (the paper's ablation) instead of one each. It is as wide
             as the widest map; a scale of fewer channels takes the first ones.
+        triton: compute depthwise convolutions of visible patches by Triton kernels where they are on a GPU, instead of
+            PyTorch's. Untuned, so off by default (docs/engine.md). May be changed at any time.
 
     Attributes:
         encoder: the backbone's module: `encoder.state_dict()` loads into the ordinary network.
@@ -67,6 +70,7 @@ class SparK(nn.Module):
 
     Raises:
         ValueError: for an argument out of range, a network without feature maps, or an unknown model name.
+        ModuleNotFoundError: with `triton=True`, if Triton is not installed.
 
     Example:
         >>> model = SparK("resnet50")
@@ -81,12 +85,14 @@ class SparK(nn.Module):
         mask_ratio: float = 0.6,
         patch_size: int | tuple[int, ...] | None = None,
         decoder_width: int = 768,
+        decoder_block: DecoderBlock = "unet",
         densify_norm: Literal["batch", "layer"] | None = None,
         in_chans: int = 3,
         hierarchy: bool = True,
         execution: Execution = "packed",
         loss_on: LossOn = "hidden",
         shared_mask_token: bool = False,
+        triton: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(backbone, str):
@@ -104,13 +110,16 @@ class SparK(nn.Module):
         self.mask_ratio = mask_ratio
         self.execution = execution
         self.loss_on = loss_on
+        if triton:
+            require_triton()
+        self.triton = triton
         self.backbone = backbone
         self.encoder = backbone.module
         levels = backbone.levels[::-1] if hierarchy else backbone.levels[-1:]  # deepest first
         self.patch_size = backbone.resolve_patch_size(patch_size)
         self.levels = len(levels)
         steps = upsampling_steps([level.stride for level in levels])
-        self.decoder = UNetDecoder(steps, decoder_width, backbone.in_chans)
+        self.decoder = UNetDecoder(steps, decoder_width, backbone.in_chans, block=decoder_block)
         norm = densify_norm or densify_norm_of(self.encoder)
         self.densify = build_densify(levels, self.decoder, norm, shared_mask_token=shared_mask_token)
         self.unreached = backbone.unreached_parameters(self.levels)
@@ -206,7 +215,7 @@ class SparK(nn.Module):
         Those of strides larger than a patch are whole, `(B, C_i, *size / stride_i)`; see :meth:`grids`.
         """
         if self.execution == "packed":
-            features = SparseExecution(grid).run(self.encoder, images, self.backbone)
+            features = SparseExecution(grid, triton=self.triton).run(self.encoder, images, self.backbone)
         elif self.execution == "masked-dense":
             maps = MaskedDenseExecution(grid).run(self.encoder, images, self.backbone)
             features = [grid.at(m.shape[2:]).pack(m) for m in maps]

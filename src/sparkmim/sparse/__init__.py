@@ -8,6 +8,7 @@ from .execution import Execution, UnsupportedOperation
 from .grid import CoarseGrid, PatchGrid, mask_at
 from .layout import Layout
 from .opaque import dense_fallback, random_factor
+from .ops.depthwise import require_triton
 from .packed import SparseExecution
 from .reference import MaskedDenseExecution
 
@@ -30,5 +31,6 @@ __all__ = [
     "ops",
     "random_factor",
     "register",
+    "require_triton",
     "show_functions_to_modes",
 ]

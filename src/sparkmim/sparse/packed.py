@@ -20,6 +20,7 @@ from .coarse import CoarseExecution
 from .execution import Execution
 from .grid import PatchGrid
 from .layout import Layout
+from .ops.depthwise import require_triton
 from .ops.pad import require_unchanged
 from .ops.reduce import Reduction
 
@@ -32,6 +33,11 @@ class SparseExecution(Execution):
 
     Args:
         grid: the visible patches of the batch.
+        triton: compute depthwise convolutions of stride 1 by Triton kernels where the map is on a GPU
+            (:mod:`sparkmim.sparse.kernels`). The numbers are the same but for rounding.
+
+    Raises:
+        ModuleNotFoundError: with `triton=True`, if Triton is not installed.
 
     Example:
         >>> grid = PatchGrid(visible, visible_per_image=20)
@@ -44,9 +50,12 @@ class SparseExecution(Execution):
     patch_size: tuple[int, ...]
     """Pixels of a patch along each spatial axis, known once the input is."""
 
-    def __init__(self, grid: PatchGrid) -> None:
+    def __init__(self, grid: PatchGrid, *, triton: bool = False) -> None:
         super().__init__()
+        if triton:
+            require_triton()
         self.grid = grid
+        self.triton = triton
         self.grid_shape = tuple(grid.visible.shape)
         self.coarser = CoarseExecution(grid)
         self.coarser._traced = self._traced

@@ -2,7 +2,8 @@
 
 Hidden neighbours count as the convolution's padding. Three ways of computing the same numbers, chosen by shape alone:
 halo, then the ordinary kernel; for patches of a few pixels gather and matrix product (`im2col`); for depthwise
-convolution whose halos would be larger than the image, the whole map. Whatever is larger than the patches is computed
+convolution whose halos would be larger than the image, the whole map. (A fourth, on request: Triton kernels for
+depthwise convolution, :mod:`sparkmim.sparse.ops.depthwise`.) Whatever is larger than the patches is computed
 again in backward instead of being kept.
 """
 
@@ -20,6 +21,7 @@ from ..execution import unsupported
 from ..grid import PatchGrid, maps_of, rows_of
 from ..halo import gather_halo, scatter_halo, with_fill, with_mirrored_halo
 from ..packed import SparseExecution
+from .depthwise import depthwise, has_kernel
 from .window import Window, per_axis, sees_one_position, window_over
 
 GEMM_PIXELS = 4
@@ -63,6 +65,8 @@ def conv(
             out = func(around, weight, bias, window.stride, 0, window.dilation, groups)
         elif not window.needs_halo:
             out = func(input, weight, bias, window.stride, 0, window.dilation, groups)
+        elif execution.triton and has_kernel(input, weight, window, groups):
+            out = depthwise(execution.grid, input, weight, bias, window)
         else:
             out = _with_halo(execution.grid, input, weight, bias, window, groups)
     return execution.mark(out, layout.padded(None))

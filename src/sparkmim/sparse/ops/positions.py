@@ -17,7 +17,6 @@ from .functions import functions_named
 from .pointwise import free_axes, own_layout
 from .reduce import Reduction
 
-
 _SOFTMAX = functions_named("softmax log_softmax softmin")
 
 
