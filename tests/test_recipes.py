@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparkmim import Backbone
-from sparkmim.recipes import RECIPES, Situation, auto, demo, find_recipe, paper
+from sparkmim.recipes import FAST_DECODER_WIDTH, RECIPES, Situation, auto, demo, fast, find_recipe, paper
 from sparkmim.train import PretrainConfig
 
 
@@ -118,6 +118,22 @@ def test_the_user_goes_first(recipe: Any) -> None:
     assert {name: flat[name] for name in chosen} == chosen
 
 
+def test_fast_is_auto_with_a_narrower_decoder() -> None:
+    one, other = auto(situation()).flat(), fast(situation()).flat()
+    assert {name for name in one if one[name] != other[name]} == {"decoder_width"}
+    assert other["decoder_width"] == FAST_DECODER_WIDTH < one["decoder_width"]
+    assert fast(situation(chosen={"decoder_width": 64})).model.decoder_width == 64
+
+
+def test_long_runs_on_cuda_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparkmim.recipes.native_precision", lambda device: "bf16-mixed")
+    monkeypatch.setattr("sparkmim.recipes.compilation", lambda *asked: asked)
+    cuda = torch.device("cuda")
+    long = auto(situation(device=cuda, processes=2, chosen={"batch_size": 10, "epochs": 800.0}))
+    assert long.run.compile == (cuda, 80_000, 2)
+    assert auto(situation(chosen={"compile": "on"})).run.compile == "on"
+
+
 def test_views_are_multiples_of_the_patch() -> None:
     assert auto(situation(chosen={"patch_size": (96, 96)})).data.image_size == (192, 192)
     assert demo(situation()).data.image_size == (96, 96)
@@ -151,5 +167,5 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_unknown_recipes_are_refused() -> None:
-    with pytest.raises(ValueError, match="there is no recipe 'papper'; use one of auto, paper, demo, or FILE"):
+    with pytest.raises(ValueError, match="there is no recipe 'papper'; use one of auto, paper, fast, demo, or FILE"):
         find_recipe("papper")

@@ -22,6 +22,7 @@ from .masking import visible_patches
 from .prepare import Preparation, prepare
 from .spark import SparK
 from .train import Outcome, PretrainConfig, Pretraining
+from .train.compilation import COMPUTATION
 from .train.metrics import tell
 from .train.schedule import steps_of
 
@@ -126,11 +127,12 @@ def describe(ready: Preparation, model: SparK, monitor: KnnMonitor | None, fabri
         "batch": f"{run.batch_size} images"
         + (f" ({', '.join(parts)}: {micro} at a time)" if parts else "")
         + (f"; batch norm's statistics {norm}" if fabric.world_size > 1 else ""),
-        "length": f"{schedule.epochs:g} epochs = {steps:,} steps, {schedule.warmup_epochs:g} epochs of warm-up",
+        "length": f"{schedule.epochs:g} epoch{'s' * (schedule.epochs != 1)} = {steps:,} steps, "
+        f"{schedule.warmup_epochs:g} epochs of warm-up",
         "optimiser": f"{config.optimizer.optimizer}, learning rate up to {config.optimizer.lr:.3g}, weight decay "
         f"{config.optimizer.weight_decay:g} to {config.optimizer.weight_decay_end:g}, betas "
         f"{config.optimizer.betas[0]:g} {config.optimizer.betas[1]:g}",
-        "computation": f"{device_name(fabric.device)}, {run.precision}{', compiled' if run.compile else ''}, "
+        "computation": f"{device_name(fabric.device)}, {run.precision}{COMPUTATION[run.compile]}, "
         f"{config.model.execution}, {data.workers} worker{'s' * (data.workers != 1)}",
         **({} if monitor is None else {"monitor": f"{monitor}, every {run.monitor_every:g} epochs"}),
         "steps": f"{steps}",

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, get_type_hints
+from typing import Any, Literal, Protocol, Self, cast, get_type_hints
 
 from ..build import ModelConfig
 from ..data import DataConfig, ViewConfig
+from .compilation import Compile
 from .optimizer import OptimizerConfig
 from .precision import Precision
 from .schedule import ScheduleConfig
@@ -31,8 +32,9 @@ class LoopConfig:
     precision: Precision = "32"
     """32, bf16-mixed or 16-mixed (float16 with loss scaling)."""
 
-    compile: bool = False
-    """Compile the model with torch.compile."""
+    compile: Compile = "off"
+    """Compile the model with torch.compile: off; on; or try, which goes on without where the model cannot be
+    compiled."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes CUDA, else MPS, else the CPU."""
@@ -51,6 +53,11 @@ class LoopConfig:
 
     keep_checkpoints: int = 2
     """Checkpoints to keep, the newest ones."""
+
+    def __post_init__(self) -> None:
+        """What may be said, and was recorded once, as a switch."""
+        if isinstance(cast(object, self.compile), bool):
+            object.__setattr__(self, "compile", "on" if self.compile else "off")
 
 
 @dataclass(frozen=True, kw_only=True)

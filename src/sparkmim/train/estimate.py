@@ -54,7 +54,9 @@ def estimate(trainer: Trainer[Any, Shown], views: Dataset[Shown], positions: Pos
     computing = median(times[1:]) * config.run.accumulate
     step = max(computing, reading) if config.data.workers else computing + reading
     limit = "computation" if computing >= reading else "the reading of images; more --workers may help"
+    lines = [] if trainer.not_compiled is None else [f"not compiled ({trainer.not_compiled})"]
     return [
+        *lines,
         f"a step computes for {computing:.3g} s and its images are read in {reading:.3g} s: "
         f"{config.run.batch_size / step:.3g} images/s, limited by {limit}",
         f"{left:,} steps take about {duration(left * step)}",

@@ -90,13 +90,16 @@ class Training(ABC):
         self.after_step = after_step or (lambda step: None)
         self.broken = BrokenImages(source, run, config.data.max_broken)
         self.pending: list[StepResult] = []  # steps whose numbers are still on the device
+        self.average: float | None  # moving one of the loss, which the user saw last
+        self.measured: dict[str, float]  # the newest numbers of evaluations
         self.losses: list[float] = []  # of the steps since the last line of metrics
         self.norms: list[float] = []
         if state is not None:
             self.trainer.load(state)
             self.broken.load(state["broken"])
             self.losses, self.norms = state.get("unlogged", ([], []))
-        self.measured: dict[str, float] = {}
+        told = state.get("told") if state is not None else None  # older checkpoints have none
+        self.average, self.measured = told or (None, {})
         self.stop = StopRequest()
 
     @abstractmethod
@@ -140,14 +143,15 @@ class Training(ABC):
             RunStopped: if the loss is not finite, too many images are broken, memory or the disk is full.
         """
         trainer, run, first = self.trainer, self.config.run, self.fabric.is_global_zero
+        start = trainer.step
         if trainer.step == trainer.steps:
-            with explained(trainer, self.run):
+            with explained(trainer, self.run), trainer.eager():
                 self.publish()  # a crash may have come between the last checkpoint and what is made of it
             return Outcome(trainer.step, trainer.steps, None, {}, None)
         loader = self.batches(self.positions())
         pictures = {round(trainer.steps * n / self.pictures) for n in range(1, self.pictures + 1)}
         due_every = [steps_of(e.epochs, len(self.source), run.batch_size) for e in self.evaluations]
-        self.progress = Progress(trainer.steps, trainer.step, run.batch_size, shown=first)
+        self.progress = Progress(trainer.steps, trainer.step, shown=first, loss=self.average, measured=self.measured)
         trainer.model.train()
         asked: str | None = None  # the signal that asks for a stop
         with explained(trainer, self.run), self.stop, ExitStack() as until_end:
@@ -163,6 +167,8 @@ class Training(ABC):
                 self.pending.append(result)
                 self.broken.note(result.broken)
                 self.progress.advance()
+                if trainer.step == start + 1 and trainer.not_compiled is not None:
+                    self.progress.say(f"not compiled ({trainer.not_compiled}); going on without, with the same numbers")
                 self.after_step(trainer.step)
                 last = trainer.step == trainer.steps
                 if last or trainer.step % run.log_every == 0:
@@ -193,7 +199,8 @@ class Training(ABC):
         """Something else than steps, which does not count as time of training."""
         self._read()
         start = time.monotonic()
-        yield
+        with self.trainer.eager():
+            yield
         self.interval_start += time.monotonic() - start
 
     def _read(self) -> None:
@@ -287,6 +294,7 @@ class Training(ABC):
                     **self.state(),
                     "broken": self.broken.state(),
                     "unlogged": (self.losses, self.norms),
+                    "told": (self.progress.loss, self.measured),
                     "config": json.dumps(self.config.to_dict()),
                 }
                 self.run.save_checkpoint(state, self.trainer.step, self.config.run.keep_checkpoints)

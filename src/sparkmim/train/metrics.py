@@ -56,15 +56,31 @@ class Progress:
     """What the user sees while it runs: a bar on a terminal, plain lines elsewhere.
 
     A run goes on in silence when its terminal is closed, or what reads its lines (`| tee`) has ended.
+
+    Args:
+        steps: of the run.
+        done: of them.
+        shown: whether to show anything.
+        loss: moving average so far, of a run that goes on.
+        measured: what evaluations have measured so far.
     """
 
-    def __init__(self, steps: int, done: int, images_per_step: int, *, shown: bool) -> None:
-        self.steps, self.done, self.started_at, self.images_per_step = steps, done, done, images_per_step
+    def __init__(
+        self,
+        steps: int,
+        done: int,
+        *,
+        shown: bool,
+        loss: float | None = None,
+        measured: Mapping[str, float] | None = None,
+    ) -> None:
+        self.steps, self.done, self.started_at = steps, done, done
         self.shown = shown
         self.start = time.monotonic()
         self.last_line = -math.inf
-        self.loss: float | None = None
-        self.measured: dict[str, float] = {}
+        self.loss = loss
+        self.speed: list[str] = []
+        self.measured = dict(measured or {})
         self.bar = (
             tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.05, bar_format=BAR)
             if shown and sys.stderr.isatty()
@@ -80,15 +96,17 @@ class Progress:
 
     def show(self, values: Mapping[str, float]) -> None:
         """A line of numbers was written."""
-        if "loss" not in values:
+        if "loss" in values:
+            self.loss = values["loss"] if self.loss is None else 0.9 * self.loss + 0.1 * values["loss"]
+            self.speed = [f"{values['images_per_second']:.3g} images/s"]
+        else:
             self.measured |= values
-            return
-        self.loss = values["loss"] if self.loss is None else 0.9 * self.loss + 0.1 * values["loss"]
-        text = ", ".join([f"loss {self.loss:.4f}", *told(self.measured), f"{values['images_per_second']:.3g} images/s"])
+        loss = [] if self.loss is None else [f"loss {self.loss:.4f}"]
+        text = ", ".join([*loss, *told(self.measured), *self.speed])
         if self.bar is not None:
             with self._heard():
                 self.bar.set_postfix_str(text)
-        elif time.monotonic() - self.last_line >= LINE_SECONDS or self.done == self.steps:
+        elif "loss" in values and (time.monotonic() - self.last_line >= LINE_SECONDS or self.done == self.steps):
             self.last_line = time.monotonic()
             left = (self.last_line - self.start) / max(1, self.done - self.started_at) * (self.steps - self.done)
             self.say(f"step {self.done}/{self.steps}, epoch {values['epoch']:.2f}: {text}, {duration(left)} left")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .compilation import COMPUTATION
 from .config import show
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -28,6 +29,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lr_end": (lambda v: 0 <= v <= 1, "is a share of the peak, from 0 to 1"),
     "batch_size": (lambda v: v >= 1, "is a number of images, at least 1"),
     "accumulate": (lambda v: v >= 1, "is a number of micro-batches, at least 1"),
+    "compile": (lambda v: isinstance(v, bool) or v in COMPUTATION, f"is {' or '.join(COMPUTATION)}"),
     "seed": (lambda v: v >= 0, "must be at least 0"),
     "log_every": (lambda v: v >= 1, "is a number of steps, at least 1"),
     "val_every": (lambda v: 0 < v < math.inf, "is a number of epochs, above 0"),

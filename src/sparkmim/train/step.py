@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from ..data import keyed_seed
+from .compilation import compile_model, eager, reason, uncompile
 from .config import TrainingConfig
 from .optimizer import set_rates
 from .schedule import learning_rate, steps_of, weight_decay
@@ -69,6 +71,7 @@ class Trainer(ABC, Generic[Model, Shown]):
         steps: steps in all.
         micro_batch: images that this process takes at a time.
         wrapped: the model as it is called in training, which sees to precision and gradients of other processes.
+        not_compiled: why the model is not compiled though that was tried; None as long as nothing is in the way.
     """
 
     def __init__(
@@ -81,8 +84,9 @@ class Trainer(ABC, Generic[Model, Shown]):
         self.micro_batch = config.run.batch_size // (config.run.accumulate * fabric.world_size)
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        if config.run.compile:
-            model.compile()
+        compile_model(model, config.run.compile)
+        self._trying = config.run.compile == "try"  # until the first micro-batch has shown whether it can be
+        self.not_compiled: str | None = None
         self.model = model
         self.optimizer = optimizer
         self.wrapped, self._stepper = fabric.setup(model, optimizer)
@@ -90,6 +94,10 @@ class Trainer(ABC, Generic[Model, Shown]):
     @abstractmethod
     def loss(self, batch: Shown) -> Tensor:
         """The loss of a micro-batch. Randomness is to come from torch's global generator."""
+
+    def eager(self) -> AbstractContextManager[object]:
+        """In which the model is not compiled, for other calls than those of training."""
+        return eager(self.config.run.compile)
 
     def rates(self, step: int) -> tuple[float, float]:
         """Learning rate and weight decay of a step."""
@@ -110,11 +118,8 @@ class Trainer(ABC, Generic[Model, Shown]):
             batch = next(batches)
             indices += batch.indices
             broken += batch.broken
-            torch.manual_seed(keyed_seed(run.seed, STEP, step, turn * fabric.world_size + fabric.global_rank))
-            with fabric.no_backward_sync(self.wrapped, enabled=turn < run.accumulate - 1):
-                loss = self.loss(batch)
-                fabric.backward(loss / run.accumulate)
-            losses.append(loss.detach())
+            differentiate = self._differentiate_first if self._trying else self._differentiate
+            losses.append(differentiate(batch, turn))
         norm = fabric.clip_gradients(
             self.wrapped, self._stepper, max_norm=self.config.optimizer.clip or math.inf, error_if_nonfinite=False
         )
@@ -123,6 +128,30 @@ class Trainer(ABC, Generic[Model, Shown]):
         self._stepper.zero_grad()
         self.step += 1
         return StepResult(step, torch.stack(losses).mean(), norm.detach(), indices, broken)
+
+    def _differentiate(self, batch: Shown, turn: int) -> Tensor:
+        """The loss of a step's micro-batch, whose gradients are added to those of the ones before."""
+        fabric, run = self.fabric, self.config.run
+        torch.manual_seed(keyed_seed(run.seed, STEP, self.step, turn * fabric.world_size + fabric.global_rank))
+        with fabric.no_backward_sync(self.wrapped, enabled=turn < run.accumulate - 1):
+            loss = self.loss(batch)
+            fabric.backward(loss / run.accumulate)
+        return loss.detach()
+
+    def _differentiate_first(self, batch: Shown, turn: int) -> Tensor:
+        """The same for the first micro-batch of all, compiled if it can be, else as if that had never been tried."""
+        self._trying = False
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        try:
+            return self._differentiate(batch, turn)
+        except Exception as error:  # of whatever kind: one that compiling is not to blame for comes again below
+            self.not_compiled = reason(error)
+        uncompile(self.model)
+        self._stepper.zero_grad()
+        with torch.no_grad():  # a forward pass may have gone well before its backward pass could not be compiled
+            for name, buffer in buffers.items():
+                self.model.get_buffer(name).copy_(buffer)
+        return self._differentiate(batch, turn)
 
     def not_finite(self) -> list[str]:
         """Names of trained parameters and running statistics that are not finite. Waits for the device."""

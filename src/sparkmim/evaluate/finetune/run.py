@@ -15,6 +15,7 @@ from ...continuing import TASK as TASK_KEY
 from ...data import keyed_seed
 from ...device import device_name
 from ...train import Outcome
+from ...train.compilation import COMPUTATION
 from ...train.metrics import tell
 from ...train.schedule import steps_of
 from .classifier import Classifier, build_classifier, load_weights
@@ -109,7 +110,7 @@ def describe(ready: Preparation, classifier: Classifier, fabric: Fabric) -> dict
         "optimiser": f"{optimizer.optimizer}, learning rate up to {optimizer.lr:.3g}, layer decay "
         f"{optimizer.layer_decay:g} over {groups} groups, weight decay {optimizer.weight_decay:g}, average of weights "
         + (f"{optimizer.ema:g}" if optimizer.ema else "none"),
-        "computation": f"{device_name(fabric.device)}, {run.precision}{', compiled' if run.compile else ''}, "
+        "computation": f"{device_name(fabric.device)}, {run.precision}{COMPUTATION[run.compile]}, "
         f"{data.workers} worker{'s' * (data.workers != 1)}",
         "steps": f"{steps}",
     }

@@ -1,0 +1,52 @@
+"""When to compile a model, and how to go on where it cannot be compiled."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from torch import nn
+
+Compile = Literal["off", "on", "try"]
+
+COMPUTATION: dict[Compile, str] = {"off": "", "on": ", compiled", "try": ", compiled if the network can be"}
+"""How to tell it in the plan of a run."""
+
+STEPS_THAT_PAY = 5000
+"""Steps from which compiling pays: it takes a minute or two for a ResNet-50, and saves tens of milliseconds a step.
+(An estimate, not a measurement.)"""
+
+
+def compilation(device: torch.device, steps: int, processes: int) -> Compile:
+    """What recipes choose: to try, in one process on CUDA that is long at it.
+
+    Dynamos before torch 2.11 cannot trace all networks (docs/engine.md). On a CPU it takes minutes, each time that
+    a run is continued, and gains little (docs/pretraining.md). With synchronised batch norm it has not been tested.
+    """
+    # (torch compares its version as one, not as text.)
+    pays = device.type == "cuda" and steps >= STEPS_THAT_PAY and processes == 1
+    return "try" if pays and torch.__version__ >= "2.11" else "off"
+
+
+def compile_model(model: nn.Module, how: Compile) -> None:
+    """Compile its calls, from the first one on; its state-dict keys stay. To try is to make one graph or none."""
+    if how != "off":
+        model.compile(fullgraph=how == "try")
+
+
+def uncompile(model: nn.Module) -> None:
+    """Call it as it was before :func:`compile_model`."""
+    model._compiled_call_impl = None  # torch has no public way back
+
+
+def eager(how: Compile) -> AbstractContextManager[object]:
+    """In which a compiled model is called as it is: for other modes and batch sizes than those of training, each of
+    which would be compiled anew."""
+    return nullcontext() if how == "off" else torch.compiler.set_stance("force_eager")
+
+
+def reason(error: Exception) -> str:
+    """The beginning of what a compiler says, in a line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 160 else f"{text[:157]}..."
