@@ -216,7 +216,7 @@ def test_configuration_in_groups(run: Path) -> None:
     page = shown(run)
     assert {"general", "model", "data", "run"} <= set(page.texts("h3"))
     assert {"recipe", "densify_norm", "batch_size"} <= set(page.texts("th"))
-    assert {"auto", "0.67, 1.0", "yes"} <= set(page.texts("td"))
+    assert {"auto", "0.67, 1.0", "on"} <= set(page.texts("td"))
     assert "none" in page.texts("span")
 
 

@@ -321,7 +321,10 @@ class _AllStagesReached(Exception):
 def _spatial_dims(module: nn.Module) -> int:
     kernels = [p.ndim - 2 for p in module.parameters() if p.ndim > 2]
     if not kernels:
-        raise ValueError(f"{type(module).__name__} has no convolution, so it offers no feature maps")
+        raise ValueError(
+            f"{type(module).__name__} has no convolution, so it offers no feature maps; wanted is a convolutional "
+            "network"
+        )
     return kernels[0]
 
 

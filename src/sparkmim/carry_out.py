@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from typing import Any
+from warnings import filterwarnings
 
 from lightning_fabric import Fabric
 
@@ -25,6 +26,8 @@ def launch(config: LoopConfig) -> Fabric:
     device = pick_device(config.device)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     processes = int(os.environ.get("WORLD_SIZE", 1))
+    if processes > 1:  # it is no error, and comes of 1x1 convolutions on images whose channels are the last axis
+        filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     fabric = Fabric(
         accelerator=device.type,
         devices=local,

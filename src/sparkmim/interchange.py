@@ -163,7 +163,8 @@ def _read(path: str | Path) -> tuple[str, Any]:
                 "reading those may run code (torch.load, weights_only=True). If you trust its source, load it with "
                 "weights_only=False and save its state dict alone"
             ) from error
-        reason = "" if unpickling else f": {str(error).splitlines()[0][:120]}" if str(error) else ""
+        said = str(error).split(". ")[0]  # advice of torch's follows, of no use here
+        reason = "" if unpickling or not said else f": {' '.join(said.split())}"
         raise ValueError(
             f"{path} is not a checkpoint, or a damaged one: neither safetensors nor a file of torch.save "
             f"({type(error).__name__}{reason})"

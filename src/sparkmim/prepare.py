@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from .build import load_backbone
+from .build import is_function, load_backbone
 from .continuing import described, newest_state, recorded_run
 from .data import ImageSource, builtin_photographs, find_images, held_out
 from .data.statistics import first_readable
@@ -21,9 +22,14 @@ from .masking import visible_patches
 from .recipes import Situation, find_recipe
 from .sparse import UnsupportedOperation
 from .train import PretrainConfig, RunFolder, read_checkpoint
-from .train.config import Configuration, TrainingConfig, known_fields, show
+from .train.config import Configuration, TrainingConfig, differences, known_fields, show
 from .train.memory import free_memory
 from .train.ranges import check_values
+
+PARAMETERS = frozenset(
+    {"model", "stages", "in_chans", "decoder_width", "decoder_block", "densify_norm", "hierarchy", "shared_mask_token"}
+)
+"""Settings that decide which parameters a model has."""
 
 
 class Preparation(NamedTuple):
@@ -75,8 +81,28 @@ def prepare(
     else:
         name = recipe or "auto"
         config, source, other = resolve(name, chosen, processes)
+    if state is not None and resume != "auto":
+        check_named_checkpoint(resume, state, config)
     validate(config, source, processes)
+    if there is None:
+        check_output(run.root, config)
     return Preparation(name, config, source, other, run, state, warnings)
+
+
+def check_named_checkpoint(path: str, state: Mapping[str, Any], config: PretrainConfig) -> None:
+    """Whether the checkpoint that `resume` names has the parameters of a configuration's model.
+
+    Raises:
+        ValueError: if not, with the settings that differ.
+    """
+    recorded, wanted = (asdict(c.model) for c in (PretrainConfig.from_dict(json.loads(state["config"])), config))
+    shaping = PARAMETERS if not is_function(config.model.model) else PARAMETERS - {"model"}  # a file may have moved
+    unlike = differences(recorded, {name: value for name, value in wanted.items() if name in shaping})
+    if unlike:
+        raise ValueError(
+            f"{path} is the checkpoint of another model ({'; '.join(unlike)}). Leave these settings to it, or start "
+            f"from the encoder of its run: --init RUN/encoder.safetensors"
+        )
 
 
 def normalise(chosen: Mapping[str, Any], kind: type[Configuration]) -> dict[str, Any]:
@@ -155,6 +181,8 @@ def resolve(
     first_readable(source, in_chans)
     with code_of(chosen["model"]):
         backbone = load_backbone(chosen["model"], chosen.get("stages", ()), in_chans)
+    if "image_size" in chosen:  # before a recipe runs the network on it
+        check_size(chosen["image_size"], backbone.resolve_patch_size(chosen.get("patch_size")))
     if init == "timm" and not (getattr(backbone.module, "pretrained_cfg", None) or {}).get("tag"):
         raise ValueError(f"timm has no weights for {chosen['model']}; use --init none or a file")
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -211,15 +239,41 @@ def validate(config: PretrainConfig, source: ImageSource, processes: int) -> Non
     """
     check_values(config.flat())
     data, model = config.data, config.model
-    if len(data.image_size) != len(model.patch_size):
-        raise ValueError(f"--image-size takes one number or {len(model.patch_size)}, not {len(data.image_size)}")
-    for name, size, patch in zip(("height", "width"), data.image_size, model.patch_size, strict=False):
+    check_size(data.image_size, model.patch_size)
+    visible_patches([s // p for s, p in zip(data.image_size, model.patch_size, strict=True)], model.mask_ratio)
+    check_training(config, len(source), model.in_chans, processes)
+
+
+def check_size(image_size: Sequence[int], patch_size: Sequence[int]) -> None:
+    """Whether views divide into patches.
+
+    Raises:
+        ValueError: if not, with the sizes next to it that do.
+    """
+    if len(image_size) != len(patch_size):
+        raise ValueError(f"--image-size takes one number or {len(patch_size)}, not {len(image_size)}")
+    for name, size, patch in zip(("height", "width"), image_size, patch_size, strict=False):
         if size % patch:
             below, above = size // patch * patch, (size // patch + 1) * patch
             use = f"{below} or {above}" if below else str(above)
             raise ValueError(f"image {name} {size} is not divisible by the patch size {patch}; use --image-size {use}")
-    visible_patches([s // p for s, p in zip(data.image_size, model.patch_size, strict=True)], model.mask_ratio)
-    check_training(config, len(source), model.in_chans, processes)
+
+
+def check_output(output: Path, config: PretrainConfig) -> None:
+    """Whether a run's own pictures would be taken for images when it is continued.
+
+    Raises:
+        ValueError: if so.
+    """
+    for flag, folder in (("--data", config.data.data), ("--val-data", config.data.val_data)):
+        if folder is None or not output.resolve().is_relative_to(Path(folder).resolve()):
+            continue
+        below = output.resolve().relative_to(Path(folder).resolve())
+        if not any(part.startswith(".") for part in below.parts):  # hidden folders are passed over
+            raise ValueError(
+                f"--output {output} is in the folder of {flag} {folder}, and the run's pictures would be taken for its "
+                "images; use an --output elsewhere"
+            )
 
 
 def check_training(config: TrainingConfig, images: int, in_chans: int, processes: int) -> None:

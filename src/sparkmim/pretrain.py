@@ -119,6 +119,7 @@ def describe(ready: Preparation, model: SparK, monitor: KnnMonitor | None, fabri
         "network": f"{Path(config.model.model).name}, {millions} million parameters"
         + (f", of which {trained} are trained" if trained != millions else "")
         + f"; decoder and mask embeddings {others / 1e6:.1f} million"
+        + (f"; stochastic depth up to {config.model.drop_path:g}" if config.model.drop_path else "")
         + ("" if config.model.init == "none" else f"; starting from {Path(config.model.init).name}"),
         "images": f"{len(ready.source):,} ({where})"
         + (f"; {len(ready.held_out):,} held out" if ready.held_out is not None else ""),
@@ -127,13 +128,17 @@ def describe(ready: Preparation, model: SparK, monitor: KnnMonitor | None, fabri
         "batch": f"{run.batch_size} images"
         + (f" ({', '.join(parts)}: {micro} at a time)" if parts else "")
         + (f"; batch norm's statistics {norm}" if fabric.world_size > 1 else ""),
-        "length": f"{schedule.epochs:g} epoch{'s' * (schedule.epochs != 1)} = {steps:,} steps, "
-        f"{schedule.warmup_epochs:g} epochs of warm-up",
+        "length": f"{_epochs(schedule.epochs)} = {steps:,} steps, {_epochs(schedule.warmup_epochs)} of warm-up",
         "optimiser": f"{config.optimizer.optimizer}, learning rate up to {config.optimizer.lr:.3g}, weight decay "
         f"{config.optimizer.weight_decay:g} to {config.optimizer.weight_decay_end:g}, betas "
-        f"{config.optimizer.betas[0]:g} {config.optimizer.betas[1]:g}",
+        f"{config.optimizer.betas[0]:g} {config.optimizer.betas[1]:g}"
+        + (f", gradients clipped at {config.optimizer.clip:g}" if config.optimizer.clip else ""),
         "computation": f"{device_name(fabric.device)}, {run.precision}{COMPUTATION[run.compile]}, "
         f"{config.model.execution}, {data.workers} worker{'s' * (data.workers != 1)}",
         **({} if monitor is None else {"monitor": f"{monitor}, every {run.monitor_every:g} epochs"}),
         "steps": f"{steps}",
     }
+
+
+def _epochs(number: float) -> str:
+    return f"{number:g} epoch{'s' * (number != 1)}"

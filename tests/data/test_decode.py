@@ -212,6 +212,12 @@ def test_broken_files_say_why(tmp_path: Path, name: str) -> None:
     assert len(str(caught.value)) > 10
 
 
+def test_a_file_that_is_no_image_is_told_without_an_address(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"hello")
+    with pytest.raises(UnreadableImage, match=r"^UnidentifiedImageError: 5 bytes in which Pillow knows no image$"):
+        read_image(tmp_path / "x.png")
+
+
 def test_large_images_are_no_reason_to_warn(tmp_path: Path) -> None:
     # Pillow warns from 89 million pixels on; a warning is an error in these tests.
     path = save(Image.new("1", (9_500, 9_500)), tmp_path / "x.png")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -23,7 +24,7 @@ from sparkmim.data import (
     join,
     training_batches,
 )
-from sparkmim.data.loader import MaskedViews, PlainViews, Positions, plain_batches
+from sparkmim.data.loader import MaskedViews, PlainViews, Positions, _collate, load, plain_batches, read
 from sparkmim.data.views import training_view
 
 CONFIG = DataConfig(image_size=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -131,6 +132,13 @@ def damaged(tmp_path: Path) -> Path:
         else:
             Image.fromarray(noise.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
     return tmp_path
+
+
+def test_more_workers_than_cores_are_no_reason_to_warn(damaged: Path) -> None:
+    # A warning is an error in these tests.
+    loader = load(views(damaged), [[(0, 0)], [(0, 2)]], len(os.sched_getaffinity(0)) + 1, _collate)
+    with read(loader) as batches:
+        assert [batch.indices for batch in batches] == [[0], [2]]
 
 
 def test_another_image_takes_the_place_of_a_broken_one(damaged: Path) -> None:

@@ -56,6 +56,7 @@ class Wrong(Works):
         return self.deep(x - x.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3]))
 
 def stageless(): return nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.Flatten(), nn.Linear(9, 9))
+def dense(): return nn.Sequential(nn.Flatten(), nn.Linear(3, 3))
 def works(): return sparkmim.Backbone(Works(), ["stem", "deep"])
 def attends(): return sparkmim.Backbone(Attends(), ["stem", "deep"])
 def wrong(): return sparkmim.Backbone(Wrong(), ["stem", "deep"])
@@ -145,18 +146,23 @@ CASES: dict[str, Case] = {
     "init foreign": case(r"{}/foreign.pt .* does not fit ResNet", init="{}/foreign.pt"),
     "init of no tensors": case(r"{}/numbers.pt holds no weights", init="{}/numbers.pt"),
     "init timm": case(r"timm has no weights for .*networks.py:works", init="timm", model="{}/networks.py:works"),
-    "resume missing": case(r"there is no checkpoint {}/none.pt", {"resume": "{}/none.pt"}),
-    "resume cut off": case(r"{}/cut.pt cannot be read as a checkpoint", {"resume": "{}/cut.pt"}),
+    "resume missing": case(r"there is no checkpoint {}/none.pt; --resume takes auto", {"resume": "{}/none.pt"}),
+    "resume cut off": case(r"{}/cut.pt cannot be read as a checkpoint .*: it is cut off", {"resume": "{}/cut.pt"}),
     "resume foreign": case(r"{}/foreign.pt is not a checkpoint of a sparkmim pretraining", {"resume": "{}/foreign.pt"}),
+    "resume folder": case(
+        r"{}/images is a folder; --resume takes auto, never, or a checkpoint, as RUN/checkpoints/",
+        {"resume": "{}/images"},
+    ),
     "recipe": case(r"there is no recipe 'fats'; use one of auto, paper", {"recipe": "fats"}),
     "recipe fails": case(r"recipes.py:divides fails at line 5: ZeroDivisionError", {"recipe": "{}/recipes.py:divides"}),
     "recipe returns": case(r"returns a int, not a sparkmim.train.PretrainConfig", {"recipe": "{}/recipes.py:number"}),
     "recipe syntax": case(r"syntax.py:broken fails: SyntaxError.*line 1", {"recipe": "{}/syntax.py:broken"}),
     "recipe unknown": case(r"recipes.py defines no function 'fast'", {"recipe": "{}/recipes.py:fast"}),
     "recipe no file": case(r"there is no file '{}/none.py'", {"recipe": "{}/none.py:fast"}),
-    "network fails": case(r"networks.py:fails fails at line 31: KeyError", model="{}/networks.py:fails"),
+    "network fails": case(r"networks.py:fails fails at line 32: KeyError", model="{}/networks.py:fails"),
     "network is none": case(r"networks.py:text returns a str, not a torch.nn.Module", model="{}/networks.py:text"),
     "network without stages": case(r"Sequential does not offer its feature maps", model="{}/networks.py:stageless"),
+    "network of no feature maps": case(r"no convolution.*wanted is a conv", model="{}/networks.py:dense"),
     "network attends": case(
         r"networks.py:attends does not work on visible patches:(.|\n)*"
         r"scaled_dot_product_attention cannot be(.|\n)*--execution zero-out",
@@ -200,6 +206,32 @@ def test_an_unsupported_operation_met_by_the_recipe(tmp_path: Path, here: Path) 
     ):
         pretrain(tmp_path / "run", chosen=chosen)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_size_that_does_not_divide_is_refused_before_the_recipe_tries_it(tmp_path: Path, here: Path) -> None:
+    chosen = TINY | {"data": str(here / "images"), "image_size": 70}
+    del chosen["accumulate"]  # so that the recipe estimates memory by a forward pass
+    with pytest.raises(ValueError, match=r"height 70 is not divisible .*; use --image-size 64 or 96"):
+        pretrain(tmp_path / "run", chosen=chosen, say=lambda line: None)
+
+
+@pytest.mark.parametrize("name", ["data", "val_data"])
+def test_a_run_among_the_images_is_refused(tmp_path: Path, name: str) -> None:
+    """Else it could not be continued: its pictures would be new images."""
+    folders = {"data": str(make_images(tmp_path / "data")), "val_data": str(make_images(tmp_path / "val_data"))}
+    before = contents(tmp_path)
+    output = tmp_path / name / "deep" / "run"
+    with pytest.raises(
+        ValueError, match=rf"--output .*/run is in the folder of --{name.replace('_', '-')} .*elsewhere"
+    ):
+        pretrain(output, chosen=TINY | folders, say=lambda line: None)
+    assert contents(tmp_path) == before
+    hidden = tmp_path / name / ".run"
+    outcome = pretrain(hidden, chosen=TINY | folders, after_step=interrupt_at(1), say=lambda line: None)
+    assert outcome is not None
+    outcome = pretrain(hidden, after_step=interrupt_at(2), say=lambda line: None)
+    assert outcome is not None
+    assert outcome.step == 2
 
 
 def test_weights_that_cannot_be_fetched(tmp_path: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +301,9 @@ def test_the_same_settings_in_other_words_are_the_same(started: Path) -> None:
 def test_the_checkpoint_of_another_network(tmp_path: Path, started: Path, here: Path) -> None:
     checkpoint = str(RunFolder(started).list_checkpoints()[-1])
     chosen = TINY | {"data": str(here / "images"), "decoder_width": 64}
-    with pytest.raises(ValueError, match=r"the checkpoint is of another model: .*decoder"):
+    with pytest.raises(
+        ValueError, match=r"\.pt is the checkpoint of another model \(decoder_width: 32 there, 64 asked"
+    ):
         pretrain(tmp_path / "run", resume=checkpoint, chosen=chosen, say=lambda line: None)
     assert not (tmp_path / "run").exists()
 

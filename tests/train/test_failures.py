@@ -116,7 +116,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert set(names) <= {path.name for path in images.iterdir()}
     assert "last good state: " in text
     assert "step-000000002.pt" in text
-    assert "--lr" in text
+    assert "A lower --lr or a longer --warmup-epochs may help" in text  # the precision is 32 already
     assert final(folder)["step"] == 2
     assert max(line["step"] for line in lines(folder)) <= 3
     encoder = load((folder / "encoder.safetensors").read_bytes())

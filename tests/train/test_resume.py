@@ -72,6 +72,7 @@ def test_interrupted_and_continued(
     last = run()
     assert (last.step, last.interrupted) == (first.steps, None)
     assert_same_training(run.folder, whole)
+    assert_equal(final(run.folder)["told"], final(whole)["told"])  # what the user sees at the end
     held_out = [(line["step"], line["val_loss"]) for line in lines(run.folder) if "val_loss" in line]
     assert held_out == [(line["step"], line["val_loss"]) for line in lines(whole) if "val_loss" in line]
     assert len(held_out) == len(dict(held_out)) == (0 if variant != "held-out" else first.steps)

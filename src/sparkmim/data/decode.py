@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
@@ -71,6 +71,9 @@ def read_image(path: str | Path, channels: int = 3, reduction: Reduction | None 
             return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
     except (MemoryError, UnreadableImage):
         raise
+    except UnidentifiedImageError as error:  # whose own words are the buffer's address, another each time
+        what = f"{len(data)} bytes in which Pillow knows no image"
+        raise UnreadableImage(f"{type(error).__name__}: {what}") from error
     except Exception as error:  # whatever a decoder makes of a broken file
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 

@@ -99,6 +99,13 @@ def random_view(
             index = int(torch.randint(len(source), (), generator=generator))
 
 
+class Loader(DataLoader[T]):
+    """torch's, without its warning, of two long lines, of more workers than cores, which the user asked for."""
+
+    def check_worker_number_rationality(self) -> None:
+        """They are many where reading waits for a disk or a network."""
+
+
 class Positions(Sampler[list[Key]]):
     """The micro-batches of one process, from a given step on.
 
@@ -185,7 +192,7 @@ class PlainBatch(NamedTuple):
 
 def plain_batches(views: PlainViews, batch_size: int, workers: int) -> DataLoader[PlainBatch]:
     """Every image once, in order."""
-    return DataLoader(
+    return Loader(
         views,
         batch_size=batch_size,
         num_workers=workers,
@@ -231,7 +238,7 @@ def load(
     pin_memory: bool = False,
 ) -> DataLoader[T]:
     """Batches of views, looked up by epoch and index, in an order that is given."""
-    return DataLoader(
+    return Loader(
         views,
         batch_sampler=batches,
         num_workers=workers,

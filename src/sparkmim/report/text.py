@@ -24,7 +24,7 @@ def as_html(value: object) -> str:
     if value is None:
         return '<span class="none">none</span>'
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return "on" if value else "off"
     if isinstance(value, list):
         return ", ".join(map(as_html, value)) if value else '<span class="none">none</span>'
     return html.escape(without_folders(str(value)))

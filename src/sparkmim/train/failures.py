@@ -40,9 +40,15 @@ def not_finite(
     more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
     return RunStopped(
         f"{what} at step {step}, learning rate {lr:.3g}, with the images {images}{more}. Nothing was saved "
-        f"since; last good state: {kept(run)}. A lower --lr, a longer --warmup-epochs or --precision 32 may "
-        f"help, or taking a damaged image away"
+        f"since; last good state: {kept(run)}. {_calmer(trainer)} may help, or taking a damaged image away"
     )
+
+
+def _calmer(trainer: Trainer[Any, Any]) -> str:
+    """Settings under which numbers stay finite, but for those that are so already."""
+    if trainer.config.run.precision == "32":
+        return "A lower --lr or a longer --warmup-epochs"
+    return "A lower --lr, a longer --warmup-epochs or --precision 32"
 
 
 def spoilt(trainer: Trainer[Any, Any], run: RunFolder, names: Sequence[str]) -> RunStopped:
@@ -50,7 +56,7 @@ def spoilt(trainer: Trainer[Any, Any], run: RunFolder, names: Sequence[str]) -> 
     return RunStopped(
         f"{len(names)} of the model's tensors are not finite after step {trainer.step}, learning rate "
         f"{trainer.rates(trainer.step - 1)[0]:.3g}: {', '.join(names[:NAMES])}. Nothing was saved of it; last good "
-        f"state: {kept(run)}. A lower --lr, a longer --warmup-epochs or --precision 32 may help"
+        f"state: {kept(run)}. {_calmer(trainer)} may help"
     )
 
 

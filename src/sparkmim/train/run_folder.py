@@ -149,13 +149,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         BrokenCheckpoint: if it is missing, cut off, or not one of ours.
     """
+    if path.is_dir():
+        names = [str(p) for p in RunFolder(path).list_checkpoints()] or ["RUN/checkpoints/step-*.pt"]
+        raise BrokenCheckpoint(f"{path} is a folder; --resume takes auto, never, or a checkpoint, as {names[-1]}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise BrokenCheckpoint(f"there is no checkpoint {path}") from error
+        raise BrokenCheckpoint(
+            f"there is no checkpoint {path}; --resume takes auto, never, or one of RUN/checkpoints"
+        ) from error
     except Exception as error:  # whatever torch makes of a foreign file
         reason = " ".join(str(error).split(". ")[0].split())  # advice of torch's follows, of no use here
-        raise BrokenCheckpoint(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason})") from error
+        raise BrokenCheckpoint(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}): it is cut off, or no checkpoint"
+        ) from error
     if not isinstance(state, dict) or not state.keys() >= PARTS:
         raise BrokenCheckpoint(
             f"{path} is not a checkpoint of a sparkmim pretraining; --init reads weights from elsewhere"
