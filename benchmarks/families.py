@@ -24,7 +24,7 @@ from contestant import settings
 CONTESTANTS = ("dense", "masked-dense", "packed")
 
 MEMBERS = (
-    "gernet_s",  # byobnet
+    "gernet_m",  # byobnet
     "resnet50",
     "resnet50d",
     "resnext50_32x4d",

@@ -370,6 +370,24 @@ def test_mm_resnet_has_torchvisions_names(resnet18: Path, tmp_path: Path) -> Non
     assert torch.equal(prefixed["backbone.conv1.weight"], make("resnet18").conv1.weight)
 
 
+def test_mm_settings_make_images_rgb(resnet18: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export(resnet18, tmp_path / "pretrain.pth", "mmpretrain")
+    export(resnet18, tmp_path / "det.pth", "mmdet")
+    values = "mean=[127.5, 102.0, 76.5], std=[51.0, 76.5, 102.0])"
+    told = capsys.readouterr().out
+    assert f"data_preprocessor=dict(to_rgb=True, {values}" in told
+    assert f'data_preprocessor=dict(type="DetDataPreprocessor", bgr_to_rgb=True, {values}' in told
+
+
+def test_mmdet_convnext_gives_a_detector_all_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_encoder(make("convnext_atto"), tmp_path / "e", {"sparkmim": '{"model": "convnext_atto"}'})
+    export(tmp_path / "e", tmp_path / "det.pth", "mmdet")
+    told = capsys.readouterr().out
+    assert "'type': 'mmpretrain.ConvNeXt'" in told
+    assert "'out_indices': [0, 1, 2, 3], 'gap_before_final_norm': False" in told
+    assert 'custom_imports=dict(imports=["mmpretrain.models"])' in told
+
+
 @pytest.mark.parametrize(
     ("convert", "name", "reason"),
     [
@@ -426,6 +444,20 @@ def test_command(resnet18: Path, tmp_path: Path, monkeypatch: Any, capsys: pytes
     assert stop.value.code == 0
     assert "torchvision.models.resnet18()" in capsys.readouterr().out
     assert "layer1.0.conv1.weight" in torch.load(tmp_path / "tv.pth", weights_only=True)
+
+
+def test_a_classifier_leaves_its_head_and_its_steps_behind(tmp_path: Path) -> None:
+    classifier = timm.create_model("test_resnet", num_classes=3)
+    known = '{"model": "test_resnet", "classes": ["a", "b", "c"], "step": 9}'
+    save_encoder(classifier, tmp_path / "run" / "model.safetensors", {"sparkmim": known})
+    with pytest.raises(ValueError, match=r"run is the folder of a fine-tuning; take .*model\.safetensors"):
+        export(tmp_path / "run", tmp_path / "hub")
+    export(tmp_path / "run" / "model.safetensors", tmp_path / "hub")
+    loaded = timm.create_model(f"local-dir:{tmp_path}/hub", pretrained=True)
+    wanted = {key: value for key, value in classifier.state_dict().items() if not key.startswith("fc.")}
+    assert loaded.state_dict().keys() == wanted.keys()
+    assert all(torch.equal(loaded.state_dict()[key], value) for key, value in wanted.items())
+    assert "pretrained on images without labels" not in (tmp_path / "hub" / "README.md").read_text()
 
 
 def test_encoders_by_name(resnet18: Path) -> None:

@@ -57,6 +57,11 @@ def test_paper_is_the_papers() -> None:
     assert config.data.mean == (0.485, 0.456, 0.406)
 
 
+def test_a_short_run_of_the_paper_warms_up_for_less() -> None:
+    assert paper(situation(model="test_resnet", chosen={"epochs": 10.0})).schedule.warmup_epochs == 0.5
+    assert paper(situation(model="test_resnet", chosen={"epochs": 800.0})).schedule.warmup_epochs == 40
+
+
 @pytest.mark.parametrize(("model", "betas"), [("test_resnet", (0.9, 0.95)), ("test_convnext", (0.9, 0.999))])
 def test_betas_follow_the_kind_of_norm(model: str, betas: tuple[float, float]) -> None:
     assert paper(situation(model=model)).optimizer.betas == betas

@@ -3,7 +3,6 @@
 A recipe of your own is a function of the same kind in a file, `--recipe FILE.py:FUNCTION`; it may start from one here:
 
 ```python
-from dataclasses import replace
 from sparkmim.recipes import Situation, paper
 
 def short(situation: Situation):
@@ -129,7 +128,7 @@ def paper(situation: Situation) -> PretrainConfig:
         image_size=(IMAGE_SIZE,) * situation.backbone.dims,
         batch_size=batch_size,
         epochs=1600.0,
-        warmup_epochs=40.0,
+        warmup_epochs=min(40.0, situation.choice("epochs", 1600.0) / 20),
         lr=2e-4 * batch_size / 256,
         precision="32",
         drop_path=_paper_drop_path(situation),

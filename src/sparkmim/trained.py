@@ -70,6 +70,8 @@ def load_network(encoder: str | Path, model: str | None = None, seed: int = 0) -
     if str(encoder) in ("none", "timm"):
         return _named_network(str(encoder), model, seed)
     path = RunFolder(encoder).encoder if Path(encoder).is_dir() else Path(encoder)
+    if not path.is_file() and RunFolder(encoder).classifier.is_file():
+        raise ValueError(f"{encoder} is the folder of a fine-tuning; take {RunFolder(encoder).classifier}")
     if not path.is_file():
         raise ValueError(f"there is no file {path}; --encoder takes a file of weights, a run folder, timm, or none")
     try:
@@ -89,7 +91,8 @@ def load_network(encoder: str | Path, model: str | None = None, seed: int = 0) -
             f"{path} holds the weights of {known['model']}, not of {name}: leave --model out. {error}"
         ) from error
     backbone.module.eval()
-    return TrainedEncoder(name, backbone, _input_of(backbone, known), known.get("step"))
+    step = None if "classes" in known else known.get("step")  # a classifier's steps are not those of a pretraining
+    return TrainedEncoder(name, backbone, _input_of(backbone, known), step)
 
 
 def _named_network(weights: str, model: str | None, seed: int) -> TrainedEncoder:

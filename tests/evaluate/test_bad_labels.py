@@ -54,6 +54,16 @@ def test_other_classes_in_another_split(tmp_path: Path, copy: Path, split: str) 
     )
 
 
+def test_more_views_of_an_image_than_are_trained_on_at_a_time(tmp_path: Path, data: Path) -> None:
+    refused(
+        tmp_path / "run",
+        "--repeats 4 views of an image do not fit into the 3 images that are trained on at a time; use fewer",
+        data=data,
+        repeats=4,
+        accumulate=2,
+    )
+
+
 def test_files_that_are_missing(tmp_path: Path, copy: Path) -> None:
     file = table(copy / "train", "red/99.png,red")
     refused(tmp_path / "run", r"1 of the 25 images of .*labels.csv do not exist: red/99.png", data=file)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from pictures import CLASSES, TINY, make_split
 from safetensors.torch import load_file
 from timm.utils.model_ema import ModelEmaV3
@@ -20,6 +21,9 @@ from timm.utils.model_ema import ModelEmaV3
 from sparkmim.cli import main
 from sparkmim.evaluate.finetune import finetune
 from sparkmim.evaluate.finetune.model_file import load_classifier
+from sparkmim.evaluate.finetune.scores import predict_source
+from sparkmim.evaluate.finetune.views import AugmentConfig, mix
+from sparkmim.evaluate.labels import read_labelled
 from sparkmim.interchange import save_encoder
 from sparkmim.train import Outcome, RunFolder, RunStopped
 
@@ -109,7 +113,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "ema": 0.0,
         "policy": "trivial",
         "erasing": 0.5,
-        "repeats": 3,
+        "repeats": 4,  # the batch ends amid the views of an image
         "optimizer": "lamb",
     },
     "accumulated": {"accumulate": 2, "policy": "rand"},
@@ -219,11 +223,33 @@ def test_paper_recipe_learns(tmp_path: Path, data: Path, model: str) -> None:
     by_batch = model == "test_resnet"
     assert config["optimizer"]["optimizer"] == ("lamb" if by_batch else "adamw")
     assert config["augment"]["repeats"] == (1 if by_batch else 3)
-    assert config["objective"]["loss"] == "binary"
+    assert config["objective"]["loss"] == ("binary" if by_batch else "cross-entropy")
     losses = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
     assert losses[-1] < losses[0]
+    saved, held_out = load_classifier(tmp_path / "run" / "model.safetensors"), read_labelled(data / "val")
+    logits = predict_source(
+        saved.module, held_out.source, saved.view, 3, batch_size=12, workers=0, device=torch.device("cpu")
+    ).logits
+    labels = torch.from_numpy(held_out.labels)
+    wanted = (
+        F.binary_cross_entropy_with_logits(logits, F.one_hot(labels, 3).float())
+        if by_batch
+        else F.cross_entropy(logits, labels)
+    )
+    assert results(tmp_path / "run")["validation"]["loss"] == pytest.approx(float(wanted), rel=1e-4)
+
+
+@pytest.mark.parametrize("begins_at", [0, 1, 2])
+@pytest.mark.parametrize("way", ["mixup", "cutmix"])
+def test_views_of_an_image_are_mixed_with_other_images(begins_at: int, way: str) -> None:
+    labels = torch.arange(begins_at, begins_at + 12) // 3  # three views of each image, as they lie in a batch
+    images = labels.float().view(-1, 1, 1, 1).expand(-1, 3, 16, 16)
+    torch.manual_seed(3)
+    mixed, targets = mix(images, labels, AugmentConfig(repeats=3, **{way: 1.0}), 5)
+    assert ((targets > 0).sum(1) == 2).all()
+    torch.testing.assert_close(mixed.mean((1, 2, 3)), targets @ torch.arange(5.0))
 
 
 def test_stops_where_the_loss_is_not_finite(tmp_path: Path, data: Path) -> None:
-    with pytest.raises(RunStopped, match=r"step \d+, learning rate .*A lower --lr, a longer --warmup-epochs"):
+    with pytest.raises(RunStopped, match=r"step \d+, learning rate .*A lower --lr(,| or) a longer --warmup-epochs"):
         run(tmp_path / "run", **TINY | {"data": data, "lr": 1e30, "clip": 0.0, "epochs": 4.0})

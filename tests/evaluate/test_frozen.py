@@ -54,6 +54,12 @@ def test_features_are_means_of_a_map(encoder: Path, data: Path, stage: int) -> N
         torch.testing.assert_close(found.values[index], wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("command", [knn, probe])
+def test_networks_without_feature_maps(data: Path, command: Any) -> None:
+    with pytest.raises(ValueError, match=r"test_vit does not give feature maps .*; wanted is a convolutional network"):
+        command(Path("none"), data, model="test_vit", **SMALL)
+
+
 def test_features_of_no_such_stage(encoder: Path, data: Path) -> None:
     network = load_network(encoder)
     with pytest.raises(ValueError, match="--stage 4 is not one of the network's 4 maps"):

@@ -71,7 +71,10 @@ def read_labelled(path: str | Path) -> LabelledImages:
     labelled = _read(Path(path).expanduser())
     empty = [name for name, count in zip(labelled.classes, labelled.counts(), strict=True) if not count]
     if empty:
-        raise ValueError(f"{path}: no image in the class folder{'s' * (len(empty) > 1)} {_named(empty)}")
+        raise ValueError(
+            f"{path}: no image in the class folder{'s' * (len(empty) > 1)} {_named(empty)}; add images, or remove from "
+            "every split what is no class"
+        )
     return labelled
 
 
@@ -128,7 +131,7 @@ def read_splits(data: str | Path, val_data: str | Path | None = None) -> tuple[L
         root = root / "train"
     train = read_labelled(root)
     if len(train.classes) < 2:
-        raise ValueError(f"{root} has a single class, {train.classes[0]}; there is nothing to tell apart")
+        raise ValueError(f"{root} has a single class, {train.classes[0]}; there is nothing to tell apart: add others")
     return train, None if val_data is None else read_matching(val_data, train.classes, str(root))
 
 

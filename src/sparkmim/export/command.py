@@ -69,10 +69,15 @@ def _write(format: Format, encoder: TrainedEncoder, output: Path) -> str:
     _save({"state_dict": {prefix + name: tensor for name, tensor in exported.weights.items()}}, output)
     pretrained = {"type": "Pretrained", "checkpoint": str(output), **({"prefix": "backbone."} if prefix else {})}
     mean, std = ([round(255 * value, 3) for value in values] for values in (data.mean, data.std))
-    return (
-        f"    backbone={exported.backbone | {'init_cfg': pretrained}}\n"
-        f"    data_preprocessor=dict(mean={mean}, std={std}, ...)  # RGB"
-    )
+    # Both libraries read images as BGR, and leave them so unless told otherwise.
+    rgb = "to_rgb=True" if library == "mmpretrain" else 'type="DetDataPreprocessor", bgr_to_rgb=True'
+    lines = [
+        f"    backbone={exported.backbone | {'init_cfg': pretrained}}",
+        f"    data_preprocessor=dict({rgb}, mean={mean}, std={std})",
+    ]
+    if exported.backbone["type"].startswith("mmpretrain."):
+        lines.append('    custom_imports=dict(imports=["mmpretrain.models"])  # at the top of the configuration')
+    return "\n".join(lines)
 
 
 def _save(content: dict[str, Any] | dict[str, Tensor], output: Path) -> None:

@@ -110,6 +110,7 @@ def _convnext(encoder: nn.Module, plain: ConvNeXt, library: Library) -> OpenMMLa
             "depths": [len(blocks) for blocks in depthwise],
             "channels": [len(blocks[0]) for blocks in depthwise],
         },
+        **({"out_indices": [*range(len(depthwise))], "gap_before_final_norm": False} if library == "mmdet" else {}),
         **({"use_grn": True, "layer_scale_init_value": 0.0} if GRN in weights else {}),
         **({"linear_pw_conv": False} if weights[EXPANSION].ndim == 4 else {}),
     }

@@ -46,6 +46,8 @@ def figure(
         raise ValueError(f"--output {output} is not a .png file")
     if not 0 < mask_ratio < 1:
         raise ValueError(f"--mask-ratio {mask_ratio} is the share of patches to hide, between 0 and 1")
+    if image_size < 1:
+        raise ValueError(f"--image-size {image_size} is not a number of pixels")
     if not image.is_file():
         raise ValueError(f"there is no file {image}; see --image")
     network = load_network(encoder, model, seed)

@@ -102,9 +102,11 @@ def prepare(
     check_training(config, len(sets.train), config.model.in_chans, processes)
     if config.augment.policy != "none" and config.model.in_chans not in (1, 3):
         raise ValueError(f"--policy {config.augment.policy} takes images of 1 or 3 channels; use --policy none")
-    if (config.run.batch_size // (config.run.accumulate * processes)) % config.augment.repeats:
+    together = config.run.batch_size // (config.run.accumulate * processes)
+    if config.augment.repeats > together:
         raise ValueError(
-            f"--batch-size {config.run.batch_size} does not divide into groups of --repeats {config.augment.repeats}"
+            f"--repeats {config.augment.repeats} views of an image do not fit into the {together} images that are "
+            "trained on at a time; use fewer --repeats or a larger --batch-size"
         )
     return Preparation(name, config, sets, encoder, run, state, warnings)
 

@@ -119,7 +119,8 @@ def paper(situation: Situation) -> FinetuneConfig:
     ResNet-200 83.1, ConvNeXt-B 84.8. Three deviations make what users report to diverge (LAMB for ResNet-50, learning
     rate 1.6e-2) begin gently: gradients are clipped at norm 1 (the official code does not clip), LAMB corrects the bias
     of its averages, and it adapts the step only where it decays weights, as timm's does by default. Batches of other
-    sizes scale the learning rate, and warm-up is never shorter than 100 steps.
+    sizes scale the learning rate, and warm-up is never shorter than 100 steps or a quarter of the run. The average of
+    the weights warms up too, and images are scored to their edge (the official code cuts 5% off).
     """
     small = situation.millions <= 35
     if situation.normalised_by_batch:
@@ -148,7 +149,7 @@ def paper(situation: Situation) -> FinetuneConfig:
         ),
         data=_data(situation, crop_scale=(0.08, 1.0)),
         augment=AugmentConfig(policy="trivial", erasing=0.25, mixup=mixup, cutmix=1.0, repeats=repeats),
-        objective=ObjectiveConfig(loss="binary"),
+        objective=ObjectiveConfig(loss="binary" if kind == "lamb" else "cross-entropy"),
         optimizer=FinetuneOptimizerConfig(
             optimizer="lamb" if kind == "lamb" else "adamw",
             lr=base * batch_size / 256,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from ...data.normalise import unit_scale
 from ...visualize import save_png, tile, to_rgb
 from ..knn import accuracy
 from ..labels import LabelledImages
+from .objective import ObjectiveConfig, classification_loss, one_hot
 
 MISTAKES = 12
 """Images that are shown, the most certain mistakes."""
@@ -28,14 +29,19 @@ class Predictions(NamedTuple):
     """Of the images that could be read.
 
     Attributes:
-        probabilities: float32, on the CPU.
+        logits: float32, on the CPU.
         indices: number of each row's image in its source.
         broken: number and error of each image that could not be read.
     """
 
-    probabilities: Float[Tensor, "image class"]
+    logits: Float[Tensor, "image class"]
     indices: list[int]
     broken: list[tuple[int, str]]
+
+    @property
+    def probabilities(self) -> Float[Tensor, "image class"]:
+        """Of the classes, which exclude each other; they add up to 1."""
+        return self.logits.softmax(1)
 
 
 @torch.no_grad()
@@ -50,7 +56,7 @@ def predict_source(
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Predictions:
-    """Probabilities of the classes for every image, in order; the module is in evaluation mode meanwhile."""
+    """Logits of the classes for every image, in order; the module is in evaluation mode meanwhile."""
     rows: list[Tensor] = []
     indices: list[int] = []
     broken: list[tuple[int, str]] = []
@@ -64,7 +70,7 @@ def predict_source(
             if batch.images:
                 with autocast():
                     logits = module(normalise(join(batch.images)))
-                rows.append(logits.float().softmax(1).cpu())
+                rows.append(logits.float().cpu())
     module.train(training)
     return Predictions(torch.cat(rows) if rows else torch.zeros(0, 0), indices, broken)
 
@@ -76,7 +82,7 @@ class Score:
     Attributes:
         images: that could be read.
         broken: that could not.
-        loss: mean cross entropy.
+        loss: mean of what training reduces, of one image and one class each.
         top1: share of images classified correctly.
         mean_per_class: mean over the classes that have images.
         confusion: number of images of each class (row) taken for each class (column).
@@ -90,18 +96,18 @@ class Score:
     confusion: list[list[int]]
 
     @classmethod
-    def of(cls, predictions: Predictions, labelled: LabelledImages) -> Score:
+    def of(cls, predictions: Predictions, labelled: LabelledImages, objective: ObjectiveConfig) -> Score:
         """Measured on at least one image."""
         labels = torch.from_numpy(labelled.labels[predictions.indices])
-        predicted = predictions.probabilities.argmax(1)
+        predicted = predictions.logits.argmax(1)
         right = accuracy(predicted, labels)
         count = len(labelled.classes)
         confusion = torch.bincount(labels * count + predicted, minlength=count * count).view(count, count)
-        likelihood = predictions.probabilities.gather(1, labels[:, None]).clamp_min(torch.finfo(torch.float32).tiny)
+        certain = replace(objective, smoothing=0.0)
         return cls(
             images=len(labels),
             broken=len(predictions.broken),
-            loss=-float(likelihood.log().mean()),
+            loss=float(classification_loss(predictions.logits, one_hot(labels, count), certain)),
             top1=right.top1,
             mean_per_class=right.class_mean,
             confusion=confusion.tolist(),

@@ -140,7 +140,7 @@ class Finetuning(Training):
     def validate(self) -> dict[str, float]:
         """Scores of the validation images; the best weights so far are kept."""
         assert self.val is not None
-        score = Score.of(self._predict(self.val), self.val)
+        score = Score.of(self._predict(self.val), self.val, self.settings.objective)
         if self.best is None or score.top1 >= self.best["top1"]:
             weights = {name: tensor.detach().cpu().clone() for name, tensor in self._weights().items()}
             self.best = {"top1": score.top1, "step": self.trainer.step, "model": weights}
@@ -183,7 +183,8 @@ class Finetuning(Training):
                 if self.fabric.is_global_zero:
                     data, channels = self.settings.data, self.settings.model.in_chans
                     mistakes = draw_mistakes(predictions, labelled, data, channels, self.run.mistakes / name)
-                    results[name] = {**asdict(Score.of(predictions, labelled)), "mistakes": mistakes}
+                    score = Score.of(predictions, labelled, self.settings.objective)
+                    results[name] = {**asdict(score), "mistakes": mistakes}
         if self.fabric.is_global_zero:
             write_json(self.run.results, results)
 
@@ -208,13 +209,13 @@ class Finetuning(Training):
             device=fabric.device,
             autocast=fabric.autocast,
         )
-        mine = Predictions(part.probabilities, own[part.indices].tolist(), [(int(own[i]), e) for i, e in part.broken])
+        mine = Predictions(part.logits, own[part.indices].tolist(), [(int(own[i]), e) for i, e in part.broken])
         parts = gather(fabric, mine)
         broken = [error for p in parts for error in p.broken]
         if len(broken) == len(labelled):
             raise RunStopped(f"none of {len(labelled)} images to be scored can be read; {broken[0][1]}")
         return Predictions(
-            torch.cat([p.probabilities for p in parts if p.indices]),
+            torch.cat([p.logits for p in parts if p.indices]),
             [index for p in parts for index in p.indices],
             broken,
         )

@@ -35,7 +35,7 @@ class AugmentConfig:
     """Likewise of the area of one image that replaces that of another; with mixup, each for half of the batches."""
 
     repeats: int = 1
-    """Views of each image in a batch; an epoch then shows a part of the images (repeated augmentation)."""
+    """Views of each image that follow each other; an epoch then shows a part of the images (repeated augmentation)."""
 
 
 class LabelledBatch(NamedTuple):
@@ -89,7 +89,12 @@ class AugmentedView:
     """
 
     def __init__(self, data: ViewConfig, augment: AugmentConfig) -> None:
-        policies = {"none": [], "rand": [v2.RandAugment(num_ops=2, magnitude=9)], "trivial": [v2.TrivialAugmentWide()]}
+        smooth = v2.InterpolationMode.BILINEAR
+        policies = {
+            "none": [],
+            "rand": [v2.RandAugment(num_ops=2, magnitude=9, interpolation=smooth)],
+            "trivial": [v2.TrivialAugmentWide(interpolation=smooth)],
+        }
         self.crop: View = training_view(data)
         self._policy = policies[augment.policy]
         self._erasing = [v2.RandomErasing(augment.erasing, value="random")] if augment.erasing else []
@@ -113,7 +118,7 @@ def mix(
     augment: AugmentConfig,
     classes: int,
 ) -> tuple[Float[Tensor, "batch channel height width"], Float[Tensor, "batch class"]]:
-    """Images mixed with their neighbours in the batch, and their targets. Draws from torch's global generator."""
+    """Images mixed with others of the batch, and their targets. Draws from torch's global generator."""
     ways: list[v2.Transform] = []
     if augment.mixup:
         ways.append(v2.MixUp(alpha=augment.mixup, num_classes=classes))
@@ -121,5 +126,8 @@ def mix(
         ways.append(v2.CutMix(alpha=augment.cutmix, num_classes=classes))
     if not ways:
         return images, one_hot(labels, classes)
+    if augment.repeats > 1:  # views of an image lie side by side, and neighbours are mixed
+        apart = (torch.arange(len(labels)) % augment.repeats).argsort(stable=True).to(labels.device)
+        images, labels = images[apart], labels[apart]
     mixed, targets = v2.RandomChoice(ways)(images, labels)
     return mixed, targets
