@@ -74,6 +74,7 @@ def ours(args: argparse.Namespace, execution: str = "packed") -> Step:
     model = sparkmim.SparK(
         args.model,
         mask_ratio=args.ratio,
+        patch_size=args.patch,
         decoder_width=args.decoder_width,
         execution=execution,
         triton=args.triton,
@@ -153,7 +154,7 @@ def mae(args: argparse.Namespace) -> Step:
 def inputs(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """The same images and masks for every contestant."""
     generator = torch.Generator().manual_seed(0)
-    side = args.size // 32
+    side = args.size // args.patch
     keep = round(side * side * (1 - args.ratio))
     order = torch.rand(args.batch, side * side, generator=generator).argsort(1)[:, :keep]
     visible = torch.zeros(args.batch, side * side, dtype=torch.bool).scatter_(1, order, True).view(-1, side, side)
@@ -250,6 +251,7 @@ def settings() -> argparse.ArgumentParser:
     parser.add_argument("--part", choices=["encoder", "step"], default="encoder")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--patch", type=int, default=32)
     parser.add_argument("--ratio", type=float, default=0.6)
     parser.add_argument("--decoder-width", type=int, default=768)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")

@@ -84,10 +84,14 @@ MEMBERS = (
     "pnasnet5large",
 )
 
+OTHERWISE = {"convmixer_768_32": ["--patch=28"], "selecsls42b": ["--patch=64", "--size=256"]}
+"""Where a patch of 32 pixels does not fit the total stride (7 and 64)."""
+
 
 def measure(model: str, args: argparse.Namespace) -> dict[str, object]:
     """A row: seconds and bytes kept of each contestant, or why there is none."""
     shared = [f"--model={model}", f"--batch={args.batch}", f"--size={args.size}", f"--ratio={args.ratio}"]
+    shared += OTHERWISE.get(model, [])
     try:
         contestants = [Contestant(name, shared) for name in CONTESTANTS]
     except SystemExit as error:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
+import torch
 from torch import nn
 
 from .backbone import Backbone
 from .decoder import DecoderBlock
 from .interchange import load_encoder
 from .spark import Execution, LossOn, SparK
+from .sparse import UnsupportedOperation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,30 @@ class ModelConfig:
     shared_mask_token: bool = False
     """One mask embedding for all scales, each taking as many of its numbers as it has channels; off: one each (on is an
     ablation of the paper)."""
+
+
+@contextmanager
+def code_of(spec: str) -> Iterator[None]:
+    """Tell in words where the code of a user's file fails, or that a network of timm's is none for this.
+
+    Raises:
+        ValueError: instead of whatever other code than ours raised.
+    """
+    try:
+        yield
+    except (UnsupportedOperation, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, ValueError) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent):
+            raise
+        what = f"{type(error).__name__}: {error}"
+        if ".py:" not in spec:
+            raise ValueError(
+                f"{spec} does not give feature maps of images of any size ({what}); wanted is a convolutional network"
+            ) from error
+        own = [frame.lineno for frame in frames if f"{frame.filename}:" in spec]
+        raise ValueError(f"{spec} fails{f' at line {own[-1]}' if own else ''}: {what}") from error
 
 
 def is_function(model: str) -> bool:

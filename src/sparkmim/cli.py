@@ -19,7 +19,7 @@ import tyro
 
 from .atomic import write_text
 from .benchmark import benchmark
-from .build import load_backbone
+from .build import code_of, load_backbone
 from .data import find_images
 from .data.statistics import channel_statistics
 from .embed import embed
@@ -29,7 +29,6 @@ from .evaluate.predict import predict
 from .export import export
 from .figures import figure
 from .models import all_pass, document, summary, sweep, table
-from .prepare import code_of
 from .pretrain import pretrain
 from .reconstruct import reconstruct
 from .sparse import UnsupportedOperation

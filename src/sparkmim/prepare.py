@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from .build import is_function, load_backbone
+from .build import code_of, is_function, load_backbone
 from .continuing import described, newest_state, recorded_run
 from .data import ImageSource, builtin_photographs, find_images, held_out
 from .data.statistics import first_readable
 from .device import pick_device
 from .masking import visible_patches
 from .recipes import Situation, find_recipe
-from .sparse import UnsupportedOperation
 from .train import PretrainConfig, RunFolder, read_checkpoint
 from .train.config import Configuration, TrainingConfig, differences, known_fields, show
 from .train.memory import free_memory
@@ -135,30 +130,6 @@ def absolute_spec(spec: str) -> str:
     """`FILE.py:FUNCTION` with the whole path of the file, so that it is found from any folder."""
     path, _, function = spec.rpartition(":")
     return f"{Path(path).expanduser().absolute()}:{function}"
-
-
-@contextmanager
-def code_of(spec: str) -> Iterator[None]:
-    """Tell in words where the code of a user's file fails, or that a network of timm's is none for this.
-
-    Raises:
-        ValueError: instead of whatever other code than ours raised.
-    """
-    try:
-        yield
-    except (UnsupportedOperation, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        if isinstance(error, ValueError) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent):
-            raise
-        what = f"{type(error).__name__}: {error}"
-        if ".py:" not in spec:
-            raise ValueError(
-                f"{spec} does not give feature maps of images of any size ({what}); wanted is a convolutional network"
-            ) from error
-        own = [frame.lineno for frame in frames if f"{frame.filename}:" in spec]
-        raise ValueError(f"{spec} fails{f' at line {own[-1]}' if own else ''}: {what}") from error
 
 
 def resolve(

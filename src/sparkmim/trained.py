@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .backbone import Backbone
-from .build import build_model, load_backbone
+from .build import build_model, code_of, load_backbone
 from .data import DataConfig
 from .interchange import load_encoder, read_metadata
 from .spark import SparK
@@ -81,7 +81,8 @@ def load_network(encoder: str | Path, model: str | None = None, seed: int = 0) -
     name = model or known.get("model")
     if name is None:
         raise ValueError(f"{path} does not say which network it is of; name it with --model")
-    backbone = load_backbone(name, tuple(known.get("stages", ())), known.get("in_chans", 3))
+    with code_of(name):
+        backbone = load_backbone(name, tuple(known.get("stages", ())), known.get("in_chans", 3))
     try:
         load_encoder(backbone.module, path)
     except ValueError as error:
@@ -99,7 +100,7 @@ def _named_network(weights: str, model: str | None, seed: int) -> TrainedEncoder
     """A network with timm's weights or with random ones."""
     if model is None:
         raise ValueError(f"--encoder {weights} does not say which network; name it with --model")
-    with torch.random.fork_rng(devices=()):
+    with torch.random.fork_rng(devices=()), code_of(model):
         torch.manual_seed(seed)
         try:
             backbone = load_backbone(model, pretrained=weights == "timm")

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from ..atomic import require_writable, write_text
-from ..build import load_backbone
+from ..build import code_of, load_backbone
 from ..data import DataConfig, builtin_photographs, find_images, training_view
 from ..data.loader import MaskedViews
 from ..device import pick_device
@@ -91,7 +91,9 @@ def benchmark(
         require_writable(output)
     where = pick_device(device)
     torch.manual_seed(0)
-    network = SparK(load_backbone(model), mask_ratio=mask_ratio, decoder_width=decoder_width).to(where).train()
+    with code_of(model):
+        backbone = load_backbone(model)
+    network = SparK(backbone, mask_ratio=mask_ratio, decoder_width=decoder_width).to(where).train()
     grid = network.grid_shape((image_size, image_size))
     reading = time_to_read(data, network, (image_size, image_size), grid) * batch_size
     images = torch.randn(batch_size, network.backbone.in_chans, image_size, image_size, device=where)

@@ -17,7 +17,6 @@ from torch import Tensor
 from ..atomic import write_json
 from ..device import pick_device
 from ..features import pooled_features
-from ..prepare import code_of
 from ..trained import TrainedEncoder, load_network
 from .labels import LabelledImages, read_matching, read_splits
 
@@ -68,8 +67,7 @@ class FrozenEncoder:
         if batch_size < 1 or workers < 0:
             raise ValueError(f"--batch-size {batch_size} must be at least 1, and --workers {workers} at least 0")
         self.where = pick_device(device)
-        with code_of(model or str(encoder)):
-            network = load_network(encoder, model, seed)
+        network = load_network(encoder, model, seed)
         size = network.data.image_size if image_size is None else (image_size, image_size)
         self.network: TrainedEncoder = network._replace(data=replace(network.data, image_size=size))
         self.network.backbone.module.to(self.where)

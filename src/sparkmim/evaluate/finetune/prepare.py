@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...build import code_of
 from ...continuing import described, newest_state, recorded_run
 from ...data.statistics import first_readable
 from ...device import pick_device
-from ...prepare import absolute_spec, check_training, code_of, normalise
+from ...prepare import absolute_spec, check_training, normalise
 from ...train import RunFolder, read_checkpoint
 from ...train.config import show
 from ...train.ranges import check_values
