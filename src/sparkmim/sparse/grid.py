@@ -232,15 +232,16 @@ class PatchGrid:
             reader = self.neighbours(first, last).reshape(
                 self.patches, *[1] * dims, *[f + 1 + s for f, s in zip(first, last, strict=True)]
             )
-            valid = reader != self.patches
+            within = torch.ones((), dtype=torch.bool, device=device)
             place = torch.zeros((), dtype=torch.int64, device=device)
             for axis in range(dims):
                 y = _along(torch.arange(block[axis], device=device), axis, 2 * dims)
                 offset = _along(torch.arange(-first[axis], last[axis] + 1, device=device), dims + axis, 2 * dims)
                 at = y - offset * block[axis] + before[axis]
-                valid = valid & (at >= 0) & (at < window[axis])
+                within = within & (at >= 0) & (at < window[axis])
                 place = place * window[axis] + at
             area = math.prod(window)
+            valid = within & (reader != self.patches)  # the same of all patches, but for which are neighbours
             table = torch.where(valid, reader * area + place, self.patches * area)
             self._tables[key] = table.reshape(self.patches * math.prod(block), -1).to(torch.int32)
         return self._tables[key]
