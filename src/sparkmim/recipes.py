@@ -148,8 +148,8 @@ def fast(situation: Situation) -> PretrainConfig:
 def demo(situation: Situation) -> PretrainConfig:
     """Minutes on a CPU: the built-in photographs at 96 pixels, over and over.
 
-    ResNet-18 on two cores: three to four minutes. The network learns fifteen pictures by heart, which is good to look at;
-    it is of no other use.
+    ResNet-18 on two cores: three to four minutes. The network learns fifteen pictures by heart, which is good to look
+    at; it is of no other use.
     """
     batch_size = situation.choice("batch_size", min(situation.images, 32))
     return _complete(
