@@ -54,6 +54,7 @@ class Arm:
         title: in the table.
         kind: how it is made: pretrained by us, by SimCLR, or not at all.
         flags: fields of the pretraining.
+        epochs: of the pretraining, times those of the study.
         shares: of the labels to fine-tune with.
         tuned_as: the arm whose fine-tuning settings it takes.
     """
@@ -61,6 +62,7 @@ class Arm:
     title: str
     kind: str = "sparkmim"
     flags: Mapping[str, Any] = field(default_factory=dict)
+    epochs: float = 1.0
     shares: tuple[float, ...] = (MAIN_SHARE,)
     tuned_as: str = "spark"
 
@@ -68,6 +70,7 @@ class Arm:
 ALL = (1.0, 0.25, 0.1)
 ARMS = {
     "spark": Arm("SparK, 60% hidden", shares=ALL),
+    "spark-long": Arm("SparK, three times the epochs", epochs=3.0, shares=ALL),
     "scratch": Arm("from scratch", "none", shares=ALL, tuned_as="scratch"),
     "simclr": Arm("SimCLR, as many views", "simclr", shares=ALL, tuned_as="simclr"),
     "single-scale": Arm("decoded from one scale", flags={"hierarchy": False}),
@@ -75,7 +78,12 @@ ARMS = {
     "loss-on-all": Arm("loss on all patches", flags={"loss_on": "all"}),
     "mask-40": Arm("40% hidden", flags={"mask_ratio": 0.4}),
     "mask-75": Arm("75% hidden", flags={"mask_ratio": 0.75}),
+    "width-128": Arm("decoder 128 wide", flags={"decoder_width": 128}),
+    "width-384": Arm("decoder 384 wide", flags={"decoder_width": 384}),
+    "width-768": Arm("decoder 768 wide", flags={"decoder_width": 768}),
+    "width-768-short": Arm("decoder 768 wide, a sixth of the epochs", flags={"decoder_width": 768}, epochs=1 / 6),
 }
+"""Rows of the table; a study's own decoder is `--decoder-width` wide. The short one of 768 takes about as long."""
 
 STRONG = {"policy": "trivial", "mixup": 0.2, "cutmix": 1.0}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -188,17 +196,18 @@ class Study:
                 device=args.device,
             )
             return {"seconds": seconds(run, len(self.train))}
+        epochs = arm.epochs * args.epochs
         chosen = {
             "model": args.model,
             "data": args.data / "train",
             "val_data": args.data / "val",
             "image_size": args.image_size,
             "decoder_width": args.decoder_width,
-            "epochs": args.epochs,
-            "val_every": args.epochs / 30,
+            "epochs": epochs,
+            "val_every": epochs / 30,
             "monitor": "knn",
             "monitor_data": args.data,
-            "monitor_every": args.epochs / 5,
+            "monitor_every": epochs / 5,
             "seed": seed,
             "workers": args.workers,
             "device": args.device,

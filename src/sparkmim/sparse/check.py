@@ -177,6 +177,7 @@ def check(
                     _deviation(ours.gradients, wanted.gradients, floor=FLOOR[computed.dtype]),
                     _deviation(ours.statistics, wanted.statistics),
                 )
+                del ours, wanted  # gradients of all parameters, twice: not beside those of the next two passes
             except UnsupportedOperation as error:
                 result = CheckResult(name, mode, *tolerance, error=str(error))
             results.append(result)

@@ -180,7 +180,10 @@ class Trainer(ABC, Generic[Model, Shown]):
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(" ".join(str(error).split("\n")[:2]).split())
-            raise ValueError(f"the checkpoint is of another model: {reason}") from error
+            raise ValueError(
+                f"the checkpoint is of another model: {reason}; continue with the model and optimiser that the run "
+                f"began with, or use another --output for a new run"
+            ) from error
         if state["precision"]:  # the scaling of losses, which a run in another precision does not have
             self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.step = state["step"]
