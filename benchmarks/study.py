@@ -54,17 +54,17 @@ class Arm:
         title: in the table.
         kind: how it is made: pretrained by us, by SimCLR, or not at all.
         flags: fields of the pretraining.
-        epochs: of the pretraining, times those of the study.
         shares: of the labels to fine-tune with.
         tuned_as: the arm whose fine-tuning settings it takes.
+        epochs: of the pretraining, times those of the study.
     """
 
     title: str
     kind: str = "sparkmim"
     flags: Mapping[str, Any] = field(default_factory=dict)
-    epochs: float = 1.0
     shares: tuple[float, ...] = (MAIN_SHARE,)
     tuned_as: str = "spark"
+    epochs: float = 1.0
 
 
 ALL = (1.0, 0.25, 0.1)
