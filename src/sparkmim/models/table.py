@@ -10,7 +10,7 @@ from datetime import date
 import timm
 import torch
 
-from ..sparse.check import TOLERANCE
+from ..sparse.check import GRADIENT_TOLERANCE, TOLERANCE
 from .verdict import CHECKS, Verdict
 
 
@@ -47,6 +47,7 @@ def all_pass(verdicts: Sequence[Verdict]) -> bool:
 def document(verdicts: Sequence[Verdict], command: str) -> str:
     """The table with its date and how it was made."""
     double, single = (TOLERANCE[dtype] for dtype in (torch.float64, torch.float32))
+    gradients = GRADIENT_TOLERANCE[torch.float32]
     versions = Counter(v.versions for v in _checked(verdicts))
     of_versions = "; ".join(f"{number} by {version}" for version, number in versions.most_common())
     return f"""# Networks of timm on visible patches
@@ -54,9 +55,10 @@ def document(verdicts: Sequence[Verdict], command: str) -> str:
 {date.today()}, timm {timm.__version__}, torch {torch.__version__}: `{command}`
 
 The numbers are the largest relative deviations of feature maps, gradients and running statistics, in evaluation and
-training mode, on images of 2 x 3 patches; {double:g} passes in float64, {single:g} in float32, where the table says
-so. A patch is the network's total stride, or twice that where the network is refused at that. Networks that compute the
-same, all but the weights, are checked once. Checked: {of_versions}.
+training mode, on images of 2 x 3 patches; {double:g} passes in float64, {single:g} ({gradients:g} of gradients) in
+float32, where the table says so. (Large networks are checked in float32, and in float64 where that is not exact enough
+to tell; some convert to float32 by themselves.) A patch is the network's total stride, or twice that where the network
+is refused at that. Networks that compute the same, all but the weights, are checked once. Checked: {of_versions}.
 
 {table(verdicts)}"""
 
