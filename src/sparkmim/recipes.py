@@ -26,9 +26,11 @@ from .build import ModelConfig, build_model, load_function, takes_drop_path
 from .data import DataConfig, ImageSource
 from .data.statistics import channel_statistics, first_readable
 from .decoder import densify_norm_of
+from .masking import random_visible
+from .spark import SparKOutput
 from .train import OptimizerConfig, PretrainConfig, RunConfig, ScheduleConfig
 from .train.compilation import compilation
-from .train.memory import images_that_fit
+from .train.memory import images_that_fit, micro_batches
 from .train.precision import Precision
 from .train.schedule import steps_of
 
@@ -233,10 +235,14 @@ def _accumulate(situation: Situation, config: PretrainConfig) -> int:
     batch, processes = config.run.batch_size, situation.processes
     if batch % processes:
         return 1  # an error elsewhere, in words
-    # A batch that fits is not split, and the smallest one can only be tried.
-    fits = images_that_fit(build_model(config.model), config, situation.memory_bytes)
-    each = batch // processes
-    return next((n for n in range(1, each + 1) if each % n == 0 and each // n <= max(1, fits)), each)
+    model, size = build_model(config.model), config.data.image_size
+
+    def forward(images: int) -> SparKOutput:
+        visible = random_visible(images, model.grid_shape(size), config.model.mask_ratio)
+        return model(torch.zeros(images, config.model.in_chans, *size), visible)
+
+    fits = images_that_fit(forward, list(model.parameters()), config.run.precision, situation.memory_bytes)
+    return micro_batches(batch // processes, fits)
 
 
 def _patch_size(situation: Situation) -> tuple[int, ...]:

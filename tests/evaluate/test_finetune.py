@@ -21,6 +21,7 @@ from timm.utils.model_ema import ModelEmaV3
 from sparkmim.cli import main
 from sparkmim.evaluate.finetune import finetune
 from sparkmim.evaluate.finetune.model_file import load_classifier
+from sparkmim.evaluate.finetune.prepare import resolve
 from sparkmim.evaluate.finetune.scores import predict_source
 from sparkmim.evaluate.finetune.views import AugmentConfig, mix
 from sparkmim.evaluate.labels import read_labelled
@@ -143,6 +144,23 @@ def test_interrupted_and_continued(tmp_path: Path, data: Path, variant: str) -> 
     assert results(whole) == results(parts)
     losses = [[(line["step"], line["loss"]) for line in lines(folder) if "loss" in line] for folder in (whole, parts)]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("recipe", ["small-data", "paper"])
+def test_recipes_accumulate_what_does_not_fit(data: Path, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
+    chosen = {"encoder": "none", "model": "resnet18", "data": data, "image_size": (64, 64), "batch_size": 24}
+    chosen |= {"precision": "32"}
+
+    def parts(memory: int, **more: Any) -> int:
+        monkeypatch.setattr("sparkmim.evaluate.finetune.prepare.free_memory", lambda device, processes: memory)
+        return resolve(recipe, chosen | more)[0].run.accumulate
+
+    assert parts(2**34) == 1
+    little = 16 * 11_200_000 + 2**24  # a state of 11 million parameters, and six images
+    assert parts(little) == 4
+    assert parts(little + 2**24) == 2
+    assert parts(0) == 24, "the smallest parts can only be tried"
+    assert parts(0, accumulate=3) == 3
 
 
 def test_finished_run_writes_its_results_again(tmp_path: Path, data: Path) -> None:

@@ -1,15 +1,15 @@
-"""How many images fit into memory, estimated before the run from one forward pass of two images."""
+"""How many images fit into memory, estimated before the run from two forward passes."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..masking import random_visible
-from ..spark import SparK
-from .config import PretrainConfig
+from .precision import Precision
 
 STATE_BYTES = 16
 """Of a parameter: weight, gradient and two averages of the optimiser, in float32."""
@@ -27,8 +27,8 @@ def free_memory(device: torch.device, processes: int = 1) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // processes
 
 
-def kept_bytes(model: SparK, config: PretrainConfig) -> int:
-    """Bytes that one image makes a forward pass keep for backward."""
+def kept_bytes(forward: Callable[[], object], parameters: Iterable[nn.Parameter], precision: Precision) -> int:
+    """Bytes that a forward pass keeps for backward, beside the parameters."""
     storages: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -37,19 +37,33 @@ def kept_bytes(model: SparK, config: PretrainConfig) -> int:
         storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    size = config.data.image_size
-    images = torch.zeros(2, config.model.in_chans, *size)
-    visible = random_visible(2, model.grid_shape(size), config.model.mask_ratio)
-    mixed = config.run.precision != "32"
+    own = {p.untyped_storage().data_ptr() for p in parameters}
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
-            out = model(images, visible)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision != "32"):
+            out = forward()
     del out
-    return sum(size for pointer, size in storages.items() if pointer not in own) // 2
+    return sum(size for pointer, size in storages.items() if pointer not in own)
 
 
-def images_that_fit(model: SparK, config: PretrainConfig, memory_bytes: int) -> int:
-    """How many images one forward and backward pass can take within the memory given; 0 if not even one."""
-    state = STATE_BYTES * sum(p.numel() for p in model.parameters())
-    return max(0, int((memory_bytes - state) / (SLACK * kept_bytes(model, config))))
+def images_that_fit(
+    forward: Callable[[int], object], parameters: Sequence[nn.Parameter], precision: Precision, memory_bytes: int
+) -> int:
+    """How many images one forward and backward pass can take within the memory given; 0 if not even one.
+
+    Args:
+        forward: a forward pass of so many images, on the CPU.
+        parameters: of the model.
+        precision: in which it will be trained.
+        memory_bytes: that are free.
+    """
+    two, four = (kept_bytes(partial(forward, images), parameters, precision) for images in (2, 4))
+    each = (four - two) // 2
+    whatever = two - 2 * each  # the parameters in half precision
+    state = STATE_BYTES * sum(p.numel() for p in parameters) + SLACK * whatever
+    return max(0, int((memory_bytes - state) / (SLACK * each)))
+
+
+def micro_batches(images: int, fits: int) -> int:
+    """The fewest equal parts of a batch of so many images that fit; the smallest parts, which can only be tried, where
+    not even one image does."""
+    return next((n for n in range(1, images + 1) if images % n == 0 and images // n <= max(1, fits)), images)

@@ -16,6 +16,7 @@ from ...device import pick_device
 from ...prepare import absolute_spec, check_training, normalise
 from ...train import RunFolder, read_checkpoint
 from ...train.config import show
+from ...train.memory import free_memory
 from ...train.ranges import check_values
 from ...trained import TrainedEncoder, load_network
 from ..frozen import labelled_splits
@@ -98,7 +99,7 @@ def prepare(
             encoder = load_network(config.model.encoder, config.model.model, config.run.seed)
     else:
         name = recipe or "small-data"
-        config, sets, encoder = resolve(name, chosen)
+        config, sets, encoder = resolve(name, chosen, processes)
     check(config.flat())
     check_training(config, len(sets.train), config.model.in_chans, processes)
     if config.augment.policy != "none" and config.model.in_chans not in (1, 3):
@@ -140,7 +141,9 @@ def read_sets(data: LabelledDataConfig, seed: int) -> LabelledSets:
     return LabelledSets(label_share(train, data.label_share, seed), val, tests[0] if tests else None)
 
 
-def resolve(recipe: str, chosen: Mapping[str, Any]) -> tuple[FinetuneConfig, LabelledSets, TrainedEncoder]:
+def resolve(
+    recipe: str, chosen: Mapping[str, Any], processes: int = 1
+) -> tuple[FinetuneConfig, LabelledSets, TrainedEncoder]:
     """The configuration that a recipe makes of a situation, its images and its encoder."""
     device = pick_device(chosen.get("device", "auto"))
     with code_of(recipe):
@@ -164,7 +167,9 @@ def resolve(recipe: str, chosen: Mapping[str, Any]) -> tuple[FinetuneConfig, Lab
         backbone=encoder.backbone,
         view=encoder.data,
         device=device,
+        memory_bytes=free_memory(device, local),
         cores=max(1, (os.cpu_count() or 1) // local),
+        processes=processes,
         chosen=chosen,
     )
     with code_of(recipe if ".py:" in recipe else encoder.name):

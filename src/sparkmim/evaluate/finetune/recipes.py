@@ -26,8 +26,9 @@ from ...decoder import densify_norm_of
 from ...recipes import native_precision, power_of_two, reading_processes
 from ...train import ScheduleConfig
 from ...train.config import LoopConfig
+from ...train.memory import images_that_fit, micro_batches
 from ...train.schedule import steps_of
-from .classifier import ClassifierConfig
+from .classifier import ClassifierConfig, build_classifier
 from .config import FinetuneConfig, FinetuneOptimizerConfig, LabelledDataConfig
 from .objective import ObjectiveConfig
 from .views import AugmentConfig
@@ -43,7 +44,9 @@ class Situation:
         backbone: the network, without its classifier.
         view: how images were prepared where the encoder was trained.
         device: where it will be trained.
+        memory_bytes: memory that is free there, for each process.
         cores: processor cores of this machine, for each process.
+        processes: that train together.
         chosen: fields that are set already, by name: the user's, and `model` and `encoder`.
     """
 
@@ -52,7 +55,9 @@ class Situation:
     backbone: Backbone
     view: ViewConfig
     device: torch.device
+    memory_bytes: int
     cores: int
+    processes: int
     chosen: Mapping[str, Any]
 
     def choice(self, name: str, default: Any) -> Any:
@@ -91,7 +96,7 @@ def small_data(situation: Situation) -> FinetuneConfig:
     batch_size = situation.choice("batch_size", power_of_two(situation.images / 16, 8, 128, situation.images))
     epochs = situation.choice("epochs", float(min(200, max(30, round(100_000 / situation.images)))))
     steps = steps_of(epochs, situation.images, batch_size)
-    return FinetuneConfig(
+    config = FinetuneConfig(
         model=ClassifierConfig(model=situation.chosen["model"], in_chans=situation.backbone.in_chans),
         data=_data(situation, crop_scale=(0.35, 1.0)),
         augment=AugmentConfig(),
@@ -109,7 +114,8 @@ def small_data(situation: Situation) -> FinetuneConfig:
         ),
         schedule=ScheduleConfig(epochs=epochs, warmup_epochs=epochs / 10),
         run=_run(situation, batch_size=batch_size, epochs=epochs, steps=steps),
-    ).replace(situation.chosen)
+    )
+    return _completed(situation, config)
 
 
 def paper(situation: Situation) -> FinetuneConfig:
@@ -141,7 +147,7 @@ def paper(situation: Situation) -> FinetuneConfig:
     epochs = situation.choice("epochs", epochs)
     steps = steps_of(epochs, situation.images, batch_size)
     warmup = min(epochs / 4, max(warmup, 100 * batch_size / situation.images))
-    return FinetuneConfig(
+    config = FinetuneConfig(
         model=ClassifierConfig(
             model=situation.chosen["model"],
             in_chans=situation.backbone.in_chans,
@@ -163,7 +169,8 @@ def paper(situation: Situation) -> FinetuneConfig:
         ),
         schedule=ScheduleConfig(epochs=epochs, warmup_epochs=warmup),
         run=_run(situation, batch_size=batch_size, epochs=epochs, steps=steps),
-    ).replace(situation.chosen)
+    )
+    return _completed(situation, config)
 
 
 RECIPES: dict[str, Recipe] = {"small-data": small_data, "paper": paper}
@@ -203,3 +210,20 @@ def _run(situation: Situation, *, batch_size: int, epochs: float, steps: int) ->
         log_every=min(50, max(1, steps // 500)),
         val_every=max(1.0, epochs / 50),
     )
+
+
+def _completed(situation: Situation, config: FinetuneConfig) -> FinetuneConfig:
+    """With the user's choices over all; what does not fit into memory at once is accumulated."""
+    config, processes = config.replace(situation.chosen), situation.processes
+    batch_size = config.run.batch_size
+    if "accumulate" in situation.chosen or batch_size % processes:  # which is an error elsewhere, in words
+        return config
+    module = build_classifier(config.model, situation.classes).module
+    shape = config.model.in_chans, *config.data.image_size
+    fits = images_that_fit(
+        lambda images: module(torch.zeros(images, *shape)),
+        list(module.parameters()),
+        config.run.precision,
+        situation.memory_bytes,
+    )
+    return config.replace({"accumulate": micro_batches(batch_size // processes, fits)})

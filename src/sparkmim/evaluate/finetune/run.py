@@ -106,7 +106,8 @@ def describe(ready: Preparation, classifier: Classifier, fabric: Fabric) -> dict
         + (f" (fold {data.fold} of {data.folds})" if data.folds else ""),
         "views": f"{data.image_size[0]} x {data.image_size[1]} pixels, {', '.join(extras)}",
         "length": f"{schedule.epochs:g} epochs = {steps:,} steps of {run.batch_size} images, "
-        f"{schedule.warmup_epochs:g} epochs of warm-up",
+        f"{schedule.warmup_epochs:g} epochs of warm-up"
+        + (f"; a step takes the images in {run.accumulate} parts" if run.accumulate > 1 else ""),
         "optimiser": f"{optimizer.optimizer}, learning rate up to {optimizer.lr:.3g}, layer decay "
         f"{optimizer.layer_decay:g} over {groups} groups, weight decay {optimizer.weight_decay:g}, average of weights "
         + (f"{optimizer.ema:g}" if optimizer.ema else "none"),
