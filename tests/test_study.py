@@ -28,8 +28,8 @@ def make_images(root: Path) -> Path:
 
 
 def test_every_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = "the recipe"
-    monkeypatch.setattr(study, "SETTINGS", {recipe: {}, "faster": {"lr": 3.0, "policy": "trivial"}})
+    slow = "learning rate 1e-3"
+    monkeypatch.setattr(study, "SETTINGS", {slow: {"lr": 1e-3}, "faster": {"lr": 3e-3, "policy": "trivial"}})
     monkeypatch.setattr(study, "MAIN_SHARE", 0.5)
     arms = {"spark": study.Arm("SparK", shares=(0.5,)), "scratch": study.Arm("scratch", "none", {}, (0.5,), "scratch")}
     monkeypatch.setattr(study, "ARMS", arms)
@@ -53,7 +53,10 @@ def test_every_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert results["finetune/spark/0.5/1"]["images"] == results["knn/spark/0"]["images"] == 8
     assert results["pretrain/spark/0"]["seconds"] > 0
     scores = {name: results[f"choose/scratch/{name}/0"]["top1"] for name in (0, 1)}
-    assert results["finetune/scratch/0.5/0"]["setting"] == (recipe if scores[0] >= scores[1] else "faster")
+    assert results["finetune/scratch/0.5/0"]["setting"] == (slow if scores[0] >= scores[1] else "faster")
+    chosen = json.loads((output / "choose" / "scratch" / "1" / "0" / "config.json").read_text())
+    assert chosen["augment"]["policy"] == "trivial"
+    assert chosen["optimizer"]["lr"] == 3e-3 * (chosen["run"]["batch_size"] / 64) ** 0.5
     config = json.loads((output / "finetune" / "spark" / "0.5" / "1" / "config.json").read_text())
     assert config["data"]["label_share"] == 0.5
     assert config["model"]["encoder"] == str(output / "pretrain" / "spark" / "0" / "encoder.safetensors")
@@ -64,7 +67,7 @@ def test_every_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_table() -> None:
-    score = {"images": 700, "setting": "the recipe"}
+    score = {"images": 700, "setting": "1e-3"}
     results = {
         "pretrain/spark/0": {"seconds": 1200},
         "knn/spark/0": {"top1": 0.5, **score},
@@ -76,4 +79,4 @@ def test_table() -> None:
     assert "| SparK, 60% hidden |  | 65.0 ± 3.6 (3) |  | 50.0 (1) | 20 |" in lines
     assert "| from scratch |  | 58.0 ± 2.8 (2) |  |  |  |" in lines
     assert "| SparK, 60% hidden |  | +5.0 ± 1.0 |  |  |" in lines  # 6 and 4 points
-    assert "| the recipe | 60.0 (1) |" in lines
+    assert "| 1e-3 | 60.0 (1) |" in lines
