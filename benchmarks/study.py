@@ -77,8 +77,10 @@ ARMS = {
     "spark-long": Arm("SparK, three times the epochs", epochs=3.0, shares=ALL),
     "scratch": Arm("from scratch", "none", shares=ALL, tuned_as="scratch"),
     "simclr": Arm("SimCLR, as many views", "simclr", shares=ALL, tuned_as="simclr"),
-    "spark-tuned-longer": Arm("SparK, fine-tuned for three times the views", views=3.0, encoder_of="spark"),
-    "scratch-longer": Arm("from scratch, three times the views", "none", tuned_as="scratch", views=3.0),
+    "spark-tuned-longer": Arm("SparK, fine-tuned longer", views=3.0, encoder_of="spark"),
+    "scratch-longer": Arm("from scratch, longer", "none", tuned_as="scratch", views=3.0, encoder_of="scratch"),
+        "from scratch, three times the views", "none", {}, tuned_as="scratch", views=3.0, encoder_of="scratch"
+    ),
     "single-scale": Arm("decoded from one scale", flags={"hierarchy": False}),
     "zero-out": Arm("dense network, zeros where hidden", flags={"execution": "zero-out"}),
     "loss-on-all": Arm("loss on all patches", flags={"loss_on": "all"}),
@@ -159,7 +161,9 @@ class Study:
     def run_all(self) -> None:
         """Encoders and their neighbours, then settings, then fine-tuning; the main arms first."""
         for name in self.args.arms:
-            for seed in range(self.args.pretrain_seeds * (not ARMS[name].encoder_of)):
+            if ARMS[name].encoder_of:
+                continue
+            for seed in range(self.args.pretrain_seeds):
                 made = self.made(name, seed)
                 self.once(made, partial(self.pretrain, arm=ARMS[name], seed=seed))
                 self.once(f"knn/{name}/{seed}", partial(self.knn, name=name, seed=seed), [made])

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
 
 from .backbone import Backbone
 from .build import ModelConfig, build_model, load_function, takes_drop_path
@@ -27,7 +28,6 @@ from .data import DataConfig, ImageSource
 from .data.statistics import channel_statistics, first_readable
 from .decoder import densify_norm_of
 from .masking import random_visible
-from .spark import SparKOutput
 from .train import OptimizerConfig, PretrainConfig, RunConfig, ScheduleConfig
 from .train.compilation import compilation
 from .train.memory import images_that_fit, micro_batches
@@ -237,11 +237,11 @@ def _accumulate(situation: Situation, config: PretrainConfig) -> int:
         return 1  # an error elsewhere, in words
     model, size = build_model(config.model), config.data.image_size
 
-    def forward(images: int) -> SparKOutput:
+    def inputs(images: int) -> tuple[Tensor, Tensor]:
         visible = random_visible(images, model.grid_shape(size), config.model.mask_ratio)
-        return model(torch.zeros(images, config.model.in_chans, *size), visible)
+        return torch.zeros(images, config.model.in_chans, *size), visible
 
-    fits = images_that_fit(forward, list(model.parameters()), config.run.precision, situation.memory_bytes)
+    fits = images_that_fit(model, inputs, config.run.precision, situation.memory_bytes)
     return micro_batches(batch // processes, fits)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ def free_memory(device: torch.device, processes: int = 1) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // processes
 
 
-def kept_bytes(forward: Callable[[], object], parameters: Iterable[nn.Parameter], precision: Precision) -> int:
+def kept_bytes(model: nn.Module, inputs: tuple[Tensor, ...], precision: Precision) -> int:
     """Bytes that a forward pass keeps for backward, beside the parameters."""
     storages: dict[int, int] = {}
 
@@ -37,29 +36,29 @@ def kept_bytes(forward: Callable[[], object], parameters: Iterable[nn.Parameter]
         storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    own = {p.untyped_storage().data_ptr() for p in parameters}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision != "32"):
-            out = forward()
+            out = model(*inputs)
     del out
     return sum(size for pointer, size in storages.items() if pointer not in own)
 
 
 def images_that_fit(
-    forward: Callable[[int], object], parameters: Sequence[nn.Parameter], precision: Precision, memory_bytes: int
+    model: nn.Module, inputs: Callable[[int], tuple[Tensor, ...]], precision: Precision, memory_bytes: int
 ) -> int:
     """How many images one forward and backward pass can take within the memory given; 0 if not even one.
 
     Args:
-        forward: a forward pass of so many images, on the CPU.
-        parameters: of the model.
+        model: on the CPU.
+        inputs: what the model takes, for a number of images.
         precision: in which it will be trained.
         memory_bytes: that are free.
     """
-    two, four = (kept_bytes(partial(forward, images), parameters, precision) for images in (2, 4))
+    two, four = (kept_bytes(model, inputs(images), precision) for images in (2, 4))
     each = (four - two) // 2
     whatever = two - 2 * each  # the parameters in half precision
-    state = STATE_BYTES * sum(p.numel() for p in parameters) + SLACK * whatever
+    state = STATE_BYTES * sum(p.numel() for p in model.parameters()) + SLACK * whatever
     return max(0, int((memory_bytes - state) / (SLACK * each)))
 
 
