@@ -79,8 +79,6 @@ ARMS = {
     "simclr": Arm("SimCLR, as many views", "simclr", shares=ALL, tuned_as="simclr"),
     "spark-tuned-longer": Arm("SparK, fine-tuned longer", views=3.0, encoder_of="spark"),
     "scratch-longer": Arm("from scratch, longer", "none", tuned_as="scratch", views=3.0, encoder_of="scratch"),
-        "from scratch, three times the views", "none", {}, tuned_as="scratch", views=3.0, encoder_of="scratch"
-    ),
     "single-scale": Arm("decoded from one scale", flags={"hierarchy": False}),
     "zero-out": Arm("dense network, zeros where hidden", flags={"execution": "zero-out"}),
     "loss-on-all": Arm("loss on all patches", flags={"loss_on": "all"}),
