@@ -7,18 +7,21 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 from warnings import filterwarnings
 
+import torch
 from lightning_fabric import Fabric
 
 from .atomic import write_json
 from .device import device_name, pick_device
 from .train import Outcome, RunFolder, Training
 from .train.claim import claim
-from .train.config import LoopConfig
+from .train.config import LoopConfig, TrainingConfig
 from .train.failures import disk_failed
 from .train.precision import MixedPrecision
+
+Config = TypeVar("Config", bound=TrainingConfig)
 
 
 def launch(config: LoopConfig) -> Fabric:
@@ -37,6 +40,14 @@ def launch(config: LoopConfig) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def agreed(config: Config, fabric: Fabric) -> Config:
+    """The configuration of all processes. A recipe chooses the micro-batches by free memory, which may differ between
+    them: that of the least counts."""
+    most = fabric.all_reduce(torch.tensor(config.run.accumulate, device=fabric.device), reduce_op="max")
+    assert isinstance(most, torch.Tensor)
+    return config.replace({"accumulate": int(most)})
 
 
 def tell_plan(lines: Mapping[str, str], fabric: Fabric, say: Callable[[str], None]) -> None:

@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 
 from .build import build_model
-from .carry_out import carry_out, launch, tell_plan
+from .carry_out import agreed, carry_out, launch, tell_plan
 from .continuing import described
 from .data import keyed_seed
 from .device import device_name
@@ -61,9 +61,10 @@ def pretrain(
         RunStopped: if the run cannot go on.
     """
     ready = prepare(output, recipe, resume, chosen or {}, int(os.environ.get("WORLD_SIZE", 1)))
-    config = ready.config
-    monitor = find_monitor(config)
-    fabric = launch(config.run)
+    monitor = find_monitor(ready.config)
+    fabric = launch(ready.config.run)
+    config = agreed(ready.config, fabric)
+    ready = ready._replace(config=config)
     torch.manual_seed(keyed_seed(config.run.seed, INITIAL))
     # A run that goes on has its weights in the checkpoint and needs no file to start from.
     model = build_model(config.model if ready.state is None else replace(config.model, init="none"))

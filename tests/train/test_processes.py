@@ -27,9 +27,15 @@ def free_port() -> int:
 def launch(output: Path, images: Path, *more: str) -> subprocess.Popen[str]:
     flags = "--model test_resnet --image-size 64 --decoder-width 32 --batch-size 4 --accumulate 1 --lr 0.01 --seed 1 "
     flags += "--warmup-epochs 0.8 --precision 32 --device cpu --workers 0 --pictures 1 --max-broken 0.3"
+    return start(
+        "-m", "--", "sparkmim", "pretrain", "--output", str(output), "--data", str(images), *flags.split(), *more
+    )
+
+
+def start(*program: str) -> subprocess.Popen[str]:
+    """A program in two processes."""
     torchrun = "-m torch.distributed.run --nproc-per-node 2 --master-addr 127.0.0.1 --master-port"
-    command = [sys.executable, *torchrun.split(), str(free_port()), "-m", "--", "sparkmim", "pretrain"]
-    command += ["--output", str(output), "--data", str(images), *flags.split(), *more]
+    command = [sys.executable, *torchrun.split(), str(free_port()), *program]
     pipe = subprocess.PIPE
     STARTED.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True))
     return STARTED[-1]
@@ -110,3 +116,21 @@ def test_sigterm_saves_and_the_same_command_continues(tmp_path: Path, images: Pa
         assert logged == sorted(set(logged))
         assert logged[-1] == step // 7 * 7
         done = step
+
+
+AGREE = """
+import os, sys
+from sparkmim.carry_out import agreed, launch
+from sparkmim.prepare import prepare
+ready = prepare(sys.argv[1], None, "auto", {"model": "test_resnet", "data": sys.argv[2], "batch_size": 8}, 2)
+config = ready.config.replace({"accumulate": 1 + int(os.environ["RANK"])})
+print("parts:", agreed(config, launch(config.run)).run.accumulate)
+"""
+
+
+def test_the_process_of_least_memory_decides_on_micro_batches(tmp_path: Path, images: Path) -> None:
+    """Otherwise they wait for each other's gradients at different steps."""
+    script = tmp_path / "script.py"
+    script.write_text(AGREE)
+    out, err = start(str(script), str(tmp_path / "run"), str(images)).communicate(timeout=120)
+    assert out.count("parts: 2") == 2, err

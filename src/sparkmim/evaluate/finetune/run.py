@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from ...carry_out import carry_out, launch, tell_plan
+from ...carry_out import agreed, carry_out, launch, tell_plan
 from ...continuing import TASK as TASK_KEY
 from ...data import keyed_seed
 from ...device import device_name
@@ -59,8 +59,9 @@ def finetune(
         RunStopped: if the run cannot go on.
     """
     ready = prepare(output, recipe, resume, chosen or {}, int(os.environ.get("WORLD_SIZE", 1)))
-    config, sets = ready.config, ready.sets
-    fabric = launch(config.run)
+    fabric = launch(ready.config.run)
+    config, sets = agreed(ready.config, fabric), ready.sets
+    ready = ready._replace(config=config)
     torch.manual_seed(keyed_seed(config.run.seed, INITIAL))
     classifier = build_classifier(config.model, len(sets.train.classes))
     if ready.state is None and ready.encoder is not None:
