@@ -44,10 +44,16 @@ def test_arithmetic_of_a_convolution() -> None:
     assert forward_flops(lambda: conv(x)) == 2 * 2 * 10 * 8 * 4 * 6 * 9
 
 
-def test_peak_is_what_a_function_takes() -> None:
+@pytest.mark.parametrize("freed", [0, 600])
+def test_peak_is_what_a_function_takes(freed: int) -> None:
+    """Also where as much has been freed in pieces, which the process still has."""
+    before = [torch.ones(2**18) for _ in range(freed)]
+    held = [torch.ones(1000) for _ in range(100)]
+    del before
     taken = peak_bytes(lambda: torch.ones(64, 2**20).sum(), CPU)  # 256 MiB
     if taken is None:
         pytest.skip("this system does not tell the peak of memory")
+    assert held
     assert 250 * 2**20 < taken < 350 * 2**20
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .activation import relu6
 from .backbone import Level
 from .composed import upsample_conv
 from .recompute import recomputed
@@ -77,7 +78,6 @@ class UNetBlock(nn.Module):
         self.upsample = _CONV_TRANSPOSE[dims](channels, channels, kernel, stride=factor, padding=1)
         self.conv1 = _CONV[dims](channels, channels, 3, padding=1, bias=False)
         self.norm1 = _BATCH_NORM[dims](channels)
-        self.act = nn.ReLU6(inplace=True)
         self.conv2 = _CONV[dims](channels, width, 3, padding=1, bias=False)
         self.norm2 = _BATCH_NORM[dims](width)
 
@@ -85,7 +85,7 @@ class UNetBlock(nn.Module):
         """`(B, channels, *size)` to `(B, width, *size * factor)`."""
         x = upsample_conv(x, self.upsample, self.conv1)
         # The largest maps of all are not kept, for what is between two convolutions costs little to compute again.
-        x = recomputed(lambda x: self.conv2(self.act(self.norm1(x))), x, self.norm1)
+        x = recomputed(lambda x: self.conv2(relu6(self.norm1(x))), x, self.norm1)
         out: Tensor = self.norm2(x)
         return out
 

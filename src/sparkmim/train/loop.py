@@ -43,7 +43,7 @@ class Evaluation(NamedTuple):
     """Something to measure between steps.
 
     Attributes:
-        epochs: between two times; it is measured after the last step as well.
+        epochs: between two times; it is measured after the last step as well, and not shortly before.
         measure: gives finite numbers by name, the same in all processes, which do it together.
     """
 
@@ -174,7 +174,7 @@ class Training(ABC):
                 if last or trainer.step % run.log_every == 0:
                     self._log()
                 for evaluation, every in zip(self.evaluations, due_every, strict=True):
-                    if last or trainer.step % every == 0:
+                    if last or (trainer.step % every == 0 and 2 * (trainer.steps - trainer.step) >= every):
                         self._evaluate(evaluation)
                 if trainer.step in pictures:
                     self._draw()
