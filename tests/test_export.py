@@ -85,6 +85,60 @@ def test_other_channels_and_other_weights(tmp_path: Path) -> None:
         assert torch.equal(loaded(image(1)), make("test_resnet", in_chans=1)(image(1)))
 
 
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A run's folder."""
+    known = '{"model": "test_resnet", "image_size": [64, 64], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}'
+    save_encoder(make("test_resnet"), tmp_path / "run" / "encoder.safetensors", {"sparkmim": known})
+    (tmp_path / "run" / "config.json").write_text('{"sparkmim": "0.1"}')
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", ["config.json", "README.md", "notes.txt"])
+def test_what_is_not_an_export_is_not_written_over(small: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"run is not empty \(it holds config.json\) and not an earlier export"):
+        export(small, small)
+    assert (small / "config.json").read_text() == '{"sparkmim": "0.1"}'
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / name).write_text("[]")
+    with pytest.raises(ValueError, match=f"it holds {name}"):
+        export(small, tmp_path / "other")
+    assert [path.read_text() for path in (tmp_path / "other").iterdir()] == ["[]"]
+
+
+def test_an_earlier_export_is_renewed_but_for_its_card(small: Path, tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / "hub"
+    export(small, folder)
+    (folder / "README.md").write_text("completed")
+    capsys.readouterr()
+    save_encoder(
+        trained(make("test_resnet"), 5), small / "encoder.safetensors", {"sparkmim": '{"model":"test_resnet"}'}
+    )
+    export(small, folder)
+    assert "README.md is left as it was" in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert (folder / "README.md").read_text() == "completed"
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert torch.equal(loaded.conv1[0].weight, load_network(small).backbone.module.conv1[0].weight)
+
+
+def test_what_timm_makes_of_the_folder_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of timm's with another pooling: the same weights."""
+    lines = (
+        "import timm, torch",
+        "def make():",
+        "    network = timm.create_model('test_resnet', num_classes=0)",
+        "    network.maxpool = torch.nn.AvgPool2d(3, 2, 1)",
+        "    return network",
+    )
+    (tmp_path / "changed_by_hand.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    save_encoder(make("test_resnet"), tmp_path / "e", {"sparkmim": '{"model": "changed_by_hand:make"}'})
+    with pytest.raises(Mismatch, match="is not changed_by_hand:make: it computes something else before its head"):
+        export(tmp_path / "e", tmp_path / "hub")
+    assert list((tmp_path / "hub").iterdir()) == []
+
+
 # --- torchvision ----------------------------------------------------------------------------------------------------
 
 
@@ -420,6 +474,12 @@ def test_wrong_outputs(resnet18: Path, tmp_path: Path, output: str, format: Any,
     with pytest.raises(ValueError, match=reason):
         export(resnet18, tmp_path / output, format)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_encoder_is_not_written_over(tmp_path: Path) -> None:
+    torch.save(make("resnet18").state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="is the file of --encoder; name another"):
+        export(tmp_path / "weights.pth", tmp_path / "weights.pth", "torchvision", "resnet18")
 
 
 def test_networks_that_take_three_channels(tmp_path: Path) -> None:

@@ -189,6 +189,12 @@ def test_headline(run: Path) -> None:
     assert facts["Training time"] == ("7 min", "5 min left")  # 400 and 320 steps of a second
 
 
+def test_scores_of_an_evaluation_are_not_those_of_the_run(run: Path) -> None:
+    results = {"evaluation": "knn", "classes": ["a"], "test": {"top1": 0.5, "class_mean": 0.5}}
+    (run / "results.json").write_text(json.dumps(results))
+    assert "Scores" not in shown(run).texts("h2")
+
+
 def test_finished(run: Path) -> None:
     (run / "plan.json").write_text(json.dumps({"steps": 400}))
     page = shown(run)

@@ -188,6 +188,14 @@ def test_splits_of_other_classes(encoder: Path, data: Path, tmp_path: Path) -> N
         knn(encoder, data / "train", (other,), **SMALL)
 
 
+@pytest.mark.parametrize("command", [knn, probe])
+def test_an_output_that_is_a_run(command: Any, encoder: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"sparkmim": "0.1", "model": {}}')
+    with pytest.raises(ValueError, match="is the folder of a run, whose results are its own; name another"):
+        command(encoder, data, output=tmp_path, **SMALL)
+    assert not (tmp_path / "results.json").exists()
+
+
 def test_an_output_that_is_a_file(encoder: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file; it takes a folder"):

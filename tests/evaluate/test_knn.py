@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparkmim.evaluate.knn import Accuracy, accuracy, best_neighbours, knn_predictions, leave_one_out
 
@@ -52,6 +54,30 @@ def test_more_neighbours_than_there_are_left_out() -> None:
     assert list(knn_predictions(bank, bank, labels, (5, 6, 7), classes=2)) == [5, 6]
     assert list(leave_one_out(bank, labels, (5, 6), classes=2)) == [5]
     assert knn_predictions(bank, bank, labels, (7,), classes=2) == {}
+
+
+def test_numbers_of_neighbours_given_twice() -> None:
+    bank, labels = drawn(30, 0), torch.arange(30) % 3
+    found = knn_predictions(drawn(9, 1), bank, labels, (5, 1, 5), classes=3)
+    assert {k: len(predicted) for k, predicted in found.items()} == {5: 9, 1: 9}
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest tensor that comes about."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple) else (result,):
+            self.bytes = max(self.bytes, tensor.nbytes if isinstance(tensor, Tensor) else 0)
+        return result
+
+
+def test_memory_of_many_classes() -> None:
+    with Largest() as largest:
+        knn_predictions(drawn(20, 1), drawn(50, 0), torch.arange(50) % 40, (10, 50), classes=1000)
+    assert largest.bytes == 20 * 1000 * 4, "a vote for each image and class"
 
 
 def test_length_does_not_count_and_small_temperatures_do_not_overflow() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..atomic import write_json
 from ..device import pick_device
 from ..features import pooled_features
+from ..train import RunFolder
 from ..trained import TrainedEncoder, load_network
 from .labels import LabelledImages, read_matching, read_splits
 
@@ -131,11 +132,7 @@ def labelled_splits(data: str | Path, val_data: str | Path | None, test_data: Se
 
 
 def write_results(output: Path | None, kind: str, results: dict[str, Any]) -> None:
-    """Write `results.json` into a folder, if one is asked for.
-
-    Raises:
-        ValueError: if there are results of something else in it, or it is a file.
-    """
+    """Write `results.json` into a folder, if one is asked for; see :func:`check_output`."""
     if output is None:
         return
     path = output / "results.json"
@@ -147,12 +144,14 @@ def check_output(output: Path | None, kind: str) -> None:
     """Whether results of this kind can be written there.
 
     Raises:
-        ValueError: if it is a file, or holds the results of something else.
+        ValueError: if it is a file, the folder of a run, or holds the results of something else.
     """
     if output is None:
         return
     if output.is_file():
         raise ValueError(f"--output {output} is a file; it takes a folder")
+    if _is_run(output):
+        raise ValueError(f"--output {output} is the folder of a run, whose results are its own; name another")
     path = output / "results.json"
     if path.exists():
         try:
@@ -161,3 +160,11 @@ def check_output(output: Path | None, kind: str) -> None:
             there = "something else"
         if there != kind:
             raise ValueError(f"{path} holds the results of {there}; use another --output")
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        recorded = json.loads(RunFolder(folder).config.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(recorded, dict) and "sparkmim" in recorded

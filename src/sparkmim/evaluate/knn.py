@@ -47,13 +47,13 @@ def knn_predictions(
         features: of the images to classify.
         bank: of labelled images.
         bank_labels: their classes.
-        neighbours: numbers of neighbours; larger ones than there are others are left out.
+        neighbours: numbers of neighbours; repeated ones, and larger ones than there are others, are left out.
         classes: how many there are.
         temperature: of the votes.
         leave_one_out: `features` are those of the bank, and no image is its own neighbour.
     """
     others = len(bank) - leave_one_out
-    wanted = [k for k in neighbours if k <= others]
+    wanted = [k for k in dict.fromkeys(neighbours) if k <= others]
     bank = F.normalize(bank, dim=1)
     queries = F.normalize(features, dim=1)
     found: dict[int, list[Tensor]] = {k: [] for k in wanted}
@@ -64,9 +64,10 @@ def knn_predictions(
         nearest, which = similarity.topk(max(wanted), dim=1)
         # Weights relative to the nearest one: exp of large arguments would overflow for small temperatures.
         weights = ((nearest - nearest[:, :1]) / temperature).exp()
-        votes = F.one_hot(bank_labels[which], classes) * weights.unsqueeze(2)
+        labels = bank_labels[which]
         for k in wanted:
-            found[k].append(votes[:, :k].sum(1).argmax(1))
+            votes = weights.new_zeros(len(weights), classes).scatter_add_(1, labels[:, :k], weights[:, :k])
+            found[k].append(votes.argmax(1))
     return {k: torch.cat(parts) for k, parts in found.items()}
 
 

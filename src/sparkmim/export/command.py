@@ -8,10 +8,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..atomic import write_atomically
+from ..atomic import require_writable, write_atomically
 from ..trained import TrainedEncoder, load_network
 from .detectron2 import detectron2_config, to_detectron2, write_pickle
-from .huggingface import write_folder
+from .huggingface import CARD_FILE, check_folder, write_folder
 from .openmmlab import Library, to_openmmlab
 from .torchvision import to_torchvision
 
@@ -25,7 +25,8 @@ def export(encoder: Path, output: Path, format: Format = "timm", model: str | No
 
     Args:
         encoder: an encoder.safetensors or the run folder that holds one; other weights of a network; or timm.
-        output: the folder (timm) or file (torchvision, mmpretrain, mmdet: .pth; detectron2: .pkl) to write.
+        output: the file (torchvision, mmpretrain, mmdet: .pth; detectron2: .pkl) to write; for timm a folder, new, empty
+            or of an earlier export.
         format: timm, a folder with weights, config.json and model card, as on the Hugging Face hub; torchvision, a
             state dict; detectron2 (ResNet, ResNeXt); mmpretrain or mmdet (ResNet, ResNeXt, ConvNeXt).
         model: the network's timm name, if the file of weights does not know it.
@@ -37,6 +38,12 @@ def export(encoder: Path, output: Path, format: Format = "timm", model: str | No
         raise ValueError(f"--output {output} must end in {suffix} for --format {format}")
     if suffix is None and (output.is_file() or output.suffix in (".pth", ".pkl", ".safetensors")):
         raise ValueError(f"--output {output} is a file; --format timm takes a folder")
+    if suffix is None:
+        check_folder(output)
+    elif output.resolve() == encoder.resolve():
+        raise ValueError(f"--output {output} is the file of --encoder; name another")
+    else:
+        require_writable(output)
     network = load_network(encoder, model)
     if suffix is not None and network.backbone.in_chans != 3:
         raise ValueError(f"networks of {format} take images of 3 channels, this one {network.backbone.in_chans}")
@@ -49,8 +56,10 @@ def _write(format: Format, encoder: TrainedEncoder, output: Path) -> str:
     """Write the file or folder; how to load it, in words."""
     module, data = encoder.backbone.module, encoder.data
     if format == "timm":
+        kept = (output / CARD_FILE).exists()
         write_folder(encoder, output)
-        return f'    timm.create_model("local-dir:{output}", pretrained=True)'
+        note = f"\n{output / CARD_FILE} is left as it was; remove it, and export again, for a new one" * kept
+        return f'    timm.create_model("local-dir:{output}", pretrained=True){note}'
     if format == "torchvision":
         found = to_torchvision(module)
         _save(found.weights, output)

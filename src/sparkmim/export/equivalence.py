@@ -67,12 +67,17 @@ def counterpart_weights(own: nn.Module, other: nn.Module) -> dict[str, Tensor]:
     if len(other_uses) > len(own_uses):  # what comes next is a classifier
         other_result = other_uses[len(own_uses)].given
     for mine, theirs in zip(own_uses, other_uses, strict=False):
-        _compare(mine.given, theirs.given, mine.module)
-    _compare(own_result, other_result, "its end")
+        compare_maps(mine.given, theirs.given, mine.module)
+    compare_maps(own_result, other_result, "its end")
     return other_state
 
 
-def _compare(mine: Tensor, theirs: Tensor, where: str) -> None:
+def compare_maps(mine: Tensor, theirs: Tensor, where: str) -> None:
+    """Whether two networks have computed the same, but for rounding.
+
+    Raises:
+        Mismatch: if not, saying where.
+    """
     if mine.numel() != theirs.numel():
         raise Mismatch(f"the maps before {where} are of {tuple(theirs.shape)} and not {tuple(mine.shape)}")
     deviation = float((mine.flatten() - theirs.flatten()).abs().max() / mine.abs().max().clamp_min(1e-30))

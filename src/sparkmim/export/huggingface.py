@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import timm
+import torch
 from timm.models import save_for_hf
+from torch import nn
 
-from ..atomic import write_text
+from ..atomic import SUFFIX, write_text
 from ..trained import TrainedEncoder
-from .equivalence import Mismatch
+from .equivalence import Mismatch, compare_maps
+
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+
+MARK = "exported_by"
+"""Key of `config.json` by which an earlier export is told from whatever else has such a file."""
 
 CARD = """---
 tags:
@@ -70,11 +82,29 @@ OF_TIMM_S_OWN_WEIGHTS = ("tag", "license", "origin_url", "paper_ids", "paper_nam
 """What timm says of the weights that it has for a network, which are not these."""
 
 
-def write_folder(encoder: TrainedEncoder, folder: Path) -> None:
-    """Write `model.safetensors`, `config.json` and `README.md`.
+def check_folder(folder: Path) -> None:
+    """Whether nothing of anyone's is lost by an export into a folder: it is new, empty, or that of an earlier export.
 
     Raises:
-        Mismatch: for a network that is not timm's.
+        ValueError: if not.
+    """
+    others = sorted(p.name for p in folder.iterdir() if p.suffix != SUFFIX) if folder.is_dir() else []
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if others and not (isinstance(config, dict) and MARK in config):
+        raise ValueError(
+            f"--output {folder} is not empty (it holds {others[0]}) and not an earlier export; name a new folder"
+        )
+
+
+def write_folder(encoder: TrainedEncoder, folder: Path) -> None:
+    """Write `config.json`, `model.safetensors` and, unless there is one, `README.md`.
+
+    Raises:
+        Mismatch: for a network that is not timm's, or another one than timm makes of what was written. Nothing is
+            written then.
     """
     network = encoder.backbone.module
     if not hasattr(network, "pretrained_cfg") or encoder.name.partition(":")[0].endswith(".py"):
@@ -87,8 +117,15 @@ def write_folder(encoder: TrainedEncoder, folder: Path) -> None:
         "interpolation": "bicubic",
         "crop_pct": 1.0,
     }
-    others = {"pretrained_cfg": dict.fromkeys(OF_TIMM_S_OWN_WEIGHTS)}
-    save_for_hf(network, str(folder), others, safe_serialization=True, data_config=described)
+    others = {"pretrained_cfg": dict.fromkeys(OF_TIMM_S_OWN_WEIGHTS), MARK: f"sparkmim {version('sparkmim')}"}
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder, suffix=SUFFIX) as temporary:
+        save_for_hf(network, temporary, others, safe_serialization=True, data_config=described)
+        _check(encoder.name, network, temporary, described["input_size"])
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            (Path(temporary) / name).replace(folder / name)
+    if (folder / CARD_FILE).exists():  # which may have been completed
+        return
     card = CARD.format(
         name=encoder.name,
         origin=OTHER if encoder.step is None else PRETRAINED.format(steps=encoder.step),
@@ -100,4 +137,17 @@ def write_folder(encoder: TrainedEncoder, folder: Path) -> None:
         mean=", ".join(f"{value:g}" for value in encoder.data.mean),
         std=", ".join(f"{value:g}" for value in encoder.data.std),
     )
-    write_text(folder / "README.md", card)
+    write_text(folder / CARD_FILE, card)
+
+
+def _check(name: str, network: nn.Module, folder: str, size: tuple[int, ...]) -> None:
+    """Whether timm makes the same network of a folder."""
+    images = torch.randn(1, *size, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    try:
+        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().double()
+        own = copy.deepcopy(network).double()
+        with torch.no_grad():
+            compare_maps(own.forward_features(images), loaded.forward_features(images), "its head")
+            compare_maps(own(images), loaded(images), "its end")
+    except (RuntimeError, TypeError, Mismatch) as error:
+        raise Mismatch(f"what timm makes of the files is not {name}: {error}") from error

@@ -18,12 +18,14 @@ MOST_CLASSES = 40
 
 
 def scores(results: Mapping[str, Any], mistakes: Path) -> str:
-    """All sets of images that were scored.
+    """All sets of images that a fine-tuning scored.
 
     Args:
         results: what `results.json` holds.
         mistakes: folder of the pictures of mistakes, with one folder for each set.
     """
+    if "evaluation" in results:  # of a k-NN or probe
+        return ""
     return "".join(_score(results, name, mistakes / name) for name in SETS if name in results)
 
 
