@@ -75,8 +75,9 @@ def main() -> None:
     base = contestants[0]
     base_time = statistics.median(base.times)
     shown = " ".join(s for s in shared if "official" not in s)
+    where = torch.cuda.get_device_name() if args.device == "cuda" else cpu_name()
     print(
-        f"`{shown}`; {datetime.date.today()}, {cpu_name()}, {torch.get_num_threads()} threads,"
+        f"`{shown}`; {datetime.date.today()}, {where}, {torch.get_num_threads()} threads,"
         f" torch {torch.__version__}, {args.rounds} rounds in turn\n"
     )
     print(

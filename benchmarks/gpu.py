@@ -16,10 +16,11 @@ import datetime
 import statistics
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sparkmim
 from compare import Contestant, cpu_name
-from contestant import inputs, settings
+from contestant import settings
 from sparkmim.benchmark.command import TRAINING
 from sparkmim.benchmark.machine import peak_flops
 from sparkmim.benchmark.measure import forward_flops, seconds
@@ -40,6 +41,8 @@ def main() -> None:
         f"{torch.__version__}, {args.rounds} rounds in turn, medians; a product of large matrices in bf16 reaches "
         f"{peak / 1e12:.3g} TFLOP/s, a copy {bandwidth / 1e9:.0f} GB/s\n"
     )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     for model in args.models:
         run(model, args, peak, bandwidth)
 
@@ -84,10 +87,10 @@ def is_depthwise(model: str) -> bool:
 
 def arithmetic(model: str, args: argparse.Namespace) -> float:
     """Operations of forward and backward."""
-    small = argparse.Namespace(**{**vars(args), "batch": 2})
-    images, visible = inputs(small)
-    network = sparkmim.SparK(model, mask_ratio=args.ratio, decoder_width=args.decoder_width).to(args.device).train()
-    return TRAINING * forward_flops(lambda: network(images, visible)) / 2 * args.batch
+    with FakeTensorMode():  # of the whole batch, whose size decides which convolutions are composed, but not computed
+        network = sparkmim.SparK(model, mask_ratio=args.ratio, decoder_width=args.decoder_width).train()
+        images = torch.empty(args.batch, network.backbone.in_chans, args.size, args.size)
+        return float(TRAINING * forward_flops(lambda: network(images)))
 
 
 def copied_bytes(device: torch.device) -> float:

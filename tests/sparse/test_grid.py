@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sparkmim.masking import random_visible
 from sparkmim.sparse import PatchGrid, mask_at
 from sparkmim.sparse.halo import gather_halo, scatter_halo
 
@@ -96,6 +97,18 @@ def test_unpack_fills_each_channel_and_passes_its_gradient() -> None:
     assert torch.equal(grad_packed, grid.pack(upstream))
     hidden = visible.logical_not().repeat_interleave(2, dim=2)[:, None]
     torch.testing.assert_close(grad_fill, (upstream * hidden).sum((0, 2, 3)))
+
+
+def test_gradient_of_a_fill_in_half_precision_is_that_of_all_positions() -> None:
+    """Added up one after the other in bf16 it would stop at 256."""
+    grid = PatchGrid(random_visible(4, (4, 4), 0.5), 8)
+    packed = torch.randn(32, 3, 8, 8, dtype=torch.bfloat16, requires_grad=True)
+    fill = torch.zeros(3, requires_grad=True)
+    grid.unpack(packed, fill).backward(torch.ones(4, 3, 32, 32, dtype=torch.bfloat16))
+    assert packed.grad is not None
+    assert torch.equal(packed.grad, torch.ones_like(packed))
+    assert fill.grad is not None
+    assert torch.equal(fill.grad, torch.full((3,), 4 * 8 * 64.0))
 
 
 def test_pack_and_unpack_are_adjoint() -> None:

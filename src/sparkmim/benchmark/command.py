@@ -155,6 +155,8 @@ def measure(steps: dict[Execution, Step], device: torch.device, rounds: int) -> 
             if execution == first:  # after its parts have left gradients
                 parts[execution].setdefault("optimiser", []).append(seconds(step.update, device))
     shared = {name: median(times) for name, times in parts[first].items()}
+    for step in steps.values():
+        step.optimizer.zero_grad()  # what parts have left would count as in use before
     return {
         execution: Measured(
             median(whole[execution]),

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.utils.checkpoint
 
+from .opaque import attach_to_opaque_modules
+
 if TYPE_CHECKING:
     from .execution import Execution
 
@@ -71,9 +73,12 @@ class _Recompute:
         network = self.execution.network
         buffers = [] if network is None else [buffer for buffer in network.buffers() if buffer.numel()]
         kept = [buffer.clone() for buffer in buffers]
+        handles = [] if network is None else attach_to_opaque_modules(self.execution, network)
         try:
             with self.execution:
                 return self.compute(*args, **kwargs)
         finally:
+            for handle in handles:
+                handle.remove()
             for buffer, value in zip(buffers, kept, strict=True):
                 buffer.data.copy_(value)  # unseen by autograd, to which nothing has changed

@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class PatchGrid:
@@ -73,8 +75,7 @@ class PatchGrid:
         rows = rows_of(packed)
         if not isinstance(fill, Tensor):
             fill = rows.new_full((), fill).expand(rows.shape[1])
-        rows = torch.cat([rows, fill.to(rows.dtype)[None]])
-        dense = rows.index_select(0, self.rows_of_map(block).flatten())
+        dense = _Fill.apply(rows, fill, self.rows_of_map(block).flatten(), self.positions_of_rows(block).flatten())
         return maps_of(dense, (self.batch, *size))
 
     def positions_of_rows(self, block: tuple[int, ...]) -> Tensor:
@@ -285,6 +286,31 @@ class CoarseGrid:
         if isinstance(fill, Tensor):
             fill = fill.to(packed.dtype).view(-1, *[1] * (packed.ndim - 2))
         return torch.where(self.visible.unsqueeze(1), packed, fill)
+
+
+class _Fill(torch.autograd.Function):
+    """Rows laid out on a map, and one row `fill` at all other positions.
+
+    `lay` is :meth:`PatchGrid.rows_of_map` and `cut` is :meth:`PatchGrid.positions_of_rows`, both flattened. The adjoint
+    of a plain gather would add up the gradient of `fill` one position after the other, in the map's own precision: in
+    bf16 a sum stops growing at 256 times what is added.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, fill: Tensor, lay: Tensor, cut: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(lay, cut)
+        ctx.fill = fill.dtype
+        return torch.cat([rows, fill.to(rows.dtype)[None]]).index_select(0, lay)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        lay, cut = ctx.saved_tensors
+        need_rows, need_fill = ctx.needs_input_grad[:2]
+        of_rows = grad.index_select(0, cut) if need_rows else None
+        hidden = (lay == len(cut)).to(grad.dtype)
+        of_fill = (hidden[None] @ grad)[0].to(ctx.fill) if need_fill else None  # adds up in float32, rounds once
+        return of_rows, of_fill, None, None
 
 
 def has_mask(grid: Sequence[int], size: Sequence[int]) -> bool:

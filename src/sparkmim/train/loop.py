@@ -209,7 +209,7 @@ class Training(ABC):
             return
         pending, self.pending = self.pending, []
         own = torch.stack([torch.stack([result.loss.float(), result.grad_norm.float()]) for result in pending])
-        numbers = self.fabric.all_reduce(own, reduce_op="mean")
+        numbers = self.fabric.all_reduce(own.clone(), reduce_op="mean")  # which works in place
         assert isinstance(numbers, torch.Tensor)
         losses, norms = numbers.T.tolist()
         scaled = self.config.run.precision == "16-mixed"  # there, gradients that overflow are skipped

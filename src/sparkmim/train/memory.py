@@ -19,8 +19,9 @@ SLACK = 1.5
 
 def free_memory(device: torch.device, processes: int = 1) -> int:
     """Bytes free on a device; on a CPU, half of the machine's free memory, divided among its processes."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cuda":  # what an earlier run in this process has left in torch's hands is free, too
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // processes

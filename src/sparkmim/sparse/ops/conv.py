@@ -100,7 +100,7 @@ def _with_halo(grid: PatchGrid, x: Tensor, weight: Tensor, bias: Tensor | None, 
     if unit_stride:  # the gradient of the input is a convolution of the gradient, with the reach reversed
         if window.before != window.after:
             adjoint = grid.halo(window.block, window.after, window.before)
-    else:
+    elif x.requires_grad:
         adjoint = grid.readers(window.block, window.before, window.after)
     out: Tensor = _HaloConvolution.apply(x, weight, bias, table, adjoint, window, groups)
     return maps_of(out, (x.shape[0], *window.out)) if _by_matrix_product(window, groups) else out
