@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
 from .data import ImageSource
@@ -93,6 +94,24 @@ def recorded_run(
             f"continue it (--output alone is enough), or use another --output"
         )
     return RecordedRun(run, name, config.replace(chosen), recorded)
+
+
+def config_of(path: str, state: Mapping[str, Any], kind: type[Kind], other: str) -> Kind:
+    """The configuration under which a checkpoint was written.
+
+    Args:
+        path: of the checkpoint.
+        state: its content.
+        kind: of the configuration that is wanted.
+        other: what it is if its run was of the other kind, and what can be done with that.
+
+    Raises:
+        ValueError: if it was, or the configuration does not fit this version.
+    """
+    recorded = json.loads(state["config"])
+    if recorded.keys() != {group.name for group in fields(kind)}:
+        raise ValueError(f"{path} is {other}")
+    return kind.from_dict(recorded)
 
 
 def newest_state(run: RunFolder) -> tuple[dict[str, Any] | None, list[str]]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .build import code_of, is_function, load_backbone
-from .continuing import described, newest_state, recorded_run
+from .continuing import config_of, described, newest_state, recorded_run
 from .data import ImageSource, builtin_photographs, find_images, held_out
 from .data.statistics import first_readable
 from .device import pick_device
@@ -23,8 +21,12 @@ from .train.ranges import check_values
 
 PARAMETERS = frozenset(
     {"model", "stages", "in_chans", "decoder_width", "decoder_block", "densify_norm", "hierarchy", "shared_mask_token"}
+    | {"optimizer"}
 )
-"""Settings that decide which parameters a model has."""
+"""Settings that decide which parameters a model has, and what is remembered of them."""
+
+FINETUNED = "a checkpoint of a fine-tuning; start from the weights of its run: --init RUN/model.safetensors"
+"""What `--resume` is told of the checkpoint of a run of the other kind."""
 
 
 class Preparation(NamedTuple):
@@ -71,32 +73,39 @@ def prepare(
             state, warnings = newest_state(run)
     elif state is not None and recipe is None:
         name = f"of {Path(resume).name}"
-        config = PretrainConfig.from_dict(json.loads(state["config"])).replace(chosen)
+        config = config_of(resume, state, PretrainConfig, FINETUNED).replace(chosen)
         source, other = sources(config)
     else:
         name = recipe or "auto"
         config, source, other = resolve(name, chosen, processes)
     if state is not None and resume != "auto":
-        check_named_checkpoint(resume, state, config)
+        recorded = config_of(resume, state, PretrainConfig, FINETUNED)
+        check_named_checkpoint(resume, recorded, config, "--init RUN/encoder.safetensors")
     validate(config, source, processes)
     if there is None:
-        check_output(run.root, config)
+        check_output(run.root, config.flat())
     return Preparation(name, config, source, other, run, state, warnings)
 
 
-def check_named_checkpoint(path: str, state: Mapping[str, Any], config: PretrainConfig) -> None:
-    """Whether the checkpoint that `resume` names has the parameters of a configuration's model.
+def check_named_checkpoint(path: str, recorded: Configuration, config: Configuration, weights: str) -> None:
+    """Whether the checkpoint that `resume` names has the parameters of a configuration's model and optimiser.
+
+    Args:
+        path: of the checkpoint.
+        recorded: the configuration under which it was written.
+        config: that of the run that is to go on from it.
+        weights: how to start from the weights of its run alone.
 
     Raises:
         ValueError: if not, with the settings that differ.
     """
-    recorded, wanted = (asdict(c.model) for c in (PretrainConfig.from_dict(json.loads(state["config"])), config))
-    shaping = PARAMETERS if not is_function(config.model.model) else PARAMETERS - {"model"}  # a file may have moved
-    unlike = differences(recorded, {name: value for name, value in wanted.items() if name in shaping})
+    wanted = config.flat()
+    shaping = PARAMETERS if not is_function(wanted["model"]) else PARAMETERS - {"model"}  # a file may have moved
+    unlike = differences(recorded.flat(), {name: value for name, value in wanted.items() if name in shaping})
     if unlike:
         raise ValueError(
-            f"{path} is the checkpoint of another model ({'; '.join(unlike)}). Leave these settings to it, or start "
-            f"from the encoder of its run: --init RUN/encoder.safetensors"
+            f"{path} is the checkpoint of another model or optimiser ({'; '.join(unlike)}). Leave these settings to "
+            f"it, or start from the weights of its run: {weights}"
         )
 
 
@@ -230,13 +239,14 @@ def check_size(image_size: Sequence[int], patch_size: Sequence[int]) -> None:
             raise ValueError(f"image {name} {size} is not divisible by the patch size {patch}; use --image-size {use}")
 
 
-def check_output(output: Path, config: PretrainConfig) -> None:
-    """Whether a run's own pictures would be taken for images when it is continued.
+def check_output(output: Path, config: Mapping[str, Any]) -> None:
+    """Whether a run's own pictures would be taken for images when it is continued under a flat configuration.
 
     Raises:
         ValueError: if so.
     """
-    for flag, folder in (("--data", config.data.data), ("--val-data", config.data.val_data)):
+    for name in ("data", "val_data", "test_data", "monitor_data"):
+        flag, folder = f"--{name.replace('_', '-')}", config.get(name)
         if folder is None or not output.resolve().is_relative_to(Path(folder).resolve()):
             continue
         below = output.resolve().relative_to(Path(folder).resolve())
@@ -257,13 +267,18 @@ def check_training(config: TrainingConfig, images: int, in_chans: int, processes
     if run.batch_size > images:
         raise ValueError(f"--batch-size {run.batch_size} is larger than the {images} images; use at most {images}")
     parts = run.accumulate * processes
+    if parts > images:
+        raise ValueError(
+            f"{images} images are too few for {processes} process{'es' * (processes > 1)} times --accumulate "
+            f"{run.accumulate}; use fewer"
+        )
     if run.batch_size % parts:
         among = (
             f"{processes} processes times --accumulate {run.accumulate}" if processes > 1 else f"--accumulate {parts}"
         )
         raise ValueError(
             f"--batch-size {run.batch_size} does not divide by {among}; use "
-            f"{(run.batch_size // parts + 1) * parts}, or another multiple of {parts}"
+            f"{min(run.batch_size // parts + 1, images // parts) * parts}, or another multiple of {parts}"
         )
     if config.schedule.warmup_epochs >= config.schedule.epochs:
         raise ValueError(

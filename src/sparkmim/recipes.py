@@ -77,6 +77,11 @@ class Situation:
         return self.chosen.get(name, default)
 
     @property
+    def parts(self) -> int:
+        """What a batch must divide by, as far as it is known."""
+        return self.processes * max(1, self.choice("accumulate", 1))
+
+    @property
     def normalised_by_batch(self) -> bool:
         """Whether the network's own norms are batch norms."""
         return densify_norm_of(self.backbone.module) == "batch"
@@ -89,8 +94,8 @@ def auto(situation: Situation) -> PretrainConfig:
     """Fitted to the number of images, their size and the device.
 
     - Views of 224 pixels (the nearest multiple of the patch size and the total stride).
-    - Batch size: a power of two that makes at least 64 steps an epoch, 8 to 4096. What does not fit into memory at once
-      is accumulated.
+    - Batch size: a power of two that makes at least 64 steps an epoch, 8 to 4096, or what the processes can share below
+      it. What does not fit into memory at once is accumulated.
     - Epochs: 40 million views in all, but every image at least 100 and at most 800 times.
     - Warm-up: a twentieth of the epochs, at most 40.
     - LAMB. Its learning rate is about the relative change of a layer in a step, so shorter runs need a higher one:
@@ -98,7 +103,9 @@ def auto(situation: Situation) -> PretrainConfig:
       of those tried for 480 steps of 32 images (docs/pretraining.md).
     - bf16-mixed where the device computes it natively, 32 elsewhere; compiled on CUDA if the run is long.
     """
-    batch_size = situation.choice("batch_size", power_of_two(situation.images / 64, 8, 4096, situation.images))
+    batch_size = situation.choice(
+        "batch_size", divisible(power_of_two(situation.images / 64, 8, 4096, situation.images), situation.parts)
+    )
     epochs = situation.choice("epochs", float(min(800, max(100, round(40e6 / situation.images)))))
     steps = steps_of(epochs, situation.images, batch_size)
     return _complete(
@@ -123,7 +130,7 @@ def paper(situation: Situation) -> PretrainConfig:
     accumulated where it does not fit into memory; batch norm then sees a part of it at a time. The rate of stochastic
     depth, which the official code looks up by model name, follows from the kind of norm and the number of parameters.
     """
-    batch_size = situation.choice("batch_size", 4096)
+    batch_size = situation.choice("batch_size", divisible(4096, situation.parts))
     return _complete(
         situation,
         image_size=(IMAGE_SIZE,) * situation.backbone.dims,
@@ -153,7 +160,7 @@ def demo(situation: Situation) -> PretrainConfig:
     ResNet-18 on two cores: three to four minutes. The network learns fifteen pictures by heart, which is good to look
     at; it is of no other use.
     """
-    batch_size = situation.choice("batch_size", min(situation.images, 32))
+    batch_size = situation.choice("batch_size", divisible(min(situation.images, 32), situation.parts))
     return _complete(
         situation,
         image_size=tuple(3 * u for u in _unit(situation)),
@@ -258,6 +265,11 @@ def power_of_two(wanted: float, least: int, most: int, available: int) -> int:
     """The power of two below a number, within limits, and no more than there are."""
     power = 2 ** math.floor(math.log2(max(wanted, 1)))
     return min(max(power, least), most, available)
+
+
+def divisible(batch_size: int, parts: int) -> int:
+    """The largest number up to a batch size that divides by the parts, each of which has at least one image."""
+    return max(1, batch_size // parts) * parts
 
 
 def native_precision(device: torch.device) -> Precision:

@@ -302,7 +302,7 @@ def test_the_checkpoint_of_another_network(tmp_path: Path, started: Path, here: 
     checkpoint = str(RunFolder(started).list_checkpoints()[-1])
     chosen = TINY | {"data": str(here / "images"), "decoder_width": 64}
     with pytest.raises(
-        ValueError, match=r"\.pt is the checkpoint of another model \(decoder_width: 32 there, 64 asked"
+        ValueError, match=r"\.pt is the checkpoint of another model or optimiser \(decoder_width: 32 there, 64 asked"
     ):
         pretrain(tmp_path / "run", resume=checkpoint, chosen=chosen, say=lambda line: None)
     assert not (tmp_path / "run").exists()

@@ -77,7 +77,7 @@ class RunConfig(LoopConfig):
 FREE = frozenset(
     {"workers", "log_every", "val_every", "checkpoint_minutes", "keep_checkpoints", "pictures", "compile", "device"}
     | {"grad_checkpointing", "monitor", "monitor_data", "monitor_every"}
-    | {"data", "val_data"}  # folders may move; the names of their images are compared instead
+    | {"data", "val_data", "test_data"}  # folders may move; the names of their images are compared instead
 )
 """Fields that do not change what a run computes (but for rounding), so a run may be continued with others."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.optim.lamb import Lamb
@@ -36,15 +37,24 @@ class OptimizerConfig:
     """Largest norm of all gradients together; larger ones are scaled down to it. 0 never clips."""
 
 
+SETTINGS = ("betas", "eps", "lr_scale", "weight_decay_scale")
+"""What a group of parameters holds of the configuration; the rest is set at each step, or is the optimiser's own."""
+
+
 def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
-    """Trainable parameters in two groups: decayed, and not.
+    """The parameters of a model in groups, see :func:`decayed_and_spared`."""
+    return decayed_and_spared(model.named_parameters())
+
+
+def decayed_and_spared(named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, object]]:
+    """Those of some named parameters that are trained, in two groups: decayed, and not.
 
     Not decayed are vectors and scalars (biases, norms, layer scale) and mask tokens, as in the official
     `get_param_groups`; a group's `weight_decay_scale` is 1 or 0.
     """
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         if parameter.requires_grad:
             spare = parameter.ndim <= 1 or name.endswith((".bias", ".mask_token", ".gamma"))
             (spared if spare else decayed).append(parameter)
@@ -64,3 +74,11 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) 
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
         group["weight_decay"] = weight_decay * group["weight_decay_scale"]
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Bring back what an optimiser remembers; the settings of its groups stay those of the configuration."""
+    kept = [{name: group[name] for name in SETTINGS if name in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, kept, strict=True):
+        group.update(settings)

@@ -140,6 +140,8 @@ def encoder_metadata(config: PretrainConfig, step: int) -> dict[str, str]:
         "stages": model.stages,
         "in_chans": model.in_chans,
         "image_size": data.image_size,
+        "crop": data.crop,
+        "flip": data.flip,
         "mean": data.mean,
         "std": data.std,
         "step": step,

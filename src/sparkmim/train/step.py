@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..data import keyed_seed
 from .compilation import compile_model, eager, reason, uncompile
 from .config import TrainingConfig
-from .optimizer import set_rates
+from .optimizer import load_optimizer, set_rates
 from .schedule import learning_rate, steps_of, weight_decay
 
 STEP = 4
@@ -177,7 +177,7 @@ class Trainer(ABC, Generic[Model, Shown]):
             raise ValueError(f"the checkpoint is of step {state['step']}, after the last step {self.steps} of this run")
         try:
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(" ".join(str(error).split("\n")[:2]).split())
             raise ValueError(

@@ -51,13 +51,16 @@ class Classifier(NamedTuple):
 
 
 class PooledClassifier(nn.Module):
-    """A linear classifier on the mean of the deepest map."""
+    """A linear classifier on the mean of the deepest map; what that does not depend on (another classifier) is not
+    trained."""
 
     def __init__(self, backbone: Backbone, classes: int) -> None:
         super().__init__()
         self.encoder = backbone.module
         self.head = nn.Linear(backbone.channels[-1], classes)
         self._backbone = backbone
+        for name in backbone.unreached_parameters(1):  # several processes would wait for their gradients
+            self.encoder.get_parameter(name).requires_grad_(False)
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch class"]:
         """Logits."""
@@ -74,7 +77,12 @@ def build_classifier(config: ClassifierConfig, classes: int) -> Classifier:
         backbone = load_backbone(config.model, config.stages, config.in_chans, drop_path=config.drop_path)
         return Classifier(PooledClassifier(backbone, classes), backbone, backbone.module)
     settings: dict[str, Any] = {"drop_path_rate": config.drop_path} if config.drop_path else {}
-    module = timm.create_model(config.model, num_classes=classes, in_chans=config.in_chans, **settings)
+    try:
+        module = timm.create_model(config.model, num_classes=classes, in_chans=config.in_chans, **settings)
+    except TypeError as error:
+        if not config.drop_path:
+            raise
+        raise ValueError(f"{config.model} takes no stochastic depth; use --drop-path 0 ({error})") from error
     backbone = Backbone(module, config.stages or None, in_chans=config.in_chans)
     return Classifier(module, backbone, module)
 
@@ -87,7 +95,7 @@ def load_weights(classifier: Classifier, encoder: TrainedEncoder) -> None:
     """
     state = encoder.backbone.module.state_dict()
     own = classifier.encoder.state_dict()
-    spare = set(classifier.backbone.unreached_parameters())
+    spare = _spare_parameters(classifier.backbone)
     missing = [key for key in own if key not in state and key not in spare]
     misshaped = [key for key in state if key in own and state[key].shape != own[key].shape and key not in spare]
     surplus = [key for key in state if key not in own]
@@ -102,3 +110,14 @@ def load_weights(classifier: Classifier, encoder: TrainedEncoder) -> None:
         )
     kept = {key: tensor for key, tensor in state.items() if tensor.shape == own[key].shape}
     classifier.encoder.load_state_dict(kept, strict=False)
+
+
+def _spare_parameters(backbone: Backbone) -> set[str]:
+    """Names of the parameters that no feature map depends on, whether they are trained or not."""
+    frozen = [parameter for parameter in backbone.module.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_()
+    spare = set(backbone.unreached_parameters())
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return spare

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ...backbone import Backbone
-from ...train.optimizer import parameter_groups
+from ...train.optimizer import decayed_and_spared
 from .classifier import Classifier
 
 SEQUENCES = (nn.Sequential, nn.ModuleList)
@@ -53,11 +53,8 @@ def decayed_groups(classifier: Classifier, layer_decay: float) -> list[dict[str,
     last = max(layers.values())
     groups: list[dict[str, object]] = []
     for layer in range(last + 1):
-        own = nn.ParameterDict()
-        for name, parameter in classifier.module.named_parameters():
-            if layers[name] == layer:
-                own[name.replace(".", "/")] = parameter
-        groups += [{**group, "lr_scale": layer_decay ** (last - layer)} for group in parameter_groups(own)]
+        own = [named for named in classifier.module.named_parameters() if layers[named[0]] == layer]
+        groups += [{**group, "lr_scale": layer_decay ** (last - layer)} for group in decayed_and_spared(own)]
     return groups
 
 

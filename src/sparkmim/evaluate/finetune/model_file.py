@@ -38,6 +38,7 @@ def save_classifier(
         "in_chans": model.in_chans,
         "image_size": data.image_size,
         "crop": data.crop,
+        "flip": data.flip,
         "mean": data.mean,
         "std": data.std,
         "classes": list(classes),

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...build import code_of
-from ...continuing import described, newest_state, recorded_run
+from ...continuing import config_of, described, newest_state, recorded_run
 from ...data.statistics import first_readable
 from ...device import pick_device
-from ...prepare import absolute_spec, check_training, normalise
+from ...prepare import absolute_spec, check_named_checkpoint, check_output, check_training, normalise
 from ...train import RunFolder, read_checkpoint
 from ...train.config import show
 from ...train.memory import free_memory
@@ -25,6 +25,9 @@ from .config import FinetuneConfig, LabelledDataConfig
 from .recipes import Situation, find_recipe
 
 TASK = "finetune"
+
+PRETRAINED = "a checkpoint of a pretraining; start from the encoder of its run: --encoder RUN"
+"""What `--resume` is told of the checkpoint of a run of the other kind."""
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "label_share": (lambda v: 0 < v <= 1, "is a share of the labels, above 0 and at most 1"),
@@ -50,10 +53,12 @@ class LabelledSets(NamedTuple):
 
     def described(self) -> dict[str, str]:
         """Number and digest of the names and labels of each."""
-        return {"images": _described(self.train), "held_out": _described(self.val), "test": _described(self.test)}
+        named = {"images": self.train, "held_out": self.val, "test": self.test}
+        return {name: described_labels(labelled) for name, labelled in named.items()}
 
 
-def _described(labelled: LabelledImages | None) -> str:
+def described_labels(labelled: LabelledImages | None) -> str:
+    """Number and digest of the names and labels of some images."""
     if labelled is None:
         return "none"
     digest = hashlib.sha256("\0".join(labelled.classes[label] for label in labelled.labels).encode())
@@ -75,7 +80,8 @@ class Preparation(NamedTuple):
 def prepare(
     output: str | Path, recipe: str | None, resume: str, chosen: Mapping[str, Any], processes: int
 ) -> Preparation:
-    """Find out what is to be done, and whether it can be.
+    """Find out what is to be done, and whether it can be. Where a run begins is as for
+    :func:`sparkmim.prepare.prepare`, but for `encoder` instead of `init`.
 
     Raises:
         ValueError: naming what is wrong and what to do.
@@ -96,11 +102,22 @@ def prepare(
         if state is None:
             state, warnings = newest_state(run)
         if state is None:
-            encoder = load_network(config.model.encoder, config.model.model, config.run.seed)
+            encoder = read_encoder(config.flat())
+    elif state is not None and recipe is None:
+        name = f"of {Path(resume).name}"
+        config = config_of(resume, state, FinetuneConfig, PRETRAINED).replace(chosen)
+        sets = read_sets(config.data, config.run.seed)
     else:
         name = recipe or "small-data"
         config, sets, encoder = resolve(name, chosen, processes)
+    if state is not None and resume != "auto":
+        recorded = config_of(resume, state, FinetuneConfig, PRETRAINED)
+        check_named_checkpoint(resume, recorded, config, "--encoder RUN/model.safetensors")
+        if config.optimizer.ema and state["average"] is None:
+            raise ValueError(f"--ema {config.optimizer.ema:g}, but {resume} holds no average of weights; use --ema 0")
     check(config.flat())
+    if there is None:
+        check_output(run.root, config.flat())
     check_training(config, len(sets.train), config.model.in_chans, processes)
     if config.augment.policy != "none" and config.model.in_chans not in (1, 3):
         raise ValueError(f"--policy {config.augment.policy} takes images of 1 or 3 channels; use --policy none")
@@ -153,7 +170,7 @@ def resolve(
             takes = "takes a folder of class folders" if name == "data" else "takes a file, a run folder, timm, or none"
             raise ValueError(f"{what} {takes}")
     encoder = read_encoder(chosen)
-    chosen = {**chosen, "model": encoder.name}
+    chosen = {**chosen, "model": encoder.name, "stages": encoder.stages}
     data = {name: chosen[name] for name in vars(LabelledDataConfig)["__annotations__"] if name in chosen}
     view = {"image_size": (1, 1), "mean": (0.0,), "std": (1.0,)}
     sets = read_sets(LabelledDataConfig(**{**view, **data}), chosen.get("seed", 0))
@@ -184,7 +201,13 @@ def resolve(
 def read_encoder(chosen: Mapping[str, Any]) -> TrainedEncoder:
     """The network to start from."""
     with code_of(chosen.get("model", chosen["encoder"])):
-        encoder = load_network(chosen["encoder"], chosen.get("model"), chosen.get("seed", 0))
+        encoder = load_network(
+            chosen["encoder"],
+            chosen.get("model"),
+            chosen.get("seed", 0),
+            stages=chosen.get("stages", ()),
+            in_chans=chosen.get("in_chans"),
+        )
     if encoder.backbone.dims != 2:
         raise ValueError(f"{encoder.name} takes volumes; only images of two dimensions are classified")
     if chosen.get("in_chans", encoder.backbone.in_chans) != encoder.backbone.in_chans:

@@ -23,7 +23,7 @@ from ...backbone import Backbone
 from ...build import load_function, takes_drop_path
 from ...data import ViewConfig
 from ...decoder import densify_norm_of
-from ...recipes import native_precision, power_of_two, reading_processes
+from ...recipes import divisible, native_precision, power_of_two, reading_processes
 from ...train import ScheduleConfig
 from ...train.config import LoopConfig
 from ...train.memory import images_that_fit, micro_batches
@@ -47,7 +47,7 @@ class Situation:
         memory_bytes: memory that is free there, for each process.
         cores: processor cores of this machine, for each process.
         processes: that train together.
-        chosen: fields that are set already, by name: the user's, and `model` and `encoder`.
+        chosen: fields that are set already, by name: the user's, and `model`, `encoder` and `stages`.
     """
 
     images: int
@@ -63,6 +63,11 @@ class Situation:
     def choice(self, name: str, default: Any) -> Any:
         """What the user has set, else the default."""
         return self.chosen.get(name, default)
+
+    @property
+    def parts(self) -> int:
+        """What a batch must divide by, as far as it is known."""
+        return self.processes * max(1, self.choice("accumulate", 1))
 
     @property
     def from_scratch(self) -> bool:
@@ -86,7 +91,8 @@ Recipe = Callable[[Situation], FinetuneConfig]
 def small_data(situation: Situation) -> FinetuneConfig:
     """For hundreds to thousands of images.
 
-    - Batch size: a power of two that makes at least 16 steps an epoch, 8 to 128.
+    - Batch size: a power of two that makes at least 16 steps an epoch, 8 to 128, or what the processes can share below
+      it.
     - Epochs: 100,000 views in all, but every image at least 30 and at most 200 times; a tenth of them warm-up.
     - AdamW, learning rate 3e-3 (networks of batch norm) or 1e-3 (others) at batch size 64 and as the root of the batch
       size, cosine; layer decay 0.75, none from scratch; gradients clipped at norm 1. 3e-3 against 1e-3 is worth 6.4
@@ -94,7 +100,9 @@ def small_data(situation: Situation) -> FinetuneConfig:
     - Random resized crops from a third of the area on, flips, label smoothing 0.1.
     - The average of the weights over about the last tenth of the steps is scored and kept.
     """
-    batch_size = situation.choice("batch_size", power_of_two(situation.images / 16, 8, 128, situation.images))
+    batch_size = situation.choice(
+        "batch_size", divisible(power_of_two(situation.images / 16, 8, 128, situation.images), situation.parts)
+    )
     epochs = situation.choice("epochs", float(min(200, max(30, round(100_000 / situation.images)))))
     steps = steps_of(epochs, situation.images, batch_size)
     lr = 3e-3 if situation.normalised_by_batch else 1e-3
@@ -132,12 +140,12 @@ def paper(situation: Situation) -> FinetuneConfig:
     """
     small = situation.millions <= 35
     if situation.normalised_by_batch:
-        batch_size = situation.choice("batch_size", min(2048, situation.images))
+        batch_size = situation.choice("batch_size", divisible(min(2048, situation.images), situation.parts))
         epochs, warmup, base, kind, decay = 300.0, 5.0, 2e-3 if small else 1e-3, "lamb", 0.02
         layer_decay, mixup, repeats, drop_path = 0.7 if small else 0.8, 0.1, 1, 0.05 if small else 0.2
     else:
         size = sum(situation.millions > limit for limit in (70, 140))
-        batch_size = situation.choice("batch_size", min(4096, situation.images))
+        batch_size = situation.choice("batch_size", divisible(min(4096, situation.images), situation.parts))
         epochs, warmup, base, kind, decay = (
             (400.0, 400.0, 200.0)[size],
             (20.0, 20.0, 10.0)[size],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,9 +17,11 @@ from ...data import keyed_seed
 from ...device import device_name
 from ...train import Outcome
 from ...train.compilation import COMPUTATION
+from ...train.config import show
 from ...train.metrics import tell
 from ...train.schedule import steps_of
 from .classifier import Classifier, build_classifier, load_weights
+from .config import FinetuneConfig
 from .layer_decay import layer_groups
 from .prepare import TASK, Preparation, prepare
 from .training import Finetuning
@@ -66,11 +69,30 @@ def finetune(
     classifier = build_classifier(config.model, len(sets.train.classes))
     if ready.state is None and ready.encoder is not None:
         load_weights(classifier, ready.encoder)
+    check_batch(classifier, config, fabric.world_size)
     lines = describe(ready, classifier, fabric)
     tell_plan(lines, fabric, say)
     training = Finetuning(config, classifier, *sets, ready.run, fabric, ready.state, after_step)
     record = {TASK_KEY: TASK, "recipe": ready.recipe, **sets.described(), **config.to_dict()}
     return carry_out(training, record, lines, ready.warnings, plan=plan, say=say)
+
+
+def check_batch(classifier: Classifier, config: FinetuneConfig, processes: int) -> None:
+    """Whether batch norm has something to normalise over.
+
+    Raises:
+        ValueError: if an image is trained on alone, and a map of it has a single position.
+    """
+    if config.run.batch_size > config.run.accumulate * processes:
+        return
+    size = config.data.image_size
+    try:
+        copy.deepcopy(classifier.module).train()(torch.zeros(1, config.model.in_chans, *size))
+    except ValueError as error:
+        raise ValueError(
+            f"one image of --image-size {show(size)} at a time leaves batch norm one value for each channel ({error}); "
+            "use a larger --batch-size, fewer --accumulate, or a larger --image-size"
+        ) from error
 
 
 def describe(ready: Preparation, classifier: Classifier, fabric: Fabric) -> dict[str, str]:

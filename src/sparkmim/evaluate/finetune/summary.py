@@ -19,7 +19,8 @@ def summary_of_results(output: Path) -> list[str]:
             score = results[name]
             lines.append(
                 f"{name}: top-1 {score['top1']:.2%}, mean of classes {score['mean_per_class']:.2%}, "
-                f"{score['images']:,} images" + (f", {score['broken']} unreadable" if score["broken"] else "")
+                f"{score['images']:,} images"
+                + (f", {score['broken']} unreadable, named in {run.results}" if score["broken"] else "")
             )
     weights = results["weights"]
     kept = "the best on the validation images" if "validation" in results else "the last"

@@ -20,7 +20,7 @@ from ...report import write_report
 from ...train import Evaluation, RunFolder, RunStopped, Training, build_optimizer
 from ...train.estimate import estimate
 from ...train.failures import explained
-from ...train.gather import gather
+from ...train.gather import gather, share
 from ...train.step import StepResult, Trainer
 from ..labels import LabelledImages
 from .classifier import Classifier
@@ -28,6 +28,7 @@ from .config import FinetuneConfig
 from .layer_decay import decayed_groups
 from .model_file import save_classifier
 from .objective import classification_loss
+from .prepare import described_labels
 from .scores import Predictions, Score, draw_mistakes, predict_source
 from .views import AugmentedView, LabelledBatch, LabelledViews, collate, mix
 
@@ -119,7 +120,10 @@ class Finetuning(Training):
         self.repeats = config.augment.repeats
         view = AugmentedView(config.data, config.augment)
         self.views = LabelledViews(train, view, config.model.in_chans, config.run.seed)
-        self.best: dict[str, Any] | None = None if state is None else state["best"]
+        self.scored_on = described_labels(val)
+        best: dict[str, Any] | None = None if state is None else state["best"]
+        alike = best is not None and best.get("images", self.scored_on) == self.scored_on  # older ones do not say
+        self.best = best if alike else None
 
     def batches(self, positions: Positions) -> DataLoader[LabelledBatch]:
         """Augmented views."""
@@ -145,7 +149,7 @@ class Finetuning(Training):
         score = Score.of(self._predict(self.val), self.val, self.settings.objective)
         if self.best is None or score.top1 >= self.best["top1"]:
             weights = {name: tensor.detach().cpu().clone() for name, tensor in self._weights().items()}
-            self.best = {"top1": score.top1, "step": self.trainer.step, "model": weights}
+            self.best = {"top1": score.top1, "step": self.trainer.step, "model": weights, "images": self.scored_on}
         return {"val_loss": score.loss, "val_top1": score.top1, "val_mean_per_class": score.mean_per_class}
 
     def draw(self) -> None:
@@ -186,7 +190,8 @@ class Finetuning(Training):
                     data, channels = self.settings.data, self.settings.model.in_chans
                     mistakes = draw_mistakes(predictions, labelled, data, channels, self.run.mistakes / name)
                     score = Score.of(predictions, labelled, self.settings.objective)
-                    results[name] = {**asdict(score), "mistakes": mistakes}
+                    unreadable = {labelled.source.name(i): " ".join(e.split()) for i, e in sorted(predictions.broken)}
+                    results[name] = {**asdict(score), "unreadable": unreadable, "mistakes": mistakes}
         if self.fabric.is_global_zero:
             write_json(self.run.results, results)
 
@@ -194,12 +199,13 @@ class Finetuning(Training):
         return self.classifier_trainer.scored.state_dict()
 
     def _predict(self, labelled: LabelledImages) -> Predictions:
-        """All processes share the work and get the same predictions.
+        """All processes share the work and get the same predictions, those of the first one's weights.
 
         Raises:
             RunStopped: if none of the images can be read.
         """
         fabric, data = self.fabric, self.settings.data
+        share(fabric, self.classifier_trainer.scored.buffers())  # on CPUs each has batch norm statistics of its own
         own = np.arange(fabric.global_rank, len(labelled), fabric.world_size)
         part = predict_source(
             self.classifier_trainer.scored,
