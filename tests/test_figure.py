@@ -183,6 +183,24 @@ def test_grey_images(photograph: Path, tmp_path: Path) -> None:
     assert figure("vanishing", photograph, tmp_path / "f.png", f"{tmp_path}/net.py:grey", image_size=64) == 0
 
 
+def test_a_convolution_that_runs_twice(photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = """
+import sparkmim
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.same, self.down = nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 2, 2)
+    def forward(self, x):
+        return self.down(self.same(self.same(self.stem(x))))
+def make():
+    return sparkmim.Backbone(Net(), ["down"])
+"""
+    (tmp_path / "net.py").write_text(code)
+    assert figure("vanishing", photograph, tmp_path / "f.png", f"{tmp_path}/net.py:make", image_size=64) == 0
+    assert "4 convolutions of" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

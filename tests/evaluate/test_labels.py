@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sparkmim.data.sources import Files
+from sparkmim.evaluate.frozen import labelled_splits
 from sparkmim.evaluate.labels import LabelledImages, fold, label_share, read_labelled, read_matching, read_splits
 
 
@@ -73,11 +74,17 @@ def test_table(tmp_path: Path) -> None:
         ("3.png,cat,1\n", "line 1: wanted is `path,class`, not '3.png,cat,1'"),
         ("3.png,\n", "line 1: wanted"),
         ("3.png,cat\n3.png,dog\n", "more than once: 3.png"),
+        (
+            "image,category\n3.png,cat\n",
+            "do not exist: image.*; the first row is taken for a heading if",
+        ),
+        ("3.png,\xe9l\xe9phant\n", "labels.csv cannot be read as a CSV file .*; save it as one, encoded in UTF-8"),
+        (f"3.png,{'x' * 200_000}\n", "labels.csv cannot be read as a CSV file .field larger"),
     ],
 )
 def test_bad_tables(tmp_path: Path, content: str, message: str) -> None:
     make(tmp_path, "3.png")
-    (tmp_path / "labels.csv").write_text(content)
+    (tmp_path / "labels.csv").write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match=message):
         read_labelled(tmp_path / "labels.csv")
 
@@ -95,6 +102,20 @@ def test_bad_tables(tmp_path: Path, content: str, message: str) -> None:
 def test_bad_folders(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_splits(make(tmp_path, *names))
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.csv", "note.txt"])
+def test_what_is_not_there_is_told_of_its_own_flag(tmp_path: Path, name: str) -> None:
+    root = make(tmp_path, "train/a/1.png", "train/b/1.png", "note.txt")
+    wrong, right = root / name, root / "train"
+    for option, read in (
+        ("--data", lambda: labelled_splits(wrong, None, [])),
+        ("--val-data", lambda: labelled_splits(right, wrong, [])),
+        ("--test-data", lambda: labelled_splits(right, None, [right, wrong])),
+        ("--monitor-data", lambda: read_splits(wrong, option="--monitor-data")),
+    ):
+        with pytest.raises(ValueError, match=rf"{name}(; see| is a file, but no .csv;) {option}\b"):
+            read()
 
 
 def test_share_is_stratified() -> None:
@@ -128,5 +149,7 @@ def test_folds_part_the_images() -> None:
     assert sizes == [4] * 5
     with pytest.raises(ValueError, match="--fold 5 must be 0 to 4"):
         fold(everything, 5, 5, 0)
-    with pytest.raises(ValueError, match="do not fill 3 folds"):
+    with pytest.raises(ValueError, match="2 images do not fill 3 folds; use fewer --folds"):
+        fold(labelled(2), 3, 2, 0)
+    with pytest.raises(ValueError, match=r"every class has a single image, so none .*; name others with --val-data"):
         fold(labelled(1, 1), 3, 0, 0)

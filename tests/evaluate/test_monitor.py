@@ -13,8 +13,12 @@ import pytest
 import torch
 from pictures import make_split
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
 from sparkmim.evaluate.commands import knn
+from sparkmim.evaluate.frozen import FrozenEncoder
+from sparkmim.evaluate.knn import leave_one_out
+from sparkmim.evaluate.labels import read_labelled
 from sparkmim.pretrain import pretrain
 from sparkmim.train import Outcome, RunFolder, RunStopped
 
@@ -120,6 +124,24 @@ def test_is_what_the_command_measures(tmp_path: Path, data: Path, with_val: bool
     page = (folder / "report.html").read_text()
     assert f"<dt>k-NN</dt><dd>{seen[1]:.1%}</dd>" in page
     assert "k-NN accuracy" in page
+
+
+@pytest.mark.parametrize("crop", ["resized", "native"])
+def test_features_are_those_of_the_command(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, crop: str
+) -> None:
+    """Whatever the precision of the run, and however its images are cut."""
+    seen: list[Tensor] = []
+
+    def noted(values: Tensor, *arguments: Any, **settings: Any) -> Any:
+        seen.append(values)
+        return leave_one_out(values, *arguments, **settings)
+
+    monkeypatch.setattr("sparkmim.evaluate.monitor.leave_one_out", noted)
+    run(tmp_path / "run", data, precision="bf16-mixed", crop=crop, monitor="knn", monitor_data=data)
+    frozen = FrozenEncoder(tmp_path / "run", None, -1, None, 5, 0, "cpu", 0)
+    wanted = frozen(read_labelled(data / "train")).values
+    torch.testing.assert_close(seen[-1], wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
 def test_images_that_cannot_be_read_are_left_out(

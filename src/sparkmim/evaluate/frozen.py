@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..atomic import write_json
+from ..data import printable
 from ..device import pick_device
 from ..features import pooled_features
 from ..train import RunFolder
@@ -98,7 +99,7 @@ class FrozenEncoder:
             device=self.where,
         )
         for index, error in found.broken:
-            print(f"skipped {images.source.name(index)}: {error}", file=sys.stderr)
+            print(f"skipped {printable(images.source.name(index))}: {error}", file=sys.stderr)
         if not found.indices:
             raise ValueError(f"none of the {len(images)} images can be read")
         self.skipped += len(found.broken)
@@ -128,7 +129,8 @@ def labelled_splits(data: str | Path, val_data: str | Path | None, test_data: Se
     root = Path(data).expanduser()
     if not test_data and (root / "train").is_dir() and (root / "test").is_dir():
         test_data = [root / "test"]
-    return Splits(train, val, [read_matching(path, train.classes, "the training images") for path in test_data])
+    tests = [read_matching(path, train.classes, "the training images", "--test-data") for path in test_data]
+    return Splits(train, val, tests)
 
 
 def write_results(output: Path | None, kind: str, results: dict[str, Any]) -> None:

@@ -3,8 +3,8 @@
 ```
 DIR/CLASS/.../image.jpg           class folders
 DIR/{train,val,test}/CLASS/...    class folders by split
-FILE.csv                          rows `path,class`, paths relative to the file's folder; a first row `path,label` is a
-                                  heading if no such file exists
+FILE.csv                          rows `path,class` in UTF-8, paths relative to the file's folder; a first row is a
+                                  heading if it ends in class or label, and no such file exists
 ```
 
 Classes are numbered in the alphabetical order of their names. A class may have a single image: it is then trained on
@@ -61,14 +61,18 @@ class LabelledImages:
         return np.bincount(self.labels, minlength=len(self.classes)).tolist()
 
 
-def read_labelled(path: str | Path) -> LabelledImages:
+def read_labelled(path: str | Path, option: str = "--data") -> LabelledImages:
     """The images of class folders or of a CSV file, see above.
+
+    Args:
+        path: the folder or file.
+        option: that named it, for messages.
 
     Raises:
         ValueError: if there are no classes, images lie outside of them, a class folder is empty, or files of the table
             are missing.
     """
-    labelled = _read(Path(path).expanduser())
+    labelled = _read(Path(path).expanduser(), option)
     empty = [name for name, count in zip(labelled.classes, labelled.counts(), strict=True) if not count]
     if empty:
         raise ValueError(
@@ -78,7 +82,7 @@ def read_labelled(path: str | Path) -> LabelledImages:
     return labelled
 
 
-def read_matching(path: str | Path, classes: Sequence[str], reference: str) -> LabelledImages:
+def read_matching(path: str | Path, classes: Sequence[str], reference: str, option: str = "--data") -> LabelledImages:
     """The images of another split, their classes numbered as the reference's.
 
     A class folder may be empty here, and a table need not have every class.
@@ -87,12 +91,13 @@ def read_matching(path: str | Path, classes: Sequence[str], reference: str) -> L
         path: class folders or a CSV file.
         classes: the reference's.
         reference: what to call it in messages.
+        option: that named the path, for messages.
 
     Raises:
         ValueError: as for :func:`read_labelled`, and if the classes differ.
     """
     path = Path(path).expanduser()
-    other = _read(path)
+    other = _read(path, option)
     unknown = sorted(set(other.classes) - set(classes))
     missing = sorted(set(classes) - set(other.classes)) if path.is_dir() else []
     if unknown or missing:
@@ -108,12 +113,15 @@ def read_matching(path: str | Path, classes: Sequence[str], reference: str) -> L
     return LabelledImages(other.source, renumbered[other.labels], tuple(classes))
 
 
-def read_splits(data: str | Path, val_data: str | Path | None = None) -> tuple[LabelledImages, LabelledImages | None]:
+def read_splits(
+    data: str | Path, val_data: str | Path | None = None, option: str = "--data"
+) -> tuple[LabelledImages, LabelledImages | None]:
     """What to train on, and what to validate with, if there is any.
 
     Args:
         data: class folders, a CSV file, or a folder with `train` and perhaps `val` in it.
         val_data: class folders or a CSV file; `val` beside `train` if not given.
+        option: that named `data`, for messages.
 
     Raises:
         ValueError: as for :func:`read_labelled` and :func:`read_matching`.
@@ -129,10 +137,10 @@ def read_splits(data: str | Path, val_data: str | Path | None = None) -> tuple[L
         if val_data is None and (root / "val").is_dir():
             val_data = root / "val"
         root = root / "train"
-    train = read_labelled(root)
+    train = read_labelled(root, option)
     if len(train.classes) < 2:
         raise ValueError(f"{root} has a single class, {train.classes[0]}; there is nothing to tell apart: add others")
-    return train, None if val_data is None else read_matching(val_data, train.classes, str(root))
+    return train, None if val_data is None else read_matching(val_data, train.classes, str(root), "--val-data")
 
 
 def label_share(labelled: LabelledImages, share: float, seed: int) -> LabelledImages:
@@ -168,6 +176,8 @@ def fold(labelled: LabelledImages, folds: int, index: int, seed: int) -> tuple[L
             held.append(order[(index - dealt) % folds :: folds])
             dealt += len(order)  # small classes begin where the last one ended, and folds stay of equal size
     out = np.sort(np.concatenate(held)) if held else np.zeros(0, dtype=np.int64)
+    if not held:
+        raise ValueError("every class has a single image, so none can be held out; name others with --val-data")
     if not len(out):
         raise ValueError(f"{len(labelled)} images do not fill {folds} folds; use fewer --folds")
     return labelled.subset(np.setdiff1d(np.arange(len(labelled)), out)), labelled.subset(out)
@@ -182,10 +192,13 @@ def _shuffled_classes(labelled: LabelledImages, seed: int, key: int) -> list[np.
     return orders
 
 
-def _read(path: Path) -> LabelledImages:
-    if path.suffix.lower() == ".csv":
-        return _read_table(path)
-    return _read_folders(path)
+def _read(path: Path, option: str) -> LabelledImages:
+    table = path.suffix.lower() == ".csv"
+    if not (path.is_file() if table else path.is_dir()):
+        if path.is_file():
+            raise ValueError(f"{path} is a file, but no .csv; {option} takes a folder of class folders, or a CSV file")
+        raise ValueError(f"there is no {'file' if table else 'folder'} {path}; see {option}")
+    return _read_table(path) if table else _read_folders(path)
 
 
 def _read_folders(root: Path) -> LabelledImages:
@@ -202,10 +215,11 @@ def _read_folders(root: Path) -> LabelledImages:
 
 
 def _read_table(path: Path) -> LabelledImages:
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [(number, row) for number, row in enumerate(csv.reader(file), start=1) if row]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [(number, row) for number, row in enumerate(csv.reader(file), start=1) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as a CSV file ({error}); save it as one, encoded in UTF-8") from error
     if rows and len(rows[0][1]) == 2 and not (path.parent / rows[0][1][0]).is_file():
         first = [cell.strip().lower() for cell in rows[0][1]]
         if first[1] in ("label", "class"):
@@ -218,9 +232,10 @@ def _read_table(path: Path) -> LabelledImages:
     names = [row[0] for _, row in rows]
     missing = [name for name in names if not (path.parent / name).is_file()]
     if missing:
+        heading = "; the first row is taken for a heading if it is `path,class` or `path,label`"
         raise ValueError(
             f"{len(missing)} of the {len(names)} images of {path} do not exist: {_named(missing)}. Paths are relative "
-            f"to {path.parent}"
+            f"to {path.parent}{heading * (missing[0] == names[0])}"
         )
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1}) if len(names) < 10_000 else []

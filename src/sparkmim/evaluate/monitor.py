@@ -23,7 +23,8 @@ class KnnMonitor:
     """k-NN accuracy on the features of the encoder as it is, of the deepest map, without hidden patches.
 
     The number of neighbours is the one that classifies the training images best, each by all others. With validation
-    images it is their accuracy that counts, otherwise that of the training images. The same as `sparkmim knn` measures.
+    images it is their accuracy that counts, otherwise that of the training images. In float32 whatever the run's
+    precision, as `sparkmim knn` measures it of the same images.
 
     Args:
         train: images whose classes are known to the others.
@@ -79,7 +80,6 @@ class KnnMonitor:
             batch_size=trainer.micro_batch,
             workers=data.workers,
             device=fabric.device,
-            autocast=fabric.autocast,
         )
         parts = gather(fabric, (own[found.indices], found.values))
         indices = np.concatenate([part for part, _ in parts])
@@ -101,7 +101,7 @@ def find_monitor(config: PretrainConfig) -> KnnMonitor | None:
         return None
     if where is None:
         raise ValueError("--monitor knn of which images? --monitor-data takes a folder of class folders, or a CSV file")
-    train, val = read_splits(where)
+    train, val = read_splits(where, option="--monitor-data")
     for labelled in (train, val):
         if labelled is not None:
             first_readable(labelled.source, config.model.in_chans)

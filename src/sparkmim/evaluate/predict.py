@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from ..atomic import write_text
-from ..data import find_images
+from ..atomic import require_writable, write_text
+from ..data import find_images, printable
 from ..device import pick_device
 from ..train import RunFolder
+from ..train.ranges import check_values
 from .finetune.model_file import load_classifier
 from .finetune.scores import predict_source
 
@@ -44,6 +45,10 @@ def predict(
     """
     if output.suffix != ".csv":
         raise ValueError(f"--output {output} is a CSV file; write {output.with_suffix('.csv')}")
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"--image-size {image_size} is not a number of pixels")
+    check_values({"batch_size": batch_size, "workers": workers})
+    require_writable(output)
     saved = load_classifier(RunFolder(run).classifier if run.is_dir() else run)
     if not 1 <= top_k <= len(saved.classes):
         raise ValueError(f"--top-k {top_k} must be 1 to {len(saved.classes)}, the number of classes")
@@ -75,7 +80,7 @@ def predict(
             cells = [cell for number, share in best for cell in (saved.classes[number], f"{share:.6f}")]
         writer.writerow([source.name(index), *cells, " ".join(errors.get(index, "").split())])
     for index, error in found.broken:
-        print(f"skipped {source.name(index)}: {error}", file=sys.stderr)
+        print(f"skipped {printable(source.name(index))}: {error}", file=sys.stderr)
     write_text(output, table.getvalue())
     print(f"{len(places)} images{f', {len(errors)} skipped' if errors else ''}: {output}")
     return 0

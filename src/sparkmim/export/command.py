@@ -25,8 +25,8 @@ def export(encoder: Path, output: Path, format: Format = "timm", model: str | No
 
     Args:
         encoder: an encoder.safetensors or the run folder that holds one; other weights of a network; or timm.
-        output: the file (torchvision, mmpretrain, mmdet: .pth; detectron2: .pkl) to write; for timm a folder, new, empty
-            or of an earlier export.
+        output: the file (torchvision, mmpretrain, mmdet: .pth; detectron2: .pkl) to write; for timm a folder: new,
+            empty, or of an earlier export.
         format: timm, a folder with weights, config.json and model card, as on the Hugging Face hub; torchvision, a
             state dict; detectron2 (ResNet, ResNeXt); mmpretrain or mmdet (ResNet, ResNeXt, ConvNeXt).
         model: the network's timm name, if the file of weights does not know it.

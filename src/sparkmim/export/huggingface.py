@@ -7,6 +7,7 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import timm
 import torch
@@ -110,8 +111,9 @@ def write_folder(encoder: TrainedEncoder, folder: Path) -> None:
     if not hasattr(network, "pretrained_cfg") or encoder.name.partition(":")[0].endswith(".py"):
         raise Mismatch(f"timm has no network {encoder.name}; its weights load into the code that made it, as they are")
     height, width = encoder.data.image_size
+    size = (encoder.backbone.in_chans, height, width)
     described = {
-        "input_size": (encoder.backbone.in_chans, height, width),
+        "input_size": size,
         "mean": encoder.data.mean,
         "std": encoder.data.std,
         "interpolation": "bicubic",
@@ -121,7 +123,7 @@ def write_folder(encoder: TrainedEncoder, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, suffix=SUFFIX) as temporary:
         save_for_hf(network, temporary, others, safe_serialization=True, data_config=described)
-        _check(encoder.name, network, temporary, described["input_size"])
+        _check(encoder.name, network, temporary, size)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             (Path(temporary) / name).replace(folder / name)
     if (folder / CARD_FILE).exists():  # which may have been completed
@@ -144,8 +146,8 @@ def _check(name: str, network: nn.Module, folder: str, size: tuple[int, ...]) ->
     """Whether timm makes the same network of a folder."""
     images = torch.randn(1, *size, generator=torch.Generator().manual_seed(0), dtype=torch.double)
     try:
-        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().double()
-        own = copy.deepcopy(network).double()
+        loaded: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().double()
+        own: Any = copy.deepcopy(network).double()
         with torch.no_grad():
             compare_maps(own.forward_features(images), loaded.forward_features(images), "its head")
             compare_maps(own(images), loaded(images), "its end")

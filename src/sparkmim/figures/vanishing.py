@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,8 +23,9 @@ NEGLIGIBLE = 1e-6
 """Share of a map's largest value below which a difference is rounding."""
 
 
-class Layer(NamedTuple):
-    """The map that a convolution gives, under both kinds of convolution.
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """The map that a convolution gives at one of its uses, under both kinds of convolution.
 
     Attributes:
         name: of the convolution in the network.
