@@ -122,6 +122,11 @@ def test_probe_without_validation_images(encoder: Path, data: Path, tmp_path: Pa
     assert results(tmp_path / "b")["test_images"] == 12
 
 
+def test_probe_of_classes_of_one_image(encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"every class has a single image, .* name others with --val-data"):
+        probe(encoder, make_split(tmp_path, each=1), **SMALL)
+
+
 def test_random_encoder_and_run_folder(encoder: Path, data: Path, tmp_path: Path) -> None:
     settings = {"model": "test_resnet", "image_size": 64, "neighbours": (3,), **SMALL}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
