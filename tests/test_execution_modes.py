@@ -32,8 +32,9 @@ from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from sparkmim import Backbone, SparK, UnsupportedOperation, random_visible
 from sparkmim.build import ModelConfig, build_model
-from sparkmim.sparse import checkpointing
+from sparkmim.sparse import checkpointing, dense_fallback
 from sparkmim.train.memory import kept_bytes
+from sparkmim.train.step import synchronised
 
 
 def build(network: str | Callable[[], Backbone], dtype: torch.dtype = torch.float64, **settings: Any) -> SparK:
@@ -422,6 +423,16 @@ def test_networks_that_checkpoint_by_themselves() -> None:
     assert_gradients(ours, gradients, 1e-12)
 
 
+def test_modules_out_of_sight_within_a_checkpoint() -> None:
+    images, visible = batch(patch=8)
+    models = [checkpointed(depth) for depth in (0, 1)]
+    for model in models:
+        dense_fallback(model.encoder.deep)  # type: ignore[arg-type]
+    (plain, gradients), (out, ours) = (step(model, images, visible) for model in models)
+    assert torch.equal(out.loss, plain.loss)
+    assert_gradients(ours, gradients, 1e-12)
+
+
 def test_nested_checkpoints_are_refused() -> None:
     """Only the innermost could be made to run under the execution again."""
     images, visible = batch(patch=8)
@@ -639,8 +650,9 @@ def process(rank: int, folder: str) -> None:
 
     synchronise_without_gpu()
     for name in ("gated", "efficientnet"):
-        convert = nn.SyncBatchNorm.convert_sync_batchnorm if name == "gated" else timm.layers.convert_sync_batchnorm
-        model = convert(MODELS[name][0]())
+        model = synchronised(MODELS[name][0]())
+        if name == "efficientnet":
+            model.set_grad_checkpointing()
         out, gradients = step(model, *share(name, rank))
         for gradient in gradients.values():
             torch.distributed.all_reduce(gradient)
@@ -726,13 +738,16 @@ def test_gpu_mask_of_a_generator(name: str) -> None:
 
 
 @on_gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_gpu_is_never_waited_for(name: str) -> None:
     model = SparK(name, decoder_width=64).cuda()
-    images = batch()[0].float().cuda()
-    step(model, images)  # libraries are set up and algorithms chosen at the first pass
+    images, visible = batch()
+    images, visible = images.float().cuda(), visible.pin_memory()
+    step(model, images, visible)  # libraries are set up and algorithms chosen at the first pass
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
+        step(model, images, visible)
         step(model, images)
         with pytest.raises(RuntimeError, match="synchronizing"):
             images.sum().item()

@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from lightning_fabric import Fabric
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from ..data import keyed_seed
@@ -56,6 +57,13 @@ class StepResult(NamedTuple):
     broken: list[tuple[int, str]]
 
 
+def synchronised(model: Model) -> Model:
+    """With batch norms over all processes. timm's conversion, for torch's takes the activation out of those batch norms
+    of timm's that have one."""
+    converted: Model = convert_sync_batchnorm(model)
+    return converted
+
+
 class Trainer(ABC, Generic[Model, Shown]):
     """A model under training.
 
@@ -83,7 +91,7 @@ class Trainer(ABC, Generic[Model, Shown]):
         self.warmup = round(config.schedule.warmup_epochs * images / config.run.batch_size)
         self.micro_batch = config.run.batch_size // (config.run.accumulate * fabric.world_size)
         if fabric.world_size > 1 and fabric.device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = synchronised(model)
         compile_model(model, config.run.compile)
         self._trying = config.run.compile == "try"  # until the first micro-batch has shown whether it can be
         self.not_compiled: str | None = None
