@@ -87,8 +87,9 @@ def is_depthwise(model: str) -> bool:
 
 def arithmetic(model: str, args: argparse.Namespace) -> float:
     """Operations of forward and backward."""
-    with FakeTensorMode():  # of the whole batch, whose size decides which convolutions are composed, but not computed
-        network = sparkmim.SparK(model, mask_ratio=args.ratio, decoder_width=args.decoder_width).train()
+    network = sparkmim.SparK(model, mask_ratio=args.ratio, decoder_width=args.decoder_width).train()
+    # Of the whole batch, whose size decides which convolutions are composed; nothing is computed.
+    with FakeTensorMode(allow_non_fake_inputs=True):
         images = torch.empty(args.batch, network.backbone.in_chans, args.size, args.size)
         return float(TRAINING * forward_flops(lambda: network(images)))
 
