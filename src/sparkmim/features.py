@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -39,7 +37,6 @@ def pooled_features(
     batch_size: int = 32,
     workers: int = 0,
     device: torch.device | str = "cpu",
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Features:
     """Features of every image of a source, in one pass, in order, without augmentation.
 
@@ -51,7 +48,6 @@ def pooled_features(
         batch_size: images at a time.
         workers: processes that read images.
         device: where to compute.
-        autocast: makes the context of the forward pass.
 
     Raises:
         ValueError: if the network has no such map.
@@ -71,8 +67,7 @@ def pooled_features(
             broken += batch.broken
             indices += batch.indices
             if batch.images:
-                with autocast():
-                    maps = backbone(normalise(join(batch.images)))
+                maps = backbone(normalise(join(batch.images)))
                 rows.append(maps[stage].flatten(2).mean(2, dtype=torch.float32).cpu())
     values = torch.cat(rows) if rows else torch.zeros(0, backbone.channels[stage])
     return Features(values, indices, broken)

@@ -123,10 +123,14 @@ class Subset:
         return self.source.read(int(self.indices[index]), channels, reduction)
 
 
-def find_images(folder: str | Path) -> Files:
+def find_images(folder: str | Path, flag: str = "--data") -> Files:
     """All files below a folder, however nested, whose extension is that of an image or array, in alphabetical order.
 
     Hidden files and folders (`.name`) are passed over. Links to folders are followed, each folder once.
+
+    Args:
+        folder: of the images.
+        flag: by which the user has named it.
 
     Raises:
         ValueError: if there is no such folder, or no image in it.
@@ -134,7 +138,7 @@ def find_images(folder: str | Path) -> Files:
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise ValueError(
-            f"{root} is a file; --data takes the folder" if root.exists() else f"there is no folder {root}; see --data"
+            f"{root} is a file; {flag} takes the folder" if root.exists() else f"there is no folder {root}; see {flag}"
         )
     Image.init()
     known = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN} | set(KINDS)
