@@ -174,3 +174,14 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
 def test_unknown_recipes_are_refused() -> None:
     with pytest.raises(ValueError, match="there is no recipe 'papper'; use one of auto, paper, fast, demo, or FILE"):
         find_recipe("papper")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("images", "processes", "accumulate"), [(27, 2, 1), (1000, 3, 1), (5000, 3, 2)])
+def test_processes_share_the_batch(recipe: str, images: int, processes: int, accumulate: int) -> None:
+    def batch_size(processes: int, accumulate: int) -> int:
+        chosen = {"accumulate": accumulate}
+        return RECIPES[recipe](situation(images, processes=processes, chosen=chosen)).run.batch_size
+
+    parts, alone = processes * accumulate, batch_size(1, 1)
+    assert batch_size(processes, accumulate) == alone // parts * parts

@@ -26,6 +26,7 @@ from sparkmim.evaluate.finetune.scores import predict_source
 from sparkmim.evaluate.finetune.views import AugmentConfig, mix
 from sparkmim.evaluate.labels import read_labelled
 from sparkmim.interchange import save_encoder
+from sparkmim.prepare import check_training
 from sparkmim.train import Outcome, RunFolder, RunStopped
 
 
@@ -162,6 +163,22 @@ def test_recipes_accumulate_what_does_not_fit(data: Path, monkeypatch: pytest.Mo
     assert parts(little + 2**24) == 2
     assert parts(0) == 24, "the smallest parts can only be tried"
     assert parts(0, accumulate=3) == 3
+
+
+@pytest.mark.parametrize("recipe", ["small-data", "paper"])
+@pytest.mark.parametrize("model", ["test_resnet", "test_convnext"])
+def test_processes_share_the_batch(tmp_path: Path, recipe: str, model: str) -> None:
+    images = make_split(tmp_path, each=9)
+    chosen = {"encoder": "none", "model": model, "data": images, "image_size": (64, 64), "accumulate": 1}
+    for processes, batch in ((1, 27), (2, 26), (8, 24)):
+        config, sets, _ = resolve(recipe, chosen, processes)
+        assert config.run.batch_size == (batch if recipe == "paper" else 8)
+        check_training(config, len(sets.train), 3, processes)
+    ready = resolve(recipe, chosen | {"batch_size": 27})[0]
+    with pytest.raises(ValueError, match=r"--batch-size 27 does not divide by 2 processes .*; use 26, or another"):
+        check_training(ready, 27, 3, 2)
+    with pytest.raises(ValueError, match="27 images are too few for 30 processes times --accumulate 1; use fewer"):
+        check_training(ready, 27, 3, 30)
 
 
 def test_finished_run_writes_its_results_again(tmp_path: Path, data: Path) -> None:
