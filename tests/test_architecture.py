@@ -13,7 +13,7 @@ PACKAGE = Path(sparkmim.__file__).parent
 
 # From the foundation up: a module may import those of earlier layers and of its own part.
 LAYERS = [
-    {"sparse", "alignment", "stages", "atomic", "units", "composed", "recompute"},
+    {"sparse", "alignment", "stages", "atomic", "units", "activation", "composed", "recompute"},
     {"backbone", "masking", "objective"},
     {"decoder"},
     {"spark"},

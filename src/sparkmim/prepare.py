@@ -202,7 +202,7 @@ def split(
     if val_data is not None and val_share:
         raise ValueError("--val-data and --val-share are two ways to say the same; use one")
     if val_data is not None:
-        return everything, find_images(val_data)
+        return everything, find_images(val_data, "--val-data")
     return held_out(everything, val_share, seed) if val_share else (everything, None)
 
 

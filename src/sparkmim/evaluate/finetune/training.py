@@ -57,7 +57,7 @@ class ClassifierTrainer(Trainer[nn.Module, LabelledBatch]):
         """Of mixed images."""
         device = self.fabric.device
         images = batch.images.to(device, non_blocking=True)
-        images, targets = mix(images, batch.labels.to(device), self.settings.augment, self.classes)
+        images, targets = mix(images, batch.labels.to(device, non_blocking=True), self.settings.augment, self.classes)
         images = images.contiguous(memory_format=torch.channels_last)  # as the weights are
         return classification_loss(self.wrapped(images), targets, self.settings.objective)
 

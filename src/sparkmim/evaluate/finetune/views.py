@@ -127,7 +127,7 @@ def mix(
     if not ways:
         return images, one_hot(labels, classes)
     if augment.repeats > 1:  # views of an image lie side by side, and neighbours are mixed
-        apart = (torch.arange(len(labels)) % augment.repeats).argsort(stable=True).to(labels.device)
+        apart = (torch.arange(len(labels), device=labels.device) % augment.repeats).argsort(stable=True)
         images, labels = images[apart], labels[apart]
     mixed, targets = v2.RandomChoice(ways)(images, labels)
     return mixed, targets
