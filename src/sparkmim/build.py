@@ -159,12 +159,8 @@ def load_backbone(
         raise ValueError(f"which function of {model} makes the network? Write FILE.py:FUNCTION")
     settings = {"drop_path_rate": drop_path} if drop_path else {}
     if not is_function(model):
-        try:
+        with stochastic_depth(model, drop_path):
             backbone = Backbone.create(model, in_chans=in_chans, pretrained=pretrained, **settings)
-        except TypeError as error:
-            if not drop_path:
-                raise
-            raise ValueError(f"{model} takes no stochastic depth; use --drop-path 0 ({error})") from error
         return Backbone(backbone.module, stages, in_chans=in_chans) if stages else backbone
     if pretrained:
         raise ValueError(f"timm has no weights for {model}; use --init none or a file")
@@ -177,6 +173,21 @@ def load_backbone(
     if not isinstance(made, nn.Module):
         raise ValueError(f"{model} returns a {type(made).__name__}, not a torch.nn.Module or a sparkmim.Backbone")
     return Backbone(made, stages or None, in_chans=in_chans)
+
+
+@contextmanager
+def stochastic_depth(model: str, drop_path: float) -> Iterator[None]:
+    """Tell in words that a network of timm's takes no stochastic depth, while it is made.
+
+    Raises:
+        ValueError: instead of a TypeError, if some is wanted.
+    """
+    try:
+        yield
+    except TypeError as error:
+        if not drop_path:
+            raise
+        raise ValueError(f"{model} takes no stochastic depth; use --drop-path 0 ({error})") from error
 
 
 def takes_drop_path(model: str) -> bool:

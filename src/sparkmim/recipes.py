@@ -45,32 +45,25 @@ PAPER_LR, PAPER_STEPS = 3.2e-3, 500_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Situation:
-    """What a recipe may look at.
+class CommonSituation:
+    """What a recipe of any kind of training may look at.
 
     Attributes:
-        source: the images to train on.
-        backbone: the network.
+        backbone: the network, without a classifier.
         device: where it will be trained.
         memory_bytes: memory that is free there, for each process.
         cores: processor cores of this machine, for each process.
         processes: that train together.
-        chosen: fields that the user has set, by name; they override the recipe's result, which may also take them
-            into account.
+        chosen: fields that are set already, by name; they override the recipe's result, which may also take them into
+            account.
     """
 
-    source: ImageSource
     backbone: Backbone
     device: torch.device
     memory_bytes: int
     cores: int
     processes: int
     chosen: Mapping[str, Any]
-
-    @property
-    def images(self) -> int:
-        """How many there are."""
-        return len(self.source)
 
     def choice(self, name: str, default: Any) -> Any:
         """What the user has set, else the default."""
@@ -85,6 +78,22 @@ class Situation:
     def normalised_by_batch(self) -> bool:
         """Whether the network's own norms are batch norms."""
         return densify_norm_of(self.backbone.module) == "batch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation(CommonSituation):
+    """What a recipe may look at: what :class:`CommonSituation` has, and the images.
+
+    Attributes:
+        source: the images to train on.
+    """
+
+    source: ImageSource
+
+    @property
+    def images(self) -> int:
+        """How many there are."""
+        return len(self.source)
 
 
 Recipe = Callable[[Situation], PretrainConfig]

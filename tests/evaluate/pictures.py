@@ -27,6 +27,24 @@ TINY: dict[str, Any] = {
 }
 
 
+PRETRAIN: dict[str, Any] = {
+    "model": "test_resnet",
+    "image_size": (64, 64),
+    "decoder_width": 32,
+    "batch_size": 6,
+    "epochs": 1.0,
+    "warmup_epochs": 0.25,
+    "lr": 0.01,
+    "precision": "32",
+    "device": "cpu",
+    "seed": 1,
+    "workers": 0,
+    "log_every": 1,
+    "pictures": 0,
+}
+"""A tiny pretraining: four steps of 24 images."""
+
+
 def make_split(root: Path, each: int = 8, seed: int = 0, classes: tuple[str, ...] = CLASSES) -> Path:
     """Class folders of coarse noise with a tint."""
     generator = np.random.default_rng(seed)

@@ -8,26 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from pictures import TINY, make_data, make_split
+from pictures import PRETRAIN, TINY, make_data, make_split
 
 from sparkmim.evaluate.finetune import finetune
 from sparkmim.pretrain import pretrain
 from sparkmim.train import RunFolder
 
-PRETRAIN: dict[str, Any] = {
-    "model": "test_resnet",
-    "image_size": (64, 64),
-    "decoder_width": 32,
-    "batch_size": 6,
-    "epochs": 0.5,
-    "warmup_epochs": 0.1,
-    "lr": 0.01,
-    "precision": "32",
-    "device": "cpu",
-    "workers": 0,
-    "log_every": 1,
-    "pictures": 0,
-}
+SHORT = PRETRAIN | {"epochs": 0.5, "warmup_epochs": 0.1}
 
 
 def run(folder: Path, resume: str = "auto", recipe: str | None = None, **chosen: Any) -> dict[str, Any]:
@@ -52,7 +39,7 @@ def without_average(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Pat
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     folder = tmp_path_factory.mktemp("pretrained") / "run"
-    pretrain(folder, chosen=PRETRAIN | {"data": data / "train"}, say=lambda line: None)
+    pretrain(folder, chosen=SHORT | {"data": data / "train"}, say=lambda line: None)
     return folder
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from pictures import make_split
+from pictures import PRETRAIN, make_split
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -22,26 +22,9 @@ from sparkmim.evaluate.labels import read_labelled
 from sparkmim.pretrain import pretrain
 from sparkmim.train import Outcome, RunFolder, RunStopped
 
-RUN: dict[str, Any] = {
-    "model": "test_resnet",
-    "image_size": (64, 64),
-    "decoder_width": 32,
-    "batch_size": 6,
-    "epochs": 1.0,
-    "warmup_epochs": 0.25,
-    "lr": 0.01,
-    "precision": "32",
-    "device": "cpu",
-    "seed": 1,
-    "workers": 0,
-    "log_every": 1,
-    "pictures": 0,
-}
-"""Four steps of 24 images."""
-
 
 def run(folder: Path, data: Path, after_step: Callable[[int], None] | None = None, **chosen: Any) -> Outcome:
-    settings = RUN | {"data": data / "train"} | chosen
+    settings = PRETRAIN | {"data": data / "train"} | chosen
     outcome = pretrain(folder, chosen=settings, after_step=after_step, say=lambda line: None)
     assert outcome is not None
     return outcome
@@ -186,6 +169,6 @@ def test_bad_input(tmp_path: Path, data: Path, chosen: dict[str, Any], message: 
 
 def test_plan_says_what_is_measured(data: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    chosen = RUN | {"data": data / "train", "monitor": "knn", "monitor_data": data}
+    chosen = PRETRAIN | {"data": data / "train", "monitor": "knn", "monitor_data": data}
     pretrain(tmp_path / "run", plan=True, chosen=chosen, say=said.append)
     assert any("k-NN, 12 labelled images by 24 others, every 10 epochs" in line for line in said)

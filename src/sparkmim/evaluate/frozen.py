@@ -166,7 +166,6 @@ def check_output(output: Path | None, kind: str) -> None:
 
 def _is_run(folder: Path) -> bool:
     try:
-        recorded = json.loads(RunFolder(folder).config.read_text())
-    except (OSError, ValueError):
+        return RunFolder(folder).read_config() is not None
+    except (OSError, ValueError):  # it holds something else
         return False
-    return isinstance(recorded, dict) and "sparkmim" in recorded

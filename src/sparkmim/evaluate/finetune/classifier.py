@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...backbone import Backbone
-from ...build import is_function, load_backbone
+from ...build import is_function, load_backbone, stochastic_depth
 from ...trained import TrainedEncoder
 
 
@@ -77,12 +77,8 @@ def build_classifier(config: ClassifierConfig, classes: int) -> Classifier:
         backbone = load_backbone(config.model, config.stages, config.in_chans, drop_path=config.drop_path)
         return Classifier(PooledClassifier(backbone, classes), backbone, backbone.module)
     settings: dict[str, Any] = {"drop_path_rate": config.drop_path} if config.drop_path else {}
-    try:
+    with stochastic_depth(config.model, config.drop_path):
         module = timm.create_model(config.model, num_classes=classes, in_chans=config.in_chans, **settings)
-    except TypeError as error:
-        if not config.drop_path:
-            raise
-        raise ValueError(f"{config.model} takes no stochastic depth; use --drop-path 0 ({error})") from error
     backbone = Backbone(module, config.stages or None, in_chans=config.in_chans)
     return Classifier(module, backbone, module)
 

@@ -13,17 +13,14 @@ def gentle(situation: Situation):
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from ...backbone import Backbone
 from ...build import load_function, takes_drop_path
 from ...data import ViewConfig
-from ...decoder import densify_norm_of
-from ...recipes import divisible, native_precision, power_of_two, reading_processes
+from ...recipes import CommonSituation, divisible, native_precision, power_of_two, reading_processes
 from ...train import ScheduleConfig
 from ...train.config import LoopConfig
 from ...train.memory import images_that_fit, micro_batches
@@ -35,49 +32,24 @@ from .views import AugmentConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Situation:
-    """What a recipe may look at.
+class Situation(CommonSituation):
+    """What a recipe may look at: what :class:`~sparkmim.recipes.CommonSituation` has (`chosen` are the user's fields,
+    and `model`, `encoder` and `stages`), and the images.
 
     Attributes:
         images: number of images to train on.
         classes: how many there are.
-        backbone: the network, without its classifier.
         view: how images were prepared where the encoder was trained.
-        device: where it will be trained.
-        memory_bytes: memory that is free there, for each process.
-        cores: processor cores of this machine, for each process.
-        processes: that train together.
-        chosen: fields that are set already, by name: the user's, and `model`, `encoder` and `stages`.
     """
 
     images: int
     classes: int
-    backbone: Backbone
     view: ViewConfig
-    device: torch.device
-    memory_bytes: int
-    cores: int
-    processes: int
-    chosen: Mapping[str, Any]
-
-    def choice(self, name: str, default: Any) -> Any:
-        """What the user has set, else the default."""
-        return self.chosen.get(name, default)
-
-    @property
-    def parts(self) -> int:
-        """What a batch must divide by, as far as it is known."""
-        return self.processes * max(1, self.choice("accumulate", 1))
 
     @property
     def from_scratch(self) -> bool:
         """Whether the encoder's weights are random."""
         return bool(self.chosen["encoder"] == "none")
-
-    @property
-    def normalised_by_batch(self) -> bool:
-        """Whether the network's own norms are batch norms."""
-        return densify_norm_of(self.backbone.module) == "batch"
 
     @property
     def millions(self) -> float:
