@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from .train import Outcome, RunFolder, Training
 from .train.claim import claim
 from .train.config import LoopConfig, TrainingConfig
 from .train.failures import disk_failed
+from .train.gather import part
 from .train.precision import MixedPrecision
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -31,6 +33,7 @@ def launch(config: LoopConfig) -> Fabric:
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if processes > 1:  # it is no error, and comes of 1x1 convolutions on images whose channels are the last axis
         filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
+        atexit.register(part)
     fabric = Fabric(
         accelerator=device.type,
         devices=local,

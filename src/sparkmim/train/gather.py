@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import time
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -30,3 +32,16 @@ def share(fabric: Fabric, tensors: Iterable[Tensor]) -> None:
         sent = tensor.contiguous()
         torch.distributed.broadcast(sent, src=0)
         tensor.copy_(sent)
+
+
+def part() -> None:
+    """End the group of processes; the last thing before the interpreter ends.
+
+    Gloo's threads let go of tensors after what was exchanged has arrived. A thread that comes too late for the
+    interpreter aborts the process, with all work done ("terminate called without an active exception",
+    https://github.com/pytorch/pytorch/pull/179291).
+    """
+    gc.collect()  # a DistributedDataParallel holds the group
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        time.sleep(0.1)  # whoever else holds it keeps its threads, which get the time to end what they do
