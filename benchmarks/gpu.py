@@ -87,10 +87,10 @@ def is_depthwise(model: str) -> bool:
 
 def arithmetic(model: str, args: argparse.Namespace) -> float:
     """Operations of forward and backward."""
-    network = sparkmim.SparK(model, mask_ratio=args.ratio, decoder_width=args.decoder_width).train()
-    # Of the whole batch, whose size decides which convolutions are composed; nothing is computed.
+    network = sparkmim.SparK(model, mask_ratio=args.ratio, decoder_width=args.decoder_width).to(args.device).train()
+    # Of the whole batch on its device, which decide how convolutions are computed; nothing is, here.
     with FakeTensorMode(allow_non_fake_inputs=True):
-        images = torch.empty(args.batch, network.backbone.in_chans, args.size, args.size)
+        images = torch.empty(args.batch, network.backbone.in_chans, args.size, args.size, device=args.device)
         return float(TRAINING * forward_flops(lambda: network(images)))
 
 

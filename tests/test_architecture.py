@@ -14,7 +14,7 @@ PACKAGE = Path(sparkmim.__file__).parent
 # From the foundation up: a module may import those of earlier layers and of its own part.
 LAYERS = [
     {"sparse", "alignment", "stages", "atomic", "units", "activation", "composed", "recompute"},
-    {"backbone", "masking", "objective"},
+    {"backbone", "masking", "objective", "projection"},
     {"decoder"},
     {"spark"},
     {"data", "device", "interchange", "models", "visualize"},

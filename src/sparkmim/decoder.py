@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .activation import relu6
 from .backbone import Level
 from .composed import upsample_conv
+from .projection import project
 from .recompute import recomputed
 from .sparse import CoarseExecution, CoarseGrid, PatchGrid
 
@@ -58,8 +59,7 @@ class Densify(nn.Module):
         else:
             packed = self.norm(packed)
         fill = self.mask_token.flatten()[: packed.shape[1]]  # one that scales share is as wide as the widest map
-        dense: Tensor = self.proj(grid.unpack(packed, fill=fill))
-        return dense
+        return project(packed, fill, self.proj, grid)
 
 
 class UNetBlock(nn.Module):
