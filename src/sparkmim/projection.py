@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .sparse import CoarseGrid, PatchGrid
 from .sparse.grid import maps_of, rows_of
 
 MOVED = 128
-"""Products are not only multiplied but written and read again, which costs as much as this many channels more."""
+"""Products are not only multiplied but written and read again, which costs as much as this many channels more
+(`benchmarks/projection.py`)."""
 
 
 def project(packed: Tensor, fill: Tensor, conv: Any, grid: PatchGrid | CoarseGrid) -> Tensor:
@@ -36,7 +37,7 @@ def project(packed: Tensor, fill: Tensor, conv: Any, grid: PatchGrid | CoarseGri
     Returns:
         `(B, C', *size)`.
     """
-    if not isinstance(conv, torch.nn.modules.conv._ConvNd):
+    if isinstance(conv, nn.Identity):
         return grid.unpack(packed, fill=fill)
     if math.prod(conv.kernel_size) == 1:
         return grid.unpack(conv(packed), fill=F.linear(fill, conv.weight.flatten(1), conv.bias))
@@ -49,8 +50,8 @@ def project(packed: Tensor, fill: Tensor, conv: Any, grid: PatchGrid | CoarseGri
 def pays(grid: PatchGrid, conv: Any) -> bool:
     """Whether adding up products is the faster way, by what was measured on two CPU cores; elsewhere that is not known.
 
-    In three dimensions the products of a position are 27 times the channels of the result,
-    which is more than the whole map takes.
+    In three dimensions the products of a position are 27 times the channels of the result, which is more than the whole
+    map takes.
     """
     share = grid.visible_per_image / math.prod(grid.shape)
     cost = share * (1 + MOVED / conv.in_channels)
@@ -60,13 +61,11 @@ def pays(grid: PatchGrid, conv: Any) -> bool:
 def add_up(packed: Tensor, fill: Tensor, conv: Any, grid: PatchGrid) -> Tensor:
     """:func:`project` for visible patches and a kernel of several taps."""
     block = tuple(packed.shape[2:])
-    size = tuple(g * b for g, b in zip(grid.shape, block, strict=True))
     rows = rows_of(packed)
     rows = torch.cat([rows, fill.to(rows.dtype)[None], rows.new_zeros(1, rows.shape[1])])  # the last: outside the map
     products = F.linear(rows, conv.weight.movedim(1, -1).movedim(0, -2).flatten(0, -2))
-    read, readers = tables(grid, block, conv.kernel_size)
-    out = _AddUp.apply(products, conv.bias, read, readers, (grid.batch, *size), conv.kernel_size)
-    return maps_of(out, (grid.batch, *size))
+    out = _AddUp.apply(products, conv.bias, *tables(grid, block, conv.kernel_size))
+    return maps_of(out, grid.rows_of_map(block).shape)
 
 
 def tables(grid: PatchGrid, block: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -76,25 +75,22 @@ def tables(grid: PatchGrid, block: tuple[int, ...], kernel: tuple[int, ...]) -> 
 
     Returns:
         int32 `(B * prod(size), taps)`: the products that each position of the map adds up.
-        int32 `(M + 2, taps)`: the position of the padded map at which each product is added; for the last two rows,
-        which are added in many places, a position of the padding.
+        int32 `(M + 2, taps)`: the position at which each product is added, one past the last if outside the map; that
+        also stands for the last two rows, which are added in many places.
     """
-    empty, taps = grid.patches * math.prod(block), math.prod(kernel)
-    size = [g * b for g, b in zip(grid.shape, block, strict=True)]
-    ring = [k // 2 for k in kernel]
-    around = [side for r in reversed(ring) for side in (r, r)]
-    row = F.pad(grid.rows_of_map(block), around, value=empty + 1)
-    position = torch.arange(row.numel(), dtype=torch.int32, device=row.device).view(row.shape)
-    inside = tuple(slice(r, r + s) for r, s in zip(ring, size, strict=True))
-    own = position[(slice(None), *inside)].flatten().index_select(0, grid.positions_of_rows(block).flatten())
+    rows, visible = grid.rows_of_map(block), grid.positions_of_rows(block).flatten()
+    positions = torch.arange(rows.numel(), dtype=torch.int32, device=rows.device).view(rows.shape)
+    around = [side for k in reversed(kernel) for side in (k // 2, k // 2)]
+    rows_around = F.pad(rows, around, value=len(visible) + 1)
+    positions_around = F.pad(positions, around, value=rows.numel())
+    taps = math.prod(kernel)
     read, readers = [], []
     for tap, offset in enumerate(itertools.product(*map(range, kernel))):
-        window = tuple(slice(o, o + s) for o, s in zip(offset, size, strict=True))
-        read.append(row[(slice(None), *window)].flatten() * taps + tap)
-        step = 0
-        for o, r, s in zip(offset, ring, size, strict=True):
-            step = step * (s + 2 * r) + (r - o)
-        readers.append(F.pad(own + step, (0, 2)))
+        window = [slice(o, o + s) for o, s in zip(offset, rows.shape[1:], strict=True)]
+        mirrored = [slice(k - 1 - o, k - 1 - o + s) for k, o, s in zip(kernel, offset, rows.shape[1:], strict=True)]
+        read.append(rows_around[:, *window].flatten() * taps + tap)
+        reader = positions_around[:, *mirrored].flatten().index_select(0, visible)
+        readers.append(F.pad(reader, (0, 2), value=rows.numel()))
     return torch.stack(read, 1), torch.stack(readers, 1)
 
 
@@ -102,29 +98,20 @@ class _AddUp(torch.autograd.Function):
     """Every position's products, and the bias; in bf16 they are added up in float32."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        products: Tensor,
-        bias: Tensor,
-        read: Tensor,
-        readers: Tensor,
-        shape: tuple[int, ...],
-        kernel: tuple[int, ...],
-    ) -> Tensor:
+    def forward(ctx: Any, products: Tensor, bias: Tensor, read: Tensor, readers: Tensor) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(read, readers)
-        ctx.shape, ctx.kernel, ctx.bias = shape, kernel, bias.dtype
-        rows = products.view(products.shape[0] * read.shape[1], -1)
+        ctx.bias = bias.dtype
+        rows = products.view(readers.numel(), -1)
         return F.embedding_bag(read, rows, mode="sum").add_(bias.to(rows.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         read, readers = ctx.saved_tensors
-        taps = read.shape[1]
-        around = [side for k in reversed(ctx.kernel) for side in (k // 2, k // 2)]
-        padded = F.pad(grad.view(*ctx.shape, -1), [0, 0, *around]).flatten(0, -2)
-        of_products = padded.index_select(0, readers.flatten()).view(len(readers), -1)
+        and_outside = torch.cat([grad, grad.new_zeros(1, grad.shape[1])])
+        of_products = and_outside.index_select(0, readers.flatten()).view(len(readers), -1)
+        taps = readers.shape[1]
         fill = (len(readers) - 2) * taps + torch.arange(taps, dtype=read.dtype, device=read.device)
         hidden = (read == fill).to(grad.dtype)
         of_products[-2] = (hidden.T @ grad).flatten()  # adds up in float32, rounds once
-        return of_products, grad.sum(0).to(ctx.bias), None, None, None, None
+        return of_products, grad.sum(0).to(ctx.bias), None, None
