@@ -17,7 +17,8 @@ from PIL import Image
 from sparkmim.report import write_report
 from sparkmim.report.axes import Axis, axis
 from sparkmim.report.curves import MOST_POINTS, curve, read_metrics, smooth, thin
-from sparkmim.report.page import MOST_BROKEN, planned_steps
+from sparkmim.report.page import planned_steps
+from sparkmim.report.tables import MOST_UNREADABLE
 from sparkmim.report.text import number, without_folders
 from sparkmim.units import duration
 from sparkmim.visualize import save_png
@@ -228,7 +229,7 @@ def test_configuration_in_groups(run: Path) -> None:
 
 def test_broken_images(run: Path) -> None:
     page = shown(run)
-    assert f"30 could not be read; the first {MOST_BROKEN}:" in page.texts("p")
+    assert f"30 could not be read; the first {MOST_UNREADABLE}:" in page.texts("p")
     assert "image18.jpg" in page.texts("th")
     assert "image19.jpg" not in page.texts("th")  # the first line is the script's
 

@@ -40,7 +40,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Whether a file can be written there, before work on its content begins. Its folder is made if there is none.
+    """Whether a file, and its folder if there is none, can be written there; before work on its content begins.
 
     Raises:
         ValueError: if not, with the reason.
@@ -48,8 +48,8 @@ def require_writable(path: Path) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        nearest = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise ValueError(f"--output {path} cannot be written ({error.strerror}); name another file") from error

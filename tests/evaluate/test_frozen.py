@@ -205,3 +205,10 @@ def test_an_output_that_is_a_file(encoder: Path, data: Path, tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file; it takes a folder"):
         probe(encoder, data, output=tmp_path / "file", **SMALL)
+
+
+@pytest.mark.parametrize("command", [knn, probe])
+def test_an_output_that_cannot_be_written(command: Any, encoder: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file/out/results.json cannot be written \(Not a directory\)"):
+        command(encoder, data, output=tmp_path / "file" / "out", **SMALL)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..atomic import write_json
+from ..atomic import require_writable, write_json
 from ..data import printable
 from ..device import pick_device
 from ..features import pooled_features
@@ -146,7 +146,7 @@ def check_output(output: Path | None, kind: str) -> None:
     """Whether results of this kind can be written there.
 
     Raises:
-        ValueError: if it is a file, the folder of a run, or holds the results of something else.
+        ValueError: if it is a file, the folder of a run, holds the results of something else, or cannot be written.
     """
     if output is None:
         return
@@ -162,6 +162,7 @@ def check_output(output: Path | None, kind: str) -> None:
             there = "something else"
         if there != kind:
             raise ValueError(f"{path} holds the results of {there}; use another --output")
+    require_writable(path)
 
 
 def _is_run(folder: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from ..atomic import require_writable
 from ..data import Normalise, UnreadableImage, evaluation_view, read_image
 from ..masking import random_visible
 from ..trained import load_network
@@ -50,6 +51,7 @@ def figure(
         raise ValueError(f"--image-size {image_size} is not a number of pixels")
     if not image.is_file():
         raise ValueError(f"there is no file {image}; see --image")
+    require_writable(output)
     network = load_network(encoder, model, seed)
     backbone = network.backbone
     if backbone.dims != 2:

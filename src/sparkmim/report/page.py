@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -17,9 +17,8 @@ from .charts import charts
 from .curves import curve, read_metrics, smooth, smooth_reach
 from .pictures import pictures
 from .scores import scores
+from .tables import table, unreadable
 from .text import as_html, number
-
-MOST_BROKEN = 20
 
 TASKS = {None: "Masked-image pretraining", "finetune": "Fine-tuning"}
 """What a run is for, by what its configuration says."""
@@ -48,9 +47,9 @@ def write_report(run: Path) -> Path:
         _section("Reconstructions", pictures(run / "reconstructions")),
         _section("Scores", scores(results, run / "mistakes")),
         _section("Curves", charts(lines)),
-        _section("Plan", _table(plan.items())),
+        _section("Plan", table(plan.items())),
         _section("Configuration", _groups(config)),
-        _section("Environment", _table(environment.items())),
+        _section("Environment", table(environment.items())),
         _section("Broken images", _broken(run / "broken_images.txt")),
     ]
     here = Path(__file__)
@@ -73,15 +72,10 @@ def _section(title: str, content: str) -> str:
     return f"<section><h2>{title}</h2>{content}</section>" if content else ""
 
 
-def _table(rows: Iterable[tuple[str, object]]) -> str:
-    cells = "".join(f"<tr><th scope=row>{as_html(k)}</th><td>{as_html(v)}</td></tr>" for k, v in rows)
-    return f"<table>{cells}</table>" if cells else ""
-
-
 def _groups(config: Mapping[str, Any]) -> str:
     loose = {name: value for name, value in config.items() if not isinstance(value, dict)}
     groups = ({"general": loose} if loose else {}) | {k: v for k, v in config.items() if isinstance(v, dict)}
-    cards = "".join(f"<div><h3>{as_html(name)}</h3>{_table(values.items())}</div>" for name, values in groups.items())
+    cards = "".join(f"<div><h3>{as_html(name)}</h3>{table(values.items())}</div>" for name, values in groups.items())
     return f"<div class=groups>{cards}</div>" if cards else ""
 
 
@@ -146,8 +140,5 @@ def _headline(
 def _broken(path: Path) -> str:
     """Images that could not be read."""
     rows = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    if not rows:
-        return ""
-    table = _table((name, error) for name, _, error in (row.partition("\t") for row in rows[:MOST_BROKEN]))
-    note = f"{len(rows):,} could not be read" + (f"; the first {MOST_BROKEN}:" if len(rows) > MOST_BROKEN else ":")
-    return f"<p>{note}</p>{table}"
+    broken = (row.partition("\t") for row in rows)
+    return unreadable([(name, error) for name, _, error in broken])

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from .pictures import embed
+from .tables import unreadable
 from .text import as_html
 
 SETS = {"validation": "Validation images", "test": "Test images"}
@@ -31,12 +32,12 @@ def scores(results: Mapping[str, Any], mistakes: Path) -> str:
 
 def _score(results: Mapping[str, Any], name: str, folder: Path) -> str:
     score, classes = results[name], results["classes"]
-    broken = f", {score['broken']} more cannot be read" if score["broken"] else ""
     return (
         f"<h3>{SETS[name]}</h3><p><b>{score['top1']:.1%}</b> of {score['images']:,} right, mean of the classes "
-        f"<b>{score['mean_per_class']:.1%}</b>{broken}</p>"
+        f"<b>{score['mean_per_class']:.1%}</b></p>"
         f"{_classes(classes, results['train']['per_class'], score['confusion'])}"
         f"{_confusion(classes, score['confusion'])}{_mistakes(score['mistakes'], folder)}"
+        f"{unreadable(list(score['unreadable'].items()))}"
     )
 
 

@@ -1,0 +1,24 @@
+"""Plain tables of names and values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from .text import as_html
+
+MOST_UNREADABLE = 20
+"""Images that are named."""
+
+
+def table(rows: Iterable[tuple[str, object]]) -> str:
+    """A row for each name and value."""
+    cells = "".join(f"<tr><th scope=row>{as_html(k)}</th><td>{as_html(v)}</td></tr>" for k, v in rows)
+    return f"<table>{cells}</table>" if cells else ""
+
+
+def unreadable(images: Sequence[tuple[str, str]]) -> str:
+    """Names of images that could not be read, and the errors."""
+    if not images:
+        return ""
+    more = f"; the first {MOST_UNREADABLE}" if len(images) > MOST_UNREADABLE else ""
+    return f"<p>{len(images):,} could not be read{more}:</p>{table(images[:MOST_UNREADABLE])}"
