@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import combinations
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ class PatchGrid:
     Attributes:
         shape: patches along each spatial axis.
         order: int64 `(B, K)`, the cells of the visible patches of each image, ascending.
+        tables: those made so far.
     """
 
     def __init__(self, visible: Tensor, visible_per_image: int) -> None:
@@ -46,7 +46,7 @@ class PatchGrid:
         self.order = hidden.argsort(dim=1, stable=True)[:, :visible_per_image]
         ordinal = cells.cumsum(1) - 1 + visible_per_image * torch.arange(self.batch, device=visible.device)[:, None]
         self._row_of_cell = torch.where(cells, ordinal, self.patches).view(self.batch, *self.shape)
-        self._tables: dict[tuple[object, ...], Tensor] = {}
+        self.tables: dict[tuple[object, ...], Tensor] = {}
 
     @property
     def patches(self) -> int:
@@ -81,29 +81,29 @@ class PatchGrid:
     def positions_of_rows(self, block: tuple[int, ...]) -> Tensor:
         """int32 `(N, *block)`: for each packed position, its index in the flattened dense map."""
         key = ("cell", block)
-        if key not in self._tables:
+        if key not in self.tables:
             size = [g * b for g, b in zip(self.shape, block, strict=True)]
             image = torch.arange(self.batch, device=self.order.device)[:, None].expand_as(self.order)
             position = image.reshape(-1, *[1] * len(block))
             for axis, coordinate in enumerate(self._coordinates()):
-                inner = _along(torch.arange(block[axis], device=self.order.device), axis, len(block))
+                inner = along(torch.arange(block[axis], device=self.order.device), axis, len(block))
                 position = position * size[axis] + (_column(coordinate, len(block)) * block[axis] + inner)
-            self._tables[key] = position.to(torch.int32)
-        return self._tables[key]
+            self.tables[key] = position.to(torch.int32)
+        return self.tables[key]
 
     def rows_of_map(self, block: tuple[int, ...]) -> Tensor:
         """int32 `(B, *size)`: for each dense position, its index among packed positions (the last one if hidden)."""
         key = ("row", block)
-        if key not in self._tables:
+        if key not in self.tables:
             row = mask_at(self._row_of_cell, [g * b for g, b in zip(self.shape, block, strict=True)])
             inner = torch.zeros((), dtype=torch.int64, device=row.device)
             for axis, extent in enumerate(block):
                 index = torch.arange(self.shape[axis] * extent, device=row.device) % extent
-                inner = inner * extent + _along(index, axis, len(block))
+                inner = inner * extent + along(index, axis, len(block))
             empty = self.patches * math.prod(block)
             table = torch.where(row == self.patches, empty, row * math.prod(block) + inner)
-            self._tables[key] = table.to(torch.int32)
-        return self._tables[key]
+            self.tables[key] = table.to(torch.int32)
+        return self.tables[key]
 
     def _coordinates(self) -> list[Tensor]:
         """int64 `(N,)` for each axis: where the packed patches lie in the grid."""
@@ -129,7 +129,7 @@ class PatchGrid:
         image = torch.arange(self.batch, device=self.order.device)[:, None].expand_as(self.order)
         position = image.reshape(-1, *[1] * dims)
         for axis, coordinate in enumerate(self._coordinates()):
-            offset = _along(torch.arange(before[axis] + 1 + after[axis], device=self.order.device), axis, dims)
+            offset = along(torch.arange(before[axis] + 1 + after[axis], device=self.order.device), axis, dims)
             position = position * shape[axis] + (_column(coordinate, dims) + offset)
         return padded.flatten()[position]
 
@@ -141,7 +141,7 @@ class PatchGrid:
         a negative `before` or `after` leaves positions of the patch itself out.
         """
         key = ("halo", block, before, after)
-        if key not in self._tables:
+        if key not in self.tables:
             device = self.order.device
             dims = len(block)
             first = tuple(-((-b) // e) for b, e in zip(before, block, strict=True))  # neighbours needed on each side
@@ -153,68 +153,11 @@ class PatchGrid:
                 position = torch.arange(-before[axis], block[axis] + after[axis], device=device)
                 patch = torch.div(position, block[axis], rounding_mode="floor")
                 neighbour = neighbour.index_select(axis + 1, patch + first[axis])
-                inner = inner * block[axis] + _along(position % block[axis], axis, dims)
+                inner = inner * block[axis] + along(position % block[axis], axis, dims)
             area = math.prod(block)
             table = torch.where(neighbour == self.patches, self.patches * area, neighbour * area + inner)
-            self._tables[key] = table.to(torch.int32)
-        return self._tables[key]
-
-    def mirrored_halo(
-        self, block: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...], edge: str
-    ) -> Tensor:
-        """:meth:`halo` for a padding whose values follow from the map's.
-
-        A position in a hidden patch, or outside, stands for its mirror image across the border of the patch, along
-        those axes that bring it to a visible patch: as few as possible, and all of them (into the patch itself) where
-        as few would do in several ways. Around a visible rectangle that is the ordinary padding.
-
-        Args:
-            block: extent of a patch.
-            before, after: width of the ring, at most that of a patch (for "reflect", less than that).
-            edge: "reflect" or "replicate".
-        """
-        key = ("mirrored halo", block, before, after, edge)
-        if key in self._tables:
-            return self._tables[key]
-        device, dims, area = self.order.device, len(block), math.prod(block)
-        neighbour = self.neighbours((1,) * dims, (1,) * dims)
-        positions = [torch.arange(-b, e + a, device=device) for b, e, a in zip(before, block, after, strict=True)]
-        mirrored = [_mirrored(p, e, edge) for p, e in zip(positions, block, strict=True)]
-
-        def landing(axes: tuple[int, ...]) -> Tensor:
-            """Where positions lie, mirrored along some axes; one past the last where not in a visible patch."""
-            patch, inner = neighbour, torch.zeros((), dtype=torch.int64, device=device)
-            moves = torch.ones((), dtype=torch.bool, device=device)
-            for axis in range(dims):
-                position = positions[axis]
-                if axis in axes:
-                    moves = moves & _along(mirrored[axis] != position, axis, dims)
-                    position = mirrored[axis]
-                offset = torch.div(position, block[axis], rounding_mode="floor")
-                patch = patch.index_select(axis + 1, offset + 1)
-                inner = inner * block[axis] + _along(position % block[axis], axis, dims)
-            return torch.where((patch != self.patches) & moves, patch * area + inner, self.patches * area)
-
-        # Along an axis on which a position is within the patch, its mirror image is itself: that does not count.
-        own = torch.zeros((), dtype=torch.int64, device=device)
-        for axis in range(dims):
-            own = own * block[axis] + _along(mirrored[axis], axis, dims)
-        row = torch.arange(self.patches, device=device).view(-1, *[1] * dims)
-        table = (row * area + own).clone()
-        for count in range(dims - 1, -1, -1):
-            found = torch.stack([landing(axes) for axes in combinations(range(dims), count)])
-            seen = found != self.patches * area
-            ways = seen.sum(0)
-            one = torch.where(seen, found, 0).sum(0)
-            table = torch.where(ways == 1, one, torch.where(ways > 1, row * area + own, table))
-        self._tables[key] = table.to(torch.int32)
-        return self._tables[key]
-
-    def readers_of(self, table: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-        """The adjoint of any table: its places ordered by what they read, and where those of each row begin."""
-        read, places = table.flatten().sort(stable=True)
-        first = torch.searchsorted(read, torch.arange(rows, dtype=read.dtype, device=read.device))
-        return places, first
+            self.tables[key] = table.to(torch.int32)
+        return self.tables[key]
 
     def readers(self, block: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
         """The adjoint of :meth:`halo`: for every packed position, the halo positions that read it.
@@ -223,7 +166,7 @@ class PatchGrid:
         past its last.
         """
         key = ("readers", block, before, after)
-        if key not in self._tables:
+        if key not in self.tables:
             device = self.order.device
             dims = len(block)
             window = tuple(b + e + a for b, e, a in zip(before, block, after, strict=True))
@@ -236,16 +179,16 @@ class PatchGrid:
             within = torch.ones((), dtype=torch.bool, device=device)
             place = torch.zeros((), dtype=torch.int64, device=device)
             for axis in range(dims):
-                y = _along(torch.arange(block[axis], device=device), axis, 2 * dims)
-                offset = _along(torch.arange(-first[axis], last[axis] + 1, device=device), dims + axis, 2 * dims)
+                y = along(torch.arange(block[axis], device=device), axis, 2 * dims)
+                offset = along(torch.arange(-first[axis], last[axis] + 1, device=device), dims + axis, 2 * dims)
                 at = y - offset * block[axis] + before[axis]
                 within = within & (at >= 0) & (at < window[axis])
                 place = place * window[axis] + at
             area = math.prod(window)
             valid = within & (reader != self.patches)  # the same of all patches, but for which are neighbours
             table = torch.where(valid, reader * area + place, self.patches * area)
-            self._tables[key] = table.reshape(self.patches * math.prod(block), -1).to(torch.int32)
-        return self._tables[key]
+            self.tables[key] = table.reshape(self.patches * math.prod(block), -1).to(torch.int32)
+        return self.tables[key]
 
     def at(self, size: Sequence[int]) -> PatchGrid | CoarseGrid:
         """The visible part of maps of spatial `size`: in patches, unless these are smaller than a position there."""
@@ -342,13 +285,6 @@ def _block_size(grid: tuple[int, ...], size: Sequence[int]) -> tuple[int, ...]:
     return tuple(s // g for s, g in zip(size, grid, strict=True))
 
 
-def _mirrored(position: Tensor, extent: int, edge: str) -> Tensor:
-    """Positions before and behind a patch brought into it."""
-    if edge == "replicate":
-        return position.clamp(0, extent - 1)
-    return (extent - 1 - (extent - 1 - position.abs()).abs()).clamp(0, extent - 1)
-
-
 def rows_of(maps: Tensor) -> Tensor:
     """`(N, C, *size)` as a matrix `(N * prod(size), C)`; a view if the channels are last in memory."""
     return maps.movedim(1, -1).reshape(-1, maps.shape[1])
@@ -359,7 +295,7 @@ def maps_of(rows: Tensor, shape: Sequence[int]) -> Tensor:
     return rows.view(*shape, rows.shape[-1]).movedim(-1, 1)
 
 
-def _along(index: Tensor, axis: int, dims: int) -> Tensor:
+def along(index: Tensor, axis: int, dims: int) -> Tensor:
     """A 1-D index as the given one of the last `dims` axes of a table."""
     return index.view(-1, *[1] * (dims - 1 - axis))
 

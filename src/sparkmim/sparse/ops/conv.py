@@ -19,7 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from ..execution import unsupported
 from ..grid import PatchGrid, maps_of, rows_of
-from ..halo import gather_halo, scatter_halo, with_fill, with_mirrored_halo
+from ..halo import gather_halo, scatter_halo, with_fill
+from ..mirrored import with_mirrored_halo
 from ..packed import SparseExecution
 from .depthwise import depthwise, has_kernel
 from .window import Window, per_axis, sees_one_position, window_over

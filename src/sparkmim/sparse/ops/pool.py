@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..execution import unsupported
-from ..halo import gather_halo, scatter_halo, with_mirrored_halo
+from ..halo import gather_halo, scatter_halo
+from ..mirrored import with_mirrored_halo
 from ..packed import SparseExecution
 from .window import Window, per_axis, window_over
 

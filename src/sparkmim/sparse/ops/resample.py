@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..execution import unsupported
-from ..halo import with_mirrored_halo
+from ..mirrored import with_mirrored_halo
 from ..packed import SparseExecution
 from .smooth import NEAREST, smooth
 from .window import require_near_edges
