@@ -76,7 +76,7 @@ ARMS = {
     "spark": Arm("SparK, 60% hidden", shares=ALL),
     "spark-long": Arm("SparK, three times the epochs", epochs=3.0, shares=ALL),
     "scratch": Arm("from scratch", "none", shares=ALL, tuned_as="scratch"),
-    "simclr": Arm("SimCLR, as many views", "simclr", shares=ALL, tuned_as="simclr"),
+    "simclr": Arm("SimCLR, in the same time", "simclr", epochs=5 / 6, shares=ALL, tuned_as="simclr"),
     "spark-tuned-longer": Arm("SparK, fine-tuned longer", views=3.0, encoder_of="spark"),
     "scratch-longer": Arm("from scratch, longer", "none", tuned_as="scratch", views=3.0, encoder_of="scratch"),
     "single-scale": Arm("decoded from one scale", flags={"hierarchy": False}),
@@ -203,7 +203,7 @@ class Study:
                 lightly=args.lightly,
                 model=args.model,
                 image_size=args.image_size,
-                epochs=args.epochs / 2,  # of two views of each image
+                epochs=arm.epochs * args.epochs,
                 seed=seed,
                 workers=args.workers,
                 device=args.device,
