@@ -6,8 +6,9 @@ lightly is not among the project's dependencies; `--lightly` is a folder with it
 lightly`). An epoch shows every image twice. What is left in RUN is an `encoder.safetensors` that every command of
 sparkmim takes, and `metrics.jsonl`; the same command continues after the last whole epoch. bf16 where it is native.
 
-The learning rate falls along a cosine after a warm-up of a twentieth. Of the settings tried on 3,068 photographs the defaults
-are the best by k-NN (docs/results/clothing.md); lightly's examples have SGD, 0.06 for 256 images, temperature 0.5.
+The learning rate falls along a cosine after a warm-up of a twentieth. Of the settings tried on 3,068 photographs the
+defaults are the best by k-NN (docs/results/clothing.md); lightly's examples have SGD, 0.06 for 256 images, temperature
+0.5.
 """
 
 from __future__ import annotations
