@@ -66,7 +66,7 @@ def partials(run: RunFolder) -> list[str]:
 
 
 def random_moments(output: Path, images: Path, kills: int) -> dict[str, Any]:
-    """Kill at random moments; then let the run end. It is long enough not to come to its end before."""
+    """Kill at random moments; then let the run end, which it seldom does before."""
     run, chance = RunFolder(output), random.Random(0)
     settings = {"epochs": EPOCHS}
     began = time.monotonic()
@@ -79,10 +79,11 @@ def random_moments(output: Path, images: Path, kills: int) -> dict[str, Any]:
         pid = start(output, images, **settings)
         time.sleep(chance.uniform(0, longest))
         os.kill(pid, signal.SIGKILL)
-        codes.append(wait(pid))
-        steps.append(newest_step(run))
-        if codes[-1] == 0:
+        code = wait(pid)
+        if code == 0:  # a machine that was busy no longer is: it got to its end before
             break
+        codes.append(code)
+        steps.append(newest_step(run))
         # One life in three gets to another step, however busy the machine is.
         longest *= 1.2 if steps[-1] == (steps[-2] if len(steps) > 1 else None) else 0.7
     codes.append(wait(start(output, images, **settings)))
