@@ -66,7 +66,8 @@ def partials(run: RunFolder) -> list[str]:
 
 
 def random_moments(output: Path, images: Path, kills: int) -> dict[str, Any]:
-    """Kill at random moments; then let the run end, which it seldom does before."""
+    """Kill at random moments, and no later than one step further, so that the run does not come to its end before;
+    then let it end."""
     run, chance = RunFolder(output), random.Random(0)
     settings = {"epochs": EPOCHS}
     began = time.monotonic()
@@ -76,14 +77,16 @@ def random_moments(output: Path, images: Path, kills: int) -> dict[str, Any]:
     steps: list[int | None] = []
     codes = [code]
     for _ in range(kills):
+        before = run.list_checkpoints()[-1:]
         pid = start(output, images, **settings)
-        time.sleep(chance.uniform(0, longest))
+        end = time.monotonic() + chance.uniform(0, longest)
+        while time.monotonic() < end and run.list_checkpoints()[-1:] == before:
+            time.sleep(0.001)
         os.kill(pid, signal.SIGKILL)
-        code = wait(pid)
-        if code == 0:  # a machine that was busy no longer is: it got to its end before
-            break
-        codes.append(code)
+        codes.append(wait(pid))
         steps.append(newest_step(run))
+        if codes[-1] == 0:
+            break
         # One life in three gets to another step, however busy the machine is.
         longest *= 1.2 if steps[-1] == (steps[-2] if len(steps) > 1 else None) else 0.7
     codes.append(wait(start(output, images, **settings)))

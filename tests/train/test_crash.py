@@ -33,8 +33,7 @@ def test_killed_at_random_moments(tmp_path: Path, images: Path, uninterrupted: C
     seen = crash("random", tmp_path / "run", images, KILLS)
     first, *killed, last = seen["codes"]
     assert first == last == 0, seen["log"]
-    assert set(killed) == {-9}, seen["log"]
-    assert len(killed) > KILLS // 2, f"at its end after {len(killed)} kills"
+    assert killed == [-9] * KILLS, seen["log"]
     # Once there is a checkpoint there always is one that can be read, and none of an earlier step.
     steps = [0 if step is None else step for step in seen["steps"]]
     assert steps == sorted(steps), steps
