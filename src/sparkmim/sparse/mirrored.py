@@ -66,14 +66,14 @@ def mirrored_halo(
     own = torch.zeros((), dtype=torch.int64, device=device)
     for axis in range(dims):
         own = own * block[axis] + along(mirrored[axis], axis, dims)
-    row = torch.arange(grid.patches, device=device).view(-1, *[1] * dims)
-    table = (row * area + own).clone()
+    own = own + area * torch.arange(grid.patches, device=device).view(-1, *[1] * dims)
+    table = own
     for count in range(dims - 1, -1, -1):
         found = torch.stack([landing(axes) for axes in combinations(range(dims), count)])
         seen = found != grid.patches * area
         ways = seen.sum(0)
         one = torch.where(seen, found, 0).sum(0)
-        table = torch.where(ways == 1, one, torch.where(ways > 1, row * area + own, table))
+        table = torch.where(ways == 1, one, torch.where(ways > 1, own, table))
     grid.tables[key] = table.to(torch.int32)
     return grid.tables[key]
 
@@ -90,10 +90,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: Tensor) -> Tensor:  # type: ignore[override]
-        rows = rows_of(x)
         ctx.save_for_backward(table)
         ctx.shape = (x.shape[0], *x.shape[2:])
-        return maps_of(rows.index_select(0, table.flatten()), table.shape)
+        return maps_of(rows_of(x).index_select(0, table.flatten()), table.shape)
 
     @staticmethod
     @once_differentiable
