@@ -90,7 +90,7 @@ ARMS = {
     "width-768-short": Arm("decoder 768 wide, in the same time", flags={"decoder_width": 768}, epochs=7 / 30),
 }
 """Rows of the table; a study's own decoder is `--decoder-width` wide. With ResNet-18 at 96 pixels in bf16, 30 epochs of
-width 256 take as long as 7 of width 768."""
+width 256 take as long as 7 of width 768, and not much less than 25 of SimCLR's pairs."""
 
 STRONG = {"policy": "trivial", "mixup": 0.2, "cutmix": 1.0}
 SETTINGS: dict[str, dict[str, Any]] = {
