@@ -83,7 +83,7 @@ def train(
     torch.manual_seed(seed)
     encoder = timm.create_model(model, num_classes=0)
     head = SimCLRProjectionHead(encoder.num_features, encoder.num_features, 128)
-    network = nn.Sequential(encoder, head).to(where)
+    network = nn.Sequential(encoder, head).to(where, memory_format=torch.channels_last)
     criterion = NTXentLoss(temperature=temperature)
     updates = create_optimizer_v2(network, optimizer, lr, weight_decay)
     views = TwoViews(data, image_size)
@@ -108,7 +108,7 @@ def train(
             for group in updates.param_groups:
                 group["lr"] = rate
             with torch.autocast(where.type, torch.bfloat16, enabled=mixed):
-                both = network(torch.cat(pair).to(where))
+                both = network(torch.cat(pair).to(where, memory_format=torch.channels_last))
             loss = criterion(*both.float().chunk(2))
             updates.zero_grad()
             loss.backward()
