@@ -101,6 +101,34 @@ def test_own_network() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "depths", "block"),
+    [
+        ("regnety_016", (2, 6, 17, 2), "s{stage}.b{block}."),
+        ("densenet121", (6, 12, 24, 16), "features.denseblock{stage}.denselayer{block}."),
+    ],
+)
+def test_stages_are_divided_however_their_blocks_are_kept(name: str, depths: tuple[int, ...], block: str) -> None:
+    groups = layer_groups(classifier_of(name))
+    expected, first = {}, 1
+    for stage, depth in enumerate(depths, 1):
+        parts = math.ceil(depth / 3)
+        for number in range(depth):
+            expected[block.format(stage=stage, block=number + 1)] = first + number // math.ceil(depth / parts)
+        first += parts
+    found = {prefix: {group for key, group in groups.items() if key.startswith(prefix)} for prefix in expected}
+    assert found == {prefix: {group} for prefix, group in expected.items()}
+    assert groups["stem.conv.weight" if name == "regnety_016" else "features.conv0.weight"] == 0
+    assert max(groups.values()) == first
+
+
+@pytest.mark.parametrize("name", ["vovnet39a", "hgnet_tiny", "inception_v4"])
+def test_nothing_of_a_stage_goes_with_what_comes_before_it(name: str) -> None:
+    groups = layer_groups(classifier_of(name))
+    assert groups[next(iter(groups))] == 0
+    assert list(groups.values()) == sorted(groups.values())
+
+
 def test_rates_fall_with_depth_and_every_parameter_is_in_one_group() -> None:
     classifier = classifier_of("test_convnext")
     groups = decayed_groups(classifier, 0.5)

@@ -9,6 +9,10 @@ Source: the official `downstream_imagenet/models/__init__.py`.
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,30 +21,33 @@ from ...backbone import Backbone
 from ...train.optimizer import decayed_and_spared
 from .classifier import Classifier
 
-SEQUENCES = (nn.Sequential, nn.ModuleList)
+SEQUENCES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 BLOCKS = 3
 """Blocks of a group, at most."""
 
 
 def layer_groups(classifier: Classifier) -> dict[str, int]:
-    """The group of each of the network's parameters by name: 0 is the stem, the highest number the classifier."""
+    """The group of each of the network's parameters by name: 0 is the stem, the highest number the classifier.
+
+    What is no part of a block goes with the block before it in its stage, or with the stage's first; what comes before
+    the first block of all is the stem, with the first stage if that is a single block.
+    """
     encoder = classifier.encoder
-    stages = _stages(classifier.backbone)
-    blocks = _blocks(encoder, stages)
-    first = 1
-    place: dict[int, int] = {}
-    starts: list[int] = []
+    structure = _structure(classifier.backbone)
+    stages, blocks = structure.stages, _blocks(encoder, structure)
+    first = 0
+    found: dict[str, int] = {}
     for stage in range(1 + max(stages.values())):
-        own = sorted({block for name, block in blocks.items() if stages[name] == stage})
-        groups = max(1, math.ceil(len(own) / BLOCKS))
-        size = max(1, math.ceil(len(own) / groups))
-        if not own and stage == 0:
-            groups = 0  # the first map is made by the stem alone
-        place |= {block: first + index // size for index, block in enumerate(own)}
-        starts.append(first if stage else 0)
-        first += groups
-    found = {name: place[blocks[name]] if name in blocks else starts[stage] for name, stage in stages.items()}
+        within = [name for name, _ in encoder.named_parameters() if stages.get(name) == stage]
+        own = list(dict.fromkeys(blocks[name] for name in within if name in blocks))
+        stem = stage == 0 and within[0] not in blocks
+        size = max(1, math.ceil(len(own) / max(1, math.ceil(len(own) / BLOCKS))))
+        place = {block: first + stem + index // size for index, block in enumerate(own)}
+        group = first
+        for name in within:
+            group = found[name] = place[blocks[name]] if name in blocks else group
+        first = 1 + max(found[name] for name in within)
     names = {id(parameter): name for name, parameter in encoder.named_parameters()}
     return {
         name: found.get(names.get(id(parameter), ""), first) for name, parameter in classifier.module.named_parameters()
@@ -58,47 +65,75 @@ def decayed_groups(classifier: Classifier, layer_decay: float) -> list[dict[str,
     return groups
 
 
-def _stages(backbone: Backbone) -> dict[str, int]:
-    """Of each parameter that a map depends on, the first such map."""
+class _Structure(NamedTuple):
+    """What a forward pass tells.
+
+    Attributes:
+        stages: of each parameter that a map depends on, the first such map.
+        chains: modules that pass their input from one child to the next, as `Sequential` does.
+    """
+
+    stages: dict[str, int]
+    chains: set[nn.Module]
+
+
+def _structure(backbone: Backbone) -> _Structure:
     module = backbone.module
     modes = {m: m.training for m in module.modules()}
     module.eval()
     named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    calls: dict[nn.Module, tuple[Any, Any]] = {}
+    hooks = [m.register_forward_hook(lambda m, args, out: calls.update({m: (args[:1], out)})) for m in modes]
     maps = backbone(backbone.blank_image([2 * stride for stride in backbone.strides[-1]]))
-    found: dict[str, int] = {}
+    for hook in hooks:
+        hook.remove()
+    stages: dict[str, int] = {}
     for stage, features in enumerate(maps):
         gradients = torch.autograd.grad(features.sum(), list(named.values()), retain_graph=True, allow_unused=True)
         for name, gradient in zip(named, gradients, strict=True):
             if gradient is not None:
-                found.setdefault(name, stage)
+                stages.setdefault(name, stage)
     for m, mode in modes.items():
         m.training = mode
-    return found
+    return _Structure(stages, {m for m in calls if _is_chain(m, calls)})
 
 
-def _blocks(module: nn.Module, stages: dict[str, int]) -> dict[str, int]:
+def _is_chain(module: nn.Module, calls: Mapping[nn.Module, tuple[Any, Any]]) -> bool:
+    children = list(module.children())
+    if not children or not all(child in calls for child in children):
+        return False
+    handed = [calls[module][0], *((calls[child][1],) for child in children)]
+    taken = [*(calls[child][0] for child in children), (calls[module][1],)]
+    return all(len(there) == 1 and given[0] is there[0] for given, there in zip(handed, taken, strict=True) if given)
+
+
+def _blocks(module: nn.Module, structure: _Structure) -> dict[str, int]:
     """Of each parameter within a repeated block, the block's number; blocks are numbered as they are registered.
 
-    A repeated block is a member of a sequence (`Sequential`, `ModuleList`) that lies within one stage, is made of other
-    modules, and is not the only one of its class in the sequence and the stage; of nested ones, the outermost.
+    A repeated block is a member of a sequence, lies within one stage, is made of layers, and is not the only one of its
+    class in the sequence and the stage; of nested ones, the outermost.
     """
-    found: dict[str, int] = {}
-    count = 0
+    stages_of: dict[str, set[int]] = {}
+    for name, stage in structure.stages.items():
+        for dot in re.finditer(r"\.", name):
+            stages_of.setdefault(name[: dot.end()], set()).add(stage)
 
-    def stages_of(prefix: str) -> frozenset[int]:
-        return frozenset(stage for name, stage in stages.items() if name.startswith(prefix))
-
-    def visit(part: nn.Module, prefix: str) -> None:
-        nonlocal count
+    def blocks(part: nn.Module, prefix: str) -> Iterator[str]:
         children = [(child, f"{prefix}{name}.") for name, child in part.named_children()]
-        kinds = [(type(child), stages_of(inner)) for child, inner in children]
-        for (child, inner), kind in zip(children, kinds, strict=True):
-            composed = any(child.children()) and not isinstance(child, SEQUENCES)
-            if isinstance(part, SEQUENCES) and composed and len(kind[1]) == 1 and kinds.count(kind) > 1:
-                found.update({key: count for key in stages if key.startswith(inner)})
-                count += 1
+        kinds = Counter((type(child), *stages_of.get(inner, ())) for child, inner in children)
+        sequence = isinstance(part, SEQUENCES) or part in structure.chains
+        for child, inner in children:
+            within = stages_of.get(inner, set())
+            if sequence and len(within) == 1 and _composed(child) and kinds[type(child), *within] > 1:
+                yield inner
             else:
-                visit(child, inner)
+                yield from blocks(child, inner)
 
-    visit(module, "")
-    return found
+    found = enumerate(blocks(module, ""))
+    return {name: number for number, prefix in found for name in structure.stages if name.startswith(prefix)}
+
+
+def _composed(module: nn.Module) -> bool:
+    """Whether a module is made of layers, and is more than a sequence of them."""
+    layers = any(next(child.parameters(), None) is not None for child in module.children())
+    return layers and not isinstance(module, SEQUENCES)
