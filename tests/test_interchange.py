@@ -181,6 +181,32 @@ def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
     assert_same(target, averaged)
 
 
+@pytest.mark.parametrize("best", [True, False])
+def test_of_a_fine_tuning_its_best_weights_or_their_average_are_taken(best: bool, tmp_path: Path) -> None:
+    last, averaged, kept, target = (randomised(resnet(), seed=seed) for seed in range(4))
+    entry = {"top1": 0.5, "step": 3, "model": kept.state_dict()} if best else None
+    state = {"model": last.state_dict(), "average": averaged.state_dict(), "best": entry}
+    torch.save(state, tmp_path / "step-4.pt")
+    assert ("'best.model'" if best else "'average'") in load_encoder(target, tmp_path / "step-4.pt").form
+    assert_same(target, kept if best else averaged)
+
+
+def test_statistics_of_a_classifiers_own_norm_may_be_missing(tmp_path: Path) -> None:
+    source, target = (timm.create_model("repvit_m0_9", num_classes=classes).eval() for classes in (0, 4))
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    missing = load_encoder(target, tmp_path / "weights.pth").missing
+    assert "head.head.bn.running_mean" in missing and all(key.startswith("head.") for key in missing)
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(target.forward_features(images), source.forward_features(images))
+    state = source.state_dict()
+    del state["stages.3.blocks.1.token_mixer.bn.running_var"]
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(
+        ValueError, match=r"1 of the network's .* missing \(stages.3.blocks.1.token_mixer.bn.running_var\)"
+    ):
+        load_encoder(target, tmp_path / "weights.pth")
+
+
 def test_counters_of_batch_norm_may_be_missing(tmp_path: Path) -> None:
     source, target = randomised(resnet()), resnet()
     counters = [key for key in source.state_dict() if key.endswith("num_batches_tracked")]

@@ -253,6 +253,21 @@ class Backbone:
         skip = {id(p) for p in frozen}
         return [name for name, p in self.module.named_parameters() if id(p) not in reached and id(p) not in skip]
 
+    def unreached_tensors(self) -> set[str]:
+        """Names in the network's state dict that no map depends on: parameters, frozen or not, and the buffers of
+        modules of which all parameters are among these."""
+        frozen = [parameter for parameter in self.module.parameters() if not parameter.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_()
+        parameters = set(self.unreached_parameters())
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        own = {
+            prefix: {name for name, _ in part.named_parameters(prefix)} for prefix, part in self.module.named_modules()
+        }
+        spare = tuple(f"{prefix}." for prefix, names in own.items() if names and names <= parameters)
+        return parameters | {name for name in self.module.state_dict() if name.startswith(spare)}
+
 
 class _NotProportional(ValueError):
     """Maps that patches cannot be followed through."""

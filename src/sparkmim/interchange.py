@@ -7,7 +7,6 @@ conversions that timm knows, the one is taken that agrees best with the module's
 from __future__ import annotations
 
 import argparse
-import copy
 import inspect
 import pickle
 import re
@@ -172,7 +171,8 @@ def _read(path: str | Path) -> tuple[str, Any]:
 
 
 def _states(content: Any) -> list[tuple[str, State]]:
-    """All dicts of tensors in a file and where they were, averaged weights first."""
+    """All dicts of tensors in a file and where they were: the best weights first, as a fine-tuning keeps them, then
+    averaged ones."""
 
     def walk(entry: Any, where: str) -> Iterator[tuple[str, State]]:
         if isinstance(entry, Mapping):
@@ -183,7 +183,11 @@ def _states(content: Any) -> list[tuple[str, State]]:
                 if isinstance(key, str):  # an optimizer's entries are numbered
                     yield from walk(inner, f"{where}.{key}" if where else key)
 
-    found = sorted(walk(content, ""), key=lambda pair: "ema" not in re.split(r"[._]", pair[0]))
+    def last(pair: tuple[str, State]) -> int:
+        parts = re.split(r"[._]", pair[0])
+        return next((rank for rank, name in enumerate(("best", "ema", "average")) if name in parts), 3)
+
+    found = sorted(walk(content, ""), key=last)
     return [(f", its {where!r}" if where else "", state) for where, state in found]
 
 
@@ -216,7 +220,7 @@ def _load(
     conversions: Callable[[State], Iterator[tuple[str, State]]],
     unreached: Callable[[], set[str]],
 ) -> LoadReport:
-    """Load the best reading of a file if it fits; `unreached` names the parameters that it need not have."""
+    """Load the best reading of a file if it fits; `unreached` names the tensors that it need not have."""
     kind, content = _read(path)
     own = {key: tensor for key, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
     readings = [
@@ -290,10 +294,9 @@ def _classifier(module: nn.Module) -> str | None:
 
 
 def _unreached(module: nn.Module) -> set[str]:
-    """Names of the parameters that no feature map depends on; none if the network does not offer its maps."""
+    """Names of the tensors that no feature map depends on; none if the network does not offer its maps."""
     _, conv = _first_conv(module)
     if conv is not None and hasattr(module, "forward_intermediates"):
         with suppress(ValueError):  # the maps are not a pyramid
-            trainable = copy.deepcopy(module).requires_grad_()
-            return set(Backbone(trainable, in_chans=conv.in_channels).unreached_parameters())
+            return Backbone(module, in_chans=conv.in_channels).unreached_tensors()
     return set()

@@ -91,7 +91,7 @@ def load_weights(classifier: Classifier, encoder: TrainedEncoder) -> None:
     """
     state = encoder.backbone.module.state_dict()
     own = classifier.encoder.state_dict()
-    spare = _spare_parameters(classifier.backbone)
+    spare = classifier.backbone.unreached_tensors()
     missing = [key for key in own if key not in state and key not in spare]
     misshaped = [key for key in state if key in own and state[key].shape != own[key].shape and key not in spare]
     surplus = [key for key in state if key not in own]
@@ -106,14 +106,3 @@ def load_weights(classifier: Classifier, encoder: TrainedEncoder) -> None:
         )
     kept = {key: tensor for key, tensor in state.items() if tensor.shape == own[key].shape}
     classifier.encoder.load_state_dict(kept, strict=False)
-
-
-def _spare_parameters(backbone: Backbone) -> set[str]:
-    """Names of the parameters that no feature map depends on, whether they are trained or not."""
-    frozen = [parameter for parameter in backbone.module.parameters() if not parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_()
-    spare = set(backbone.unreached_parameters())
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    return spare
