@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -52,6 +53,39 @@ def test_other_classes_in_another_split(tmp_path: Path, copy: Path, split: str) 
         data=copy,
         test_data=copy / "test",
     )
+
+
+@pytest.mark.parametrize("accumulate", [{}, {"accumulate": 2}], ids=["measured", "told"])
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"image_size": (64, 64, 64)}, "--image-size takes one number or 2, not 3"),
+        (
+            {"model": "inception_v3", "image_size": (32, 32)},
+            r"inception_v3 does not take images of --image-size 32 32 \(.*\); use a larger one",
+        ),
+    ],
+    ids=["three numbers", "too small"],
+)
+def test_image_size(
+    tmp_path: Path, data: Path, chosen: dict[str, Any], message: str, accumulate: dict[str, int]
+) -> None:
+    refused(tmp_path / "run", message, data=data, **chosen, **accumulate)
+
+
+@pytest.mark.parametrize(("scale", "fits"), [(1.0, True), (255.0, False)], ids=["0 to 1", "beyond"])
+def test_changes_of_colour_of_floating_point_images(tmp_path: Path, scale: float, fits: bool) -> None:
+    for name in ("one", "other"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(4):
+            pixels = np.random.default_rng(number).random((3, 48, 48), dtype=np.float32)
+            np.save(tmp_path / "data" / name / f"{number}.npy", scale * pixels)
+    chosen = {"data": tmp_path / "data", "policy": "trivial", "epochs": 1.0}
+    if fits:
+        run(tmp_path / "run", **chosen)
+    else:
+        message = r"--policy trivial takes floating-point images for 0 to 1, .*\(.* to 25\d.*\); use --policy none"
+        refused(tmp_path / "run", message, **chosen)
 
 
 def test_more_views_of_an_image_than_are_trained_on_at_a_time(tmp_path: Path, data: Path) -> None:

@@ -156,6 +156,18 @@ def test_stochastic_depth_that_a_network_does_not_take() -> None:
         build_classifier(ClassifierConfig(model="vgg11", drop_path=0.1), 3)
 
 
+@pytest.mark.parametrize("again", ["continued", "predicted"])
+def test_a_file_that_is_spoilt_afterwards(tmp_path: Path, data: Path, own: str, again: str) -> None:
+    run(tmp_path / "run", model=own, stages=("a", "b"), data=data, epochs=1.0)
+    file = tmp_path / "own.py"
+    file.write_text("import no_such_module\n" + file.read_text())
+    with pytest.raises(ValueError, match=r"own\.py:make fails at line 1: ModuleNotFoundError: .*no_such_module"):
+        if again == "continued":
+            finetune(tmp_path / "run", say=lambda line: None)
+        else:
+            load_classifier(tmp_path / "run" / "model.safetensors")
+
+
 def test_batch_norm_of_a_single_value(tmp_path: Path, data: Path) -> None:
     with pytest.raises(ValueError, match=r"one image of --image-size 32 32 at a time .*larger --batch-size"):
         run(tmp_path / "run", data=data, image_size=(32, 32), batch_size=1)

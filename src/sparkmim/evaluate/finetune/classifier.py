@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import timm
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -81,6 +82,27 @@ def build_classifier(config: ClassifierConfig, classes: int) -> Classifier:
         module = timm.create_model(config.model, num_classes=classes, in_chans=config.in_chans, **settings)
     backbone = Backbone(module, config.stages or None, in_chans=config.in_chans)
     return Classifier(module, backbone, module)
+
+
+def check_image_size(module: nn.Module, config: ClassifierConfig, image_size: tuple[int, ...]) -> None:
+    """Whether a classifier takes images of a size.
+
+    Raises:
+        ValueError: if not.
+    """
+    training = {part: part.training for part in module.modules()}
+    try:
+        with torch.no_grad():
+            module.eval()(torch.zeros(1, config.in_chans, *image_size))
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise ValueError(
+            f"{config.model} does not take images of --image-size {' '.join(map(str, image_size))} ({reason}); use a "
+            "larger one, or the one it is made for"
+        ) from error
+    finally:
+        for part, mode in training.items():
+            part.training = mode
 
 
 def load_weights(classifier: Classifier, encoder: TrainedEncoder) -> None:

@@ -41,13 +41,13 @@ def layer_groups(classifier: Classifier) -> dict[str, int]:
     for stage in range(1 + max(stages.values())):
         within = [name for name, _ in encoder.named_parameters() if stages.get(name) == stage]
         own = list(dict.fromkeys(blocks[name] for name in within if name in blocks))
-        stem = stage == 0 and within[0] not in blocks
+        stem = stage == 0 and any(name not in blocks for name in within[:1])
         size = max(1, math.ceil(len(own) / max(1, math.ceil(len(own) / BLOCKS))))
         place = {block: first + stem + index // size for index, block in enumerate(own)}
         group = first
         for name in within:
             group = found[name] = place[blocks[name]] if name in blocks else group
-        first = 1 + max(found[name] for name in within)
+        first = 1 + max((found[name] for name in within), default=first - 1)
     names = {id(parameter): name for name, parameter in encoder.named_parameters()}
     return {
         name: found.get(names.get(id(parameter), ""), first) for name, parameter in classifier.module.named_parameters()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...atomic import write_atomically
+from ...build import code_of
 from ...data import ViewConfig
 from ...interchange import read_metadata
 from .classifier import ClassifierConfig, build_classifier
@@ -61,7 +62,8 @@ def load_classifier(path: Path) -> SavedClassifier:
     if "classes" not in known:
         raise ValueError(f"{path} is not a classifier of `sparkmim finetune`")
     config = ClassifierConfig(model=known["model"], stages=tuple(known["stages"]), in_chans=known["in_chans"])
-    module = build_classifier(config, len(known["classes"])).module
+    with code_of(config.model):
+        module = build_classifier(config, len(known["classes"])).module
     try:
         module.load_state_dict(safetensors.torch.load_file(path))
     except RuntimeError as error:

@@ -119,8 +119,7 @@ def prepare(
     if there is None:
         check_output(run.root, config.flat())
     check_training(config, len(sets.train), config.model.in_chans, processes)
-    if config.augment.policy != "none" and config.model.in_chans not in (1, 3):
-        raise ValueError(f"--policy {config.augment.policy} takes images of 1 or 3 channels; use --policy none")
+    check_policy(config, sets.train)
     together = config.run.batch_size // (config.run.accumulate * processes)
     if config.augment.repeats > together:
         raise ValueError(
@@ -130,12 +129,34 @@ def prepare(
     return Preparation(name, config, sets, encoder, run, state, warnings)
 
 
+def check_policy(config: FinetuneConfig, train: LabelledImages) -> None:
+    """Whether the changes of colour and shape are made for the images.
+
+    Raises:
+        ValueError: if not.
+    """
+    policy, channels = config.augment.policy, config.model.in_chans
+    if policy == "none":
+        return
+    if channels not in (1, 3):
+        raise ValueError(f"--policy {policy} takes images of 1 or 3 channels; use --policy none")
+    image = first_readable(train.source, channels)
+    low, high = image.min().item(), image.max().item()
+    if image.is_floating_point() and not 0 <= low <= high <= 1:
+        raise ValueError(
+            f"--policy {policy} takes floating-point images for 0 to 1, and would cut off what these have beyond "
+            f"({low:.4g} to {high:.4g}); use --policy none"
+        )
+
+
 def check(values: Mapping[str, Any]) -> None:
     """Whether each value by itself makes sense.
 
     Raises:
         ValueError: naming the field, what it must be, and what it is.
     """
+    if len(values.get("image_size", (1, 1))) != 2:
+        raise ValueError(f"--image-size takes one number or 2, not {len(values['image_size'])}")
     check_values(values)
     for name, (holds, wanted) in RANGES.items():
         if name in values and not holds(values[name]):

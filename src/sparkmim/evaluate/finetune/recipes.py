@@ -25,7 +25,7 @@ from ...train import ScheduleConfig
 from ...train.config import LoopConfig
 from ...train.memory import images_that_fit, micro_batches
 from ...train.schedule import steps_of
-from .classifier import ClassifierConfig, build_classifier
+from .classifier import ClassifierConfig, build_classifier, check_image_size
 from .config import FinetuneConfig, FinetuneOptimizerConfig, LabelledDataConfig
 from .objective import ObjectiveConfig
 from .views import AugmentConfig
@@ -201,6 +201,7 @@ def _completed(situation: Situation, config: FinetuneConfig) -> FinetuneConfig:
     if "accumulate" in situation.chosen or batch_size % processes:  # which is an error elsewhere, in words
         return config
     module = build_classifier(config.model, situation.classes).module
+    check_image_size(module, config.model, config.data.image_size)
     shape = config.model.in_chans, *config.data.image_size
     fits = images_that_fit(
         module, lambda images: (torch.zeros(images, *shape),), config.run.precision, situation.memory_bytes

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
+from ...build import code_of
 from ...carry_out import agreed, carry_out, launch, tell_plan
 from ...continuing import TASK as TASK_KEY
 from ...data import keyed_seed
@@ -20,7 +21,7 @@ from ...train.compilation import COMPUTATION
 from ...train.config import show
 from ...train.metrics import tell
 from ...train.schedule import steps_of
-from .classifier import Classifier, build_classifier, load_weights
+from .classifier import Classifier, build_classifier, check_image_size, load_weights
 from .config import FinetuneConfig
 from .layer_decay import layer_groups
 from .prepare import TASK, Preparation, prepare
@@ -66,7 +67,8 @@ def finetune(
     config, sets = agreed(ready.config, fabric), ready.sets
     ready = ready._replace(config=config)
     torch.manual_seed(keyed_seed(config.run.seed, INITIAL))
-    classifier = build_classifier(config.model, len(sets.train.classes))
+    with code_of(config.model.model):
+        classifier = build_classifier(config.model, len(sets.train.classes))
     if ready.state is None and ready.encoder is not None:
         load_weights(classifier, ready.encoder)
     check_batch(classifier, config, fabric.world_size)
@@ -78,14 +80,16 @@ def finetune(
 
 
 def check_batch(classifier: Classifier, config: FinetuneConfig, processes: int) -> None:
-    """Whether batch norm has something to normalise over.
+    """Whether images are large enough, and batch norm has something to normalise over.
 
     Raises:
-        ValueError: if an image is trained on alone, and a map of it has a single position.
+        ValueError: if the network does not take them; or if an image is trained on alone, and a map of it has a single
+            position.
     """
+    size = config.data.image_size
+    check_image_size(classifier.module, config.model, size)
     if config.run.batch_size > config.run.accumulate * processes:
         return
-    size = config.data.image_size
     try:
         copy.deepcopy(classifier.module).train()(torch.zeros(1, config.model.in_chans, *size))
     except ValueError as error:
