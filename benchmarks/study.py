@@ -34,8 +34,8 @@ from simclr import train as train_simclr
 from sparkmim.atomic import write_json, write_text
 from sparkmim.evaluate.commands import knn
 from sparkmim.evaluate.finetune import finetune
-from sparkmim.evaluate.finetune.prepare import resolve
-from sparkmim.evaluate.labels import label_share, read_labelled, read_matching
+from sparkmim.evaluate.finetune.prepare import described_labels, resolve
+from sparkmim.evaluate.labels import fold, label_share, read_labelled, read_matching
 from sparkmim.pretrain import pretrain
 from sparkmim.report.curves import read_metrics
 from sparkmim.train import Outcome, RunFolder
@@ -59,6 +59,8 @@ class Arm:
         epochs: of the pretraining, times those of the study.
         views: of each fine-tuning, times those of the study.
         encoder_of: the arm whose encoders it takes, if it has none of its own.
+        first_seed: of the pretraining.
+        choices: among which SETTINGS it chooses; all if none are named.
     """
 
     title: str
@@ -69,6 +71,8 @@ class Arm:
     epochs: float = 1.0
     views: float = 1.0
     encoder_of: str = ""
+    first_seed: int = 0
+    choices: tuple[str, ...] = ()
 
 
 ALL = (1.0, 0.25, 0.1)
@@ -76,8 +80,15 @@ ARMS = {
     "spark": Arm("SparK, 60% hidden", shares=ALL),
     "spark-long": Arm("SparK, three times the epochs", epochs=3.0, shares=ALL),
     "scratch": Arm("from scratch", "none", shares=ALL, tuned_as="scratch"),
-    "simclr": Arm("SimCLR, in the same time", "simclr", epochs=5 / 6, shares=ALL, tuned_as="simclr"),
-    "spark-again": Arm("SparK, pretrained with another seed", flags={"seed": 1}),
+    "simclr": Arm(
+        "SimCLR, in the same time",
+        "simclr",
+        epochs=5 / 6,
+        shares=ALL,
+        tuned_as="simclr",
+        choices=("1e-3", "3e-3", "1e-2"),
+    ),
+    "spark-again": Arm("SparK, pretrained with another seed", first_seed=100),
     "spark-tuned-longer": Arm("the same, fine-tuned longer", views=3.0, encoder_of="spark-again"),
     "scratch-longer": Arm("from scratch, longer", "none", tuned_as="scratch", views=3.0, encoder_of="scratch"),
     "single-scale": Arm("decoded from one scale", flags={"hierarchy": False}),
@@ -103,8 +114,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "3e-3, strong augmentation": {"lr": 3e-3, **STRONG},
     "1e-2": {"lr": 1e-2},
 }
-"""What cross-validation chooses from, the same for every arm: changes of the recipe small-data, the learning rate as at
-64 images a step."""
+"""What cross-validation chooses from: changes of the recipe small-data, the learning rate as at 64 images a step.
+SimCLR leaves out what was far behind for both others."""
 
 THE_RECIPE = "the recipe"
 """Where nothing is chosen."""
@@ -113,7 +124,7 @@ FOLDS = 5
 
 FIXED = ["model", "image_size", "decoder_width", "epochs", "views", "least_epochs", "choose_views", "folds"]
 FIXED += ["pretrain_seeds"]
-"""What all runs of a study have in common."""
+"""What all runs of a study have in common, beside the images."""
 
 
 class Interrupted(Exception):
@@ -130,11 +141,12 @@ class Study:
         self.train = read_labelled(args.data / "train")
         self.waiting: list[str] = []
         settings, asked = self.root / "settings.json", {name: str(getattr(args, name)) for name in FIXED}
+        asked["images"] = described_labels(self.train)
         if not settings.exists():
             write_json(settings, asked)
         there = json.loads(settings.read_text())
         if there != asked:
-            unlike = [f"{n} {there[n]} there, {asked[n]} asked for" for n in FIXED if there[n] != asked[n]]
+            unlike = [f"{n} {there.get(n)} there, {asked[n]} asked for" for n in asked if there.get(n) != asked[n]]
             raise SystemExit(f"{self.root} holds a study of other settings ({'; '.join(unlike)}); use another --output")
 
     def results(self) -> dict[str, Line]:
@@ -143,12 +155,16 @@ class Study:
         lines = [json.loads(line) for line in text.splitlines()]
         return {line["run"]: line for line in lines}
 
+    def asked(self, name: str) -> bool:
+        """Whether a run is to be carried out now, if it can and has not been."""
+        return not self.args.plan and fnmatch.fnmatch(name, self.args.only)
+
     def once(self, name: str, run: Callable[[Path], Line], needs: Iterable[str] = ()) -> None:
         """Carry out a run, unless it has been, or is not asked for, or needs others that are left."""
         done = self.results()
         if name in done:
             return
-        if self.args.plan or not fnmatch.fnmatch(name, self.args.only) or not done.keys() >= set(needs):
+        if not self.asked(name) or not done.keys() >= set(needs):
             self.waiting.append(name)
             return
         print(f"\n=== {name}", flush=True)
@@ -159,6 +175,9 @@ class Study:
 
     def run_all(self) -> None:
         """Encoders and their neighbours, then settings, then fine-tuning; the main arms first."""
+        contrastive = [name for name in self.args.arms if ARMS[name].kind == "simclr"]
+        if self.args.lightly is None and any(self.asked(self.made(name, 0)) for name in contrastive):
+            raise SystemExit("the arm simclr needs --lightly FOLDER; or leave it out by --arms")
         for name in self.args.arms:
             if ARMS[name].encoder_of:
                 continue
@@ -167,8 +186,8 @@ class Study:
                 self.once(made, partial(self.pretrain, arm=ARMS[name], seed=seed))
                 self.once(f"knn/{name}/{seed}", partial(self.knn, name=name, seed=seed), [made])
         for name in dict.fromkeys(ARMS[arm].tuned_as for arm in self.args.arms):
-            for run, (setting, fold) in self.choices(name).items():
-                one = partial(self.cross_validate, name=name, setting=setting, fold=fold)
+            for run, (setting, number) in self.choices(name).items():
+                one = partial(self.cross_validate, name=name, setting=setting, number=number)
                 self.once(run, one, [self.made(name, 0)])
         for name in self.args.arms:
             choices = self.choices(ARMS[name].tuned_as)
@@ -184,9 +203,10 @@ class Study:
     def choices(self, name: str) -> dict[str, tuple[str, int]]:
         """The runs of a cross-validation, and their settings and folds."""
         return {
-            f"choose/{name}/{number}/{fold}": (setting, fold)
-            for number, setting in enumerate(SETTINGS)
-            for fold in range(self.args.folds)
+            f"choose/{name}/{place}/{number}": (setting, number)
+            for place, setting in enumerate(SETTINGS)
+            if setting in (ARMS[name].choices or SETTINGS)
+            for number in range(self.args.folds)
         }
 
     # --- the runs ---------------------------------------------------------------------------------------------------
@@ -195,9 +215,8 @@ class Study:
         args = self.args
         if arm.kind == "none":
             return {"seconds": 0.0}
+        seed += arm.first_seed
         if arm.kind == "simclr":
-            if args.lightly is None:
-                raise SystemExit("the arm simclr needs --lightly FOLDER; or leave it out by --arms")
             train_simclr(
                 args.data / "train",
                 run,
@@ -252,8 +271,8 @@ class Study:
         found = json.loads((run / "results.json").read_text())
         return {"top1": found["test"]["top1"], "neighbours": found["neighbours"], "images": found["test_images"]}
 
-    def cross_validate(self, run: Path, name: str, setting: str, fold: int) -> Line:
-        held_out = {"folds": FOLDS, "fold": fold}
+    def cross_validate(self, run: Path, name: str, setting: str, number: int) -> Line:
+        held_out = {"folds": FOLDS, "fold": number}
         return self.classifier(run, name, MAIN_SHARE, 0, setting, self.args.choose_views, held_out, "validation")
 
     def finetune(self, run: Path, name: str, share: float, seed: int) -> Line:
@@ -281,7 +300,8 @@ class Study:
     ) -> Line:
         """A fine-tuning, and what it scores. Its last weights count: there is no other validation."""
         args, change = self.args, {} if setting == THE_RECIPE else dict(SETTINGS[setting])
-        images = len(label_share(self.train, share, seed))
+        held = fold(self.train, more["folds"], more["fold"], seed)[0] if "folds" in more else self.train
+        images = len(label_share(held, share, seed))
         chosen = {
             "model": args.model,
             "encoder": str(self.encoder(name, seed)),

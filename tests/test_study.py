@@ -56,6 +56,7 @@ def test_every_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert results["finetune/scratch/0.5/0"]["setting"] == (slow if scores[0] >= scores[1] else "faster")
     chosen = json.loads((output / "choose" / "scratch" / "1" / "0" / "config.json").read_text())
     assert chosen["augment"]["policy"] == "trivial"
+    assert chosen["schedule"]["epochs"] == 10 / 8  # views by the images that a fold leaves, of half of the labels
     assert chosen["optimizer"]["lr"] == 3e-3 * (chosen["run"]["batch_size"] / 64) ** 0.5
     config = json.loads((output / "finetune" / "spark" / "0.5" / "1" / "config.json").read_text())
     assert config["data"]["label_share"] == 0.5
@@ -63,7 +64,35 @@ def test_every_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert not list(output.rglob("*.pt"))
     with pytest.raises(SystemExit, match=r"other settings \(views 20 there, 40 asked for\)"):
         study.main([*command, "--views", "40"])
+    (tmp_path / "data" / "train" / "red" / "9.png").rename(tmp_path / "data" / "train" / "red" / "10.png")
+    with pytest.raises(SystemExit, match=r"other settings \(images 20 .* there, 20 .* asked for\)"):
+        study.main(command)
     assert "| SparK |" in (output / "table.md").read_text()
+
+
+def test_lightly_is_asked_for_before_anything_begins(tmp_path: Path) -> None:
+    command = ["--data", str(make_images(tmp_path / "data")), "--output", str(tmp_path / "study")]
+    with pytest.raises(SystemExit, match="the arm simclr needs --lightly FOLDER; or leave it out by --arms"):
+        study.main([*command, "--arms", "spark", "simclr"])
+    assert study.main([*command, "--plan"]) == 0
+
+
+def test_seeds_and_choices_of_an_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: dict[str, int] = {}
+
+    def pretrain(run: Path, chosen: dict[str, int]) -> None:
+        begun["/".join(run.parts[-3:])] = chosen["seed"]
+        raise study.Interrupted("SIGINT")
+
+    monkeypatch.setattr(study, "pretrain", pretrain)
+    command = ["--data", str(make_images(tmp_path / "data")), "--output", str(tmp_path / "study")]
+    for seed in range(2):
+        for arm in ("spark", "spark-again"):
+            assert study.main([*command, "--pretrain-seeds", "2", "--only", f"pretrain/{arm}/{seed}"]) == 75
+    assert len(set(begun.values())) == len(begun) == 4
+    choices = study.Study(study.parse([*command, "--pretrain-seeds", "2"])).choices
+    assert list(choices("simclr")) == [f"choose/simclr/{setting}/{fold}" for setting in (1, 2, 6) for fold in (0, 1)]
+    assert len(choices("spark")) == 14
 
 
 def test_table() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +162,10 @@ def test_a_file_that_is_spoilt_afterwards(tmp_path: Path, data: Path, own: str, 
     run(tmp_path / "run", model=own, stages=("a", "b"), data=data, epochs=1.0)
     file = tmp_path / "own.py"
     file.write_text("import no_such_module\n" + file.read_text())
+    saved = tmp_path / "run" / "model.safetensors"
+    act = partial(finetune, tmp_path / "run", say=print) if again == "continued" else partial(load_classifier, saved)
     with pytest.raises(ValueError, match=r"own\.py:make fails at line 1: ModuleNotFoundError: .*no_such_module"):
-        if again == "continued":
-            finetune(tmp_path / "run", say=lambda line: None)
-        else:
-            load_classifier(tmp_path / "run" / "model.safetensors")
+        act()
 
 
 def test_batch_norm_of_a_single_value(tmp_path: Path, data: Path) -> None:

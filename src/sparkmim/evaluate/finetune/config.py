@@ -44,8 +44,8 @@ class FinetuneOptimizerConfig(OptimizerConfig):
     """Factor of the learning rate from one group of layers to the one below it; 1 trains all layers alike."""
 
     ema: float = 0.0
-    """Decay of a moving average of the weights, which is what is scored and kept, and at first the mean of all so far; 0
-    keeps the weights themselves."""
+    """Decay of a moving average of the weights (at first the mean of all), which is what is scored and kept; 0 keeps
+    the weights themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
