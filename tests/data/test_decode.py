@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -103,6 +104,108 @@ def test_sixteen_bits_are_kept(tmp_path: Path, kind: str) -> None:
     assert torch.equal(read_image(path, 4)[3], torch.ones(HEIGHT, WIDTH))
 
 
+def chunk(kind: bytes, content: bytes, checksum: int | None = None) -> bytes:
+    checksum = zlib.crc32(kind + content) if checksum is None else checksum
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+def deep_colours(bands: int) -> np.ndarray:
+    """Of 16 bits, with nothing, half and all of the last band in its first pixels."""
+    deep = np.random.default_rng(4).integers(0, 65536, (HEIGHT, WIDTH, bands), dtype=np.uint16)
+    deep[0, :3, -1] = 0, 32768, 65535
+    return deep
+
+
+def deep_png(path: Path, pixels: np.ndarray, *more: bytes) -> Path:
+    """A PNG file of 16 bits a number, in chunks of which some are given: Pillow writes none."""
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[pixels.shape[2]]
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = [chunk(b"IHDR", header), *more, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    return path
+
+
+def deep_tiff(path: Path, pixels: np.ndarray, **settings: object) -> Path:
+    settings = {"photometric": "rgb" if pixels.shape[2] > 2 else "minisblack"} | settings
+    tifffile.imwrite(
+        path, pixels.transpose(2, 0, 1) if settings.get("planarconfig") == "separate" else pixels, **settings
+    )
+    return path
+
+
+def shares(pixels: np.ndarray) -> torch.Tensor:
+    return planes(pixels.astype(np.float32)) / 65535
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "planar tiff"])
+def test_sixteen_bits_of_colours_are_kept(tmp_path: Path, kind: str) -> None:
+    deep = deep_colours(3)
+    if kind == "png":
+        path = deep_png(tmp_path / "x.png", deep)
+    else:
+        path = deep_tiff(tmp_path / "x.tif", deep, planarconfig="separate" if "planar" in kind else "contig")
+    wanted = shares(deep)
+    assert torch.equal(read_image(path), wanted)
+    assert torch.equal(read_image(path, 4), torch.cat([wanted, torch.ones(1, HEIGHT, WIDTH)]))
+    grey = 0.299 * wanted[0] + 0.587 * wanted[1] + 0.114 * wanted[2]
+    torch.testing.assert_close(read_image(path, 1), grey[None], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bands", [2, 4])
+@pytest.mark.parametrize("kind", ["png", "tiff", "multiplied tiff"])
+def test_sixteen_bits_of_opacity_are_kept(tmp_path: Path, kind: str, bands: int) -> None:
+    deep = deep_colours(bands)
+    colours, opacity = shares(deep)[:-1].expand(3, -1, -1), shares(deep)[-1:]
+    if kind == "png":
+        path = deep_png(tmp_path / "x.png", deep)
+    elif kind == "tiff":
+        path = deep_tiff(tmp_path / "x.tif", deep, extrasamples=["unassalpha"])
+    else:
+        colours = colours.where(opacity > 0, 0)
+        multiplied = torch.cat([(colours * opacity)[: bands - 1], opacity]).permute(1, 2, 0).numpy()
+        path = deep_tiff(tmp_path / "x.tif", multiplied, extrasamples=["assocalpha"])  # in floats, so as to be exact
+    torch.testing.assert_close(read_image(path, 4), torch.cat([colours, opacity]))
+    over_white = colours * opacity + (1 - opacity)
+    torch.testing.assert_close(read_image(path), over_white)
+    assert (read_image(path)[:, 0, 0] == 1).all(), "nothing lies over white"
+
+
+def test_the_one_colour_that_is_transparent(tmp_path: Path) -> None:
+    deep = deep_colours(3)
+    deep[1, 1] = deep[0, 0] ^ 1  # Pillow would take it for the same
+    path = deep_png(tmp_path / "x.png", deep, chunk(b"tRNS", deep[0, 0].astype(">u2").tobytes()))
+    wanted = shares(deep)
+    wanted[:, 0, 0] = 1
+    assert torch.equal(read_image(path), wanted)
+    assert read_image(path, 4)[3].flatten().tolist() == [0.0] + [1.0] * (HEIGHT * WIDTH - 1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("photometric", ["rgb", "minisblack"])
+def test_a_fourth_band_that_is_no_opacity_is_kept(tmp_path: Path, dtype: type, photometric: str) -> None:
+    bands = np.random.default_rng(5).integers(0, 256, (HEIGHT, WIDTH, 4)).astype(dtype)
+    settings = {"planarconfig": "contig", "extrasamples": ["unspecified"] * (1 if photometric == "rgb" else 3)}
+    path = deep_tiff(tmp_path / "x.tif", bands, photometric=photometric, **settings)
+    wanted = planes(bands) if dtype is np.uint8 else planes(bands.astype(np.float32))
+    wanted = wanted / 65535 if dtype is np.uint16 else wanted
+    assert torch.equal(read_image(path, 4), wanted)
+    if photometric == "rgb":
+        assert torch.equal(read_image(path), wanted[:3]), "the first three are colours all the same"
+    else:
+        with pytest.raises(UnreadableImage, match=r"4 bands of \w+ are no image of 3 channels; see --in-chans"):
+            read_image(path)
+
+
+def test_deep_colours_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    path = deep_tiff(tmp_path / "x.tif", deep_colours(4), photometric="separated")
+    with pytest.raises(UnreadableImage, match="colours of the kind SEPARATED in uint16; convert the file to RGB"):
+        read_image(path)
+    path = deep_tiff(tmp_path / "y.tif", deep_colours(4).astype(np.uint32), extrasamples=["unassalpha"])
+    with pytest.raises(UnreadableImage, match="4 bands of uint32 are no image of 3 channels"):
+        read_image(path)
+
+
 def test_whole_numbers_beyond_sixteen_bits_are_refused(tmp_path: Path) -> None:
     inside = save(Image.fromarray(np.array([[0, 65535]], dtype=np.int32)), tmp_path / "a.tiff")
     assert read_image(inside, 1).tolist() == [[[0.0, 1.0]]]
@@ -117,11 +220,9 @@ def test_floats_are_taken_as_they_are(tmp_path: Path) -> None:
     assert torch.equal(read_image(path, 1)[0], torch.from_numpy(floats))
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("deep", [False, True])
-def test_images_are_turned_upright(tmp_path: Path, orientation: int, deep: bool) -> None:
-    upright = np.arange(HEIGHT * WIDTH, dtype=np.uint16 if deep else np.uint8).reshape(HEIGHT, WIDTH)
-    stored = {  # how a camera held that way records the scene
+def as_held(upright: np.ndarray, orientation: int) -> np.ndarray:
+    """How a camera held that way records the scene."""
+    stored = {
         1: upright,
         2: upright[:, ::-1],
         3: upright[::-1, ::-1],
@@ -131,11 +232,32 @@ def test_images_are_turned_upright(tmp_path: Path, orientation: int, deep: bool)
         7: upright[::-1, ::-1].T,
         8: np.rot90(upright, -1),
     }[orientation]
+    return np.ascontiguousarray(stored)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("deep", [False, True])
+def test_images_are_turned_upright(tmp_path: Path, orientation: int, deep: bool) -> None:
+    upright = np.arange(HEIGHT * WIDTH, dtype=np.uint16 if deep else np.uint8).reshape(HEIGHT, WIDTH)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = save(Image.fromarray(np.ascontiguousarray(stored)), tmp_path / "x.png", exif=exif)
+    path = save(Image.fromarray(as_held(upright, orientation)), tmp_path / "x.png", exif=exif)
     wanted = torch.from_numpy(upright.astype(np.float32) / 65535) if deep else torch.from_numpy(upright)
     assert torch.equal(read_image(path, 1)[0], wanted)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_deep_colours_are_turned_upright(tmp_path: Path, orientation: int, kind: str) -> None:
+    upright = deep_colours(3)
+    stored = np.dstack([as_held(upright[..., band], orientation) for band in range(3)])
+    if kind == "png":
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = deep_png(tmp_path / "x.png", stored, chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
+    else:
+        path = deep_tiff(tmp_path / "x.tif", stored, extratags=[(274, 3, 1, orientation, False)])
+    assert torch.equal(read_image(path), shares(upright))
 
 
 def test_first_frame_of_an_animation(tmp_path: Path) -> None:
@@ -148,11 +270,6 @@ def test_pictures_have_no_thirteen_channels(tmp_path: Path) -> None:
     path = save(Image.fromarray(colours()), tmp_path / "x.png")
     with pytest.raises(UnreadableImage, match=r"a \.png file has no 13 channels; \.npy and \.tiff files may"):
         read_image(path, 13)
-
-
-def chunk(kind: bytes, content: bytes, checksum: int | None = None) -> bytes:
-    checksum = zlib.crc32(kind + content) if checksum is None else checksum
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
 
 def claims_to_be_huge() -> bytes:

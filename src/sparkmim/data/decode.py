@@ -14,14 +14,11 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from .arrays import FULL_SCALE, KINDS, read_array
+from .deep import TURNED, decode_deep, to_channels
 from .jpeg import Reduction, decode_jpeg
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's mode for each number of channels that it can give."""
-
-
-TURNED = (5, 6, 7, 8)
-"""EXIF orientations by which height and width change places."""
 
 
 class UnreadableImage(Exception):
@@ -37,13 +34,13 @@ def read_image(path: str | Path, channels: int = 3, reduction: Reduction | None 
     Args:
         path: anything that Pillow reads; arrays in `.npy` files, and in TIFF files if Pillow has no such number of
             channels, see :func:`~sparkmim.data.arrays.array_to_image`.
-        channels: 1 (grey), 3 (RGB), 4 (RGBA); any other number for arrays.
+        channels: 1 (grey), 3 (RGB), 4 (RGBA, or a TIFF file's four bands); any other number for arrays.
         reduction: asked once for a JPEG file, with the size of the upright image, by what that may be reduced. The file
             is then decoded at that fraction (sides rounded up), in less time. Other files stay whole.
 
     Returns:
-        `(channels, H, W)`: uint8 in 0..255; for 16-bit images float32, 65535 being 1; floating-point images as they
-        are, in float32.
+        `(channels, H, W)`: uint8 in 0..255; for 16-bit PNG and TIFF files float32, 65535 being 1; floating-point images
+        as they are, in float32.
 
     Raises:
         UnreadableImage: if the file cannot be read or decoded in full, or has another number of channels.
@@ -61,14 +58,9 @@ def read_image(path: str | Path, channels: int = 3, reduction: Reduction | None 
         plain = decode_jpeg(data, reduction) if channels == 3 else None
         if plain is not None:
             return plain
-        with quiet, Image.open(io.BytesIO(data)) as file:
-            if isinstance(file, JpegImageFile):
-                _reduce(file, reduction)
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-                return _deep_image(image, channels)
-            pixels = torch.from_numpy(np.array(_to_mode(image, MODES[channels])))
-            return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
+        with quiet:
+            deep = decode_deep(data, channels)
+            return _decode(data, channels, reduction) if deep is None else deep
     except (MemoryError, UnreadableImage):
         raise
     except UnidentifiedImageError as error:  # whose own words are the buffer's address, another each time
@@ -76,6 +68,18 @@ def read_image(path: str | Path, channels: int = 3, reduction: Reduction | None 
         raise UnreadableImage(f"{type(error).__name__}: {what}") from error
     except Exception as error:  # whatever a decoder makes of a broken file
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+
+
+def _decode(data: bytes, channels: int, reduction: Reduction) -> Tensor:
+    """What Pillow makes of a file."""
+    with Image.open(io.BytesIO(data)) as file:
+        if isinstance(file, JpegImageFile):
+            _reduce(file, reduction)
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+            return _deep_image(image, channels)
+        pixels = torch.from_numpy(np.array(_to_mode(image, MODES[channels])))
+        return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
 
 
 def _reduce(file: JpegImageFile, reduction: Reduction) -> None:
@@ -107,7 +111,4 @@ def _deep_image(image: Image.Image, channels: int) -> Tensor:
     grey = torch.from_numpy(pixels.astype(np.float32, copy=False)).unsqueeze(0)
     if not grey.isfinite().all():
         raise UnreadableImage("values that are not finite")
-    if channels == 1:
-        return grey
-    colours = grey.expand(3, -1, -1)
-    return colours.clone() if channels == 3 else torch.cat([colours, torch.ones_like(grey)])
+    return to_channels(grey, None, channels)
