@@ -205,6 +205,27 @@ def test_windows_are_spread_as_torchvisions() -> None:
     assert ((ours.std(0) / wanted.std(0)).log().abs() < 0.1).all()
 
 
+@pytest.mark.parametrize("image", [(400, 1900), (600, 600), (1900, 400)])
+@pytest.mark.parametrize("size", [(128, 608), (608, 128), (96, 128)])
+def test_views_that_are_not_square_are_stretched_no_more_than_others(
+    image: tuple[int, int], size: tuple[int, int]
+) -> None:
+    view = training_view(replace(CONFIG, image_size=size))
+    generator = torch.Generator().manual_seed(0)
+    stretches = []
+    for _ in range(50):
+        window = view.place(*image, generator)
+        assert 0 <= window.top <= window.top + window.height <= image[0]
+        assert 0 <= window.left <= window.left + window.width <= image[1]
+        stretches.append(window.width / window.height * size[0] / size[1])
+    assert all(0.74 < stretch < 1.35 for stretch in stretches)
+
+
+def test_an_image_too_narrow_for_a_wide_view_is_still_one() -> None:
+    view = training_view(replace(CONFIG, image_size=(32, 320)))
+    assert view(torch.zeros(1, 100, 1, dtype=torch.uint8)).shape == (1, 32, 320)
+
+
 def test_bytes_are_normalised_as_their_share_of_white() -> None:
     pixels = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
     config = replace(CONFIG, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))

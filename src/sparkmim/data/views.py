@@ -19,7 +19,7 @@ from .config import ViewConfig
 from .sources import ImageSource
 
 ASPECT = (3 / 4, 4 / 3)
-"""Width by height of a random crop, at least and at most."""
+"""Width by height of a random crop, at least and at most, relative to the view's: how far it may be stretched."""
 
 ATTEMPTS = 10
 """Random crops that may fall outside of an image before its middle is taken."""
@@ -132,19 +132,20 @@ class TrainingView(View):
         return Window((height, width), top, left, wanted_height, wanted_width, (wanted_height, wanted_width))
 
     def _resized(self, height: int, width: int, numbers: Sequence[float]) -> Window:
-        """A crop of random area and aspect, as torchvision's RandomResizedCrop chooses it."""
+        """A crop of random area and aspect, as torchvision's RandomResizedCrop chooses it for views that are square."""
         size = (self.config.image_size[0], self.config.image_size[1])
+        narrowest, widest = (aspect * (size[1] / size[0]) for aspect in ASPECT)
         smallest, largest = self.config.crop_scale
         for i in range(ATTEMPTS):
             share, shape, down, across = numbers[4 * i : 4 * i + 4]
             area = height * width * (smallest + (largest - smallest) * share)
-            aspect = ASPECT[0] * (ASPECT[1] / ASPECT[0]) ** shape
+            aspect = narrowest * (widest / narrowest) ** shape
             crop_height, crop_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
             if 0 < crop_height <= height and 0 < crop_width <= width:
                 top, left = _among(0, height - crop_height, down), _among(0, width - crop_width, across)
                 return reduced(Window((height, width), top, left, crop_height, crop_width, size))
-        crop_height = min(height, round(width / ASPECT[0]))
-        crop_width = min(width, round(height * ASPECT[1]))
+        crop_height = min(height, max(1, round(width / narrowest)))
+        crop_width = min(width, max(1, round(height * widest)))
         top, left = (height - crop_height) // 2, (width - crop_width) // 2
         return reduced(Window((height, width), top, left, crop_height, crop_width, size))
 
