@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 import sparkmim
+from sparkmim.data import DataConfig, Normalise
 from sparkmim.masking import count_visible, random_visible, visible_patches
 
 
@@ -113,6 +115,32 @@ def test_uniform_over_images_of_a_batch() -> None:
 def test_drawing_reads_nothing_back() -> None:
     with FakeTensorMode():
         assert random_visible(4, (7, 7), 0.6).shape == (4, 7, 7)
+
+
+class Copies(TorchFunctionMode):
+    """Notes what is copied to which device without being waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited: list[tuple[str, bool]] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.to and "non_blocking" in (kwargs or {}):
+            self.waited.append((torch.device(args[1]).type, not kwargs["non_blocking"]))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_copies_to_the_cpu_are_waited_for(device: str) -> None:
+    """Nobody else waits for them: what is read there could be anything."""
+    model = sparkmim.SparK("test_resnet", decoder_width=32)
+    images, visible = torch.zeros(2, 3, 64, 64, device=device), random_visible(2, (2, 2), 0.5)
+    normalise = Normalise(DataConfig(image_size=(64, 64), mean=(0.5,) * 3, std=(0.5,) * 3), device)
+    with Copies() as copies:
+        assert random_visible(2, (2, 2), 0.5, seeded(0), device).device.type == device
+        assert model.mask(images, visible).visible.device.type == device
+        assert normalise(torch.zeros(2, 3, 4, 4)).device.type == device
+    assert copies.waited == [(device, device == "cpu")] * 3
 
 
 @pytest.mark.parametrize("grid", [(7,), (3, 5), (2, 3, 4)])

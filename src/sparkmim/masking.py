@@ -51,7 +51,9 @@ def random_visible(
     order = torch.rand(batch, math.prod(grid), generator=generator, device=where).argsort(dim=1)
     visible = torch.zeros(batch, math.prod(grid), dtype=torch.bool, device=where)
     visible = visible.scatter(1, order[:, :keep], True)
-    return visible.view(batch, *grid).to(device or visible.device, non_blocking=True)
+    there = visible.device if device is None else torch.device(device)
+    # A copy to the CPU is waited for: who reads it there would not.
+    return visible.view(batch, *grid).to(there, non_blocking=there.type != "cpu")
 
 
 def count_visible(visible: Bool[Tensor, "batch *grid"]) -> int:

@@ -191,7 +191,7 @@ class SparK(nn.Module):
             torch._assert_async((visible.flatten(1).sum(1) == count).all(), "the mask's share differs from mask_ratio")
         else:
             count = count_visible(visible)
-        return PatchGrid(visible.to(images.device, non_blocking=True), count)
+        return PatchGrid(visible.to(images.device, non_blocking=images.device.type != "cpu"), count)
 
     def grid_shape(self, size: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
         """Patches along each axis of images of `size`.

@@ -39,6 +39,7 @@ class Normalise:
     def __call__(self, pixels: Tensor) -> Tensor:
         """`(..., C, H, W)`, bytes or floating point, to float32 in a new tensor, on the device of this."""
         white = WHITE if pixels.dtype == torch.uint8 else 1
-        there = pixels.to(self.mean.device, non_blocking=True)  # as they are: torch would convert before
+        device = self.mean.device
+        there = pixels.to(device, non_blocking=device.type != "cpu")  # as they are: torch would convert before
         # In place, for new tensors of this size cost a CPU more than the arithmetic.
         return there.to(torch.float32, copy=True).sub_(self.mean * white).div_(self.std * white)
