@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -72,6 +73,23 @@ def test_folders_without_images_are_refused(tmp_path: Path, make: object, messag
     folder = make(tmp_path)  # type: ignore[operator]
     with pytest.raises(ValueError, match=message):
         find_images(folder)
+
+
+@pytest.mark.parametrize("below", ["", "private"])
+def test_folders_that_cannot_be_listed_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
+    put(tmp_path / "a.png")
+    put(tmp_path / "private" / "b.png")
+    scandir = os.scandir
+
+    def denied(path: str) -> object:  # root may list any folder
+        if Path(path) == tmp_path / below:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(ValueError) as caught:
+        find_images(tmp_path)
+    assert f"the folder {tmp_path / below} cannot be read (Permission denied)" in str(caught.value)
 
 
 def test_builtin_photographs_are_all_there() -> None:

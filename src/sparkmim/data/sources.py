@@ -133,7 +133,7 @@ def find_images(folder: str | Path, flag: str = "--data") -> Files:
         flag: by which the user has named it.
 
     Raises:
-        ValueError: if there is no such folder, or no image in it.
+        ValueError: if there is no such folder, no image in it, or a folder below that cannot be read.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -145,7 +145,7 @@ def find_images(folder: str | Path, flag: str = "--data") -> Files:
     names: list[str] = []
     others: Counter[str] = Counter()
     visited: set[tuple[int, int]] = set()
-    for parent, folders, files in os.walk(root, followlinks=True):
+    for parent, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         status = os.stat(parent)
         if (status.st_dev, status.st_ino) in visited:
             folders.clear()
@@ -166,6 +166,13 @@ def find_images(folder: str | Path, flag: str = "--data") -> Files:
             f"no image in {root}: it holds {found or 'no file'}; wanted are files that Pillow reads, as jpg or png"
         )
     return Files(root, sorted(names))
+
+
+def _refuse(error: OSError) -> None:
+    """os.walk would pass over a folder that cannot be listed, in silence."""
+    raise ValueError(
+        f"the folder {error.filename} cannot be read ({error.strerror}); make it readable, or name a folder without it"
+    ) from error
 
 
 def printable(name: str) -> str:
