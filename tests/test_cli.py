@@ -225,6 +225,16 @@ def test_network_that_offers_no_maps(sparkmim, networks: str) -> None:
     assert_one_line(sparkmim("check", f"{networks}:dense"), "Sequential has no convolution")
 
 
+@pytest.mark.parametrize("function", ["backbone", "grey"])
+def test_a_backbone_has_stages_and_channels(sparkmim, networks: str, function: str) -> None:
+    spec, channels = f"{networks}:{function}", 1 if function == "grey" else 3
+    result = sparkmim("check", spec, "--stages", "stem")
+    assert_one_line(result, f"{spec} returns a sparkmim.Backbone, which has its stages; leave --stages to its code")
+    result = sparkmim("check", spec, "--in-chans", "4")
+    assert_one_line(result, f"--in-chans 4, but {spec} returns a sparkmim.Backbone for {channels} channels; leave it")
+    assert load_backbone(spec, in_chans=channels).in_chans == load_backbone(spec).in_chans == channels
+
+
 def test_unknown_stage(sparkmim, networks: str) -> None:
     result = sparkmim("check", f"{networks}:works", "--stages", "stem", "depe")
     assert_one_line(result, "Works has no submodule 'depe'; the nearest are deep")

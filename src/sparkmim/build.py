@@ -141,27 +141,33 @@ def load_function(spec: str) -> Callable[..., Any]:
 
 
 def load_backbone(
-    model: str, stages: Sequence[str] = (), in_chans: int = 3, *, drop_path: float = 0.0, pretrained: bool = False
+    model: str,
+    stages: Sequence[str] = (),
+    in_chans: int | None = None,
+    *,
+    drop_path: float = 0.0,
+    pretrained: bool = False,
 ) -> Backbone:
     """A backbone from what a user writes.
 
     Args:
         model: a timm name, or `FILE.py:FUNCTION` or `MODULE:FUNCTION`, a function that returns a module or a Backbone.
         stages: names of the submodules whose outputs are the feature maps.
-        in_chans: channels of the images.
+        in_chans: channels of the images; 3 if not given, or those of a Backbone.
         drop_path: highest rate of stochastic depth; a function is called with it as `drop_path_rate`.
         pretrained: start from timm's weights.
 
     Raises:
-        ValueError: for an unknown model, file or function, or one that takes no stochastic depth where some is wanted.
+        ValueError: for an unknown model, file or function, one that takes no stochastic depth where some is wanted, or
+            a Backbone that has other stages or channels.
     """
     if model.endswith(".py"):
         raise ValueError(f"which function of {model} makes the network? Write FILE.py:FUNCTION")
     settings = {"drop_path_rate": drop_path} if drop_path else {}
     if not is_function(model):
         with stochastic_depth(model, drop_path):
-            backbone = Backbone.create(model, in_chans=in_chans, pretrained=pretrained, **settings)
-        return Backbone(backbone.module, stages, in_chans=in_chans) if stages else backbone
+            backbone = Backbone.create(model, in_chans=in_chans or 3, pretrained=pretrained, **settings)
+        return Backbone(backbone.module, stages, in_chans=backbone.in_chans) if stages else backbone
     if pretrained:
         raise ValueError(f"timm has no weights for {model}; use --init none or a file")
     function = load_function(model)
@@ -169,10 +175,17 @@ def load_backbone(
         raise ValueError(f"{model} takes no drop_path_rate; give it one, or use --drop-path 0")
     made = function(**settings)
     if isinstance(made, Backbone):
+        if stages:
+            raise ValueError(f"{model} returns a sparkmim.Backbone, which has its stages; leave --stages to its code")
+        if in_chans not in (None, made.in_chans):
+            raise ValueError(
+                f"--in-chans {in_chans}, but {model} returns a sparkmim.Backbone for {made.in_chans} channels; leave "
+                f"it out, or make the Backbone with in_chans={in_chans}"
+            )
         return made
     if not isinstance(made, nn.Module):
         raise ValueError(f"{model} returns a {type(made).__name__}, not a torch.nn.Module or a sparkmim.Backbone")
-    return Backbone(made, stages or None, in_chans=in_chans)
+    return Backbone(made, stages or None, in_chans=in_chans or 3)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def check(
     /,
     stages: tuple[str, ...] = (),
     patch_size: int | None = None,
-    in_chans: int = 3,
+    in_chans: int | None = None,
     precision: Literal["float64", "float32"] = "float64",
 ) -> int:
     """Check that a network works on visible patches: identity, crop, leak and oracle.
@@ -56,7 +56,7 @@ def check(
             module or a sparkmim.Backbone.
         stages: names of the submodules whose outputs are the feature maps, if the network does not offer them itself.
         patch_size: pixels of a patch; the network's total stride by default, or a multiple or a divisor of it.
-        in_chans: channels of the images.
+        in_chans: channels of the images; 3 by default, or those of a sparkmim.Backbone.
         precision: of the computation; the tolerance is 1e-8 in float64 and 2e-3 in float32.
     """
     with code_of(model):

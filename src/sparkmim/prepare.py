@@ -160,7 +160,7 @@ def resolve(
     source, _ = split(everything, chosen.get("val_data"), chosen.get("val_share", 0.0), chosen.get("seed", 0))
     first_readable(source, in_chans)
     with code_of(chosen["model"]):
-        backbone = load_backbone(chosen["model"], chosen.get("stages", ()), in_chans)
+        backbone = load_backbone(chosen["model"], chosen.get("stages", ()), chosen.get("in_chans"))
     if "image_size" in chosen:  # before a recipe runs the network on it
         check_size(chosen["image_size"], backbone.resolve_patch_size(chosen.get("patch_size")))
     if init == "timm" and not (getattr(backbone.module, "pretrained_cfg", None) or {}).get("tag"):

@@ -75,13 +75,13 @@ def load_network(
         model: the network's name, where the encoder does not know it.
         seed: of random weights.
         stages: names of the submodules whose outputs are the maps; those that the encoder knows if not given.
-        in_chans: channels of the images, where the encoder does not know them; 3 if not given.
+        in_chans: channels of the images, where the encoder does not know them; 3 if not given, or those of a Backbone.
 
     Raises:
         ValueError: if the encoder does not know its network and no name is given, or they do not fit.
     """
     if str(encoder) in ("none", "timm"):
-        return _named_network(str(encoder), model, seed, tuple(stages), in_chans or 3)
+        return _named_network(str(encoder), model, seed, tuple(stages), in_chans)
     path = RunFolder(encoder).encoder if Path(encoder).is_dir() else Path(encoder)
     if not path.is_file() and RunFolder(encoder).classifier.is_file():
         raise ValueError(f"{encoder} is the folder of a fine-tuning; take {RunFolder(encoder).classifier}")
@@ -96,7 +96,7 @@ def load_network(
         raise ValueError(f"{path} does not say which network it is of; name it with --model")
     stages = tuple(stages or known.get("stages", ()))
     with code_of(name):
-        backbone = load_backbone(name, stages, known.get("in_chans", in_chans or 3))
+        backbone = load_backbone(name, stages, known.get("in_chans", in_chans))
     try:
         load_encoder(backbone.module, path)
     except ValueError as error:
@@ -111,7 +111,7 @@ def load_network(
 
 
 def _named_network(
-    weights: str, model: str | None, seed: int, stages: tuple[str, ...], in_chans: int
+    weights: str, model: str | None, seed: int, stages: tuple[str, ...], in_chans: int | None
 ) -> TrainedEncoder:
     """A network with timm's weights or with random ones."""
     if model is None:
