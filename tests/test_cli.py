@@ -105,6 +105,16 @@ def sparkmim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return run
 
 
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Have some commands raise an error."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    for name in ("load_backbone", "find_images"):
+        monkeypatch.setattr(f"sparkmim.cli.{name}", fail)
+
+
 # --- check ----------------------------------------------------------------------------------------------------------
 
 
@@ -259,6 +269,31 @@ def test_help(sparkmim) -> None:
     assert code == 0
     for word in ("--stages", "--patch-size", "--in-chans", "--precision", "FILE.py:FUNCTION"):
         assert word in out
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+@pytest.mark.parametrize("command", ["check", "stats"])
+def test_out_of_memory_is_one_line(
+    sparkmim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, error: Exception
+) -> None:
+    fail_with(monkeypatch, error)
+    code, _, err = sparkmim(*(("check", "resnet18") if command == "check" else ("stats", "--data", str(tmp_path))))
+    assert code == 3
+    assert err == "sparkmim: out of memory; use a smaller --batch-size, --image-size or network\n"
+
+
+def test_other_errors_are_no_want_of_memory(sparkmim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fail_with(monkeypatch, RuntimeError("something else"))
+    monkeypatch.setattr(sys, "argv", ["sparkmim", "stats", "--data", str(tmp_path)])
+    with pytest.raises(RuntimeError, match="something else"):
+        main()
 
 
 # --- as users start it ----------------------------------------------------------------------------------------------

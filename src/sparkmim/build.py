@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import timm
-import torch
 from torch import nn
 
 from .backbone import Backbone
 from .decoder import DecoderBlock
+from .device import out_of_memory
 from .interchange import load_encoder
 from .spark import Execution, LossOn, SparK
 from .sparse import UnsupportedOperation
@@ -90,9 +90,11 @@ def code_of(spec: str) -> Iterator[None]:
     """
     try:
         yield
-    except (UnsupportedOperation, MemoryError, torch.OutOfMemoryError):
+    except UnsupportedOperation:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         frames = traceback.extract_tb(error.__traceback__)
         if isinstance(error, ValueError) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent):
             raise

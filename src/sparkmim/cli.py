@@ -22,6 +22,7 @@ from .benchmark import benchmark
 from .build import code_of, load_backbone
 from .data import find_images
 from .data.statistics import channel_statistics
+from .device import out_of_memory
 from .embed import embed
 from .evaluate.commands import knn, probe
 from .evaluate.finetune import FinetuneConfig, finetune, summary_of_results
@@ -323,6 +324,10 @@ def run_command() -> int:
         return complain(str(error), STOPPED)
     except KeyboardInterrupt:  # of a run that trains the second one; the first saves
         return complain("interrupted; what was not saved by then is lost", KILLED)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return complain("out of memory; use a smaller --batch-size, --image-size or network", STOPPED)
 
 
 def complain(message: str, code: int) -> int:

@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""Where to compute, and whether its memory is enough."""
 
 from __future__ import annotations
 
@@ -29,3 +29,11 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{device.type.upper()} ({platform.machine()}, {threads} thread{'s' * (threads != 1)})"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory was asked for that is not there; torch says so of a CPU's by a RuntimeError."""
+    text = str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, (RuntimeError, OSError)) and ("out of memory" in text or "allocate memory" in text)
+    )

@@ -64,6 +64,7 @@ def fail(error: BaseException) -> Callable[[Any], None]:
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried"),
         MemoryError(),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),  # of a process that cannot be started
     ],
 )
 def test_out_of_memory_names_the_ways_out(

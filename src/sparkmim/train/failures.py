@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from ..data import UnreadableImage, printable
+from ..device import out_of_memory
 from .run_folder import RunFolder
 from .step import Trainer
 
@@ -79,8 +78,7 @@ def explained(trainer: Trainer[Any, Any], run: RunFolder) -> Iterator[None]:
     except Exception as error:
         text, config = str(error), trainer.config
         last_line = text.strip().splitlines()[-1] if text.strip() else type(error).__name__
-        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if memory or "out of memory" in text or "allocate memory" in text:
+        if out_of_memory(error):
             raise RunStopped(
                 f"out of memory at step {trainer.step} with {trainer.micro_batch} images of "
                 f"{' x '.join(map(str, config.data.image_size))} at a time. Lower --batch-size (now "
