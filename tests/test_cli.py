@@ -11,6 +11,7 @@ import torch
 
 from sparkmim.backbone import Backbone
 from sparkmim.cli import load_backbone, main
+from sparkmim.device import pick_device
 
 NETWORKS = '''
 import torch
@@ -294,6 +295,24 @@ def test_other_errors_are_no_want_of_memory(sparkmim, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "argv", ["sparkmim", "stats", "--data", str(tmp_path)])
     with pytest.raises(RuntimeError, match="something else"):
         main()
+
+
+# --- several processes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("local", [0, 3])
+def test_fewer_devices_than_processes(monkeypatch: pytest.MonkeyPatch, local: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(
+        ValueError, match=r"4 processes need as many .* torch sees 2; use torchrun --nproc-per-node 2, or"
+    ):
+        pick_device("cuda")
+    assert pick_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert pick_device("auto") == torch.device("cuda", local)
 
 
 # --- as users start it ----------------------------------------------------------------------------------------------

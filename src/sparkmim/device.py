@@ -12,7 +12,7 @@ def pick_device(name: str) -> torch.device:
     """The device of this process.
 
     Raises:
-        ValueError: if there is none of that kind.
+        ValueError: if there is none of that kind, or not one for each of this machine's processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -20,7 +20,16 @@ def pick_device(name: str) -> torch.device:
         raise ValueError("no CUDA device is available to torch; use --device cpu")
     if name == "mps" and not torch.backends.mps.is_available():
         raise ValueError("no MPS device is available to torch; use --device cpu")
-    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
+    if name != "cuda":
+        return torch.device(name)
+    number = int(os.environ.get("LOCAL_RANK", 0))
+    processes = max(number + 1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # so that all of them raise alike
+    if processes > torch.cuda.device_count():
+        raise ValueError(
+            f"{processes} processes need as many CUDA devices, and torch sees {torch.cuda.device_count()}; use "
+            f"torchrun --nproc-per-node {torch.cuda.device_count()}, or --device cpu"
+        )
+    return torch.device(name, number)
 
 
 def device_name(device: torch.device) -> str:
