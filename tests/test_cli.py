@@ -12,6 +12,7 @@ import torch
 from sparkmim.backbone import Backbone
 from sparkmim.cli import load_backbone, main
 from sparkmim.device import pick_device
+from sparkmim.train import RunStopped
 
 NETWORKS = '''
 import torch
@@ -298,6 +299,28 @@ def test_other_errors_are_no_want_of_memory(sparkmim, monkeypatch: pytest.Monkey
 
 
 # --- several processes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "tellers"),
+    [
+        (ValueError("wrong"), 2, {0: "", 2: "process 2: "}),  # all find it before the run, and one a machine tells
+        (OSError("gone"), 2, {0: "", 1: "process 1: ", 2: "process 2: ", 3: "process 3: "}),
+        (RunStopped("stopped"), 3, {0: "", 1: "process 1: ", 2: "process 2: ", 3: "process 3: "}),
+        (KeyboardInterrupt(), 130, {0: "", 2: "process 2: "}),
+    ],
+)
+def test_every_process_tells_what_happens_to_it(
+    sparkmim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, code: int, tellers: dict[int, str]
+) -> None:
+    fail_with(monkeypatch, error)
+    for rank in range(4):  # two on each of two machines
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(rank % 2))
+        ended, _, err = sparkmim("stats", "--data", str(tmp_path))
+        assert ended == code
+        assert len(err.splitlines()) == (rank in tellers)
+        assert err.startswith(f"sparkmim: {tellers[rank]}{error}" if rank in tellers else "")
 
 
 @pytest.mark.parametrize("local", [0, 3])

@@ -318,21 +318,24 @@ def run_command() -> int:
         return int(stop.code or 0)
     except BrokenPipeError:
         return UNREAD
-    except (ValueError, UnsupportedOperation, OSError) as error:
+    except (ValueError, UnsupportedOperation) as error:  # found before anything is done
+        return complain(str(error), BAD_INPUT, alike=True)
+    except OSError as error:
         return complain(str(error), BAD_INPUT)
     except RunStopped as error:
         return complain(str(error), STOPPED)
     except KeyboardInterrupt:  # of a run that trains the second one; the first saves
-        return complain("interrupted; what was not saved by then is lost", KILLED)
+        return complain("interrupted; what was not saved by then is lost", KILLED, alike=True)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
         return complain("out of memory; use a smaller --batch-size, --image-size or network", STOPPED)
 
 
-def complain(message: str, code: int) -> int:
-    """Tell the user, once for all processes."""
-    if _first_process():
+def complain(message: str, code: int, *, alike: bool = False) -> int:
+    """Tell the user, and which process it is if not the first. What all say alike, one of each machine tells."""
+    if not alike or os.environ.get("LOCAL_RANK", "0") == "0":
+        process = "" if _first_process() else f"process {os.environ['RANK']}: "
         with suppress(OSError):
-            print(f"sparkmim: {message}", file=sys.stderr)
+            print(f"sparkmim: {process}{message}", file=sys.stderr)
     return code
