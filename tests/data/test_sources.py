@@ -92,6 +92,12 @@ def test_folders_that_cannot_be_listed_are_named(tmp_path: Path, monkeypatch: py
     assert f"the folder {tmp_path / below} cannot be read (Permission denied)" in str(caught.value)
 
 
+def test_what_a_file_system_keeps_for_itself_is_passed_over(tmp_path: Path) -> None:
+    put(tmp_path / "a.png")
+    put(tmp_path / "lost+found" / "b.png")  # which only root may list
+    assert [find_images(tmp_path).name(i) for i in range(len(find_images(tmp_path)))] == ["a.png"]
+
+
 def test_builtin_photographs_are_all_there() -> None:
     source = builtin_photographs()
     assert len(source) == 15

@@ -151,7 +151,7 @@ def find_images(folder: str | Path, flag: str = "--data") -> Files:
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "lost+found")
         for file in files:
             extension = os.path.splitext(file)[1].lower()
             if file.startswith("."):
