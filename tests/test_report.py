@@ -190,6 +190,18 @@ def test_headline(run: Path) -> None:
     assert facts["Training time"] == ("7 min", "5 min left")  # 400 and 320 steps of a second
 
 
+@pytest.mark.parametrize(("first", "time"), [(2, "7 min"), (1, "7 min"), (282, "2 min")])
+def test_training_time_is_that_of_the_steps_done_here(run: Path, first: int, time: str) -> None:
+    """A run that was resumed from another folder's checkpoint begins at a later step."""
+    config = json.loads((run / "config.json").read_text())
+    config["run"]["log_every"] = 2
+    (run / "config.json").write_text(json.dumps(config))
+    lines = [training_line(first, 0.7), *(line for line in LINES if line["step"] > first)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = shown(run)
+    assert dict(zip(page.texts("dt"), page.texts("dd")[::2], strict=False))["Training time"] == time
+
+
 def test_scores_of_an_evaluation_are_not_those_of_the_run(run: Path) -> None:
     results = {"evaluation": "knn", "classes": ["a"], "test": {"top1": 0.5, "class_mean": 0.5}}
     (run / "results.json").write_text(json.dumps(results))

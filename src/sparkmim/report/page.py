@@ -120,8 +120,11 @@ def _headline(
         memory = max((line.get("peak_memory_bytes", 0) for line in lines), default=0)
         note = f"median; {number(memory / 2**30, 3)} GiB at peak" if memory else "median"
         facts.append(("Images/s", number(float(np.median(speed.value)), 3), note))
-        if batch := config.get("run", {}).get("batch_size"):
-            spent = float((np.diff(speed.step, prepend=0.0) * batch / speed.value).sum())
+        run = config.get("run", {})
+        if batch := run.get("batch_size"):
+            # Steps more than an interval before the first line were done elsewhere: the run was resumed from there.
+            before = max(0.0, speed.step[0] - run.get("log_every", speed.step[0]))
+            spent = float((np.diff(speed.step, prepend=before) * batch / speed.value).sum())
             left = (total - done) * batch / float(np.median(speed.value)) if total else 0.0
             facts.append(
                 ("Training time", duration(spent), f"{duration(left)} left" if left > 0 else "without evaluation")
