@@ -20,8 +20,9 @@ from .train import Outcome, RunFolder, Training
 from .train.claim import claim
 from .train.config import LoopConfig, TrainingConfig
 from .train.failures import disk_failed
-from .train.gather import part
+from .train.gather import gather, part
 from .train.precision import MixedPrecision
+from .train.run_folder import Contents
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -66,6 +67,7 @@ def carry_out(
     record: Mapping[str, Any],
     lines: Mapping[str, str],
     warnings: Sequence[str],
+    found: Contents,
     *,
     plan: bool,
     say: Callable[[str], None],
@@ -77,6 +79,7 @@ def carry_out(
         record: for the folder's `config.json`.
         lines: the plan, label to text.
         warnings: for the user.
+        found: in the folder when the run was prepared.
         plan: measure a few steps, tell time and memory, and write nothing.
         say: receives the lines for the user.
 
@@ -84,7 +87,7 @@ def carry_out(
         How the run ended, None for a plan.
 
     Raises:
-        ValueError: if another process trains in the folder, or it cannot be written.
+        ValueError: if another process trains in the folder or has done so meanwhile, or it cannot be written.
         RunStopped: if the run cannot go on.
     """
     fabric, trainer = training.fabric, training.trainer
@@ -94,11 +97,12 @@ def carry_out(
             for line in measured:
                 say(line)
         return None
-    fabric.barrier()  # all have looked into the folder before the first one writes to it
+    all_found = gather(fabric, found)  # all have looked into the folder before the first one writes to it
     with ExitStack() as until_end:
         if fabric.is_global_zero:
             try:
                 until_end.enter_context(claim(training.run))
+                check_unchanged(training.run, all_found)
                 begin(training.run, record, lines, fabric)
             except OSError as error:
                 raise disk_failed(training.run, error, "at the beginning") from error
@@ -110,6 +114,20 @@ def carry_out(
                 say(f"continuing after step {trainer.step} of {trainer.steps}")
         fabric.barrier()
         return training.train()
+
+
+def check_unchanged(run: RunFolder, found: Sequence[Contents]) -> None:
+    """Whether a folder, which is claimed now, still holds what each process found when it prepared the run.
+
+    Raises:
+        ValueError: if another run was there between.
+    """
+    now = run.contents()
+    if any(then != now for then in found):
+        raise ValueError(
+            f"{run.root} was changed by another run after this one had looked into it; give the command again, to go "
+            f"on from what is there now, or use another --output"
+        )
 
 
 def begin(run: RunFolder, record: Mapping[str, Any], lines: Mapping[str, str], fabric: Fabric) -> None:

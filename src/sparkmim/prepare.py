@@ -18,6 +18,7 @@ from .train import PretrainConfig, RunFolder, read_checkpoint
 from .train.config import Configuration, TrainingConfig, differences, known_fields, show
 from .train.memory import free_memory
 from .train.ranges import check_values
+from .train.run_folder import Contents
 
 PARAMETERS = frozenset(
     {"model", "stages", "in_chans", "decoder_width", "decoder_block", "densify_norm", "hierarchy", "shared_mask_token"}
@@ -37,6 +38,7 @@ class Preparation(NamedTuple):
     source: ImageSource
     held_out: ImageSource | None
     run: RunFolder
+    found: Contents  # of its folder
     state: dict[str, Any] | None  # the checkpoint to continue from
     warnings: list[str]  # for the user
 
@@ -62,6 +64,7 @@ def prepare(
     if recipe is not None and ".py:" in recipe:
         recipe = absolute_spec(recipe)
     run = RunFolder(output)
+    found = run.contents()
     there = recorded_run(run, PretrainConfig, resume, recipe, chosen)
     state = None if resume in ("auto", "never") else read_checkpoint(Path(resume).expanduser())
     warnings: list[str] = []
@@ -84,7 +87,7 @@ def prepare(
     validate(config, source, processes)
     if there is None:
         check_output(run.root, config.flat())
-    return Preparation(name, config, source, other, run, state, warnings)
+    return Preparation(name, config, source, other, run, found, state, warnings)
 
 
 def check_named_checkpoint(path: str, recorded: Configuration, config: Configuration, weights: str) -> None:

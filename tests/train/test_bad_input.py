@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ import torch
 from PIL import Image
 from runs import TINY, interrupt_at, make_images
 
+from sparkmim.atomic import write_text
 from sparkmim.cli import main
 from sparkmim.pretrain import pretrain
 from sparkmim.sparse import UnsupportedOperation
 from sparkmim.train import RunFolder
+from sparkmim.train.claim import claim
 
 FILES = {
     "recipes.py": """
@@ -348,6 +352,32 @@ def test_a_folder_in_which_another_process_trains(started: Path) -> None:
     outcome = pretrain(started, after_step=interrupt_at(3), say=lambda line: None)
     assert outcome is not None
     assert outcome.step == 3
+
+
+@pytest.mark.parametrize("since", ["began", "went-on", "began-and-died"])
+def test_a_folder_in_which_another_process_has_trained_since(
+    tmp_path: Path, here: Path, started: Path, monkeypatch: pytest.MonkeyPatch, since: str
+) -> None:
+    """Two commands at once: the second one looks into the folder while the first one trains, and claims it after."""
+    folder, chosen = tmp_path / "run", TINY | {"data": str(here / "images")}
+    if since == "went-on":
+        shutil.copytree(started, folder)
+    held: dict[str, bytes] = {}
+
+    def claim_late(run: RunFolder) -> AbstractContextManager[None]:
+        monkeypatch.undo()
+        if since == "began-and-died":
+            write_text(run.config, (started / "config.json").read_text())
+        else:
+            pretrain(folder, chosen=chosen, after_step=interrupt_at(5), say=lambda line: None)
+        held.update(contents(folder))
+        return claim(run)
+
+    monkeypatch.setattr("sparkmim.carry_out.claim", claim_late)
+    with pytest.raises(ValueError, match=r" was changed by another run after .* give the command again, to go on"):
+        pretrain(folder, chosen=chosen, say=lambda line: None)
+    now = contents(folder)
+    assert {name for name in held.keys() | now.keys() if held.get(name) != now.get(name)} <= {".lock"}
 
 
 def test_a_run_of_another_version(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,6 +35,14 @@ PARTS = {"model", "optimizer", "precision", "step", "broken", "config"}
 
 class BrokenCheckpoint(ValueError):
     """A checkpoint that cannot be read."""
+
+
+class Contents(NamedTuple):
+    """What a folder holds that decides how a run goes on: `config.json`, None if there is none, and the names of its
+    checkpoints."""
+
+    config: bytes | None
+    checkpoints: tuple[str, ...]
 
 
 class RunFolder:
@@ -84,6 +92,11 @@ class RunFolder:
                 f"{self.root} exists and is not a run of sparkmim (it holds {others[0]}); use another --output"
             )
         return None
+
+    def contents(self) -> Contents:
+        """What is there now."""
+        config = self.config.read_bytes() if self.config.exists() else None
+        return Contents(config, tuple(path.name for path in self.list_checkpoints()))
 
     def clean(self) -> None:
         """Remove what an interrupted write left behind."""

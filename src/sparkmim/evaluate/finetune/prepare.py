@@ -18,6 +18,7 @@ from ...train import RunFolder, read_checkpoint
 from ...train.config import show
 from ...train.memory import free_memory
 from ...train.ranges import check_values
+from ...train.run_folder import Contents
 from ...trained import TrainedEncoder, load_network
 from ..frozen import labelled_splits
 from ..labels import LabelledImages, fold, label_share
@@ -73,6 +74,7 @@ class Preparation(NamedTuple):
     sets: LabelledSets
     encoder: TrainedEncoder | None  # to start from
     run: RunFolder
+    found: Contents  # of its folder
     state: dict[str, Any] | None  # the checkpoint to continue from
     warnings: list[str]  # for the user
 
@@ -91,6 +93,7 @@ def prepare(
     if recipe is not None and ".py:" in recipe:
         recipe = absolute_spec(recipe)
     run = RunFolder(output)
+    found = run.contents()
     there = recorded_run(run, FinetuneConfig, resume, recipe, chosen, TASK)
     state = None if resume in ("auto", "never") else read_checkpoint(Path(resume).expanduser())
     warnings: list[str] = []
@@ -126,7 +129,7 @@ def prepare(
             f"--repeats {config.augment.repeats} views of an image do not fit into the {together} images that are "
             "trained on at a time; use fewer --repeats or a larger --batch-size"
         )
-    return Preparation(name, config, sets, encoder, run, state, warnings)
+    return Preparation(name, config, sets, encoder, run, found, state, warnings)
 
 
 def check_policy(config: FinetuneConfig, train: LabelledImages) -> None:
