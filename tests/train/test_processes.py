@@ -96,7 +96,7 @@ def test_two_processes_equal_two_micro_batches(tmp_path: Path, with_a_broken_one
 
 
 def test_sigterm_saves_and_the_same_command_continues(tmp_path: Path, images: Path) -> None:
-    """Checkpoints come by the clock, between lines of metrics: both processes must save at the same step."""
+    """Checkpoints come by the clock: both processes must save at the same step."""
     folder = tmp_path / "run"
     done = 0
     for _ in range(2):
@@ -116,6 +116,47 @@ def test_sigterm_saves_and_the_same_command_continues(tmp_path: Path, images: Pa
         assert logged == sorted(set(logged))
         assert logged[-1] == step // 7 * 7
         done = step
+
+
+STOP = """
+import os, signal, sys
+from types import SimpleNamespace
+sys.path.insert(0, sys.argv[3])
+from runs import TINY
+from sparkmim.pretrain import pretrain
+from sparkmim.train import loop
+
+rank, done, asked = int(os.environ["RANK"]), [], []
+clock = lambda: 0.625 * len(done) * (1 + rank)  # eight steps take the first process five seconds, the other one ten
+loop.time = SimpleNamespace(monotonic=clock)
+gather = loop.gather
+
+def note(fabric, value):
+    if isinstance(value, tuple):
+        asked.append(len(done))
+    return gather(fabric, value)
+
+def after_step(step):
+    done.append(step)
+    if (step, rank) == (22, 1):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+loop.gather = note
+end = pretrain(sys.argv[1], chosen=TINY | {"data": sys.argv[2], "epochs": 40.0, "log_every": 20}, after_step=after_step)
+print(f"{rank}: asked at {asked}, {end.interrupted} at {end.step}", flush=True)
+"""
+
+
+def test_processes_agree_on_a_stop_by_the_clock(tmp_path: Path, images: Path) -> None:
+    """Not at every step, nor only with a line of metrics, which may be minutes away; a signal to one is for all."""
+    script = tmp_path / "script.py"
+    script.write_text(STOP)
+    here = str(Path(__file__).parent)
+    out, err = start(str(script), str(tmp_path / "run"), str(images), here).communicate(timeout=180)
+    for rank in (0, 1):
+        assert f"{rank}: asked at [1, 9, 17, 20, 28], SIGTERM at 28" in out, err
+    assert final(tmp_path / "run")["step"] == 28
+    assert [line["step"] for line in lines(tmp_path / "run")] == [20]
 
 
 AGREE = """

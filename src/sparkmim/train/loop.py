@@ -26,6 +26,9 @@ from .run_folder import RunFolder
 from .schedule import steps_of
 from .step import StepResult, Trainer
 
+AGREE_SECONDS = 5.0
+"""Between two times that processes ask each other whether to stop; schedulers kill half a minute after they signal."""
+
 
 class Outcome(NamedTuple):
     """How a run ended: steps done and planned, moving average of the loss, the newest numbers measured, and the
@@ -162,6 +165,7 @@ class Training(ABC):
                 until_end.callback(self.metrics.close)
             self._restart_checkpoint_clock()
             self._restart_interval()
+            self.agreed, self.agree_at = (time.monotonic(), trainer.step), trainer.step + 1
             while trainer.step < trainer.steps and asked is None:
                 result = trainer.train_step(batches)
                 self.pending.append(result)
@@ -255,14 +259,17 @@ class Training(ABC):
 
         All processes get the same answer, at the same step, for what follows is work that they do together.
         """
-        if (
-            self.fabric.device.type == "cuda"
-            and self.fabric.world_size > 1
-            and self.trainer.step % self.config.run.log_every
-        ):
+        if self.fabric.world_size == 1:
+            return self.stop.signal, time.monotonic() >= self.checkpoint_due
+        step, (then, before) = self.trainer.step, self.agreed
+        if step < self.agree_at and step % self.config.run.log_every:
             return None, False  # asking every step would wait for the device
-        answers = gather(self.fabric, (self.stop.signal, time.monotonic() >= self.checkpoint_due))
-        return next((name for name, _ in answers if name is not None), None), answers[0][1]
+        self._read()  # so that the time is that of the steps, not of handing them to the device
+        now = time.monotonic()
+        answers = gather(self.fabric, (self.stop.signal, now >= self.checkpoint_due, (now - then) / (step - before)))
+        pace = answers[0][2]
+        self.agreed, self.agree_at = (now, step), step + max(1, int(AGREE_SECONDS / pace))
+        return next((name for name, _, _ in answers if name is not None), None), answers[0][1]
 
     def _evaluate(self, evaluation: Evaluation) -> None:
         """Measure, and write the numbers."""
