@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -68,6 +69,7 @@ def carry_out(
     lines: Mapping[str, str],
     warnings: Sequence[str],
     found: Contents,
+    state: Mapping[str, Any] | None,
     *,
     plan: bool,
     say: Callable[[str], None],
@@ -80,6 +82,7 @@ def carry_out(
         lines: the plan, label to text.
         warnings: for the user.
         found: in the folder when the run was prepared.
+        state: of the checkpoint to continue from.
         plan: measure a few steps, tell time and memory, and write nothing.
         say: receives the lines for the user.
 
@@ -104,6 +107,9 @@ def carry_out(
                 until_end.enter_context(claim(training.run))
                 check_unchanged(training.run, all_found)
                 begin(training.run, record, lines, fabric)
+                if state is not None:
+                    config = json.dumps(training.config.to_dict())
+                    training.run.begin_from({**state, "config": config}, training.config.run.keep_checkpoints)
             except OSError as error:
                 raise disk_failed(training.run, error, "at the beginning") from error
             for warning in warnings:

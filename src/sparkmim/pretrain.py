@@ -81,7 +81,7 @@ def pretrain(
         "held_out": described(ready.held_out),
         **config.to_dict(),
     }
-    return carry_out(training, record, lines, ready.warnings, ready.found, plan=plan, say=say)
+    return carry_out(training, record, lines, ready.warnings, ready.found, ready.state, plan=plan, say=say)
 
 
 def check_backbone(model: SparK, config: PretrainConfig) -> None:

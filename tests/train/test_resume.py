@@ -30,6 +30,7 @@ from safetensors.torch import load
 from sparkmim.cli import main
 from sparkmim.pretrain import pretrain
 from sparkmim.train import Outcome, RunFolder
+from sparkmim.train.step import Trainer
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -195,6 +196,40 @@ def test_a_named_checkpoint_is_continued_from(tmp_path: Path, images: Path, unin
     assert_same_training(run.folder, uninterrupted())
     kept = [path.name for path in RunFolder(run.folder).list_checkpoints()]
     assert kept == [f"step-{step:09}.pt" for step in range(1, STEPS + 1)]
+
+
+@pytest.mark.parametrize("moment", ["metrics", "step"])
+@pytest.mark.parametrize("where", ["same", "elsewhere"])
+def test_a_run_that_ends_right_after_it_went_back(
+    tmp_path: Path,
+    images: Path,
+    uninterrupted: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    moment: str,
+) -> None:
+    """It goes on from the checkpoint that was named: not from a later one without its metrics, nor the beginning."""
+    run = Stages(tmp_path / "run", images, checkpoint_minutes=0.0, keep_checkpoints=9)
+    run(4)
+    named = RunFolder(run.folder).list_checkpoints()[1]
+    folder = run.folder if where == "same" else tmp_path / "elsewhere"
+    where_it_ends = (RunFolder, "truncate_metrics") if moment == "metrics" else (Trainer, "train_step")
+    with monkeypatch.context() as patch:
+        patch.setattr(*where_it_ends, die)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(folder, resume=str(named), say=run.said.append)
+    assert [path.name for path in RunFolder(folder).list_checkpoints()][-1] == named.name
+    assert_equal(final(folder), torch.load(named, weights_only=True))
+    run.said.clear()
+    outcome = pretrain(folder, say=run.said.append)
+    assert outcome is not None
+    assert f"continuing after step 2 of {STEPS}" in run.said
+    assert_equal(final(folder)["model"], final(uninterrupted())["model"])
+    assert numbers(folder) == numbers(uninterrupted())[0 if where == "same" else 2 :]
+
+
+def die(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_named_checkpoint_brings_its_settings(

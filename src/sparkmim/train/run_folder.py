@@ -103,6 +103,10 @@ class RunFolder:
         for path in self.root.rglob("*" + SUFFIX):
             path.unlink(missing_ok=True)
 
+    def checkpoint(self, step: int) -> Path:
+        """That of a step."""
+        return self.checkpoints / f"step-{step:09}.pt"
+
     def list_checkpoints(self) -> list[Path]:
         """Oldest first."""
         return sorted(self.checkpoints.glob("step-*.pt"))
@@ -113,13 +117,19 @@ class RunFolder:
         Those of later steps, which were broken or given up when the run went on from an earlier one, go too: they would
         otherwise be taken for newer.
         """
-        path = self.checkpoints / f"step-{step:09}.pt"
+        path = self.checkpoint(step)
         write_atomically(path, lambda file: torch.save(state, file))
         paths = self.list_checkpoints()
         place = paths.index(path) + 1
         for other in paths[: max(0, place - keep)] + paths[place:]:
             other.unlink(missing_ok=True)
         return path
+
+    def begin_from(self, state: Mapping[str, Any], keep: int) -> None:
+        """Make the state that a run goes on from the newest checkpoint here, before anything else is forgotten: if the
+        run ends before its next checkpoint, it goes on from there again, with the metrics up to there."""
+        if self.list_checkpoints()[-1:] != [self.checkpoint(state["step"])]:
+            self.save_checkpoint(state, state["step"], keep)
 
     def newest_checkpoint(self) -> tuple[dict[str, Any], Path] | None:
         """The newest checkpoint that can be read, with its path.

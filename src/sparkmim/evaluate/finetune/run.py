@@ -76,7 +76,7 @@ def finetune(
     tell_plan(lines, fabric, say)
     training = Finetuning(config, classifier, *sets, ready.run, fabric, ready.state, after_step)
     record = {TASK_KEY: TASK, "recipe": ready.recipe, **sets.described(), **config.to_dict()}
-    return carry_out(training, record, lines, ready.warnings, ready.found, plan=plan, say=say)
+    return carry_out(training, record, lines, ready.warnings, ready.found, ready.state, plan=plan, say=say)
 
 
 def check_batch(classifier: Classifier, config: FinetuneConfig, processes: int) -> None:
