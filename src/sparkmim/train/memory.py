@@ -1,4 +1,4 @@
-"""How many images fit into memory, estimated before the run from two forward passes."""
+"""How many images fit into memory, estimated before the run from two forward passes of an image or two."""
 
 from __future__ import annotations
 
@@ -56,9 +56,14 @@ def images_that_fit(
         precision: in which it will be trained.
         memory_bytes: that are free.
     """
-    two, four = (kept_bytes(model, inputs(images), precision) for images in (2, 4))
-    each = (four - two) // 2
-    whatever = two - 2 * each  # the parameters in half precision
+    fewest = 1
+    try:
+        few = kept_bytes(model, inputs(fewest), precision)
+    except ValueError:  # batch norm has one value for each channel; any other error comes again
+        fewest = 2
+        few = kept_bytes(model, inputs(fewest), precision)
+    each = kept_bytes(model, inputs(fewest + 1), precision) - few
+    whatever = few - fewest * each  # the parameters in half precision
     state = STATE_BYTES * sum(p.numel() for p in model.parameters()) + SLACK * whatever
     return max(0, int((memory_bytes - state) / (SLACK * each)))
 
