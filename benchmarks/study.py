@@ -86,7 +86,7 @@ ARMS = {
         epochs=5 / 6,
         shares=ALL,
         tuned_as="simclr",
-        choices=("1e-3", "3e-3", "1e-2"),
+        choices=("3e-3", "1e-2"),
     ),
     "spark-again": Arm("SparK, pretrained with another seed", first_seed=100),
     "spark-tuned-longer": Arm("the same, fine-tuned longer", views=3.0, encoder_of="spark-again"),
