@@ -793,6 +793,37 @@ def test_writing_in_place_changes_what_it_should(function: Function, block: tupl
     outcome(function, block)  # a result must be right, a refusal is fine
 
 
+@BLOCKS
+@cases(
+    {
+        "pad": lambda x: F.conv2d(F.pad(x, (1, 1, 1, 1)), constant(8, 8, 3, 3)),
+        "pad_twice": lambda x: F.max_pool2d(F.pad(F.pad(x, (1, 0, 0, 0)), (0, 1, 1, 1)), 3, 1),
+        "pad_and_write": written_after_padding,
+    }
+)
+def test_inference_mode(function: Function, block: tuple[int, int]) -> None:
+    """Torch counts no writes to tensors there."""
+    network, whole = Host(function), PatchGrid(torch.ones(BATCH, *GRID, dtype=torch.bool), 6)
+    size = tuple(g * b for g, b in zip(GRID, block, strict=True))
+    images = torch.randn(BATCH, 3, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.inference_mode():
+        torch.testing.assert_close(packed(network, whole)(images), network(images))
+        grid = random_grid()
+        torch.testing.assert_close(packed(network, grid)(images), masked_dense(network, grid)(images))
+
+
+def test_inference_mode_where_positions_hold_several_patches() -> None:
+    def halved_and_doubled(x: Tensor) -> Tensor:
+        return F.interpolate(F.conv2d(F.pad(x, (1, 0, 0, 0)), constant(8, 8, 2, 3), stride=2), scale_factor=2)
+
+    network, grid = Host(halved_and_doubled), PatchGrid(torch.eye(2, dtype=torch.bool).expand(BATCH, 2, 2), 2)
+    images = torch.randn(BATCH, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        expected = packed(network, grid)(images)
+    with torch.inference_mode():
+        torch.testing.assert_close(packed(network, grid)(images), expected)
+
+
 def test_parameters_are_never_marked() -> None:
     """`weight.to(x)` and the like return the weight itself: marking it would make it part of the input, for good."""
     gamma = nn.Parameter(constant(1, CHANNELS, 1, 1))

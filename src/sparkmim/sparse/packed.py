@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .coarse import CoarseExecution
@@ -21,7 +20,7 @@ from .execution import Execution
 from .grid import PatchGrid
 from .layout import Layout
 from .ops.depthwise import require_triton
-from .ops.pad import require_unchanged
+from .ops.pad import require_unchanged, version_of
 from .ops.reduce import Reduction
 
 
@@ -101,7 +100,7 @@ class SparseExecution(Execution):
         padding = layout.padding
         if padding is not None:
             require_unchanged(func, x, padding)
-            padding = padding._replace(version=0 if torch.compiler.is_compiling() else whole._version)
+            padding = padding._replace(version=version_of(whole))
         start = Layout(self.coarser, 0, layout.space, padding)
         return self.returned(self.coarser.answer(func, (self.coarser.mark(whole, start), *args), {}))
 

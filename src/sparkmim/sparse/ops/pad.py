@@ -49,10 +49,9 @@ def pad(
         raise unsupported(func, f"{mode} padding of a map has no rule")
     if mode != "constant" and any(amount < 0 for amounts in spatial for amount in amounts):
         raise unsupported(func, f"it crops the map and pads it by its {mode} values at once")
-    # The result shares its input's memory until it is consumed, and must not change with it in between. What is being
-    # compiled has no versions to compare, but also pays nothing for a copy.
-    compiling = torch.compiler.is_compiling()
-    out = out.clone() if compiling else out.view_as(out)
+    # The result shares its input's memory until it is consumed, and must not change with it in between. Where torch
+    # counts no versions to compare, it is a copy (what is being compiled pays nothing for it).
+    out = out.view_as(out) if _counts_versions(out) else out.clone()
     before = tuple(b for b, _ in spatial)
     after = tuple(a for _, a in spatial)
     if layout.padding is not None:
@@ -62,7 +61,7 @@ def pad(
         require_no_crop(func, layout.padding, before, after)
         before = tuple(a + b for a, b in zip(layout.padding.before, before, strict=True))
         after = tuple(a + b for a, b in zip(layout.padding.after, after, strict=True))
-    return execution.mark(out, layout.padded(Padding(before, after, value, mode, 0 if compiling else out._version)))
+    return execution.mark(out, layout.padded(Padding(before, after, value, mode, version_of(out))))
 
 
 def require_no_crop(func: Any, padding: Padding, before: Sequence[int], after: Sequence[int]) -> None:
@@ -74,5 +73,14 @@ def require_no_crop(func: Any, padding: Padding, before: Sequence[int], after: S
 
 def require_unchanged(func: Any, padded: Tensor, padding: Padding) -> None:
     """Raise if a map was written to between its padding and the operation that consumes it."""
-    if not torch.compiler.is_compiling() and padded._version != padding.version:
+    if version_of(padded) != padding.version:
         raise unsupported(func, "its argument was padded, and what was padded has been written to since")
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor has been written to; 0 where torch does not count."""
+    return tensor._version if _counts_versions(tensor) else 0
+
+
+def _counts_versions(tensor: Tensor) -> bool:
+    return not (torch.compiler.is_compiling() or tensor.is_inference())
