@@ -731,6 +731,91 @@ def test_constant_from_out_of_sight(hidden: str, reduced: str) -> None:
     right_or_refused(part, (4, 4))
 
 
+class HiddenStatistic(torch.autograd.Function):
+    """The mean of all samples and positions, which looks like a weight, `(1, C, 1, 1)`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            return x.mean((0, 2, 3), keepdim=True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> None:
+        return None
+
+
+@parts(
+    {
+        "multiplied": lambda x: x * HiddenStatistic.apply(x),
+        "in_a_list": lambda x: x * torch.cat([HiddenStatistic.apply(x)]),
+        "in_a_list_with_a_constant": lambda x: x * torch.stack([HiddenStatistic.apply(x), constant(1, 8, 1, 1)]).sum(0),
+        "weight_of_a_convolution": lambda x: F.conv2d(x, HiddenStatistic.apply(x).view(8, 1, 1, 1), groups=8),
+        "bias_of_a_convolution": lambda x: F.conv2d(x, constant(8, 8, 1, 1), HiddenStatistic.apply(x).flatten()),
+        "weight_of_a_linear_map": lambda x: F.linear(
+            x.permute(0, 2, 3, 1), HiddenStatistic.apply(x).flatten().diag()
+        ).permute(0, 3, 1, 2),
+        "factor_of_a_product": lambda x: (x.permute(0, 2, 3, 1) @ HiddenStatistic.apply(x).flatten().diag()).permute(
+            0, 3, 1, 2
+        ),
+        "weight_of_a_norm": lambda x: F.group_norm(x, 2, HiddenStatistic.apply(x).flatten()),
+        "weight_of_an_activation": lambda x: F.prelu(x, HiddenStatistic.apply(x).flatten()),
+    }
+)
+def test_statistic_from_out_of_sight_is_refused(case: Function) -> None:
+    assert "out of sight" in refusal(case, (4, 4))
+
+
+@parts(
+    {
+        "chunk": lambda x, w: x * w.chunk(2)[0] + w.chunk(2)[1],
+        "split": lambda x, w: F.conv2d(x, w.view(16, 1, 1, 1).split(8)[1], groups=8),
+        "unbind": lambda x, w: x * w.view(2, 8, 1, 1).unbind(0)[1],
+        "iteration": lambda x, w: sum(x * part for part in w.view(2, 8, 1, 1)),
+        "std_mean": lambda x, w: x * torch.std_mean(w)[0],
+        "max": lambda x, w: x * w.view(2, 8, 1, 1).max(0).values,
+        "list": lambda x, w: x * torch.cat([w[:4], w[12:]]),
+    }
+)
+def test_results_of_parameters_are_constants(case: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Those that come in tuples too."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(constant(16, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return case(x, self.weight)
+
+    assert right_or_refused(Scaled(), (4, 4))
+
+
+def test_parameters_may_be_results() -> None:
+    """Those that `torch.func.functional_call` puts in the place of a network's own: of a meta-learner, say."""
+    network, grid = Host(Gate()), random_grid()
+    gain = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: Tensor) -> Tensor:
+            return SparseExecution(grid).run(self.network, x)[0]
+
+    own = {name: parameter.detach() for name, parameter in Packed().named_parameters()}
+    expected = Packed()(images_of((4, 4)))
+    replaced = {name: value * gain for name, value in own.items()}
+    found = torch.func.functional_call(Packed(), replaced, (images_of((4, 4)),))
+    torch.testing.assert_close(found, expected)
+    (along_gain,) = torch.autograd.grad(found.square().sum(), gain)
+    of_each = torch.autograd.grad(expected.square().sum(), list(network.parameters()))
+    total = sum(
+        (g * own[f"network.{name}"]).sum() for (name, _), g in zip(network.named_parameters(), of_each, strict=True)
+    )
+    torch.testing.assert_close(along_gain, total)
+
+
 def test_custom_function_is_refused_without_gradients_too() -> None:
     with torch.no_grad():
         refusal(lambda x: x + WithoutFunctions.apply(x), (4, 4))

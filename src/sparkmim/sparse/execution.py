@@ -11,7 +11,7 @@ rule raises :class:`UnsupportedOperation`: nothing passes silently.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,6 +85,8 @@ class Execution(TorchFunctionMode):
             )
         if not torch.compiler.is_compiling():
             recompute_under(self, func)
+            if any(owner.hides_input(value) for value in tensors_in((args, kwargs))):
+                raise unsupported(func, f"{OUTSIDER} may descend from it out of sight")
         out = owner.answer(func, args, kwargs)
         return out if owner is self else self.returned(out)
 
@@ -120,6 +122,8 @@ class Execution(TorchFunctionMode):
         """
         if torch.compiler.is_compiling():
             show_functions_to_modes()
+        else:
+            self._note_constants(network.parameters())  # they may be results: of `torch.func.functional_call`
         features = network if features is None else features
         self.grad_enabled, self.network = torch.is_grad_enabled(), network
         handles = attach_to_opaque_modules(self, network)
@@ -215,15 +219,17 @@ class Execution(TorchFunctionMode):
 
     def _note_constant(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Remember that a result of tensors from outside the input was computed in sight (see `hides_input`)."""
-        if torch.compiler.is_compiling():
-            return result
-        if (
-            isinstance(result, Tensor)
-            and result.grad_fn is not None
-            and not any(isinstance(value, Tensor) and self.hides_input(value) for value in (*args, *kwargs.values()))
-        ):
-            result._sparkmim_constant = True  # type: ignore[attr-defined]
+        if not torch.compiler.is_compiling():
+            results = [tensor for tensor in tensors_in(result) if tensor.grad_fn is not None]
+            if results and not any(self.hides_input(value) for value in tensors_in((args, kwargs))):
+                self._note_constants(results)
         return result
+
+    @staticmethod
+    def _note_constants(tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            if tensor.grad_fn is not None:
+                tensor._sparkmim_constant = True  # type: ignore[attr-defined]
 
     def hides_input(self, tensor: Tensor) -> bool:
         """Whether a tensor without a layout may yet descend from the input, by ways out of sight.
@@ -231,9 +237,9 @@ class Execution(TorchFunctionMode):
         What is computed from parameters in sight has been noted; what has a gradient function and has not came from a
         scripted module, a custom autograd function or the like. Seen only while gradients are on, and not compiling.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or tensor.grad_fn is None:
             return False
-        return tensor.grad_fn is not None and not hasattr(tensor, "_sparkmim_constant")
+        return not hasattr(tensor, "_sparkmim_constant") and self._marked(tensor) is None
 
     def any_layout(self, values: Iterable[Any]) -> bool:
         """Whether a tensor in nested lists, tuples and dicts descends from the input."""
@@ -327,6 +333,22 @@ class Execution(TorchFunctionMode):
         out = func(self.one_row_per_image(values, layout.batch))
         return self.mark(self.all_rows(out, layout.batch), layout)
 
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from tensors_in(part)
+    elif isinstance(value, dict):
+        yield from tensors_in(tuple(value.values()))
+
+
+OUTSIDER = (
+    "a tensor that does not descend from the input in sight (a position embedding, noise of unknown origin, the output "
+    "of a scripted module or a custom autograd function)"
+)
 
 WAYS_OUT = (
     "Either teach the engine what it means there with sparkmim.sparse.register(function), or run the module that calls "

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..execution import Execution, unsupported
+from ..execution import OUTSIDER, Execution, unsupported
 from ..extent import Extent, with_degrees
 from ..layout import Layout
 from .functions import attributes_named, functions_named, operators_in_place, operators_named
@@ -83,15 +83,7 @@ def broadcast_layout(execution: Execution, func: Any, operands: Sequence[Any]) -
     for tensor, own in zip(tensors, layouts, strict=True):
         if own is None:
             _require_constant(func, tensor, ndim, out.tracked_axes, OUTSIDER)
-            if execution.hides_input(tensor):
-                raise unsupported(func, f"{OUTSIDER} may descend from it out of sight")
     return out, ndim
-
-
-OUTSIDER = (
-    "a tensor that does not descend from the input in sight (a position embedding, noise of unknown origin, the output "
-    "of a scripted module or a custom autograd function)"
-)
 
 
 def _require_constant(func: Any, tensor: Tensor, ndim: int, axes: tuple[int, ...], what: str) -> None:
