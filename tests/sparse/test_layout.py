@@ -793,6 +793,35 @@ def test_writing_in_place_changes_what_it_should(function: Function, block: tupl
     outcome(function, block)  # a result must be right, a refusal is fine
 
 
+def padded_twice(value: float, channels: tuple[int, int], other: float, mode: str = "constant") -> Function:
+    """Along space, then along channels, then seen by a convolution."""
+
+    def function(x: Tensor) -> Tensor:
+        around = F.pad(x * 2, (1, 1, 1, 1), mode, *([value] if mode == "constant" else []))
+        return F.conv2d(F.pad(around, (0, 0, 0, 0, *channels), value=other), constant(8, 8 + sum(channels), 3, 3))
+
+    return function
+
+
+@cases(
+    {
+        "by_the_same": padded_twice(1.0, (1, 2), 1.0),
+        "by_zeros": padded_twice(0.0, (0, 1), 0.0),
+        "channels_left_out": padded_twice(1.0, (-1, 0), 0.0),
+        "mirrored": padded_twice(0.0, (1, 1), 1.5, "reflect"),
+    }
+)
+def test_channels_added_to_a_padded_map(function: Function) -> None:
+    assert outcome(function, LARGE) == "result"
+
+
+@BLOCKS
+@cases({"zeros": padded_twice(1.0, (0, 1), 0.0), "ones": padded_twice(0.0, (1, 0), 1.0)})
+def test_channels_that_differ_around_the_map_are_refused(function: Function, block: tuple[int, int]) -> None:
+    """The ring of the new channels holds what they hold, that of the others what the map was padded with."""
+    assert outcome(function, block) == "refusal"
+
+
 @BLOCKS
 @cases(
     {

@@ -35,14 +35,21 @@ def pad(
     spatial = [sides.pop(axis, (0, 0)) for axis in layout.space]
     sides.pop(layout.batch, None)
     out = input
+    nothing_along_space = all(amounts == (0, 0) for amounts in spatial)
     if any(amounts != (0, 0) for amounts in sides.values()):
         own = [0] * (2 * input.ndim)
         for axis, amounts in sides.items():
             place = 2 * (input.ndim - 1 - axis)
             own[place : place + 2] = amounts
         out = F.pad(input, own, mode, value)
-    if all(amounts == (0, 0) for amounts in spatial):
-        return execution.mark(out.clone() if out is input else out, layout)
+        _require_alike_around(func, layout.padding, max(own), mode, value)
+    elif nothing_along_space:
+        out = input.clone()
+    if out is not input and layout.padding is not None:
+        require_unchanged(func, input, layout.padding)
+        layout = layout.padded(layout.padding._replace(version=version_of(out)))
+    if nothing_along_space:
+        return execution.mark(out, layout)
     if layout.flattened:
         raise unsupported(func, "all of space is one axis, which is no edge of the map")
     if mode not in ("constant", "reflect", "replicate"):
@@ -55,13 +62,22 @@ def pad(
     before = tuple(b for b, _ in spatial)
     after = tuple(a for _, a in spatial)
     if layout.padding is not None:
-        require_unchanged(func, input, layout.padding)
+        require_unchanged(func, out, layout.padding)
         if (layout.padding.value, layout.padding.mode) != (value, "constant") or mode != "constant":
             raise unsupported(func, "the map is padded twice, in different ways")
         require_no_crop(func, layout.padding, before, after)
         before = tuple(a + b for a, b in zip(layout.padding.before, before, strict=True))
         after = tuple(a + b for a, b in zip(layout.padding.after, after, strict=True))
     return execution.mark(out, layout.padded(Padding(before, after, value, mode, version_of(out))))
+
+
+def _require_alike_around(func: Any, padding: Padding | None, added: int, mode: str, value: float) -> None:
+    """Raise if channels are added to a padded map that hold something else around it than what it was padded with."""
+    constant = padding is not None and padding.mode == mode == "constant"
+    if constant and added > 0 and padding.value != value:
+        raise unsupported(
+            func, f"the channels it adds hold {value}, and the map was padded with {padding.value} before; add them first"
+        )
 
 
 def require_no_crop(func: Any, padding: Padding, before: Sequence[int], after: Sequence[int]) -> None:
