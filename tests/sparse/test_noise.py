@@ -40,6 +40,18 @@ def gated(x: Tensor) -> Tensor:
     return x * F.dropout(x.mean((2, 3)), 0.5).sigmoid()[:, :, None, None]
 
 
+def dropped_in_place(x: Tensor) -> Tensor:
+    pooled = x.mean((2, 3), keepdim=True) * 1
+    torch.dropout_(pooled, 0.5, True)
+    return x * pooled
+
+
+def rrelu_in_place(x: Tensor) -> Tensor:
+    pooled = x.mean((2, 3), keepdim=True) * 1
+    torch.rrelu_(pooled, 0.1, 0.9, True)
+    return x * pooled
+
+
 DRAWN_ONCE_AN_IMAGE: dict[str, Function] = {
     "stochastic depth": drop_path,
     "stochastic depth, not scaled": lambda x: drop_path(x, 0.3, scale_by_keep=False),
@@ -54,6 +66,12 @@ DRAWN_ONCE_AN_IMAGE: dict[str, Function] = {
     "drawn by a probability of each image": lambda x: x * torch.bernoulli(x.mean((2, 3), keepdim=True).sigmoid()),
     "dropout of pooled values": gated,
     "dropout of pooled values, in place": lambda x: x * F.dropout(x.mean((2, 3), keepdim=True) * 1, 0.5, inplace=True),
+    "dropout of pooled values, its result left aside": dropped_in_place,
+    "slopes of pooled values": lambda x: x * F.rrelu(x.mean((2, 3), keepdim=True), 0.1, 0.9, training=True),
+    "slopes of pooled values, in place": rrelu_in_place,
+    "slopes of pooled values, asked for in place": lambda x: (
+        x * F.rrelu(x.mean((2, 3), keepdim=True) * 1, 0.1, 0.9, training=True, inplace=True)
+    ),
     "channel dropout": lambda x: F.dropout2d(x, 0.5),
     "channel dropout, in place": lambda x: F.dropout2d(x * 1, 0.5, inplace=True),
     "channel dropout of pooled values": lambda x: x * F.dropout2d(x.mean((2, 3), keepdim=True), 0.5),
@@ -63,6 +81,7 @@ DRAWN_ONCE_AN_IMAGE: dict[str, Function] = {
 NOTHING_DRAWN: dict[str, Function] = {
     "dropout in evaluation": lambda x: F.dropout(x, 0.5, training=False),
     "channel dropout in evaluation": lambda x: F.dropout2d(x, 0.5, training=False),
+    "slopes in evaluation": lambda x: F.rrelu(x, 0.1, 0.9) * F.rrelu(x.mean((2, 3), keepdim=True), 0.1, 0.9),
     "channel dropout of nothing": lambda x: F.dropout2d(x, 0.0),
     "dropout of nothing": lambda x: F.dropout(x, 0.0),
     "stochastic depth that drops nothing": lambda x: drop_path(x, 0.0),

@@ -69,10 +69,23 @@ def dropout(
     execution: Execution, func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> Tensor:
     layout = own_layout(execution, func, input)
+    inplace = inplace or func is torch.dropout_
     if layout.is_map or not training:
         return execution.mark(F.dropout(input, p, training, inplace), layout)
     out = execution.on_one_row_per_image(lambda rows: F.dropout(rows, p, training), input, layout)
     return execution.mark(input.copy_(out), layout) if inplace else out
+
+
+@Execution.register(*functions_named("rrelu rrelu_"))
+def rrelu(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """In training each negative value is given a slope of its own, of a value per image once an image."""
+    layout = own_layout(execution, func, input)
+    if layout.is_map:
+        return execution.mark(func(input, *args, **kwargs), layout)
+    rows = execution.one_row_per_image(input, layout.batch).clone()
+    drawn = func(rows, *args, **kwargs)
+    out = execution.all_rows(drawn, layout.batch)
+    return execution.mark(input.copy_(out) if drawn is rows else out, layout)
 
 
 @Execution.register(F.dropout1d, F.dropout2d, F.dropout3d)

@@ -37,7 +37,7 @@ LOGIC = """
     and or xor invert bitwise_not bitwise_and bitwise_or bitwise_xor isnan isinf isfinite
 """
 ACTIVATIONS = """
-    relu relu6 leaky_relu rrelu elu celu selu gelu silu mish sigmoid hardsigmoid hardswish hardtanh hardshrink
+    relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid hardsigmoid hardswish hardtanh hardshrink
     softshrink tanhshrink softplus softsign logsigmoid threshold
 """
 
