@@ -76,7 +76,8 @@ def _require_alike_around(func: Any, padding: Padding | None, added: int, mode: 
     constant = padding is not None and padding.mode == mode == "constant"
     if constant and added > 0 and padding.value != value:
         raise unsupported(
-            func, f"the channels it adds hold {value}, and the map was padded with {padding.value} before; add them first"
+            func,
+            f"the channels it adds hold {value}, and the map was padded with {padding.value} before; add them first",
         )
 
 
