@@ -73,8 +73,9 @@ def pad(
 
 def _require_alike_around(func: Any, padding: Padding | None, added: int, mode: str, value: float) -> None:
     """Raise if channels are added to a padded map that hold something else around it than what it was padded with."""
-    constant = padding is not None and padding.mode == mode == "constant"
-    if constant and added > 0 and padding.value != value:
+    if padding is None or added <= 0:
+        return
+    if padding.mode == mode == "constant" and padding.value != value:
         raise unsupported(
             func,
             f"the channels it adds hold {value}, and the map was padded with {padding.value} before; add them first",
