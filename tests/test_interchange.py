@@ -55,8 +55,8 @@ def assert_same(one: nn.Module, other: nn.Module) -> None:
     for key, tensor in one.state_dict().items():
         assert torch.equal(tensor, theirs[key]), key
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        assert torch.equal(one.eval()(images), other.eval()(images))
+    with torch.no_grad():  # on some CPUs the last bits depend on the weights' memory format
+        torch.testing.assert_close(one.eval()(images), other.eval()(images))
 
 
 def checkpoint_of_a_training(state: State) -> dict[str, Any]:
@@ -348,9 +348,10 @@ def test_official_pretraining(kind: str, tmp_path: Path) -> None:
     assert report.missing == ([] if kind == "resnet" else ["encoder.head.norm.weight", "encoder.head.norm.bias"])
     assert report.loaded == len(official.state_dict()) - 3
     assert "names of the authors' code" in report.form
-    model.eval()
+    model.eval().double()
+    official.double()
     visible = sparkmim.random_visible(2, (2, 2), 0.6)
-    images = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         prediction = official.predict(model.encode(images, visible), visible)
         torch.testing.assert_close(model(images, visible).prediction, prediction)
