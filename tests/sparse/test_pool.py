@@ -210,6 +210,27 @@ def test_forms_of_calling(mask: str, network_of: Any, agrees_with_oracle: Check,
     agrees_with_crop(network_of(pool), MASKS[mask], 2, (4, 4))
 
 
+@pytest.mark.parametrize("patch", [(4, 2), (1, 1)], ids=str)
+@pytest.mark.parametrize("pool", [F.max_pool2d, F.avg_pool2d], ids=["max", "average"])
+def test_window_of_the_whole_map(
+    pool: Callable[..., Tensor], patch: tuple[int, int], network_of: Any, agrees_with_oracle: Check,
+    agrees_with_crop: Check, is_refused: Check,
+) -> None:  # fmt: skip
+    """Its sizes are read off the map, so it means the whole map, not a patch."""
+    for mask in BOXES:
+        network = network_of(lambda x: x * pool(x, x.shape[2:]) + pool(x, kernel_size=(x.size(2), x.size(3)), stride=1))
+        agrees_with_oracle(network, MASKS[mask], 2, patch)
+        agrees_with_crop(network, MASKS[mask], 2, patch)
+    for part in (
+        lambda x: x * pool(x, x.shape[2]),  # of one axis for both, which fits square maps alone
+        lambda x: pool(x, (2 * x.shape[2], x.shape[3])),
+        lambda x: pool(x, 1, x.shape[2:]),
+        lambda x: pool(x, x.shape[2:], 1, [x.shape[2] // 1, 0]),
+        lambda x: F.adaptive_avg_pool2d(x, x.shape[2:]),
+    ):
+        is_refused(network_of(part), MASKS["boxes"], 2, patch)
+
+
 def test_hidden_neighbours_never_win_a_maximum(network_of: Any) -> None:
     """Zeros at hidden positions would win against a map of negative numbers, as they do in careless implementations."""
     visible = MASKS["boxes"]

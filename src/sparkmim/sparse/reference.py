@@ -24,7 +24,7 @@ from .execution import Execution, unsupported
 from .grid import CoarseGrid, PatchGrid, has_mask, mask_at
 from .layout import Layout
 from .ops.pointwise import samples_and_channels_first
-from .ops.reduce import Reduction
+from .ops.reduce import Reduction, is_whole_map, over_whole_map
 from .ops.smooth import NEAREST, smooth
 from .ops.window import Window, per_axis, require_near_edges, sees_one_position, window_over
 
@@ -254,6 +254,8 @@ def max_pool2d(
         raise unsupported(func, "the indices it returns have no meaning on patches")
     layout = execution.require_map(func, input)
     kernel = per_axis(kernel_size, 2)
+    if is_whole_map(input, layout, kernel, padding):
+        return over_whole_map(execution, torch.amax, input)
     window = window_over(
         execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
     )
@@ -282,6 +284,8 @@ def avg_pool2d(
 ) -> Tensor:
     layout = execution.require_map(func, input)
     kernel = per_axis(kernel_size, 2)
+    if is_whole_map(input, layout, kernel, padding) and divisor_override is None:
+        return over_whole_map(execution, torch.mean, input)
     window = window_over(execution, func, input, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
 
     def summed(x: Tensor, padding: Any) -> Tensor:

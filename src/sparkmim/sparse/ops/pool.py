@@ -15,6 +15,7 @@ from ..execution import unsupported
 from ..halo import gather_halo, scatter_halo
 from ..mirrored import with_mirrored_halo
 from ..packed import SparseExecution
+from .reduce import is_whole_map, over_whole_map
 from .window import Window, per_axis, window_over
 
 
@@ -34,6 +35,8 @@ def max_pool2d(
     if return_indices or func is F.max_pool2d_with_indices:
         raise unsupported(func, "the indices it returns have no meaning on patches")
     kernel = per_axis(kernel_size, 2)
+    if is_whole_map(input, layout, kernel, padding):
+        return over_whole_map(execution, torch.amax, input)
     if execution.outgrows(input, per_axis(stride or kernel, 2)):
         return execution.answer_coarser(func, input, kernel, stride, padding, dilation, ceil_mode)
     window = window_over(
@@ -95,6 +98,8 @@ def avg_pool2d(
 ) -> Tensor:
     layout = execution.require_map(func, input)
     kernel = per_axis(kernel_size, 2)
+    if is_whole_map(input, layout, kernel, padding) and divisor_override is None:
+        return over_whole_map(execution, torch.mean, input)
     if execution.outgrows(input, per_axis(stride or kernel, 2)):
         return execution.answer_coarser(
             func, input, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override

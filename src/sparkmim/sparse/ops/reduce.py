@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,9 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..execution import Execution, unsupported
+from ..extent import degrees_of
+from ..layout import Layout
 from .axes import without_axes
 from .functions import functions_named
 from .pointwise import own_layout
+from .window import per_axis
 
 # Reductions with the names of their positional arguments after the tensor.
 _ARGUMENTS: dict[str, tuple[str, ...]] = {
@@ -115,7 +119,22 @@ def adaptive_pool(
         return execution.on_one_row_per_image(lambda x: func(x, output_size), input, layout)
     if len(execution.require_map(func, input).space) != dims:
         raise unsupported(func, f"it pools along {dims} axes and the map has {len(layout.space)}")
-    if any(size != 1 for size in (output_size if isinstance(output_size, (tuple, list)) else (output_size,))):
+    sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size,)
+    if any(size != 1 or degrees_of(size) for size in sizes):
         raise unsupported(func, f"only pooling to size 1 has a rule, not to {output_size}")
-    out: Tensor = reduction(execution, statistic, input, dim=layout.space, keepdim=True)
+    return over_whole_map(execution, statistic, input)
+
+
+def over_whole_map(execution: Execution, statistic: Any, x: Tensor) -> Tensor:
+    """A reduction of a map to one value a channel, its spatial axes kept."""
+    layout = execution.layout(x)
+    assert layout is not None
+    out: Tensor = reduction(execution, statistic, x, dim=layout.space, keepdim=True)
     return out
+
+
+def is_whole_map(x: Tensor, layout: Layout, kernel: Sequence[int], padding: Any) -> bool:
+    """Whether a pooling's window is all of a map: its sizes were read off the map, axis by axis."""
+    own = [layout.degrees(axis) for axis in layout.space]
+    unpadded = layout.padding is None and not any(per_axis(padding, len(own)))
+    return unpadded and [degrees_of(size) for size in kernel] == own and tuple(kernel) == tuple(x.shape[2:])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..execution import Execution, unsupported
+from ..extent import degrees_of
 from ..layout import Layout, Padding
 from .pad import require_no_crop, require_unchanged
 
@@ -43,7 +44,7 @@ def per_axis(value: Any, dims: int) -> tuple[int, ...]:
     """An int or a sequence of 1 or `dims` ints as `dims` ints."""
     if isinstance(value, int):
         return (value,) * dims
-    values = tuple(int(v) for v in value)
+    values = tuple(value)
     return values * dims if len(values) == 1 else values
 
 
@@ -76,6 +77,13 @@ def window_over(
     dims = len(layout.space)
     if len(kernel) != dims:
         raise unsupported(func, f"its window has {len(kernel)} axes and the map {dims}")
+    for value in (kernel, stride, padding, dilation):
+        if any(degrees_of(size) for size in (value if isinstance(value, (tuple, list)) else (value,))):
+            raise unsupported(
+                func,
+                "its window grows with the map, of which only patches are there; if it is all of the map, pool by "
+                "F.adaptive_avg_pool2d(x, 1)",
+            )
     kernel, stride, dilation = tuple(kernel), per_axis(stride, dims), per_axis(dilation, dims)
     extents = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
     if isinstance(padding, str):
