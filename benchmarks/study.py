@@ -175,8 +175,8 @@ class Study:
 
     def run_all(self) -> None:
         """Encoders and their neighbours, then settings, then fine-tuning; the main arms first."""
-        contrastive = [name for name in self.args.arms if ARMS[name].kind == "simclr"]
-        if self.args.lightly is None and any(self.asked(self.made(name, 0)) for name in contrastive):
+        contrastive = {self.made(name, 0) for name in self.args.arms if ARMS[name].kind == "simclr"}
+        if self.args.lightly is None and any(self.asked(made) for made in contrastive - self.results().keys()):
             raise SystemExit("the arm simclr needs --lightly FOLDER; or leave it out by --arms")
         for name in self.args.arms:
             if ARMS[name].encoder_of:
