@@ -152,7 +152,7 @@ class Backbone:
         """Names of the submodules that end a stage, seen by running the network."""
         sizes = ((64, 64, 64), (96, 128, 96)) if self.dims == 3 else ((224, 224), (256, 288))
         try:
-            with _probing(self.module), nullcontext() if self._alignment is None else self._alignment:
+            with probing(self.module), nullcontext() if self._alignment is None else self._alignment:
                 images = [self.blank_image(size[: self.dims]) for size in sizes]
                 return find_stages(self.module, *images)
         except (ValueError, RuntimeError, TypeError) as error:
@@ -187,7 +187,7 @@ class Backbone:
 
     def _measure_at(self, size: Sequence[int], tried: list[str]) -> list[Level] | None:
         """All maps of an image of that size, None (and a line in `tried`) if they do not divide it."""
-        with _probing(self.module), torch.no_grad():
+        with probing(self.module), torch.no_grad():
             maps = self(self.blank_image(size))
         shapes = [tuple(m.shape) for m in maps if isinstance(m, Tensor)]
         if len(shapes) != len(maps) or any(len(shape) != self.dims + 2 for shape in shapes):
@@ -246,7 +246,7 @@ class Backbone:
     def unreached_parameters(self, levels: int = LEVELS) -> list[str]:
         """Names of parameters that none of the deepest `levels` maps depends on (a classifier's, a last norm's)."""
         size = max(s for stride in self.strides for s in stride)
-        with _probing(self.module), torch.enable_grad():
+        with probing(self.module), torch.enable_grad():
             frozen = [p for p in self.module.parameters() if not p.requires_grad]
             maps = self(self.blank_image([2 * size] * self.dims).requires_grad_())
         reached = _leaves(maps[-levels:])
@@ -344,7 +344,7 @@ def _spatial_dims(module: nn.Module) -> int:
 
 
 @contextmanager
-def _probing(module: nn.Module) -> Iterator[None]:
+def probing(module: nn.Module) -> Iterator[None]:
     """Evaluation mode for a probe, every submodule's own mode restored after it."""
     modes = {m: m.training for m in module.modules()}
     module.eval()

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...backbone import Backbone
+from ...backbone import Backbone, probing
 from ...build import is_function, load_backbone, stochastic_depth
 from ...trained import TrainedEncoder
 
@@ -90,19 +90,15 @@ def check_image_size(module: nn.Module, config: ClassifierConfig, image_size: tu
     Raises:
         ValueError: if not.
     """
-    training = {part: part.training for part in module.modules()}
     try:
-        with torch.no_grad():
-            module.eval()(torch.zeros(1, config.in_chans, *image_size))
+        with probing(module), torch.no_grad():
+            module(torch.zeros(1, config.in_chans, *image_size))
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split("\n")[0].split())
         raise ValueError(
             f"{config.model} does not take images of --image-size {' '.join(map(str, image_size))} ({reason}); use a "
             "larger one, or the one it is made for"
         ) from error
-    finally:
-        for part, mode in training.items():
-            part.training = mode
 
 
 def load_weights(classifier: Classifier, encoder: TrainedEncoder) -> None:

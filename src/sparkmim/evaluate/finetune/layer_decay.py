@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ...backbone import Backbone
+from ...backbone import Backbone, probing
 from ...train.optimizer import decayed_and_spared
 from .classifier import Classifier
 
@@ -79,12 +79,14 @@ class _Structure(NamedTuple):
 
 def _structure(backbone: Backbone) -> _Structure:
     module = backbone.module
-    modes = {m: m.training for m in module.modules()}
-    module.eval()
     named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     calls: dict[nn.Module, tuple[Any, Any]] = {}
-    hooks = [m.register_forward_hook(lambda m, args, out: calls.update({m: (args[:1], out)})) for m in modes]
-    maps = backbone(backbone.blank_image([2 * stride for stride in backbone.strides[-1]]))
+    hooks = [
+        m.register_forward_hook(lambda m, args, out: calls.update({m: (next(iter(args), None), out)}))
+        for m in module.modules()
+    ]
+    with probing(module):
+        maps = backbone(backbone.blank_image([2 * stride for stride in backbone.strides[-1]]))
     for hook in hooks:
         hook.remove()
     stages: dict[str, int] = {}
@@ -93,18 +95,17 @@ def _structure(backbone: Backbone) -> _Structure:
         for name, gradient in zip(named, gradients, strict=True):
             if gradient is not None:
                 stages.setdefault(name, stage)
-    for m, mode in modes.items():
-        m.training = mode
     return _Structure(stages, {m for m in calls if _is_chain(m, calls)})
 
 
 def _is_chain(module: nn.Module, calls: Mapping[nn.Module, tuple[Any, Any]]) -> bool:
     children = list(module.children())
-    if not children or not all(child in calls for child in children):
-        return False
-    handed = [calls[module][0], *((calls[child][1],) for child in children)]
-    taken = [*(calls[child][0] for child in children), (calls[module][1],)]
-    return all(len(there) == 1 and given[0] is there[0] for given, there in zip(handed, taken, strict=True) if given)
+    handed, result = calls[module]
+    for child in children:
+        if child not in calls or calls[child][0] is not handed:
+            return False
+        handed = calls[child][1]
+    return bool(children) and handed is result
 
 
 def _blocks(module: nn.Module, structure: _Structure) -> dict[str, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,9 +41,9 @@ class ClassifierTrainer(Trainer[nn.Module, LabelledBatch]):
     ) -> None:
         classifier.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolves faster
         decay = config.optimizer.ema
-        # the mean of all weights so far, until it forgets as fast as it is to
-        follows = partial(ModelEmaV3, decay=decay, use_warmup=True, warmup_power=1.0)
-        self.average = follows(classifier.module) if decay else None
+        self.average = None
+        if decay:  # at first the mean of all weights so far
+            self.average = ModelEmaV3(classifier.module, decay=decay, use_warmup=True, warmup_power=1.0)
         optimizer = build_optimizer(decayed_groups(classifier, config.optimizer.layer_decay), config.optimizer)
         super().__init__(config, classifier.module, optimizer, images, fabric)
         if self.average is not None:
