@@ -165,7 +165,7 @@ from sparkmim.carry_out import agreed, launch
 from sparkmim.prepare import prepare
 ready = prepare(sys.argv[1], None, "auto", {"model": "test_resnet", "data": sys.argv[2], "batch_size": 8}, 2)
 config = ready.config.replace({"accumulate": 1 + int(os.environ["RANK"])})
-print("parts:", agreed(config, launch(config.run)).run.accumulate)
+sys.stdout.write(f"parts: {agreed(config, launch(config.run)).run.accumulate}\\n")  # at once: two processes write here
 """
 
 
