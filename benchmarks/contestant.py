@@ -25,11 +25,12 @@ def official(args: argparse.Namespace) -> Step:
     """The authors' code, imported from `--official` (a checkout) and `--official-deps` (timm 0.5.4 and company)."""
     sys.path[:0] = [args.official_deps, os.path.join(args.official, "pretrain")]
     import encoder as official_encoder
-    import models  # noqa: F401 (registers its networks)
     from decoder import LightDecoder
     from encoder import SparseEncoder
     from spark import SparK
     from timm import create_model
+
+    import models  # noqa: F401 (registers its networks)
 
     kwargs: dict[str, Any] = {"sparse": True} if "convnext" in args.model else {}
     network = create_model(args.model, pretrained=False, num_classes=0, global_pool="", **kwargs)

@@ -19,7 +19,7 @@ from torch import nn
 import sparkmim
 from compare import cpu_name
 from sparkmim.sparse import PatchGrid, SparseExecution
-from sparkmim.sparse.ops import conv
+from sparkmim.sparse.packed import conv
 
 PATHS = {"halo": (0, math.inf), "matrix product": (math.inf, math.inf), "whole map": (0, 0.0)}
 

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from compare import cpu_name
-from sparkmim.benchmark.measure import peak_bytes, seconds
-from sparkmim.decoder import DecoderBlock, UNetDecoder, upsampling_steps
-from sparkmim.masking import random_visible
+from sparkmim.diagnostics.benchmark.measure import peak_bytes, seconds
+from sparkmim.models.decoder import DecoderBlock, UNetDecoder, upsampling_steps
+from sparkmim.models.masking import random_visible
 
 PATCH = 32
 STRIDES = [(32, 32), (16, 16), (8, 8), (4, 4)]

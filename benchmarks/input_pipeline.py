@@ -32,9 +32,14 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms import transforms as v1
 
 from compare import cpu_name
-from sparkmim.data import DataConfig, Normalise, find_images, jpeg, training_batches, training_view
-from sparkmim.data.loader import MaskedViews, Positions
-from sparkmim.data.sources import PHOTOGRAPHS
+from sparkmim.data.config import DataConfig
+from sparkmim.data.decoding import jpeg
+from sparkmim.data.loader import MaskedViews, training_batches
+from sparkmim.data.normalize import Normalise
+from sparkmim.data.sampler import Positions
+from sparkmim.data.sources.builtin import PHOTOGRAPHS
+from sparkmim.data.sources.folder import find_images
+from sparkmim.data.views import training_view
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE, SCALE = 224, (0.67, 1.0)

@@ -20,7 +20,7 @@ from torch import nn
 
 import sparkmim
 from compare import cpu_name
-from sparkmim import projection
+from sparkmim.models import sparse_projection as projection
 from sparkmim.sparse import PatchGrid
 
 LEVELS = [(1024, 384, 2), (512, 192, 4), (256, 96, 8), (1024, 128, 2), (512, 64, 4), (256, 32, 8)]

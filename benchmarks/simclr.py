@@ -29,11 +29,11 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from sparkmim.atomic import write_atomically
-from sparkmim.data import find_images
-from sparkmim.device import pick_device
-from sparkmim.interchange import save_encoder
-from sparkmim.recipes import native_precision
+from sparkmim.checkpoints.encoder import save_encoder
+from sparkmim.data.sources.folder import find_images
+from sparkmim.training.recipes import native_precision
+from sparkmim.utils.devices import pick_device
+from sparkmim.utils.io import write_atomically
 
 
 class TwoViews(Dataset[tuple[Tensor, Tensor]]):

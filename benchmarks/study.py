@@ -31,14 +31,15 @@ from pathlib import Path
 from typing import Any
 
 from simclr import train as train_simclr
-from sparkmim.atomic import write_json, write_text
-from sparkmim.evaluate.commands import knn
-from sparkmim.evaluate.finetune import finetune
-from sparkmim.evaluate.finetune.prepare import described_labels, resolve
-from sparkmim.evaluate.labels import fold, label_share, read_labelled, read_matching
-from sparkmim.pretrain import pretrain
-from sparkmim.report.curves import read_metrics
-from sparkmim.train import Outcome, RunFolder
+from sparkmim.checkpoints.run_folder import RunFolder
+from sparkmim.commands.frozen import knn
+from sparkmim.data.labels import fold, label_share, read_labelled, read_matching
+from sparkmim.pretraining.run import pretrain
+from sparkmim.reporting.report.curves import read_metrics
+from sparkmim.training.loop import Outcome
+from sparkmim.transfer.prepare import described_labels, resolve
+from sparkmim.transfer.run import finetune
+from sparkmim.utils.io import write_json, write_text
 
 MAIN_SHARE = 0.25
 """Of the labels: where settings are chosen and ablations are compared."""

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparkmim.backbone import Backbone
-from sparkmim.cli import load_backbone, main
-from sparkmim.device import pick_device
-from sparkmim.train import RunStopped
+from sparkmim.cli import main
+from sparkmim.models.backbone import Backbone
+from sparkmim.models.factory import load_backbone
+from sparkmim.training.errors import RunStopped
+from sparkmim.utils.devices import pick_device
 
 NETWORKS = '''
 import torch

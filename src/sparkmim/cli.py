@@ -17,25 +17,30 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import torch
 import tyro
 
-from .atomic import write_text
-from .benchmark import benchmark
-from .build import code_of, load_backbone
-from .data import find_images
+from .commands.benchmark import benchmark
+from .commands.embed import embed
+from .commands.export import export
+from .commands.figure import figure
+from .commands.frozen import knn, probe
+from .commands.predict import predict
+from .commands.reconstruct import reconstruct
+from .data.sources.folder import find_images
 from .data.statistics import channel_statistics
-from .device import out_of_memory
-from .embed import embed
-from .evaluate.commands import knn, probe
-from .evaluate.finetune import FinetuneConfig, finetune, summary_of_results
-from .evaluate.predict import predict
-from .export import export
-from .figures import figure
-from .models import all_pass, document, summary, sweep, table
-from .pretrain import pretrain
-from .reconstruct import reconstruct
+from .diagnostics.sweep.run import sweep
+from .diagnostics.sweep.table import all_pass, document, summary, table
+from .models.factory import code_of, load_backbone
+from .pretraining.config import PretrainConfig
+from .pretraining.run import pretrain
 from .sparse import UnsupportedOperation
-from .train import Outcome, PretrainConfig, RunStopped, documented_fields
-from .train.config import Configuration
-from .train.metrics import fall_silent, told
+from .training.config import Configuration, documented_fields
+from .training.errors import RunStopped
+from .training.loop import Outcome
+from .training.progress import fall_silent, told
+from .transfer.config import FinetuneConfig
+from .transfer.run import finetune
+from .transfer.summary import summary_of_results
+from .utils.devices import out_of_memory
+from .utils.io import write_text
 
 BAD_INPUT, STOPPED, INTERRUPTED, KILLED, UNREAD = 2, 3, 75, 130, 141
 """Exit codes: cannot be done as asked; the run cannot go on; interrupted and saved; interrupted and not saved; whatever

@@ -8,8 +8,11 @@ import tifffile
 import torch
 from PIL import Image
 
-from sparkmim.data import DataConfig, UnreadableImage, evaluation_view, find_images, read_image, training_view
+from sparkmim.data.config import DataConfig
+from sparkmim.data.decoding.images import UnreadableImage, read_image
+from sparkmim.data.sources.folder import find_images
 from sparkmim.data.statistics import channel_statistics, first_readable
+from sparkmim.data.views import evaluation_view, training_view
 
 NOISE = np.random.default_rng(0)
 

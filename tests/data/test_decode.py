@@ -11,7 +11,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from sparkmim.data import UnreadableImage, read_image
+from sparkmim.data.decoding.images import UnreadableImage, read_image
 
 HEIGHT, WIDTH = 5, 7
 

@@ -10,8 +10,11 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from sparkmim.data import DataConfig, UnreadableImage, View, evaluation_view, find_images, jpeg, read_image
-from sparkmim.data.views import training_view
+from sparkmim.data.config import DataConfig
+from sparkmim.data.decoding import jpeg
+from sparkmim.data.decoding.images import UnreadableImage, read_image
+from sparkmim.data.sources.folder import find_images
+from sparkmim.data.views import View, evaluation_view, training_view
 
 HEIGHT, WIDTH = 90, 131
 needs_simplejpeg = pytest.mark.skipif(jpeg.simplejpeg is None, reason="needs simplejpeg")

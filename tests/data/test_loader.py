@@ -14,18 +14,22 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
-from sparkmim.data import (
-    DataConfig,
-    Normalise,
-    UnreadableImage,
+from sparkmim.data.config import DataConfig
+from sparkmim.data.decoding.images import UnreadableImage
+from sparkmim.data.loader import (
+    MaskedViews,
+    PlainViews,
+    _collate,
     evaluation_batches,
-    evaluation_view,
-    find_images,
-    join,
+    load,
+    plain_batches,
+    read,
     training_batches,
 )
-from sparkmim.data.loader import MaskedViews, PlainViews, Positions, _collate, load, plain_batches, read
-from sparkmim.data.views import training_view
+from sparkmim.data.normalize import Normalise, join
+from sparkmim.data.sampler import Positions
+from sparkmim.data.sources.folder import find_images
+from sparkmim.data.views import evaluation_view, training_view
 
 CONFIG = DataConfig(image_size=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
 

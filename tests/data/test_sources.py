@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparkmim.data import builtin_photographs, find_images, held_out
-from sparkmim.data.sources import fingerprint
+from sparkmim.data.sources.base import fingerprint, held_out
+from sparkmim.data.sources.builtin import builtin_photographs
+from sparkmim.data.sources.folder import find_images
 
 
 def put(path: Path, value: int = 0) -> None:

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparkmim.sparse import PatchGrid, SparseExecution, kernels
-from sparkmim.sparse.ops.depthwise import INTERPRETED
+from sparkmim.sparse import PatchGrid, SparseExecution
+from sparkmim.sparse.packed import triton_kernels as kernels
+from sparkmim.sparse.packed.depthwise import INTERPRETED
 
 Check = Callable[..., None]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sparkmim.sparse import MaskedDenseExecution, PatchGrid, SparseExecution
-from sparkmim.sparse.ops import conv as conv_rules
+from sparkmim.sparse.packed import conv as conv_rules
 
 Masks = Callable[..., st.SearchStrategy[Tensor]]
 Check = Callable[..., None]

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparkmim.masking import random_visible
+from sparkmim.models.masking import random_visible
 from sparkmim.sparse import PatchGrid, mask_at
-from sparkmim.sparse.halo import gather_halo, scatter_halo
+from sparkmim.sparse.packed.halo import gather_halo, scatter_halo
 
 Masks = Callable[..., st.SearchStrategy[Tensor]]
 Sides = tuple[int, ...]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparkmim import SparK
 from sparkmim.sparse import PatchGrid, SparseExecution
-from sparkmim.sparse.ops import depthwise
+from sparkmim.sparse.packed import depthwise
 
 VISIBLE = torch.tensor([[[True, True, False], [True, False, False]], [[False, True, True], [False, False, True]]])
 
@@ -65,7 +65,7 @@ def passed(layer: nn.Module, images: Tensor, grid: PatchGrid, triton: bool) -> l
 def test_gpu_equals_the_plain_path(
     kernel: int, block: tuple[int, int], dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparkmim.sparse import kernels
+    from sparkmim.sparse.packed import triton_kernels as kernels
 
     launches: list[int] = []
     convolve = kernels.convolve

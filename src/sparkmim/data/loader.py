@@ -12,28 +12,25 @@ from typing import NamedTuple, TypeVar
 import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from ..masking import random_visible
-from .decode import UnreadableImage
-from .normalise import join
-from .randomness import keyed_generator
-from .sources import ImageSource
+from ..models.masking import random_visible
+from .decoding.images import UnreadableImage
+from .normalize import join
+from .sampler import VIEW, Key, Positions
+from .seeding import keyed_generator
+from .sources.base import ImageSource
 from .views import View
-
-ORDER, VIEW = 2, 3
-"""Keys of the randomness of an epoch's order and of an image's view and mask."""
 
 MAX_REPLACEMENTS = 100
 """Unreadable images in a row, drawn at random, after which a source is given up."""
 
+
 T = TypeVar("T")
+
 
 GRACE = 60
 """Seconds for which a process that reads images outlives SIGTERM."""
-
-Key = tuple[int, int]
-"""Epoch and index of an image."""
 
 
 class Batch(NamedTuple):
@@ -41,7 +38,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: `(B, C, H, W)`, uint8, or float32 where images have more than 8 bits; see
-            :class:`~sparkmim.data.Normalise`.
+            :class:`~sparkmim.data.normalize.Normalise`.
         visible: `(B, *grid)`, True = visible.
         indices: the images' numbers in their source, those that took the place of broken ones included.
         broken: number and error of each image that could not be read.
@@ -106,63 +103,6 @@ class Loader(DataLoader[T]):
         """They are many where reading waits for a disk or a network."""
 
 
-class Positions(Sampler[list[Key]]):
-    """The micro-batches of one process, from a given step on.
-
-    Epochs follow each other without a gap: the images of step `s` are those at positions `s * batch_size` to
-    `(s + 1) * batch_size` of the endless sequence of shuffled epochs, so every epoch shows every image once. A step's
-    images are dealt out in `accumulate * processes` micro-batches of which process `p` takes number `p`,
-    `p + processes`, ...: N processes see what one process sees that accumulates N micro-batches.
-
-    With `repeats`, that many views of each image follow each other (repeated augmentation, Hoffer et al. 2020), and an
-    epoch shows a part of the images.
-    """
-
-    def __init__(
-        self,
-        images: int,
-        batch_size: int,
-        steps: int,
-        seed: int,
-        *,
-        start: int = 0,
-        accumulate: int = 1,
-        process: int = 0,
-        processes: int = 1,
-        repeats: int = 1,
-    ) -> None:
-        if batch_size % (accumulate * processes):
-            raise ValueError(
-                f"batch size {batch_size} does not divide among {processes} processes times {accumulate} accumulated "
-                f"micro-batches; use a multiple of {accumulate * processes}"
-            )
-        self.images, self.batch_size, self.steps, self.seed = images, batch_size, steps, seed
-        self.start, self.accumulate, self.process, self.processes = start, accumulate, process, processes
-        self.repeats = repeats
-
-    def __len__(self) -> int:
-        return max(0, self.steps - self.start) * self.accumulate
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        micro = self.batch_size // (self.accumulate * self.processes)
-        orders: dict[int, list[int]] = {}
-        for step in range(self.start, self.steps):
-            for turn in range(self.accumulate):
-                first = step * self.batch_size + (turn * self.processes + self.process) * micro
-                keys = []
-                for position in range(first, first + micro):
-                    turn_of_image, repeat = divmod(position, self.repeats)
-                    epoch, place = divmod(turn_of_image, self.images)
-                    if epoch not in orders:
-                        orders = {e: order for e, order in orders.items() if e == epoch - 1}
-                        orders[epoch] = self._order(epoch)
-                    keys.append((epoch * self.repeats + repeat, orders[epoch][place]))
-                yield keys
-
-    def _order(self, epoch: int) -> list[int]:
-        return torch.randperm(self.images, generator=keyed_generator(self.seed, ORDER, epoch)).tolist()
-
-
 class PlainViews(Dataset["PlainBatch"]):
     """A source's images as batches of one unmasked view; empty batches where an image cannot be read."""
 
@@ -182,7 +122,7 @@ class PlainViews(Dataset["PlainBatch"]):
 
 class PlainBatch(NamedTuple):
     """Views `(1, C, H, W)` of those images that could be read, their numbers, and number and error of the others; for
-    :func:`~sparkmim.data.join` and :class:`~sparkmim.data.Normalise`.
+    :func:`~sparkmim.data.normalize.join` and :class:`~sparkmim.data.normalize.Normalise`.
     """
 
     images: list[Tensor]

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .decode import UnreadableImage
-from .sources import ImageSource, printable
+from ..utils.text import printable
+from .decoding.images import UnreadableImage
+from .sources.base import ImageSource
 
 PROBED = 8
 """Images tried before a source is said to be unreadable."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import ViewConfig
-from .sources import ImageSource
+from .sources.base import ImageSource
 
 ASPECT = (3 / 4, 4 / 3)
 """Width by height of a random crop, at least and at most, relative to the view's: how far it may be stretched."""

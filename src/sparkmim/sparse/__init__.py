@@ -1,16 +1,17 @@
 """Sparse execution of untouched convolutional networks: only visible patches are computed. Depends on torch alone."""
 
-from . import ops
+from . import rules
 from .check import CheckReport, CheckResult, check
-from .coarse import CoarseExecution
 from .compiling import show_functions_to_modes
-from .execution import Execution, UnsupportedOperation
+from .dense.coarse import CoarseExecution
+from .dense.execution import MaskedDenseExecution
+from .errors import UnsupportedOperation
+from .execution import Execution
 from .grid import CoarseGrid, PatchGrid, mask_at
 from .layout import Layout
-from .opaque import dense_fallback, random_factor
-from .ops.depthwise import require_triton
-from .packed import SparseExecution
-from .reference import MaskedDenseExecution
+from .overrides import dense_fallback, random_factor
+from .packed.depthwise import require_triton
+from .packed.execution import SparseExecution
 
 register = Execution.register
 
@@ -28,9 +29,9 @@ __all__ = [
     "check",
     "dense_fallback",
     "mask_at",
-    "ops",
     "random_factor",
     "register",
     "require_triton",
+    "rules",
     "show_functions_to_modes",
 ]

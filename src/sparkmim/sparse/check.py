@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .execution import Execution, UnsupportedOperation
+from .dense.execution import MaskedDenseExecution
+from .errors import UnsupportedOperation
+from .execution import Execution
 from .grid import PatchGrid, mask_at
-from .packed import SparseExecution
-from .reference import MaskedDenseExecution
+from .packed.execution import SparseExecution
 
 Features = Callable[[Tensor], Any]
 

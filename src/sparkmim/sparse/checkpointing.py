@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.utils.checkpoint
 
-from .opaque import attach_to_opaque_modules
+from .overrides import attach_to_opaque_modules
 
 if TYPE_CHECKING:
     from .execution import Execution
@@ -32,7 +32,7 @@ def recompute_under(execution: Execution, func: Any) -> None:
         return
     compute = getattr(checkpoint, "recompute_fn", None)
     if compute is None:
-        from .execution import unsupported
+        from .errors import unsupported
 
         raise unsupported(func, f"checkpointing is not understood as torch {torch.__version__} does it")
     if not isinstance(compute, _Recompute):

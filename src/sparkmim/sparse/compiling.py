@@ -16,7 +16,7 @@ def show_functions_to_modes() -> None:
     """
     import torch._dynamo.variables.torch as dynamo
 
-    from .execution import _RULES
+    from .registry import _RULES
 
     functions = getattr(dynamo, "get_overridable_functions", None)
     if functions is not None and isinstance(functions(), set):

@@ -10,31 +10,22 @@ rule raises :class:`UnsupportedOperation`: nothing passes silently.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 
 from .checkpointing import recompute_under
 from .compiling import show_functions_to_modes
+from .errors import OUTSIDER, WAYS_OUT, UnsupportedOperation, path_of_running_module, unsupported
 from .layout import Layout
-from .opaque import attach_to_opaque_modules
+from .overrides import attach_to_opaque_modules
+from .registry import _RULES, Rule
 
 if TYPE_CHECKING:
-    from .ops.reduce import Reduction
-
-Rule = Callable[..., Any]
-
-
-# For each function, its rules by the name of the execution's class: a plain dict, which any Dynamo can read.
-_RULES: dict[Any, dict[str, Rule]] = {}
-
-
-class UnsupportedOperation(RuntimeError):
-    """An operation whose meaning on visible patches is not known. The message names it and the ways out."""
+    from .shared.reduce import Reduction
 
 
 class Execution(TorchFunctionMode):
@@ -343,35 +334,3 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(part)
     elif isinstance(value, dict):
         yield from tensors_in(tuple(value.values()))
-
-
-OUTSIDER = (
-    "a tensor that does not descend from the input in sight (a position embedding, noise of unknown origin, the output "
-    "of a scripted module or a custom autograd function)"
-)
-
-WAYS_OUT = (
-    "Either teach the engine what it means there with sparkmim.sparse.register(function), or run the module that calls "
-    "it on the whole map with sparkmim.sparse.dense_fallback(module)."
-)
-
-
-def unsupported(func: Any, why: str) -> UnsupportedOperation:
-    """The error for a call of `func`; `why` completes "it cannot be carried out: ...", or stands alone without one."""
-    if func is None:
-        return UnsupportedOperation(f"{why}. {WAYS_OUT}")
-    # (Dynamo, which shows this error as its own, cannot trace the search for the full name.)
-    full = None if torch.compiler.is_compiling() else resolve_name(func)
-    name = full or getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or repr(func)
-    return UnsupportedOperation(f"{name} cannot be carried out on visible patches: {why}. {WAYS_OUT}")
-
-
-def path_of_running_module(error: BaseException, network: nn.Module) -> str | None:
-    """The path of the innermost submodule of `network` that was running when `error` was raised."""
-    paths = {id(module): path for path, module in network.named_modules()}
-    found: str | None = None
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        path = paths.get(id(frame.f_locals.get("self")))
-        if path:
-            found = path
-    return found

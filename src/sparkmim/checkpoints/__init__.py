@@ -1,0 +1,1 @@
+"""Files of weights and the folder of a run: read, converted, written."""

@@ -1,0 +1,235 @@
+"""Weights in and out: any checkpoint into a network or a whole model, the encoder into a safetensors file.
+
+Nothing is read off a file's name. Of all state dicts in the file, behind all prefixes of their keys and through the
+conversions that timm knows, the one is taken that agrees best with the module's own keys and shapes; then all must.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from ..models.backbone import Backbone
+from ..models.spark import SparK
+from .key_maps import COUNTER, State, _conversions, our_key
+
+
+class LoadReport(NamedTuple):
+    """What was loaded.
+
+    Attributes:
+        form: what the file was, in words.
+        loaded: number of tensors loaded.
+        ignored: keys of the file's state dict that were left out: a classifier's, a decoder's.
+        missing: keys of the module that the file lacks, which keep their values: counters of batch norm and what no
+            feature map depends on (a classifier, a last norm).
+    """
+
+    form: str
+    loaded: int
+    ignored: list[str]
+    missing: list[str]
+
+
+def load_encoder(module: nn.Module, path: str | Path) -> LoadReport:
+    """Load weights into an ordinary network, all or nothing.
+
+    Reads safetensors and PyTorch files: the encoder of a run, a training checkpoint, weights of timm or torchvision,
+    every file of the authors' code, at any depth of dicts and behind any prefix. Averaged weights ("ema") are
+    preferred to the last ones, as in timm. A first convolution for another number of channels is adapted as in timm.
+
+    Args:
+        module: the network.
+        path: of the file.
+
+    Raises:
+        ValueError: if the file is not a checkpoint, would run code when read, or does not fit the network: something
+            that a feature map depends on is missing, has another shape, or is more than the network has.
+    """
+    return _load(module, path, lambda state: _conversions(state, module), lambda: _unreached(module))
+
+
+def load_pretraining(model: SparK, path: str | Path) -> LoadReport:
+    """Load a whole model, decoder included, from a training checkpoint or the authors' `*_withdecoder_*.pth`.
+
+    Raises:
+        ValueError: as for :func:`load_encoder`; and for a file that has the encoder alone.
+    """
+
+    def conversions(state: State) -> Iterator[tuple[str, State]]:
+        ours = {our_key(key): tensor for key, tensor in state.items()}
+        official = ", names of the authors' code" if ours.keys() != state.keys() else ""
+        rest = {key: tensor for key, tensor in ours.items() if not key.startswith("encoder.")}
+        network = {key.removeprefix("encoder."): tensor for key, tensor in ours.items() if key not in rest}
+        for how, converted in _conversions(network, model.encoder):
+            yield official + how, rest | {f"encoder.{key}": tensor for key, tensor in converted.items()}
+
+    return _load(model, path, conversions, lambda: {f"encoder.{name}" for name in model.unreached})
+
+
+def _read(path: str | Path) -> tuple[str, Any]:
+    """What kind of file it is, and its content. Told by its first bytes; no code in it is run."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if not head:
+        raise ValueError(f"{path} is empty: not a checkpoint")
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:  # the format's limit of a header
+        try:
+            return "safetensors file", safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is a damaged safetensors file: {error}") from error
+    try:
+        # timm keeps its settings in a Namespace; a file is passed, for of a path torch reads the extension
+        with (
+            open(path, "rb") as file,
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals([argparse.Namespace]),
+        ):
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            return "PyTorch file", torch.load(file, weights_only=True, map_location="cpu")
+    except Exception as error:  # unpickling what is no pickle may raise anything
+        unpickling = isinstance(error, pickle.UnpicklingError)  # whose message advises to run what is in the file
+        if unpickling and head.startswith((b"PK", b"\x80")):
+            name = re.search(r"GLOBAL (\S+)", str(error))
+            raise ValueError(
+                f"{path} was refused: beside tensors it holds Python objects{f' ({name[1]})' if name else ''}, and "
+                "reading those may run code (torch.load, weights_only=True). If you trust its source, load it with "
+                "weights_only=False and save its state dict alone"
+            ) from error
+        said = str(error).split(". ")[0]  # advice of torch's follows, of no use here
+        reason = "" if unpickling or not said else f": {' '.join(said.split())}"
+        raise ValueError(
+            f"{path} is not a checkpoint, or a damaged one: neither safetensors nor a file of torch.save "
+            f"({type(error).__name__}{reason})"
+        ) from error
+
+
+def _states(content: Any) -> list[tuple[str, State]]:
+    """All dicts of tensors in a file and where they were: the best weights first, as a fine-tuning keeps them, then
+    averaged ones."""
+
+    def walk(entry: Any, where: str) -> Iterator[tuple[str, State]]:
+        if isinstance(entry, Mapping):
+            tensors = {k: v for k, v in entry.items() if isinstance(k, str) and isinstance(v, Tensor)}
+            if tensors:
+                yield where, tensors
+            for key, inner in entry.items():
+                if isinstance(key, str):  # an optimizer's entries are numbered
+                    yield from walk(inner, f"{where}.{key}" if where else key)
+
+    def last(pair: tuple[str, State]) -> int:
+        parts = re.split(r"[._]", pair[0])
+        return next((rank for rank, name in enumerate(("best", "ema", "average")) if name in parts), 3)
+
+    found = sorted(walk(content, ""), key=last)
+    return [(f", its {where!r}" if where else "", state) for where, state in found]
+
+
+def _prefixes(state: State, size: int) -> Iterator[tuple[str, State, list[str]]]:
+    """The state dict as it is, and behind every prefix that at least half as many tensors share as are wanted."""
+    yield "", state, []
+    count = Counter(key[: dot.end()] for key in state for dot in re.finditer(r"\.", key))
+    for prefix, shared in count.items():
+        if 2 * shared >= size:
+            inner = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+            yield f", behind {prefix!r}", inner, [key for key in state if not key.startswith(prefix)]
+
+
+def _load(
+    module: nn.Module,
+    path: str | Path,
+    conversions: Callable[[State], Iterator[tuple[str, State]]],
+    unreached: Callable[[], set[str]],
+) -> LoadReport:
+    """Load the best reading of a file if it fits; `unreached` names the tensors that it need not have."""
+    kind, content = _read(path)
+    own = {key: tensor for key, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
+    readings = [
+        (f"{kind}{where}{behind}{how}", tensors, aside)
+        for where, state in _states(content)
+        for behind, inner, aside in _prefixes(state, len(own))
+        for how, tensors in conversions(inner)
+    ]
+    if not readings:
+        raise ValueError(f"{path} holds no weights: a {type(content).__name__} without any dict of tensors")
+    form, tensors, aside = max(
+        readings, key=lambda reading: sum(k in own and 1 + (t.shape == own[k].shape) for k, t in reading[1].items())
+    )
+    found = {key: tensor for key, tensor in tensors.items() if key in own}
+    form += _adapt_first_conv(found, module)
+    missing = [key for key in own if key not in found]
+    needed = [key for key in missing if not key.endswith(COUNTER)]
+    if needed:
+        spare = unreached()
+        needed = [key for key in needed if key not in spare]
+    misshaped = [key for key in found if found[key].shape != own[key].shape]
+    rest = [key for key in tensors if key not in own]
+    parts = {key.split(".")[0] for key in own} - {_classifier(module)}
+    surplus = [key for key in rest if key.split(".")[0] in parts and not key.endswith(COUNTER)]
+    if needed or misshaped or surplus:
+        shapes = [f"{k}: {tuple(found[k].shape)} in the file, {tuple(own[k].shape)} in the network" for k in misshaped]
+        reasons = {
+            f"{len(needed)} of the network's {len(own)} tensors are missing": needed,
+            f"{len(misshaped)} have another shape": shapes,
+            f"{len(surplus)} are more than the network has": surplus,
+            "what the file has": [] if found else rest,
+        }
+        listed = [
+            f"{what} ({', '.join(keys[:4])}{', ...' * (len(keys) > 4)})" for what, keys in reasons.items() if keys
+        ]
+        troubled = {key.split(".")[0] for key in needed + misshaped + surplus}
+        said = f" (the file says {content['arch']})" if isinstance(content.get("arch"), str) else ""
+        remedy = f"name the model they were trained with{said} by --model"
+        if len(troubled) == 1 < len(parts) and not surplus:
+            remedy = f"All but {troubled.pop()!r} fits: load before adding a classifier, else {remedy}"
+        elif isinstance(module, SparK):
+            remedy = f"These are weights of another model, or an encoder alone, which load_encoder reads; {remedy}"
+        else:
+            remedy = f"These look like weights of another architecture; {remedy}"
+        raise ValueError(f"{path} ({form}) does not fit {type(module).__name__}: {'; '.join(listed)}. {remedy}")
+    module.load_state_dict(found, strict=False)
+    return LoadReport(form, len(found), aside + rest, missing)
+
+
+def _adapt_first_conv(found: dict[str, Tensor], module: nn.Module) -> str:
+    """Make the weights of the first convolution fit the module's number of channels, as timm does, and say so."""
+    name, conv = _first_conv(module)
+    weight = found.get(f"{name}.weight")
+    if weight is None or weight.ndim != 4 or weight.shape == conv.weight.shape:
+        return ""
+    came, wanted = weight.shape[1], conv.weight.shape[1]
+    with suppress(NotImplementedError):
+        found[f"{name}.weight"] = adapt_input_conv(wanted, weight, base_chans=came)
+    return f", {name} adapted from {came} to {wanted} channels" * (came != wanted)
+
+
+def _first_conv(module: nn.Module) -> tuple[str, Any]:
+    convs = ((name, m) for name, m in module.named_modules() if isinstance(m, nn.modules.conv._ConvNd))
+    return next(convs, ("", None))
+
+
+def _classifier(module: nn.Module) -> str | None:
+    """First part of the name of a timm network's classifier, which is there even if it is an identity."""
+    classifier = module.get_classifier() if hasattr(module, "get_classifier") else None  # type: ignore[operator]
+    return next((name.split(".")[0] for name, m in module.named_modules() if m is classifier), None)
+
+
+def _unreached(module: nn.Module) -> set[str]:
+    """Names of the tensors that no feature map depends on; none if the network does not offer its maps."""
+    _, conv = _first_conv(module)
+    if conv is not None and hasattr(module, "forward_intermediates"):
+        with suppress(ValueError):  # the maps are not a pyramid
+            return Backbone(module, in_chans=conv.in_channels).unreached_tensors()
+    return set()

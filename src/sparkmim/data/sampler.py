@@ -1,0 +1,74 @@
+"""Which images each step shows: deterministic from the seed, resumable from any step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+from .seeding import keyed_generator
+
+ORDER, VIEW = 2, 3
+"""Keys of the randomness of an epoch's order and of an image's view and mask."""
+
+
+Key = tuple[int, int]
+"""Epoch and index of an image."""
+
+
+class Positions(Sampler[list[Key]]):
+    """The micro-batches of one process, from a given step on.
+
+    Epochs follow each other without a gap: the images of step `s` are those at positions `s * batch_size` to
+    `(s + 1) * batch_size` of the endless sequence of shuffled epochs, so every epoch shows every image once. A step's
+    images are dealt out in `accumulate * processes` micro-batches of which process `p` takes number `p`,
+    `p + processes`, ...: N processes see what one process sees that accumulates N micro-batches.
+
+    With `repeats`, that many views of each image follow each other (repeated augmentation, Hoffer et al. 2020), and an
+    epoch shows a part of the images.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        *,
+        start: int = 0,
+        accumulate: int = 1,
+        process: int = 0,
+        processes: int = 1,
+        repeats: int = 1,
+    ) -> None:
+        if batch_size % (accumulate * processes):
+            raise ValueError(
+                f"batch size {batch_size} does not divide among {processes} processes times {accumulate} accumulated "
+                f"micro-batches; use a multiple of {accumulate * processes}"
+            )
+        self.images, self.batch_size, self.steps, self.seed = images, batch_size, steps, seed
+        self.start, self.accumulate, self.process, self.processes = start, accumulate, process, processes
+        self.repeats = repeats
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.start) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        micro = self.batch_size // (self.accumulate * self.processes)
+        orders: dict[int, list[int]] = {}
+        for step in range(self.start, self.steps):
+            for turn in range(self.accumulate):
+                first = step * self.batch_size + (turn * self.processes + self.process) * micro
+                keys = []
+                for position in range(first, first + micro):
+                    turn_of_image, repeat = divmod(position, self.repeats)
+                    epoch, place = divmod(turn_of_image, self.images)
+                    if epoch not in orders:
+                        orders = {e: order for e, order in orders.items() if e == epoch - 1}
+                        orders[epoch] = self._order(epoch)
+                    keys.append((epoch * self.repeats + repeat, orders[epoch][place]))
+                yield keys
+
+    def _order(self, epoch: int) -> list[int]:
+        return torch.randperm(self.images, generator=keyed_generator(self.seed, ORDER, epoch)).tolist()

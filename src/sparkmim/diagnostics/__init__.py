@@ -1,0 +1,1 @@
+"""Whether a network works on visible patches, and how fast it is pretrained."""

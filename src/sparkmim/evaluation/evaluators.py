@@ -1,0 +1,88 @@
+"""What an encoder is worth while it is being pretrained."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from ..data.labels import LabelledImages
+from ..data.loader import Batch
+from ..data.sources.base import Subset
+from ..models.spark import SparK
+from ..training.errors import RunStopped
+from ..training.progress import tell
+from ..training.step import Trainer
+from ..utils.distributed import gather
+from .features import pooled_features
+from .frozen import LabelledFeatures
+from .knn import accuracy, best_neighbours, knn_predictions, leave_one_out
+
+
+class KnnMonitor:
+    """k-NN accuracy on the features of the encoder as it is, of the deepest map, without hidden patches.
+
+    The number of neighbours is the one that classifies the training images best, each by all others. With validation
+    images it is their accuracy that counts, otherwise that of the training images. In float32 whatever the run's
+    precision, as `sparkmim knn` measures it of the same images.
+
+    Args:
+        train: images whose classes are known to the others.
+        val: images to classify; none: those of `train`, each by all others.
+    """
+
+    def __init__(self, train: LabelledImages, val: LabelledImages | None) -> None:
+        self.train, self.val = train, val
+        self.skipped = 0
+
+    def __str__(self) -> str:
+        if self.val is None:
+            return f"k-NN, each of {len(self.train):,} labelled images by all others"
+        return f"k-NN, {len(self.val):,} labelled images by {len(self.train):,} others"
+
+    def __call__(self, trainer: Trainer[SparK, Batch]) -> dict[str, float]:
+        """Shares of images classified correctly; all processes share the reading and get the same numbers.
+
+        Raises:
+            RunStopped: if hardly any of the images can be read.
+        """
+        model, classes = trainer.model, len(self.train.classes)
+        model.eval()
+        train = self._features(trainer, self.train)
+        val = None if self.val is None else self._features(trainer, self.val)
+        model.train()
+        images = len(self.train) + (0 if self.val is None else len(self.val))
+        skipped = images - len(train) - (0 if val is None else len(val))
+        if skipped > self.skipped and trainer.fabric.is_global_zero:
+            tell(f"k-NN: {skipped} of {images} labelled images cannot be read and are left out")
+        self.skipped = skipped
+        within = leave_one_out(train.values, train.labels, classes=classes)
+        if not within or (val is not None and not len(val)):
+            raise RunStopped(
+                "the images of --monitor-data can no longer be read; resume with others, or --monitor none"
+            )
+        chosen = best_neighbours(within)
+        score = within[chosen]
+        if val is not None:
+            predicted = knn_predictions(val.values, train.values, train.labels, (chosen,), classes=classes)[chosen]
+            score = accuracy(predicted, val.labels)
+        return {"knn_top1": score.top1, "knn_mean_per_class": score.class_mean}
+
+    def _features(self, trainer: Trainer[SparK, Batch], images: LabelledImages) -> LabelledFeatures:
+        """Of the images that can be read, in order."""
+        fabric: Fabric = trainer.fabric
+        data = trainer.config.data
+        own = np.arange(fabric.global_rank, len(images), fabric.world_size)
+        found = pooled_features(
+            trainer.model.backbone,
+            Subset(images.source, own),
+            data,
+            batch_size=trainer.micro_batch,
+            workers=data.workers,
+            device=fabric.device,
+        )
+        parts = gather(fabric, (own[found.indices], found.values))
+        indices = np.concatenate([part for part, _ in parts])
+        order = np.argsort(indices)
+        values = torch.cat([part for _, part in parts])[torch.from_numpy(order)]
+        return LabelledFeatures(values, torch.from_numpy(images.labels[indices[order]]))

@@ -1,0 +1,117 @@
+"""From what a user writes to a model: network names and files, and a file of weights to start from."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import timm
+from torch import nn
+
+from ..sparse import UnsupportedOperation
+from ..utils.devices import out_of_memory
+from ..utils.specs import is_function, load_function
+from .backbone import Backbone
+
+
+@contextmanager
+def code_of(spec: str) -> Iterator[None]:
+    """Tell in words where the code of a user's file fails, or that a network of timm's is none for this.
+
+    Raises:
+        ValueError: instead of whatever other code than ours raised.
+    """
+    try:
+        yield
+    except UnsupportedOperation:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, ValueError) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent):
+            raise
+        what = f"{type(error).__name__}: {error}"
+        if ".py:" not in spec:
+            raise ValueError(
+                f"{spec} does not give feature maps of images of any size ({what}); wanted is a convolutional network"
+            ) from error
+        own = [frame.lineno for frame in frames if f"{frame.filename}:" in spec]
+        raise ValueError(f"{spec} fails{f' at line {own[-1]}' if own else ''}: {what}") from error
+
+
+def load_backbone(
+    model: str,
+    stages: Sequence[str] = (),
+    in_chans: int | None = None,
+    *,
+    drop_path: float = 0.0,
+    pretrained: bool = False,
+) -> Backbone:
+    """A backbone from what a user writes.
+
+    Args:
+        model: a timm name, or `FILE.py:FUNCTION` or `MODULE:FUNCTION`, a function that returns a module or a Backbone.
+        stages: names of the submodules whose outputs are the feature maps.
+        in_chans: channels of the images; 3 if not given, or those of a Backbone.
+        drop_path: highest rate of stochastic depth; a function is called with it as `drop_path_rate`.
+        pretrained: start from timm's weights.
+
+    Raises:
+        ValueError: for an unknown model, file or function, one that takes no stochastic depth where some is wanted, or
+            a Backbone that has other stages or channels.
+    """
+    if model.endswith(".py"):
+        raise ValueError(f"which function of {model} makes the network? Write FILE.py:FUNCTION")
+    settings = {"drop_path_rate": drop_path} if drop_path else {}
+    if not is_function(model):
+        with stochastic_depth(model, drop_path):
+            backbone = Backbone.create(model, in_chans=in_chans or 3, pretrained=pretrained, **settings)
+        return Backbone(backbone.module, stages, in_chans=backbone.in_chans) if stages else backbone
+    if pretrained:
+        raise ValueError(f"timm has no weights for {model}; use --init none or a file")
+    function = load_function(model)
+    if drop_path and "drop_path_rate" not in inspect.signature(function).parameters:
+        raise ValueError(f"{model} takes no drop_path_rate; give it one, or use --drop-path 0")
+    made = function(**settings)
+    if isinstance(made, Backbone):
+        if stages:
+            raise ValueError(f"{model} returns a sparkmim.Backbone, which has its stages; leave --stages to its code")
+        if in_chans not in (None, made.in_chans):
+            raise ValueError(
+                f"--in-chans {in_chans}, but {model} returns a sparkmim.Backbone for {made.in_chans} channels; leave "
+                f"it out, or make the Backbone with in_chans={in_chans}"
+            )
+        return made
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"{model} returns a {type(made).__name__}, not a torch.nn.Module or a sparkmim.Backbone")
+    return Backbone(made, stages or None, in_chans=in_chans or 3)
+
+
+@contextmanager
+def stochastic_depth(model: str, drop_path: float) -> Iterator[None]:
+    """Tell in words that a network of timm's takes no stochastic depth, while it is made.
+
+    Raises:
+        ValueError: instead of a TypeError, if some is wanted.
+    """
+    try:
+        yield
+    except TypeError as error:
+        if not drop_path:
+            raise
+        raise ValueError(f"{model} takes no stochastic depth; use --drop-path 0 ({error})") from error
+
+
+def takes_drop_path(model: str) -> bool:
+    """Whether a network can be made with stochastic depth."""
+    if is_function(model):
+        return "drop_path_rate" in inspect.signature(load_function(model)).parameters
+    try:
+        timm.create_model(model, num_classes=0, drop_path_rate=0.1)
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,275 @@
+"""SparK: masked-image pretraining of a convolutional network (Tian et al., ICLR 2023, arXiv 2301.03580).
+
+Hide most patches of an image, encode the visible ones with a sparse convolutional network, fill the gaps of every
+scale with mask embeddings, decode with a light UNet, and regress the normalised pixels of the hidden patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..objectives.pixels import all_patch_loss, denormalise_patches, hidden_patch_loss, normalise_patches
+from ..sparse import CoarseGrid, MaskedDenseExecution, PatchGrid, SparseExecution, mask_at, require_triton
+from .backbone import Backbone
+from .decoder import DecoderBlock, UNetDecoder, build_densify, densify_norm_of, upsampling_steps
+from .masking import count_visible, random_visible, visible_patches
+
+Execution = Literal["packed", "masked-dense", "zero-out"]
+LossOn = Literal["hidden", "all"]
+
+
+class SparKOutput(NamedTuple):
+    """What :class:`SparK` returns.
+
+    Attributes:
+        loss: scalar, the mean squared error over hidden patches (over all with `loss_on="all"`).
+        prediction: `(B, C, H, W)`, per-patch normalised pixels, for visible patches too.
+        visible: bool `(B, *grid)`, True = visible: the mask that was used.
+    """
+
+    loss: Tensor
+    prediction: Tensor
+    visible: Tensor
+
+
+class SparK(nn.Module):
+    """A backbone with what it takes to pretrain it.
+
+    Args:
+        backbone: the network: a timm name, a module, or a :class:`~sparkmim.Backbone`. It is not changed: its
+            parameters keep their names, under `encoder.`.
+        mask_ratio: share of patches to hide.
+        patch_size: pixels of a patch, an int or one an axis; by default the network's total stride. It may be a
+            multiple of that, or a divisor: maps whose positions hold several patches are then computed whole
+            (docs/small-patches.md).
+        decoder_width: channels of the decoder at the deepest scale, halved by each of its blocks.
+        decoder_block: what the decoder is made of: "unet", the paper's blocks, or "convnext", cheaper ones.
+        densify_norm: "batch" or "layer"; by default batch norm if the network has batch norms, else layer norm.
+        in_chans: channels of the images (for a :class:`~sparkmim.Backbone`, its own).
+        hierarchy: False decodes from the deepest map alone (the paper's ablation).
+        execution: "packed" computes visible patches only. "masked-dense" computes the same numbers the official way,
+            at the price of the whole image. "zero-out" runs the ordinary network on images with hidden pixels set to
+            zero, the baseline that the paper argues against.
+        loss_on: "hidden" compares hidden patches, "all" visible ones as well (the paper's ablation).
+        shared_mask_token: one mask embedding for all scales (the paper's ablation) instead of one each. It is as wide
+            as the widest map; a scale of fewer channels takes the first ones.
+        triton: compute depthwise convolutions of visible patches by Triton kernels where they are on a GPU, instead of
+            PyTorch's. Untuned, so off by default (docs/engine.md). May be changed at any time.
+
+    Attributes:
+        encoder: the backbone's module: `encoder.state_dict()` loads into the ordinary network.
+        mask_ratio: share of patches to hide, may be changed at any time.
+        patch_size: pixels of a patch along each axis.
+        unreached: names of the encoder's parameters that pretraining does not train (a classifier's, say); they keep
+            their values and have `requires_grad` switched off.
+
+    Raises:
+        ValueError: for an argument out of range, a network without feature maps, or an unknown model name.
+        ModuleNotFoundError: with `triton=True`, if Triton is not installed.
+
+    Example:
+        >>> model = SparK("resnet50")
+        >>> out = model(torch.randn(8, 3, 224, 224))
+        >>> out.loss.backward()
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module | Backbone,
+        *,
+        mask_ratio: float = 0.6,
+        patch_size: int | tuple[int, ...] | None = None,
+        decoder_width: int = 768,
+        decoder_block: DecoderBlock = "unet",
+        densify_norm: Literal["batch", "layer"] | None = None,
+        in_chans: int = 3,
+        hierarchy: bool = True,
+        execution: Execution = "packed",
+        loss_on: LossOn = "hidden",
+        shared_mask_token: bool = False,
+        triton: bool = False,
+    ) -> None:
+        super().__init__()
+        if isinstance(backbone, str):
+            backbone = Backbone.create(backbone, in_chans=in_chans)
+        elif isinstance(backbone, nn.Module):
+            backbone = Backbone(backbone, in_chans=in_chans)
+        if execution not in get_args(Execution):
+            raise ValueError(f"execution {execution!r} is unknown; use one of {', '.join(get_args(Execution))}")
+        if loss_on not in get_args(LossOn):
+            raise ValueError(f"loss_on {loss_on!r} is unknown; use one of {', '.join(get_args(LossOn))}")
+        if densify_norm not in (None, "batch", "layer"):
+            raise ValueError(f"densify_norm {densify_norm!r} is unknown; use 'batch', 'layer' or None")
+        if not 0 < mask_ratio < 1:
+            raise ValueError(f"mask_ratio is the share of patches to hide, between 0 and 1, not {mask_ratio}")
+        self.mask_ratio = mask_ratio
+        self.execution = execution
+        self.loss_on = loss_on
+        if triton:
+            require_triton()
+        self.triton = triton
+        self.backbone = backbone
+        self.encoder = backbone.module
+        levels = backbone.levels[::-1] if hierarchy else backbone.levels[-1:]  # deepest first
+        self.patch_size = backbone.resolve_patch_size(patch_size)
+        self.levels = len(levels)
+        steps = upsampling_steps([level.stride for level in levels])
+        self.decoder = UNetDecoder(steps, decoder_width, backbone.in_chans, block=decoder_block)
+        norm = densify_norm or densify_norm_of(self.encoder)
+        self.densify = build_densify(levels, self.decoder, norm, shared_mask_token=shared_mask_token)
+        self.unreached = backbone.unreached_parameters(self.levels)
+        for name in self.unreached:
+            self.encoder.get_parameter(name).requires_grad_(False)
+
+    def forward(
+        self,
+        images: Float[Tensor, "batch channel *size"],
+        visible: Bool[Tensor, "batch *grid"] | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> SparKOutput:
+        """Mask, encode, densify, decode, compare.
+
+        Args:
+            images: `(B, C, H, W)`, any size divisible by the patch size and the network's total stride.
+            visible: the mask, True = visible, with the same number of visible patches in every image; a random one
+                if not given. A mask on an accelerator is read back once, to count them.
+            generator: where a random mask comes from.
+
+        Raises:
+            ValueError: if the size of the images or the mask does not fit.
+        """
+        # Mask: hide a random share of the patches.
+        grid = self.mask(images, visible, generator)
+        # Encode: only the visible patches, by the backbone as it is.
+        features = self.encode_visible(images, grid)
+        # Densify: fill the hidden places of every scale with that scale's mask embedding, deepest first.
+        grids = self.grids(grid, images.shape[2:])
+        maps = [
+            densify(feature, at)
+            for densify, feature, at in zip(self.densify, reversed(features), reversed(grids), strict=True)
+        ]
+        # Decode: from the deepest map up to the pixels.
+        prediction = self.decoder(maps)
+        # Compare: with the normalised pixels of the hidden patches.
+        hidden = grid.visible.numel() - grid.patches
+        if hidden == 0:
+            raise ValueError("the mask hides nothing, so there is nothing to predict")
+        target = self.target(images)
+        if self.loss_on == "all":
+            return SparKOutput(all_patch_loss(prediction, target), prediction, grid.visible)
+        loss = hidden_patch_loss(prediction, target, grid.visible, hidden)
+        return SparKOutput(loss, prediction, grid.visible)
+
+    def mask(
+        self,
+        images: Float[Tensor, "batch channel *size"],
+        visible: Bool[Tensor, "batch *grid"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> PatchGrid:
+        """The visible patches of a batch: of the mask given, or of a random one."""
+        shape = self.grid_shape(images.shape[2:])
+        if images.shape[1] != self.backbone.in_chans:
+            raise ValueError(
+                f"images of {images.shape[1]} channels do not fit a network for {self.backbone.in_chans}; see in_chans"
+            )
+        if visible is None:
+            visible = random_visible(len(images), shape, self.mask_ratio, generator, images.device)
+            return PatchGrid(visible, visible_patches(shape, self.mask_ratio))
+        if visible.dtype != torch.bool or tuple(visible.shape) != (len(images), *shape):
+            raise ValueError(
+                f"visible must be a bool tensor of shape {(len(images), *shape)} (batch, patches), "
+                f"not {visible.dtype} of shape {tuple(visible.shape)}"
+            )
+        if torch.compiler.is_compiling():  # the number must be known when the graph is made, so it is checked in it
+            count = visible_patches(shape, self.mask_ratio)
+            torch._assert_async((visible.flatten(1).sum(1) == count).all(), "the mask's share differs from mask_ratio")
+        else:
+            count = count_visible(visible)
+        return PatchGrid(visible.to(images.device, non_blocking=images.device.type != "cpu"), count)
+
+    def grid_shape(self, size: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
+        """Patches along each axis of images of `size`.
+
+        Raises:
+            ValueError: if the patch size, or the network's total stride, does not divide it.
+        """
+        unit = self.backbone.unit(self.patch_size)
+        if len(size) != len(unit) or any(s % u for s, u in zip(size, unit, strict=True)):
+            nearest = " x ".join(str(max(1, round(s / u)) * u) for s, u in zip(size, unit, strict=False))
+            by, patch = " x ".join(map(str, unit)), " x ".join(map(str, self.patch_size))
+            what = f"the patch size {by}" if by == patch else f"{by}, as patches of {patch} and the total stride need"
+            raise ValueError(
+                f"image size {' x '.join(map(str, size))} is not divisible by {what}; use {nearest}, for example"
+            )
+        return tuple(s // p for s, p in zip(size, self.patch_size, strict=True))
+
+    def encode_visible(self, images: Float[Tensor, "batch channel *size"], grid: PatchGrid) -> list[Tensor]:
+        """The feature maps of the visible patches, packed: `(N, C_i, *patch_size / stride_i)`, finest first.
+
+        Those of strides larger than a patch are whole, `(B, C_i, *size / stride_i)`; see :meth:`grids`.
+        """
+        if self.execution == "packed":
+            features = SparseExecution(grid, triton=self.triton).run(self.encoder, images, self.backbone)
+        elif self.execution == "masked-dense":
+            maps = MaskedDenseExecution(grid).run(self.encoder, images, self.backbone)
+            features = [grid.at(m.shape[2:]).pack(m) for m in maps]
+        else:
+            maps = self.backbone(grid.unpack(grid.pack(images)))
+            features = [grid.at(m.shape[2:]).pack(m) for m in maps]
+        return features[-self.levels :]
+
+    def grids(self, grid: PatchGrid, size: Sequence[int]) -> list[PatchGrid | CoarseGrid]:
+        """The visible part of each feature map of images of `size`, finest first."""
+        levels = self.backbone.levels[-self.levels :]
+        return [grid.at([s // t for s, t in zip(size, level.stride, strict=True)]) for level in levels]
+
+    def encode(
+        self, images: Float[Tensor, "batch channel *size"], visible: Bool[Tensor, "batch *grid"]
+    ) -> list[Float[Tensor, "batch _ *_size"]]:
+        """The feature maps `(B, C_i, H / s_i, W / s_i)`, finest first, zero where hidden."""
+        grid = self.mask(images, visible)
+        features = self.encode_visible(images, grid)
+        grids = self.grids(grid, images.shape[2:])
+        return [at.unpack(feature) for at, feature in zip(grids, features, strict=True)]
+
+    def target(self, images: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch channel *size"]:
+        """What predictions are compared with: images with each patch normalised by its own mean and deviation."""
+        return normalise_patches(images, self.patch_size)
+
+    def reconstruct(
+        self, images: Float[Tensor, "batch channel *size"], visible: Bool[Tensor, "batch *grid"] | None = None
+    ) -> Float[Tensor, "batch channel *size"]:
+        """Images with their hidden patches predicted: the input where visible, the prediction where hidden.
+
+        Predictions are de-normalised with the statistics of the hidden patch itself, which the network never sees:
+        a picture of what was learned, not of what could be restored.
+        """
+        out = self(images, visible)
+        prediction = denormalise_patches(out.prediction.to(images.dtype), images, self.patch_size)
+        return torch.where(mask_at(out.visible, images.shape[2:]).unsqueeze(1), images, prediction)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the encoder's activations again in backward instead of keeping them, if the network knows how to.
+
+        Raises:
+            ValueError: for a network without timm's `set_grad_checkpointing`, or whose own refuses.
+        """
+        if not hasattr(self.encoder, "set_grad_checkpointing"):
+            raise ValueError(
+                f"{type(self.encoder).__name__} has no set_grad_checkpointing; let it call torch.utils.checkpoint "
+                "(use_reentrant=False) itself where that pays"
+            )
+        try:
+            self.encoder.set_grad_checkpointing(enable)  # type: ignore[operator]
+        except (AssertionError, NotImplementedError) as error:  # how timm's networks say that they cannot
+            raise ValueError(f"{type(self.encoder).__name__} cannot checkpoint activations ({error})") from error
+
+    def extra_repr(self) -> str:
+        """The settings, for `print(model)`."""
+        return f"mask_ratio={self.mask_ratio}, patch_size={self.patch_size}, execution={self.execution!r}"

@@ -1,0 +1,1 @@
+"""Masked-image pretraining: configuration, recipes, task and run."""

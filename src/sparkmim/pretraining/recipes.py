@@ -1,0 +1,265 @@
+"""Recipes of pretraining: functions from a situation to a complete configuration. The user's choices take precedence.
+
+A recipe of your own is a function of the same kind in a file, `--recipe FILE.py:FUNCTION`; it may start from one here:
+
+```python
+from sparkmim.training.recipes import Situation, paper
+
+def short(situation: Situation):
+    config = paper(situation)
+    return config.replace({"epochs": 100, "warmup_epochs": 5})
+```
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from ..data.config import DataConfig
+from ..data.sources.base import ImageSource
+from ..data.statistics import channel_statistics, first_readable
+from ..models.config import ModelConfig
+from ..models.factory import takes_drop_path
+from ..models.masking import random_visible
+from ..training.compile import compilation
+from ..training.memory import images_that_fit, micro_batches
+from ..training.optim import OptimizerConfig
+from ..training.precision import Precision
+from ..training.recipes import CommonSituation, divisible, native_precision, power_of_two, reading_processes
+from ..training.schedule import ScheduleConfig, steps_of
+from ..utils.specs import load_function
+from .config import PretrainConfig, RunConfig
+from .model import build_model
+
+IMAGE_SIZE = 224
+"""Pixels of a view where none are asked for, brought to a multiple of the patch size."""
+
+
+FAST_DECODER_WIDTH = 256
+"""Width of the decoder in the recipe `fast`, a third of the paper's: a ninth of its arithmetic."""
+
+
+PAPER_LR, PAPER_STEPS = 3.2e-3, 500_000
+"""Peak learning rate and number of steps of the paper's training: 1600 epochs of 1.28 million images by 4096."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation(CommonSituation):
+    """What a recipe may look at: what :class:`CommonSituation` has, and the images.
+
+    Attributes:
+        source: the images to train on.
+    """
+
+    source: ImageSource
+
+    @property
+    def images(self) -> int:
+        """How many there are."""
+        return len(self.source)
+
+
+Recipe = Callable[[Situation], PretrainConfig]
+
+
+def auto(situation: Situation) -> PretrainConfig:
+    """Fitted to the number of images, their size and the device.
+
+    - Views of 224 pixels (the nearest multiple of the patch size and the total stride).
+    - Batch size: a power of two that makes at least 64 steps an epoch, 8 to 4096, or what the processes can share below
+      it. What does not fit into memory at once is accumulated.
+    - Epochs: 40 million views in all, but every image at least 100 and at most 800 times.
+    - Warm-up: a twentieth of the epochs, at most 40.
+    - LAMB. Its learning rate is about the relative change of a layer in a step, so shorter runs need a higher one:
+      3.2e-3, the paper's, for its 500,000 steps, growing with the sixth root as steps grow fewer, up to 1e-2, the best
+      of those tried for 480 steps of 32 images (docs/pretraining.md).
+    - bf16-mixed where the device computes it natively, 32 elsewhere; compiled on CUDA if the run is long.
+    """
+    batch_size = situation.choice(
+        "batch_size", divisible(power_of_two(situation.images / 64, 8, 4096, situation.images), situation.parts)
+    )
+    epochs = situation.choice("epochs", float(min(800, max(100, round(40e6 / situation.images)))))
+    steps = steps_of(epochs, situation.images, batch_size)
+    return _complete(
+        situation,
+        image_size=tuple(max(1, round(IMAGE_SIZE / u)) * u for u in _unit(situation)),
+        batch_size=batch_size,
+        epochs=epochs,
+        warmup_epochs=min(40.0, epochs / 20),
+        lr=float(f"{min(1e-2, PAPER_LR * max(1.0, PAPER_STEPS / steps) ** (1 / 6)):.2g}"),
+        precision=native_precision(situation.device),
+        drop_path=0.0,
+        crop_scale=(0.67, 1.0),
+        decoder_width=768,
+    )
+
+
+def paper(situation: Situation) -> PretrainConfig:
+    """The paper's settings for ImageNet, complete: 1600 epochs at batch size 4096, 224 pixels, 60% hidden.
+
+    Source: the official `pretrain/utils/arg_util.py` and README. ImageNet top-1 after fine-tuning, published: ResNet-50
+    80.6, ResNet-200 83.1, ConvNeXt-B 84.8. Cost, published: ResNet-50, 800 epochs, 48 h on 32 A100. The batch is
+    accumulated where it does not fit into memory; batch norm then sees a part of it at a time. The rate of stochastic
+    depth, which the official code looks up by model name, follows from the kind of norm and the number of parameters.
+    """
+    batch_size = situation.choice("batch_size", divisible(4096, situation.parts))
+    return _complete(
+        situation,
+        image_size=(IMAGE_SIZE,) * situation.backbone.dims,
+        batch_size=batch_size,
+        epochs=1600.0,
+        warmup_epochs=min(40.0, situation.choice("epochs", 1600.0) / 20),
+        lr=2e-4 * batch_size / 256,
+        precision="32",
+        drop_path=_paper_drop_path(situation),
+        crop_scale=(0.67, 1.0),
+        decoder_width=768,
+    )
+
+
+def fast(situation: Situation) -> PretrainConfig:
+    """As :func:`auto`, with a decoder of a third of the width, which takes most of a step's time.
+
+    The decoder is thrown away after pretraining. In the same time the narrow one makes the better encoder
+    (docs/results/clothing.md).
+    """
+    return auto(replace(situation, chosen={"decoder_width": FAST_DECODER_WIDTH, **situation.chosen}))
+
+
+def demo(situation: Situation) -> PretrainConfig:
+    """Minutes on a CPU: the built-in photographs at 96 pixels, over and over.
+
+    ResNet-18 on two cores: three to four minutes. The network learns fifteen pictures by heart, which is good to look
+    at; it is of no other use.
+    """
+    batch_size = situation.choice("batch_size", divisible(min(situation.images, 32), situation.parts))
+    return _complete(
+        situation,
+        image_size=tuple(3 * u for u in _unit(situation)),
+        batch_size=batch_size,
+        epochs=situation.choice("epochs", 700 * batch_size / situation.images),
+        warmup_epochs=50 * batch_size / situation.images,
+        lr=1e-2,
+        precision=native_precision(situation.device),
+        drop_path=0.0,
+        crop_scale=(0.4, 1.0),
+        decoder_width=256,
+    )
+
+
+RECIPES: dict[str, Recipe] = {"auto": auto, "paper": paper, "fast": fast, "demo": demo}
+
+
+def find_recipe(name: str) -> Recipe:
+    """A recipe by name, or of a file.
+
+    Raises:
+        ValueError: for an unknown one.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    if ".py:" in name:
+        return load_function(name)
+    raise ValueError(f"there is no recipe {name!r}; use one of {', '.join(RECIPES)}, or FILE.py:FUNCTION")
+
+
+def _complete(
+    situation: Situation,
+    *,
+    image_size: tuple[int, ...],
+    batch_size: int,
+    epochs: float,
+    warmup_epochs: float,
+    lr: float,
+    precision: Precision,
+    drop_path: float,
+    crop_scale: tuple[float, float],
+    decoder_width: int,
+) -> PretrainConfig:
+    """What the recipes share, and the user's choices over all."""
+    in_chans = situation.backbone.in_chans
+    mean, std = _mean_std(situation)
+    steps = steps_of(situation.choice("epochs", epochs), situation.images, batch_size)
+    config = PretrainConfig(
+        model=ModelConfig(
+            model=situation.chosen["model"],
+            in_chans=in_chans,
+            patch_size=_patch_size(situation),
+            drop_path=drop_path,
+            decoder_width=decoder_width,
+        ),
+        data=DataConfig(
+            image_size=image_size,
+            crop_scale=crop_scale,
+            mean=mean,
+            std=std,
+            workers=reading_processes(situation.device, situation.cores),
+        ),
+        optimizer=OptimizerConfig(lr=lr, betas=(0.9, 0.95) if situation.normalised_by_batch else (0.9, 0.999)),
+        schedule=ScheduleConfig(epochs=epochs, warmup_epochs=warmup_epochs),
+        run=RunConfig(
+            batch_size=batch_size,
+            precision=precision,
+            compile=compilation(situation.device, steps, situation.processes),
+            log_every=min(50, max(1, steps // 1000)),
+        ),
+    ).replace(situation.chosen)
+    if "accumulate" in situation.chosen:
+        return config
+    return config.replace({"accumulate": _accumulate(situation, config)})
+
+
+def _accumulate(situation: Situation, config: PretrainConfig) -> int:
+    """The fewest micro-batches that fit into memory and divide the batch."""
+    batch, processes = config.run.batch_size, situation.processes
+    if batch % processes:
+        return 1  # an error elsewhere, in words
+    model, size = build_model(config.model), config.data.image_size
+
+    def inputs(images: int) -> tuple[Tensor, Tensor]:
+        visible = random_visible(images, model.grid_shape(size), config.model.mask_ratio)
+        return torch.zeros(images, config.model.in_chans, *size), visible
+
+    fits = images_that_fit(model, inputs, config.run.precision, situation.memory_bytes)
+    return micro_batches(batch // processes, fits)
+
+
+def _patch_size(situation: Situation) -> tuple[int, ...]:
+    return situation.backbone.resolve_patch_size(situation.choice("patch_size", None))
+
+
+def _unit(situation: Situation) -> tuple[int, ...]:
+    """What the size of images must be a multiple of."""
+    return situation.backbone.unit(_patch_size(situation))
+
+
+def _mean_std(situation: Situation) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Those of timm's weights if the run starts from them, ImageNet's for RGB of 8 bits, else measured."""
+    channels = situation.backbone.in_chans
+    if {"mean", "std"} <= situation.chosen.keys():
+        return situation.chosen["mean"], situation.chosen["std"]
+    if situation.choice("init", "none") == "timm" and channels == 3:
+        cfg = situation.backbone.module.pretrained_cfg
+        assert isinstance(cfg, dict)
+        return tuple(cfg["mean"]), tuple(cfg["std"])
+    if channels == 3 and first_readable(situation.source, channels).dtype == torch.uint8:
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    measured = channel_statistics(situation.source, channels)
+    return measured.mean, measured.std
+
+
+def _paper_drop_path(situation: Situation) -> float:
+    """ResNet-50, 101, 152, 200: 0.05, 0.08, 0.10, 0.15; ConvNeXt-S, B, L: 0.2, 0.3, 0.4, told apart by size."""
+    if not takes_drop_path(situation.chosen["model"]):
+        return 0.0
+    millions = sum(p.numel() for p in situation.backbone.module.parameters()) / 1e6
+    table = [(20, 0.0), (35, 0.05), (50, 0.08), (61, 0.10), (math.inf, 0.15)]
+    if not situation.normalised_by_batch:
+        table = [(20, 0.0), (40, 0.1), (70, 0.2), (140, 0.3), (math.inf, 0.4)]
+    return next(rate for limit, rate in table if millions <= limit)

@@ -1,0 +1,147 @@
+"""The page: a run's sections in their order, in the frame of `template.html`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from ...utils.io import write_text
+from ...utils.text import duration
+from .charts import charts
+from .curves import curve, read_metrics, smooth, smooth_reach
+from .pictures import pictures
+from .scores import scores
+from .tables import table, unreadable
+from .text import as_html, number
+
+TASKS = {None: "Masked-image pretraining", "finetune": "Fine-tuning"}
+"""What a run is for, by what its configuration says."""
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` from whatever files a run's folder has so far.
+
+    It shows no absolute paths, asks for nothing from elsewhere, and replaces an older report at once.
+
+    Args:
+        run: the folder, with any of `config.json`, `plan.json`, `environment.json`, `metrics.jsonl`,
+            `reconstructions/step-*.png`, `results.json`, `mistakes/` and `broken_images.txt`.
+
+    Returns:
+        The path of the report.
+    """
+    config, plan, environment, results = (
+        _read_json(run / f"{name}.json") for name in ("config", "plan", "environment", "results")
+    )
+    lines = read_metrics(run / "metrics.jsonl")
+    name = run.resolve().name
+    model = config.get("model", {}).get("model") or name
+    sections = [
+        _headline(str(model), name, lines, config, plan),
+        _section("Reconstructions", pictures(run / "reconstructions")),
+        _section("Scores", scores(results, run / "mistakes")),
+        _section("Curves", charts(lines)),
+        _section("Plan", table(plan.items())),
+        _section("Configuration", _groups(config)),
+        _section("Environment", table(environment.items())),
+        _section("Broken images", _broken(run / "broken_images.txt")),
+    ]
+    here = Path(__file__)
+    page = Template(here.with_name("template.html").read_text(encoding="utf-8")).substitute(
+        title=f"{as_html(model)}, {as_html(name)}" if model != name else as_html(name),
+        style=here.with_name("style.css").read_text(encoding="utf-8"),
+        script=here.with_name("script.js").read_text(encoding="utf-8"),
+        body="\n".join(section for section in sections if section),
+    )
+    path = run / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>{content}</section>" if content else ""
+
+
+def _groups(config: Mapping[str, Any]) -> str:
+    loose = {name: value for name, value in config.items() if not isinstance(value, dict)}
+    groups = ({"general": loose} if loose else {}) | {k: v for k, v in config.items() if isinstance(v, dict)}
+    cards = "".join(f"<div><h3>{as_html(name)}</h3>{table(values.items())}</div>" for name, values in groups.items())
+    return f"<div class=groups>{cards}</div>" if cards else ""
+
+
+def planned_steps(plan: Mapping[str, object]) -> int | None:
+    """The number before or under "steps" in a plan."""
+    if found := re.match(r"[\d,]*\d", str(plan.get("steps", ""))):
+        return int(found[0].replace(",", ""))
+    found = re.search(r"(\d[\d,]*) steps?\b", str(plan.get("epochs", "")))
+    return int(found[1].replace(",", "")) if found else None
+
+
+def _headline(
+    model: str, name: str, lines: Sequence[Mapping[str, float]], config: Mapping[str, Any], plan: Mapping[str, object]
+) -> str:
+    """Model, run, how far it is, and the numbers one looks for first."""
+    total = planned_steps(plan)
+    done = int(max((line["step"] for line in lines), default=0))
+    share = min(1.0, done / total) if total else None
+    epoch = max((line.get("epoch", 0.0) for line in lines), default=0.0)
+    note = "" if share is None else f"of {total:,}, {share:.0%}; "
+    facts = [("Step", f"{done:,}", f"{note}epoch {number(epoch, 3)}")]
+    loss, held_out, speed = (curve(lines, key) for key in ("loss", "val_loss", "images_per_second"))
+    if len(loss):
+        reach = min(smooth_reach(len(loss)), len(loss) - 1)
+        note = f"mean of the last {reach + 1} lines; first {number(loss.value[0], 3)}"
+        facts.append(("Loss", number(smooth(loss.value)[-1]), note))
+    if len(held_out):
+        best = held_out.value.argmin()
+        note = f"lowest {number(held_out.value[best])} at step {held_out.step[best]:,.0f}"
+        facts.append(("Held-out loss", number(held_out.value[-1]), note))
+    for key, label, of in (
+        ("val_top1", "Top-1", "validation"),
+        ("val_mean_per_class", "Mean of classes", "validation"),
+        ("knn_top1", "k-NN", "top-1"),
+    ):
+        accuracy = curve(lines, key)
+        if len(accuracy):
+            best = accuracy.value.argmax()
+            note = f"{of}; highest {accuracy.value[best]:.1%} at step {accuracy.step[best]:,.0f}"
+            facts.append((label, f"{accuracy.value[-1]:.1%}", note))
+    if len(speed):
+        memory = max((line.get("peak_memory_bytes", 0) for line in lines), default=0)
+        note = f"median; {number(memory / 2**30, 3)} GiB at peak" if memory else "median"
+        facts.append(("Images/s", number(float(np.median(speed.value)), 3), note))
+        run = config.get("run", {})
+        if batch := run.get("batch_size"):
+            # Steps more than an interval before the first line were done elsewhere: the run was resumed from there.
+            before = max(0.0, speed.step[0] - run.get("log_every", speed.step[0]))
+            spent = float((np.diff(speed.step, prepend=before) * batch / speed.value).sum())
+            left = (total - done) * batch / float(np.median(speed.value)) if total else 0.0
+            facts.append(
+                ("Training time", duration(spent), f"{duration(left)} left" if left > 0 else "without evaluation")
+            )
+    status = "" if share is None else "finished" if share == 1 else "unfinished"
+    return (
+        f"<header><h1>{as_html(model)}{f' <span class={status}>{status}</span>' if status else ''}</h1>"
+        f"<p>{TASKS[config.get('task')]} with sparkmim{f', run <b>{as_html(name)}</b>' if name != model else ''}</p>"
+        + ("" if share is None else f'<div class=progress><i style="width:{share:.2%}"></i></div>')
+        + "<dl>"
+        + "".join(f"<div><dt>{a}</dt><dd>{b}</dd><dd class=note>{c}</dd></div>" for a, b, c in facts)
+        + "</dl></header>"
+    )
+
+
+def _broken(path: Path) -> str:
+    """Images that could not be read."""
+    rows = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    broken = (row.partition("\t") for row in rows)
+    return unreadable([(name, error) for name, _, error in broken])

@@ -1,0 +1,202 @@
+"""The picture of a vanishing mask: maps above, the share of reached positions and the input's histogram below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..reconstructions import denormalise, to_rgb
+from .canvas import INK, LINE, MUTED, Canvas, Colour, Point
+from .measure import InputValues, Layer, Vanishing
+
+WIDTH, MARGIN, GUTTER = 1240, 40, 12
+TILES = 6
+"""Pictures in a row: the input, and some of the layers."""
+
+DENSE: Colour = (214, 92, 20)
+SPARSE: Colour = (31, 95, 191)
+WHOLE: Colour = (203, 205, 209)
+EMPTY: Colour = (240, 240, 237)
+"""Of positions where nothing is."""
+
+TITLE, LABEL, SMALL = 25, 18, 16
+BINS = 60
+
+
+def draw_vanishing(found: Vanishing, network: str, *, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
+    """A picture 1240 pixels wide.
+
+    Args:
+        found: the numbers.
+        network: what to call the network.
+        mean: of each channel, which was subtracted from the image.
+        std: of each channel, by which the image was divided.
+    """
+    tile = (WIDTH - 2 * MARGIN - (TILES - 1) * GUTTER) // TILES
+    height, width = found.image.shape[1:]
+    tall = round(tile * height / width)
+    canvas = Canvas(WIDTH, 2 * tall + 648)
+    top = MARGIN + 18
+    canvas.text((MARGIN, top), f"A mask in {network}", TITLE)
+    hidden = 1 - float(found.visible.float().mean())
+    canvas.text((WIDTH - MARGIN, top), f"{hidden:.0%} of the patches are hidden", LABEL, MUTED, "rs")
+    pictures = _pictures(found, mean, std)
+    chosen = chosen_layers(found.layers, TILES - 1)
+    rows = (
+        ("Zeros in hidden patches, ordinary convolution", DENSE, [layer.dense for layer in chosen]),
+        ("Visible patches only, sparse convolution", SPARSE, [layer.sparse for layer in chosen]),
+    )
+    for row, (title, colour, maps) in enumerate(rows):
+        y = top + 40 + row * (tall + 84)
+        canvas.dot((MARGIN + 7, y - 6), 7, colour)
+        canvas.text((MARGIN + 22, y), title, LABEL)
+        canvas.text((WIDTH - MARGIN, y), "share of hidden positions that carry something", SMALL, MUTED, "rs")
+        y += 14
+        canvas.pixels((MARGIN, y), (tile, tall), pictures[row], smooth=True)
+        canvas.text((MARGIN, y + tall + 24), "input", SMALL, MUTED)
+        for column, (layer, values) in enumerate(zip(chosen, maps, strict=True), start=1):
+            x = MARGIN + column * (tile + GUTTER)
+            canvas.pixels((x, y), (tile, tall), heat(values, layer.visible))
+            share = layer.dense_share if row == 0 else layer.sparse_share
+            number = f"convolution {1 + found.layers.index(layer)}"
+            canvas.text((x, y + tall + 24), number, SMALL, MUTED)
+            canvas.text((x + tile, y + tall + 24), percent(share), SMALL, colour if share else MUTED, "rs")
+    below = top + 40 + 2 * (tall + 84) + 14
+    half = (WIDTH - 2 * MARGIN - 60) // 2
+    _shares(canvas, (MARGIN, below), (half, 320), found.layers)
+    _histogram(canvas, (MARGIN + half + 60, below), (half, 320), found)
+    return canvas.finish()
+
+
+def chosen_layers(layers: Sequence[Layer], count: int) -> list[Layer]:
+    """Some of the layers: the first, the last, and between them those at which the mask dissolves most evenly."""
+    if len(layers) <= count:
+        return list(layers)
+    # The way to go is half the layers' order, half what happens to the mask: neither may be skipped.
+    order = np.linspace(0, 1, len(layers))
+    shares = np.maximum.accumulate([layer.dense_share for layer in layers])
+    span = shares[-1] - shares[0]
+    way = (order + (shares - shares[0]) / span) / 2 if span > 0 else order
+    indices = [0]
+    for step in range(1, count):
+        nearest = int(np.abs(way - step / (count - 1)).argmin())
+        last = len(layers) - (count - step)
+        indices.append(min(max(nearest, indices[-1] + 1), last))
+    return [layers[index] for index in indices]
+
+
+def heat(values: Tensor, visible: Tensor) -> np.ndarray:
+    """A map as colours `(rows, columns, 3)`: blue where visible, orange where hidden, pale where nothing is.
+
+    The stronger the value the deeper the colour, in shares of the 98th percentile, on a scale of square roots.
+    """
+    strength = (values / values[values > 0].quantile(0.98).clamp_min(1e-30)).clamp(0, 1) if values.any() else values
+    strength = torch.where(values > 1e-6 * values.max(), 0.25 + 0.75 * strength.sqrt(), 0.0)
+    empty = torch.tensor(EMPTY, dtype=torch.float32)
+    full = torch.where(visible.unsqueeze(-1), torch.tensor(SPARSE).float(), torch.tensor(DENSE).float())
+    mixed = empty + strength.unsqueeze(-1).float() * (full - empty)
+    return mixed.round().to(torch.uint8).numpy()
+
+
+def percent(share: float) -> str:
+    """Whole percents, but never 0% or 100% of what is not."""
+    if 0 < share < 0.01:
+        return "<1%"
+    return ">99%" if 0.99 < share < 1 else f"{share:.0%}"
+
+
+def _pictures(found: Vanishing, mean: Sequence[float], std: Sequence[float]) -> list[np.ndarray]:
+    """The image with zeros in hidden patches, and with nothing there."""
+    size = found.image.shape[1:]
+    shown = found.visible
+    for axis in (0, 1):
+        shown = shown.repeat_interleave(size[axis] // shown.shape[axis], dim=axis)
+    original = denormalise(found.image.unsqueeze(0), mean, std)
+    zeros = denormalise(torch.zeros_like(found.image).unsqueeze(0), mean, std)
+    with_zeros = to_rgb(torch.where(shown, original, zeros), original)[0]
+    seen = torch.where(shown.unsqueeze(-1), to_rgb(original, original)[0], torch.tensor(EMPTY, dtype=torch.uint8))
+    return [with_zeros.numpy(), seen.numpy()]
+
+
+def _shares(canvas: Canvas, corner: Point, size: tuple[int, int], layers: Sequence[Layer]) -> None:
+    """The share of hidden positions that are reached, over the layers."""
+    canvas.text((corner[0], corner[1] + 16), "Hidden positions that visible pixels have reached", LABEL)
+    left, top, right, bottom = corner[0] + 52, corner[1] + 40, corner[0] + size[0], corner[1] + size[1] - 26
+    for tick in (0.0, 0.5, 1.0):
+        y = bottom - tick * (bottom - top)
+        canvas.line([(left, y), (right, y)], LINE, 1)
+        canvas.text((left - 8, y), f"{tick:.0%}", SMALL, MUTED, "rm")
+    count = len(layers)
+    at = [left + (right - left) * (i / max(1, count)) for i in range(count + 1)]
+    for values, colour in (
+        ([0.0, *[layer.sparse_share for layer in layers]], SPARSE),
+        ([0.0, *[layer.dense_share for layer in layers]], DENSE),
+    ):
+        points = [(x, bottom - value * (bottom - top)) for x, value in zip(at, values, strict=True)]
+        canvas.line(points, colour, 3)
+        if count <= 30:
+            for point in points[1:]:
+                canvas.dot(point, 4, colour)
+    canvas.text((right, bottom - layers[-1].dense_share * (bottom - top) - 12), "ordinary", SMALL, DENSE, "rs")
+    canvas.text((right, bottom - 12), "sparse", SMALL, SPARSE, "rs")
+    canvas.text((left, bottom + 26), "input", SMALL, MUTED)
+    canvas.text((right, bottom + 26), f"convolution {count}", SMALL, MUTED, "rs")
+
+
+def _histogram(canvas: Canvas, corner: Point, size: tuple[int, int], found: Vanishing) -> None:
+    """The values of the input: of the whole image, of visible patches, and with zeros."""
+    canvas.text((corner[0], corner[1] + 16), "Values of the network's input", LABEL)
+    left, top, right, bottom = corner[0], corner[1] + 40, corner[0] + size[0], corner[1] + size[1] - 108
+    low, high = (float(v) for v in found.full.values.aminmax())
+    low, high = min(low, 0.0), max(high, 0.0)
+    room = 0.02 * (high - low) or 1.0
+    low, high = low - room, high + room
+    heights = [density(values, low, high) for values in (found.full, found.shown, found.zeroed)]
+    most = 1.35 * float(max(heights[0].max(), heights[1].max()))
+    bar = (right - left) / BINS
+
+    def outline(values: np.ndarray) -> list[Point]:
+        points = []
+        for i, value in enumerate(np.minimum(values / most, 1.0)):
+            y = bottom - value * (bottom - top)
+            points += [(left + i * bar, y), (left + (i + 1) * bar, y)]
+        return points
+
+    canvas.area([(left, bottom), *outline(heights[0]), (right, bottom)], WHOLE)
+    canvas.line(outline(heights[1]), SPARSE, 2.5)
+    canvas.line(outline(heights[2]), DENSE, 2.5)
+    canvas.line([(left, bottom), (right, bottom)], LINE, 1)
+    zero = left + (right - left) * (0 - low) / (high - low)
+    canvas.text((zero, bottom + 26), "0", SMALL, MUTED, "ms")
+    spike = int(heights[2].argmax())
+    if heights[2][spike] > most:  # the zeros themselves, far higher than the rest
+        hidden = 1 - float(found.visible.float().mean())
+        x = left + (spike + 0.5) * bar
+        side, anchor = (14, "lm") if x < (left + right) / 2 else (-14, "rm")
+        canvas.text((x + side, top + 4), f"{hidden:.0%} are exactly 0", SMALL, DENSE, anchor)
+    _legend(canvas, (left, bottom + 56), found)
+
+
+def _legend(canvas: Canvas, corner: Point, found: Vanishing) -> None:
+    """Names, means and deviations below the histogram."""
+    entries = (
+        ("whole image", found.full, WHOLE, INK),
+        ("visible patches", found.shown, SPARSE, INK),
+        ("with zeros", found.zeroed, DENSE, INK),
+    )
+    for row, (name, values, colour, ink) in enumerate(entries):
+        x, y = corner[0], corner[1] + 26 * row
+        canvas.line([(x, y - 6), (x + 22, y - 6)], colour, 5)
+        canvas.text((x + 32, y), name, SMALL, ink)
+        canvas.text((x + 190, y), f"mean {values.mean:z.2f}", SMALL, MUTED)
+        canvas.text((x + 320, y), f"deviation {values.std:.2f}", SMALL, MUTED)
+
+
+def density(values: InputValues, low: float, high: float) -> np.ndarray:
+    """The share of values in each of 60 equal bins between two ends."""
+    counts, _ = np.histogram(values.values.numpy(), bins=BINS, range=(low, high))
+    return counts / len(values.values)

@@ -1,0 +1,1 @@
+"""The masked-dense reference, and whole maps whose positions hold several patches."""

@@ -1,0 +1,271 @@
+"""Convolution over packed patches: submanifold convolution by halo exchange.
+
+Hidden neighbours count as the convolution's padding. Three ways of computing the same numbers, chosen by shape alone:
+halo, then the ordinary kernel; for patches of a few pixels gather and matrix product (`im2col`); for depthwise
+convolution whose halos would be larger than the image, the whole map. (A fourth, on request: Triton kernels for
+depthwise convolution, :mod:`sparkmim.sparse.packed.depthwise`.) Whatever is larger than the patches is computed
+again in backward instead of being kept.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..errors import unsupported
+from ..grid import PatchGrid, maps_of, rows_of
+from ..window import Window, per_axis, sees_one_position, window_over
+from .depthwise import depthwise, has_kernel
+from .execution import SparseExecution
+from .halo import gather_halo, scatter_halo, with_fill
+from .mirrored import with_mirrored_halo
+
+GEMM_PIXELS = 4
+"""Patches of at most so many output pixels are convolved by one matrix product (measured: benchmarks/conv_paths.py)."""
+
+DENSE_ADVANTAGE = 2.0
+"""Depthwise: the whole map is used where the halos hold this many times its pixels."""
+
+
+@SparseExecution.register(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
+def conv(
+    execution: SparseExecution,
+    func: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    layout = execution.layout(input)
+    if layout is None or execution.layout(weight) is not None or execution.layout(bias) is not None:
+        raise unsupported(func, "its weight descends from the input")
+    if not layout.is_map:
+        if layout.batch != 0:
+            raise unsupported(func, f"it needs samples first, its argument is {layout}")
+        return execution.on_one_row_per_image(
+            lambda x: func(x, weight, bias, stride, padding, dilation, groups), input, layout
+        )
+    if sees_one_position(layout, weight.shape[2:], stride, padding):
+        execution.require_no_padding(layout, func)
+        return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
+    if execution.outgrows(input, per_axis(stride, len(layout.space))):
+        return execution.answer_coarser(func, input, weight, bias, stride, padding, dilation, groups)
+    window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)
+    input, weight, bias = _autocast(input, weight, bias)
+    with torch.autocast(input.device.type, enabled=False):
+        if window.needs_halo and window.edge != "constant":
+            around = with_mirrored_halo(execution.grid, input, window.before, window.after, window.edge)
+            out = func(around, weight, bias, window.stride, 0, window.dilation, groups)
+        elif not window.needs_halo:
+            out = func(input, weight, bias, window.stride, 0, window.dilation, groups)
+        elif execution.triton and has_kernel(input, weight, window, groups):
+            out = depthwise(execution.grid, input, weight, bias, window)
+        else:
+            out = _with_halo(execution.grid, input, weight, bias, window, groups)
+    return execution.mark(out, layout.padded(None))
+
+
+def _autocast(*tensors: Tensor | None) -> list[Any]:
+    """What autocast would do to the arguments of a convolution."""
+    device = next(t.device.type for t in tensors if t is not None)
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [t.to(dtype) if t is not None and t.dtype != torch.float64 else t for t in tensors]
+
+
+def _with_halo(grid: PatchGrid, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> Tensor:
+    unit_stride = all(s == 1 for s in window.stride)
+    depthwise = groups == x.shape[1] and groups > 1
+    halo_pixels = grid.patches * math.prod(window.span)
+    dense_pixels = grid.batch * math.prod([g * b for g, b in zip(grid.shape, window.block, strict=True)])
+    cropped = any(b < 0 or a <= -s for b, a, s in zip(window.before, window.after, window.stride, strict=True))
+    on_map = depthwise and window.fill == 0.0 and not cropped
+    if on_map and halo_pixels > DENSE_ADVANTAGE * dense_pixels:
+        lay_in, cut_in = grid.rows_of_map(window.block), grid.positions_of_rows(window.block)
+        lay_out, cut_out = None, None  # same as for the input
+        if window.out != window.block:
+            lay_out, cut_out = grid.rows_of_map(window.out), grid.positions_of_rows(window.out)
+        rows = _DenseConvolution.apply(x, weight, bias, lay_in, lay_out, cut_in, cut_out, window, groups)
+        return maps_of(rows, (x.shape[0], *window.out))
+    table = grid.halo(window.block, window.before, window.after)
+    adjoint: Tensor | None = None  # same as the table
+    if unit_stride:  # the gradient of the input is a convolution of the gradient, with the reach reversed
+        if window.before != window.after:
+            adjoint = grid.halo(window.block, window.after, window.before)
+    elif x.requires_grad:
+        adjoint = grid.readers(window.block, window.before, window.after)
+    out: Tensor = _HaloConvolution.apply(x, weight, bias, table, adjoint, window, groups)
+    return maps_of(out, (x.shape[0], *window.out)) if _by_matrix_product(window, groups) else out
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, window: Window, groups: int, fill: float
+) -> Tensor:
+    """Convolution of patches (N, C, *block) that see what `table` says around them.
+
+    By matrix product the result is one of rows, `(N * prod(out), O)`: a view of it as maps would be a view made inside
+    an autograd function, which may not be written in place.
+    """
+    if _by_matrix_product(window, groups):
+        return F.linear(_columns(x, table, window, fill), _as_matrix(weight), bias)
+    halo = gather_halo(x, table, fill)
+    return _convolution(halo, weight, bias, window.stride, window.dilation, groups)
+
+
+def _by_matrix_product(window: Window, groups: int) -> bool:
+    return groups == 1 and math.prod(window.out) <= GEMM_PIXELS
+
+
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], dilation: tuple[int, ...], groups: int
+) -> Tensor:
+    zeros = (0,) * len(stride)
+    return torch.convolution(x, weight, bias, stride, zeros, dilation, False, zeros, groups)
+
+
+def _columns(x: Tensor, table: Tensor, window: Window, fill: float) -> Tensor:
+    """What the kernel sees at each output position: `(N * prod(out), prod(kernel) * C)`."""
+    for axis, (k, s, d) in enumerate(zip(window.kernel, window.stride, window.dilation, strict=True)):
+        table = table.unfold(axis + 1, (k - 1) * d + 1, s)[..., ::d]
+    rows = with_fill(rows_of(x), fill).index_select(0, table.flatten())
+    return rows.view(-1, math.prod(window.kernel) * x.shape[1])
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """`(O, C, *kernel)` to `(O, prod(kernel) * C)`, a view if the channels are last in memory."""
+    return weight.movedim(1, -1).reshape(weight.shape[0], -1)
+
+
+def _as_weight(matrix: Tensor, like: Tensor) -> Tensor:
+    return matrix.view(like.shape[0], *like.shape[2:], like.shape[1]).movedim(-1, 1)
+
+
+def _transposed(weight: Tensor, groups: int) -> Tensor:
+    """The kernel of the adjoint of a convolution of stride 1: inputs and outputs exchanged, space reversed."""
+    out, per_group, *kernel = weight.shape
+    swapped = weight.view(groups, out // groups, per_group, *kernel).transpose(1, 2)
+    return swapped.reshape(groups * per_group, out // groups, *kernel).flip(tuple(range(2, weight.ndim)))
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, window: Window, groups: int, wanted: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of an unpadded convolution's input and weight, those that are wanted."""
+    zeros = (0,) * len(window.block)
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, window.stride, zeros, window.dilation, False, zeros, groups, [*wanted, False]
+    )
+    return grad_x, grad_weight
+
+
+def _bias_gradient(grad: Tensor) -> Tensor:
+    return rows_of(grad).sum(0)
+
+
+class _HaloConvolution(torch.autograd.Function):
+    """Convolution over patches with halos; keeps the patches, not the halos."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        table: Tensor,
+        adjoint: Tensor | None,
+        window: Window,
+        groups: int,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, table, adjoint)
+        ctx.window, ctx.groups = window, groups
+        return _convolve(x, weight, bias, table, window, groups, window.fill)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, table, adjoint = ctx.saved_tensors
+        adjoint = table if adjoint is None else adjoint
+        window, groups = Window(*ctx.window), ctx.groups
+        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        matrix_product = grad.ndim == 2
+        grad = maps_of(grad.contiguous(), (x.shape[0], *window.out)) if matrix_product else grad
+        grad_x = grad_weight = halo = None
+        if need_x and all(s == 1 for s in window.stride):
+            grad_x = _convolve(grad, _transposed(weight, groups), None, adjoint, window, groups, fill=0.0)
+            grad_x = maps_of(grad_x, (x.shape[0], *window.block)) if matrix_product else grad_x
+        elif need_x:
+            halo = gather_halo(x, table, window.fill)
+            halo_grad, _ = _gradients(grad, halo, weight, window, groups, (True, False))
+            grad_x = scatter_halo(halo_grad, adjoint, window.block)
+        if need_weight and matrix_product:
+            grad_weight = _as_weight(rows_of(grad).t() @ _columns(x, table, window, window.fill), weight)
+        elif need_weight:
+            halo = gather_halo(x, table, window.fill) if halo is None else halo
+            _, grad_weight = _gradients(grad, halo, weight, window, groups, (False, True))
+        return grad_x, grad_weight, _bias_gradient(grad) if need_bias else None, None, None, None, None
+
+
+class _DenseConvolution(torch.autograd.Function):
+    """Convolution of the whole map with zeros at hidden positions; keeps the patches, not the map.
+
+    `lay_*` are :meth:`PatchGrid.rows_of_map` and `cut_*` are :meth:`PatchGrid.positions_of_rows`, the ways to the map
+    and back, at the resolution of the input (`*_in`) and of the result (`*_out`, None where it is the same).
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lay_in: Tensor,
+        lay_out: Tensor | None,
+        cut_in: Tensor,
+        cut_out: Tensor | None,
+        window: Window,
+        groups: int,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, lay_in, lay_out, cut_in)
+        ctx.window, ctx.groups = window, groups
+        whole = _padded(gather_halo(x, lay_in), window)
+        out = _convolution(whole, weight, bias, window.stride, window.dilation, groups)
+        return rows_of(out).index_select(0, (cut_in if cut_out is None else cut_out).flatten())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, lay_in, lay_out, cut_in = ctx.saved_tensors
+        window, groups = Window(*ctx.window), ctx.groups
+        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad = maps_of(grad.contiguous(), (x.shape[0], *window.out))
+        whole = _padded(gather_halo(x, lay_in), window)
+        whole_grad = gather_halo(grad, lay_in if lay_out is None else lay_out)
+        grad_x = grad_weight = None
+        if need_x:
+            padded_grad, _ = _gradients(whole_grad, whole, weight, window, groups, (True, False))
+            for axis, (before, size) in enumerate(zip(window.before, lay_in.shape[1:], strict=True)):
+                padded_grad = padded_grad.narrow(axis + 2, before, size)
+            grad_x = _cut_out(padded_grad, cut_in)
+        if need_weight:
+            _, grad_weight = _gradients(whole_grad, whole, weight, window, groups, (False, True))
+        return grad_x, grad_weight, _bias_gradient(grad) if need_bias else None, *[None] * 6
+
+
+def _cut_out(whole: Tensor, table: Tensor) -> Tensor:
+    return maps_of(rows_of(whole).index_select(0, table.flatten()), table.shape)
+
+
+def _padded(whole: Tensor, window: Window) -> Tensor:
+    sides = [
+        side for before, after in zip(window.before, window.after, strict=True) for side in (max(after, 0), before)
+    ]
+    return F.pad(whole, sides[::-1])

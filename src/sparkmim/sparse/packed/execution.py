@@ -1,0 +1,124 @@
+"""The packed engine: an untouched network on the visible patches alone.
+
+A hidden patch is outside: a visible patch sees beyond its border what its visible neighbours hold there, and where the
+neighbour is hidden exactly what it would see beyond the edge of the image. Work and memory are those of the visible
+share. The rules are in :mod:`sparkmim.sparse.rules`.
+
+Where patches are smaller than the network's total stride, there are maps whose positions hold several patches. Those
+are answered by :class:`sparkmim.sparse.dense.coarse.CoarseExecution`, on whole maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..dense.coarse import CoarseExecution
+from ..execution import Execution
+from ..grid import PatchGrid
+from ..layout import Layout
+from ..shared.pad import require_unchanged, version_of
+from ..shared.reduce import Reduction
+from .depthwise import require_triton
+
+
+class SparseExecution(Execution):
+    """Runs a network on packed visible patches; its maps are `(N, C, *block)`, see :class:`PatchGrid`.
+
+    Maps whose positions hold several patches are `(B, C, *size)`, see :class:`CoarseGrid`; `grid.at(size)` is the grid
+    of either.
+
+    Args:
+        grid: the visible patches of the batch.
+        triton: compute depthwise convolutions of stride 1 by Triton kernels where the map is on a GPU
+            (:mod:`sparkmim.sparse.packed.triton_kernels`). The numbers are the same but for rounding.
+
+    Raises:
+        ModuleNotFoundError: with `triton=True`, if Triton is not installed.
+
+    Example:
+        >>> grid = PatchGrid(visible, visible_per_image=20)
+        >>> feature_maps = SparseExecution(grid).run(network, images)
+        >>> dense = [grid.unpack(feature) for feature in feature_maps]
+    """
+
+    coarser: CoarseExecution
+
+    patch_size: tuple[int, ...]
+    """Pixels of a patch along each spatial axis, known once the input is."""
+
+    def __init__(self, grid: PatchGrid, *, triton: bool = False) -> None:
+        super().__init__()
+        if triton:
+            require_triton()
+        self.grid = grid
+        self.triton = triton
+        self.grid_shape = tuple(grid.visible.shape)
+        self.coarser = CoarseExecution(grid)
+        self.coarser._traced = self._traced
+
+    def prepare(self, images: Tensor) -> Tensor:
+        self.patch_size = self.grid.block_size(images.shape[2:])
+        return self.start(self.grid.pack(images))
+
+    def one_row_per_image(self, values: Tensor, axis: int) -> Tensor:
+        return self.grid.by_image(values, axis).select(axis + 1, 0)
+
+    def all_rows(self, values: Tensor, axis: int) -> Tensor:
+        return self.grid.repeat(values, axis)
+
+    def reduce_space(self, reduce: Reduction, x: Tensor, layout: Layout, axes: tuple[int, ...]) -> Any:
+        patch = (
+            layout.batch + 1
+        )  # splitting the batch axis moves what follows it by one; patches are one more to reduce
+        whole = self.grid.by_image(x, layout.batch)
+        out = reduce(whole, tuple(sorted({patch, *(a + (a > layout.batch) for a in axes)})))
+        batch = layout.batch if reduce.keep else layout.batch - sum(a < layout.batch for a in axes)
+
+        def repeated(values: Tensor) -> Tensor:
+            return self.grid.repeat(values.squeeze(patch) if reduce.keep else values, batch)
+
+        return repeated(out) if isinstance(out, Tensor) else tuple(repeated(values) for values in out)
+
+    def visible_rows(self, x: Tensor, layout: Layout) -> Tensor:
+        return x.view_as(x)
+
+    def from_visible_rows(self, rows: Tensor, x: Tensor, layout: Layout) -> Tensor:
+        return rows
+
+    def outgrows(self, x: Tensor, stride: Sequence[int]) -> bool:
+        """Whether the positions of a map that a window of `stride` makes of `x` hold several patches each."""
+        steps = list(zip(x.shape[2:], stride, strict=True))
+        return any(b % s for b, s in steps) and all(b % s == 0 or s % b == 0 for b, s in steps)
+
+    def answer_coarser(self, func: Any, x: Tensor, *args: Any) -> Any:
+        """What `func` of a map of patches gives, a map whose positions hold several: `coarser` takes it from there."""
+        layout = self.require_map(func, x)
+        whole = self.grid.unpack(x)
+        padding = layout.padding
+        if padding is not None:
+            require_unchanged(func, x, padding)
+            padding = padding._replace(version=version_of(whole))
+        start = Layout(self.coarser, 0, layout.space, padding)
+        return self.returned(self.coarser.answer(func, (self.coarser.mark(whole, start), *args), {}))
+
+    def returned(self, out: Any) -> Any:
+        """Maps that have become as fine as patches again are packed."""
+        layout = self.coarser._marked(out)
+        if layout is None or layout.origin is not self.coarser or not layout.is_channels_first(out.ndim):
+            return out
+        return self.from_map(out) if layout.padding is None and self.has_grid(out.shape[2:]) else out
+
+    def total_per_image(self, values: Tensor, axis: int) -> Tensor:
+        return self.grid.repeat(self.grid.by_image(values, axis).sum(axis + 1), axis)
+
+    def where_seen(self, x: Tensor, layout: Layout) -> Tensor:
+        return x
+
+    def to_map(self, x: Tensor) -> Tensor:
+        return self.grid.unpack(x)
+
+    def from_map(self, whole: Tensor) -> Tensor:
+        return self.start(self.grid.pack(whole))

@@ -1,0 +1,225 @@
+"""Functions that act on each position alone: they run as they are, and only the meaning of the axes is followed.
+
+The same for every execution, since nothing here mixes positions or images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import OUTSIDER, unsupported
+from ..execution import Execution
+from ..extent import Extent, with_degrees
+from ..functions import attributes_named, functions_named, operators_in_place, operators_named
+from ..layout import Layout
+
+METADATA = operators_named(
+    "dim is_floating_point is_complex numel stride is_contiguous element_size get_device ndimension nelement "
+    "storage_offset is_inference len"
+) | attributes_named(
+    "ndim dtype device requires_grad is_cuda layout is_leaf grad_fn is_sparse is_quantized is_mkldnn is_meta "
+    "is_mps is_xpu itemsize nbytes"
+)
+
+ARITHMETIC = """
+    add sub subtract rsub mul multiply div divide true_divide truediv floordiv floor_divide pow neg negative pos
+    positive abs absolute square sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p sign sgn floor ceil round
+    trunc frac erf erfc sin cos tan asin acos atan sinh cosh tanh addcmul addcdiv lerp fmod remainder mod maximum
+    minimum clamp clip clamp_min clamp_max where masked_fill nan_to_num hypot atan2 logit copysign heaviside xlogy
+    logaddexp fill zero copy
+"""
+LOGIC = """
+    eq ne lt le gt ge greater less not_equal greater_equal less_equal logical_and logical_or logical_not logical_xor
+    and or xor invert bitwise_not bitwise_and bitwise_or bitwise_xor isnan isinf isfinite
+"""
+ACTIVATIONS = """
+    relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid hardsigmoid hardswish hardtanh hardshrink
+    softshrink tanhshrink softplus softsign logsigmoid threshold
+"""
+
+POINTWISE = operators_named(ARITHMETIC + LOGIC + ACTIVATIONS)
+IN_PLACE = operators_in_place(ARITHMETIC + LOGIC + ACTIVATIONS)
+WHERE = functions_named("where")
+
+SAME_VALUES = functions_named(
+    "clone contiguous to type_as float double half bfloat16 detach detach_ alias cpu cuda requires_grad_"
+) | attributes_named("data")
+
+# --- what the axes of the result mean -------------------------------------------------------------------------------
+
+
+def broadcast_layout(execution: Execution, func: Any, operands: Sequence[Any]) -> tuple[Layout, int]:
+    """Layout of the elementwise combination of `operands`, and its number of axes; raises where positions would mix.
+
+    Axes are compared from the right, as broadcasting aligns them. Operands that do not descend from the input (weights,
+    constants) must be the same for every sample and position.
+    """
+    tensors = [value for value in operands if isinstance(value, Tensor)]
+    layouts = [execution.layout(value) for value in tensors]
+    ndim = max(tensor.ndim for tensor in tensors)
+    maps = [(t, s) for t, s in zip(tensors, layouts, strict=True) if s is not None and s.is_map]
+    images = [(t, s) for t, s in zip(tensors, layouts, strict=True) if s is not None and not s.is_map]
+    lead, layout = (maps or images)[0]
+    shift = ndim - lead.ndim
+    out = layout.moved(layout.batch + shift, tuple(axis + shift for axis in layout.space))
+    for tensor, other in maps:
+        execution.require_no_padding(other, func)
+        moved = ndim - tensor.ndim
+        meaning = other.batch + moved, tuple(a + moved for a in other.space), other.flattened
+        if meaning != (out.batch, out.space, out.flattened):
+            raise unsupported(func, f"it combines tensors whose axes mean different things ({layout} and {other})")
+        if any(tensor.shape[a] != lead.shape[b] for a, b in zip(other.tracked_axes, layout.tracked_axes, strict=True)):
+            raise unsupported(
+                func, f"it combines maps of different size ({tuple(lead.shape)} and {tuple(tensor.shape)})"
+            )
+    for tensor, other in images:
+        if other.batch + ndim - tensor.ndim != out.batch:
+            raise unsupported(func, f"it combines tensors whose axes mean different things ({layout} and {other})")
+        _require_constant(func, tensor, ndim, out.space, "a value per image")
+    for tensor, own in zip(tensors, layouts, strict=True):
+        if own is None:
+            _require_constant(func, tensor, ndim, out.tracked_axes, OUTSIDER)
+    return out, ndim
+
+
+def _require_constant(func: Any, tensor: Tensor, ndim: int, axes: tuple[int, ...], what: str) -> None:
+    for axis in axes:
+        own = axis - (ndim - tensor.ndim)
+        if own >= 0 and tensor.shape[own] != 1:
+            raise unsupported(func, f"{what}, of shape {tuple(tensor.shape)}, varies over samples or positions")
+
+
+@Execution.register(*METADATA)
+def metadata(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any:
+    return func(*args, **kwargs)
+
+
+@Execution.register(torch.Tensor.size, torch.Tensor.shape.__get__)  # type: ignore[attr-defined]
+def sizes(execution: Execution, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Sizes of spatial axes know that they are (but not to Dynamo, which knows no such numbers)."""
+    out = func(x, *args, **kwargs)
+    layout = execution.layout(x)
+    if layout is None or layout.padding is not None or torch.compiler.is_compiling():
+        return out
+    own = [with_degrees(extent, layout.degrees(axis)) for axis, extent in enumerate(x.shape)]
+    if isinstance(out, torch.Size):
+        return torch.Size(own)
+    return own[args[0] if args else kwargs["dim"]]
+
+
+@Execution.register(*POINTWISE)
+def pointwise(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any:
+    if func in WHERE and len(args) + len(kwargs) < 3:
+        raise unsupported(func, "it lists positions")
+    if any(isinstance(value, Extent) for value in (*args, *kwargs.values())):
+        raise unsupported(func, "it computes with the size of the map, of which only patches are there")
+    layout, ndim = broadcast_layout(execution, func, [*args, *kwargs.values()])
+    if "out" in kwargs or func in IN_PLACE:
+        target = kwargs.get("out", args[0])
+        own = execution.layout(target)
+        if target.ndim != ndim or own is None or own != layout:
+            raise unsupported(func, "it writes a map into a tensor that does not descend from the input as one")
+    out = func(*args, **kwargs)
+    if out.ndim != ndim:
+        raise unsupported(func, f"its result has {out.ndim} axes instead of {ndim}")
+    return execution.mark(out, layout)
+
+
+@Execution.register(*SAME_VALUES)
+def same_values(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The values of the first argument in another form; other arguments may only lend their dtype or device."""
+    out: Tensor = func(input, *args, **kwargs)
+    layout = execution.layout(input)
+    return out if layout is None else execution.mark(out, layout)
+
+
+def require_no_input(execution: Execution, func: Any, *arguments: Any) -> None:
+    """Raise if a weight, an index or the like descends from the network's input."""
+    if execution.any_layout(arguments):
+        raise unsupported(func, "one of its parameters descends from the input")
+
+
+def free_axes(func: Any, layout: Layout, ndim: int, dims: Any) -> tuple[int, ...]:
+    """`dims` as non-negative axes, none of them of samples or space; raises otherwise."""
+    axes = tuple(d % ndim for d in ((dims,) if isinstance(dims, int) else dims))
+    for axis in axes:
+        if axis in layout.tracked_axes:
+            raise unsupported(func, f"it works along axis {axis}, which is of samples or space ({layout})")
+    return axes
+
+
+def own_layout(execution: Execution, func: Any, x: Any) -> Layout:
+    """Layout of a function's main argument, which must descend from the input and have no padding waiting."""
+    layout = execution.layout(x)
+    if layout is None:
+        raise unsupported(func, "its first argument does not descend from the input, but another one does")
+    execution.require_no_padding(layout, func)
+    return layout
+
+
+def samples_and_channels_first(execution: Execution, func: Any, x: Tensor) -> Layout:
+    """The layout of `x`, whose axes must be samples, channels and whatever else; raises otherwise."""
+    layout = execution.layout(x)
+    if layout is None or layout.batch != 0 or 1 in layout.space:
+        raise unsupported(func, f"it needs samples first and channels second, its argument is {layout}")
+    execution.require_no_padding(layout, func)
+    return layout
+
+
+# Functions along free axes that keep all axes: the place of the axes among the arguments after the tensor, and their
+# name and default. (`glu` halves its axis.)
+_ALONG: dict[str, tuple[int, str, int | None]] = {
+    "cumsum": (0, "dim", None),
+    "glu": (0, "dim", -1),
+    "roll": (1, "dims", None),
+    "flip": (0, "dims", None),
+}
+_ALONG_FUNCTIONS = functions_named(" ".join(_ALONG))
+
+
+@Execution.register(*_ALONG_FUNCTIONS)
+def along_channels(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    layout = own_layout(execution, func, input)
+    place, name, default = _ALONG[_ALONG_FUNCTIONS[func]]
+    if _ALONG_FUNCTIONS[func] == "flip" and len(args) > 1:
+        args = (args,)
+    dims = kwargs.get(name, args[place] if len(args) > place else default)
+    if dims is None:
+        raise unsupported(func, "it names no axis")
+    free_axes(func, layout, input.ndim, dims)
+    return execution.mark(func(input, *args, **kwargs), layout)
+
+
+@Execution.register(*functions_named("layer_norm rms_norm"))
+def layer_norm(
+    execution: Execution, func: Any, input: Tensor, normalized_shape: Sequence[int], *args: Any, **kwargs: Any
+) -> Tensor:
+    """Normalisation of the last axes, which must be free."""
+    layout = own_layout(execution, func, input)
+    require_no_input(execution, func, *args, *kwargs.values())
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    free_axes(func, layout, input.ndim, range(input.ndim - len(shape), input.ndim))
+    return execution.mark(func(input, shape, *args, **kwargs), layout)
+
+
+@Execution.register(F.prelu, torch.prelu, torch.Tensor.prelu)
+def prelu(execution: Execution, func: Any, input: Tensor, weight: Tensor) -> Tensor:
+    """Its weights belong to axis 1, not to the last axis as broadcasting would have it."""
+    layout = own_layout(execution, func, input)
+    require_no_input(execution, func, weight)
+    if weight.numel() > 1:
+        free_axes(func, layout, input.ndim, 1)
+    return execution.mark(func(input, weight), layout)
+
+
+@Execution.register(F.linear, torch._C._nn.linear)
+def linear(execution: Execution, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    layout = own_layout(execution, func, input)
+    require_no_input(execution, func, weight, bias)
+    free_axes(func, layout, input.ndim, -1)
+    return execution.mark(func(input, weight, bias), layout)

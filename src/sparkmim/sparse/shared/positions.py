@@ -1,0 +1,91 @@
+"""Softmax and normalisation over all positions of an image, and sums over them written as products of matrices.
+
+As in global context blocks and additive attention. They mean what they mean for the visible positions alone. Products
+that relate positions to one another, as in attention proper, are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import unsupported
+from ..execution import Execution
+from ..functions import functions_named
+from ..layout import Layout
+from .pointwise import free_axes, own_layout
+from .reduce import Reduction
+
+_SOFTMAX = functions_named("softmax log_softmax softmin")
+
+
+@Execution.register(*_SOFTMAX)
+def softmax(execution: Execution, func: Any, input: Tensor, dim: int | None = None, **kwargs: Any) -> Tensor:
+    layout = own_layout(execution, func, input)
+    if dim is None:
+        raise unsupported(func, "it names no axis")
+    axis = dim % input.ndim
+    if layout.space != (axis,):
+        free_axes(func, layout, input.ndim, axis)
+        return execution.mark(func(input, dim=axis, **kwargs), layout)
+    dtype = kwargs.pop("dtype", None)
+    kwargs.pop("_stacklevel", None)
+    if kwargs:
+        raise unsupported(func, f"over positions it has no rule with {', '.join(kwargs)}")
+    x = input.to(dtype or _accurate(input))
+    x = -x if _SOFTMAX[func] == "softmin" else x
+    total = execution.reduce_space(Reduction(torch.logsumexp, True, {}), x, layout, (axis,))
+    out = x - total
+    return execution.mark(out if _SOFTMAX[func] == "log_softmax" else out.exp(), layout)
+
+
+@Execution.register(torch.nn.functional.normalize)
+def normalize(
+    execution: Execution, func: Any, input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None
+) -> Tensor:
+    layout = own_layout(execution, func, input)
+    if out is not None:
+        raise unsupported(func, "it writes into a tensor that does not descend from the input")
+    axes = tuple(d % input.ndim for d in ((dim,) if isinstance(dim, int) else dim))
+    if set(axes) != set(layout.space) or not layout.is_map:
+        free_axes(func, layout, input.ndim, axes)
+        return execution.mark(func(input, p, dim, eps), layout)
+
+    size = execution.reduce_space(Reduction(torch.linalg.vector_norm, True, {"ord": p}), input, layout, axes)
+    return execution.mark(input / size.clamp_min(eps), layout)
+
+
+def _accurate(x: Tensor) -> torch.dtype:
+    """The precision that autocast gives a softmax."""
+    low = torch.is_autocast_enabled(x.device.type) and x.dtype in (torch.float16, torch.bfloat16)
+    return torch.float32 if low else x.dtype
+
+
+@Execution.register(torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+def matmul(execution: Execution, func: Any, input: Tensor, other: Tensor) -> Tensor:
+    """A linear map of the last axis, or a sum over all positions of an image of products of two maps."""
+    layout = own_layout(execution, func, input)
+    weights = execution.layout(other)
+    if weights is None and other.ndim == 2:
+        free_axes(func, layout, input.ndim, -1)
+        return execution.mark(func(input, other), layout)
+    if weights is None or not _sums_over_space(input, layout, other, weights):
+        raise unsupported(func, "it multiplies two tensors of the input with each other, as attention does")
+    execution.require_no_padding(weights, func)
+    out = torch.matmul(execution.where_seen(input, layout), execution.where_seen(other, weights))
+    batch = layout.batch + out.ndim - input.ndim
+    return execution.mark(execution.total_per_image(out, batch), layout.per_image(batch))
+
+
+def _sums_over_space(a: Tensor, a_layout: Layout, b: Tensor, b_layout: Layout) -> bool:
+    """Whether a product of matrices sums over the positions of two maps, of the same sizes, sample by sample."""
+    return (
+        a_layout.space == (a.ndim - 1,)
+        and b_layout.space == (b.ndim - 2,)
+        and a.shape[-1] == b.shape[-2]
+        and a_layout.flattened == b_layout.flattened
+        and a_layout.batch - a.ndim == b_layout.batch - b.ndim < -2
+        and a.shape[a_layout.batch] == b.shape[b_layout.batch]
+    )

@@ -1,0 +1,141 @@
+"""Reductions over space: statistics of an image are taken over its visible positions, and hold one value an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import unsupported
+from ..execution import Execution
+from ..extent import degrees_of
+from ..functions import functions_named
+from ..layout import Layout
+from ..window import per_axis
+from .axes import without_axes
+from .pointwise import own_layout
+
+# Reductions with the names of their positional arguments after the tensor.
+_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("mean", "sum", "nanmean", "nansum"), ("dim", "keepdim", "dtype")),
+    **dict.fromkeys(("amax", "amin", "logsumexp"), ("dim", "keepdim")),
+    **dict.fromkeys(("std", "var", "std_mean", "var_mean"), ("dim", "unbiased", "keepdim")),
+    "norm": ("p", "dim", "keepdim", "dtype"),
+    "vector_norm": ("ord", "dim", "keepdim"),
+}
+_REDUCTIONS = functions_named(" ".join(_ARGUMENTS)) | dict.fromkeys(
+    (torch.linalg.vector_norm, torch.linalg.norm), "vector_norm"
+)
+
+
+def bound_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a reduction by name."""
+    names = _ARGUMENTS[_REDUCTIONS[func]]
+    if names[0] == "dim" and args and type(args[0]) is bool:  # x.var(False)
+        args = (None, *args)
+    if names[0] == "dim" and len(args) > 1 and all(type(a) is int for a in args):  # x.mean(2, 3)
+        args = (args,)
+    bound = dict(zip(names, args, strict=False))
+    aliases = {"axis": "dim", "keepdims": "keepdim"}
+    bound.update({aliases.get(key, key): value for key, value in kwargs.items()})
+    return bound
+
+
+class Reduction(NamedTuple):
+    """A function that reduces axes, with its other arguments."""
+
+    function: Any
+    keep: bool
+    arguments: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of the function; that of `torch.linalg.norm`, along one axis, is "vector_norm"."""
+        return _REDUCTIONS[self.function]
+
+    def __call__(self, x: Tensor, axes: tuple[int, ...]) -> Any:
+        """The function of `x` along `axes`."""
+        return self.function(x, dim=axes if len(axes) > 1 else axes[0], keepdim=self.keep, **self.arguments)
+
+
+@Execution.register(*_REDUCTIONS)
+def reduction(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Reductions with the axes named: of free axes as they are, of all of space over an image's visible positions."""
+    layout = own_layout(execution, func, input)
+    arguments = bound_arguments(func, args, kwargs)
+    dims = arguments.pop("dim", None)
+    keep = bool(arguments.pop("keepdim", False))
+    if isinstance(arguments.get("p"), str):
+        if arguments["p"] != "fro":
+            raise unsupported(func, "it is the norm of a matrix, not of the values at positions")
+        arguments["p"] = 2
+    if func is torch.linalg.norm and not isinstance(dims, int):
+        raise unsupported(func, "along two axes it is the norm of a matrix; use torch.linalg.vector_norm")
+    if arguments.pop("out", None) is not None:
+        raise unsupported(func, "it writes into a tensor that does not descend from the input")
+    if dims is None or dims == ():
+        raise unsupported(func, "it reduces all axes, samples included")
+    axes = tuple(d % input.ndim for d in ((dims,) if isinstance(dims, int) else dims))
+    if layout.batch in axes:
+        raise unsupported(func, "it mixes images")
+    spatial = [a for a in layout.space if a in axes]
+    if spatial and len(spatial) != len(layout.space):
+        raise unsupported(func, "it reduces one spatial axis and not the others")
+
+    reduce = Reduction(func, keep, arguments)
+
+    def marked(out: Tensor) -> Tensor:
+        new = layout.per_image(layout.batch) if spatial else layout
+        return execution.mark(out, new if keep else without_axes(new, axes))
+
+    out = execution.reduce_space(reduce, input, layout, axes) if spatial else reduce(input, axes)
+    return marked(out) if isinstance(out, Tensor) else tuple(marked(part) for part in out)
+
+
+# Adaptive pooling: what it takes of its windows, and its number of spatial dimensions. (The other forms of max pooling
+# that torch has return indices as well.)
+_ADAPTIVE: dict[Any, tuple[Any, int]] = {
+    **{f: (torch.mean, n) for n in (1, 2, 3) for f in functions_named(f"adaptive_avg_pool{n}d")},
+    F.adaptive_max_pool1d: (torch.amax, 1),
+    F.adaptive_max_pool2d: (torch.amax, 2),
+    F.adaptive_max_pool3d: (torch.amax, 3),
+}
+
+
+@Execution.register(*_ADAPTIVE)
+def adaptive_pool(
+    execution: Execution, func: Any, input: Tensor, output_size: Any, return_indices: bool = False
+) -> Tensor:
+    """Pooling of the whole map to one value a channel."""
+    layout = own_layout(execution, func, input)
+    statistic, dims = _ADAPTIVE[func]
+    if return_indices:
+        raise unsupported(func, "the indices it returns have no meaning on patches")
+    if not layout.is_map:
+        if layout.batch != 0:
+            raise unsupported(func, f"it needs samples first, its argument is {layout}")
+        return execution.on_one_row_per_image(lambda x: func(x, output_size), input, layout)
+    if len(execution.require_map(func, input).space) != dims:
+        raise unsupported(func, f"it pools along {dims} axes and the map has {len(layout.space)}")
+    sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size,)
+    if any(size != 1 or degrees_of(size) for size in sizes):
+        raise unsupported(func, f"only pooling to size 1 has a rule, not to {output_size}")
+    return over_whole_map(execution, statistic, input)
+
+
+def over_whole_map(execution: Execution, statistic: Any, x: Tensor) -> Tensor:
+    """A reduction of a map to one value a channel, its spatial axes kept."""
+    layout = execution.layout(x)
+    assert layout is not None
+    out: Tensor = reduction(execution, statistic, x, dim=layout.space, keepdim=True)
+    return out
+
+
+def is_whole_map(x: Tensor, layout: Layout, kernel: Sequence[int], padding: Any) -> bool:
+    """Whether a pooling's window is all of a map: its sizes were read off the map, axis by axis."""
+    own = [layout.degrees(axis) for axis in layout.space]
+    unpadded = layout.padding is None and not any(per_axis(padding, len(own)))
+    return unpadded and [degrees_of(size) for size in kernel] == own and tuple(kernel) == tuple(x.shape[2:])

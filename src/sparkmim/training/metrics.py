@@ -1,0 +1,50 @@
+"""Where numbers go: `metrics.jsonl`, TensorBoard and the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+from collections.abc import Mapping
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from ..checkpoints.run_folder import RunFolder
+
+
+class Metrics:
+    """Writes each line of numbers to the run folder."""
+
+    def __init__(self, run: RunFolder, step: int) -> None:
+        run.truncate_metrics(step)
+        self.file = run.metrics.open("a", buffering=1)
+        self.board = SummaryWriter(str(run.tensorboard), purge_step=step + 1, flush_secs=30)
+
+    def write(self, values: Mapping[str, float]) -> None:
+        """One object a line; all numbers are finite."""
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise ValueError(f"{name} is {value}")
+        self.file.write(json.dumps(values) + "\n")
+        for name, value in values.items():
+            if name not in ("step", "epoch"):
+                self.board.add_scalar(name, value, int(values["step"]))
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        try:
+            self.file.close()
+        finally:
+            self.board.close()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory used so far: of the device, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

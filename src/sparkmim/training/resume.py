@@ -1,0 +1,129 @@
+"""Going on with what a run folder holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Generic, TypeVar
+
+from ..checkpoints.run_folder import RunFolder
+from ..data.sources.base import ImageSource, fingerprint
+from .config import Configuration, differences
+
+Kind = TypeVar("Kind", bound=Configuration)
+
+TASK = "task"
+"""What a run is for; it is recorded for all but pretraining."""
+
+
+@dataclass(frozen=True)
+class RecordedRun(Generic[Kind]):
+    """A run that was begun.
+
+    Attributes:
+        run: its folder.
+        recipe: its name.
+        config: with the choices that may change.
+        recorded: all that `config.json` says.
+    """
+
+    run: RunFolder
+    recipe: str
+    config: Kind
+    recorded: Mapping[str, Any]
+
+    def check_images(self, here: Mapping[str, str]) -> None:
+        """Whether the images are those of then, each set as :func:`described`.
+
+        Raises:
+            ValueError: if not.
+        """
+        for what, description in here.items():
+            there = self.recorded[what]
+            if there != description:
+                raise ValueError(
+                    f"{self.run.root} was trained on other images ({what}: {there} there, {description} here, by "
+                    "number and a digest of their names). Give it the same folder, or use another --output"
+                )
+
+
+def recorded_run(
+    run: RunFolder,
+    kind: type[Kind],
+    resume: str,
+    recipe: str | None,
+    chosen: Mapping[str, Any],
+    task: str | None = None,
+) -> RecordedRun[Kind] | None:
+    """The run that a folder holds, None if it holds none.
+
+    Args:
+        run: the folder.
+        kind: of the run's configuration.
+        resume: "never" refuses a folder that holds a run.
+        recipe: that is asked for, if one is.
+        chosen: fields that are asked for.
+        task: that is asked for, None for pretraining.
+
+    Raises:
+        ValueError: if it is a run of another kind or version, or what is asked for differs and may not.
+    """
+    recorded = run.read_config()
+    if recorded is None:
+        return None
+    if resume == "never":
+        raise ValueError(f"{run.root} holds a run already, and --resume never does not touch it; use another --output")
+    if recorded.get(TASK) != task:
+        raise ValueError(f"{run.root} holds a run of `sparkmim {recorded.get(TASK, 'pretrain')}`; use another --output")
+    try:
+        name = recorded["recipe"]
+        config = kind.from_dict(recorded)
+    except (KeyError, ValueError) as error:
+        version = recorded["sparkmim"]
+        raise ValueError(
+            f"{run.config} was written by sparkmim {version} and cannot be continued with this one: {error}"
+        ) from error
+    unlike = differences(config.flat(), chosen)
+    if recipe not in (None, name):
+        unlike.insert(0, f"recipe: {name} there, {recipe} asked for")
+    if unlike:
+        raise ValueError(
+            f"{run.root} holds a run of another configuration ({'; '.join(unlike)}). Give the same settings to "
+            f"continue it (--output alone is enough), or use another --output"
+        )
+    return RecordedRun(run, name, config.replace(chosen), recorded)
+
+
+def config_of(path: str, state: Mapping[str, Any], kind: type[Kind], other: str) -> Kind:
+    """The configuration under which a checkpoint was written.
+
+    Args:
+        path: of the checkpoint.
+        state: its content.
+        kind: of the configuration that is wanted.
+        other: what it is if its run was of the other kind, and what can be done with that.
+
+    Raises:
+        ValueError: if it was, or the configuration does not fit this version.
+    """
+    recorded = json.loads(state["config"])
+    if recorded.keys() != {group.name for group in fields(kind)}:
+        raise ValueError(f"{path} is {other}")
+    return kind.from_dict(recorded)
+
+
+def newest_state(run: RunFolder) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest checkpoint that can be read, None if there is none yet, and warnings for the user."""
+    newest = run.newest_checkpoint()
+    if newest is None:
+        return None, []
+    state, path = newest
+    broken = [other.name for other in run.list_checkpoints() if other.name > path.name]
+    warning = f"{', '.join(broken)} cannot be read; going on from the older {path.name}"
+    return state, [warning] * bool(broken)
+
+
+def described(source: ImageSource | None) -> str:
+    """Number and digest of the names of some images."""
+    return "none" if source is None else f"{len(source)} ({fingerprint(source)})"

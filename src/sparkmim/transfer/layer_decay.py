@@ -1,0 +1,140 @@
+"""Layers grouped by depth, for learning rates that fall from the classifier down to the stem.
+
+The authors count the depth of ResNets and ConvNeXts by the names of their parameters. This finds the same groups (for
+ResNet-50 and 101 and all ConvNeXts; ResNet-152 and 200 get finer ones) in the structure of any network: the stem; each
+stage of the feature pyramid, divided where it has more than three blocks; the classifier.
+Source: the official `downstream_imagenet/models/__init__.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..models.backbone import Backbone, probing
+from ..training.optim import decayed_and_spared
+from .classifier import Classifier
+
+SEQUENCES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+BLOCKS = 3
+"""Blocks of a group, at most."""
+
+
+def layer_groups(classifier: Classifier) -> dict[str, int]:
+    """The group of each of the network's parameters by name: 0 is the stem, the highest number the classifier.
+
+    What is no part of a block goes with the block before it in its stage, or with the stage's first; what comes before
+    the first block of all is the stem, with the first stage if that is a single block.
+    """
+    encoder = classifier.encoder
+    structure = _structure(classifier.backbone)
+    stages, blocks = structure.stages, _blocks(encoder, structure)
+    first = 0
+    found: dict[str, int] = {}
+    for stage in range(1 + max(stages.values())):
+        within = [name for name, _ in encoder.named_parameters() if stages.get(name) == stage]
+        own = list(dict.fromkeys(blocks[name] for name in within if name in blocks))
+        stem = stage == 0 and any(name not in blocks for name in within[:1])
+        size = max(1, math.ceil(len(own) / max(1, math.ceil(len(own) / BLOCKS))))
+        place = {block: first + stem + index // size for index, block in enumerate(own)}
+        group = first
+        for name in within:
+            group = found[name] = place[blocks[name]] if name in blocks else group
+        first = 1 + max((found[name] for name in within), default=first - 1)
+    names = {id(parameter): name for name, parameter in encoder.named_parameters()}
+    return {
+        name: found.get(names.get(id(parameter), ""), first) for name, parameter in classifier.module.named_parameters()
+    }
+
+
+def decayed_groups(classifier: Classifier, layer_decay: float) -> list[dict[str, object]]:
+    """The trainable parameters in groups for the optimiser, each with a `lr_scale` and a `weight_decay_scale`."""
+    layers = layer_groups(classifier)
+    last = max(layers.values())
+    groups: list[dict[str, object]] = []
+    for layer in range(last + 1):
+        own = [named for named in classifier.module.named_parameters() if layers[named[0]] == layer]
+        groups += [{**group, "lr_scale": layer_decay ** (last - layer)} for group in decayed_and_spared(own)]
+    return groups
+
+
+class _Structure(NamedTuple):
+    """What a forward pass tells.
+
+    Attributes:
+        stages: of each parameter that a map depends on, the first such map.
+        chains: modules that pass their input from one child to the next, as `Sequential` does.
+    """
+
+    stages: dict[str, int]
+    chains: set[nn.Module]
+
+
+def _structure(backbone: Backbone) -> _Structure:
+    module = backbone.module
+    named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    calls: dict[nn.Module, tuple[Any, Any]] = {}
+    hooks = [
+        m.register_forward_hook(lambda m, args, out: calls.update({m: (next(iter(args), None), out)}))
+        for m in module.modules()
+    ]
+    with probing(module):
+        maps = backbone(backbone.blank_image([2 * stride for stride in backbone.strides[-1]]))
+    for hook in hooks:
+        hook.remove()
+    stages: dict[str, int] = {}
+    for stage, features in enumerate(maps):
+        gradients = torch.autograd.grad(features.sum(), list(named.values()), retain_graph=True, allow_unused=True)
+        for name, gradient in zip(named, gradients, strict=True):
+            if gradient is not None:
+                stages.setdefault(name, stage)
+    return _Structure(stages, {m for m in calls if _is_chain(m, calls)})
+
+
+def _is_chain(module: nn.Module, calls: Mapping[nn.Module, tuple[Any, Any]]) -> bool:
+    children = list(module.children())
+    handed, result = calls[module]
+    for child in children:
+        if child not in calls or calls[child][0] is not handed:
+            return False
+        handed = calls[child][1]
+    return bool(children) and handed is result
+
+
+def _blocks(module: nn.Module, structure: _Structure) -> dict[str, int]:
+    """Of each parameter within a repeated block, the block's number; blocks are numbered as they are registered.
+
+    A repeated block is a member of a sequence, lies within one stage, is made of layers, and is not the only one of its
+    class in the sequence and the stage; of nested ones, the outermost.
+    """
+    stages_of: dict[str, set[int]] = {}
+    for name, stage in structure.stages.items():
+        for dot in re.finditer(r"\.", name):
+            stages_of.setdefault(name[: dot.end()], set()).add(stage)
+
+    def blocks(part: nn.Module, prefix: str) -> Iterator[str]:
+        children = [(child, f"{prefix}{name}.") for name, child in part.named_children()]
+        kinds = Counter((type(child), *stages_of.get(inner, ())) for child, inner in children)
+        sequence = isinstance(part, SEQUENCES) or part in structure.chains
+        for child, inner in children:
+            within = stages_of.get(inner, set())
+            if sequence and len(within) == 1 and _composed(child) and kinds[type(child), *within] > 1:
+                yield inner
+            else:
+                yield from blocks(child, inner)
+
+    found = enumerate(blocks(module, ""))
+    return {name: number for number, prefix in found for name in structure.stages if name.startswith(prefix)}
+
+
+def _composed(module: nn.Module) -> bool:
+    """Whether a module is made of layers, and is more than a sequence of them."""
+    layers = any(next(child.parameters(), None) is not None for child in module.children())
+    return layers and not isinstance(module, SEQUENCES)

@@ -1,0 +1,33 @@
+"""How a finished fine-tuning did, in lines for the user."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+from ..checkpoints.run_folder import RunFolder
+
+
+def summary_of_results(output: Path) -> list[str]:
+    """The scores of a run, where its files are, and what can be done next."""
+    run = RunFolder(output)
+    results = json.loads(run.results.read_text())
+    lines = [""]
+    for name in ("validation", "test"):
+        if name in results:
+            score = results[name]
+            lines.append(
+                f"{name}: top-1 {score['top1']:.2%}, mean of classes {score['mean_per_class']:.2%}, "
+                f"{score['images']:,} images"
+                + (f", {score['broken']} unreadable, named in {run.results}" if score["broken"] else "")
+            )
+    weights = results["weights"]
+    kept = "the best on the validation images" if "validation" in results else "the last"
+    return [
+        *lines,
+        f"  weights  {run.classifier} (of step {weights['step']}, {kept})",
+        f"  report   {run.report}",
+        "Classify images with it:",
+        f"    sparkmim predict --run {shlex.quote(str(output))} --data FOLDER --output predictions.csv",
+    ]

@@ -1,0 +1,22 @@
+"""Quantities and names as text."""
+
+from __future__ import annotations
+
+
+def duration(seconds: float) -> str:
+    """Readable: `42 s`, `7 min`, `3 h 20 min`, `2 days 4 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} days {hours} h"
+
+
+def printable(name: str) -> str:
+    """A name on one line that any terminal and file can take: line breaks and the like as Python writes them."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)

@@ -1,0 +1,60 @@
+"""Fixtures that tests of several packages share; functions are in helpers.py."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import TINY_PRETRAIN, make_data, make_images
+from sparkmim.pretraining.run import pretrain
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """The tensors are small, and sums are in the same order everywhere."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def terminal() -> Iterator[None]:
+    """A closed terminal is not ignored, as it is where the tests are run by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("labelled"))
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Callable[..., Path]:
+    """The folder of a run from the first step to the last, made once for the same settings."""
+    made: dict[str, Path] = {}
+
+    def get(**settings: Any) -> Path:
+        key = json.dumps(settings, sort_keys=True, default=str)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+            outcome = pretrain(folder, chosen=TINY_PRETRAIN | {"data": images} | settings, say=lambda line: None)
+            assert outcome is not None
+            assert outcome.step == outcome.steps
+            assert outcome.interrupted is None
+            made[key] = folder
+        return made[key]
+
+    return get

@@ -1,0 +1,156 @@
+"""Shared by tests: tiny images, tiny runs of them, their numbers, and how they are interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sparkmim.checkpoints.run_folder import RunFolder
+
+# --- pretraining ----------------------------------------------------------------------------------------------------
+
+STEPS = 6
+"""Steps of a run with the settings below: 2.4 epochs of 10 images by 4."""
+
+TINY_PRETRAIN: dict[str, Any] = {
+    "model": "test_resnet",
+    "image_size": (64, 64),
+    "decoder_width": 32,
+    "batch_size": 4,
+    "accumulate": 1,
+    "epochs": 2.4,
+    "warmup_epochs": 0.8,
+    "lr": 0.01,
+    "precision": "32",
+    "device": "cpu",
+    "seed": 1,
+    "workers": 0,
+    "log_every": 1,
+    "pictures": 1,
+}
+
+
+def make_images(folder: Path, count: int = 10, seed: int = 0) -> Path:
+    generator = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        coarse = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((80, 60), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return folder
+
+
+def interrupt_at(step: int, by: signal.Signals = signal.SIGTERM) -> Callable[[int], None]:
+    def after_step(done: int) -> None:
+        if done == step:
+            os.kill(os.getpid(), by)
+
+    return after_step
+
+
+def final(folder: Path) -> dict[str, Any]:
+    newest = RunFolder(folder).newest_checkpoint()
+    assert newest is not None
+    return newest[0]
+
+
+def assert_equal(one: Any, other: Any, where: str = "") -> None:
+    """Bitwise."""
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype, where
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_equal(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for index, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_equal(a, b, f"{where}.{index}")
+    else:
+        assert one == other, where
+
+
+def assert_same_training(one: Path, other: Path) -> None:
+    """Bitwise the same weights, optimiser and losses at the end."""
+    first, second = final(one), final(other)
+    for part in ("step", "model", "optimizer", "precision"):
+        assert_equal(first[part], second[part], part)
+    assert numbers(one) == numbers(other)
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers(folder: Path) -> list[tuple[float, ...]]:
+    """Of each step's line, what does not depend on the clock."""
+    names = ("step", "epoch", "loss", "lr", "weight_decay", "grad_norm")
+    return [tuple(line[name] for name in names) for line in lines(folder) if "loss" in line]
+
+
+# --- labelled images and fine-tuning --------------------------------------------------------------------------------
+
+CLASSES = ("blue", "green", "red")
+
+TINY_FINETUNE: dict[str, Any] = {
+    "model": "test_resnet",
+    "encoder": "none",
+    "image_size": (64, 64),
+    "batch_size": 6,
+    "epochs": 1.0,
+    "warmup_epochs": 0.25,
+    "precision": "32",
+    "device": "cpu",
+    "seed": 1,
+    "workers": 0,
+    "log_every": 1,
+    "val_every": 0.5,
+    "ema": 0.9,
+}
+
+
+FOUR_STEPS: dict[str, Any] = {
+    "model": "test_resnet",
+    "image_size": (64, 64),
+    "decoder_width": 32,
+    "batch_size": 6,
+    "epochs": 1.0,
+    "warmup_epochs": 0.25,
+    "lr": 0.01,
+    "precision": "32",
+    "device": "cpu",
+    "seed": 1,
+    "workers": 0,
+    "log_every": 1,
+    "pictures": 0,
+}
+"""A tiny pretraining: four steps of 24 images."""
+
+
+def make_split(root: Path, each: int = 8, seed: int = 0, classes: tuple[str, ...] = CLASSES) -> Path:
+    """Class folders of coarse noise with a tint."""
+    generator = np.random.default_rng(seed)
+    for number, name in enumerate(classes):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for index in range(each):
+            coarse = generator.integers(0, 150, (5, 6, 3))
+            coarse[..., 2 - number % 3] += 90
+            picture = Image.fromarray(coarse.astype(np.uint8)).resize((80, 70), Image.Resampling.BICUBIC)
+            picture.save(root / name / f"{index}.png")
+    return root
+
+
+def make_data(root: Path) -> Path:
+    """Training, validation and test images."""
+    for seed, (split, each) in enumerate((("train", 8), ("val", 4), ("test", 4))):
+        make_split(root / split, each, seed)
+    return root

@@ -1,0 +1,93 @@
+"""The transposed convolution and the one after it as one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparkmim.models import fused_upsample as module
+from sparkmim.models.decoder import UNetBlock
+from sparkmim.models.fused_upsample import composed, composes, upsample_conv
+
+
+def layers(channels: int = 5, between: int = 6, out: int = 7, bias: bool = True) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    upsample = nn.ConvTranspose2d(channels, between, 4, stride=2, padding=1, bias=bias)
+    return upsample.double(), nn.Conv2d(between, out, 3, padding=1, bias=False).double()
+
+
+def differentiate(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
+    return [out, *torch.autograd.grad((out * weights).sum(), inputs)]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 2), (3, 1), (4, 5)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_equals_one_after_the_other(size: tuple[int, int], bias: bool) -> None:
+    upsample, conv = layers(bias=bias)
+    x = torch.randn(2, 5, *size, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *upsample.parameters(), *conv.parameters()]
+    wanted = differentiate(conv(upsample(x)), inputs)
+    ours = differentiate(composed(x, upsample.weight, upsample.bias, conv.weight), inputs)
+    for a, b in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("threshold", [0, 10**9])
+def test_both_ways_of_a_block(threshold: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    block = UNetBlock(8, 4, (2, 2)).double()
+    x = torch.randn(2, 8, 3, 3, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *block.parameters()]
+    wanted = block.norm2(block.conv2(F.relu6(block.norm1(block.conv1(block.upsample(x))))))
+    monkeypatch.setattr(module, "POSITIONS_PER_CHANNEL", threshold)
+    for a, b in zip(differentiate(block(x), inputs), differentiate(wanted, inputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_small_batches_are_not_composed(monkeypatch: pytest.MonkeyPatch) -> None:
+    upsample, conv = layers()
+    calls = []
+    monkeypatch.setattr(module, "composed", lambda *arguments: calls.append(arguments))
+    upsample_conv(torch.randn(1, 5, 2, 2, dtype=torch.float64), upsample, conv)
+    assert not calls
+    upsample_conv(torch.randn(40, 5, 2, 2, dtype=torch.float64), upsample, conv)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("upsample", "conv"),
+    [
+        (nn.ConvTranspose2d(4, 4, (4, 3), stride=(2, 1), padding=1), nn.Conv2d(4, 4, 3, padding=1, bias=False)),
+        (nn.ConvTranspose2d(4, 4, 5, stride=3, padding=1), nn.Conv2d(4, 4, 3, padding=1, bias=False)),
+        (nn.ConvTranspose2d(4, 4, 4, stride=2, padding=1), nn.Conv2d(4, 4, 3, padding=1)),
+        (nn.ConvTranspose2d(4, 4, 4, stride=2, padding=1), nn.Conv2d(4, 4, 3, padding=1, bias=False, groups=2)),
+        (nn.ConvTranspose3d(4, 4, 4, stride=2, padding=1), nn.Conv3d(4, 4, 3, padding=1, bias=False)),
+    ],
+)
+def test_other_forms_run_one_after_the_other(upsample: nn.Module, conv: nn.Module) -> None:
+    assert not composes(upsample, conv)
+    x = torch.randn(2, 4, 12, 12, 12) if isinstance(conv, nn.Conv3d) else torch.randn(2, 4, 12, 12)
+    torch.testing.assert_close(upsample_conv(x, upsample, conv), conv(upsample(x)))
+
+
+def test_autocast() -> None:
+    upsample, conv = (layer.float() for layer in layers(16, 16, 16))
+    x = torch.randn(8, 16, 12, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = upsample_conv(x, upsample, conv)
+    wanted = conv(upsample(x))
+    assert out.dtype == torch.bfloat16
+    assert (out - wanted).norm() < 0.01 * wanted.norm()
+
+
+def test_compiles_into_one_graph() -> None:
+    upsample, conv = layers(4, 4, 4)
+    x = torch.randn(8, 4, 6, 6, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *upsample.parameters(), *conv.parameters()]
+    compiled = torch.compile(upsample_conv, fullgraph=True, backend="aot_eager")
+    ours, wanted = (differentiate(f(x, upsample, conv), inputs) for f in (compiled, upsample_conv))
+    for a, b in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,80 @@
+"""Activations computed again in backward."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from sparkmim.models.memory_efficient import recomputed
+
+
+class Part(nn.Module):
+    """Norm, activation, convolution, and how often the latter two have run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.act, self.conv = nn.BatchNorm2d(4), nn.ReLU6(inplace=True), nn.Conv2d(4, 2, 3, padding=1)
+        self.calls = {"act": 0, "conv": 0}
+        self.act.register_forward_hook(lambda *_: self.count("act"))
+        self.conv.register_forward_hook(lambda *_: self.count("conv"))
+
+    def count(self, name: str) -> None:
+        self.calls[name] += 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(self.act(self.norm(x)))
+        return out
+
+
+def kept_bytes(function: object, x: Tensor) -> tuple[int, Tensor]:
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = function(x)  # type: ignore[operator]
+    return sum(sizes.values()), out
+
+
+def test_values_gradients_and_statistics_are_the_same() -> None:
+    torch.manual_seed(0)
+    plain = Part().double()
+    again = copy.deepcopy(plain)
+    x = torch.randn(3, 4, 8, 8, dtype=torch.float64, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    wanted, ours = plain(x), recomputed(again.forward, y, again.norm)
+    for out in (wanted, ours):
+        (out * torch.arange(out.numel(), dtype=out.dtype).view(out.shape)).sum().backward()
+    assert torch.equal(ours, wanted)
+    assert x.grad is not None
+    assert y.grad is not None
+    assert torch.equal(y.grad, x.grad)
+    for p, q in zip(plain.parameters(), again.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert torch.equal(p.grad, q.grad)
+    for a, b in zip(plain.buffers(), again.buffers(), strict=True):
+        assert torch.equal(a, b)
+    assert again.norm.num_batches_tracked == 1
+
+
+def test_less_is_kept_and_the_convolution_runs_once() -> None:
+    part = Part()
+    x = torch.randn(8, 4, 32, 32, requires_grad=True)
+    plain, _ = kept_bytes(part, x)
+    less, out = kept_bytes(lambda x: recomputed(part.forward, x, part.norm), x)
+    assert less < 0.5 * plain
+    part.calls = {"act": 0, "conv": 0}
+    out.sum().backward()
+    assert part.calls == {"act": 1, "conv": 0}
+
+
+def test_without_gradients() -> None:
+    part = Part().eval()
+    x = torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(recomputed(part.forward, x, part.norm), part(x))
