@@ -23,7 +23,9 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def crash(scenario: str, output: Path, images: Path, kills: int) -> dict[str, Any]:
     script = Path(__file__).with_name("crash.py")
     arguments = [scenario, str(output), str(images), str(kills)]
-    environment = os.environ | {"PYTHONPATH": str(script.parents[1])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(script.parents[1]), os.environ.get("PYTHONPATH", "")])
+    }
     command = [sys.executable, str(script), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
