@@ -37,8 +37,10 @@ from sparkmim.data.labels import fold, label_share, read_labelled, read_matching
 from sparkmim.pretraining.run import pretrain
 from sparkmim.reporting.report.curves import read_metrics
 from sparkmim.training.loop import Outcome
-from sparkmim.transfer.prepare import described_labels, resolve
+from sparkmim.transfer.prepare import FineTuning
 from sparkmim.transfer.run import finetune
+from sparkmim.transfer.tasks.classification import Classification
+from sparkmim.utils.fields import NoSettings
 from sparkmim.utils.io import write_json, write_text
 
 MAIN_SHARE = 0.25
@@ -142,7 +144,7 @@ class Study:
         self.train = read_labelled(args.data / "train")
         self.waiting: list[str] = []
         settings, asked = self.root / "settings.json", {name: str(getattr(args, name)) for name in FIXED}
-        asked["images"] = described_labels(self.train)
+        asked["images"] = Classification(NoSettings()).fingerprint(self.train)
         if not settings.exists():
             write_json(settings, asked)
         there = json.loads(settings.read_text())
@@ -318,7 +320,7 @@ class Study:
             **more,
         }
         if "lr" in change:
-            planned = resolve("small-data", {**chosen, "data": str(chosen["data"])})[0]
+            planned = FineTuning(None).resolve("small-data", {**chosen, "data": str(chosen["data"])}, 1)[0]
             change["lr"] *= math.sqrt(planned.run.batch_size / 64)
         ended(finetune(run, chosen=chosen | change))
         score = json.loads(RunFolder(run).results.read_text())[scored]

@@ -50,7 +50,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Cal
         key = json.dumps(settings, sort_keys=True, default=str)
         if key not in made:
             folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-            outcome = pretrain(folder, chosen=TINY_PRETRAIN | {"data": images} | settings, say=lambda line: None)
+            outcome = pretrain(folder, chosen=TINY_PRETRAIN | {"data": images} | settings)
             assert outcome is not None
             assert outcome.step == outcome.steps
             assert outcome.interrupted is None

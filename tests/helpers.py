@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from collections.abc import Callable
@@ -14,6 +15,41 @@ import torch
 from PIL import Image
 
 from sparkmim.checkpoints.run_folder import RunFolder
+from sparkmim.transfer.config import NetworkConfig
+from sparkmim.transfer.network import Network
+from sparkmim.transfer.tasks.classification import Classification
+from sparkmim.utils.fields import NoSettings
+from sparkmim.utils.logging import log, printing
+
+# --- what is logged -------------------------------------------------------------------------------------------------
+
+
+class Lines(logging.Handler):
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__()
+        self.lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+def record(lines: list[str], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function and collect what is logged meanwhile."""
+    handler, level = Lines(lines), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+def printed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function and print what is logged meanwhile, as the command line does."""
+    with printing():
+        return function(*args, **kwargs)
+
 
 # --- pretraining ----------------------------------------------------------------------------------------------------
 
@@ -154,3 +190,9 @@ def make_data(root: Path) -> Path:
     for seed, (split, each) in enumerate((("train", 8), ("val", 4), ("test", 4))):
         make_split(root / split, each, seed)
     return root
+
+
+def build_classifier(classes: int, **settings: Any) -> Network:
+    """A network with a classifier of some classes, by fields of its configuration."""
+    task = Classification(NoSettings())
+    return task.build(NetworkConfig(**settings), {"classes": [str(number) for number in range(classes)]})

@@ -3,6 +3,7 @@
 from .models.backbone import Backbone
 from .models.masking import random_visible
 from .models.spark import SparK, SparKOutput
+from .objectives.base import Objective
 from .sparse import UnsupportedOperation
 
-__all__ = ["Backbone", "SparK", "SparKOutput", "UnsupportedOperation", "random_visible"]
+__all__ = ["Backbone", "Objective", "SparK", "SparKOutput", "UnsupportedOperation", "random_visible"]

@@ -32,15 +32,16 @@ from .models.factory import code_of, load_backbone
 from .pretraining.config import PretrainConfig
 from .pretraining.run import pretrain
 from .sparse import UnsupportedOperation
-from .training.config import Configuration, documented_fields
+from .training.config import Configuration
 from .training.errors import RunStopped
 from .training.loop import Outcome
-from .training.progress import fall_silent, told
+from .training.progress import format_metrics
 from .transfer.config import FinetuneConfig
 from .transfer.run import finetune
 from .transfer.summary import summary_of_results
 from .utils.devices import out_of_memory
 from .utils.io import write_text
+from .utils.logging import printing, silence
 
 BAD_INPUT, STOPPED, INTERRUPTED, KILLED, UNREAD = 2, 3, 75, 130, 141
 """Exit codes: cannot be done as asked; the run cannot go on; interrupted and saved; interrupted and not saved; whatever
@@ -150,9 +151,12 @@ def stats(data: Path, in_chans: int = 3, limit: int = 256) -> int:
 def _settings(configuration: type[Configuration]) -> type[Any]:
     """A class of classes with every field of a configuration as a flag, None where the recipe is to decide."""
     groups: dict[str, list[tuple[str, Any, Any]]] = {}
-    for group, name, kind, text in documented_fields(configuration):
+    for field_ in configuration.describe():
+        group, name, kind = field_.group, field_.name, field_.type
         wanted: Any = Literal["on", "off"] if kind is bool else kind
-        flag = Annotated[wanted | None, tyro.conf.arg(help=text, help_behavior_hint="", metavar=_metavar(wanted))]
+        flag = Annotated[
+            wanted | None, tyro.conf.arg(help=field_.help, help_behavior_hint="", metavar=_metavar(wanted))
+        ]
         groups.setdefault(group, []).append((name, flag, field(default=None)))
     return make_dataclass(
         "Settings",
@@ -178,7 +182,7 @@ FinetuneSettings = _settings(FinetuneConfig)
 def chosen(settings: Any, configuration: type[Configuration] = PretrainConfig) -> dict[str, Any]:
     """The fields that were set, by name."""
     given = {k: v for group in vars(settings).values() for k, v in vars(group).items() if v is not None}
-    switches = {name for _, name, kind, _ in documented_fields(configuration) if kind is bool}
+    switches = {f.flat for f in configuration.describe() if f.type is bool}
     return {k: v == "on" if k in switches else v for k, v in given.items()}
 
 
@@ -273,7 +277,7 @@ def finish(output: Path, outcome: Outcome, advice: Sequence[str], command: str =
         return INTERRUPTED
     pictures = sorted((output / "reconstructions").glob("step-*.png"))
     loss = [] if outcome.loss is None else [f"loss {outcome.loss:.4f}"]
-    print(f"\ndone: {', '.join([f'{outcome.steps} steps', *loss, *told(outcome.measured)])}")
+    print(f"\ndone: {', '.join([f'{outcome.steps} steps', *loss, *format_metrics(outcome.measured)])}")
     if pictures:
         print(f"  picture  {pictures[-1]}")
     print(f"  report   {output / 'report.html'}")
@@ -292,7 +296,7 @@ def main() -> None:
     try:
         sys.stdout.flush()
     except OSError:  # nobody reads any more, after `| head` or on a terminal that was closed
-        fall_silent(sys.stdout)
+        silence(sys.stdout)
     sys.exit(code)
 
 
@@ -317,7 +321,10 @@ def run_command() -> int:
     about = f"Masked-image pretraining of convolutional networks (SparK), version {version('sparkmim')}."
     options = (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)
     try:
-        code: int = tyro.extras.subcommand_cli_from_dict(commands, prog="sparkmim", description=about, config=options)
+        with printing():
+            code: int = tyro.extras.subcommand_cli_from_dict(
+                commands, prog="sparkmim", description=about, config=options
+            )
         return code
     except SystemExit as stop:  # of the help, or of a mistake in the flags
         return int(stop.code or 0)

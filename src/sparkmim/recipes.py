@@ -1,5 +1,5 @@
 """Pretraining recipes under the name that recipes of one's own import; they live in `sparkmim.pretraining.recipes`."""
 
-from .pretraining.recipes import RECIPES, Recipe, Situation, auto, demo, fast, find_recipe, paper
+from .pretraining.recipes import RECIPES, Recipe, Situation, auto, demo, fast, paper
 
-__all__ = ["RECIPES", "Recipe", "Situation", "auto", "demo", "fast", "find_recipe", "paper"]
+__all__ = ["RECIPES", "Recipe", "Situation", "auto", "demo", "fast", "paper"]

@@ -20,7 +20,7 @@ from sparkmim.transfer.run import finetune
 
 def run(folder: Path, **chosen: Any) -> dict[str, Any]:
     """The results of a run."""
-    assert finetune(folder, chosen=TINY_FINETUNE | chosen, say=lambda line: None) is not None
+    assert finetune(folder, chosen=TINY_FINETUNE | chosen) is not None
     results: dict[str, Any] = json.loads((folder / "results.json").read_text())
     return results
 
@@ -40,7 +40,7 @@ def copy(tmp_path: Path, data: Path) -> Path:
 
 def refused(folder: Path, message: str, **chosen: Any) -> None:
     with pytest.raises(ValueError, match=message):
-        finetune(folder, chosen=TINY_FINETUNE | chosen, say=lambda line: None)
+        finetune(folder, chosen=TINY_FINETUNE | chosen)
     assert not folder.exists()
 
 
@@ -123,7 +123,7 @@ def test_images_that_go_during_the_run(tmp_path: Path, copy: Path) -> None:
             path.write_bytes(b"")
 
     with pytest.raises(RunStopped, match="none of 12 images to be scored can be read"):
-        finetune(tmp_path / "run", chosen=TINY_FINETUNE | {"data": copy}, after_step=empty, say=lambda line: None)
+        finetune(tmp_path / "run", chosen=TINY_FINETUNE | {"data": copy}, after_step=empty)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_choices_that_do_not_fit(tmp_path: Path, data: Path, chosen: dict[str, A
     save_encoder(timm.create_model("test_resnet", num_classes=0), path, {"sparkmim": '{"model": "test_resnet"}'})
     settings = TINY_FINETUNE | {"encoder": path, "data": data, "val_data": data / "val"} | chosen
     with pytest.raises(ValueError, match=message):
-        finetune(tmp_path / "run", chosen={k: v for k, v in settings.items() if v is not None}, say=lambda line: None)
+        finetune(tmp_path / "run", chosen={k: v for k, v in settings.items() if v is not None})
     assert not (tmp_path / "run").exists()
 
 

@@ -44,7 +44,7 @@ def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "workers": 0,
         "precision": "32",
     }
-    pretrain(folder, chosen=chosen, say=lambda line: None)
+    pretrain(folder, chosen=chosen)
     return folder
 
 

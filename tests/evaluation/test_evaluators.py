@@ -14,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from helpers import FOUR_STEPS, make_split
+from helpers import FOUR_STEPS, make_split, record
 from sparkmim.checkpoints.run_folder import RunFolder
 from sparkmim.commands.frozen import knn
 from sparkmim.data.labels import read_labelled
@@ -27,7 +27,7 @@ from sparkmim.training.loop import Outcome
 
 def run(folder: Path, data: Path, after_step: Callable[[int], None] | None = None, **chosen: Any) -> Outcome:
     settings = FOUR_STEPS | {"data": data / "train"} | chosen
-    outcome = pretrain(folder, chosen=settings, after_step=after_step, say=lambda line: None)
+    outcome = pretrain(folder, chosen=settings, after_step=after_step)
     assert outcome is not None
     return outcome
 
@@ -172,5 +172,5 @@ def test_bad_input(tmp_path: Path, data: Path, chosen: dict[str, Any], message: 
 def test_plan_says_what_is_measured(data: Path, tmp_path: Path) -> None:
     said: list[str] = []
     chosen = FOUR_STEPS | {"data": data / "train", "monitor": "knn", "monitor_data": data}
-    pretrain(tmp_path / "run", plan=True, chosen=chosen, say=said.append)
+    record(said, pretrain, tmp_path / "run", plan=True, chosen=chosen)
     assert any("k-NN, 12 labelled images by 24 others, every 10 epochs" in line for line in said)

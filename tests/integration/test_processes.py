@@ -72,7 +72,7 @@ def test_two_processes_equal_two_micro_batches(tmp_path: Path, with_a_broken_one
         *("--monitor", "knn", "--monitor-data", str(labelled), "--monitor-every", "1"),
     )
     chosen = TINY_PRETRAIN | {"data": with_a_broken_one, "accumulate": 2, "max_broken": 0.3}
-    assert pretrain(tmp_path / "one", chosen=chosen, say=lambda line: None) is not None
+    assert pretrain(tmp_path / "one", chosen=chosen) is not None
     out, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
     two, one = numbers(tmp_path / "two"), numbers(tmp_path / "one")
@@ -162,11 +162,11 @@ def test_processes_agree_on_a_stop_by_the_clock(tmp_path: Path, images: Path) ->
 
 AGREE = """
 import os, sys
-from sparkmim.training.run import agreed, launch
+from sparkmim.training.run import agree, launch
 from sparkmim.pretraining.prepare import prepare
 ready = prepare(sys.argv[1], None, "auto", {"model": "test_resnet", "data": sys.argv[2], "batch_size": 8}, 2)
 config = ready.config.replace({"accumulate": 1 + int(os.environ["RANK"])})
-sys.stdout.write(f"parts: {agreed(config, launch(config.run)).run.accumulate}\\n")  # at once: two processes write here
+sys.stdout.write(f"parts: {agree(config, launch(config.run)).run.accumulate}\\n")  # at once: two processes write here
 """
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.test_spark import build, mask, pictures, pixels
-from sparkmim.objectives.pixels import all_patch_loss, hidden_patch_loss
+from sparkmim.objectives.base import all_patch_loss, hidden_patch_loss
 
 
 def test_loss_on_all_patches() -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import sparkmim
 from sparkmim import SparK
 from sparkmim.models.decoder import Densify
-from sparkmim.objectives.pixels import denormalise_patches, hidden_patch_loss, normalise_patches
+from sparkmim.objectives.base import hidden_patch_loss
+from sparkmim.objectives.pixels import denormalize_patches, normalize_patches
 from sparkmim.sparse import MaskedDenseExecution, PatchGrid, SparseExecution
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -86,10 +87,10 @@ def test_norm_of_densify(kind: str, dtype: torch.dtype) -> None:
 def test_targets_and_loss(dtype: torch.dtype) -> None:
     images = 30 + torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     half = images.to(dtype)
-    target = normalise_patches(half, (32, 32))
+    target = normalize_patches(half, (32, 32))
     assert target.dtype == torch.float32
-    torch.testing.assert_close(target, normalise_patches(half.double(), (32, 32)).float(), rtol=1e-4, atol=1e-4)
-    assert denormalise_patches(target, half, (32, 32)).dtype == torch.float32
+    torch.testing.assert_close(target, normalize_patches(half.double(), (32, 32)).float(), rtol=1e-4, atol=1e-4)
+    assert denormalize_patches(target, half, (32, 32)).dtype == torch.float32
     visible = torch.tensor([[[True, False], [False, True]]]).expand(2, 2, 2)
     prediction = target + 0.01
     loss = hidden_patch_loss(prediction.to(dtype), target, visible, 4)

@@ -10,14 +10,8 @@ import torch
 from torch import Tensor
 
 from sparkmim.models.masking import random_visible
-from sparkmim.objectives.pixels import (
-    denormalise_patches,
-    hidden_patch_loss,
-    normalise_patches,
-    patch_statistics,
-    patchify,
-    pixel_axes,
-)
+from sparkmim.objectives.base import hidden_patch_loss, patchify, pixel_axes
+from sparkmim.objectives.pixels import denormalize_patches, normalize_patches, patch_statistics
 
 # Patch and grid: square, not square, not square either way, 1-D, 3-D; with 3, 1, 2, 4 and 1 channels.
 SHAPES = {
@@ -70,7 +64,7 @@ def loss_by_loop(
 def test_loss_is_the_definition(channels: int, patch: tuple[int, ...], grid: tuple[int, ...]) -> None:
     images, prediction = drawn(channels, patch, grid, 0), drawn(channels, patch, grid, 1)
     visible = random_visible(3, grid, 0.6, torch.Generator().manual_seed(2))
-    loss = hidden_patch_loss(prediction, normalise_patches(images, patch), visible, int((~visible).sum()))
+    loss = hidden_patch_loss(prediction, normalize_patches(images, patch), visible, int((~visible).sum()))
     assert loss.shape == ()
     assert loss.item() == pytest.approx(loss_by_loop(prediction, images, visible, patch, grid), rel=1e-12)
 
@@ -78,7 +72,7 @@ def test_loss_is_the_definition(channels: int, patch: tuple[int, ...], grid: tup
 @shapes
 def test_target_is_the_definition(channels: int, patch: tuple[int, ...], grid: tuple[int, ...]) -> None:
     images = drawn(channels, patch, grid, 0)
-    target = normalise_patches(images, patch)
+    target = normalize_patches(images, patch)
     assert target.shape == images.shape
     for b in range(len(images)):
         for _, place in cells(patch, grid):
@@ -92,13 +86,13 @@ def test_target_is_the_definition(channels: int, patch: tuple[int, ...], grid: t
 @shapes
 def test_denormalise_is_the_inverse(channels: int, patch: tuple[int, ...], grid: tuple[int, ...]) -> None:
     images = drawn(channels, patch, grid, 0)
-    back = denormalise_patches(normalise_patches(images, patch), images, patch)
+    back = denormalize_patches(normalize_patches(images, patch), images, patch)
     torch.testing.assert_close(back, images, rtol=1e-13, atol=1e-13)
     other = drawn(channels, patch, grid, 1)
-    there = normalise_patches(denormalise_patches(other, images, patch), patch)
+    there = normalize_patches(denormalize_patches(other, images, patch), patch)
     assert there.shape == images.shape
     # Statistics are those of `images`, not of what is denormalised: only the former map 0 to the patch's mean.
-    means = denormalise_patches(torch.zeros_like(images), images, patch)
+    means = denormalize_patches(torch.zeros_like(images), images, patch)
     for _, place in cells(patch, grid):
         region = images[(slice(None), slice(None), *place)].flatten(1)
         torch.testing.assert_close(
@@ -110,7 +104,7 @@ def test_numbers_by_hand() -> None:
     """Two patches of 0 and 1 and of 2 and 6: variances 1/2 and 8, without the bias of dividing by n."""
     images = torch.tensor([[[0.0, 1.0, 2.0, 6.0]]], dtype=torch.float64)
     wanted = torch.tensor([[[-1, 1, -4, 4]]]) * 0.5 / torch.tensor([0.5, 0.5, 8.0, 8.0]).double().add(1e-6).sqrt()
-    target = normalise_patches(images, (2,))
+    target = normalize_patches(images, (2,))
     torch.testing.assert_close(target, wanted, rtol=1e-14, atol=0)
     visible = torch.tensor([[True, False]])
     loss = hidden_patch_loss(torch.zeros_like(images), target, visible, 1)
@@ -122,14 +116,14 @@ def test_channels_share_a_patch_mean() -> None:
     images = torch.zeros(1, 2, 2, 2, dtype=torch.float64)
     images[:, 1] = 1
     deviation = math.sqrt(8 * 0.25 / 7 + 1e-6)
-    target = normalise_patches(images, (2, 2))
+    target = normalize_patches(images, (2, 2))
     assert target[0, 0].unique().tolist() == pytest.approx([-0.5 / deviation])
     assert target[0, 1].unique().tolist() == pytest.approx([0.5 / deviation])
 
 
 def test_constant_patch_is_zero() -> None:
     images = torch.full((1, 3, 4, 4), 7.25, requires_grad=True)
-    target = normalise_patches(images, (2, 2))
+    target = normalize_patches(images, (2, 2))
     assert torch.equal(target, torch.zeros_like(images))
     _, std = patch_statistics(images, (2, 2))
     assert std.detach().flatten().tolist() == pytest.approx([1e-3] * 4)
@@ -141,7 +135,7 @@ def test_only_hidden_patches_count(channels: int, patch: tuple[int, ...], grid: 
     prediction = drawn(channels, patch, grid, 1).requires_grad_()
     visible = random_visible(3, grid, 0.6, torch.Generator().manual_seed(2))
     hidden = int((~visible).sum())
-    target = normalise_patches(images, patch)
+    target = normalize_patches(images, patch)
     (gradient,) = torch.autograd.grad(hidden_patch_loss(prediction, target, visible, hidden), prediction)
     share = 2 / (hidden * channels * math.prod(patch))
     for b in range(3):
@@ -154,7 +148,7 @@ def test_only_hidden_patches_count(channels: int, patch: tuple[int, ...], grid: 
 
 def test_perfect_prediction_costs_nothing_and_one_off_costs_one() -> None:
     images = drawn(3, (4, 4), (3, 3), 0)
-    target = normalise_patches(images, (4, 4))
+    target = normalize_patches(images, (4, 4))
     visible = random_visible(3, (3, 3), 0.6, torch.Generator().manual_seed(2))
     hidden = int((~visible).sum())
     assert hidden_patch_loss(target, target, visible, hidden).item() == 0
@@ -163,7 +157,7 @@ def test_perfect_prediction_costs_nothing_and_one_off_costs_one() -> None:
 
 def test_low_precision_prediction_is_compared_in_the_precision_of_the_target() -> None:
     images = drawn(3, (4, 4), (3, 3), 0).float()
-    target = normalise_patches(images, (4, 4))
+    target = normalize_patches(images, (4, 4))
     prediction = drawn(3, (4, 4), (3, 3), 1).bfloat16()
     visible = random_visible(3, (3, 3), 0.6, torch.Generator().manual_seed(2))
     hidden = int((~visible).sum())

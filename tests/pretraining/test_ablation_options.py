@@ -66,7 +66,6 @@ def test_a_shared_mask_token_is_continued(tmp_path: Path, images: Path, uninterr
             tmp_path / "run",
             chosen=TINY_PRETRAIN | {"data": images} | settings,
             after_step=stop and interrupt_at(stop),
-            say=lambda line: None,
         )
     assert_same_training(tmp_path / "run", whole)
     tokens = [densify.mask_token for densify in build_model(load_run(whole).config.model).densify]
@@ -75,12 +74,12 @@ def test_a_shared_mask_token_is_continued(tmp_path: Path, images: Path, uninterr
 
 def test_a_run_recorded_before_there_were_these_options(tmp_path: Path, images: Path) -> None:
     settings = TINY_PRETRAIN | {"data": images}
-    pretrain(tmp_path / "run", chosen=settings, after_step=interrupt_at(1), say=lambda line: None)
+    pretrain(tmp_path / "run", chosen=settings, after_step=interrupt_at(1))
     path = tmp_path / "run" / "config.json"
     recorded = json.loads(path.read_text())
     for name in ("loss_on", "shared_mask_token"):
         del recorded["model"][name]
     path.write_text(json.dumps(recorded))
-    outcome = pretrain(tmp_path / "run", after_step=interrupt_at(2), say=lambda line: None)
+    outcome = pretrain(tmp_path / "run", after_step=interrupt_at(2))
     assert outcome is not None
     assert outcome.step == 2

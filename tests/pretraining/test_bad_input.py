@@ -14,12 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import TINY_PRETRAIN, interrupt_at, make_images
+from helpers import TINY_PRETRAIN, interrupt_at, make_images, record
 from sparkmim.checkpoints.run_folder import RunFolder
 from sparkmim.cli import main
 from sparkmim.pretraining.run import pretrain
 from sparkmim.sparse import UnsupportedOperation
-from sparkmim.training.lock import claim
 from sparkmim.utils.io import write_text
 
 FILES = {
@@ -192,7 +191,6 @@ def test_refused_before_anything_is_written(tmp_path: Path, here: Path, name: st
         pretrain(
             tmp_path / "run",
             chosen=chosen,
-            say=lambda line: None,
             **{key: filled(value, here) for key, value in arguments.items()},
         )
     text = str(error.value)
@@ -216,7 +214,7 @@ def test_a_size_that_does_not_divide_is_refused_before_the_recipe_tries_it(tmp_p
     chosen = TINY_PRETRAIN | {"data": str(here / "images"), "image_size": 70}
     del chosen["accumulate"]  # so that the recipe estimates memory by a forward pass
     with pytest.raises(ValueError, match=r"height 70 is not divisible .*; use --image-size 64 or 96"):
-        pretrain(tmp_path / "run", chosen=chosen, say=lambda line: None)
+        pretrain(tmp_path / "run", chosen=chosen)
 
 
 @pytest.mark.parametrize("name", ["data", "val_data"])
@@ -228,12 +226,12 @@ def test_a_run_among_the_images_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(
         ValueError, match=rf"--output .*/run is in the folder of --{name.replace('_', '-')} .*elsewhere"
     ):
-        pretrain(output, chosen=TINY_PRETRAIN | folders, say=lambda line: None)
+        pretrain(output, chosen=TINY_PRETRAIN | folders)
     assert contents(tmp_path) == before
     hidden = tmp_path / name / ".run"
-    outcome = pretrain(hidden, chosen=TINY_PRETRAIN | folders, after_step=interrupt_at(1), say=lambda line: None)
+    outcome = pretrain(hidden, chosen=TINY_PRETRAIN | folders, after_step=interrupt_at(1))
     assert outcome is not None
-    outcome = pretrain(hidden, after_step=interrupt_at(2), say=lambda line: None)
+    outcome = pretrain(hidden, after_step=interrupt_at(2))
     assert outcome is not None
     assert outcome.step == 2
 
@@ -252,9 +250,7 @@ def test_weights_that_cannot_be_fetched(tmp_path: Path, here: Path, monkeypatch:
 
 def test_zero_out_is_the_way_out(tmp_path: Path, here: Path) -> None:
     chosen = TINY_PRETRAIN | {"data": str(here / "images"), "model": f"{here}/networks.py:attends", "patch_size": 32}
-    outcome = pretrain(
-        tmp_path / "run", chosen=chosen | {"execution": "zero-out"}, after_step=interrupt_at(1), say=lambda line: None
-    )
+    outcome = pretrain(tmp_path / "run", chosen=chosen | {"execution": "zero-out"}, after_step=interrupt_at(1))
     assert outcome is not None
     assert outcome.step == 1
 
@@ -263,7 +259,7 @@ def test_zero_out_is_the_way_out(tmp_path: Path, here: Path) -> None:
 def started(tmp_path_factory: pytest.TempPathFactory, here: Path) -> Path:
     folder = tmp_path_factory.mktemp("started") / "run"
     chosen = TINY_PRETRAIN | {"data": str(here / "images")}
-    pretrain(folder, chosen=chosen, after_step=interrupt_at(1), say=lambda line: None)
+    pretrain(folder, chosen=chosen, after_step=interrupt_at(1))
     return folder
 
 
@@ -296,7 +292,6 @@ def test_the_same_settings_in_other_words_are_the_same(started: Path) -> None:
         recipe="auto",
         chosen={"image_size": 64, "lr": 0.01, "crop_scale": [0.67, 1], "stages": [], "workers": 0},
         after_step=interrupt_at(2),
-        say=lambda line: None,
     )
     assert outcome is not None
     assert outcome.step == 2
@@ -308,7 +303,7 @@ def test_the_checkpoint_of_another_network(tmp_path: Path, started: Path, here: 
     with pytest.raises(
         ValueError, match=r"\.pt is the checkpoint of another model or optimiser \(decoder_width: 32 there, 64 asked"
     ):
-        pretrain(tmp_path / "run", resume=checkpoint, chosen=chosen, say=lambda line: None)
+        pretrain(tmp_path / "run", resume=checkpoint, chosen=chosen)
     assert not (tmp_path / "run").exists()
 
 
@@ -322,7 +317,7 @@ def test_folders_that_are_no_runs(tmp_path: Path, here: Path) -> None:
         Path("/proc/run"): "/proc/run cannot be written .*; use another --output",
     }.items():
         with pytest.raises(ValueError, match=message):
-            pretrain(output, chosen=chosen, say=lambda line: None)
+            pretrain(output, chosen=chosen)
     assert contents(here) == before
 
 
@@ -345,11 +340,11 @@ def test_a_folder_in_which_another_process_trains(started: Path) -> None:
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
     with pytest.raises(ValueError, match=r"run is in use: process 7 on a machine trains there\. Wait for its end, or"):
-        pretrain(started, say=lambda line: None)
+        pretrain(started)
     other.kill()
     other.communicate()
     assert {name for name, content in contents(started).items() if before[name] != content} == {".lock"}
-    outcome = pretrain(started, after_step=interrupt_at(3), say=lambda line: None)
+    outcome = pretrain(started, after_step=interrupt_at(3))
     assert outcome is not None
     assert outcome.step == 3
 
@@ -369,13 +364,13 @@ def test_a_folder_in_which_another_process_has_trained_since(
         if since == "began-and-died":
             write_text(run.config, (started / "config.json").read_text())
         else:
-            pretrain(folder, chosen=chosen, after_step=interrupt_at(5), say=lambda line: None)
+            pretrain(folder, chosen=chosen, after_step=interrupt_at(5))
         held.update(contents(folder))
         return claim(run)
 
-    monkeypatch.setattr("sparkmim.training.run.claim", claim_late)
+    monkeypatch.setattr("sparkmim.training.run.lock", claim_late)
     with pytest.raises(ValueError, match=r" was changed by another run after .* give the command again, to go on"):
-        pretrain(folder, chosen=chosen, say=lambda line: None)
+        pretrain(folder, chosen=chosen)
     now = contents(folder)
     assert {name for name in held.keys() | now.keys() if held.get(name) != now.get(name)} <= {".lock"}
 
@@ -415,7 +410,7 @@ def test_unreadable_images_are_counted_not_refused(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(folder / "tiny.png")
     (folder / "cut\n\t.png").write_bytes((folder / "3.png").read_bytes()[:80])
     said: list[str] = []
-    outcome = pretrain(tmp_path / "run", chosen=TINY_PRETRAIN | {"data": folder, "max_broken": 0.5}, say=said.append)
+    outcome = record(said, pretrain, tmp_path / "run", chosen=TINY_PRETRAIN | {"data": folder, "max_broken": 0.5})
     assert outcome is not None
     assert outcome.interrupted is None
     (line,) = (tmp_path / "run" / "broken_images.txt").read_text().splitlines()

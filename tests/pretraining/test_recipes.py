@@ -10,7 +10,8 @@ import torch
 
 from sparkmim import Backbone
 from sparkmim.pretraining.config import PretrainConfig
-from sparkmim.pretraining.recipes import FAST_DECODER_WIDTH, RECIPES, Situation, auto, demo, fast, find_recipe, paper
+from sparkmim.pretraining.recipes import FAST_DECODER_WIDTH, RECIPES, Situation, auto, demo, fast, paper
+from sparkmim.training.recipes import find_recipe
 
 
 class Images:
@@ -166,14 +167,14 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
         "def short(situation):\n"
         "    return auto(situation).replace({'epochs': 50.0, 'warmup_epochs': 2.0})\n"
     )
-    config = find_recipe(f"{file}:short")(situation())
+    config = find_recipe(f"{file}:short", RECIPES)(situation())
     assert isinstance(config, PretrainConfig)
     assert (config.schedule.epochs, config.schedule.warmup_epochs) == (50, 2)
 
 
 def test_unknown_recipes_are_refused() -> None:
     with pytest.raises(ValueError, match="there is no recipe 'papper'; use one of auto, paper, fast, demo, or FILE"):
-        find_recipe("papper")
+        find_recipe("papper", RECIPES)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -36,7 +36,7 @@ from sparkmim.models.config import ModelConfig
 from sparkmim.pretraining.model import build_model
 from sparkmim.sparse import checkpointing, dense_fallback
 from sparkmim.training.memory import kept_bytes
-from sparkmim.training.step import synchronised
+from sparkmim.training.step import synchronized
 
 
 def build(network: str | Callable[[], Backbone], dtype: torch.dtype = torch.float64, **settings: Any) -> SparK:
@@ -653,7 +653,7 @@ def process(rank: int, folder: str) -> None:
 
     synchronise_without_gpu()
     for name in ("gated", "efficientnet"):
-        model = synchronised(MODELS[name][0]())
+        model = synchronized(MODELS[name][0]())
         if name == "efficientnet":
             model.set_grad_checkpointing()
         out, gradients = step(model, *share(name, rank))

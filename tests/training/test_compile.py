@@ -12,12 +12,12 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import aot_eager
 
-from helpers import STEPS, TINY_PRETRAIN, assert_same_training, interrupt_at, make_images, numbers
+from helpers import STEPS, TINY_PRETRAIN, assert_same_training, interrupt_at, make_images, numbers, printed, record
 from sparkmim import SparK
 from sparkmim.pretraining.config import RunConfig
 from sparkmim.pretraining.run import pretrain
 from sparkmim.training.compile import STEPS_THAT_PAY, compilation
-from sparkmim.training.ranges import check_values
+from sparkmim.utils.fields import validate_as
 
 
 def broken(*_: object) -> Any:
@@ -58,7 +58,7 @@ def test_one_graph_for_the_whole_run(
     settings = {"data": images, "val_data": make_images(tmp_path / "val", 7, seed=1), "val_every": 0.4}
     settings |= {"accumulate": 2, "pictures": STEPS}
     run = tmp_path / "run"
-    pretrain(run, chosen=TINY_PRETRAIN | settings | {"compile": "try"}, say=print)
+    printed(pretrain, run, chosen=TINY_PRETRAIN | settings | {"compile": "try"})
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert len(numbers(run)) == STEPS
     eager = numbers(uninterrupted(**settings))
@@ -81,14 +81,14 @@ def test_what_cannot_be_compiled_is_trained_all_the_same(
     compile_with(BROKEN[where])
     run = tmp_path / "run"
     settings = TINY_PRETRAIN | {"data": images, "accumulate": accumulate, "compile": "try"}
-    outcome = pretrain(run, chosen=settings, after_step=interrupt_at(4), say=print)
+    outcome = printed(pretrain, run, chosen=settings, after_step=interrupt_at(4))
     assert outcome is not None
     assert outcome.step == 4
-    pretrain(run, say=print)
+    printed(pretrain, run)
     assert_same_training(run, uninterrupted(accumulate=accumulate))
     told = [line for line in capsys.readouterr().out.splitlines() if "not compiled" in line]
     assert len(told) == 2
-    assert all("this cannot be compiled" in line and "going on without" in line for line in told)
+    assert all("this cannot be compiled" in line and "continuing without" in line for line in told)
 
 
 def test_compilation_that_is_asked_for_must_succeed(
@@ -96,7 +96,7 @@ def test_compilation_that_is_asked_for_must_succeed(
 ) -> None:
     compile_with(broken)
     with pytest.raises(RuntimeError, match=r"(?s)this cannot.*be compiled"):
-        pretrain(tmp_path / "run", chosen=TINY_PRETRAIN | {"data": images, "compile": "on"}, say=lambda line: None)
+        pretrain(tmp_path / "run", chosen=TINY_PRETRAIN | {"data": images, "compile": "on"})
 
 
 def test_other_errors_are_told_as_they_are(
@@ -105,13 +105,13 @@ def test_other_errors_are_told_as_they_are(
     compile_with(aot_eager)
     monkeypatch.setattr(SparK, "target", lambda self, images: images.no_such_thing)
     with pytest.raises(AttributeError, match="no_such_thing"):
-        pretrain(tmp_path / "run", chosen=TINY_PRETRAIN | {"data": images, "compile": "try"}, say=lambda line: None)
+        pretrain(tmp_path / "run", chosen=TINY_PRETRAIN | {"data": images, "compile": "try"})
 
 
 def test_a_plan_tells_it(tmp_path: Path, images: Path, compile_with: Callable[[Any], None]) -> None:
     compile_with(broken)
     told: list[str] = []
-    pretrain(tmp_path / "run", plan=True, chosen=TINY_PRETRAIN | {"data": images, "compile": "try"}, say=told.append)
+    record(told, pretrain, tmp_path / "run", plan=True, chosen=TINY_PRETRAIN | {"data": images, "compile": "try"})
     assert any("compiled if the network can be" in line for line in told)
     assert any("not compiled (" in line and "this cannot be compiled" in line for line in told)
 
@@ -131,6 +131,6 @@ def test_a_switch_is_understood() -> None:
     """As earlier versions recorded it, and as it is called from Python."""
     assert RunConfig(batch_size=1, compile=True).compile == "on"  # type: ignore[arg-type]
     assert RunConfig(batch_size=1, compile=False).compile == "off"  # type: ignore[arg-type]
-    check_values({"compile": True})
+    validate_as(RunConfig, compile=True)
     with pytest.raises(ValueError, match="--compile is off or on or try, not yes"):
-        check_values({"compile": "yes"})
+        validate_as(RunConfig, compile="yes")

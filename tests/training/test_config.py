@@ -10,10 +10,7 @@ import pytest
 from sparkmim.data.config import DataConfig
 from sparkmim.models.config import ModelConfig
 from sparkmim.pretraining.config import PretrainConfig, RunConfig
-from sparkmim.training.config import FREE, differences, documented_fields
-from sparkmim.training.optim import OptimizerConfig
-from sparkmim.training.ranges import RANGES
-from sparkmim.training.schedule import ScheduleConfig
+from sparkmim.training.config import OptimizerConfig, ScheduleConfig, differences
 from sparkmim.transfer.config import FinetuneConfig
 
 CONFIG = PretrainConfig(
@@ -25,21 +22,38 @@ CONFIG = PretrainConfig(
 )
 
 
-def test_every_field_is_documented_and_has_a_name_of_its_own() -> None:
-    documented = [(group, name) for group, name, _, _ in documented_fields()]
-    there = [(g.name, f.name) for g in fields(PretrainConfig) for f in fields(PretrainConfig.group_of(g.name))]
-    assert sorted(documented) == sorted(there)
-    assert len({name for _, name in documented}) == len(documented)
-    for _, name, _, text in documented_fields():
-        assert text.endswith("."), name
-        assert "\n" not in text, name
-        assert len(text) > 10, name
+@pytest.mark.parametrize("kind", [PretrainConfig, FinetuneConfig])
+def test_every_field_is_documented_and_has_a_name_of_its_own(kind: type[Configuration]) -> None:
+    described = list(kind.describe())
+    there = [(group, f.name) for group, cls in kind.group_types({}).items() for f in fields(cls)]
+    assert sorted((field.group, field.name) for field in described) == sorted(there)
+    assert len({field.flat for field in described}) == len(described)
+    for field in described:
+        assert field.help.endswith("."), field.name
+        assert "\n" not in field.help, field.name
+        assert len(field.help) > 10, field.name
 
 
-def test_free_fields_and_ranges_are_fields() -> None:
-    names = {name for _, name, _, _ in documented_fields()}
-    assert names | {name for _, name, _, _ in documented_fields(FinetuneConfig)} >= FREE
-    assert names >= RANGES.keys()
+def test_what_a_field_says_of_itself() -> None:
+    """The tables of 0.1.0, which stood apart from the fields."""
+    settings = FinetuneConfig.settings() | PretrainConfig.settings()
+    assert {name for name, field in settings.items() if field.resumable} == {
+        *("workers", "log_every", "val_every", "checkpoint_minutes", "keep_checkpoints", "pictures", "compile"),
+        *("device", "grad_checkpointing", "monitor", "monitor_data", "monitor_every", "data", "val_data", "test_data"),
+    }
+    assert {name for name, field in PretrainConfig.settings().items() if field.shapes_model} == {
+        *("model", "stages", "in_chans", "decoder_width", "decoder_block", "densify_norm", "hierarchy"),
+        *("shared_mask_token", "optimizer", "objective"),
+    }
+    assert {name for name, field in settings.items() if field.valid} == {
+        *("mask_ratio", "drop_path", "decoder_width", "std", "mean", "max_broken", "workers", "lr", "betas", "eps"),
+        *("weight_decay", "weight_decay_end", "clip", "epochs", "warmup_epochs", "lr_start", "lr_end", "batch_size"),
+        *("accumulate", "compile", "seed", "log_every", "val_every", "monitor_every", "checkpoint_minutes"),
+        *("keep_checkpoints", "pictures", "label_share", "folds", "fold", "erasing", "mixup", "cutmix", "repeats"),
+        *("smoothing", "layer_decay", "ema", "in_chans"),
+    }
+    paths = {"data", "val_data", "test_data", "monitor_data", "init", "encoder", "model", "objective", "task"}
+    assert {name for name, field in settings.items() if field.kind != "value"} == paths
 
 
 def test_round_trip_through_json() -> None:
@@ -64,18 +78,18 @@ def test_what_another_version_wrote_is_refused() -> None:
 
 def test_differences_name_the_field_and_both_values() -> None:
     asked = {"batch_size": 16, "image_size": (224, 224), "densify_norm": "batch", "lr": CONFIG.optimizer.lr}
-    assert differences(CONFIG.flat(), asked) == [
+    assert differences(CONFIG.flat(), asked, PretrainConfig.settings()) == [
         "batch_size: 8 there, 16 asked for",
         "image_size: 224 192 there, 224 224 asked for",
         "densify_norm: none there, batch asked for",
     ]
 
 
-def test_free_fields_do_not_differ() -> None:
-    others = {name: object() for name in FREE}
-    assert differences(CONFIG.flat(), others) == []
-    assert {"workers", "checkpoint_minutes", "device"} <= FREE
-    assert not FREE & {"seed", "batch_size", "lr", "epochs", "precision", "accumulate", "model", "mask_ratio"}
+def test_resumable_fields_do_not_differ() -> None:
+    settings = PretrainConfig.settings()
+    others = {name: object() for name, field in settings.items() if field.resumable}
+    assert differences(CONFIG.flat(), others, settings) == []
+    assert differences(CONFIG.flat(), {"seed": 1}, settings) == ["seed: 0 there, 1 asked for"]
 
 
 def test_replace_finds_the_group() -> None:

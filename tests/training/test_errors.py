@@ -25,7 +25,7 @@ from sparkmim.training.step import Trainer
 
 
 def run(folder: Path, images: Path, **settings: Any) -> Any:
-    return pretrain(folder, chosen=TINY_PRETRAIN | {"data": images} | settings, say=lambda line: None)
+    return pretrain(folder, chosen=TINY_PRETRAIN | {"data": images} | settings)
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
@@ -103,11 +103,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 
     folder = tmp_path / "run"
     settings = TINY_PRETRAIN | {"data": images, "log_every": log_every, "accumulate": 1}
-    pretrain(folder, chosen=settings, after_step=interrupt_at(2), say=lambda line: None)
+    pretrain(folder, chosen=settings, after_step=interrupt_at(2))
     calls += [1, 1]  # so that the fourth call is of step 3
     monkeypatch.setattr(SparK, "forward", forward)
     with pytest.raises(RunStopped) as stop:
-        pretrain(folder, chosen={"checkpoint_minutes": 1e9}, say=lambda line: None)
+        pretrain(folder, chosen={"checkpoint_minutes": 1e9})
     text = str(stop.value)
     lr = float(text.split("learning rate ")[1].split(",")[0])
     assert "the loss is nan at step 3" in text
@@ -206,11 +206,11 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 ) -> None:
     folder = tmp_path / "run"
     settings = TINY_PRETRAIN | {"data": images}
-    pretrain(folder, chosen=settings, after_step=interrupt_at(2), say=lambda line: None)
+    pretrain(folder, chosen=settings, after_step=interrupt_at(2))
     with monkeypatch.context() as patch:
         SmallDisk(patch, 100_000)
         with pytest.raises(RunStopped, match=r"the disk of .*run is full, at step 3\. .*step-000000002.*Make room"):
-            pretrain(folder, chosen={"checkpoint_minutes": 0.0}, say=lambda line: None)
+            pretrain(folder, chosen={"checkpoint_minutes": 0.0})
         capsys.readouterr()
         SmallDisk(patch, 100_000)
         assert run_command(patch, folder, "--checkpoint-minutes", "0") == 3
@@ -222,10 +222,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         assert "is full, at the beginning" in capsys.readouterr().err
         SmallDisk(patch, 100_000, errno.EIO)
         with pytest.raises(RunStopped, match=r"cannot be read or written \(.*Input/output error.*step-000000002"):
-            pretrain(folder, chosen={"checkpoint_minutes": 0.0}, say=lambda line: None)
+            pretrain(folder, chosen={"checkpoint_minutes": 0.0})
     assert final(folder)["step"] == 2
     assert not list(folder.rglob("*.partial"))
-    assert pretrain(folder, say=lambda line: None).step == STEPS  # type: ignore[union-attr]
+    assert pretrain(folder).step == STEPS  # type: ignore[union-attr]
     assert_same_training(folder, uninterrupted())
 
 

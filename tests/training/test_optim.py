@@ -10,14 +10,15 @@ from timm.optim.lamb import Lamb
 from torch import nn
 
 from sparkmim import SparK
-from sparkmim.training.optim import OptimizerConfig, build_optimizer, parameter_groups, set_rates
+from sparkmim.training.config import OptimizerConfig
+from sparkmim.training.optim import build_optimizer, param_groups_weight_decay, set_rates
 
 
 def groups_by_name(model: nn.Module) -> tuple[set[str], set[str]]:
     names = {id(p): name for name, p in model.named_parameters()}
     decayed: set[str] = set()
     spared: set[str] = set()
-    for group in parameter_groups(model):
+    for group in param_groups_weight_decay(model.named_parameters()):
         params: Any = group["params"]
         (decayed if group["weight_decay_scale"] else spared).update(names[id(p)] for p in params)
     return decayed, spared
@@ -53,7 +54,8 @@ def test_unreached_parameters_are_absent() -> None:
 
 def build(model: nn.Module, kind: Any) -> torch.optim.Optimizer:
     return build_optimizer(
-        parameter_groups(model), OptimizerConfig(optimizer=kind, lr=0.1, betas=(0.9, 0.95), eps=1e-6)
+        param_groups_weight_decay(model.named_parameters()),
+        OptimizerConfig(optimizer=kind, lr=0.1, betas=(0.9, 0.95), eps=1e-6),
     )
 
 

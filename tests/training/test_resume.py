@@ -26,6 +26,7 @@ from helpers import (
     lines,
     make_images,
     numbers,
+    record,
 )
 from sparkmim.checkpoints.run_folder import RunFolder
 from sparkmim.cli import main
@@ -54,7 +55,7 @@ class Stages:
         after = None if stop is None else interrupt_at(stop, by)
         self.said.clear()
         chosen = self.settings | settings
-        outcome = pretrain(self.folder, chosen=chosen, after_step=after, say=self.said.append)
+        outcome = record(self.said, pretrain, self.folder, chosen=chosen, after_step=after)
         assert outcome is not None
         return outcome
 
@@ -189,11 +190,11 @@ def test_a_named_checkpoint_is_continued_from(tmp_path: Path, images: Path, unin
     run(4)
     named = RunFolder(run.folder).list_checkpoints()[1]
     elsewhere = Stages(tmp_path / "elsewhere", images)
-    pretrain(elsewhere.folder, resume=str(named), chosen=elsewhere.settings, say=elsewhere.said.append)
+    record(elsewhere.said, pretrain, elsewhere.folder, resume=str(named), chosen=elsewhere.settings)
     assert f"continuing after step 2 of {STEPS}" in elsewhere.said
     assert [number[0] for number in numbers(elsewhere.folder)] == [3, 4, 5, 6]
     assert_equal(final(elsewhere.folder)["model"], final(uninterrupted())["model"])
-    pretrain(run.folder, resume=str(named), say=run.said.append)  # goes back within the same folder
+    record(run.said, pretrain, run.folder, resume=str(named))  # goes back within the same folder
     assert_same_training(run.folder, uninterrupted())
     kept = [path.name for path in RunFolder(run.folder).list_checkpoints()]
     assert kept == [f"step-{step:09}.pt" for step in range(1, STEPS + 1)]
@@ -218,11 +219,11 @@ def test_a_run_that_ends_right_after_it_went_back(
     with monkeypatch.context() as patch:
         patch.setattr(*where_it_ends, die)
         with pytest.raises(KeyboardInterrupt):
-            pretrain(folder, resume=str(named), say=run.said.append)
+            record(run.said, pretrain, folder, resume=str(named))
     assert [path.name for path in RunFolder(folder).list_checkpoints()][-1] == named.name
     assert_equal(final(folder), torch.load(named, weights_only=True))
     run.said.clear()
-    outcome = pretrain(folder, say=run.said.append)
+    outcome = record(run.said, pretrain, folder)
     assert outcome is not None
     assert f"continuing after step 2 of {STEPS}" in run.said
     assert_equal(final(folder)["model"], final(uninterrupted())["model"])
@@ -240,12 +241,12 @@ def test_a_named_checkpoint_brings_its_settings(
     run(2)
     named = str(RunFolder(run.folder).list_checkpoints()[-1])
     elsewhere = tmp_path / "elsewhere"
-    pretrain(elsewhere, resume=named, after_step=interrupt_at(3), say=run.said.append)
-    outcome = pretrain(elsewhere, say=run.said.append)
+    record(run.said, pretrain, elsewhere, resume=named, after_step=interrupt_at(3))
+    outcome = record(run.said, pretrain, elsewhere)
     assert outcome is not None
     assert_equal(final(elsewhere)["model"], final(uninterrupted())["model"])
-    longer = pretrain(
-        tmp_path / "longer", resume=named, chosen={"epochs": 4.0}, after_step=interrupt_at(3), say=run.said.append
+    longer = record(
+        run.said, pretrain, tmp_path / "longer", resume=named, chosen={"epochs": 4.0}, after_step=interrupt_at(3)
     )
     assert longer is not None
     assert (longer.step, longer.steps) == (3, 10)
@@ -263,8 +264,8 @@ def test_output_alone_continues_with_what_was_recorded(
     weights.unlink()  # it is needed for the beginning only
     folder.rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"there is no folder .*moved"):
-        pretrain(run.folder, say=run.said.append)
-    outcome = pretrain(run.folder, chosen={"data": tmp_path / "elsewhere"}, say=run.said.append)
+        record(run.said, pretrain, run.folder)
+    outcome = record(run.said, pretrain, run.folder, chosen={"data": tmp_path / "elsewhere"})
     assert outcome is not None
     assert outcome.step == STEPS
     assert json.loads((run.folder / "config.json").read_text())["data"]["data"] == str(tmp_path / "elsewhere")
@@ -274,7 +275,7 @@ def test_the_recorded_device_is_used(tmp_path: Path, images: Path, monkeypatch: 
     run = Stages(tmp_path / "run", images)
     run(1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # what auto would take
-    outcome = pretrain(run.folder, after_step=interrupt_at(2), say=run.said.append)
+    outcome = record(run.said, pretrain, run.folder, after_step=interrupt_at(2))
     assert outcome is not None
     assert outcome.step == 2
 
@@ -303,7 +304,7 @@ def test_a_second_interrupt_stops_at_once(tmp_path: Path, images: Path) -> None:
 
     run = Stages(tmp_path / "run", images)
     with pytest.raises(KeyboardInterrupt):
-        pretrain(run.folder, chosen=run.settings, after_step=twice, say=run.said.append)
+        record(run.said, pretrain, run.folder, chosen=run.settings, after_step=twice)
     assert RunFolder(run.folder).newest_checkpoint() is None
     assert run(1).step == 1
 

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from sparkmim.training.schedule import ScheduleConfig, learning_rate, steps_of, weight_decay
+from sparkmim.training.config import ScheduleConfig
+from sparkmim.training.schedule import learning_rate, steps_of, weight_decay
 
 CONFIG = ScheduleConfig(epochs=10.0, warmup_epochs=2.0)
 

@@ -24,18 +24,19 @@ from sparkmim.cli import main
 from sparkmim.data.labels import read_labelled
 from sparkmim.training.errors import RunStopped
 from sparkmim.training.loop import Outcome
-from sparkmim.training.prepare import check_training
-from sparkmim.transfer.model_file import load_classifier
-from sparkmim.transfer.prepare import resolve
+from sparkmim.training.prepare import validate_training
+from sparkmim.transfer.augment import mix
+from sparkmim.transfer.config import AugmentConfig
+from sparkmim.transfer.model_file import load_model
+from sparkmim.transfer.outputs import compute_outputs
+from sparkmim.transfer.prepare import FineTuning
 from sparkmim.transfer.run import finetune
-from sparkmim.transfer.scores import predict_source
-from sparkmim.transfer.views import AugmentConfig, mix
 
 
 def run(
     folder: Path, after_step: Callable[[int], None] | None = None, recipe: str | None = None, **chosen: Any
 ) -> Outcome:
-    outcome = finetune(folder, recipe=recipe, chosen=chosen, after_step=after_step, say=lambda line: None)
+    outcome = finetune(folder, recipe=recipe, chosen=chosen, after_step=after_step)
     assert outcome is not None
     return outcome
 
@@ -156,8 +157,8 @@ def test_recipes_accumulate_what_does_not_fit(data: Path, monkeypatch: pytest.Mo
     chosen |= {"precision": "32"}
 
     def parts(memory: int, **more: Any) -> int:
-        monkeypatch.setattr("sparkmim.training.memory.free_memory", lambda device, processes: memory)
-        return resolve(recipe, chosen | more)[0].run.accumulate
+        monkeypatch.setattr("sparkmim.transfer.prepare.free_memory", lambda device, processes: memory)
+        return FineTuning(None).resolve(recipe, chosen | more, 1)[0].run.accumulate
 
     assert parts(2**34) == 1
     little = 16 * 11_200_000 + 2**24  # a state of 11 million parameters, and six images
@@ -173,14 +174,14 @@ def test_processes_share_the_batch(tmp_path: Path, recipe: str, model: str) -> N
     images = make_split(tmp_path, each=9)
     chosen = {"encoder": "none", "model": model, "data": images, "image_size": (64, 64), "accumulate": 1}
     for processes, batch in ((1, 27), (2, 26), (8, 24)):
-        config, sets, _ = resolve(recipe, chosen, processes)
+        config, sets = FineTuning(None).resolve(recipe, chosen, processes)
         assert config.run.batch_size == (batch if recipe == "paper" else 8)
-        check_training(config, len(sets.train), 3, processes)
-    ready = resolve(recipe, chosen | {"batch_size": 27})[0]
-    with pytest.raises(ValueError, match=r"--batch-size 27 does not divide by 2 processes .*; use 26, or another"):
-        check_training(ready, 27, 3, 2)
+        validate_training(config, len(sets.train), 3, processes)
+    ready = FineTuning(None).resolve(recipe, chosen | {"batch_size": 27}, 1)[0]
+    with pytest.raises(ValueError, match=r"--batch-size 27 is not divisible by 2 processes .*; use 26, or another"):
+        validate_training(ready, 27, 3, 2)
     with pytest.raises(ValueError, match="27 images are too few for 30 processes times --accumulate 1; use fewer"):
-        check_training(ready, 27, 3, 30)
+        validate_training(ready, 27, 3, 30)
 
 
 def test_finished_run_writes_its_results_again(tmp_path: Path, data: Path) -> None:
@@ -249,8 +250,8 @@ def test_own_network(tmp_path: Path, data: Path) -> None:
     chosen = TINY_FINETUNE | {"model": f"{file}:make", "data": data, "epochs": 6.0, "lr": 5e-3}
     run(tmp_path / "run", **chosen)
     assert results(tmp_path / "run")["validation"]["top1"] > 0.9
-    saved = load_classifier(tmp_path / "run" / "model.safetensors")
-    assert saved.classes == CLASSES
+    saved = load_model(tmp_path / "run" / "model.safetensors")
+    assert tuple(saved.targets["classes"]) == CLASSES
 
 
 @pytest.mark.parametrize("model", ["test_resnet", "test_convnext"])
@@ -264,10 +265,10 @@ def test_paper_recipe_learns(tmp_path: Path, data: Path, model: str) -> None:
     assert config["objective"]["loss"] == ("binary" if by_batch else "cross-entropy")
     losses = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
     assert losses[-1] < losses[0]
-    saved, held_out = load_classifier(tmp_path / "run" / "model.safetensors"), read_labelled(data / "val")
-    logits = predict_source(
+    saved, held_out = load_model(tmp_path / "run" / "model.safetensors"), read_labelled(data / "val")
+    logits = compute_outputs(
         saved.module, held_out.source, saved.view, 3, batch_size=12, workers=0, device=torch.device("cpu")
-    ).logits
+    ).values
     labels = torch.from_numpy(held_out.labels)
     wanted = (
         F.binary_cross_entropy_with_logits(logits, F.one_hot(labels, 3).float())

@@ -11,14 +11,15 @@ import timm
 import torch
 from torch import nn
 
+from helpers import build_classifier
 from sparkmim.models.backbone import Backbone
-from sparkmim.transfer.classifier import Classifier, ClassifierConfig, PooledClassifier, build_classifier
 from sparkmim.transfer.layer_decay import decayed_groups, layer_groups
+from sparkmim.transfer.network import Network, PooledNetwork
 
 
-def classifier_of(name: str, **settings: object) -> Classifier:
+def classifier_of(name: str, **settings: object) -> Network:
     module = timm.create_model(name, num_classes=5, **settings)
-    return Classifier(module, Backbone(module), module)
+    return Network(module, Backbone(module), module)
 
 
 def official_resnet(name: str, blocks2: int, blocks3: int, depths: tuple[int, ...]) -> int:
@@ -88,9 +89,9 @@ class Residual(nn.Module):
 
 def test_own_network() -> None:
     backbone = Backbone(Own(), ["alpha.3", "omega.0"])
-    module = PooledClassifier(backbone, 5)
+    module = PooledNetwork(backbone, nn.Linear(backbone.channels[-1], 5))
     by_group = defaultdict(set)
-    for name, group in layer_groups(Classifier(module, backbone, backbone.module)).items():
+    for name, group in layer_groups(Network(module, backbone, backbone.module)).items():
         by_group[group].add(".".join(name.split(".")[:3]).removesuffix(".weight").removesuffix(".bias"))
     assert dict(by_group) == {
         0: {"encoder.enter"},
@@ -156,7 +157,7 @@ def test_other_families_get_several_groups(name: str) -> None:
 def test_file_of_a_network(tmp_path: Path) -> None:
     file = tmp_path / "net.py"
     file.write_text("import torchvision\ndef make(): return torchvision.models.resnet18()\n")
-    classifier = build_classifier(ClassifierConfig(model=f"{file}:make"), 4)
+    classifier = build_classifier(4, model=f"{file}:make")
     groups = layer_groups(classifier)
     assert (groups["encoder.conv1.weight"], groups["encoder.layer4.1.conv2.weight"]) == (0, 4)
     assert groups["head.weight"] == 5

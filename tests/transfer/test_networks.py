@@ -11,14 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import TINY_FINETUNE, make_split
+from helpers import TINY_FINETUNE, build_classifier, make_split
 from sparkmim.checkpoints.encoder import load_network
 from sparkmim.models.backbone import Backbone
 from sparkmim.pretraining.run import pretrain
-from sparkmim.training.optim import parameter_groups
-from sparkmim.transfer.classifier import ClassifierConfig, build_classifier, load_weights
 from sparkmim.transfer.layer_decay import decayed_groups
-from sparkmim.transfer.model_file import load_classifier
+from sparkmim.transfer.model_file import load_model
+from sparkmim.transfer.network import load_weights
 from sparkmim.transfer.run import finetune
 
 OWN = """
@@ -68,13 +67,13 @@ def own(tmp_path: Path) -> str:
 def run(folder: Path, without: tuple[str, ...] = (), **chosen: Any) -> dict[str, Any]:
     """The configuration of a fine-tuning."""
     tiny = {name: value for name, value in TINY_FINETUNE.items() if name not in without}
-    finetune(folder, chosen=tiny | chosen, say=lambda line: None)
+    finetune(folder, chosen=tiny | chosen)
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     return config
 
 
 def test_a_classifier_of_its_own_is_not_trained(own: str) -> None:
-    classifier = build_classifier(ClassifierConfig(model=own), 5)
+    classifier = build_classifier(5, model=own)
     frozen = [name for name, p in classifier.module.named_parameters() if not p.requires_grad]
     assert frozen == ["encoder.fc.weight", "encoder.fc.bias"]
     lower = build_classifier(ClassifierConfig(model=own, stages=("a", "b")), 5)
@@ -82,7 +81,7 @@ def test_a_classifier_of_its_own_is_not_trained(own: str) -> None:
 
 
 def test_weights_without_the_classifier_of_its_own_load(own: str) -> None:
-    classifier, encoder = build_classifier(ClassifierConfig(model=own), 5), load_network("none", own, seed=3)
+    classifier, encoder = build_classifier(5, model=own), load_network("none", own, seed=3)
     encoder.backbone.module.fc = torch.nn.Identity()
     load_weights(classifier, encoder)
     assert torch.equal(classifier.encoder.b[0].weight, encoder.backbone.module.b[0].weight)  # type: ignore[index,union-attr]
@@ -96,7 +95,6 @@ def test_stages_of_the_pretraining_are_kept(tmp_path: Path, data: Path, own: str
     pretrain(
         tmp_path / "pre",
         chosen=FOUR_STEPS | {"model": own, "stages": ("a", "b"), "data": data / "train"},
-        say=lambda line: None,
     )
     encoder = load_network(tmp_path / "pre")
     assert (encoder.stages, encoder.backbone.channels) == (("a", "b"), [16, 32])
@@ -116,7 +114,7 @@ def test_stages_are_named_from_scratch(tmp_path: Path, data: Path, own: str) -> 
 
 def test_crop_and_flip_of_the_pretraining_are_kept(tmp_path: Path, data: Path) -> None:
     chosen = FOUR_STEPS | {"model": "test_resnet", "data": data / "train", "crop": "native", "flip": False}
-    pretrain(tmp_path / "pre", chosen=chosen, say=lambda line: None)
+    pretrain(tmp_path / "pre", chosen=chosen)
     config = run(tmp_path / "run", ("model", "image_size"), data=data, encoder=tmp_path / "pre")
     assert (config["data"]["crop"], config["data"]["flip"]) == ("native", False)
     again = load_network(tmp_path / "run" / "model.safetensors").data
@@ -127,7 +125,7 @@ def test_crop_and_flip_of_the_pretraining_are_kept(tmp_path: Path, data: Path) -
 def test_other_channels_from_scratch(tmp_path: Path, data: Path, channels: int) -> None:
     config = run(tmp_path / "run", data=data, in_chans=channels)
     assert (config["model"]["in_chans"], len(config["data"]["mean"])) == (channels, channels)
-    first = next(iter(load_classifier(tmp_path / "run" / "model.safetensors").module.parameters()))
+    first = next(iter(load_model(tmp_path / "run" / "model.safetensors").module.parameters()))
     assert first.shape[1] == channels
 
 
@@ -141,12 +139,12 @@ def test_timms_weights_take_other_channels(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_fine_tuning_spares_what_pretraining_spares() -> None:
-    classifier = build_classifier(ClassifierConfig(model="test_convnext"), 5)
+    classifier = build_classifier(5, model="test_convnext")
     block: Any = next(m for m in classifier.module.modules() if hasattr(m, "gamma"))
     block.gamma = torch.nn.Parameter(block.gamma.detach().view(-1, 1, 1))  # as fastvit's
     decayed = [
         {id(p) for group in groups if group["weight_decay_scale"] for p in group["params"]}  # type: ignore[attr-defined]
-        for groups in (decayed_groups(classifier, 0.7), parameter_groups(classifier.module))
+        for groups in (decayed_groups(classifier, 0.7), param_groups_weight_decay(classifier.module.named_parameters()))
     ]
     assert decayed[0] == decayed[1]
     assert id(block.gamma) not in decayed[0]
@@ -154,7 +152,7 @@ def test_fine_tuning_spares_what_pretraining_spares() -> None:
 
 def test_stochastic_depth_that_a_network_does_not_take() -> None:
     with pytest.raises(ValueError, match="vgg11 takes no stochastic depth; use --drop-path 0"):
-        build_classifier(ClassifierConfig(model="vgg11", drop_path=0.1), 3)
+        build_classifier(3, model="vgg11", drop_path=0.1)
 
 
 @pytest.mark.parametrize("again", ["continued", "predicted"])
@@ -163,7 +161,7 @@ def test_a_file_that_is_spoilt_afterwards(tmp_path: Path, data: Path, own: str, 
     file = tmp_path / "own.py"
     file.write_text("import no_such_module\n" + file.read_text())
     saved = tmp_path / "run" / "model.safetensors"
-    act = partial(finetune, tmp_path / "run", say=print) if again == "continued" else partial(load_classifier, saved)
+    act = partial(finetune, tmp_path / "run") if again == "continued" else partial(load_model, saved)
     with pytest.raises(ValueError, match=r"own\.py:make fails at line 1: ModuleNotFoundError: .*no_such_module"):
         act()
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from sparkmim.data.labels import read_labelled
-from sparkmim.transfer.model_file import load_classifier
-from sparkmim.transfer.scores import predict_source
+from sparkmim.transfer.model_file import load_model
+from sparkmim.transfer.outputs import compute_outputs
 
 OWN = """
 from torch import nn
@@ -66,11 +66,11 @@ def test_a_classifier_of_its_own_is_not_waited_for_and_scores_are_of_the_saved_w
         *("finetune", "--model", f"{tmp_path / 'own.py'}:make", "--data", str(data), "--output", str(run)),
         *flags.split(),
     )
-    saved, results = load_classifier(run / "model.safetensors"), json.loads((run / "results.json").read_text())
+    saved, results = load_model(run / "model.safetensors"), json.loads((run / "results.json").read_text())
     for name, folder in (("validation", "val"), ("test", "test")):
         held_out = read_labelled(data / folder)
-        logits = predict_source(
+        logits = compute_outputs(
             saved.module, held_out.source, saved.view, 3, batch_size=12, workers=0, device=torch.device("cpu")
-        ).logits
+        ).values
         wanted = F.cross_entropy(logits, torch.from_numpy(held_out.labels))
         assert results[name]["loss"] == pytest.approx(float(wanted), rel=1e-4)

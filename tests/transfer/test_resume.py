@@ -19,7 +19,7 @@ SHORT = FOUR_STEPS | {"epochs": 0.5, "warmup_epochs": 0.1}
 
 def run(folder: Path, resume: str = "auto", recipe: str | None = None, **chosen: Any) -> dict[str, Any]:
     """The newest checkpoint of a run."""
-    finetune(folder, recipe=recipe, resume=resume, chosen=chosen, say=lambda line: None)
+    finetune(folder, recipe=recipe, resume=resume, chosen=chosen)
     newest = RunFolder(folder).newest_checkpoint()
     assert newest is not None
     return newest[0]
@@ -39,12 +39,12 @@ def without_average(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Pat
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     folder = tmp_path_factory.mktemp("pretrained") / "run"
-    pretrain(folder, chosen=SHORT | {"data": data / "train"}, say=lambda line: None)
+    pretrain(folder, chosen=SHORT | {"data": data / "train"})
     return folder
 
 
 def test_a_new_folder_takes_the_settings_of_the_checkpoint(tmp_path: Path, without_average: Path) -> None:
-    finetune(tmp_path / "run", resume=checkpoint(without_average), say=lambda line: None)
+    finetune(tmp_path / "run", resume=checkpoint(without_average))
     there, here = (json.loads((f / "config.json").read_text()) for f in (without_average, tmp_path / "run"))
     assert there.pop("recipe") == "small-data"
     assert here.pop("recipe").startswith("of step-")
@@ -61,7 +61,7 @@ def test_settings_of_groups_are_those_of_now(tmp_path: Path, without_average: Pa
 
 def test_betas_of_a_pretraining_are_those_of_now(tmp_path: Path, pretrained: Path) -> None:
     chosen = {"betas": (0.5, 0.6), "epochs": 1.0}
-    pretrain(tmp_path / "run", resume=checkpoint(pretrained), chosen=chosen, say=lambda line: None)
+    pretrain(tmp_path / "run", resume=checkpoint(pretrained), chosen=chosen)
     newest = RunFolder(tmp_path / "run").newest_checkpoint()
     assert newest is not None
     assert {tuple(group["betas"]) for group in newest[0]["optimizer"]["param_groups"]} == {(0.5, 0.6)}

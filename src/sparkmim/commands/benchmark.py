@@ -20,11 +20,12 @@ from ..data.views import training_view
 from ..diagnostics.benchmark.machine import describe, peak_flops
 from ..diagnostics.benchmark.measure import forward_flops, peak_bytes, seconds
 from ..diagnostics.benchmark.step import DTYPES, Step
+from ..models.config import Execution, ModelConfig
 from ..models.factory import code_of, load_backbone
-from ..models.spark import Execution, SparK
-from ..training.precision import Precision
-from ..training.ranges import check_values
+from ..models.spark import SparK
+from ..training.config import LoopConfig, Precision
 from ..utils.devices import pick_device
+from ..utils.fields import validate_as
 from ..utils.io import require_writable, write_text
 
 EXECUTIONS: dict[Execution, str] = {
@@ -85,7 +86,8 @@ def benchmark(
         rounds: steps of each execution to time, of which the median is told.
         output: Markdown file for the table.
     """
-    check_values({"batch_size": batch_size, "mask_ratio": mask_ratio, "decoder_width": decoder_width})
+    validate_as(LoopConfig, batch_size=batch_size)
+    validate_as(ModelConfig, mask_ratio=mask_ratio, decoder_width=decoder_width)
     if rounds < 1 or image_size < 1:
         raise ValueError(f"--rounds {rounds} and --image-size {image_size} must be at least 1")
     if output is not None:

@@ -11,11 +11,13 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from ..checkpoints.encoder import load_network
+from ..data.config import ViewConfig
 from ..data.sources.builtin import builtin_photographs
 from ..data.sources.folder import find_images
 from ..evaluation.features import pooled_features
-from ..training.ranges import check_values
+from ..training.config import LoopConfig
 from ..utils.devices import pick_device
+from ..utils.fields import validate_as
 from ..utils.io import require_writable, write_atomically
 from ..utils.text import printable
 
@@ -50,7 +52,8 @@ def embed(
         raise ValueError("writing .parquet needs pyarrow: pip install pyarrow; or use an .npz file")
     if image_size is not None and image_size < 1:
         raise ValueError(f"--image-size {image_size} is not a number of pixels")
-    check_values({"batch_size": batch_size, "workers": workers})
+    validate_as(LoopConfig, batch_size=batch_size)
+    validate_as(ViewConfig, workers=workers)
     require_writable(output)
     network = load_network(encoder, model)
     config = network.data if image_size is None else replace(network.data, image_size=(image_size, image_size))

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from ..checkpoints.run_folder import RunFolder
+from ..data.config import ViewConfig
 from ..data.sources.folder import find_images
-from ..training.ranges import check_values
-from ..transfer.model_file import load_classifier
-from ..transfer.scores import predict_source
+from ..training.config import LoopConfig
+from ..transfer.model_file import load_model
+from ..transfer.outputs import compute_outputs
 from ..utils.devices import pick_device
+from ..utils.fields import validate_as
 from ..utils.io import require_writable, write_text
 from ..utils.text import printable
 
@@ -48,15 +50,17 @@ def predict(
         raise ValueError(f"--output {output} is a CSV file; write {output.with_suffix('.csv')}")
     if image_size is not None and image_size < 1:
         raise ValueError(f"--image-size {image_size} is not a number of pixels")
-    check_values({"batch_size": batch_size, "workers": workers})
+    validate_as(LoopConfig, batch_size=batch_size)
+    validate_as(ViewConfig, workers=workers)
     require_writable(output)
-    saved = load_classifier(RunFolder(run).classifier if run.is_dir() else run)
-    if not 1 <= top_k <= len(saved.classes):
-        raise ValueError(f"--top-k {top_k} must be 1 to {len(saved.classes)}, the number of classes")
+    saved = load_model(RunFolder(run).classifier if run.is_dir() else run)
+    classes = saved.targets["classes"]
+    if not 1 <= top_k <= len(classes):
+        raise ValueError(f"--top-k {top_k} must be 1 to {len(saved.targets['classes'])}, the number of classes")
     view = saved.view if image_size is None else replace(saved.view, image_size=(image_size, image_size))
     source = find_images(data)
     where = pick_device(device)
-    found = predict_source(
+    found = compute_outputs(
         saved.module.to(where),
         source,
         view,
@@ -68,7 +72,7 @@ def predict(
     if not found.indices:
         raise ValueError(f"none of the {len(source)} images can be read; {found.broken[0][1]}")
     errors = dict(found.broken)
-    likely = found.probabilities.topk(top_k)
+    likely = found.values.softmax(1).topk(top_k)
     places = {index: row for row, index in enumerate(found.indices)}
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
@@ -78,7 +82,7 @@ def predict(
         cells: list[str] = [""] * (2 * top_k)
         if index in places:
             best = zip(likely.indices[places[index]].tolist(), likely.values[places[index]].tolist(), strict=True)
-            cells = [cell for number, share in best for cell in (saved.classes[number], f"{share:.6f}")]
+            cells = [cell for number, share in best for cell in (classes[number], f"{share:.6f}")]
         writer.writerow([source.name(index), *cells, " ".join(errors.get(index, "").split())])
     for index, error in found.broken:
         print(f"skipped {printable(source.name(index))}: {error}", file=sys.stderr)

@@ -12,9 +12,11 @@ from ..data.sources.builtin import builtin_photographs
 from ..data.sources.folder import find_images
 from ..data.statistics import first_readable
 from ..data.views import evaluation_view
+from ..models.config import ModelConfig
 from ..pretraining.model import load_run
 from ..reporting.reconstructions import MOST_IMAGES, reconstruction_grid, save_png
-from ..training.ranges import check_values
+from ..training.config import LoopConfig
+from ..utils.fields import validate_as
 from ..utils.io import require_writable
 
 
@@ -35,7 +37,9 @@ def reconstruct(
         raise ValueError(f"--output {output} is not a .png file")
     if not 1 <= count <= MOST_IMAGES:
         raise ValueError(f"--count {count} is not a number of images from 1 to {MOST_IMAGES}")
-    check_values({"seed": seed} if mask_ratio is None else {"seed": seed, "mask_ratio": mask_ratio})
+    validate_as(LoopConfig, seed=seed)
+    if mask_ratio is not None:
+        validate_as(ModelConfig, mask_ratio=mask_ratio)
     require_writable(output)
     trained = load_run(run)
     config = trained.config

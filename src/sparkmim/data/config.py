@@ -1,16 +1,19 @@
-"""What to train on, and how images are seen."""
+"""What to train on, and how images are seen. Imports nothing heavy: the command line reads it for its help."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+from ..utils.fields import Valid, at_least, setting, share
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
     """The views of images that a network takes."""
 
-    image_size: tuple[int, ...]
+    image_size: tuple[int, ...] = setting(per_axis=True)
     """Pixels of a view along each axis (height, width), or one number for a square."""
 
     crop: Literal["resized", "native"] = "resized"
@@ -23,16 +26,18 @@ class ViewConfig:
     flip: bool = True
     """Flip half of the views left to right."""
 
-    mean: tuple[float, ...]
+    mean: tuple[float, ...] = setting(valid=Valid(lambda v: all(map(math.isfinite, v)), "must be finite"))
     """Mean of each channel, images being 0 to 1; subtracted from the input."""
 
-    std: tuple[float, ...]
+    std: tuple[float, ...] = setting(
+        valid=Valid(lambda v: all(0 < part < math.inf for part in v), "must be above 0 in each channel")
+    )
     """Standard deviation of each channel; the input is divided by it."""
 
-    workers: int = 2
+    workers: int = setting(2, at_least(0, "a number of processes"), resumable=True)
     """Processes that read images; 0 reads them in the training process."""
 
-    max_broken: float = 0.1
+    max_broken: float = setting(0.1, share("the images"))
     """Share of the images that may be unreadable before the run stops. Those within it are skipped and listed."""
 
 
@@ -40,14 +45,15 @@ class ViewConfig:
 class DataConfig(ViewConfig):
     """Which images to pretrain on."""
 
-    data: str | None = None
-    """Folder of images, flat or nested, without labels; the built-in photographs if not given."""
+    data: str | None = setting(None, kind="images", resumable=True)
+    """Folder of images, flat or nested, without labels, or an address (SCHEME://...); the built-in photographs if not
+    given."""
 
-    val_data: str | None = None
+    val_data: str | None = setting(None, kind="images", resumable=True)
     """Folder of images for the held-out loss."""
 
-    monitor_data: str | None = None
-    """Labelled images for --monitor: class folders, a CSV file of rows `path,class`, or a folder with train and val
+    monitor_data: str | None = setting(None, kind="images", resumable=True)
+    """Labeled images for --monitor: class folders, a CSV file of rows `path,class`, or a folder with train and val
     folders of classes. They do not train."""
 
     val_share: float = 0.0

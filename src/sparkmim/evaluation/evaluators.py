@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 
 from ..data.labels import LabelledImages
-from ..data.loader import Batch
 from ..data.sources.base import Subset
 from ..models.spark import SparK
 from ..training.errors import RunStopped
-from ..training.progress import tell
-from ..training.step import Trainer
+from ..training.task import TrainingTask
 from ..utils.distributed import gather
+from ..utils.logging import log
 from .features import pooled_features
 from .frozen import LabelledFeatures
 from .knn import accuracy, best_neighbours, knn_predictions, leave_one_out
@@ -40,7 +41,7 @@ class KnnMonitor:
             return f"k-NN, each of {len(self.train):,} labelled images by all others"
         return f"k-NN, {len(self.val):,} labelled images by {len(self.train):,} others"
 
-    def __call__(self, trainer: Trainer[SparK, Batch]) -> dict[str, float]:
+    def __call__(self, trainer: TrainingTask[Any]) -> dict[str, float]:
         """Shares of images classified correctly; all processes share the reading and get the same numbers.
 
         Raises:
@@ -53,8 +54,8 @@ class KnnMonitor:
         model.train()
         images = len(self.train) + (0 if self.val is None else len(self.val))
         skipped = images - len(train) - (0 if val is None else len(val))
-        if skipped > self.skipped and trainer.fabric.is_global_zero:
-            tell(f"k-NN: {skipped} of {images} labelled images cannot be read and are left out")
+        if skipped > self.skipped:
+            log.info(f"k-NN: {skipped} of {images} labelled images cannot be read and are left out")
         self.skipped = skipped
         within = leave_one_out(train.values, train.labels, classes=classes)
         if not within or (val is not None and not len(val)):
@@ -68,13 +69,15 @@ class KnnMonitor:
             score = accuracy(predicted, val.labels)
         return {"knn_top1": score.top1, "knn_mean_per_class": score.class_mean}
 
-    def _features(self, trainer: Trainer[SparK, Batch], images: LabelledImages) -> LabelledFeatures:
+    def _features(self, trainer: TrainingTask[Any], images: LabelledImages) -> LabelledFeatures:
         """Of the images that can be read, in order."""
         fabric: Fabric = trainer.fabric
+        assert isinstance(trainer.model, SparK)
+        backbone = trainer.model.backbone
         data = trainer.config.data
         own = np.arange(fabric.global_rank, len(images), fabric.world_size)
         found = pooled_features(
-            trainer.model.backbone,
+            backbone,
             Subset(images.source, own),
             data,
             batch_size=trainer.micro_batch,

@@ -1,53 +1,60 @@
-"""The configuration of a model."""
+"""The configuration of a model. Imports nothing heavy: the command line reads it for its help."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from .decoder import DecoderBlock
-from .spark import Execution, LossOn
+from ..utils.fields import Valid, at_least, rate, setting
+
+DecoderBlock = Literal["unet", "convnext"]
+"""Blocks of the decoder: the paper's, or one of a sixth of its arithmetic."""
+
+Execution = Literal["packed", "masked-dense", "zero-out"]
+LossOn = Literal["hidden", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The network to pretrain, and how."""
 
-    model: str
+    model: str = setting(kind="code", shapes_model=True)
     """A timm model name, or FILE.py:FUNCTION or MODULE:FUNCTION (torchvision.models:resnet50): a function that returns
     a torch.nn.Module or a sparkmim.Backbone."""
 
-    stages: tuple[str, ...] = ()
+    stages: tuple[str, ...] = setting((), shapes_model=True)
     """Names of the submodules whose outputs are the feature maps, if the network does not offer them itself."""
 
-    in_chans: int = 3
-    """Channels of the images: 1 (grey), 3 (RGB), 4 (RGBA), or those of .npy and TIFF files."""
+    in_chans: int = setting(3, at_least(1, "a number of channels"), shapes_model=True)
+    """Channels of the images: 1 (gray), 3 (RGB), 4 (RGBA), or those of .npy and TIFF files."""
 
-    init: str = "none"
+    init: str = setting("none", kind="weights")
     """Weights to start from: none, timm (its pretrained ones), or a file: an encoder.safetensors, a checkpoint of
     sparkmim, timm, torchvision or the authors' code."""
 
-    drop_path: float = 0.0
+    drop_path: float = setting(0.0, rate())
     """Highest rate of stochastic depth in the network."""
 
-    patch_size: tuple[int, ...]
+    patch_size: tuple[int, ...] = setting(per_axis=True)
     """Pixels of a patch along each axis, or one number; a multiple or a divisor of the network's total stride, which is
     the default."""
 
-    mask_ratio: float = 0.6
+    mask_ratio: float = setting(0.6, Valid(lambda v: 0 < v < 1, "is the share of patches to hide, between 0 and 1"))
     """Share of patches to hide."""
 
-    decoder_width: int = 768
+    objective: str = setting("pixels", kind="code", shapes_model=True)
+    """What is predicted at hidden patches: pixels (the paper's), another objective by name, or FILE.py:CLASS."""
+
+    decoder_width: int = setting(768, at_least(1, "a number of channels"), shapes_model=True)
     """Channels of the decoder at the deepest scale, halved by each of its blocks."""
 
-    decoder_block: DecoderBlock = "unet"
-    """What the decoder is made of: unet is the paper's blocks; convnext is cheaper ones, of a sixth of the
-    arithmetic."""
+    decoder_block: DecoderBlock = setting("unet", shapes_model=True)
+    """Blocks of the decoder: unet is the paper's; convnext is a cheaper one, of a sixth of the arithmetic."""
 
-    densify_norm: Literal["batch", "layer"] | None = None
+    densify_norm: Literal["batch", "layer"] | None = setting(None, shapes_model=True)
     """Norm before the mask embeddings; the network's own kind if not given."""
 
-    hierarchy: bool = True
+    hierarchy: bool = setting(True, shapes_model=True)
     """Decode from all scales; off: from the deepest alone (the paper's ablation)."""
 
     execution: Execution = "packed"
@@ -57,10 +64,10 @@ class ModelConfig:
     loss_on: LossOn = "hidden"
     """Patches whose prediction is compared: hidden, or all (an ablation of the paper)."""
 
-    grad_checkpointing: bool = False
+    grad_checkpointing: bool = setting(False, resumable=True)
     """Compute the encoder's activations again in backward instead of keeping them, in blocks that the network chooses:
-    less memory for more time, and the same numbers. For networks of timm that know how to."""
+    less memory for more time, and the same numbers. For networks of timm that support it."""
 
-    shared_mask_token: bool = False
+    shared_mask_token: bool = setting(False, shapes_model=True)
     """One mask embedding for all scales, each taking as many of its numbers as it has channels; off: one each (on is an
     ablation of the paper)."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..sparse import CoarseExecution, CoarseGrid, PatchGrid
 from .backbone import Level
+from .config import DecoderBlock
 from .fused_upsample import upsample_conv
 from .memory_efficient import recomputed, relu6
 from .sparse_projection import project
@@ -19,9 +20,6 @@ from .sparse_projection import project
 _CONV: dict[int, type[Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _CONV_TRANSPOSE: dict[int, type[Any]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _BATCH_NORM: dict[int, type[Any]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-
-DecoderBlock = Literal["unet", "convnext"]
-"""What the decoder is made of: the paper's block, or one of a sixth of its arithmetic."""
 
 
 class Densify(nn.Module):
@@ -131,17 +129,19 @@ class Upsampling(NamedTuple):
     factor: tuple[int, ...]
 
 
-def upsampling_steps(strides: Sequence[tuple[int, ...]]) -> list[Upsampling]:
-    """The blocks that lead from the deepest stride to 1, by prime factors, meeting every stride of the pyramid.
+def upsampling_steps(strides: Sequence[tuple[int, ...]], end: tuple[int, ...] | None = None) -> list[Upsampling]:
+    """Return the blocks that lead from the deepest stride to `end`, by prime factors, meeting every stride between.
 
     Args:
         strides: of the pyramid, deepest first.
+        end: stride of the prediction, 1 along each axis if not given.
 
     Raises:
         ValueError: if a stride does not divide the next deeper one.
     """
     steps = []
-    for level, (coarse, fine) in enumerate(zip(strides, [*strides[1:], (1,) * len(strides[0])], strict=True)):
+    end = (1,) * len(strides[0]) if end is None else end
+    for level, (coarse, fine) in enumerate(zip(strides, [*strides[1:], end], strict=True)):
         if any(c % f for c, f in zip(coarse, fine, strict=True)):
             raise ValueError(
                 f"the decoder cannot go from stride {coarse} to {fine}: no whole factor leads from one to the other"

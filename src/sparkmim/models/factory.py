@@ -13,7 +13,7 @@ from torch import nn
 
 from ..sparse import UnsupportedOperation
 from ..utils.devices import out_of_memory
-from ..utils.specs import is_function, load_function
+from ..utils.specs import is_function, load_object
 from .backbone import Backbone
 
 
@@ -32,7 +32,7 @@ def code_of(spec: str) -> Iterator[None]:
         if out_of_memory(error):
             raise
         frames = traceback.extract_tb(error.__traceback__)
-        if isinstance(error, ValueError) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent):
+        if isinstance(error, ValueError) and Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1]):
             raise
         what = f"{type(error).__name__}: {error}"
         if ".py:" not in spec:
@@ -73,7 +73,7 @@ def load_backbone(
         return Backbone(backbone.module, stages, in_chans=backbone.in_chans) if stages else backbone
     if pretrained:
         raise ValueError(f"timm has no weights for {model}; use --init none or a file")
-    function = load_function(model)
+    function = load_object(model)
     if drop_path and "drop_path_rate" not in inspect.signature(function).parameters:
         raise ValueError(f"{model} takes no drop_path_rate; give it one, or use --drop-path 0")
     made = function(**settings)
@@ -109,7 +109,7 @@ def stochastic_depth(model: str, drop_path: float) -> Iterator[None]:
 def takes_drop_path(model: str) -> bool:
     """Whether a network can be made with stochastic depth."""
     if is_function(model):
-        return "drop_path_rate" in inspect.signature(load_function(model)).parameters
+        return "drop_path_rate" in inspect.signature(load_object(model)).parameters
     try:
         timm.create_model(model, num_classes=0, drop_path_rate=0.1)
     except TypeError:

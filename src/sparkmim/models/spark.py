@@ -1,7 +1,7 @@
 """SparK: masked-image pretraining of a convolutional network (Tian et al., ICLR 2023, arXiv 2301.03580).
 
 Hide most patches of an image, encode the visible ones with a sparse convolutional network, fill the gaps of every
-scale with mask embeddings, decode with a light UNet, and regress the normalised pixels of the hidden patches.
+scale with mask embeddings, decode with a light UNet, and regress the normalized pixels of the hidden patches.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..objectives.pixels import all_patch_loss, denormalise_patches, hidden_patch_loss, normalise_patches
+from ..objectives.base import Objective, find_objective
 from ..sparse import CoarseGrid, MaskedDenseExecution, PatchGrid, SparseExecution, mask_at, require_triton
 from .backbone import Backbone
-from .decoder import DecoderBlock, UNetDecoder, build_densify, densify_norm_of, upsampling_steps
+from .config import DecoderBlock, Execution, LossOn
+from .decoder import UNetDecoder, build_densify, densify_norm_of, upsampling_steps
 from .masking import count_visible, random_visible, visible_patches
-
-Execution = Literal["packed", "masked-dense", "zero-out"]
-LossOn = Literal["hidden", "all"]
 
 
 class SparKOutput(NamedTuple):
-    """What :class:`SparK` returns.
+    """The result of :class:`SparK`.
 
     Attributes:
-        loss: scalar, the mean squared error over hidden patches (over all with `loss_on="all"`).
-        prediction: `(B, C, H, W)`, per-patch normalised pixels, for visible patches too.
+        loss: scalar; for the paper's objective the mean squared error over hidden patches.
+        prediction: `(B, C, H, W)`, per-patch normalized pixels, for visible patches too (other objectives:
+            `(B, channels, *size / stride)`).
         visible: bool `(B, *grid)`, True = visible: the mask that was used.
     """
 
@@ -38,7 +37,7 @@ class SparKOutput(NamedTuple):
 
 
 class SparK(nn.Module):
-    """A backbone with what it takes to pretrain it.
+    """A backbone with the decoder, mask embeddings and objective that pretrain it.
 
     Args:
         backbone: the network: a timm name, a module, or a :class:`~sparkmim.Backbone`. It is not changed: its
@@ -55,6 +54,8 @@ class SparK(nn.Module):
         execution: "packed" computes visible patches only. "masked-dense" computes the same numbers the official way,
             at the price of the whole image. "zero-out" runs the ordinary network on images with hidden pixels set to
             zero, the baseline that the paper argues against.
+        objective: what is predicted: "pixels" (the paper's), the name of another one, `FILE.py:CLASS`, or an
+            :class:`~sparkmim.Objective`.
         loss_on: "hidden" compares hidden patches, "all" visible ones as well (the paper's ablation).
         shared_mask_token: one mask embedding for all scales (the paper's ablation) instead of one each. It is as wide
             as the widest map; a scale of fewer channels takes the first ones.
@@ -90,6 +91,7 @@ class SparK(nn.Module):
         in_chans: int = 3,
         hierarchy: bool = True,
         execution: Execution = "packed",
+        objective: str | Objective = "pixels",
         loss_on: LossOn = "hidden",
         shared_mask_token: bool = False,
         triton: bool = False,
@@ -109,22 +111,34 @@ class SparK(nn.Module):
             raise ValueError(f"mask_ratio is the share of patches to hide, between 0 and 1, not {mask_ratio}")
         self.mask_ratio = mask_ratio
         self.execution = execution
-        self.loss_on = loss_on
         if triton:
             require_triton()
         self.triton = triton
         self.backbone = backbone
         self.encoder = backbone.module
-        levels = backbone.levels[::-1] if hierarchy else backbone.levels[-1:]  # deepest first
         self.patch_size = backbone.resolve_patch_size(patch_size)
+        if isinstance(objective, str):
+            kind = find_objective(objective)
+            objective = kind(
+                kind.settings_type(), in_chans=backbone.in_chans, patch_size=self.patch_size, loss_on=loss_on
+            )
+        self.objective = objective
+        levels = backbone.levels[::-1] if hierarchy else backbone.levels[-1:]  # deepest first
+        end = objective.stride  # maps finer than the prediction have no place in the decoder
+        levels = [level for level in levels if all(s >= e for s, e in zip(level.stride, end, strict=True))]
+        if not levels:
+            raise ValueError(
+                f"the objective predicts at stride {end}, coarser than the deepest map {backbone.strides[-1]}"
+            )
         self.levels = len(levels)
-        steps = upsampling_steps([level.stride for level in levels])
-        self.decoder = UNetDecoder(steps, decoder_width, backbone.in_chans, block=decoder_block)
+        steps = upsampling_steps([level.stride for level in levels], end)
+        self.decoder = UNetDecoder(steps, decoder_width, objective.channels, block=decoder_block)
         norm = densify_norm or densify_norm_of(self.encoder)
         self.densify = build_densify(levels, self.decoder, norm, shared_mask_token=shared_mask_token)
         self.unreached = backbone.unreached_parameters(self.levels)
         for name in self.unreached:
             self.encoder.get_parameter(name).requires_grad_(False)
+        objective.attach(self)
 
     def forward(
         self,
@@ -156,14 +170,10 @@ class SparK(nn.Module):
         ]
         # Decode: from the deepest map up to the pixels.
         prediction = self.decoder(maps)
-        # Compare: with the normalised pixels of the hidden patches.
-        hidden = grid.visible.numel() - grid.patches
-        if hidden == 0:
+        # Compare: with the objective's target, the normalized pixels of the hidden patches.
+        if grid.visible.numel() == grid.patches:
             raise ValueError("the mask hides nothing, so there is nothing to predict")
-        target = self.target(images)
-        if self.loss_on == "all":
-            return SparKOutput(all_patch_loss(prediction, target), prediction, grid.visible)
-        loss = hidden_patch_loss(prediction, target, grid.visible, hidden)
+        loss = self.objective.loss(prediction, self.target(images), grid)
         return SparKOutput(loss, prediction, grid.visible)
 
     def mask(
@@ -172,7 +182,7 @@ class SparK(nn.Module):
         visible: Bool[Tensor, "batch *grid"] | None = None,
         generator: torch.Generator | None = None,
     ) -> PatchGrid:
-        """The visible patches of a batch: of the mask given, or of a random one."""
+        """Return the visible patches of a batch: of the mask given, or of a random one."""
         shape = self.grid_shape(images.shape[2:])
         if images.shape[1] != self.backbone.in_chans:
             raise ValueError(
@@ -194,7 +204,7 @@ class SparK(nn.Module):
         return PatchGrid(visible.to(images.device, non_blocking=images.device.type != "cpu"), count)
 
     def grid_shape(self, size: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
-        """Patches along each axis of images of `size`.
+        """Return the number of patches along each axis of images of `size`.
 
         Raises:
             ValueError: if the patch size, or the network's total stride, does not divide it.
@@ -210,9 +220,9 @@ class SparK(nn.Module):
         return tuple(s // p for s, p in zip(size, self.patch_size, strict=True))
 
     def encode_visible(self, images: Float[Tensor, "batch channel *size"], grid: PatchGrid) -> list[Tensor]:
-        """The feature maps of the visible patches, packed: `(N, C_i, *patch_size / stride_i)`, finest first.
+        """Return the feature maps of the visible patches, packed: `(N, C_i, *patch_size / stride_i)`, finest first.
 
-        Those of strides larger than a patch are whole, `(B, C_i, *size / stride_i)`; see :meth:`grids`.
+        Maps of strides larger than a patch are whole, `(B, C_i, *size / stride_i)`; see :meth:`grids`.
         """
         if self.execution == "packed":
             features = SparseExecution(grid, triton=self.triton).run(self.encoder, images, self.backbone)
@@ -225,37 +235,42 @@ class SparK(nn.Module):
         return features[-self.levels :]
 
     def grids(self, grid: PatchGrid, size: Sequence[int]) -> list[PatchGrid | CoarseGrid]:
-        """The visible part of each feature map of images of `size`, finest first."""
+        """Return the visible part of each feature map of images of `size`, finest first."""
         levels = self.backbone.levels[-self.levels :]
         return [grid.at([s // t for s, t in zip(size, level.stride, strict=True)]) for level in levels]
 
     def encode(
         self, images: Float[Tensor, "batch channel *size"], visible: Bool[Tensor, "batch *grid"]
     ) -> list[Float[Tensor, "batch _ *_size"]]:
-        """The feature maps `(B, C_i, H / s_i, W / s_i)`, finest first, zero where hidden."""
+        """Return the feature maps `(B, C_i, H / s_i, W / s_i)`, finest first, zero where hidden."""
         grid = self.mask(images, visible)
         features = self.encode_visible(images, grid)
         grids = self.grids(grid, images.shape[2:])
         return [at.unpack(feature) for at, feature in zip(grids, features, strict=True)]
 
-    def target(self, images: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch channel *size"]:
-        """What predictions are compared with: images with each patch normalised by its own mean and deviation."""
-        return normalise_patches(images, self.patch_size)
+    def target(self, images: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch _ *_size"]:
+        """Return what predictions are compared with: for the paper's objective the images, normalized per patch."""
+        return self.objective.target(images)
 
     def reconstruct(
         self, images: Float[Tensor, "batch channel *size"], visible: Bool[Tensor, "batch *grid"] | None = None
     ) -> Float[Tensor, "batch channel *size"]:
-        """Images with their hidden patches predicted: the input where visible, the prediction where hidden.
+        """Return images with their hidden patches predicted: the input where visible, the prediction where hidden.
 
-        Predictions are de-normalised with the statistics of the hidden patch itself, which the network never sees:
+        Predictions are denormalized with the statistics of the hidden patch itself, which the network never sees:
         a picture of what was learned, not of what could be restored.
+
+        Raises:
+            ValueError: for an objective whose predictions are not pixels.
         """
+        if not self.objective.reconstructs:
+            raise ValueError(f"predictions of {type(self.objective).__name__} are not pixels and cannot be shown")
         out = self(images, visible)
-        prediction = denormalise_patches(out.prediction.to(images.dtype), images, self.patch_size)
+        prediction = self.objective.to_pixels(out.prediction, images)
         return torch.where(mask_at(out.visible, images.shape[2:]).unsqueeze(1), images, prediction)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the encoder's activations again in backward instead of keeping them, if the network knows how to.
+        """Compute the encoder's activations again in backward instead of keeping them, if the network supports it.
 
         Raises:
             ValueError: for a network without timm's `set_grad_checkpointing`, or whose own refuses.
@@ -271,5 +286,5 @@ class SparK(nn.Module):
             raise ValueError(f"{type(self.encoder).__name__} cannot checkpoint activations ({error})") from error
 
     def extra_repr(self) -> str:
-        """The settings, for `print(model)`."""
+        """Return the settings, for `print(model)`."""
         return f"mask_ratio={self.mask_ratio}, patch_size={self.patch_size}, execution={self.execution!r}"

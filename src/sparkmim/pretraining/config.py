@@ -1,29 +1,37 @@
-"""The configuration of a pretraining, in groups."""
+"""The configuration of a pretraining, in groups. Imports nothing heavy: the command line reads it for its help."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..data.config import DataConfig
 from ..models.config import ModelConfig
-from ..training.config import Configuration, LoopConfig
-from ..training.optim import OptimizerConfig
-from ..training.schedule import ScheduleConfig
+from ..training.config import Configuration, LoopConfig, OptimizerConfig, ScheduleConfig, plugin
+from ..utils.fields import NoSettings, above_zero, at_least, setting
+
+
+def settings_of_objective(name: str | None) -> type[Any]:
+    """Return the class of an objective's settings; imports the objective, but for the paper's, which has none."""
+    if name in (None, "pixels"):
+        return NoSettings
+    from ..objectives.base import find_objective
+
+    return find_objective(str(name)).settings_type
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(LoopConfig):
     """How a pretraining is carried out."""
 
-    pictures: int = 10
+    pictures: int = setting(10, at_least(0), resumable=True)
     """How many times over the run to draw reconstructions; 0 never."""
 
-    monitor: Literal["none", "knn"] = "none"
-    """What the encoder is worth so far: knn classifies the labelled images of --monitor-data by their neighbours."""
+    monitor: Literal["none", "knn"] = setting("none", resumable=True)
+    """Evaluate the encoder during training: knn classifies the labeled images of --monitor-data by their neighbors."""
 
-    monitor_every: float = 10.0
-    """Epochs between two times that the monitor looks; it does after the last step as well."""
+    monitor_every: float = setting(10.0, above_zero("a number of epochs"), resumable=True)
+    """Epochs between two evaluations of the monitor; there is one after the last step as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,3 +43,4 @@ class PretrainConfig(Configuration):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     run: RunConfig
+    objective: Any = plugin("objective", settings_of_objective)

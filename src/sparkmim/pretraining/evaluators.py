@@ -1,42 +1,42 @@
-"""Looking at a model during training: the held-out loss, and pictures of reconstructions."""
+"""Look at a model during pretraining: the held-out loss, pictures of reconstructions, and the monitor's images."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from lightning_fabric import Fabric
+from torch import Tensor
 
 from ..data.labels import read_splits
-from ..data.loader import Batch, MaskedViews, evaluation_batches, read
-from ..data.normalize import Normalise, join
+from ..data.loader import MaskedViews, evaluation_batches, read
+from ..data.normalize import join
 from ..data.statistics import first_readable
 from ..evaluation.evaluators import KnnMonitor
 from ..models.spark import SparK
 from ..reporting.reconstructions import reconstruction_grid, save_png
-from ..training.step import Trainer
 from .config import PretrainConfig
 
 PICTURED = 8
 """Images whose reconstructions are drawn."""
 
+ToInput = Callable[[Tensor], Tensor]
+"""Makes a network's input of pixels, on its device."""
+
 
 @torch.no_grad()
-def held_out_loss(trainer: Trainer[SparK, Batch], views: MaskedViews, normalise: Normalise) -> float:
-    """The mean loss in evaluation mode. All processes share the work and get the same number."""
-    fabric, model = trainer.fabric, trainer.model
-    batches = evaluation_batches(
-        views,
-        trainer.micro_batch,
-        trainer.config.data.workers,
-        process=fabric.global_rank,
-        processes=fabric.world_size,
-    )
+def held_out_loss(
+    model: SparK, views: MaskedViews, to_input: ToInput, fabric: Fabric, *, batch_size: int, workers: int
+) -> float:
+    """Return the mean loss in evaluation mode. All processes share the work and get the same number."""
+    batches = evaluation_batches(views, batch_size, workers, process=fabric.global_rank, processes=fabric.world_size)
     total = torch.zeros(2, device=fabric.device)
     model.eval()
     with read(batches) as each:
         for batch in each:
             with fabric.autocast():
-                out = model.forward(normalise(batch.images), batch.visible)
+                out = model.forward(to_input(batch.images), batch.visible)
             total += torch.stack([out.loss.float() * len(batch.images), total.new_tensor(len(batch.images))])
     model.train()
     summed = fabric.all_reduce(total, reduce_op="sum")
@@ -45,23 +45,25 @@ def held_out_loss(trainer: Trainer[SparK, Batch], views: MaskedViews, normalise:
 
 
 @torch.no_grad()
-def draw(trainer: Trainer[SparK, Batch], views: MaskedViews, normalise: Normalise, path: Path) -> None:
+def draw_reconstructions(
+    model: SparK, views: MaskedViews, to_input: ToInput, fabric: Fabric, config: PretrainConfig, path: Path
+) -> None:
     """Save a picture of reconstructions, of the same images under the same masks each time."""
-    fabric, model, data = trainer.fabric, trainer.model, trainer.config.data
     count = min(PICTURED, len(views))
     shown = [views[0, index * len(views) // count] for index in range(count)]
-    images = normalise(join([view.images for view in shown]))
+    images = to_input(join([view.images for view in shown]))
     visible = torch.cat([view.visible for view in shown])
     model.eval()
     with fabric.autocast():
         pictures = model.reconstruct(images, visible)
     model.train()
+    data = config.data
     grid = reconstruction_grid(images.cpu(), visible, pictures.float().cpu(), mean=data.mean, std=data.std)
     save_png(grid, path)
 
 
 def find_monitor(config: PretrainConfig) -> KnnMonitor | None:
-    """The monitor of a configuration, its images found.
+    """Return the monitor of a configuration, its images found.
 
     Raises:
         ValueError: if there are none, or their labels make no sense.
@@ -69,10 +71,10 @@ def find_monitor(config: PretrainConfig) -> KnnMonitor | None:
     where = config.data.monitor_data
     if config.run.monitor == "none":
         if where is not None:
-            raise ValueError("--monitor-data without a monitor; give --monitor knn too")
+            raise ValueError("--monitor-data is given without a monitor; give --monitor knn too")
         return None
     if where is None:
-        raise ValueError("--monitor knn of which images? --monitor-data takes a folder of class folders, or a CSV file")
+        raise ValueError("--monitor knn requires --monitor-data (class folders or a CSV file)")
     train, val = read_splits(where, option="--monitor-data")
     for labelled in (train, val):
         if labelled is not None:

@@ -2,40 +2,123 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from ..checkpoints.run_folder import RunFolder
 from ..checkpoints.weights import load_encoder
+from ..data.seeding import keyed_seed
+from ..models.backbone import Backbone
 from ..models.config import ModelConfig
 from ..models.factory import load_backbone
 from ..models.spark import SparK
+from ..objectives.base import find_objective
 from .config import PretrainConfig
 
+INITIAL_WEIGHTS = 5
+"""Key of the randomness of the initial weights."""
 
-def build_model(config: ModelConfig) -> SparK:
-    """The model that a configuration describes, its encoder from the weights it names.
+
+class ModelBuilder:
+    """Build the networks and models of a run, each once: what is asked for again is returned again.
+
+    Weights depend on the run's seed alone, not on what was built before.
+    """
+
+    def __init__(self) -> None:
+        self._networks: dict[tuple[Any, ...], tuple[Backbone, Tensor]] = {}  # with the generator's state after it
+        self._models: list[tuple[tuple[ModelConfig, Any, int], SparK]] = []
+
+    def backbone(
+        self,
+        model: str,
+        stages: Sequence[str],
+        in_chans: int | None,
+        seed: int,
+        *,
+        drop_path: float = 0.0,
+        pretrained: bool = False,
+    ) -> Backbone:
+        """Return a backbone, see :func:`~sparkmim.models.factory.load_backbone`."""
+        return self._network(model, stages, in_chans, seed, drop_path, pretrained)[0]
+
+    def _network(
+        self, model: str, stages: Sequence[str], in_chans: int | None, seed: int, drop_path: float, pretrained: bool
+    ) -> tuple[Backbone, Tensor]:
+        key = (model, tuple(stages), seed, drop_path, pretrained)
+        if (*key, in_chans) not in self._networks:
+            with torch.random.fork_rng(devices=()):
+                torch.manual_seed(keyed_seed(seed, INITIAL_WEIGHTS))
+                made = load_backbone(model, stages, in_chans, drop_path=drop_path, pretrained=pretrained)
+                built = made, torch.get_rng_state()
+            self._networks |= {(*key, in_chans): built, (*key, made.in_chans): built}
+        return self._networks[*key, in_chans]
+
+    def model(self, config: ModelConfig, objective: Any, seed: int) -> SparK:
+        """Return the model that a configuration describes, its encoder from the weights it names.
+
+        Args:
+            config: of the model.
+            objective: settings of its objective.
+            seed: of the run.
+
+        Raises:
+            ValueError: for a setting that does not fit the network.
+        """
+        asked = (config, objective, seed)
+        known = next((model for key, model in self._models if key == asked), None)
+        if known is not None:
+            return known
+        backbone, state = self._network(
+            config.model, config.stages, config.in_chans, seed, config.drop_path, config.init == "timm"
+        )
+        with torch.random.fork_rng(devices=()):
+            torch.set_rng_state(state)
+            made = build_model(config, objective, backbone)
+        self._models.append((asked, made))
+        return made
+
+
+def build_model(config: ModelConfig, objective: Any = None, backbone: Backbone | None = None) -> SparK:
+    """Return the model that a configuration describes, its encoder from the weights it names.
+
+    Args:
+        config: of the model.
+        objective: settings of its objective; the defaults if None.
+        backbone: its network, if it has been built.
 
     Raises:
         ValueError: for a setting that does not fit the network.
     """
-    backbone = load_backbone(
-        config.model, config.stages, config.in_chans, drop_path=config.drop_path, pretrained=config.init == "timm"
-    )
+    if backbone is None:
+        backbone = load_backbone(
+            config.model, config.stages, config.in_chans, drop_path=config.drop_path, pretrained=config.init == "timm"
+        )
     if config.init not in ("none", "timm"):
         load_encoder(backbone.module, config.init)
+    kind = find_objective(config.objective)
+    patch_size = backbone.resolve_patch_size(config.patch_size)
     model = SparK(
         backbone,
         mask_ratio=config.mask_ratio,
-        patch_size=config.patch_size,
+        patch_size=patch_size,
         decoder_width=config.decoder_width,
         decoder_block=config.decoder_block,
         densify_norm=config.densify_norm,
         in_chans=config.in_chans,
         hierarchy=config.hierarchy,
         execution=config.execution,
-        loss_on=config.loss_on,
+        objective=kind(
+            kind.settings_type() if objective is None else objective,
+            in_chans=backbone.in_chans,
+            patch_size=patch_size,
+            loss_on=config.loss_on,
+        ),
         shared_mask_token=config.shared_mask_token,
     )
     if config.grad_checkpointing:
@@ -55,7 +138,7 @@ class TrainedRun(NamedTuple):
 
 
 def load_run(folder: str | Path) -> TrainedRun:
-    """The model of a run's newest checkpoint.
+    """Return the model of a run's newest checkpoint.
 
     Raises:
         ValueError: if the folder holds no run, or one without a checkpoint.
@@ -69,6 +152,6 @@ def load_run(folder: str | Path) -> TrainedRun:
     if newest is None:
         raise ValueError(f"the run in {run.root} has no checkpoint yet")
     state = newest[0]
-    model = build_model(replace(config.model, init="none"))
+    model = build_model(replace(config.model, init="none"), config.objective)
     model.load_state_dict(state["model"])
     return TrainedRun(model.eval(), config, state["step"])

@@ -1,170 +1,232 @@
-"""Resolve and validate a pretraining config before anything is written."""
+"""The kind of training that pretraining is: its images, its recipes, and what is validated before it begins."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..checkpoints.run_folder import Contents, RunFolder, read_checkpoint
+from lightning_fabric import Fabric
+
 from ..data.sources.base import ImageSource, held_out
 from ..data.sources.builtin import builtin_photographs
 from ..data.sources.folder import find_images
 from ..data.statistics import first_readable
-from ..models.factory import code_of, load_backbone
+from ..models.factory import code_of
 from ..models.masking import visible_patches
+from ..training.config import COMPUTATION
 from ..training.memory import free_memory
-from ..training.prepare import check_named_checkpoint, check_output, check_size, check_training, normalise
-from ..training.ranges import check_values
-from ..training.resume import config_of, described, newest_state, recorded_run
-from ..utils.devices import pick_device
-from ..utils.specs import absolute_spec
+from ..training.prepare import validate_training
+from ..training.recipes import cores_per_process, find_recipe, local_processes
+from ..training.resume import fingerprint_of
+from ..training.schedule import steps_of
+from ..training.task import Preparation, TrainingKind
+from ..utils.devices import device_name, pick_device
 from .config import PretrainConfig
-from .recipes import Situation, find_recipe
+from .evaluators import find_monitor
+from .model import INITIAL_WEIGHTS, ModelBuilder
+from .recipes import RECIPES, Situation
+from .task import PretrainingTask
 
-FINETUNED = "a checkpoint of a fine-tuning; start from the weights of its run: --init RUN/model.safetensors"
-"""What `--resume` is told of the checkpoint of a run of the other kind."""
 
+class PretrainingImages(NamedTuple):
+    """Images to train on, and images held out for the loss, if there are any."""
 
-class Preparation(NamedTuple):
-    """A run that can begin: everything checked, nothing written."""
-
-    recipe: str
-    config: PretrainConfig
     source: ImageSource
     held_out: ImageSource | None
-    run: RunFolder
-    found: Contents  # of its folder
-    state: dict[str, Any] | None  # the checkpoint to continue from
-    warnings: list[str]  # for the user
 
 
-def prepare(
-    output: str | Path, recipe: str | None, resume: str, chosen: Mapping[str, Any], processes: int
-) -> Preparation:
-    """Find out what is to be done, and whether it can be.
-
-    Which state a run begins from:
-
-    1. `resume` names a file: that checkpoint; in a new folder under its settings, but for `chosen` ones, unless there
-       is a `recipe`.
-    2. The folder holds a run with checkpoints: its newest one that can be read.
-    3. The folder holds a run without: the beginning, under the recorded configuration.
-    4. Otherwise: the beginning, from the weights that `init` names.
-
-    Raises:
-        ValueError: naming what is wrong and what to do.
-    """
-    chosen = normalise(chosen, PretrainConfig)
-    check_values(chosen)
-    if recipe is not None and ".py:" in recipe:
-        recipe = absolute_spec(recipe)
-    run = RunFolder(output)
-    found = run.contents()
-    there = recorded_run(run, PretrainConfig, resume, recipe, chosen)
-    state = None if resume in ("auto", "never") else read_checkpoint(Path(resume).expanduser())
-    warnings: list[str] = []
-    if there is not None:
-        name, config = there.recipe, there.config
-        source, other = sources(config)
-        there.check_images({"images": described(source), "held_out": described(other)})
-        if state is None:
-            state, warnings = newest_state(run)
-    elif state is not None and recipe is None:
-        name = f"of {Path(resume).name}"
-        config = config_of(resume, state, PretrainConfig, FINETUNED).replace(chosen)
-        source, other = sources(config)
-    else:
-        name = recipe or "auto"
-        config, source, other = resolve(name, chosen, processes)
-    if state is not None and resume != "auto":
-        recorded = config_of(resume, state, PretrainConfig, FINETUNED)
-        check_named_checkpoint(resume, recorded, config, "--init RUN/encoder.safetensors")
-    validate(config, source, processes)
-    if there is None:
-        check_output(run.root, config.flat())
-    return Preparation(name, config, source, other, run, found, state, warnings)
+Ready = Preparation[PretrainConfig, PretrainingImages]
 
 
-def resolve(
-    recipe: str, chosen: Mapping[str, Any], processes: int
-) -> tuple[PretrainConfig, ImageSource, ImageSource | None]:
-    """The configuration that a recipe makes of a situation, and its images."""
-    device = pick_device(chosen.get("device", "auto"))
-    with code_of(recipe):
-        make = find_recipe(recipe)
-    if "model" not in chosen:
-        raise ValueError("which network? --model takes a timm name (resnet50), FILE.py:FUNCTION or MODULE:FUNCTION")
-    in_chans = chosen.get("in_chans", 3)
-    if in_chans < 1:
-        raise ValueError(f"--in-chans is a number of channels, at least 1, not {in_chans}")
-    init = chosen.get("init", "none")
-    if init not in ("none", "timm") and not Path(init).is_file():
-        raise ValueError(f"there is no file {init}; --init takes none, timm, or a file of weights")
-    everything = load_images(chosen.get("data"))
-    source, _ = split(everything, chosen.get("val_data"), chosen.get("val_share", 0.0), chosen.get("seed", 0))
-    first_readable(source, in_chans)
-    with code_of(chosen["model"]):
-        backbone = load_backbone(chosen["model"], chosen.get("stages", ()), chosen.get("in_chans"))
-    if "image_size" in chosen:  # before a recipe runs the network on it
-        check_size(chosen["image_size"], backbone.resolve_patch_size(chosen.get("patch_size")))
-    if init == "timm" and not (getattr(backbone.module, "pretrained_cfg", None) or {}).get("tag"):
-        raise ValueError(f"timm has no weights for {chosen['model']}; use --init none or a file")
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    situation = Situation(
-        source=source,
-        backbone=backbone,
-        device=device,
-        memory_bytes=free_memory(device, local),
-        cores=max(1, (os.cpu_count() or 1) // local),
-        processes=processes,
-        chosen=chosen,
-    )
-    with code_of(recipe if ".py:" in recipe else chosen["model"]):
-        try:
-            config = make(situation)
-        except OSError as error:
-            if init != "timm":
-                raise
+class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
+    """Masked-image pretraining; one object serves one run, whose network it builds once."""
+
+    command = "pretrain"
+    recorded_as = None
+    config_type = PretrainConfig
+    default_recipe = "auto"
+    seed_key = INITIAL_WEIGHTS
+    weights_remedy = "--init RUN/encoder.safetensors"
+    not_this_kind = "a checkpoint of a fine-tuning; start from the weights of its run: --init RUN/model.safetensors"
+
+    def __init__(self) -> None:
+        self.builder = ModelBuilder()
+
+    def resolve(
+        self, recipe: str, chosen: Mapping[str, Any], processes: int
+    ) -> tuple[PretrainConfig, PretrainingImages]:
+        """Return the configuration that a recipe makes of a situation, and its images."""
+        device = pick_device(chosen.get("device", "auto"))
+        with code_of(recipe):
+            make = find_recipe(recipe, RECIPES)
+        if "model" not in chosen:
+            raise ValueError("--model is required: a timm name (resnet50), FILE.py:FUNCTION or MODULE:FUNCTION")
+        init = chosen.get("init", "none")
+        if init not in ("none", "timm") and not Path(init).is_file():
+            raise ValueError(f"there is no file {init}; --init takes none, timm, or a file of weights")
+        seed = chosen.get("seed", 0)
+        everything = open_images(chosen.get("data"))
+        source, _ = split(everything, chosen.get("val_data"), chosen.get("val_share", 0.0), seed)
+        first_readable(source, chosen.get("in_chans", 3))
+        with code_of(chosen["model"]):
+            backbone = self.builder.backbone(
+                chosen["model"],
+                chosen.get("stages", ()),
+                chosen.get("in_chans"),
+                seed,
+                drop_path=chosen.get("drop_path", 0.0),
+            )
+        if "image_size" in chosen:  # before a recipe runs the network on it
+            require_whole_patches(chosen["image_size"], backbone.resolve_patch_size(chosen.get("patch_size")))
+        if init == "timm" and not (getattr(backbone.module, "pretrained_cfg", None) or {}).get("tag"):
+            raise ValueError(f"timm has no weights for {chosen['model']}; use --init none or a file")
+        situation = Situation(
+            source=source,
+            backbone=backbone,
+            device=device,
+            memory_bytes=free_memory(device, local_processes()),
+            cores=cores_per_process(),
+            processes=processes,
+            chosen=chosen,
+            builder=self.builder,
+        )
+        with code_of(recipe if ".py:" in recipe else chosen["model"]):
+            try:
+                config = make(situation)
+            except OSError as error:
+                if init != "timm":
+                    raise
+                raise ValueError(
+                    f"timm's weights of {chosen['model']} cannot be loaded ({error}); without a connection give --init "
+                    "a file"
+                ) from error
+        if not isinstance(config, PretrainConfig):
+            raise ValueError(f"recipe {recipe} returns a {type(config).__name__}, not a PretrainConfig")
+        config = config.replace(chosen)
+        return config, self.read_data(config)
+
+    def read_data(self, config: PretrainConfig) -> PretrainingImages:
+        """Return the images of a configuration: to train on, and held out."""
+        data = config.data
+        return split(open_images(data.data), data.val_data, data.val_share, config.run.seed)
+
+    def fingerprints(self, data: PretrainingImages) -> dict[str, str]:
+        """Return what identifies each set of images."""
+        return {"images": fingerprint_of(data.source), "held_out": fingerprint_of(data.held_out)}
+
+    def validate(self, ready: Ready, processes: int) -> None:
+        """Raise for what would go wrong later; finds the monitor's images."""
+        data, model = ready.config.data, ready.config.model
+        require_whole_patches(data.image_size, model.patch_size)
+        visible_patches([s // p for s, p in zip(data.image_size, model.patch_size, strict=True)], model.mask_ratio)
+        validate_training(ready.config, len(ready.data.source), model.in_chans, processes)
+        self.monitor = find_monitor(ready.config)
+
+    def build(self, ready: Ready, fabric: Fabric) -> PretrainingTask:
+        """Return the task of a run."""
+        config = ready.config
+        # A resumed run has its weights in the checkpoint and needs no file to start from.
+        described = config.model if ready.state is None else replace(config.model, init="none")
+        model = self.builder.model(described, config.objective, config.run.seed)
+        return PretrainingTask(config, model, ready.data.source, ready.data.held_out, self.monitor, ready.run, fabric)
+
+    def check(self, ready: Ready, task: PretrainingTask) -> None:
+        """Check that the network works on visible patches: a wrong number would not be noticed later.
+
+        Raises:
+            ValueError: if it does not, with what failed.
+        """
+        model = ready.config.model
+        if ready.state is not None or model.execution != "packed":
+            return
+        report = task.model.backbone.check(model.patch_size, modes=["train"])
+        if not report.passed:
             raise ValueError(
-                f"timm's weights of {chosen['model']} cannot be had ({error}); without a connection give --init a file"
-            ) from error
-    if not isinstance(config, PretrainConfig):
-        raise ValueError(f"recipe {recipe} returns a {type(config).__name__}, not a PretrainConfig")
-    config = config.replace(chosen)
-    return config, *sources(config)
+                f"{model.model} does not work on visible patches:\n{report}\n"
+                f"`sparkmim check` shows the same; --execution zero-out trains any network, without what makes SparK "
+                f"good"
+            )
+
+    def describe(self, ready: Ready, task: PretrainingTask) -> dict[str, str]:
+        """Return the plan: label to text."""
+        config, fabric, model = ready.config, task.fabric, task.model
+        data, run, schedule = config.data, config.run, config.schedule
+        steps = steps_of(schedule.epochs, len(ready.data.source), run.batch_size)
+        grid = model.grid_shape(data.image_size)
+        patches, shown = math.prod(grid), visible_patches(grid, config.model.mask_ratio)
+        encoder = sum(p.numel() for p in model.encoder.parameters())
+        reached = encoder - sum(model.encoder.get_parameter(name).numel() for name in model.unreached)
+        others = sum(p.numel() for p in model.parameters()) - encoder
+        parts = [f"{run.accumulate} x accumulated"] * (run.accumulate > 1) + [f"{fabric.world_size} processes"] * (
+            fabric.world_size > 1
+        )
+        where = Path(data.data).name if data.data else "built-in photographs"
+        norm = "synchronized" if fabric.world_size > 1 and fabric.device.type == "cuda" else "of each process"
+        millions, trained = f"{encoder / 1e6:.1f}", f"{reached / 1e6:.1f}"
+        return {
+            "recipe": Path(ready.recipe).name,
+            "network": f"{Path(config.model.model).name}, {millions} million parameters"
+            + (f", {trained} million of them trained" if trained != millions else "")
+            + f"; decoder and mask embeddings {others / 1e6:.1f} million"
+            + (f"; stochastic depth up to {config.model.drop_path:g}" if config.model.drop_path else "")
+            + ("" if config.model.init == "none" else f"; starting from {Path(config.model.init).name}"),
+            "images": f"{len(ready.data.source):,} ({where})"
+            + (f"; {len(ready.data.held_out):,} held out" if ready.data.held_out is not None else ""),
+            "views": f"{_by(data.image_size)} pixels, {patches} patches of {_by(model.patch_size)}, "
+            f"{patches - shown} hidden",
+            **({} if config.model.objective == "pixels" else {"objective": Path(config.model.objective).name}),
+            "batch": f"{run.batch_size} images"
+            + (f" ({', '.join(parts)}: {task.micro_batch} at a time)" if parts else "")
+            + (f"; batch norm's statistics {norm}" if fabric.world_size > 1 else ""),
+            "length": f"{_epochs(schedule.epochs)} = {steps:,} steps, {_epochs(schedule.warmup_epochs)} of warm-up",
+            "optimizer": f"{config.optimizer.optimizer}, learning rate up to {config.optimizer.lr:.3g}, weight decay "
+            f"{config.optimizer.weight_decay:g} to {config.optimizer.weight_decay_end:g}, betas "
+            f"{config.optimizer.betas[0]:g} {config.optimizer.betas[1]:g}"
+            + (f", gradients clipped at {config.optimizer.clip:g}" if config.optimizer.clip else ""),
+            "computation": f"{device_name(fabric.device)}, {run.precision}{COMPUTATION[run.compile]}, "
+            f"{config.model.execution}, {data.workers} worker{'s' * (data.workers != 1)}",
+            **({} if self.monitor is None else {"monitor": f"{self.monitor}, every {run.monitor_every:g} epochs"}),
+            "steps": f"{steps}",
+        }
 
 
-def load_images(folder: str | None) -> ImageSource:
-    """The images of a folder, or the built-in photographs."""
-    return builtin_photographs() if folder is None else find_images(folder)
+def open_images(data: str | None) -> ImageSource:
+    """Return the images of a folder, or the built-in photographs."""
+    return builtin_photographs() if data is None else find_images(data)
 
 
-def split(
-    everything: ImageSource, val_data: str | None, val_share: float, seed: int
-) -> tuple[ImageSource, ImageSource | None]:
-    """Images to train on and images held out."""
+def split(everything: ImageSource, val_data: str | None, val_share: float, seed: int) -> PretrainingImages:
+    """Return images to train on and images held out."""
     if val_data is not None and val_share:
-        raise ValueError("--val-data and --val-share are two ways to say the same; use one")
+        raise ValueError("--val-data and --val-share both say what is held out; use one of them")
     if val_data is not None:
-        return everything, find_images(val_data, "--val-data")
-    return held_out(everything, val_share, seed) if val_share else (everything, None)
+        return PretrainingImages(everything, find_images(val_data, "--val-data"))
+    return (
+        PretrainingImages(*held_out(everything, val_share, seed)) if val_share else PretrainingImages(everything, None)
+    )
 
 
-def sources(config: PretrainConfig) -> tuple[ImageSource, ImageSource | None]:
-    """The images of a configuration: to train on, and held out."""
-    return split(load_images(config.data.data), config.data.val_data, config.data.val_share, config.run.seed)
-
-
-def validate(config: PretrainConfig, source: ImageSource, processes: int) -> None:
-    """Find what would go wrong later.
+def require_whole_patches(image_size: Sequence[int], patch_size: Sequence[int]) -> None:
+    """Raise unless views divide into patches.
 
     Raises:
-        ValueError: naming the thing, the value and the remedy.
+        ValueError: with the nearest sizes that do.
     """
-    check_values(config.flat())
-    data, model = config.data, config.model
-    check_size(data.image_size, model.patch_size)
-    visible_patches([s // p for s, p in zip(data.image_size, model.patch_size, strict=True)], model.mask_ratio)
-    check_training(config, len(source), model.in_chans, processes)
+    if len(image_size) != len(patch_size):
+        raise ValueError(f"--image-size takes one number or {len(patch_size)}, not {len(image_size)}")
+    for name, size, patch in zip(("height", "width"), image_size, patch_size, strict=False):
+        if size % patch:
+            below, above = size // patch * patch, (size // patch + 1) * patch
+            use = f"{below} or {above}" if below else str(above)
+            raise ValueError(f"image {name} {size} is not divisible by the patch size {patch}; use --image-size {use}")
+
+
+def _by(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
+
+
+def _epochs(number: float) -> str:
+    return f"{number:g} epoch{'s' * (number != 1)}"

@@ -3,7 +3,7 @@
 A recipe of your own is a function of the same kind in a file, `--recipe FILE.py:FUNCTION`; it may start from one here:
 
 ```python
-from sparkmim.training.recipes import Situation, paper
+from sparkmim.recipes import Situation, paper
 
 def short(situation: Situation):
     config = paper(situation)
@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.config import DataConfig
 from ..data.sources.base import ImageSource
@@ -27,15 +27,20 @@ from ..data.statistics import channel_statistics, first_readable
 from ..models.config import ModelConfig
 from ..models.factory import takes_drop_path
 from ..models.masking import random_visible
+from ..models.spark import SparK
 from ..training.compile import compilation
-from ..training.memory import images_that_fit, micro_batches
-from ..training.optim import OptimizerConfig
-from ..training.precision import Precision
-from ..training.recipes import CommonSituation, divisible, native_precision, power_of_two, reading_processes
-from ..training.schedule import ScheduleConfig, steps_of
-from ..utils.specs import load_function
+from ..training.config import OptimizerConfig, Precision, ScheduleConfig
+from ..training.recipes import (
+    CommonSituation,
+    divisible,
+    native_precision,
+    power_of_two,
+    reading_processes,
+    with_accumulation,
+)
+from ..training.schedule import steps_of
 from .config import PretrainConfig, RunConfig
-from .model import build_model
+from .model import ModelBuilder
 
 IMAGE_SIZE = 224
 """Pixels of a view where none are asked for, brought to a multiple of the patch size."""
@@ -55,13 +60,15 @@ class Situation(CommonSituation):
 
     Attributes:
         source: the images to train on.
+        builder: builds the run's networks and models, each once.
     """
 
     source: ImageSource
+    builder: ModelBuilder = field(default_factory=ModelBuilder)
 
     @property
     def images(self) -> int:
-        """How many there are."""
+        """Number of images to train on."""
         return len(self.source)
 
 
@@ -69,7 +76,7 @@ Recipe = Callable[[Situation], PretrainConfig]
 
 
 def auto(situation: Situation) -> PretrainConfig:
-    """Fitted to the number of images, their size and the device.
+    """Fit everything to the number of images, their size and the device.
 
     - Views of 224 pixels (the nearest multiple of the patch size and the total stride).
     - Batch size: a power of two that makes at least 64 steps an epoch, 8 to 4096, or what the processes can share below
@@ -101,7 +108,7 @@ def auto(situation: Situation) -> PretrainConfig:
 
 
 def paper(situation: Situation) -> PretrainConfig:
-    """The paper's settings for ImageNet, complete: 1600 epochs at batch size 4096, 224 pixels, 60% hidden.
+    """Return the paper's settings for ImageNet, complete: 1600 epochs at batch size 4096, 224 pixels, 60% hidden.
 
     Source: the official `pretrain/utils/arg_util.py` and README. ImageNet top-1 after fine-tuning, published: ResNet-50
     80.6, ResNet-200 83.1, ConvNeXt-B 84.8. Cost, published: ResNet-50, 800 epochs, 48 h on 32 A100. The batch is
@@ -124,19 +131,19 @@ def paper(situation: Situation) -> PretrainConfig:
 
 
 def fast(situation: Situation) -> PretrainConfig:
-    """As :func:`auto`, with a decoder of a third of the width, which takes most of a step's time.
+    """Return :func:`auto`'s settings with a decoder of a third of the width: it takes most of a step's time.
 
-    The decoder is thrown away after pretraining. In the same time the narrow one makes the better encoder
+    The decoder is discarded after pretraining. In the same time the narrow one makes the better encoder
     (docs/results/clothing.md).
     """
     return auto(replace(situation, chosen={"decoder_width": FAST_DECODER_WIDTH, **situation.chosen}))
 
 
 def demo(situation: Situation) -> PretrainConfig:
-    """Minutes on a CPU: the built-in photographs at 96 pixels, over and over.
+    """Train for minutes on a CPU: the built-in photographs at 96 pixels, over and over.
 
     ResNet-18 on two cores: three to four minutes. The network learns fifteen pictures by heart, which is good to look
-    at; it is of no other use.
+    at, and for nothing else.
     """
     batch_size = situation.choice("batch_size", divisible(min(situation.images, 32), situation.parts))
     return _complete(
@@ -156,19 +163,6 @@ def demo(situation: Situation) -> PretrainConfig:
 RECIPES: dict[str, Recipe] = {"auto": auto, "paper": paper, "fast": fast, "demo": demo}
 
 
-def find_recipe(name: str) -> Recipe:
-    """A recipe by name, or of a file.
-
-    Raises:
-        ValueError: for an unknown one.
-    """
-    if name in RECIPES:
-        return RECIPES[name]
-    if ".py:" in name:
-        return load_function(name)
-    raise ValueError(f"there is no recipe {name!r}; use one of {', '.join(RECIPES)}, or FILE.py:FUNCTION")
-
-
 def _complete(
     situation: Situation,
     *,
@@ -182,7 +176,7 @@ def _complete(
     crop_scale: tuple[float, float],
     decoder_width: int,
 ) -> PretrainConfig:
-    """What the recipes share, and the user's choices over all."""
+    """Return a configuration of the parts that the recipes share; the user's choices take precedence."""
     in_chans = situation.backbone.in_chans
     mean, std = _mean_std(situation)
     steps = steps_of(situation.choice("epochs", epochs), situation.images, batch_size)
@@ -201,7 +195,7 @@ def _complete(
             std=std,
             workers=reading_processes(situation.device, situation.cores),
         ),
-        optimizer=OptimizerConfig(lr=lr, betas=(0.9, 0.95) if situation.normalised_by_batch else (0.9, 0.999)),
+        optimizer=OptimizerConfig(lr=lr, betas=(0.9, 0.95) if situation.normalized_by_batch else (0.9, 0.999)),
         schedule=ScheduleConfig(epochs=epochs, warmup_epochs=warmup_epochs),
         run=RunConfig(
             batch_size=batch_size,
@@ -210,24 +204,16 @@ def _complete(
             log_every=min(50, max(1, steps // 1000)),
         ),
     ).replace(situation.chosen)
-    if "accumulate" in situation.chosen:
-        return config
-    return config.replace({"accumulate": _accumulate(situation, config)})
+    model, size = config.model, config.data.image_size
 
+    def inputs(built: nn.Module, images: int) -> tuple[Tensor, Tensor]:
+        assert isinstance(built, SparK)
+        visible = random_visible(images, built.grid_shape(size), model.mask_ratio)
+        return torch.zeros(images, model.in_chans, *size), visible
 
-def _accumulate(situation: Situation, config: PretrainConfig) -> int:
-    """The fewest micro-batches that fit into memory and divide the batch."""
-    batch, processes = config.run.batch_size, situation.processes
-    if batch % processes:
-        return 1  # an error elsewhere, in words
-    model, size = build_model(config.model), config.data.image_size
-
-    def inputs(images: int) -> tuple[Tensor, Tensor]:
-        visible = random_visible(images, model.grid_shape(size), config.model.mask_ratio)
-        return torch.zeros(images, config.model.in_chans, *size), visible
-
-    fits = images_that_fit(model, inputs, config.run.precision, situation.memory_bytes)
-    return micro_batches(batch // processes, fits)
+    return with_accumulation(
+        situation, config, lambda: situation.builder.model(model, config.objective, config.run.seed), inputs
+    )
 
 
 def _patch_size(situation: Situation) -> tuple[int, ...]:
@@ -235,12 +221,12 @@ def _patch_size(situation: Situation) -> tuple[int, ...]:
 
 
 def _unit(situation: Situation) -> tuple[int, ...]:
-    """What the size of images must be a multiple of."""
+    """Return what the size of images must be a multiple of."""
     return situation.backbone.unit(_patch_size(situation))
 
 
 def _mean_std(situation: Situation) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Those of timm's weights if the run starts from them, ImageNet's for RGB of 8 bits, else measured."""
+    """Return those of timm's weights if the run starts from them, ImageNet's for RGB of 8 bits, else measure them."""
     channels = situation.backbone.in_chans
     if {"mean", "std"} <= situation.chosen.keys():
         return situation.chosen["mean"], situation.chosen["std"]
@@ -255,11 +241,14 @@ def _mean_std(situation: Situation) -> tuple[tuple[float, ...], tuple[float, ...
 
 
 def _paper_drop_path(situation: Situation) -> float:
-    """ResNet-50, 101, 152, 200: 0.05, 0.08, 0.10, 0.15; ConvNeXt-S, B, L: 0.2, 0.3, 0.4, told apart by size."""
+    """Return the rate for ResNet-50, 101, 152, 200 (0.05, 0.08, 0.10, 0.15) or ConvNeXt-S, B, L (0.2, 0.3, 0.4).
+
+    They are distinguished by the kind of norm and the number of parameters.
+    """
     if not takes_drop_path(situation.chosen["model"]):
         return 0.0
     millions = sum(p.numel() for p in situation.backbone.module.parameters()) / 1e6
     table = [(20, 0.0), (35, 0.05), (50, 0.08), (61, 0.10), (math.inf, 0.15)]
-    if not situation.normalised_by_batch:
+    if not situation.normalized_by_batch:
         table = [(20, 0.0), (40, 0.1), (70, 0.2), (140, 0.3), (math.inf, 0.4)]
     return next(rate for limit, rate in table if millions <= limit)

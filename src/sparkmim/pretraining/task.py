@@ -1,4 +1,4 @@
-"""Pretraining: what is trained, shown and published."""
+"""The pretraining task: masked views, the loss of hidden patches, evaluators, encoder and report."""
 
 from __future__ import annotations
 
@@ -18,58 +18,29 @@ from ..data.normalize import Normalise
 from ..data.sampler import Positions
 from ..data.sources.base import ImageSource
 from ..data.views import evaluation_view, training_view
+from ..evaluation.evaluators import KnnMonitor
 from ..models.masking import random_visible
 from ..models.spark import SparK
 from ..reporting.report.page import write_report
-from ..training.errors import explained
-from ..training.estimate import estimate
-from ..training.loop import Evaluation, Training
-from ..training.optim import build_optimizer, parameter_groups
-from ..training.step import Trainer
+from ..training.task import Evaluator, TrainingTask
 from .config import PretrainConfig
-from .evaluators import draw, held_out_loss
+from .evaluators import draw_reconstructions, held_out_loss
 
 
-class MaskedTrainer(Trainer[SparK, Batch]):
-    """Reduces the loss of hidden patches.
-
-    Attributes:
-        normalise: makes the network's input of a batch's images, on the device.
-    """
-
-    def __init__(
-        self, config: PretrainConfig, model: SparK, optimizer: torch.optim.Optimizer, images: int, fabric: Fabric
-    ) -> None:
-        super().__init__(config, model, optimizer, images, fabric)
-        self.normalise = Normalise(config.data, fabric.device)
-
-    def loss(self, batch: Batch) -> Tensor:
-        """The mean over hidden patches."""
-        loss: Tensor = self.wrapped(self.normalise(batch.images), batch.visible).loss
-        return loss
-
-
-Monitor = Callable[[Trainer[SparK, Batch]], dict[str, float]]
-"""Measures a model in training, which it leaves as it was; the same finite numbers, by name, in all processes."""
-
-
-class Pretraining(Training):
+class PretrainingTask(TrainingTask[Batch]):
     """One process's part of a pretraining.
 
     Args:
-        config: what to do.
+        config: every value resolved.
         model: what to train.
         source: images to train on.
         held_out: images for the held-out loss.
-        monitor: measures something else about the model in training, all processes' work, every `monitor_every` epochs.
-        run: where to write.
+        monitor: evaluates the encoder every `monitor_every` epochs.
+        run: the folder to write to.
         fabric: device, precision and processes, launched.
-        state: of the checkpoint to continue from.
-        after_step: called with the number of steps done after each one.
-
-    Raises:
-        ValueError: if the checkpoint is of another model.
     """
+
+    model: SparK
 
     def __init__(
         self,
@@ -77,23 +48,21 @@ class Pretraining(Training):
         model: SparK,
         source: ImageSource,
         held_out: ImageSource | None,
-        monitor: Monitor | None,
+        monitor: KnnMonitor | None,
         run: RunFolder,
         fabric: Fabric,
-        state: dict[str, Any] | None = None,
-        after_step: Callable[[int], None] | None = None,
     ) -> None:
-        optimizer = build_optimizer(parameter_groups(model), config.optimizer)
-        self.masked_trainer = trainer = MaskedTrainer(config, model, optimizer, len(source), fabric)
-        super().__init__(config, trainer, source, run, fabric, state, after_step)
-        self.settings, self.model = config, trainer.model
-        self.pictures, self.evaluations = config.run.pictures, []
-        self.views = self._views(source, train=True)
-        self.shown = self._views(held_out or source, train=False)
+        super().__init__(config, model, source, run, fabric)
+        self.settings, self.monitor = config, monitor
+        self.normalize = Normalise(config.data, fabric.device)
+        self.views: MaskedViews = self._views(source, train=True)
+        self.evaluated = self._views(held_out or source, train=False)
+        self.pictures = config.run.pictures if model.objective.reconstructs else 0
+        self.evaluators = []
         if held_out is not None:
-            self.evaluations.append(Evaluation(config.run.val_every, self.held_out_loss))
+            self.evaluators.append(Evaluator(config.run.val_every, self.measure_held_out))
         if monitor is not None:
-            self.evaluations.append(Evaluation(config.run.monitor_every, lambda: monitor(trainer)))
+            self.evaluators.append(Evaluator(config.run.monitor_every, self.measure_monitor))
 
     def _views(self, source: ImageSource, *, train: bool) -> MaskedViews:
         model, data = self.settings.model, self.settings.data
@@ -102,41 +71,56 @@ class Pretraining(Training):
         return MaskedViews(source, view, model.in_chans, grid, model.mask_ratio, self.settings.run.seed)
 
     def batches(self, positions: Positions) -> DataLoader[Batch]:
-        """Masked views."""
+        """Return masked views."""
         pinned = self.fabric.device.type == "cuda"
         return training_batches(self.views, positions, self.settings.data.workers, pin_memory=pinned)
 
-    def estimate(self) -> list[str]:
-        """How long the run will take, in lines for the user."""
-        model, trainer = self.settings.model, self.trainer
-        size = self.settings.data.image_size
-        images = torch.zeros(trainer.micro_batch, model.in_chans, *size, dtype=torch.uint8)
-        blank = Batch(images, random_visible(len(images), self.views.grid, model.mask_ratio), [], [])
-        with explained(trainer, self.run):
-            return estimate(trainer, self.views, self.positions(), blank)
+    def blank_batch(self, images: int) -> Batch:
+        """Return black images under random masks."""
+        model, size = self.settings.model, self.settings.data.image_size
+        blank = torch.zeros(images, model.in_chans, *size, dtype=torch.uint8)
+        return Batch(blank, random_visible(images, self.views.grid, model.mask_ratio), [], [])
 
-    def held_out_loss(self) -> dict[str, float]:
-        """The loss of held-out images."""
-        return {"val_loss": held_out_loss(self.masked_trainer, self.shown, self.masked_trainer.normalise)}
+    def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
+        """Return the objective's loss of masked views."""
+        loss: Tensor = model(self.normalize(batch.images), batch.visible).loss
+        return loss
+
+    def after_step(self) -> None:
+        """Let the objective follow the model."""
+        self.model.objective.after_step(self.model, self.step / self.steps)
+
+    def measure_held_out(self) -> dict[str, float]:
+        """Return the loss of held-out images."""
+        loss = held_out_loss(
+            self.model,
+            self.evaluated,
+            self.normalize,
+            self.fabric,
+            batch_size=self.micro_batch,
+            workers=self.settings.data.workers,
+        )
+        return {"val_loss": loss}
+
+    def measure_monitor(self) -> dict[str, float]:
+        """Return the monitor's metrics."""
+        assert self.monitor is not None
+        return self.monitor(self)
 
     def draw(self) -> None:
-        """Reconstructions."""
-        draw(
-            self.masked_trainer,
-            self.shown,
-            self.masked_trainer.normalise,
-            self.run.reconstructions / f"step-{self.trainer.step:09}.png",
-        )
+        """Draw reconstructions."""
+        path = self.run.reconstructions / f"step-{self.step:09}.png"
+        draw_reconstructions(self.model, self.evaluated, self.normalize, self.fabric, self.settings, path)
 
     def publish(self) -> None:
-        """Encoder and report."""
+        """Write encoder and report."""
         if self.fabric.is_global_zero:
-            save_encoder(self.model.encoder, self.run.encoder, encoder_metadata(self.settings, self.trainer.step))
+            save_encoder(self.model.encoder, self.run.encoder, encoder_metadata(self.settings, self.step))
             write_report(self.run.root)
 
 
 def encoder_metadata(config: PretrainConfig, step: int) -> dict[str, str]:
-    """What the encoder's file says of itself: enough to build the network and to prepare its input."""
+    """Return what the encoder's file says of itself: enough to build the network and to prepare its input."""
     model, data = config.model, config.data
     described = {
         "model": model.model,

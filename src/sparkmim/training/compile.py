@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 from torch import nn
 
-Compile = Literal["off", "on", "try"]
-
-COMPUTATION: dict[Compile, str] = {"off": "", "on": ", compiled", "try": ", compiled if the network can be"}
-"""How to tell it in the plan of a run."""
+from .config import Compile
 
 STEPS_THAT_PAY = 5000
 """Steps from which compiling pays: it takes a minute or two for a ResNet-50, and saves tens of milliseconds a step.

@@ -1,125 +1,246 @@
-"""Configurations in groups of fields, and the groups that every training has."""
+"""Configurations in groups of fields, and the groups that every training has. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Any, Literal, Protocol, Self, cast, get_type_hints
+from typing import Any, Literal, NamedTuple, Protocol, Self, cast, get_type_hints
 
 from ..data.config import ViewConfig
-from .compile import Compile
-from .optim import OptimizerConfig
-from .precision import Precision
-from .schedule import ScheduleConfig
+from ..utils.fields import NoSettings, Setting, Valid, above_zero, at_least, describe, setting, share, show
+
+Compile = Literal["off", "on", "try"]
+Precision = Literal["32", "bf16-mixed", "16-mixed"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+COMPUTATION: dict[Compile, str] = {"off": "", "on": ", compiled", "try": ", compiled if the network can be"}
+"""Ways to compile, as the plan of a run names them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The update rule."""
+
+    optimizer: Literal["lamb", "adamw"] = setting("lamb", shapes_model=True)
+    """lamb (timm's, the paper's choice) or adamw."""
+
+    lr: float = setting(valid=above_zero())
+    """Peak learning rate."""
+
+    betas: tuple[float, float] = setting(
+        valid=Valid(lambda v: len(v) == 2 and all(0 <= part < 1 for part in v), "are two rates from 0 to below 1")
+    )
+    """Decay of the running averages of gradients and of their squares."""
+
+    eps: float = setting(1e-6, at_least(0))
+    """Added to the root of the second average."""
+
+    weight_decay: float = setting(0.04, at_least(0))
+    """Weight decay at the start."""
+
+    weight_decay_end: float = setting(0.2, at_least(0))
+    """Weight decay at the end, approached along a cosine."""
+
+    clip: float = setting(
+        5.0, Valid(lambda v: v >= 0, "is the largest norm of gradients, above 0, or 0 not to clip them")
+    )
+    """Largest norm of all gradients together; larger ones are scaled down to it. 0 never clips."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How long, and how the learning rate moves."""
+
+    epochs: float = setting(valid=above_zero())
+    """How many times every image is shown."""
+
+    warmup_epochs: float = setting(valid=at_least(0))
+    """Epochs over which the learning rate rises linearly."""
+
+    lr_start: float = setting(0.005, share("the peak"))
+    """Learning rate of the first step, as a share of the peak."""
+
+    lr_end: float = setting(0.001, share("the peak"))
+    """Learning rate of the last step, as a share of the peak, approached along a cosine."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     """How a run is carried out."""
 
-    batch_size: int
+    batch_size: int = setting(valid=at_least(1, "a number of images"))
     """Images of one step, over all processes and accumulated micro-batches."""
 
-    accumulate: int = 1
+    accumulate: int = setting(1, at_least(1, "a number of micro-batches"))
     """Micro-batches whose gradients make one step: less memory, the same step but for batch norm's statistics."""
 
     precision: Precision = "32"
     """32, bf16-mixed or 16-mixed (float16 with loss scaling)."""
 
-    compile: Compile = "off"
-    """Compile the model with torch.compile: off; on; or try, which goes on without where the model cannot be
+    compile: Compile = setting(
+        "off",
+        Valid(lambda v: isinstance(v, bool) or v in COMPUTATION, f"is {' or '.join(COMPUTATION)}"),
+        resumable=True,
+    )
+    """Compile the model with torch.compile: off; on; or try, which continues without where the model cannot be
     compiled."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Device = setting("auto", resumable=True)
     """Where to compute; auto takes CUDA, else MPS, else the CPU."""
 
-    seed: int = 0
+    seed: int = setting(0, at_least(0))
     """All randomness follows from it."""
 
-    log_every: int = 10
+    log_every: int = setting(10, at_least(1, "a number of steps"), resumable=True)
     """Steps between two lines of metrics."""
 
-    val_every: float = 1.0
+    val_every: float = setting(1.0, above_zero("a number of epochs"), resumable=True)
     """Epochs between two evaluations of the held-out loss."""
 
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: float = setting(10.0, at_least(0), resumable=True)
     """Minutes between two checkpoints; there is always one at the end and on interruption."""
 
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = setting(2, at_least(1), resumable=True)
     """Checkpoints to keep, the newest ones."""
 
     def __post_init__(self) -> None:
-        """What may be said, and was recorded once, as a switch."""
+        """Accept `compile` as a switch, as it was recorded once."""
         if isinstance(cast(object, self.compile), bool):
             object.__setattr__(self, "compile", "on" if self.compile else "off")
 
 
-FREE = frozenset(
-    {"workers", "log_every", "val_every", "checkpoint_minutes", "keep_checkpoints", "pictures", "compile", "device"}
-    | {"grad_checkpointing", "monitor", "monitor_data", "monitor_every"}
-    | {"data", "val_data", "test_data"}  # folders may move; the names of their images are compared instead
-)
-"""Fields that do not change what a run computes (but for rounding), so a run may be continued with others."""
+class Plugin(NamedTuple):
+    """A group whose class depends on a plug-in that another field names.
+
+    Attributes:
+        chooser: the field that names the plug-in; flags of the group are `--CHOOSER.FIELD`.
+        settings_of: returns the class of the plug-in's settings, given the chooser's value.
+    """
+
+    chooser: str
+    settings_of: Callable[[Any], type[Any]]
+
+
+def plugin(chooser: str, settings_of: Callable[[Any], type[Any]]) -> Any:
+    """Declare a group of a :class:`Configuration` that holds a plug-in's settings, see :class:`Plugin`."""
+    return dataclasses.field(default=NoSettings(), metadata={"plugin": Plugin(chooser, settings_of)})
+
+
+class ConfigField(NamedTuple):
+    """A field of a configuration: its group, its name there and in :meth:`Configuration.flat`, and its description."""
+
+    group: str
+    name: str
+    flat: str
+    type: Any
+    help: str
+    setting: Setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """Groups of fields; no two fields have the same name."""
+    """Groups of fields; no two fields have the same name.
+
+    Fields are named without their group, but for those of plug-ins: `objective.cell_size` is a field of the objective
+    that the field `objective` names.
+    """
 
     @classmethod
-    def group_of(cls, name: str) -> type[Any]:
-        """The class of a group."""
-        return get_type_hints(cls)[name]  # type: ignore[no-any-return]
-
-    def replace(self, chosen: Mapping[str, Any]) -> Self:
-        """With other values for some fields, named without their group.
+    def group_types(cls, chosen: Mapping[str, Any]) -> dict[str, type[Any]]:
+        """Return the class of each group, those of plug-ins as the fields in `chosen` (flat) name them.
 
         Raises:
-            ValueError: for a name that no field has.
+            ValueError: for an unknown plug-in.
         """
-        known_fields(chosen, type(self))
-        groups = {}
-        for group in fields(self):
-            old = getattr(self, group.name)
-            groups[group.name] = dataclasses.replace(old, **{k: v for k, v in chosen.items() if hasattr(old, k)})
-        return dataclasses.replace(self, **groups)
+        hints = get_type_hints(cls)
+        types: dict[str, type[Any]] = {}
+        for group in fields(cls):
+            described: Plugin | None = group.metadata.get("plugin")
+            types[group.name] = (
+                hints[group.name] if described is None else described.settings_of(chosen.get(described.chooser))
+            )
+        return types
+
+    @classmethod
+    def describe(cls, chosen: Mapping[str, Any] = {}) -> Iterator[ConfigField]:
+        """Yield every field, those of plug-ins as the fields in `chosen` (flat) name them."""
+        types = cls.group_types(chosen)
+        for group in fields(cls):
+            described: Plugin | None = group.metadata.get("plugin")
+            prefix = "" if described is None else f"{described.chooser}."
+            for field in describe(types[group.name]):
+                flat = prefix + field.name
+                yield ConfigField(group.name, field.name, flat, field.type, field.help, field.setting)
+
+    @classmethod
+    def settings(cls, chosen: Mapping[str, Any] = {}) -> dict[str, Setting]:
+        """Return the description of every field by its flat name."""
+        return {field.flat: field.setting for field in cls.describe(chosen)}
+
+    def replace(self, chosen: Mapping[str, Any]) -> Self:
+        """Return a configuration with other values for some fields, by flat name.
+
+        A plug-in that is exchanged begins with its default settings.
+
+        Raises:
+            ValueError: for an unknown name or plug-in.
+        """
+        asked = {**self.flat(), **chosen}
+        known_fields(chosen, type(self), asked)
+        groups: dict[str, Any] = {}
+        for group, kind in type(self).group_types(asked).items():
+            old = getattr(self, group)
+            groups[group] = old if isinstance(old, kind) else kind()
+        changes: dict[str, dict[str, Any]] = {group: {} for group in groups}
+        for field in type(self).describe(asked):
+            if field.flat in chosen:
+                changes[field.group][field.name] = chosen[field.flat]
+        return dataclasses.replace(self, **{g: dataclasses.replace(groups[g], **c) for g, c in changes.items()})
 
     def flat(self) -> dict[str, Any]:
-        """Field name to value, without groups."""
-        return {
-            f.name: getattr(getattr(self, group.name), f.name)
-            for group in fields(self)
-            for f in fields(self.group_of(group.name))
-        }
+        """Return the value of every field by its flat name."""
+        values: dict[str, Any] = {}
+        for group in fields(self):
+            described: Plugin | None = group.metadata.get("plugin")
+            prefix = "" if described is None else f"{described.chooser}."
+            part = getattr(self, group.name)
+            values |= {prefix + field.name: getattr(part, field.name) for field in fields(part)}
+        return values
 
     def to_dict(self) -> dict[str, Any]:
-        """As nested plain values, as `config.json` has them."""
-        return dataclasses.asdict(self)
+        """Return nested plain values, as `config.json` has them; settings of plug-ins without any are left out."""
+        values = dataclasses.asdict(self)
+        return {g.name: values[g.name] for g in fields(self) if values[g.name] or "plugin" not in g.metadata}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of :meth:`to_dict`, from JSON too, where tuples have become lists.
+        """Invert :meth:`to_dict`, from JSON too, where tuples have become lists.
 
         Raises:
             ValueError: if fields are missing or unknown, as in what another version has written.
         """
-        groups = {}
-        for group in fields(cls):
-            try:
-                plain = values[group.name]
-                groups[group.name] = cls.group_of(group.name)(
-                    **{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
-                )
-            except (KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"the recorded configuration does not fit this version of sparkmim ({error})"
-                ) from error
-        return cls(**groups)
+        try:
+            recorded = {
+                group.name: {k: tuple(v) if isinstance(v, list) else v for k, v in values[group.name].items()}
+                for group in fields(cls)
+                if group.name in values or "plugin" not in group.metadata
+            }
+            types = cls.group_types({k: v for group in recorded.values() for k, v in group.items()})
+            return cls(**{name: kind(**recorded.get(name, {})) for name, kind in types.items()})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"the recorded configuration does not fit this version of sparkmim ({error})") from error
+
+    @classmethod
+    def required_groups(cls) -> set[str]:
+        """Return the names of the groups that every recorded configuration of this class has."""
+        return {group.name for group in fields(cls) if "plugin" not in group.metadata}
+
+    @classmethod
+    def optional_groups(cls) -> set[str]:
+        """Return the names of the groups of plug-ins, which are recorded where they have settings."""
+        return {group.name for group in fields(cls) if "plugin" in group.metadata}
 
 
 class TrainingConfig(Protocol):
@@ -127,19 +248,19 @@ class TrainingConfig(Protocol):
 
     @property
     def data(self) -> ViewConfig:
-        """Of the images."""
+        """Return the group of the images."""
 
     @property
     def optimizer(self) -> OptimizerConfig:
-        """Of the update."""
+        """Return the group of the update rule."""
 
     @property
     def schedule(self) -> ScheduleConfig:
-        """Of its size over the steps."""
+        """Return the group of the learning rate's schedule."""
 
     @property
     def run(self) -> LoopConfig:
-        """Of the rest."""
+        """Return the group of the loop."""
 
     def replace(self, chosen: Mapping[str, Any]) -> Self:
         """See :meth:`Configuration.replace`."""
@@ -147,27 +268,22 @@ class TrainingConfig(Protocol):
     def to_dict(self) -> dict[str, Any]:
         """See :meth:`Configuration.to_dict`."""
 
-
-def documented_fields(kind: type[Configuration]) -> Iterator[tuple[str, str, Any, str]]:
-    """Group, name, type and documentation of every field; the text below a field in its class is its documentation."""
-    for group in fields(kind):
-        cls = kind.group_of(group.name)
-        hints = get_type_hints(cls)
-        for part in cls.__mro__[:-1]:
-            source = inspect.getsource(part)
-            for name in part.__annotations__:
-                found = re.search(rf'\n    {name}: [^\n]*\n    """(.*?)"""', source, re.DOTALL)
-                assert found is not None, f"{part.__name__}.{name} is not documented"
-                yield group.name, name, hints[name], " ".join(found[1].split())
+    def flat(self) -> dict[str, Any]:
+        """See :meth:`Configuration.flat`."""
 
 
-def known_fields(names: Iterable[str], kind: type[Configuration]) -> None:
-    """Whether fields are called so.
+def known_fields(names: Iterable[str], kind: type[Configuration], chosen: Mapping[str, Any]) -> None:
+    """Raise if a field does not exist.
+
+    Args:
+        names: of fields, flat.
+        kind: of the configuration.
+        chosen: values by flat name, among them those that name plug-ins.
 
     Raises:
-        ValueError: for a name that none has, with those like it.
+        ValueError: for an unknown name, with those like it.
     """
-    known = [name for _, name, _, _ in documented_fields(kind)]
+    known = list(kind.settings(chosen))
     for name in names:
         if name not in known:
             close = get_close_matches(name, known, n=3, cutoff=0.4)
@@ -176,17 +292,10 @@ def known_fields(names: Iterable[str], kind: type[Configuration]) -> None:
             )
 
 
-def differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """The fields in which two flat configurations differ and may not, one line each."""
+def differences(recorded: Mapping[str, Any], asked: Mapping[str, Any], settings: Mapping[str, Setting]) -> list[str]:
+    """Return the fields in which two flat configurations differ although a resumed run may not, one line each."""
     return [
         f"{name}: {show(recorded[name])} there, {show(value)} asked for"
         for name, value in asked.items()
-        if name in recorded and name not in FREE and recorded[name] != value
+        if name in recorded and not settings[name].resumable and recorded[name] != value
     ]
-
-
-def show(value: Any) -> str:
-    """A value as it is written on the command line."""
-    if isinstance(value, tuple):
-        return " ".join(map(str, value)) or "none"
-    return "none" if value is None else str(Path(value) if isinstance(value, Path) else value)

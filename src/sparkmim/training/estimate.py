@@ -5,14 +5,11 @@ from __future__ import annotations
 import time
 from itertools import islice
 from statistics import median
-from typing import Any
 
-from torch.utils.data import Dataset
-
-from ..data.sampler import Positions
 from ..utils.text import duration
+from .errors import explained
+from .loop import TrainingLoop
 from .metrics import peak_memory_bytes
-from .step import Shown, Trainer
 
 TURNS = 4
 """Micro-batches to measure; the first is not counted."""
@@ -21,36 +18,32 @@ IMAGES = 64
 """Images to read, at most."""
 
 
-def estimate(trainer: Trainer[Any, Shown], views: Dataset[Shown], positions: Positions, blank: Shown) -> list[str]:
+def estimate(loop: TrainingLoop) -> list[str]:
     """Time the reading of some images and some micro-batches. The model must not be used after it.
-
-    Args:
-        trainer: which would train.
-        views: on which.
-        positions: in which order.
-        blank: a micro-batch of blank images.
 
     Returns:
         Lines for the user: time of a step, what limits it, time of the run, peak memory.
     """
-    config = trainer.config
+    task, trainer, config = loop.task, loop.trainer, loop.config
     left = trainer.steps - trainer.step
     if left < 1:
         return ["nothing is left to do"]
-    keys = [key for batch in islice(positions, config.run.accumulate) for key in batch][:IMAGES]
-    start = time.monotonic()
-    for key in keys:
-        views[key]
-    per_step = config.run.batch_size / trainer.fabric.world_size
-    reading = (time.monotonic() - start) / len(keys) * per_step / max(1, config.data.workers)
-    trainer.model.train()
-    trainer.config = config.replace({"accumulate": 1})  # one micro-batch after the other tells as much, sooner
-    times = []
-    for _ in range(TURNS):
+    with explained(trainer, loop.run):
+        keys = [key for batch in islice(loop.positions(), config.run.accumulate) for key in batch][:IMAGES]
         start = time.monotonic()
-        result = trainer.train_step(iter([blank]))
-        result.loss.item()  # waits for the device
-        times.append(time.monotonic() - start)
+        for key in keys:
+            task.views[key]
+        per_step = config.run.batch_size / trainer.fabric.world_size
+        reading = (time.monotonic() - start) / len(keys) * per_step / max(1, config.data.workers)
+        trainer.model.train()
+        trainer.accumulate = 1  # one micro-batch after the other tells as much, sooner
+        blank = task.blank_batch(task.micro_batch)
+        times = []
+        for _ in range(TURNS):
+            start = time.monotonic()
+            result = trainer.train_step(iter([blank]))
+            result.loss.item()  # waits for the device
+            times.append(time.monotonic() - start)
     computing = median(times[1:]) * config.run.accumulate
     step = max(computing, reading) if config.data.workers else computing + reading
     limit = "computation" if computing >= reading else "the reading of images; more --workers may help"

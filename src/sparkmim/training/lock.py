@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""A lock on a run's folder: one run at a time trains there."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..checkpoints.run_folder import RunFolder
-from .errors import FULL
+from .errors import DISK_FULL
 
 
 @contextmanager
-def claim(run: RunFolder) -> Iterator[None]:
+def lock(run: RunFolder) -> Iterator[None]:
     """Make the folder if there is none, and keep other processes from training in it.
 
-    The claim ends with the process, however it dies. It is a lock of POSIX's, which processes that read images do not
-    inherit and network file systems know; a file system that knows none is used without.
+    The lock ends with the process, however it dies. It is a POSIX lock, which processes that read images do not inherit
+    and network file systems support; a file system without locks is used without one.
 
     Raises:
         ValueError: if another process trains there, or the folder cannot be written.
@@ -28,7 +28,7 @@ def claim(run: RunFolder) -> Iterator[None]:
         run.root.mkdir(parents=True, exist_ok=True)
         file = run.lock.open("a+")
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             raise
         raise ValueError(f"{run.root} cannot be written ({error.strerror}); use another --output") from error
     with file:
@@ -38,8 +38,8 @@ def claim(run: RunFolder) -> Iterator[None]:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
                 raise ValueError(
-                    f"{run.root} is in use: {file.read().strip() or 'another process'} trains there. Wait for its end, "
-                    f"or use another --output"
+                    f"{run.root} is in use: {file.read().strip() or 'another process'} trains there. Wait until it "
+                    f"ends, or use another --output"
                 ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")

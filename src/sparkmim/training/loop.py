@@ -5,36 +5,38 @@ from __future__ import annotations
 import json
 import math
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from lightning_fabric import Fabric
-from torch.utils.data import DataLoader
 
-from ..checkpoints.run_folder import RunFolder
 from ..data.loader import read
 from ..data.sampler import Positions
-from ..data.sources.base import ImageSource
 from ..utils.distributed import gather
-from .config import TrainingConfig
-from .errors import RunStopped, explained, kept, not_finite, spoilt
+from ..utils.logging import log
+from .errors import RunStopped, explained, last_good, not_finite, weights_not_finite
 from .metrics import Metrics, peak_memory_bytes
 from .progress import Progress
 from .schedule import steps_of
 from .signals import StopRequest
 from .step import StepResult, Trainer
-from .unreadable import BrokenImages
+from .task import Evaluator, TrainingTask
+from .unreadable import UnreadableImages
 
 AGREE_SECONDS = 5.0
 """Between two times that processes ask each other whether to stop; schedulers kill half a minute after they signal."""
 
 
 class Outcome(NamedTuple):
-    """How a run ended: steps done and planned, moving average of the loss, the newest numbers measured, and the
-    signal that interrupted it, if one did.
+    """How a run ended.
+
+    Attributes:
+        step: steps done.
+        steps: steps planned.
+        loss: moving average of the loss; None if nothing was left to do.
+        measured: the newest numbers of evaluators, by name.
+        interrupted: the signal that interrupted the run, if one did.
     """
 
     step: int
@@ -44,27 +46,11 @@ class Outcome(NamedTuple):
     interrupted: str | None
 
 
-class Evaluation(NamedTuple):
-    """Something to measure between steps.
-
-    Attributes:
-        epochs: between two times; it is measured after the last step as well, and not shortly before.
-        measure: gives finite numbers by name, the same in all processes, which do it together.
-    """
-
-    epochs: float
-    measure: Callable[[], dict[str, float]]
-
-
-class Training(ABC):
-    """One process's part of a training of any kind; what kind, its subclasses say.
+class TrainingLoop:
+    """One process's part of a run.
 
     Args:
-        config: what to do.
-        trainer: what is trained.
-        source: images to train on.
-        run: where to write.
-        fabric: device, precision and processes, launched.
+        task: what is trained.
         state: of the checkpoint to continue from.
         after_step: called with the number of steps done after each one.
 
@@ -72,63 +58,31 @@ class Training(ABC):
         ValueError: if the checkpoint is of another model.
     """
 
-    evaluations: Sequence[Evaluation]
-    """What to measure between steps."""
-
-    pictures: int
-    """How many times over the run to draw."""
-
-    repeats: int = 1
-    """Views of each image in a step."""
-
     def __init__(
         self,
-        config: TrainingConfig,
-        trainer: Trainer[Any, Any],
-        source: ImageSource,
-        run: RunFolder,
-        fabric: Fabric,
+        task: TrainingTask[Any],
         state: dict[str, Any] | None = None,
         after_step: Callable[[int], None] | None = None,
     ) -> None:
-        self.config, self.trainer, self.source, self.run, self.fabric = config, trainer, source, run, fabric
+        self.task, self.trainer = task, Trainer(task)
+        self.config, self.source, self.run, self.fabric = task.config, task.source, task.run, task.fabric
         self.after_step = after_step or (lambda step: None)
-        self.broken = BrokenImages(source, run, config.data.max_broken)
+        self.unreadable = UnreadableImages(task.source, task.run, task.config.data.max_broken)
         self.pending: list[StepResult] = []  # steps whose numbers are still on the device
         self.average: float | None  # moving one of the loss, which the user saw last
-        self.measured: dict[str, float]  # the newest numbers of evaluations
+        self.measured: dict[str, float]  # the newest numbers of evaluators
         self.losses: list[float] = []  # of the steps since the last line of metrics
         self.norms: list[float] = []
         if state is not None:
             self.trainer.load(state)
-            self.broken.load(state["broken"])
+            self.unreadable.load_state(state["broken"])
             self.losses, self.norms = state.get("unlogged", ([], []))
-        told = state.get("told") if state is not None else None  # older checkpoints have none
-        self.average, self.measured = told or (None, {})
+        shown = state.get("told") if state is not None else None  # older checkpoints have none
+        self.average, self.measured = shown or (None, {})
         self.stop = StopRequest()
 
-    @abstractmethod
-    def batches(self, positions: Positions) -> DataLoader[Any]:
-        """The batches to train on."""
-
-    @abstractmethod
-    def estimate(self) -> list[str]:
-        """How long the run will take, in lines for the user; see :func:`~sparkmim.training.estimate.estimate`."""
-
-    @abstractmethod
-    def draw(self) -> None:
-        """Draw what the model does now; one process's work."""
-
-    @abstractmethod
-    def publish(self) -> None:
-        """Write what is made of a checkpoint, all processes' work."""
-
-    def state(self) -> dict[str, Any]:
-        """For the checkpoint, beside the trainer's and the loop's own."""
-        return {}
-
     def positions(self) -> Positions:
-        """Which images the steps to come show."""
+        """Return which images the remaining steps show."""
         return Positions(
             len(self.source),
             self.config.run.batch_size,
@@ -138,7 +92,7 @@ class Training(ABC):
             accumulate=self.config.run.accumulate,
             process=self.fabric.global_rank,
             processes=self.fabric.world_size,
-            repeats=self.repeats,
+            repeats=self.task.repeats,
         )
 
     def train(self) -> Outcome:
@@ -147,16 +101,16 @@ class Training(ABC):
         Raises:
             RunStopped: if the loss is not finite, too many images are broken, memory or the disk is full.
         """
-        trainer, run, first = self.trainer, self.config.run, self.fabric.is_global_zero
+        task, trainer, run, first = self.task, self.trainer, self.config.run, self.fabric.is_global_zero
         start = trainer.step
         if trainer.step == trainer.steps:
             with explained(trainer, self.run), trainer.eager():
-                self.publish()  # a crash may have come between the last checkpoint and what is made of it
+                task.publish()  # a crash may have come between the last checkpoint and what is made of it
             return Outcome(trainer.step, trainer.steps, None, {}, None)
-        loader = self.batches(self.positions())
-        pictures = {round(trainer.steps * n / self.pictures) for n in range(1, self.pictures + 1)}
-        due_every = [steps_of(e.epochs, len(self.source), run.batch_size) for e in self.evaluations]
-        self.progress = Progress(trainer.steps, trainer.step, shown=first, loss=self.average, measured=self.measured)
+        loader = task.batches(self.positions())
+        pictures = {round(trainer.steps * n / task.pictures) for n in range(1, task.pictures + 1)}
+        due_every = [steps_of(e.epochs, len(self.source), run.batch_size) for e in task.evaluators]
+        self.progress = Progress(trainer.steps, trainer.step, loss=self.average, measured=self.measured)
         trainer.model.train()
         asked: str | None = None  # the signal that asks for a stop
         with explained(trainer, self.run), self.stop, ExitStack() as until_end:
@@ -171,22 +125,22 @@ class Training(ABC):
             while trainer.step < trainer.steps and asked is None:
                 result = trainer.train_step(batches)
                 self.pending.append(result)
-                self.broken.note(result.broken)
+                self.unreadable.add(result.broken)
                 self.progress.advance()
                 if trainer.step == start + 1 and trainer.not_compiled is not None:
-                    self.progress.say(f"not compiled ({trainer.not_compiled}); going on without, with the same numbers")
+                    log.info(f"not compiled ({trainer.not_compiled}); continuing without, with the same numbers")
                 self.after_step(trainer.step)
                 last = trainer.step == trainer.steps
                 if last or trainer.step % run.log_every == 0:
                     self._log()
-                for evaluation, every in zip(self.evaluations, due_every, strict=True):
+                for evaluator, every in zip(task.evaluators, due_every, strict=True):
                     if last or (trainer.step % every == 0 and 2 * (trainer.steps - trainer.step) >= every):
-                        self._evaluate(evaluation)
+                        self._evaluate(evaluator)
                 if trainer.step in pictures:
                     self._draw()
                 asked, due = self._agree()
                 if asked is not None and not last:
-                    self.progress.say(f"{asked}: saving")
+                    log.info(f"{asked}: saving")
                 if due and not last and asked is None:
                     self._save()
             self._save()
@@ -197,20 +151,20 @@ class Training(ABC):
         self.checkpoint_due = time.monotonic() + 60 * self.config.run.checkpoint_minutes
 
     def _restart_interval(self) -> None:
-        """Begin to measure speed anew."""
+        """Restart the measurement of speed."""
         self.interval_start, self.interval_step = time.monotonic(), self.trainer.step
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
-        """Something else than steps, which does not count as time of training."""
-        self._read()
+        """Do something other than steps; it does not count as training time."""
+        self._read_pending()
         start = time.monotonic()
         with self.trainer.eager():
             yield
         self.interval_start += time.monotonic() - start
 
-    def _read(self) -> None:
-        """Wait for the numbers of the steps since the last time, from all processes, and see that they are finite."""
+    def _read_pending(self) -> None:
+        """Wait for the numbers of the steps since the last time, from all processes; raise if one is not finite."""
         if not self.pending:
             return
         pending, self.pending = self.pending, []
@@ -224,16 +178,16 @@ class Training(ABC):
                 suspects = [] if math.isfinite(mine) and not math.isfinite(loss) else result.indices
                 names = [self.source.name(i) for part in gather(self.fabric, suspects) for i in part]
                 raise not_finite(self.trainer, self.run, result.step, loss, norm, names)
-        for part in gather(self.fabric, self.broken.errors):
-            self.broken.note(part.items())
-        if self.broken.list_new(write=self.fabric.is_global_zero):
-            self.progress.say(f"{self.broken.count()} and others take their place; see {self.run.broken}")
+        for part in gather(self.fabric, self.unreadable.errors):
+            self.unreadable.add(part.items())
+        if self.unreadable.update_list(write=self.fabric.is_global_zero):
+            log.info(f"{self.unreadable.summary()} and are replaced by others; see {self.run.broken}")
         self.losses += losses
         self.norms += [norm for norm in norms if math.isfinite(norm)]
 
     def _log(self) -> None:
-        """Write a line of the numbers of the steps since the last one."""
-        self._read()
+        """Write a line of metrics of the steps since the last one."""
+        self._read_pending()
         lr, decay = self.trainer.rates(self.trainer.step - 1)
         images = (self.trainer.step - self.interval_step) * self.config.run.batch_size
         self._write(
@@ -257,7 +211,7 @@ class Training(ABC):
         self.progress.show(line)
 
     def _agree(self) -> tuple[str | None, bool]:
-        """The signal that asks for a stop, and whether it is time for a checkpoint, by the first process's clock.
+        """Return the signal that asks for a stop, and whether a checkpoint is due, by the first process's clock.
 
         All processes get the same answer, at the same step, for what follows is work that they do together.
         """
@@ -266,22 +220,22 @@ class Training(ABC):
         step, (then, before) = self.trainer.step, self.agreed
         if step < self.agree_at and step % self.config.run.log_every:
             return None, False  # asking every step would wait for the device
-        self._read()  # so that the time is that of the steps, not of handing them to the device
+        self._read_pending()  # so that the time is that of the steps, not of handing them to the device
         now = time.monotonic()
         answers = gather(self.fabric, (self.stop.signal, now >= self.checkpoint_due, (now - then) / (step - before)))
         pace = answers[0][2]
         self.agreed, self.agree_at = (now, step), step + max(1, int(AGREE_SECONDS / pace))
         return next((name for name, _, _ in answers if name is not None), None), answers[0][1]
 
-    def _evaluate(self, evaluation: Evaluation) -> None:
+    def _evaluate(self, evaluator: Evaluator) -> None:
         """Measure, and write the numbers."""
         with self._aside():
-            values = evaluation.measure()
+            values = evaluator.measure()
         for name, value in values.items():
             if not math.isfinite(value):
                 raise RunStopped(
                     f"{name} is {value} after step {self.trainer.step}, though all training losses were finite. Last "
-                    f"good state: {kept(self.run)}"
+                    f"good state: {last_good(self.run)}"
                 )
         self.measured |= values
         self._write(values)
@@ -289,23 +243,22 @@ class Training(ABC):
     def _draw(self) -> None:
         with self._aside():
             if self.fabric.is_global_zero:
-                self.draw()
+                self.task.draw()
 
     def _save(self) -> None:
         """Write a checkpoint, and what is made of it, of a state known to be finite."""
         with self._aside():
             if self.fabric.is_global_zero:
-                bad = self.trainer.not_finite()
+                bad = self.trainer.nonfinite_tensors()
                 if bad:
-                    raise spoilt(self.trainer, self.run, bad)
+                    raise weights_not_finite(self.trainer, self.run, bad)
                 state = {
                     **self.trainer.state(),
-                    **self.state(),
-                    "broken": self.broken.state(),
+                    "broken": self.unreadable.state(),
                     "unlogged": (self.losses, self.norms),
                     "told": (self.progress.loss, self.measured),
                     "config": json.dumps(self.config.to_dict()),
                 }
                 self.run.save_checkpoint(state, self.trainer.step, self.config.run.keep_checkpoints)
-            self.publish()
+            self.task.publish()
         self._restart_checkpoint_clock()

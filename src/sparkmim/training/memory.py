@@ -8,17 +8,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .precision import Precision
+from ..utils.modules import preserved_buffers
+from .config import Precision
 
 STATE_BYTES = 16
-"""Of a parameter: weight, gradient and two averages of the optimiser, in float32."""
+"""Bytes of a parameter: weight, gradient and two averages of the optimizer, in float32."""
 
 SLACK = 1.5
 """What a step needs besides what forward keeps for backward: gradients of activations, workspace, fragmentation."""
 
 
 def free_memory(device: torch.device, processes: int = 1) -> int:
-    """Bytes free on a device; on a CPU, half of the machine's free memory, divided among its processes."""
+    """Return the bytes free on a device; on a CPU, half of the machine's free memory, divided among its processes."""
     if device.type == "cuda":  # what an earlier run in this process has left in torch's hands is free, too
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
@@ -28,7 +29,7 @@ def free_memory(device: torch.device, processes: int = 1) -> int:
 
 
 def kept_bytes(model: nn.Module, inputs: tuple[Tensor, ...], precision: Precision) -> int:
-    """Bytes that a forward pass keeps for backward, beside the parameters."""
+    """Return the bytes that a forward pass keeps for backward, beside the parameters; the model stays as it is."""
     storages: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -38,7 +39,11 @@ def kept_bytes(model: nn.Module, inputs: tuple[Tensor, ...], precision: Precisio
         return tensor
 
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        preserved_buffers(model),
+        torch.random.fork_rng(devices=()),
+    ):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision != "32"):
             out = model(*inputs)
     del out
@@ -48,7 +53,7 @@ def kept_bytes(model: nn.Module, inputs: tuple[Tensor, ...], precision: Precisio
 def images_that_fit(
     model: nn.Module, inputs: Callable[[int], tuple[Tensor, ...]], precision: Precision, memory_bytes: int
 ) -> int:
-    """How many images one forward and backward pass can take within the memory given; 0 if not even one.
+    """Return how many images one forward and backward pass can take within the memory given; 0 if not even one.
 
     Args:
         model: on the CPU.
@@ -69,6 +74,5 @@ def images_that_fit(
 
 
 def micro_batches(images: int, fits: int) -> int:
-    """The fewest equal parts of a batch of so many images that fit; the smallest parts, which can only be tried, where
-    not even one image does."""
+    """Return the fewest equal parts of a batch of images that fit; the smallest parts where not even one image does."""
     return next((n for n in range(1, images + 1) if images % n == 0 and images // n <= max(1, fits)), images)

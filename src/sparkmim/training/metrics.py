@@ -1,4 +1,4 @@
-"""Where numbers go: `metrics.jsonl`, TensorBoard and the terminal."""
+"""Where numbers go: `metrics.jsonl` and TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from ..checkpoints.run_folder import RunFolder
 
 
 class Metrics:
-    """Writes each line of numbers to the run folder."""
+    """Write each line of numbers to the run folder.
+
+    Args:
+        run: the folder; lines after `step` are removed.
+        step: steps done.
+    """
 
     def __init__(self, run: RunFolder, step: int) -> None:
         run.truncate_metrics(step)
@@ -23,7 +28,11 @@ class Metrics:
         self.board = SummaryWriter(str(run.tensorboard), purge_step=step + 1, flush_secs=30)
 
     def write(self, values: Mapping[str, float]) -> None:
-        """One object a line; all numbers are finite."""
+        """Write one object on a line.
+
+        Raises:
+            ValueError: if a number is not finite.
+        """
         for name, value in values.items():
             if not math.isfinite(value):
                 raise ValueError(f"{name} is {value}")
@@ -41,7 +50,7 @@ class Metrics:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory used so far: of the device, or of this process on a CPU."""
+    """Return the most memory used so far: of the device, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from lightning_fabric.plugins.precision import MixedPrecision as FabricMixedPrecision
-
-Precision = Literal["32", "bf16-mixed", "16-mixed"]
 
 
 class MixedPrecision(FabricMixedPrecision):

@@ -1,104 +1,138 @@
-"""Validate a training of any kind before anything is written."""
+"""Resolve and validate a training of any kind before anything is written."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.run_folder import RunFolder, read_checkpoint
+from ..utils.fields import flag, normalize, show, validate
 from ..utils.specs import absolute_spec, is_function
-from .config import Configuration, TrainingConfig, differences, known_fields, show
-
-PARAMETERS = frozenset(
-    {"model", "stages", "in_chans", "decoder_width", "decoder_block", "densify_norm", "hierarchy", "shared_mask_token"}
-    | {"optimizer"}
-)
-"""Settings that decide which parameters a model has, and what is remembered of them."""
+from .config import Configuration, TrainingConfig, differences, known_fields
+from .resume import config_of_checkpoint, newest_state, recorded_run
+from .task import ConfigT, DataT, Preparation, TrainingKind
 
 
-def check_named_checkpoint(path: str, recorded: Configuration, config: Configuration, weights: str) -> None:
-    """Whether the checkpoint that `resume` names has the parameters of a configuration's model and optimiser.
+def prepare(
+    kind: TrainingKind[ConfigT, DataT],
+    output: str | Path,
+    recipe: str | None,
+    resume: str,
+    chosen: Mapping[str, Any],
+    processes: int,
+) -> Preparation[ConfigT, DataT]:
+    """Resolve what a run is to do, and validate that it can be done.
+
+    The state that a run begins from:
+
+    1. `resume` names a file: that checkpoint; in a new folder under its configuration, but for `chosen` fields, unless
+       there is a `recipe`.
+    2. The folder holds a run with checkpoints: its newest one that can be read.
+    3. The folder holds a run without: the beginning, under the recorded configuration.
+    4. Otherwise: the beginning, from the weights that the configuration names.
+
+    Args:
+        kind: of training.
+        output: the run folder.
+        recipe: a name, or `FILE.py:FUNCTION`; the kind's default for a new run if None.
+        resume: "auto", "never", or a checkpoint file.
+        chosen: fields that the user has set, by flat name.
+        processes: that train together.
+
+    Raises:
+        ValueError: naming what is wrong and what to do.
+    """
+    chosen = normalize_fields(chosen, kind.config_type)
+    validate(chosen, kind.config_type.settings(chosen))
+    kind.validate_values(chosen)
+    if recipe is not None and ".py:" in recipe:
+        recipe = absolute_spec(recipe)
+    run = RunFolder(output)
+    found = run.contents()
+    recorded = recorded_run(run, kind.config_type, resume, recipe, chosen, kind.recorded_as)
+    state = None if resume in ("auto", "never") else read_checkpoint(Path(resume).expanduser())
+    warnings: list[str] = []
+    if recorded is not None:
+        name, config = recorded.recipe, recorded.config
+        data = kind.read_data(config)
+        recorded.require_same_images(kind.fingerprints(data))
+        if state is None:
+            state, warnings = newest_state(run)
+    elif state is not None and recipe is None:
+        name = f"of {Path(resume).name}"
+        config = config_of_checkpoint(resume, state, kind.config_type, kind.not_this_kind).replace(chosen)
+        data = kind.read_data(config)
+    else:
+        name = recipe or kind.default_recipe
+        config, data = kind.resolve(name, chosen, processes)
+    if state is not None and resume != "auto":
+        before = config_of_checkpoint(resume, state, kind.config_type, kind.not_this_kind)
+        require_same_model(resume, before, config, kind.weights_remedy)
+    validate(config.flat(), type(config).settings(config.flat()))
+    kind.validate_values(config.flat())
+    ready = Preparation(recipe=name, config=config, data=data, run=run, found=found, state=state, warnings=warnings)
+    kind.validate(ready, processes)
+    if recorded is None:
+        require_output_outside_images(run.root, config)
+    return ready
+
+
+def normalize_fields(chosen: Mapping[str, Any], kind: type[Configuration]) -> dict[str, Any]:
+    """Return choices in the form in which a configuration records them: tuples, sizes per axis, absolute paths.
+
+    Raises:
+        ValueError: for an unknown name, or a size below 1.
+    """
+    known_fields(chosen, kind, chosen)
+    settings = kind.settings(chosen)
+    return {name: normalize(name, value, settings[name]) for name, value in chosen.items()}
+
+
+def require_same_model(path: str, recorded: Configuration, config: Configuration, weights_remedy: str) -> None:
+    """Raise unless the checkpoint that `resume` names has the parameters of a configuration's model and optimizer.
 
     Args:
         path: of the checkpoint.
         recorded: the configuration under which it was written.
-        config: that of the run that is to go on from it.
-        weights: how to start from the weights of its run alone.
+        config: of the run that is to continue from it.
+        weights_remedy: how to start from the weights of its run alone.
 
     Raises:
-        ValueError: if not, with the settings that differ.
+        ValueError: with the settings that differ.
     """
     wanted = config.flat()
-    shaping = PARAMETERS if not is_function(wanted["model"]) else PARAMETERS - {"model"}  # a file may have moved
-    unlike = differences(recorded.flat(), {name: value for name, value in wanted.items() if name in shaping})
+    settings = type(config).settings(wanted)
+    moved = {"model"} if is_function(wanted["model"]) else set()  # a file may have moved
+    shaping = {name: wanted[name] for name, field in settings.items() if field.shapes_model and name not in moved}
+    unlike = differences(recorded.flat(), shaping, settings)
     if unlike:
         raise ValueError(
-            f"{path} is the checkpoint of another model or optimiser ({'; '.join(unlike)}). Leave these settings to "
-            f"it, or start from the weights of its run: {weights}"
+            f"{path} is the checkpoint of another model or optimizer ({'; '.join(unlike)}). Leave these settings to "
+            f"it, or start from the weights of its run: {weights_remedy}"
         )
 
 
-def normalise(chosen: Mapping[str, Any], kind: type[Configuration]) -> dict[str, Any]:
-    """Choices in the form in which a configuration records them: tuples, sizes for each axis, absolute paths.
+def require_output_outside_images(output: Path, config: Configuration) -> None:
+    """Raise if a run's own pictures would be taken for images when it is resumed.
 
     Raises:
-        ValueError: for a name that no field has, or a size that is none.
+        ValueError: naming the folder of images.
     """
-    known_fields(chosen, kind)
-    made: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
-    for name in ("image_size", "patch_size"):
-        if name in made:
-            size = made[name]
-            size = (size,) if isinstance(size, int) else tuple(size)
-            made[name] = size * 2 if len(size) == 1 else size
-            if any(s < 1 for s in size):
-                raise ValueError(f"--{name.replace('_', '-')} {' '.join(map(str, size))} is not a number of pixels")
-    for name in ("data", "val_data", "test_data", "monitor_data"):
-        if made.get(name) is not None:
-            made[name] = str(Path(made[name]).expanduser().absolute())
-    for name in ("init", "encoder"):
-        if made.get(name, "none") not in ("none", "timm"):
-            made[name] = str(Path(made[name]).expanduser().absolute())
-    if ".py:" in made.get("model", ""):
-        made["model"] = absolute_spec(made["model"])
-    return made
-
-
-def check_size(image_size: Sequence[int], patch_size: Sequence[int]) -> None:
-    """Whether views divide into patches.
-
-    Raises:
-        ValueError: if not, with the sizes next to it that do.
-    """
-    if len(image_size) != len(patch_size):
-        raise ValueError(f"--image-size takes one number or {len(patch_size)}, not {len(image_size)}")
-    for name, size, patch in zip(("height", "width"), image_size, patch_size, strict=False):
-        if size % patch:
-            below, above = size // patch * patch, (size // patch + 1) * patch
-            use = f"{below} or {above}" if below else str(above)
-            raise ValueError(f"image {name} {size} is not divisible by the patch size {patch}; use --image-size {use}")
-
-
-def check_output(output: Path, config: Mapping[str, Any]) -> None:
-    """Whether a run's own pictures would be taken for images when it is continued under a flat configuration.
-
-    Raises:
-        ValueError: if so.
-    """
-    for name in ("data", "val_data", "test_data", "monitor_data"):
-        flag, folder = f"--{name.replace('_', '-')}", config.get(name)
-        if folder is None or not output.resolve().is_relative_to(Path(folder).resolve()):
+    for field in type(config).describe(config.flat()):
+        folder = config.flat()[field.flat] if field.setting.kind == "images" else None
+        if folder is None or "://" in folder or not output.resolve().is_relative_to(Path(folder).resolve()):
             continue
         below = output.resolve().relative_to(Path(folder).resolve())
-        if not any(part.startswith(".") for part in below.parts):  # hidden folders are passed over
+        if not any(part.startswith(".") for part in below.parts):  # hidden folders are skipped
             raise ValueError(
-                f"--output {output} is in the folder of {flag} {folder}, and the run's pictures would be taken for its "
-                "images; use an --output elsewhere"
+                f"--output {output} is in the folder of {flag(field.flat)} {folder}, and the run's pictures would be "
+                "taken for its images; use an --output elsewhere"
             )
 
 
-def check_training(config: TrainingConfig, images: int, in_chans: int, processes: int) -> None:
-    """Find what would go wrong later in a training of any kind.
+def validate_training(config: TrainingConfig, images: int, in_chans: int, processes: int) -> None:
+    """Raise for what would go wrong later in a training of any kind.
 
     Raises:
         ValueError: naming the thing, the value and the remedy.
@@ -117,7 +151,7 @@ def check_training(config: TrainingConfig, images: int, in_chans: int, processes
             f"{processes} processes times --accumulate {run.accumulate}" if processes > 1 else f"--accumulate {parts}"
         )
         raise ValueError(
-            f"--batch-size {run.batch_size} does not divide by {among}; use "
+            f"--batch-size {run.batch_size} is not divisible by {among}; use "
             f"{min(run.batch_size // parts + 1, images // parts) * parts}, or another multiple of {parts}"
         )
     if config.schedule.warmup_epochs >= config.schedule.epochs:

@@ -1,24 +1,24 @@
-"""Going on with what a run folder holds."""
+"""Resume a run from its folder, or from a checkpoint file."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from ..checkpoints.run_folder import RunFolder
 from ..data.sources.base import ImageSource, fingerprint
 from .config import Configuration, differences
 
-Kind = TypeVar("Kind", bound=Configuration)
+KindT = TypeVar("KindT", bound=Configuration)
 
 TASK = "task"
-"""What a run is for; it is recorded for all but pretraining."""
+"""Key of `config.json` that says what a run is for; it is recorded for all but pretraining."""
 
 
 @dataclass(frozen=True)
-class RecordedRun(Generic[Kind]):
+class RecordedRun(Generic[KindT]):
     """A run that was begun.
 
     Attributes:
@@ -30,14 +30,14 @@ class RecordedRun(Generic[Kind]):
 
     run: RunFolder
     recipe: str
-    config: Kind
+    config: KindT
     recorded: Mapping[str, Any]
 
-    def check_images(self, here: Mapping[str, str]) -> None:
-        """Whether the images are those of then, each set as :func:`described`.
+    def require_same_images(self, here: Mapping[str, str]) -> None:
+        """Raise unless the images are those that the run began with, each set by its :func:`fingerprint_of`.
 
         Raises:
-            ValueError: if not.
+            ValueError: with what differs.
         """
         for what, description in here.items():
             there = self.recorded[what]
@@ -50,20 +50,20 @@ class RecordedRun(Generic[Kind]):
 
 def recorded_run(
     run: RunFolder,
-    kind: type[Kind],
+    kind: type[KindT],
     resume: str,
     recipe: str | None,
     chosen: Mapping[str, Any],
     task: str | None = None,
-) -> RecordedRun[Kind] | None:
-    """The run that a folder holds, None if it holds none.
+) -> RecordedRun[KindT] | None:
+    """Return the run that a folder holds, None if it holds none.
 
     Args:
         run: the folder.
         kind: of the run's configuration.
         resume: "never" refuses a folder that holds a run.
         recipe: that is asked for, if one is.
-        chosen: fields that are asked for.
+        chosen: fields that are asked for, by flat name.
         task: that is asked for, None for pretraining.
 
     Raises:
@@ -84,7 +84,8 @@ def recorded_run(
         raise ValueError(
             f"{run.config} was written by sparkmim {version} and cannot be continued with this one: {error}"
         ) from error
-    unlike = differences(config.flat(), chosen)
+    settings = type(config).settings({**config.flat(), **chosen})
+    unlike = differences(config.flat(), chosen, settings)
     if recipe not in (None, name):
         unlike.insert(0, f"recipe: {name} there, {recipe} asked for")
     if unlike:
@@ -95,35 +96,36 @@ def recorded_run(
     return RecordedRun(run, name, config.replace(chosen), recorded)
 
 
-def config_of(path: str, state: Mapping[str, Any], kind: type[Kind], other: str) -> Kind:
-    """The configuration under which a checkpoint was written.
+def config_of_checkpoint(path: str, state: Mapping[str, Any], kind: type[KindT], not_this_kind: str) -> KindT:
+    """Return the configuration under which a checkpoint was written.
 
     Args:
         path: of the checkpoint.
         state: its content.
         kind: of the configuration that is wanted.
-        other: what it is if its run was of the other kind, and what can be done with that.
+        not_this_kind: what it is if its run was of another kind, and what can be done with that.
 
     Raises:
         ValueError: if it was, or the configuration does not fit this version.
     """
     recorded = json.loads(state["config"])
-    if recorded.keys() != {group.name for group in fields(kind)}:
-        raise ValueError(f"{path} is {other}")
+    required = kind.required_groups()
+    if not required <= recorded.keys() <= required | kind.optional_groups():
+        raise ValueError(f"{path} is {not_this_kind}")
     return kind.from_dict(recorded)
 
 
 def newest_state(run: RunFolder) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest checkpoint that can be read, None if there is none yet, and warnings for the user."""
+    """Return the newest checkpoint that can be read, None if there is none yet, and warnings for the user."""
     newest = run.newest_checkpoint()
     if newest is None:
         return None, []
     state, path = newest
     broken = [other.name for other in run.list_checkpoints() if other.name > path.name]
-    warning = f"{', '.join(broken)} cannot be read; going on from the older {path.name}"
+    warning = f"{', '.join(broken)} cannot be read; continuing from the older {path.name}"
     return state, [warning] * bool(broken)
 
 
-def described(source: ImageSource | None) -> str:
-    """Number and digest of the names of some images."""
+def fingerprint_of(source: ImageSource | None) -> str:
+    """Return the number of some images and a digest of their names."""
     return "none" if source is None else f"{len(source)} ({fingerprint(source)})"

@@ -1,4 +1,4 @@
-"""Carrying out a run that is prepared: the processes, the folder, the training."""
+"""Run a training of any kind: prepare it, build its task, train in its folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeVar
 from warnings import filterwarnings
 
@@ -16,26 +18,114 @@ import torch
 from lightning_fabric import Fabric
 
 from ..checkpoints.run_folder import Contents, RunFolder
+from ..data.seeding import keyed_seed
 from ..utils.devices import device_name, pick_device
-from ..utils.distributed import gather, part
+from ..utils.distributed import destroy_process_group, gather
 from ..utils.io import write_json
+from ..utils.logging import log
 from .config import LoopConfig, TrainingConfig
 from .errors import disk_failed
-from .lock import claim
-from .loop import Outcome, Training
+from .estimate import estimate
+from .lock import lock
+from .loop import Outcome, TrainingLoop
 from .precision import MixedPrecision
+from .prepare import prepare
+from .resume import TASK
+from .task import ConfigT, DataT, Preparation, TrainingKind
 
-Config = TypeVar("Config", bound=TrainingConfig)
+TrainingConfigT = TypeVar("TrainingConfigT", bound=TrainingConfig)
+
+
+def train(
+    kind: TrainingKind[ConfigT, DataT],
+    output: str | Path,
+    *,
+    recipe: str | None,
+    resume: str,
+    plan: bool,
+    chosen: Mapping[str, Any],
+    after_step: Callable[[int], None] | None,
+) -> Outcome | None:
+    """Train a model, or resume a run.
+
+    Args:
+        kind: of training.
+        output: the run folder.
+        recipe: a name, or `FILE.py:FUNCTION`; the kind's default for a new run if None.
+        resume: "auto" continues the run in the folder, if there is one; "never" refuses if there is one; a checkpoint
+            file is continued from.
+        plan: measure a few steps, log how long the run will take, and write nothing.
+        chosen: fields of the configuration by flat name; they take precedence over the recipe.
+        after_step: called with the number of steps done after each one.
+
+    Returns:
+        How the run ended, None for a plan.
+
+    Raises:
+        ValueError: for anything that can be found wrong before the run begins.
+        RunStopped: if the run cannot continue.
+    """
+    ready = prepare(kind, output, recipe, resume, chosen, int(os.environ.get("WORLD_SIZE", 1)))
+    fabric = launch(ready.config.run)
+    ready = replace(ready, config=agree(ready.config, fabric))
+    torch.manual_seed(keyed_seed(ready.config.run.seed, kind.seed_key))
+    task = kind.build(ready, fabric)
+    lines = kind.describe(ready, task)
+    for label, text in lines.items():
+        if label != "steps":  # which the length tells
+            log.info(f"{label:<11}  {text}")
+    kind.check(ready, task)
+    loop = TrainingLoop(task, ready.state, after_step)
+    if plan:
+        for line in estimate(loop):
+            log.info(line)
+        return None
+    recorded = {} if kind.recorded_as is None else {TASK: kind.recorded_as}
+    record = {**recorded, "recipe": ready.recipe, **kind.fingerprints(ready.data), **ready.config.to_dict()}
+    return _train_in_folder(loop, ready, record, lines)
+
+
+def _train_in_folder(
+    loop: TrainingLoop, ready: Preparation[Any, Any], record: Mapping[str, Any], lines: Mapping[str, str]
+) -> Outcome:
+    """Lock the run folder, write its configuration, and train.
+
+    Raises:
+        ValueError: if another process trains in the folder or has done so since it was prepared, or it cannot be
+            written.
+        RunStopped: if the run cannot continue.
+    """
+    fabric, trainer = loop.fabric, loop.trainer
+    all_found = gather(fabric, ready.found)  # all have looked into the folder before the first one writes to it
+    with ExitStack() as until_end:
+        if fabric.is_global_zero:
+            try:
+                until_end.enter_context(lock(loop.run))
+                require_unchanged(loop.run, all_found)
+                begin(loop.run, record, lines, fabric)
+                if ready.state is not None:
+                    config = json.dumps(loop.config.to_dict())
+                    loop.run.begin_from({**ready.state, "config": config}, loop.config.run.keep_checkpoints)
+            except OSError as error:
+                raise disk_failed(loop.run, error, "at the beginning") from error
+            for warning in ready.warnings:
+                log.warning(warning)
+            if trainer.step == trainer.steps:
+                log.info(f"all {trainer.steps} steps of this run are done; nothing is left to do")
+            elif trainer.step:
+                log.info(f"continuing after step {trainer.step} of {trainer.steps}")
+        fabric.barrier()
+        return loop.train()
 
 
 def launch(config: LoopConfig) -> Fabric:
-    """Fabric on this machine, or as one of torchrun's processes."""
+    """Launch Fabric on this machine, or as one of torchrun's processes."""
     device = pick_device(config.device)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    if processes > 1:  # it is no error, and comes of 1x1 convolutions on images whose channels are the last axis
+    if processes > 1:  # harmless: it comes of 1x1 convolutions on images whose channels are the last axis
         filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
-        atexit.register(part)
+        atexit.register(destroy_process_group)
     fabric = Fabric(
         accelerator=device.type,
         devices=local,
@@ -47,92 +137,28 @@ def launch(config: LoopConfig) -> Fabric:
     return fabric
 
 
-def agreed(config: Config, fabric: Fabric) -> Config:
-    """The configuration of all processes. A recipe chooses the micro-batches by free memory, which may differ between
-    them: that of the least counts."""
+def agree(config: TrainingConfigT, fabric: Fabric) -> TrainingConfigT:
+    """Return the configuration of all processes.
+
+    A recipe chooses the micro-batches by free memory, which may differ between processes: the one with the least memory
+    decides.
+    """
     most = fabric.all_reduce(torch.tensor(config.run.accumulate, device=fabric.device), reduce_op="max")
     assert isinstance(most, torch.Tensor)
     return config.replace({"accumulate": int(most)})
 
 
-def tell_plan(lines: Mapping[str, str], fabric: Fabric, say: Callable[[str], None]) -> None:
-    """Show what is going to be done: label and text."""
-    if fabric.is_global_zero:
-        for label, text in lines.items():
-            if label != "steps":  # which are told under length
-                say(f"{label:<11}  {text}")
-
-
-def carry_out(
-    training: Training,
-    record: Mapping[str, Any],
-    lines: Mapping[str, str],
-    warnings: Sequence[str],
-    found: Contents,
-    state: Mapping[str, Any] | None,
-    *,
-    plan: bool,
-    say: Callable[[str], None],
-) -> Outcome | None:
-    """Train, or tell how long it will take.
-
-    Args:
-        training: to carry out.
-        record: for the folder's `config.json`.
-        lines: the plan, label to text.
-        warnings: for the user.
-        found: in the folder when the run was prepared.
-        state: of the checkpoint to continue from.
-        plan: measure a few steps, tell time and memory, and write nothing.
-        say: receives the lines for the user.
-
-    Returns:
-        How the run ended, None for a plan.
+def require_unchanged(run: RunFolder, found: Sequence[Contents]) -> None:
+    """Raise unless a folder, which is locked now, still holds what each process found when it prepared the run.
 
     Raises:
-        ValueError: if another process trains in the folder or has done so meanwhile, or it cannot be written.
-        RunStopped: if the run cannot go on.
-    """
-    fabric, trainer = training.fabric, training.trainer
-    if plan:
-        measured = training.estimate()
-        if fabric.is_global_zero:
-            for line in measured:
-                say(line)
-        return None
-    all_found = gather(fabric, found)  # all have looked into the folder before the first one writes to it
-    with ExitStack() as until_end:
-        if fabric.is_global_zero:
-            try:
-                until_end.enter_context(claim(training.run))
-                check_unchanged(training.run, all_found)
-                begin(training.run, record, lines, fabric)
-                if state is not None:
-                    config = json.dumps(training.config.to_dict())
-                    training.run.begin_from({**state, "config": config}, training.config.run.keep_checkpoints)
-            except OSError as error:
-                raise disk_failed(training.run, error, "at the beginning") from error
-            for warning in warnings:
-                say(warning)
-            if trainer.step == trainer.steps:
-                say(f"all {trainer.steps} steps of this run are done; nothing is left to do")
-            elif trainer.step:
-                say(f"continuing after step {trainer.step} of {trainer.steps}")
-        fabric.barrier()
-        return training.train()
-
-
-def check_unchanged(run: RunFolder, found: Sequence[Contents]) -> None:
-    """Whether a folder, which is claimed now, still holds what each process found when it prepared the run.
-
-    Raises:
-        ValueError: if another run was there between.
+        ValueError: if another run was there meanwhile.
     """
     now = run.contents()
     if any(then != now for then in found):
         raise ValueError(
-            f"{run.root} was changed by another run after this one had looked into it; give the command again, to go "
-            f"on from what is there now, or use another --output"
+            f"{run.root} was changed by another run after this one had looked into it; give the command again, to "
+            f"continue from what is there now, or use another --output"
         )
 
 

@@ -3,24 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """How long, and how the learning rate moves."""
-
-    epochs: float
-    """How many times every image is shown."""
-
-    warmup_epochs: float
-    """Epochs over which the learning rate rises linearly."""
-
-    lr_start: float = 0.005
-    """Learning rate of the first step, as a share of the peak."""
-
-    lr_end: float = 0.001
-    """Learning rate of the last step, as a share of the peak, approached along a cosine."""
+from .config import ScheduleConfig
 
 
 def steps_of(epochs: float, images: int, batch_size: int) -> int:

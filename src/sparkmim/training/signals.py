@@ -1,4 +1,4 @@
-"""Asking a run to stop: SIGTERM, Ctrl-C and the end of its terminal are noted, and acted upon after the step."""
+"""Requests to stop: SIGTERM, Ctrl-C and a closed terminal are recorded, and acted upon after the step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, Self
 
 
 class StopRequest:
-    """While active, the first SIGTERM, SIGINT or SIGHUP sets `signal`; a second Ctrl-C interrupts at once, as usual.
+    """Record the first SIGTERM, SIGINT or SIGHUP in `signal` while active; a second Ctrl-C interrupts at once.
 
-    SIGHUP stays ignored where it is, as under `nohup`.
-    In another thread than the main one it does nothing: only that one receives signals.
+    SIGHUP stays ignored where it is ignored, as under `nohup`. Outside the main thread, which alone receives signals, it
+    does nothing.
     """
 
     def __init__(self) -> None:
@@ -23,14 +23,14 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                    self._previous[number] = signal.signal(number, self._note)
+                    self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name

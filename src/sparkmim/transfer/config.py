@@ -1,62 +1,142 @@
-"""The whole configuration of a fine-tuning, in groups that stand beside what they configure."""
+"""The configuration of a fine-tuning, in groups. Imports nothing heavy: the command line reads it for its help."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from ..data.config import ViewConfig
-from ..training.config import Configuration, LoopConfig
-from ..training.optim import OptimizerConfig
-from ..training.schedule import ScheduleConfig
-from .classifier import ClassifierConfig
-from .objective import ObjectiveConfig
-from .views import AugmentConfig
+from ..training.config import Configuration, LoopConfig, OptimizerConfig, ScheduleConfig, plugin
+from ..utils.fields import NoSettings, Valid, at_least, rate, setting, share
+
+CLASSIFICATION = "classification"
+"""The task that is trained for where none is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledDataConfig(ViewConfig):
+class NetworkConfig:
+    """The network to train."""
+
+    task: str = setting(CLASSIFICATION, kind="code", shapes_model=True)
+    """What to train for: classification, another task by name, or FILE.py:CLASS."""
+
+    model: str = setting(kind="code", shapes_model=True)
+    """A timm model name, or FILE.py:FUNCTION that returns a module or a sparkmim.Backbone; not needed where the encoder
+    records it."""
+
+    stages: tuple[str, ...] = setting((), shapes_model=True)
+    """Names of the submodules whose outputs are the feature maps, if the network does not offer them itself."""
+
+    in_chans: int = setting(3, at_least(1, "a number of channels"), shapes_model=True)
+    """Channels of the images."""
+
+    encoder: str = setting("none", kind="weights")
+    """Weights to start from: an encoder.safetensors or other weights, the folder of a pretraining, timm (its pretrained
+    ones), or none (random ones: from scratch)."""
+
+    drop_path: float = setting(0.0, rate())
+    """Highest rate of stochastic depth in the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabeledDataConfig(ViewConfig):
     """Which images, and which of their labels."""
 
-    data: str
+    data: str = setting(kind="images", resumable=True)
     """Class folders, a CSV file of rows `path,class`, or a folder with train, val and test folders of classes."""
 
-    val_data: str | None = None
-    """Class folders or a CSV file to validate with; val beside train if not given. The weights of the best accuracy on
-    it are kept."""
+    val_data: str | None = setting(None, kind="images", resumable=True)
+    """Class folders or a CSV file to validate with; val beside train if not given. The weights that score best on it
+    are kept."""
 
-    test_data: str | None = None
+    test_data: str | None = setting(None, kind="images", resumable=True)
     """Class folders or a CSV file on which the final weights are scored, once; test beside train if not given."""
 
-    label_share: float = 1.0
+    label_share: float = setting(1.0, Valid(lambda v: 0 < v <= 1, "is a share of the labels, above 0 and at most 1"))
     """Share of each class's training images to use, at least one."""
 
-    folds: int = 0
+    folds: int = setting(
+        0, Valid(lambda v: v == 0 or v >= 2, "is a number of folds, at least 2, or 0 for no cross-validation")
+    )
     """Cross-validation: divide the training images into so many folds, and validate with one of them."""
 
-    fold: int = 0
+    fold: int = setting(0, at_least(0, "the number of a fold"))
     """Which fold to validate with, from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Augmentations of training images beside the crop and the flip."""
+
+    policy: Literal["none", "rand", "trivial"] = "none"
+    """Changes of color and shape: rand (RandAugment: two of magnitude 9 of 30), trivial (TrivialAugment: one of any
+    magnitude), or none."""
+
+    erasing: float = setting(0.0, share("the views"))
+    """Share of views in which a rectangle is replaced by noise."""
+
+    mixup: float = setting(0.0, at_least(0))
+    """Parameter of the Beta distribution of the weights by which two images are added; 0 never adds them."""
+
+    cutmix: float = setting(0.0, at_least(0))
+    """Likewise of the area of one image that replaces that of another; with mixup, each for half of the batches."""
+
+    repeats: int = setting(1, at_least(1, "a number of views"))
+    """Views of each image that follow each other; an epoch then shows a part of the images (repeated augmentation)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The loss of a classification."""
+
+    loss: Literal["cross-entropy", "binary"] = "cross-entropy"
+    """cross-entropy (one class is right), or binary (the mean over classes of the binary cross entropy)."""
+
+    smoothing: float = setting(0.1, Valid(lambda v: 0 <= v < 1, "is a share from 0 to below 1"))
+    """Share of each target that is spread evenly over all classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOptimizerConfig(OptimizerConfig):
     """The update rule, and how it differs between layers."""
 
-    layer_decay: float = 1.0
+    layer_decay: float = setting(1.0, Valid(lambda v: 0 < v <= 1, "is a factor above 0 and at most 1"))
     """Factor of the learning rate from one group of layers to the one below it; 1 trains all layers alike."""
 
-    ema: float = 0.0
-    """Decay of a moving average of the weights (at first the mean of all), which is what is scored and kept; 0 keeps
-    the weights themselves."""
+    ema: float = setting(0.0, rate())
+    """Decay of a moving average of the weights (at first the mean of all), which is scored and kept; 0 keeps the
+    weights themselves."""
+
+
+def settings_of_task(name: str | None) -> type[Any]:
+    """Return the class of a task's settings; imports the task, but for classification, which has groups of its own."""
+    if name in (None, CLASSIFICATION):
+        return NoSettings
+    from .tasks.base import find_task
+
+    return find_task(str(name)).settings_type
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(Configuration):
-    """Everything that determines a fine-tuning, every value resolved."""
+class TransferConfig(Configuration):
+    """Everything that determines a fine-tuning for any task, every value resolved."""
 
-    model: ClassifierConfig
-    data: LabelledDataConfig
-    augment: AugmentConfig
-    objective: ObjectiveConfig
+    model: NetworkConfig
+    data: LabeledDataConfig
     optimizer: FinetuneOptimizerConfig
     schedule: ScheduleConfig
     run: LoopConfig
+    task_settings: Any = plugin("task", settings_of_task)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TransferConfig):
+    """Everything that determines a fine-tuning for classification."""
+
+    augment: AugmentConfig
+    objective: LossConfig
+
+
+def config_type_of(task: str | None) -> type[TransferConfig]:
+    """Return the class of a fine-tuning's configuration for a task by name."""
+    return FinetuneConfig if task in (None, CLASSIFICATION) else TransferConfig

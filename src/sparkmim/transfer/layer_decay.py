@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from ..models.backbone import Backbone, probing
-from ..training.optim import decayed_and_spared
-from .classifier import Classifier
+from ..training.optim import param_groups_weight_decay
+from .network import Network
 
 SEQUENCES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -27,14 +27,14 @@ BLOCKS = 3
 """Blocks of a group, at most."""
 
 
-def layer_groups(classifier: Classifier) -> dict[str, int]:
+def layer_groups(network: Network) -> dict[str, int]:
     """The group of each of the network's parameters by name: 0 is the stem, the highest number the classifier.
 
     What is no part of a block goes with the block before it in its stage, or with the stage's first; what comes before
     the first block of all is the stem, with the first stage if that is a single block.
     """
-    encoder = classifier.encoder
-    structure = _structure(classifier.backbone)
+    encoder = network.encoder
+    structure = _structure(network.backbone)
     stages, blocks = structure.stages, _blocks(encoder, structure)
     first = 0
     found: dict[str, int] = {}
@@ -50,18 +50,18 @@ def layer_groups(classifier: Classifier) -> dict[str, int]:
         first = 1 + max((found[name] for name in within), default=first - 1)
     names = {id(parameter): name for name, parameter in encoder.named_parameters()}
     return {
-        name: found.get(names.get(id(parameter), ""), first) for name, parameter in classifier.module.named_parameters()
+        name: found.get(names.get(id(parameter), ""), first) for name, parameter in network.module.named_parameters()
     }
 
 
-def decayed_groups(classifier: Classifier, layer_decay: float) -> list[dict[str, object]]:
+def decayed_groups(network: Network, layer_decay: float) -> list[dict[str, object]]:
     """The trainable parameters in groups for the optimiser, each with a `lr_scale` and a `weight_decay_scale`."""
-    layers = layer_groups(classifier)
+    layers = layer_groups(network)
     last = max(layers.values())
     groups: list[dict[str, object]] = []
     for layer in range(last + 1):
-        own = [named for named in classifier.module.named_parameters() if layers[named[0]] == layer]
-        groups += [{**group, "lr_scale": layer_decay ** (last - layer)} for group in decayed_and_spared(own)]
+        own = [named for named in network.module.named_parameters() if layers[named[0]] == layer]
+        groups += [{**group, "lr_scale": layer_decay ** (last - layer)} for group in param_groups_weight_decay(own)]
     return groups
 
 

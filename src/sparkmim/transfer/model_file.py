@@ -1,11 +1,11 @@
-"""A classifier as a file: its weights under the network's own names, and what is needed to use it."""
+"""A fine-tuned network as a file: its weights under the network's own names, and what is needed to use it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -15,25 +15,34 @@ from ..checkpoints.encoder import read_metadata
 from ..data.config import ViewConfig
 from ..models.factory import code_of
 from ..utils.io import write_atomically
-from .classifier import ClassifierConfig, build_classifier
-from .config import FinetuneConfig
+from .config import CLASSIFICATION, NetworkConfig, TransferConfig
+from .tasks.base import TransferTask, find_task
 
 
-class SavedClassifier(NamedTuple):
-    """A network in evaluation mode, its classes, and how its input is prepared."""
+class SavedModel(NamedTuple):
+    """A network in evaluation mode, its task, what it knows of the targets, and how its input is prepared."""
 
     module: nn.Module
-    classes: tuple[str, ...]
+    task: TransferTask[Any]
+    targets: dict[str, Any]
     view: ViewConfig
     in_chans: int
 
 
-def save_classifier(
-    weights: Mapping[str, Tensor], path: Path, config: FinetuneConfig, classes: Sequence[str], step: int
+def save_model(
+    weights: Mapping[str, Tensor], path: Path, config: TransferConfig, targets: Mapping[str, Any], step: int
 ) -> None:
-    """Write a classifier, atomically."""
+    """Write a network, atomically.
+
+    Args:
+        weights: its state dict.
+        path: of the file.
+        config: of its run.
+        targets: see :meth:`~sparkmim.transfer.tasks.base.TransferTask.describe_targets`.
+        step: of its run.
+    """
     model, data = config.model, config.data
-    known = {
+    known: dict[str, Any] = {
         "model": model.model,
         "stages": model.stages,
         "in_chans": model.in_chans,
@@ -42,28 +51,36 @@ def save_classifier(
         "flip": data.flip,
         "mean": data.mean,
         "std": data.std,
-        "classes": list(classes),
         "step": step,
     }
+    if model.task == CLASSIFICATION:
+        known |= targets
+    else:
+        known |= {"task": model.task, "settings": config.to_dict().get("task_settings", {}), "targets": targets}
     own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
     content = safetensors.torch.save(own, {"sparkmim": json.dumps(known)})
     write_atomically(path, lambda file: file.write(content))
 
 
-def load_classifier(path: Path) -> SavedClassifier:
-    """Read a classifier.
+def load_model(path: Path) -> SavedModel:
+    """Read a fine-tuned network.
 
     Raises:
         ValueError: if there is no such file, or it is of something else.
     """
     if not path.is_file():
-        raise ValueError(f"there is no classifier {path}; wanted is what `sparkmim finetune` leaves in its run folder")
+        raise ValueError(f"there is no model {path}; expected what `sparkmim finetune` leaves in its run folder")
     known = json.loads(read_metadata(path).get("sparkmim", "{}"))
-    if "classes" not in known:
-        raise ValueError(f"{path} is not a classifier of `sparkmim finetune`")
-    config = ClassifierConfig(model=known["model"], stages=tuple(known["stages"]), in_chans=known["in_chans"])
+    if "classes" not in known and "task" not in known:
+        raise ValueError(f"{path} is not a model of `sparkmim finetune`")
+    name = known.get("task", CLASSIFICATION)
+    kind = find_task(name)
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in known.get("settings", {}).items()}
+    task = kind(kind.settings_type(**settings))
+    targets = known["targets"] if "targets" in known else {"classes": known["classes"]}
+    config = NetworkConfig(task=name, model=known["model"], stages=tuple(known["stages"]), in_chans=known["in_chans"])
     with code_of(config.model):
-        module = build_classifier(config, len(known["classes"])).module
+        module = task.build(config, targets).module
     try:
         module.load_state_dict(safetensors.torch.load_file(path))
     except RuntimeError as error:
@@ -75,4 +92,4 @@ def load_classifier(path: Path) -> SavedClassifier:
         mean=tuple(known["mean"]),
         std=tuple(known["std"]),
     )
-    return SavedClassifier(module.eval(), tuple(known["classes"]), view, known["in_chans"])
+    return SavedModel(module.eval(), task, targets, view, known["in_chans"])

@@ -1,226 +1,199 @@
-"""What a fine-tuning is to do, and whether it can: everything that can be found wrong is found here."""
+"""The kind of training that fine-tuning is: its images, its recipes, and what is validated before it begins."""
 
 from __future__ import annotations
 
-import hashlib
-import math
-import os
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
 
 from ..checkpoints.encoder import TrainedEncoder, load_network
-from ..checkpoints.run_folder import Contents, RunFolder, read_checkpoint
-from ..data.labels import LabelledImages, fold, label_share, labelled_splits
+from ..data.seeding import keyed_seed
 from ..data.statistics import first_readable
+from ..data.targets import Splits
 from ..models.factory import code_of
-from ..training.config import show
+from ..training.config import COMPUTATION
 from ..training.memory import free_memory
-from ..training.prepare import check_named_checkpoint, check_output, check_training, normalise
-from ..training.ranges import check_values
-from ..training.resume import config_of, described, newest_state, recorded_run
-from ..utils.devices import pick_device
-from ..utils.specs import absolute_spec
-from .config import FinetuneConfig, LabelledDataConfig
-from .recipes import Situation, find_recipe
+from ..training.prepare import validate_training
+from ..training.recipes import cores_per_process, find_recipe, local_processes
+from ..training.schedule import steps_of
+from ..training.task import Preparation, TrainingKind
+from ..utils.devices import device_name, pick_device
+from ..utils.fields import show
+from .config import CLASSIFICATION, LabeledDataConfig, NetworkConfig, TransferConfig, config_type_of
+from .layer_decay import layer_groups
+from .network import Network, load_weights, require_image_size
+from .recipes import RECIPES, Situation
+from .task import FinetuningTask
+from .tasks.base import TransferTask, find_task
 
-TASK = "finetune"
+INITIAL_WEIGHTS = 8
+"""Key of the randomness of the network's initial weights."""
 
-PRETRAINED = "a checkpoint of a pretraining; start from the encoder of its run: --encoder RUN"
-"""What `--resume` is told of the checkpoint of a run of the other kind."""
-
-RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "label_share": (lambda v: 0 < v <= 1, "is a share of the labels, above 0 and at most 1"),
-    "folds": (lambda v: v == 0 or v >= 2, "is a number of folds, at least 2, or 0 for no cross-validation"),
-    "fold": (lambda v: v >= 0, "is the number of a fold, from 0"),
-    "erasing": (lambda v: 0 <= v <= 1, "is a share of the views, from 0 to 1"),
-    "mixup": (lambda v: 0 <= v < math.inf, "must be at least 0"),
-    "cutmix": (lambda v: 0 <= v < math.inf, "must be at least 0"),
-    "repeats": (lambda v: v >= 1, "is a number of views, at least 1"),
-    "smoothing": (lambda v: 0 <= v < 1, "is a share from 0 to below 1"),
-    "layer_decay": (lambda v: 0 < v <= 1, "is a factor above 0 and at most 1"),
-    "ema": (lambda v: 0 <= v < 1, "is a rate from 0 to below 1"),
-}
-"""For each field that pretraining has not, a test, and how to say it."""
+Ready = Preparation[TransferConfig, Splits[Any]]
 
 
-class LabelledSets(NamedTuple):
-    """Images to train on, to validate with, and to score the result on."""
+class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
+    """Training from an encoder on, for a task; one object serves one run.
 
-    train: LabelledImages
-    val: LabelledImages | None
-    test: LabelledImages | None
-
-    def described(self) -> dict[str, str]:
-        """Number and digest of the names and labels of each."""
-        named = {"images": self.train, "held_out": self.val, "test": self.test}
-        return {name: described_labels(labelled) for name, labelled in named.items()}
-
-
-def described_labels(labelled: LabelledImages | None) -> str:
-    """Number and digest of the names and labels of some images."""
-    if labelled is None:
-        return "none"
-    digest = hashlib.sha256("\0".join(labelled.classes[label] for label in labelled.labels).encode())
-    return f"{described(labelled.source)}, labels {digest.hexdigest()[:16]}"
-
-
-class Preparation(NamedTuple):
-    """A run that can begin: everything checked, nothing written."""
-
-    recipe: str
-    config: FinetuneConfig
-    sets: LabelledSets
-    encoder: TrainedEncoder | None  # to start from
-    run: RunFolder
-    found: Contents  # of its folder
-    state: dict[str, Any] | None  # the checkpoint to continue from
-    warnings: list[str]  # for the user
-
-
-def prepare(
-    output: str | Path, recipe: str | None, resume: str, chosen: Mapping[str, Any], processes: int
-) -> Preparation:
-    """Find out what is to be done, and whether it can be. Where a run begins is as for
-    :func:`sparkmim.pretraining.prepare.prepare`, but for `encoder` instead of `init`.
-
-    Raises:
-        ValueError: naming what is wrong and what to do.
+    Args:
+        chosen: the fields that the user has set, by flat name, among them the task.
     """
-    chosen = normalise(chosen, FinetuneConfig)
-    check(chosen)
-    if recipe is not None and ".py:" in recipe:
-        recipe = absolute_spec(recipe)
-    run = RunFolder(output)
-    found = run.contents()
-    there = recorded_run(run, FinetuneConfig, resume, recipe, chosen, TASK)
-    state = None if resume in ("auto", "never") else read_checkpoint(Path(resume).expanduser())
-    warnings: list[str] = []
-    encoder = None
-    if there is not None:
-        name, config = there.recipe, there.config
-        sets = read_sets(config.data, config.run.seed)
-        there.check_images(sets.described())
-        if state is None:
-            state, warnings = newest_state(run)
-        if state is None:
-            encoder = read_encoder(config.flat())
-    elif state is not None and recipe is None:
-        name = f"of {Path(resume).name}"
-        config = config_of(resume, state, FinetuneConfig, PRETRAINED).replace(chosen)
-        sets = read_sets(config.data, config.run.seed)
-    else:
-        name = recipe or "small-data"
-        config, sets, encoder = resolve(name, chosen, processes)
-    if state is not None and resume != "auto":
-        recorded = config_of(resume, state, FinetuneConfig, PRETRAINED)
-        check_named_checkpoint(resume, recorded, config, "--encoder RUN/model.safetensors")
-        if config.optimizer.ema and state["average"] is None:
-            raise ValueError(f"--ema {config.optimizer.ema:g}, but {resume} holds no average of weights; use --ema 0")
-    check(config.flat())
-    if there is None:
-        check_output(run.root, config.flat())
-    check_training(config, len(sets.train), config.model.in_chans, processes)
-    check_policy(config, sets.train)
-    together = config.run.batch_size // (config.run.accumulate * processes)
-    if config.augment.repeats > together:
-        raise ValueError(
-            f"--repeats {config.augment.repeats} views of an image do not fit into the {together} images that are "
-            "trained on at a time; use fewer --repeats or a larger --batch-size"
+
+    command = "finetune"
+    recorded_as = "finetune"
+    default_recipe = "small-data"
+    seed_key = INITIAL_WEIGHTS
+    weights_remedy = "--encoder RUN/model.safetensors"
+    not_this_kind = "a checkpoint of a pretraining; start from the encoder of its run: --encoder RUN"
+
+    def __init__(self, task: str | None) -> None:
+        self.config_type = config_type_of(task)
+        self.encoder: TrainedEncoder | None = None  # to start from, if it has been read
+        self._network: tuple[Any, Network] | None = None
+
+    def validate_values(self, chosen: Mapping[str, Any]) -> None:
+        """Raise for sizes that are not those of an image."""
+        if len(chosen.get("image_size", (1, 1))) != 2:
+            raise ValueError(f"--image-size takes one number or 2, not {len(chosen['image_size'])}")
+
+    def resolve(self, recipe: str, chosen: Mapping[str, Any], processes: int) -> tuple[TransferConfig, Splits[Any]]:
+        """Return the configuration that a recipe makes of a situation, and its images."""
+        device = pick_device(chosen.get("device", "auto"))
+        with code_of(recipe):
+            make = find_recipe(recipe, RECIPES)
+        if "data" not in chosen:
+            raise ValueError("--data is required: a folder of class folders, or a CSV file")
+        if "encoder" not in chosen:
+            raise ValueError("--encoder is required: a file of weights, a run folder, timm, or none")
+        encoder = self.encoder = read_encoder(chosen)
+        chosen = {**chosen, "model": encoder.name, "stages": encoder.stages}
+        task = self._task(chosen)
+        data = {name: chosen[name] for name in LabeledDataConfig.__annotations__ if name in chosen}
+        view = {"image_size": (1, 1), "mean": (0.0,), "std": (1.0,)}
+        splits = task.read(LabeledDataConfig(**{**view, **data}), chosen.get("seed", 0))
+        for images in splits:
+            if images is not None:
+                first_readable(images.source, encoder.backbone.in_chans)
+        targets = task.describe_targets(splits.train)
+        situation = Situation(
+            images=len(splits.train),
+            targets=targets,
+            backbone=encoder.backbone,
+            view=encoder.data,
+            device=device,
+            memory_bytes=free_memory(device, local_processes()),
+            cores=cores_per_process(),
+            processes=processes,
+            chosen=chosen,
+            build=lambda config, seed: self._build(task, config, targets, seed),
         )
-    return Preparation(name, config, sets, encoder, run, found, state, warnings)
+        with code_of(recipe if ".py:" in recipe else encoder.name):
+            config = make(situation)
+        if not isinstance(config, self.config_type):
+            raise ValueError(f"recipe {recipe} returns a {type(config).__name__}, not a {self.config_type.__name__}")
+        return config.replace(chosen), splits
+
+    def read_data(self, config: TransferConfig) -> Splits[Any]:
+        """Return the images of a configuration."""
+        return self._task(config.flat(), config.task_settings).read(config.data, config.run.seed)
+
+    def fingerprints(self, data: Splits[Any]) -> dict[str, str]:
+        """Return what identifies each set of images with its targets."""
+        sets = {"images": data.train, "held_out": data.val, "test": data.test}
+        return {name: self.task.fingerprint(images) for name, images in sets.items()}
+
+    def validate(self, ready: Ready, processes: int) -> None:
+        """Raise for what would go wrong later; reads the encoder of a run that has no checkpoint yet."""
+        config, state = ready.config, ready.state
+        if state is None and self.encoder is None:
+            self.encoder = read_encoder(config.flat())
+        if state is not None and config.optimizer.ema and state.get("average") is None:
+            raise ValueError(f"--ema {config.optimizer.ema:g}, but the checkpoint holds no average; use --ema 0")
+        validate_training(config, len(ready.data.train), config.model.in_chans, processes)
+        micro_batch = config.run.batch_size // (config.run.accumulate * processes)
+        self.task.validate(config, ready.data.train, micro_batch)
+
+    def build(self, ready: Ready, fabric: Fabric) -> FinetuningTask:
+        """Return the task of a run."""
+        config = ready.config
+        targets = self.task.describe_targets(ready.data.train)
+        with code_of(config.model.model):
+            network = self._build(self.task, config.model, targets, config.run.seed)
+        if ready.state is None and self.encoder is not None:
+            load_weights(network, self.encoder)
+        require_batch(network, config, fabric.world_size)
+        return FinetuningTask(config, self.task, network, ready.data, ready.run, fabric)
+
+    def describe(self, ready: Ready, task: FinetuningTask) -> dict[str, str]:
+        """Return the plan: label to text."""
+        config, splits, network = ready.config, ready.data, task.network
+        data, optimizer, schedule, run = config.data, config.optimizer, config.schedule, config.run
+        steps = steps_of(schedule.epochs, len(splits.train), run.batch_size)
+        uses = ((splits.val, "validate with"), (splits.test, "score at the end"))
+        others = [f"{len(images):,} to {use}" for images, use in uses if images is not None]
+        start = {"none": "random weights", "timm": "timm's weights"}.get(config.model.encoder)
+        parameters = sum(p.numel() for p in network.module.parameters())
+        groups = 1 + max(layer_groups(network).values())
+        return {
+            "recipe": Path(ready.recipe).name,
+            **({} if config.model.task == CLASSIFICATION else {"task": Path(config.model.task).name}),
+            "network": f"{Path(config.model.model).name}, {parameters / 1e6:.1f} million parameters, from "
+            f"{start or Path(config.model.encoder).name}",
+            "images": self.task.describe(splits.train)
+            + (f" ({data.label_share:.0%} of the labels)" if data.label_share < 1 else "")
+            + "".join(f"; {text}" for text in others)
+            + (f" (fold {data.fold} of {data.folds})" if data.folds else ""),
+            "views": ", ".join([f"{data.image_size[0]} x {data.image_size[1]} pixels", *describe_training(config)]),
+            "length": f"{schedule.epochs:g} epochs = {steps:,} steps of {run.batch_size} images, "
+            f"{schedule.warmup_epochs:g} epochs of warm-up"
+            + (f"; a step takes the images in {run.accumulate} parts" if run.accumulate > 1 else ""),
+            "optimizer": f"{optimizer.optimizer}, learning rate up to {optimizer.lr:.3g}, layer decay "
+            f"{optimizer.layer_decay:g} over {groups} groups, weight decay {optimizer.weight_decay:g}, average of "
+            "weights " + (f"{optimizer.ema:g}" if optimizer.ema else "none"),
+            "computation": f"{device_name(task.fabric.device)}, {run.precision}{COMPUTATION[run.compile]}, "
+            f"{data.workers} worker{'s' * (data.workers != 1)}",
+            "steps": f"{steps}",
+        }
+
+    def _task(self, chosen: Mapping[str, Any], settings: Any = None) -> TransferTask[Any]:
+        kind = find_task(chosen.get("task", CLASSIFICATION))
+        if settings is None:
+            own = {name.removeprefix("task."): value for name, value in chosen.items() if name.startswith("task.")}
+            settings = kind.settings_type(**own)
+        self.task = kind(settings)
+        return self.task
+
+    def _build(self, task: TransferTask[Any], config: NetworkConfig, targets: Mapping[str, Any], seed: int) -> Network:
+        """Return the network with initial weights of the seed's, built once for the same configuration."""
+        asked = (config, dict(targets), seed)
+        if self._network is None or self._network[0] != asked:
+            with torch.random.fork_rng(devices=()):
+                torch.manual_seed(keyed_seed(seed, INITIAL_WEIGHTS))
+                self._network = asked, task.build(config, targets)
+        return self._network[1]
 
 
-def check_policy(config: FinetuneConfig, train: LabelledImages) -> None:
-    """Whether the changes of colour and shape are made for the images.
-
-    Raises:
-        ValueError: if not.
-    """
-    policy, channels = config.augment.policy, config.model.in_chans
-    if policy == "none":
-        return
-    if channels not in (1, 3):
-        raise ValueError(f"--policy {policy} takes images of 1 or 3 channels; use --policy none")
-    image = first_readable(train.source, channels)
-    low, high = image.min().item(), image.max().item()
-    if image.is_floating_point() and not 0 <= low <= high <= 1:
-        raise ValueError(
-            f"--policy {policy} takes floating-point images for 0 to 1, and would cut off what these have beyond "
-            f"({low:.4g} to {high:.4g}); use --policy none"
-        )
-
-
-def check(values: Mapping[str, Any]) -> None:
-    """Whether each value by itself makes sense.
-
-    Raises:
-        ValueError: naming the field, what it must be, and what it is.
-    """
-    if len(values.get("image_size", (1, 1))) != 2:
-        raise ValueError(f"--image-size takes one number or 2, not {len(values['image_size'])}")
-    check_values(values)
-    for name, (holds, wanted) in RANGES.items():
-        if name in values and not holds(values[name]):
-            raise ValueError(f"--{name.replace('_', '-')} {wanted}, not {show(values[name])}")
-
-
-def read_sets(data: LabelledDataConfig, seed: int) -> LabelledSets:
-    """The images of a configuration.
-
-    Raises:
-        ValueError: if their classes differ, files are missing, or the choices contradict each other.
-    """
-    train, val, tests = labelled_splits(data.data, data.val_data, [] if data.test_data is None else [data.test_data])
-    if data.folds and data.val_data is not None:
-        raise ValueError("--folds and --val-data are two ways to say what to validate with; use one")
-    if data.folds:
-        train, val = fold(train, data.folds, data.fold, seed)
-    elif data.fold:
-        raise ValueError(f"--fold {data.fold} of how many? Give --folds too")
-    return LabelledSets(label_share(train, data.label_share, seed), val, tests[0] if tests else None)
-
-
-def resolve(
-    recipe: str, chosen: Mapping[str, Any], processes: int = 1
-) -> tuple[FinetuneConfig, LabelledSets, TrainedEncoder]:
-    """The configuration that a recipe makes of a situation, its images and its encoder."""
-    device = pick_device(chosen.get("device", "auto"))
-    with code_of(recipe):
-        make = find_recipe(recipe)
-    for name, what in (("data", "which images? --data"), ("encoder", "from which weights? --encoder")):
-        if name not in chosen:
-            takes = "takes a folder of class folders" if name == "data" else "takes a file, a run folder, timm, or none"
-            raise ValueError(f"{what} {takes}")
-    encoder = read_encoder(chosen)
-    chosen = {**chosen, "model": encoder.name, "stages": encoder.stages}
-    data = {name: chosen[name] for name in vars(LabelledDataConfig)["__annotations__"] if name in chosen}
-    view = {"image_size": (1, 1), "mean": (0.0,), "std": (1.0,)}
-    sets = read_sets(LabelledDataConfig(**{**view, **data}), chosen.get("seed", 0))
-    for labelled in sets:
-        if labelled is not None:
-            first_readable(labelled.source, encoder.backbone.in_chans)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    situation = Situation(
-        images=len(sets.train),
-        classes=len(sets.train.classes),
-        backbone=encoder.backbone,
-        view=encoder.data,
-        device=device,
-        memory_bytes=free_memory(device, local),
-        cores=max(1, (os.cpu_count() or 1) // local),
-        processes=processes,
-        chosen=chosen,
-    )
-    with code_of(recipe if ".py:" in recipe else encoder.name):
-        config = make(situation)
-    if not isinstance(config, FinetuneConfig):
-        raise ValueError(f"recipe {recipe} returns a {type(config).__name__}, not a FinetuneConfig")
-    return config.replace(chosen), sets, encoder
+def describe_training(config: Any) -> list[str]:
+    """Return the augmentations and the loss of a classification as text, nothing for other tasks."""
+    augment = getattr(config, "augment", None)
+    if augment is None:
+        return []
+    return [
+        *([augment.policy] * (augment.policy != "none")),
+        *([f"erasing {augment.erasing:g}"] * bool(augment.erasing)),
+        *([f"mixup {augment.mixup:g}"] * bool(augment.mixup)),
+        *([f"cutmix {augment.cutmix:g}"] * bool(augment.cutmix)),
+        *([f"{augment.repeats} views of each image"] * (augment.repeats > 1)),
+        f"{config.objective.loss}, smoothing {config.objective.smoothing:g}",
+    ]
 
 
 def read_encoder(chosen: Mapping[str, Any]) -> TrainedEncoder:
-    """The network to start from."""
+    """Return the network to start from."""
     with code_of(chosen.get("model", chosen["encoder"])):
         encoder = load_network(
             chosen["encoder"],
@@ -230,9 +203,29 @@ def read_encoder(chosen: Mapping[str, Any]) -> TrainedEncoder:
             in_chans=chosen.get("in_chans"),
         )
     if encoder.backbone.dims != 2:
-        raise ValueError(f"{encoder.name} takes volumes; only images of two dimensions are classified")
+        raise ValueError(f"{encoder.name} takes volumes; only images of two dimensions are fine-tuned on")
     if chosen.get("in_chans", encoder.backbone.in_chans) != encoder.backbone.in_chans:
         raise ValueError(
             f"--in-chans {chosen['in_chans']}, but the encoder takes {encoder.backbone.in_chans} channels; leave it out"
         )
     return encoder
+
+
+def require_batch(network: Network, config: TransferConfig, processes: int) -> None:
+    """Raise unless images are large enough, and batch norm has something to normalize over.
+
+    Raises:
+        ValueError: if the network does not take them; or if an image is trained on alone, and a map of it has a single
+            position.
+    """
+    size = config.data.image_size
+    require_image_size(network.module, config.model, size)
+    if config.run.batch_size > config.run.accumulate * processes:
+        return
+    try:
+        copy.deepcopy(network.module).train()(torch.zeros(1, config.model.in_chans, *size))
+    except ValueError as error:
+        raise ValueError(
+            f"one image of --image-size {show(size)} at a time leaves batch norm one value for each channel ({error}); "
+            "use a larger --batch-size, fewer --accumulate, or a larger --image-size"
+        ) from error

@@ -1,4 +1,4 @@
-"""Recipes of fine-tuning: functions from a situation to a complete configuration. The user's choices go first.
+"""Recipes of fine-tuning: functions from a situation to a complete configuration. The user's choices take precedence.
 
 A recipe of your own is a function of the same kind in a file, `--recipe FILE.py:FUNCTION`; it may start from one here:
 
@@ -13,22 +13,35 @@ def gentle(situation: Situation):
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ..data.config import ViewConfig
 from ..models.factory import takes_drop_path
-from ..training.config import LoopConfig
-from ..training.memory import images_that_fit, micro_batches
-from ..training.recipes import CommonSituation, divisible, native_precision, power_of_two, reading_processes
-from ..training.schedule import ScheduleConfig, steps_of
-from ..utils.specs import load_function
-from .classifier import ClassifierConfig, build_classifier, check_image_size
-from .config import FinetuneConfig, FinetuneOptimizerConfig, LabelledDataConfig
-from .objective import ObjectiveConfig
-from .views import AugmentConfig
+from ..training.config import LoopConfig, ScheduleConfig
+from ..training.recipes import (
+    CommonSituation,
+    divisible,
+    native_precision,
+    power_of_two,
+    reading_processes,
+    with_accumulation,
+)
+from ..training.schedule import steps_of
+from .config import (
+    CLASSIFICATION,
+    AugmentConfig,
+    FinetuneConfig,
+    FinetuneOptimizerConfig,
+    LabeledDataConfig,
+    LossConfig,
+    NetworkConfig,
+    TransferConfig,
+)
+from .network import Network, require_image_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +51,20 @@ class Situation(CommonSituation):
 
     Attributes:
         images: number of images to train on.
-        classes: how many there are.
+        targets: what is known of the targets, for a classification the names of the classes.
         view: how images were prepared where the encoder was trained.
+        build: returns the network of a configuration, given a seed.
     """
 
     images: int
-    classes: int
+    targets: Mapping[str, Any]
     view: ViewConfig
+    build: Callable[[NetworkConfig, int], Network]
+
+    @property
+    def task(self) -> str:
+        """What is trained for."""
+        return str(self.choice("task", CLASSIFICATION))
 
     @property
     def from_scratch(self) -> bool:
@@ -53,15 +73,15 @@ class Situation(CommonSituation):
 
     @property
     def millions(self) -> float:
-        """Of the encoder's parameters."""
+        """Number of the encoder's parameters, in millions."""
         return sum(p.numel() for p in self.backbone.module.parameters()) / 1e6
 
 
-Recipe = Callable[[Situation], FinetuneConfig]
+Recipe = Callable[[Situation], TransferConfig]
 
 
-def small_data(situation: Situation) -> FinetuneConfig:
-    """For hundreds to thousands of images.
+def small_data(situation: Situation) -> TransferConfig:
+    """Fit everything to hundreds to thousands of images.
 
     - Batch size: a power of two that makes at least 16 steps an epoch, 8 to 128, or what the processes can share below
       it.
@@ -77,12 +97,11 @@ def small_data(situation: Situation) -> FinetuneConfig:
     )
     epochs = situation.choice("epochs", float(min(200, max(30, round(100_000 / situation.images)))))
     steps = steps_of(epochs, situation.images, batch_size)
-    lr = 3e-3 if situation.normalised_by_batch else 1e-3
-    config = FinetuneConfig(
-        model=ClassifierConfig(model=situation.chosen["model"], in_chans=situation.backbone.in_chans),
+    lr = 3e-3 if situation.normalized_by_batch else 1e-3
+    config = _config(
+        situation,
+        model=NetworkConfig(task=situation.task, model=situation.chosen["model"], in_chans=situation.backbone.in_chans),
         data=_data(situation, crop_scale=(0.35, 1.0)),
-        augment=AugmentConfig(),
-        objective=ObjectiveConfig(),
         optimizer=FinetuneOptimizerConfig(
             optimizer="adamw",
             lr=float(f"{lr * math.sqrt(batch_size / 64):.2g}"),
@@ -100,8 +119,8 @@ def small_data(situation: Situation) -> FinetuneConfig:
     return _completed(situation, config)
 
 
-def paper(situation: Situation) -> FinetuneConfig:
-    """The paper's settings for ImageNet, by the kind of norm and the number of parameters instead of the name.
+def paper(situation: Situation) -> TransferConfig:
+    """Return the paper's settings for ImageNet, by the kind of norm and the number of parameters instead of the name.
 
     Source: the official `downstream_imagenet/arg.py`, `data.py`, `util.py`. Published ImageNet top-1: ResNet-50 80.6,
     ResNet-200 83.1, ConvNeXt-B 84.8. Three deviations make what users report to diverge (LAMB for ResNet-50, learning
@@ -109,9 +128,14 @@ def paper(situation: Situation) -> FinetuneConfig:
     of its averages, and it adapts the step only where it decays weights, as timm's does by default. Batches of other
     sizes scale the learning rate, and warm-up is never shorter than 100 steps or a quarter of the run. The average of
     the weights warms up too, and images are scored to their edge (the official code cuts 5% off).
+
+    Raises:
+        ValueError: for another task than classification.
     """
+    if situation.task != CLASSIFICATION:
+        raise ValueError(f"recipe paper is for classification, not for --task {situation.task}; use small-data")
     small = situation.millions <= 35
-    if situation.normalised_by_batch:
+    if situation.normalized_by_batch:
         batch_size = situation.choice("batch_size", divisible(min(2048, situation.images), situation.parts))
         epochs, warmup, base, kind, decay = 300.0, 5.0, 2e-3 if small else 1e-3, "lamb", 0.02
         layer_decay, mixup, repeats, drop_path = 0.7 if small else 0.8, 0.1, 1, 0.05 if small else 0.2
@@ -130,14 +154,14 @@ def paper(situation: Situation) -> FinetuneConfig:
     steps = steps_of(epochs, situation.images, batch_size)
     warmup = min(epochs / 4, max(warmup, 100 * batch_size / situation.images))
     config = FinetuneConfig(
-        model=ClassifierConfig(
+        model=NetworkConfig(
             model=situation.chosen["model"],
             in_chans=situation.backbone.in_chans,
             drop_path=drop_path if takes_drop_path(situation.chosen["model"]) else 0.0,
         ),
         data=_data(situation, crop_scale=(0.08, 1.0)),
         augment=AugmentConfig(policy="trivial", erasing=0.25, mixup=mixup, cutmix=1.0, repeats=repeats),
-        objective=ObjectiveConfig(loss="binary" if kind == "lamb" else "cross-entropy"),
+        objective=LossConfig(loss="binary" if kind == "lamb" else "cross-entropy"),
         optimizer=FinetuneOptimizerConfig(
             optimizer="lamb" if kind == "lamb" else "adamw",
             lr=base * batch_size / 256,
@@ -158,22 +182,16 @@ def paper(situation: Situation) -> FinetuneConfig:
 RECIPES: dict[str, Recipe] = {"small-data": small_data, "paper": paper}
 
 
-def find_recipe(name: str) -> Recipe:
-    """A recipe by name, or of a file.
-
-    Raises:
-        ValueError: for an unknown one.
-    """
-    if name in RECIPES:
-        return RECIPES[name]
-    if ".py:" in name:
-        return load_function(name)
-    raise ValueError(f"there is no recipe {name!r}; use one of {', '.join(RECIPES)}, or FILE.py:FUNCTION")
+def _config(situation: Situation, **groups: Any) -> TransferConfig:
+    """Return a configuration of some groups; the augmentations and loss of a classification are the defaults."""
+    if situation.task == CLASSIFICATION:
+        return FinetuneConfig(augment=AugmentConfig(), objective=LossConfig(), **groups)
+    return TransferConfig(**groups)
 
 
-def _data(situation: Situation, *, crop_scale: tuple[float, float]) -> LabelledDataConfig:
+def _data(situation: Situation, *, crop_scale: tuple[float, float]) -> LabeledDataConfig:
     view = situation.view
-    return LabelledDataConfig(
+    return LabeledDataConfig(
         data=situation.chosen["data"],
         image_size=view.image_size,
         crop=view.crop,
@@ -194,16 +212,14 @@ def _run(situation: Situation, *, batch_size: int, epochs: float, steps: int) ->
     )
 
 
-def _completed(situation: Situation, config: FinetuneConfig) -> FinetuneConfig:
-    """With the user's choices over all; what does not fit into memory at once is accumulated."""
-    config, processes = config.replace(situation.chosen), situation.processes
-    batch_size = config.run.batch_size
-    if "accumulate" in situation.chosen or batch_size % processes:  # which is an error elsewhere, in words
-        return config
-    module = build_classifier(config.model, situation.classes).module
-    check_image_size(module, config.model, config.data.image_size)
+def _completed(situation: Situation, config: TransferConfig) -> TransferConfig:
+    """Return the configuration with the user's choices; what does not fit into memory at once is accumulated."""
+    config = config.replace(situation.chosen)
     shape = config.model.in_chans, *config.data.image_size
-    fits = images_that_fit(
-        module, lambda images: (torch.zeros(images, *shape),), config.run.precision, situation.memory_bytes
-    )
-    return config.replace({"accumulate": micro_batches(batch_size // processes, fits)})
+
+    def module() -> torch.nn.Module:
+        built = situation.build(config.model, config.run.seed).module
+        require_image_size(built, config.model, config.data.image_size)
+        return built
+
+    return with_accumulation(situation, config, module, lambda _, images: (torch.zeros(images, *shape),))

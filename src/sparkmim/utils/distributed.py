@@ -24,7 +24,7 @@ def gather(fabric: Fabric, value: Value) -> list[Value]:
 
 
 @torch.no_grad()
-def share(fabric: Fabric, tensors: Iterable[Tensor]) -> None:
+def broadcast(fabric: Fabric, tensors: Iterable[Tensor]) -> None:
     """Write the first process's tensors into those of all; all of them have to call it."""
     if fabric.world_size == 1:
         return
@@ -34,7 +34,7 @@ def share(fabric: Fabric, tensors: Iterable[Tensor]) -> None:
         tensor.copy_(sent)
 
 
-def part() -> None:
+def destroy_process_group() -> None:
     """End the group of processes; the last thing before the interpreter ends.
 
     Gloo's threads let go of tensors after what was exchanged has arrived. A thread that comes too late for the

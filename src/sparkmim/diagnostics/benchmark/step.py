@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...models.config import Execution
 from ...models.masking import random_visible
-from ...models.spark import Execution, SparK
-from ...objectives.pixels import hidden_patch_loss
-from ...training.optim import OptimizerConfig, build_optimizer, parameter_groups, set_rates
-from ...training.precision import Precision
+from ...models.spark import SparK
+from ...objectives.base import hidden_patch_loss
+from ...training.config import OptimizerConfig, Precision
+from ...training.optim import build_optimizer, param_groups_weight_decay, set_rates
 
 DTYPES: dict[Precision, torch.dtype] = {
     "32": torch.float32,
@@ -63,7 +64,7 @@ class Step:
         self.visible = random_visible(len(images), shape, model.mask_ratio, torch.Generator().manual_seed(0))
         self.visible = self.visible.to(images.device)
         config = OptimizerConfig(lr=1e-4, betas=(0.9, 0.95))
-        self.optimizer = build_optimizer(parameter_groups(model), config)
+        self.optimizer = build_optimizer(param_groups_weight_decay(model.named_parameters()), config)
         set_rates(self.optimizer, config.lr, config.weight_decay)
         self.grid = model.mask(images, self.visible)
         with torch.no_grad(), self._as_trained():

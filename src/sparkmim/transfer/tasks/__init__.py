@@ -1,0 +1,1 @@
+"""What an encoder is fine-tuned for: one task a file, found by its name."""

@@ -1,0 +1,190 @@
+"""Configuration fields, each described once, where it stands in its dataclass.
+
+Help is the text below a field. What else the program needs to know of it is given to :func:`setting`: which values are
+valid, whether a run may be resumed with another one, whether it decides which parameters a model has, and whether it
+names files.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import math
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_type_hints
+
+from .specs import absolute_spec
+
+KEY = "sparkmim"
+"""Key of a field's :class:`Setting` in its metadata."""
+
+WORDS = ("none", "timm")
+"""Weights that are not files."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Describe a field beside its type, default and help.
+
+    Attributes:
+        valid: returns whether a value makes sense, whatever the others are.
+        expected: completes "--flag ..., not VALUE" where it does not.
+        resumable: a run may be resumed with another value; it changes nothing that is computed, but for rounding.
+        shapes_model: it decides which parameters a model has, or what the optimizer remembers of them.
+        kind: "images" (a folder, table or address), "weights" (a file, or one of :data:`WORDS`), "code"
+            (`FILE.py:NAME`, or a name), or "value". Relative paths are recorded as absolute ones.
+        per_axis: a number for each spatial axis, given as one number or several.
+    """
+
+    valid: Callable[[Any], bool] | None = None
+    expected: str = ""
+    resumable: bool = False
+    shapes_model: bool = False
+    kind: Literal["value", "images", "weights", "code"] = "value"
+    per_axis: bool = False
+
+
+PLAIN = Setting()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoSettings:
+    """The settings of a plug-in that has none."""
+
+
+class Valid(NamedTuple):
+    """A test of values, and what to say of one that fails: see :class:`Setting`."""
+
+    test: Callable[[Any], bool]
+    expected: str
+
+
+def at_least(least: float, what: str = "") -> Valid:
+    """Return the test of numbers from `least` on; `what` says what they count."""
+    text = f"is {what}, at least {least:g}" if what else f"must be at least {least:g}"
+    return Valid(lambda value: least <= value < math.inf, text)
+
+
+def above_zero(what: str = "") -> Valid:
+    """Return the test of finite numbers above 0."""
+    return Valid(lambda value: 0 < value < math.inf, f"is {what}, above 0" if what else "must be above 0")
+
+
+def share(what: str) -> Valid:
+    """Return the test of shares from 0 to 1, both included."""
+    return Valid(lambda value: 0 <= value <= 1, f"is a share of {what}, from 0 to 1")
+
+
+def rate() -> Valid:
+    """Return the test of rates from 0 to below 1."""
+    return Valid(lambda value: 0 <= value < 1, "is a rate from 0 to below 1")
+
+
+def setting(default: Any = MISSING, valid: Valid | None = None, **description: Any) -> Any:
+    """Declare a dataclass field with a :class:`Setting`; without a default it is required."""
+    made = Setting(*(valid or ()), **description)
+    return dataclasses.field(default=default, metadata={KEY: made})
+
+
+class Field(NamedTuple):
+    """A field of a group as the command line needs it."""
+
+    name: str
+    type: Any
+    help: str
+    setting: Setting
+
+
+def describe(group: type[Any]) -> tuple[Field, ...]:
+    """Return the fields of a dataclass, those of its own before inherited ones.
+
+    Raises:
+        ValueError: for a field without a text below it.
+    """
+    types = get_type_hints(group)
+    settings = {field.name: field.metadata.get(KEY, PLAIN) for field in dataclasses.fields(group)}
+    found: list[Field] = []
+    for part in group.__mro__[:-1]:
+        texts = attribute_docstrings(part)
+        for name in inspect.get_annotations(part):
+            if name not in texts:
+                raise ValueError(f"{part.__name__}.{name} is not documented: write a text below it")
+            found.append(Field(name, types[name], texts[name], settings[name]))
+    return tuple(found)
+
+
+def attribute_docstrings(cls: type[Any]) -> dict[str, str]:
+    """Return the text below each annotated attribute of a class, on one line."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(definition, ast.ClassDef)
+    texts = {}
+    for attribute, below in pairwise(definition.body):
+        field = isinstance(attribute, ast.AnnAssign) and isinstance(attribute.target, ast.Name)
+        if field and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            texts[attribute.target.id] = " ".join(str(below.value.value).split())  # type: ignore[attr-defined]
+    return texts
+
+
+def flag(name: str) -> str:
+    """Return the command-line flag of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+def show(value: Any) -> str:
+    """Return a value as it is written on the command line."""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def validate(values: Mapping[str, Any], settings: Mapping[str, Setting]) -> None:
+    """Validate each value by itself against its field's range.
+
+    Args:
+        values: by field name; only those present are validated.
+        settings: of the fields, by name.
+
+    Raises:
+        ValueError: naming the field, what it must be, and what it is.
+    """
+    for name, described in settings.items():
+        if name in values and described.valid is not None and not described.valid(values[name]):
+            raise ValueError(f"{flag(name)} {described.expected}, not {show(values[name])}")
+
+
+def validate_as(group: type[Any], **values: Any) -> None:
+    """Validate values given to a function against the ranges of a group's fields of the same names.
+
+    Raises:
+        ValueError: naming the field, what it must be, and what it is.
+    """
+    settings = {field.name: field.setting for field in describe(group)}
+    validate(values, {name: settings[name] for name in values})
+
+
+def normalize(name: str, value: Any, described: Setting) -> Any:
+    """Return a value in the form in which a configuration records it: tuples, sizes for each axis, absolute paths.
+
+    Raises:
+        ValueError: for a size below 1.
+    """
+    value = tuple(value) if isinstance(value, list) else value
+    if value is None:
+        return None
+    if described.per_axis:
+        size = (value,) if isinstance(value, int) else tuple(value)
+        if any(s < 1 for s in size):
+            raise ValueError(f"{flag(name)} {show(size)} is not a number of pixels")
+        return size * 2 if len(size) == 1 else size
+    if described.kind == "code":
+        return absolute_spec(value) if ".py:" in value else value
+    if described.kind == "images" and "://" in str(value):
+        return str(value)
+    if described.kind in ("images", "weights") and value not in WORDS:
+        return str(Path(value).expanduser().absolute())
+    return value
