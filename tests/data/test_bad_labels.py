@@ -136,8 +136,8 @@ def test_images_that_go_during_the_run(tmp_path: Path, copy: Path) -> None:
         ({"model": None, "encoder": "none"}, "--encoder none does not say which network; name it with --model"),
         ({"encoder": "nowhere"}, "there is no file .*nowhere; --encoder takes"),
         ({"label_share": 0.0}, "--label-share is a share of the labels, above 0"),
-        ({"folds": 3}, "--folds and --val-data are two ways"),
-        ({"data": None}, "which images"),
+        ({"folds": 3}, "--folds and --val-data both say"),
+        ({"data": None}, "--data is required"),
     ],
 )
 def test_choices_that_do_not_fit(tmp_path: Path, data: Path, chosen: dict[str, Any], message: str) -> None:

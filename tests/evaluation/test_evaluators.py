@@ -122,20 +122,19 @@ def test_features_are_those_of_the_command(
         seen.append(values)
         return leave_one_out(values, *arguments, **settings)
 
-    monkeypatch.setattr("sparkmim.evaluation.knn.leave_one_out", noted)
+    monkeypatch.setattr("sparkmim.evaluation.evaluators.leave_one_out", noted)
     run(tmp_path / "run", data, precision="bf16-mixed", crop=crop, monitor="knn", monitor_data=data)
     frozen = FrozenEncoder(tmp_path / "run", None, -1, None, 5, 0, "cpu", 0)
     wanted = frozen(read_labelled(data / "train")).values
     torch.testing.assert_close(seen[-1], wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
-def test_images_that_cannot_be_read_are_left_out(
-    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_images_that_cannot_be_read_are_left_out(tmp_path: Path, data: Path) -> None:
     labelled = make_split(tmp_path / "labelled", 3)
     (labelled / "red" / "1.png").write_bytes(b"no image")
-    run(tmp_path / "run", data, monitor="knn", monitor_data=labelled, monitor_every=0.5)
-    assert capsys.readouterr().out.count("k-NN: 1 of 9 labelled images cannot be read and are left out") == 1
+    said: list[str] = []
+    record(said, run, tmp_path / "run", data, monitor="knn", monitor_data=labelled, monitor_every=0.5)
+    assert "\n".join(said).count("k-NN: 1 of 9 labelled images cannot be read and are left out") == 1
     shares = [top1 * 8 for _, top1, _ in monitored(tmp_path / "run")]
     assert shares == pytest.approx([round(share) for share in shares])
 
@@ -154,8 +153,8 @@ def test_images_that_have_gone(tmp_path: Path, data: Path) -> None:
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"monitor": "knn"}, "--monitor knn of which images"),
-        ({"monitor_data": "train"}, "--monitor-data without a monitor"),
+        ({"monitor": "knn"}, "--monitor knn requires --monitor-data"),
+        ({"monitor_data": "train"}, "--monitor-data is given without a monitor"),
         ({"monitor": "knn", "monitor_data": "nowhere"}, "there is no folder .*nowhere"),
         ({"monitor": "knn", "monitor_data": "train/red"}, "no class folders"),
         ({"monitor": "knn", "monitor_data": "train", "monitor_every": 0.0}, "--monitor-every is a number of epochs"),

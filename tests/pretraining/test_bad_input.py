@@ -108,7 +108,7 @@ CASES: dict[str, Case] = {
     "image size zero": case(r"--image-size 0 is not a number of pixels", image_size=0),
     "patch size": case(r"patch size .*48.* is not a multiple of the network's total stride 32 x 32", patch_size=48),
     "unknown network": case(r"no model called 'resnet5O'; did you mean resnet50", model="resnet5O"),
-    "no network": case(r"which network\? --model takes a timm name", model=None),
+    "no network": case(r"--model is required: a timm name", model=None),
     "token network": case(r"test_vit does not give feature maps .*wanted is a convolutional network", model="test_vit"),
     "mixer": case(r"mixer_s32_224 does not give feature maps of images of any size", model="mixer_s32_224"),
     "unknown stage": case(r"ResNet has no submodule 'layer9'; the nearest are", stages=("layer9",)),
@@ -118,7 +118,7 @@ CASES: dict[str, Case] = {
     "all of four": case(r"mask ratio 0.95 hides all of the 4 patches .* larger images or", mask_ratio=0.95),
     "batch": case(r"--batch-size 11 is larger than the 10 images; use at most 10", batch_size=11),
     "no batch": case(r"--batch-size is a number of images, at least 1, not 0", batch_size=0),
-    "accumulate": case(r"--batch-size 4 does not divide by --accumulate 3; use 6, or", accumulate=3),
+    "accumulate": case(r"--batch-size 4 is not divisible by --accumulate 3; use 6, or", accumulate=3),
     "accumulate nothing": case(r"--accumulate is a number of micro-batches, at least 1, not 0", accumulate=0),
     "epochs": case(r"--epochs must be above 0, not -1.0", epochs=-1.0),
     "warm-up": case(r"--warmup-epochs 3 must be fewer than --epochs 2", epochs=2.0, warmup_epochs=3.0),
@@ -243,7 +243,9 @@ def test_weights_that_cannot_be_fetched(tmp_path: Path, here: Path, monkeypatch:
     monkeypatch.setattr("timm.models._builder.load_pretrained", unreachable)
     chosen = TINY_PRETRAIN | {"data": str(here / "images"), "init": "timm"}
     del chosen["accumulate"]
-    with pytest.raises(ValueError, match=r"timm's weights of test_resnet cannot be had \(no route to host\); .*--init"):
+    with pytest.raises(
+        ValueError, match=r"timm's weights of test_resnet cannot be loaded \(no route to host\); .*--init"
+    ):
         pretrain(tmp_path / "run", chosen=chosen)
     assert not (tmp_path / "run").exists()
 
@@ -301,7 +303,7 @@ def test_the_checkpoint_of_another_network(tmp_path: Path, started: Path, here: 
     checkpoint = str(RunFolder(started).list_checkpoints()[-1])
     chosen = TINY_PRETRAIN | {"data": str(here / "images"), "decoder_width": 64}
     with pytest.raises(
-        ValueError, match=r"\.pt is the checkpoint of another model or optimiser \(decoder_width: 32 there, 64 asked"
+        ValueError, match=r"\.pt is the checkpoint of another model or optimizer \(decoder_width: 32 there, 64 asked"
     ):
         pretrain(tmp_path / "run", resume=checkpoint, chosen=chosen)
     assert not (tmp_path / "run").exists()
@@ -339,7 +341,9 @@ def test_a_folder_in_which_another_process_trains(started: Path) -> None:
     )
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
-    with pytest.raises(ValueError, match=r"run is in use: process 7 on a machine trains there\. Wait for its end, or"):
+    with pytest.raises(
+        ValueError, match=r"run is in use: process 7 on a machine trains there\. Wait until it ends, or"
+    ):
         pretrain(started)
     other.kill()
     other.communicate()

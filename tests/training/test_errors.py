@@ -209,7 +209,9 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     pretrain(folder, chosen=settings, after_step=interrupt_at(2))
     with monkeypatch.context() as patch:
         SmallDisk(patch, 100_000)
-        with pytest.raises(RunStopped, match=r"the disk of .*run is full, at step 3\. .*step-000000002.*Make room"):
+        with pytest.raises(
+            RunStopped, match=r"the disk of .*run is full, at step 3\. .*step-000000002.*Free some space"
+        ):
             pretrain(folder, chosen={"checkpoint_minutes": 0.0})
         capsys.readouterr()
         SmallDisk(patch, 100_000)
@@ -297,7 +299,9 @@ def test_images_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, w
     assert not (tmp_path / "run").exists()
     # And if they break later:
     for module in ("prepare", "recipes"):
-        monkeypatch.setattr(f"sparkmim.{module}.first_readable", lambda *_: torch.zeros(1, dtype=torch.uint8))
+        monkeypatch.setattr(
+            f"sparkmim.pretraining.{module}.first_readable", lambda *_: torch.zeros(1, dtype=torch.uint8)
+        )
     with pytest.raises(RunStopped, match=r"image after image cannot be read, at step 0; .*UnidentifiedImageError"):
         run(tmp_path / "run", folder, workers=workers)
     assert multiprocessing.active_children() == []  # or the interpreter would wait for them at its end

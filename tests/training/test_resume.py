@@ -180,7 +180,7 @@ def test_a_broken_newest_checkpoint_is_passed_over_with_a_word(
     newest.write_bytes(newest.read_bytes()[:1000])
     outcome = run(keep_checkpoints=1)
     assert outcome.step == STEPS
-    assert "step-000000004.pt cannot be read; going on from the older step-000000003.pt" in run.said
+    assert "step-000000004.pt cannot be read; continuing from the older step-000000003.pt" in run.said
     assert f"continuing after step 3 of {STEPS}" in run.said
     assert_same_training(run.folder, uninterrupted())
 
