@@ -21,6 +21,7 @@ from sparkmim.sparse import (
     check,
     dense_fallback,
     mask_at,
+    run,
 )
 
 GRID = (4, 6)
@@ -98,7 +99,7 @@ class Calls(nn.Module):
 def coarse_map(network: nn.Module, images: Tensor, visible: Tensor) -> Tensor:
     """The last map, whole, zero where hidden."""
     packed = SparseExecution(grid_of(visible))
-    return packed.whole_map(packed.run(network, images)[-1])
+    return packed.whole_map(run(packed, network, images)[-1])
 
 
 def shown_images(visible: Tensor, channels: int = 4) -> tuple[Tensor, Tensor]:
@@ -219,9 +220,9 @@ def test_maps_that_become_fine_again_are_packed() -> None:
     images, _ = shown_images(visible)
     network = Calls(lambda self, x: x + F.interpolate(F.max_pool2d(x, 2), scale_factor=2))
     grid = grid_of(visible)
-    (found,) = SparseExecution(grid).run(network, images)
+    (found,) = run(SparseExecution(grid), network, images)
     assert found.shape == (grid.patches, 4, 1, 1)
-    (dense,) = MaskedDenseExecution(grid).run(network, images)
+    (dense,) = run(MaskedDenseExecution(grid), network, images)
     torch.testing.assert_close(found, grid.pack(dense))
 
 
@@ -255,7 +256,7 @@ def test_refused(name: str) -> None:
     function, message = REFUSED[name]
     visible = some_visible()
     with pytest.raises(UnsupportedOperation, match=message):
-        SparseExecution(grid_of(visible)).run(Calls(function), shown_images(visible)[0].float())
+        run(SparseExecution(grid_of(visible)), Calls(function), shown_images(visible)[0].float())
 
 
 def test_check_wants_a_grid_that_fits() -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..objectives.pixels import all_patch_loss, denormalise_patches, hidden_patch_loss, normalise_patches
-from ..sparse import CoarseGrid, MaskedDenseExecution, PatchGrid, SparseExecution, mask_at, require_triton
+from ..sparse import CoarseGrid, MaskedDenseExecution, PatchGrid, SparseExecution, mask_at, require_triton, run
 from .backbone import Backbone
 from .decoder import DecoderBlock, UNetDecoder, build_densify, densify_norm_of, upsampling_steps
 from .masking import count_visible, random_visible, visible_patches
@@ -215,9 +215,9 @@ class SparK(nn.Module):
         Those of strides larger than a patch are whole, `(B, C_i, *size / stride_i)`; see :meth:`grids`.
         """
         if self.execution == "packed":
-            features = SparseExecution(grid, triton=self.triton).run(self.encoder, images, self.backbone)
+            features = run(SparseExecution(grid, triton=self.triton), self.encoder, images, self.backbone)
         elif self.execution == "masked-dense":
-            maps = MaskedDenseExecution(grid).run(self.encoder, images, self.backbone)
+            maps = run(MaskedDenseExecution(grid), self.encoder, images, self.backbone)
             features = [grid.at(m.shape[2:]).pack(m) for m in maps]
         else:
             maps = self.backbone(grid.unpack(grid.pack(images)))

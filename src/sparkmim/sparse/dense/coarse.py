@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import unsupported
 from ..layout import Layout
-from ..shared.reduce import Reduction
+from ..reduction import Reduction
 from .execution import MaskedDenseExecution
 
 

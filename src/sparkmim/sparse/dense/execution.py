@@ -24,8 +24,9 @@ from ..errors import unsupported
 from ..execution import Execution
 from ..grid import CoarseGrid, PatchGrid, has_mask, mask_at
 from ..layout import Layout
+from ..reduction import Reduction
 from ..shared.pointwise import samples_and_channels_first
-from ..shared.reduce import Reduction, is_whole_map, over_whole_map
+from ..shared.reduce import is_whole_map, over_whole_map
 from ..shared.smooth import NEAREST, smooth
 from ..window import Window, per_axis, require_near_edges, sees_one_position, window_over
 
