@@ -976,10 +976,10 @@ def test_recomputation_is_right(inner: str, execution: type[Execution], method: 
     part = RECOMPUTED[inner]()
 
     def found(network: nn.Module) -> list[Tensor]:
-        def run(images: Tensor) -> Tensor:
+        def answer(images: Tensor) -> Tensor:
             return run(execution(grid), network, images)[0]
 
-        return values_and_gradients(run, images_of(block), network)
+        return values_and_gradients(answer, images_of(block), network)
 
     network = Host(Checkpointed(part, method, use_reentrant=False))
     assert_close(found(network), found(Host(part)), "recomputed")
