@@ -18,7 +18,7 @@ from torch import nn
 
 import sparkmim
 from compare import cpu_name
-from sparkmim.sparse import PatchGrid, SparseExecution
+from sparkmim.sparse import PatchGrid, SparseExecution, run
 from sparkmim.sparse.packed import conv
 
 PATHS = {"halo": (0, math.inf), "matrix product": (math.inf, math.inf), "whole map": (0, 0.0)}
@@ -49,7 +49,7 @@ def main() -> None:
             for path in paths:
                 conv.GEMM_PIXELS, conv.DENSE_ADVANTAGE = PATHS[path]  # type: ignore[assignment]
                 start = time.perf_counter()
-                (out,) = SparseExecution(grid).run(layer, x)
+                (out,) = run(SparseExecution(grid), layer, x)
                 out.backward(torch.ones_like(out))
                 if args.device == "cuda":
                     torch.cuda.synchronize()

@@ -45,7 +45,7 @@ Pass = Callable[[], list[Tensor]]
 def packed(layers: nn.Sequential, x: Tensor, visible: Tensor) -> Pass:
     def run() -> list[Tensor]:
         grid = PatchGrid(visible, int(visible[0].sum()))
-        return SparseExecution(grid).run(layers, x)
+        return run(SparseExecution(grid), layers, x)
 
     return run
 

@@ -12,6 +12,7 @@ import torch
 
 from helpers import TINY_PRETRAIN, make_data, make_images
 from sparkmim.pretraining.run import pretrain
+from sparkmim.sparse.registry import RULES
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -29,6 +30,15 @@ def terminal() -> Iterator[None]:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
+def kept_rules() -> Iterator[None]:
+    """Rules of the engine that a test registers or removes are put right afterwards."""
+    rules = {function: dict(by_class) for function, by_class in RULES.items()}
+    yield
+    RULES.clear()
+    RULES.update(rules)
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,6 @@ def test_every_part_has_a_layer() -> None:
     assert {part_of(module) for module in MODULES} <= set(LAYERS)
 
 
-@pytest.mark.xfail(reason="nine files of the engine, next", strict=True)
 def test_there_is_no_circle() -> None:
     """Within packages neither, TYPE_CHECKING and imports in functions included."""
     arrows = {module: imports(path) & MODULES.keys() - {module} for module, path in MODULES.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from safetensors.torch import save_file
 
 from sparkmim.checkpoints.encoder import save_encoder
 from sparkmim.cli import main
-from sparkmim.sparse import execution
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -33,14 +31,6 @@ def run_blocks(page: str, least: int) -> None:
 def commands(page: str, name: str) -> list[list[str]]:
     """The calls of a command that a page shows."""
     return [shlex.split(line) for line in re.findall(rf"^sparkmim {name} .*$", (DOCS / page).read_text(), re.MULTILINE)]
-
-
-@pytest.fixture
-def kept_rules() -> Iterator[None]:
-    rules = {func: dict(by_class) for func, by_class in execution._RULES.items()}
-    yield
-    execution._RULES.clear()
-    execution._RULES.update(rules)
 
 
 @pytest.mark.usefixtures("kept_rules")

@@ -15,7 +15,7 @@ from sparkmim import SparK
 from sparkmim.models.decoder import Densify
 from sparkmim.objectives.base import hidden_patch_loss
 from sparkmim.objectives.pixels import denormalize_patches, normalize_patches
-from sparkmim.sparse import MaskedDenseExecution, PatchGrid, SparseExecution
+from sparkmim.sparse import MaskedDenseExecution, PatchGrid, SparseExecution, run
 
 HALVES = [torch.bfloat16, torch.float16]
 EPS = {torch.bfloat16: 2**-8, torch.float16: 2**-11}
@@ -49,10 +49,10 @@ NORMS: dict[str, Any] = {
 def test_norms_of_the_encoder(name: str, execution: Any, dtype: torch.dtype) -> None:
     norm, x = NORMS[name]().train(), far_from_zero(dtype)
     with torch.autocast("cpu", dtype=dtype):
-        (seen,) = execution(grid()).run(norm, x)
+        (seen,) = run(execution(grid()), norm, x)
     running = [buffer.clone() for buffer in norm.buffers()]
     exact = NORMS[name]().train().double()
-    (wanted,) = execution(grid()).run(exact, x.double())
+    (wanted,) = run(execution(grid()), exact, x.double())
     assert (seen.double() - wanted).abs().max() <= 2 * EPS[dtype] * wanted.abs().max() + 1e-5
     for mine, other in zip(running, exact.buffers(), strict=True):
         if mine.is_floating_point():
@@ -66,8 +66,8 @@ def test_global_response_norm(dtype: torch.dtype) -> None:
     nn.init.ones_(norm.weight)
     x = far_from_zero(dtype)
     with torch.autocast("cpu", dtype=dtype):
-        (seen,) = SparseExecution(grid()).run(norm, x)
-    (wanted,) = SparseExecution(grid()).run(norm.double(), x.double())
+        (seen,) = run(SparseExecution(grid()), norm, x)
+    (wanted,) = run(SparseExecution(grid()), norm.double(), x.double())
     assert (seen.double() - wanted).abs().max() <= 6 * EPS[dtype] * wanted.abs().max()
 
 

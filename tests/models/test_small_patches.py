@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import sparkmim
 from sparkmim import Backbone, SparK
 from sparkmim.sparse import (
+    CoarseExecution,
     CoarseGrid,
     MaskedDenseExecution,
     PatchGrid,
@@ -21,7 +22,9 @@ from sparkmim.sparse import (
     check,
     dense_fallback,
     mask_at,
+    run,
 )
+from sparkmim.sparse.registry import RULES
 
 GRID = (4, 6)
 
@@ -98,7 +101,7 @@ class Calls(nn.Module):
 def coarse_map(network: nn.Module, images: Tensor, visible: Tensor) -> Tensor:
     """The last map, whole, zero where hidden."""
     packed = SparseExecution(grid_of(visible))
-    return packed.whole_map(packed.run(network, images)[-1])
+    return packed.whole_map(run(packed, network, images)[-1])
 
 
 def shown_images(visible: Tensor, channels: int = 4) -> tuple[Tensor, Tensor]:
@@ -214,14 +217,99 @@ def test_norms(name: str, training: bool) -> None:
             torch.testing.assert_close(value, other.get_buffer(buffer))
 
 
+# --- against the reference, which has rules of its own ---------------------------------------------------------------
+
+
+def random(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 0.5
+
+
+OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "convolution": lambda x: F.conv2d(x, random(4, 4, 3, 3), random(4), padding=1),
+    "convolution in groups": lambda x: F.conv2d(x, random(8, 2, 3, 3), None, 1, "same", groups=2),
+    "convolution, dilated": lambda x: F.conv2d(x, random(4, 4, 3, 3), padding=2, dilation=2),
+    "convolution of one pixel": lambda x: F.conv2d(x, random(4, 4, 1, 1)),
+    "convolution of positions in a row": lambda x: F.conv1d(x.flatten(2), random(4, 4, 1)).view(x.shape),
+    "convolution of a value per image": lambda x: x * F.conv2d(x.mean((2, 3), True), random(4, 4, 1, 1)),
+    "convolution, padded before": lambda x: F.conv2d(F.pad(x, (2, 0, 1, 1), value=0.7), random(4, 4, 3, 3)),
+    "maximum": lambda x: F.max_pool2d(x, 3, 1, 1),
+    "maximum of a wide window": lambda x: F.max_pool2d(x, 5, 1, 2),
+    "maximum, padded before": lambda x: F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 1),
+    "maximum of all": lambda x: x * F.max_pool2d(x, x.shape[2:]),
+    "average": lambda x: F.avg_pool2d(x, 3, 1, 1),
+    "average without padding": lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False),
+    "average, divided by a number": lambda x: F.avg_pool2d(x, 3, 1, 1, divisor_override=5),
+    "average, padded before": lambda x: F.avg_pool2d(F.pad(x, (1, 1, 1, 1), value=2.0), 3, 1, count_include_pad=False),
+    "average of all": lambda x: x * F.avg_pool2d(x, x.shape[2:]),
+    "nearest": lambda x: F.interpolate(x, scale_factor=2),
+    "nearest, to a size": lambda x: F.interpolate(x, (4, 6), mode="nearest-exact"),
+    "batch norm": lambda x: F.batch_norm(x, None, None, random(4), random(4), training=True),
+    "batch norm, evaluated": lambda x: F.batch_norm(x, random(4), random(4)),
+    "batch norm of values per image": lambda x: (
+        x * F.batch_norm(x.mean((2, 3)), None, None, training=True)[..., None, None]
+    ),
+    "batch norm of torch": lambda x: torch.batch_norm(x, random(4), None, None, None, True, 0.1, 1e-5, False),
+    "group norm": lambda x: F.group_norm(x, 2, random(4), random(4)),
+    "group norm of values per image": lambda x: x * F.group_norm(x.mean((2, 3)), 2)[..., None, None],
+    "group norm of torch": lambda x: torch.group_norm(x, 2, random(4)),
+    "instance norm": lambda x: F.instance_norm(x, weight=random(4), bias=random(4)),
+    "instance norm of torch": lambda x: torch.instance_norm(x, None, None, None, None, True, 0.1, 1e-5, False),
+    "softmax over positions": lambda x: x.flatten(2).softmax(-1).view(x.shape),
+    "sum of products": lambda x: x * (x.flatten(2) @ x.flatten(2).transpose(1, 2)).sum(-1)[..., None, None],
+    **{f"statistic, {name}": lambda x, statistic=statistic: x + statistic(x) for name, statistic in STATISTICS.items()},
+}  # fmt: skip
+
+FROM_PATCHES: dict[str, Callable[[Tensor], Tensor]] = {
+    "convolution": lambda x: F.conv2d(x, random(4, 4, 3, 3), stride=2, padding=1),
+    "convolution, padded before": lambda x: F.conv2d(F.pad(x, (1, 0, 1, 0), value=0.7), random(4, 4, 3, 3), stride=2),
+    "maximum": lambda x: F.max_pool2d(x, 3, 2, 1),
+    "maximum, ceiled": lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
+    "average": lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+    "of one axis": lambda x: F.conv2d(x, random(4, 4, 2, 1), stride=(2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", [f"coarse: {name}" for name in OPERATIONS] + [f"to coarse: {n}" for n in FROM_PATCHES])
+def test_operation_equals_the_reference(name: str) -> None:
+    """Values where visible, and gradients of what is seen."""
+    kind, _, operation = name.partition(": ")
+    conv = nn.Conv2d(4, 4, 2, 2, dtype=torch.float64)
+    if kind == "coarse":
+        network = Calls(lambda self, x: OPERATIONS[operation](self.conv(x)), conv=conv)
+    else:
+        network = Calls(lambda self, x: FROM_PATCHES[operation](x))
+    visible = some_visible(shown=7)
+    images = shown_images(visible)[0].requires_grad_()
+    grid = grid_of(visible)
+    dense = MaskedDenseExecution(grid)
+    found = coarse_map(network, images, visible)
+    expected = dense.whole_map(run(dense, network, images)[-1])
+    torch.testing.assert_close(found, expected)
+    upstream = random(*found.shape)
+    leaves = [images, *network.parameters()]
+    ours, theirs = (torch.autograd.grad(out, leaves, upstream) for out in (found, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_reference_shares_no_rule_with_what_it_checks() -> None:
+    """But those that every execution shares."""
+    grid = grid_of(some_visible())
+    coarse, reference = CoarseExecution(grid).names, MaskedDenseExecution(grid).names
+    shared = set(coarse) & set(reference) - {"Execution"}
+    assert not shared & {name for rules in RULES.values() for name in rules}
+    for rules in RULES.values():
+        assert rules.get("CoarseExecution") is None or rules["CoarseExecution"] is not rules.get("MaskedDenseExecution")
+
+
 def test_maps_that_become_fine_again_are_packed() -> None:
     visible = some_visible()
     images, _ = shown_images(visible)
     network = Calls(lambda self, x: x + F.interpolate(F.max_pool2d(x, 2), scale_factor=2))
     grid = grid_of(visible)
-    (found,) = SparseExecution(grid).run(network, images)
+    (found,) = run(SparseExecution(grid), network, images)
     assert found.shape == (grid.patches, 4, 1, 1)
-    (dense,) = MaskedDenseExecution(grid).run(network, images)
+    (dense,) = run(MaskedDenseExecution(grid), network, images)
     torch.testing.assert_close(found, grid.pack(dense))
 
 
@@ -255,7 +343,7 @@ def test_refused(name: str) -> None:
     function, message = REFUSED[name]
     visible = some_visible()
     with pytest.raises(UnsupportedOperation, match=message):
-        SparseExecution(grid_of(visible)).run(Calls(function), shown_images(visible)[0].float())
+        run(SparseExecution(grid_of(visible)), Calls(function), shown_images(visible)[0].float())
 
 
 def test_check_wants_a_grid_that_fits() -> None:

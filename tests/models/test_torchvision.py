@@ -17,7 +17,7 @@ from torchvision.ops import StochasticDepth
 
 from sparkmim import Backbone, SparK, UnsupportedOperation
 from sparkmim.models.factory import load_backbone, takes_drop_path
-from sparkmim.sparse import MaskedDenseExecution, PatchGrid, SparseExecution
+from sparkmim.sparse import MaskedDenseExecution, PatchGrid, SparseExecution, run
 
 HEADLESS: dict[str, Any] = {"aux_logits": False, "init_weights": False}  # without the auxiliary classifiers
 
@@ -118,14 +118,14 @@ def test_stochastic_depth_is_drawn_once_an_image(mode: str) -> None:
         return run()
 
     ordinary = drawn(lambda: network(images))
-    packed = drawn(lambda: SparseExecution(grid).run(network, images)[0])
-    dense = drawn(lambda: MaskedDenseExecution(grid).run(network, images)[0])
+    packed = drawn(lambda: run(SparseExecution(grid), network, images)[0])
+    dense = drawn(lambda: run(MaskedDenseExecution(grid), network, images)[0])
     torch.testing.assert_close(packed, grid.pack(ordinary))
     torch.testing.assert_close(grid.pack(dense), packed)
     zeros = ordinary.flatten(1).abs().amax(1) == 0
     assert zeros.any() if mode == "row" else zeros.all() or not zeros.any()
     network.eval()
-    torch.testing.assert_close(SparseExecution(grid).run(network, images)[0], grid.pack(network(images)))
+    torch.testing.assert_close(run(SparseExecution(grid), network, images)[0], grid.pack(network(images)))
 
 
 # --- by the name of a module ----------------------------------------------------------------------------------------

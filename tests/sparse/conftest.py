@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparkmim.sparse import MaskedDenseExecution, PatchGrid, SparseExecution, UnsupportedOperation
+from sparkmim.sparse import MaskedDenseExecution, PatchGrid, SparseExecution, UnsupportedOperation, run
 
 Run = Callable[[nn.Module, Tensor], list[Tensor]]
 
@@ -128,7 +128,7 @@ def draw_images(visible: Tensor, channels: int, patch: tuple[int, ...]) -> Tenso
 
 
 def packed_run(grid: PatchGrid) -> Run:
-    return lambda network, images: SparseExecution(grid).run(network, images)
+    return lambda network, images: run(SparseExecution(grid), network, images)
 
 
 @pytest.fixture(scope="session")
@@ -139,7 +139,7 @@ def agrees_with_oracle() -> Callable[..., None]:
         images = draw_images(visible, channels, patch)
 
         def dense(network: nn.Module, images: Tensor) -> list[Tensor]:
-            return [grid.pack(m) for m in MaskedDenseExecution(grid).run(network, images)]
+            return [grid.pack(m) for m in run(MaskedDenseExecution(grid), network, images)]
 
         assert_same(passed(packed_run(grid), network, images), passed(dense, network, images))
 
@@ -164,7 +164,7 @@ def agrees_with_crop() -> Callable[..., None]:
             return torch.stack(cut)
 
         def packed(network: nn.Module, images: Tensor) -> list[Tensor]:
-            return [boxes(grid.unpack(m)) for m in SparseExecution(grid).run(network, images)]
+            return [boxes(grid.unpack(m)) for m in run(SparseExecution(grid), network, images)]
 
         def ordinary(network: nn.Module, images: Tensor) -> list[Tensor]:
             maps = network(boxes(images))
@@ -182,7 +182,7 @@ def is_refused() -> Callable[..., None]:
     ) -> None:
         """The packed engine raises, and not only when it finds at the end that what comes out is no feature map."""
         with pytest.raises(UnsupportedOperation, match=match) as raised:
-            SparseExecution(grid_of(visible)).run(network, draw_images(visible, channels, patch))
+            run(SparseExecution(grid_of(visible)), network, draw_images(visible, channels, patch))
         assert match or "feature map" not in str(raised.value)
 
     return check
@@ -200,7 +200,7 @@ def never_waits() -> Callable[..., None]:
             images = torch.randn(visible[0], channels, *[g * p for g, p in zip(visible[1:], patch, strict=True)])
             images.requires_grad_()
             network = make()
-            maps = execution(PatchGrid(mask, count)).run(network, images)
+            maps = run(execution(PatchGrid(mask, count)), network, images)
             torch.autograd.grad(maps, [images, *network.parameters()], [torch.ones_like(m) for m in maps])
 
     return check

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparkmim.sparse import PatchGrid, SparseExecution
+from sparkmim.sparse import PatchGrid, SparseExecution, run
 from sparkmim.sparse.packed import triton_kernels as kernels
 from sparkmim.sparse.packed.depthwise import INTERPRETED
 
@@ -48,7 +48,7 @@ def some_patches(grid: tuple[int, int], count: int, images: int = 2) -> PatchGri
 def passed(network: nn.Module, images: Tensor, grid: PatchGrid, triton: bool) -> list[Tensor]:
     """The map, and the gradients of the images and of each parameter."""
     images = images.clone().requires_grad_()
-    (out,) = SparseExecution(grid, triton=triton).run(network, images)
+    (out,) = run(SparseExecution(grid, triton=triton), network, images)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out.dtype)
     return [out.detach(), *torch.autograd.grad(out, [images, *network.parameters()], upstream)]
 
@@ -145,7 +145,7 @@ def test_sums_of_many_halves_are_exact() -> None:
     grid = PatchGrid(torch.ones(2, 1, 1, dtype=torch.bool), 1)
     layer = depthwise(3, 2).bfloat16()
     ones = torch.ones(2, 2, 16, 16, dtype=torch.bfloat16)
-    (out,) = SparseExecution(grid, triton=True).run(layer, ones)
+    (out,) = run(SparseExecution(grid, triton=True), layer, ones)
     (gradient,) = torch.autograd.grad(out, [layer.weight], torch.ones_like(out))
     pairs = torch.tensor([15.0, 16.0, 15.0])
     assert torch.equal(gradient[0, 0].float(), (2 * pairs * pairs[:, None]).bfloat16().float())
@@ -201,7 +201,7 @@ def test_off_by_default(launched: list[str]) -> None:
 def test_signals_and_volumes_take_the_plain_path(launched: list[str]) -> None:
     for layer, dims in ((nn.Conv1d, 1), (nn.Conv3d, 3)):
         grid = PatchGrid(torch.ones(1, *[2] * dims, dtype=torch.bool), 2**dims)
-        SparseExecution(grid, triton=True).run(layer(4, 4, 3, padding=1, groups=4), torch.randn(1, 4, *[4] * dims))
+        run(SparseExecution(grid, triton=True), layer(4, 4, 3, padding=1, groups=4), torch.randn(1, 4, *[4] * dims))
     assert not launched
 
 
@@ -214,7 +214,7 @@ def test_each_gradient_alone(wanted: str, launched: list[str]) -> None:
     leaf.requires_grad_()
     gradients = []
     for triton in (True, False):
-        (out,) = SparseExecution(GRIDS[2, 3], triton=triton).run(layer, images)
+        (out,) = run(SparseExecution(GRIDS[2, 3], triton=triton), layer, images)
         gradients.append(torch.autograd.grad(out, leaf, torch.ones_like(out).cumsum(1).cumsum(2))[0])
     torch.testing.assert_close(*gradients)
     assert launched[1:] == {"input": ["convolve"], "weight": ["sum_weight_gradient"], "bias": []}[wanted]
@@ -258,7 +258,7 @@ def test_compiled_equals_eager(launched: list[str]) -> None:
     network.double()
 
     def step(images: Tensor, visible: Tensor) -> Tensor:
-        (out,) = SparseExecution(PatchGrid(visible, 3), triton=True).run(network, images)
+        (out,) = run(SparseExecution(PatchGrid(visible, 3), triton=True), network, images)
         return out
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
@@ -283,7 +283,7 @@ def test_backward_keeps_patches_and_not_halos() -> None:
 
     layers = [depthwise(3) for _ in range(3)]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        (out,) = SparseExecution(GRIDS[2, 3], triton=True).run(nn.Sequential(*layers), torch.randn(2, CHANNELS, 6, 6))
+        (out,) = run(SparseExecution(GRIDS[2, 3], triton=True), nn.Sequential(*layers), torch.randn(2, CHANNELS, 6, 6))
     assert sum(kept.values()) == 3 * out.nbytes + sum(layer.weight.nbytes for layer in layers)
 
 
@@ -298,8 +298,11 @@ def test_functional_call_with_a_weight_of_any_strides() -> None:
     weight = torch.randn(3, 5, 1, CHANNELS).permute(3, 2, 0, 1)
     images = torch.randn(2, CHANNELS, 6, 6)
     outs = [
-        SparseExecution(GRIDS[2, 3], triton=triton).run(
-            nn.Identity(), images, lambda x: [F.conv2d(x, weight, None, 1, (1, 2), 1, CHANNELS)]
+        run(
+            SparseExecution(GRIDS[2, 3], triton=triton),
+            nn.Identity(),
+            images,
+            lambda x: [F.conv2d(x, weight, None, 1, (1, 2), 1, CHANNELS)],
         )
         for triton in (True, False)
     ]

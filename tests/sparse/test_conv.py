@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparkmim.sparse import MaskedDenseExecution, PatchGrid, SparseExecution
+from sparkmim.sparse import MaskedDenseExecution, PatchGrid, SparseExecution, run
 from sparkmim.sparse.packed import conv as conv_rules
 
 Masks = Callable[..., st.SearchStrategy[Tensor]]
@@ -200,7 +200,7 @@ def test_each_gradient_alone(wanted: str, stride: int, groups: int) -> None:
         for name in wanted:
             leaves[name].requires_grad_()
         params = {name: leaves[name] for name in ("weight", "bias")}
-        (out,) = execution.run(layer, leaves["input"], lambda x: torch.func.functional_call(layer, params, (x,)))
+        (out,) = run(execution, layer, leaves["input"], lambda x: torch.func.functional_call(layer, params, (x,)))
         out = out if isinstance(execution, SparseExecution) else grid.pack(out)
         upstream = torch.ones_like(out).cumsum(1).cumsum(2)
         return list(torch.autograd.grad(out, [leaves[name] for name in wanted], upstream))
@@ -274,7 +274,7 @@ def test_autocast(groups: int) -> None:
     outs, gradients = [], []
     for execution in (SparseExecution(grid), MaskedDenseExecution(grid)):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            (out,) = execution.run(layer, images)
+            (out,) = run(execution, layer, images)
         assert out.dtype == torch.bfloat16
         outs.append(out if isinstance(execution, SparseExecution) else grid.pack(out))
         gradients.append(torch.autograd.grad(outs[-1].float().square().sum(), layer.parameters()))
@@ -300,7 +300,7 @@ def test_backward_keeps_patches_and_not_halos(groups: int, stride: int) -> None:
 
     network = nn.Sequential(*layers)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        (out,) = SparseExecution(grid).run(network, torch.randn(2, 16, 64, 64))
+        (out,) = run(SparseExecution(grid), network, torch.randn(2, 16, 64, 64))
     inputs = sum(16 * 16 * 16 * 16 * 4 // stride ** (2 * depth) for depth in range(3))  # N, C, h, w, bytes
     assert sum(saved["float"].values()) == inputs + sum(layer.weight.nbytes for layer in layers)
     out.sum().backward()
@@ -314,7 +314,7 @@ def test_nothing_but_patches_outlives_forward(groups: int, storages_made: Any) -
     layer = nn.Conv2d(16, 16, 3, padding=1, groups=groups)
     images = torch.randn(2, 16, 64, 64)
     with storages_made(but_not_of=[images, *layer.parameters()]) as storages:
-        (out,) = SparseExecution(grid).run(layer, images)
+        (out,) = run(SparseExecution(grid), layer, images)
     assert storages.bytes_alive() == 2 * out.nbytes  # what went into the layer and what came out of it
     assert out.nbytes == images.nbytes // 2
     out.sum().backward()

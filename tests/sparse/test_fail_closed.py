@@ -31,8 +31,9 @@ from sparkmim.sparse import (
     SparseExecution,
     UnsupportedOperation,
     dense_fallback,
+    run,
 )
-from sparkmim.sparse import execution as engine
+from sparkmim.sparse.registry import RULES
 
 BATCH, CHANNELS, GRID = 2, 8, (2, 3)
 SIZES = {"patches_4x4": (4, 4), "patches_1x1": (1, 1)}
@@ -94,7 +95,7 @@ def right_columns(batch: int = BATCH) -> PatchGrid:
 def refusal(part: nn.Module | Function, block: tuple[int, int], grid: PatchGrid | None = None) -> str:
     """The message of the error that a network of this part raises on patches."""
     with pytest.raises(UnsupportedOperation) as caught:
-        SparseExecution(grid or random_grid()).run(Host(part), images_of(block))
+        run(SparseExecution(grid or random_grid()), Host(part), images_of(block))
     return str(caught.value)
 
 
@@ -122,10 +123,10 @@ def right_or_refused(part: nn.Module | Function, block: tuple[int, int], batch: 
     first = block[1]
 
     def packed(images: Tensor) -> Tensor:
-        return whole.unpack(SparseExecution(whole).run(network, images)[0])
+        return whole.unpack(run(SparseExecution(whole), network, images)[0])
 
     def packed_crop(images: Tensor) -> Tensor:
-        out = crop.unpack(SparseExecution(crop).run(network, images)[0])
+        out = crop.unpack(run(SparseExecution(crop), network, images)[0])
         return out[..., out.shape[-1] // GRID[1] :]
 
     answers = 0
@@ -444,7 +445,7 @@ def test_reference_refuses_too() -> None:
         "batch_norm_of_padded", "group_norm_of_padded", "shuffle_with_a_fifth_axis",
     ):  # fmt: skip
         with pytest.raises(UnsupportedOperation):
-            MaskedDenseExecution(random_grid()).run(Host(MIXING[name].part), images_of((4, 4)))
+            run(MaskedDenseExecution(random_grid()), Host(MIXING[name].part), images_of((4, 4)))
 
 
 def test_innermost_module_is_named() -> None:
@@ -454,7 +455,7 @@ def test_innermost_module_is_named() -> None:
 
 def test_network_itself_is_not_named_by_an_empty_path() -> None:
     with pytest.raises(UnsupportedOperation, match=r"^[^']*cummin"):
-        SparseExecution(random_grid()).run(Calls(lambda x: x.cummin(1)[0]), images_of((4, 4)))
+        run(SparseExecution(random_grid()), Calls(lambda x: x.cummin(1)[0]), images_of((4, 4)))
 
 
 @pytest.mark.parametrize(
@@ -801,7 +802,7 @@ def test_parameters_may_be_results() -> None:
             self.network = network
 
         def forward(self, x: Tensor) -> Tensor:
-            return SparseExecution(grid).run(self.network, x)[0]
+            return run(SparseExecution(grid), self.network, x)[0]
 
     own = {name: parameter.detach() for name, parameter in Packed().named_parameters()}
     expected = Packed()(images_of((4, 4)))
@@ -825,7 +826,7 @@ def test_custom_function_that_writes_its_input() -> None:
     """It gives back the very tensor it was given, which the engine takes for what it was."""
     grid, network = all_visible(), Host(lambda x: InPlace.apply(x * 1) * 2)
     with pytest.raises((UnsupportedOperation, SystemError)):  # torch hides an exception of ours while it wraps its own
-        SparseExecution(grid).run(network, images_of((4, 4)))
+        run(SparseExecution(grid), network, images_of((4, 4)))
 
 
 class Remembers(nn.Module):
@@ -849,9 +850,9 @@ class Remembers(nn.Module):
 )
 def test_tensor_of_an_earlier_pass(case: Function, block: tuple[int, int]) -> None:
     network = Host(Remembers(case))
-    SparseExecution(random_grid()).run(network, images_of(block))
+    run(SparseExecution(random_grid()), network, images_of(block))
     with pytest.raises(UnsupportedOperation, match="another pass") as caught:
-        SparseExecution(random_grid()).run(network, images_of(block))
+        run(SparseExecution(random_grid()), network, images_of(block))
     assert "in module 'stages.1'" in str(caught.value)
     assert_names_the_ways_out(str(caught.value))
 
@@ -900,7 +901,7 @@ def test_noise_of_an_image_is_the_same_in_its_patches(case: Function, block: tup
     torch.manual_seed(0)
     ones = Calls(lambda x: case(x[:, :1].expand(-1, 8, -1, -1) * 0 + 1))
     try:
-        (out,) = SparseExecution(grid).run(ones, images_of(block, batch=8))
+        (out,) = run(SparseExecution(grid), ones, images_of(block, batch=8))
     except UnsupportedOperation:
         return
     patches = grid.by_image(out)
@@ -962,7 +963,7 @@ def test_reentrant_checkpoint_is_refused(
 ) -> None:
     network = Host(Checkpointed(RECOMPUTED[inner](), method, use_reentrant=True))
     with pytest.raises(UnsupportedOperation, match="use_reentrant=False") as caught:
-        execution(random_grid()).run(network, images_of(block))
+        run(execution(random_grid()), network, images_of(block))
     assert_names_the_ways_out(str(caught.value))
 
 
@@ -975,10 +976,10 @@ def test_recomputation_is_right(inner: str, execution: type[Execution], method: 
     part = RECOMPUTED[inner]()
 
     def found(network: nn.Module) -> list[Tensor]:
-        def run(images: Tensor) -> Tensor:
-            return execution(grid).run(network, images)[0]
+        def answer(images: Tensor) -> Tensor:
+            return run(execution(grid), network, images)[0]
 
-        return values_and_gradients(run, images_of(block), network)
+        return values_and_gradients(answer, images_of(block), network)
 
     network = Host(Checkpointed(part, method, use_reentrant=False))
     assert_close(found(network), found(Host(part)), "recomputed")
@@ -988,12 +989,12 @@ def test_checkpoint_without_gradients() -> None:
     """Nothing is computed again: both kinds do no harm."""
     grid = random_grid()
     with torch.no_grad():
-        expected = SparseExecution(grid).run(Host(Gate()), images_of((4, 4)))[0]
+        expected = run(SparseExecution(grid), Host(Gate()), images_of((4, 4)))[0]
         for reentrant in (True, False):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 network = Host(Checkpointed(Gate(), False, use_reentrant=reentrant))
-                torch.testing.assert_close(SparseExecution(grid).run(network, images_of((4, 4)))[0], expected)
+                torch.testing.assert_close(run(SparseExecution(grid), network, images_of((4, 4)))[0], expected)
 
 
 # --- the network after all that -------------------------------------------------------------------------------------
@@ -1002,12 +1003,12 @@ def test_checkpoint_without_gradients() -> None:
 def test_execution_follows_the_gradient_mode_of_its_run() -> None:
     """Made with gradients and run without, or the other way round."""
     grid, network = random_grid(), Host(Gate())
-    expected = SparseExecution(grid).run(network, images_of((4, 4)))[0].detach()
+    expected = run(SparseExecution(grid), network, images_of((4, 4)))[0].detach()
     made = SparseExecution(grid)
     with torch.no_grad():
-        torch.testing.assert_close(made.run(network, images_of((4, 4)))[0], expected)
+        torch.testing.assert_close(run(made, network, images_of((4, 4)))[0], expected)
         made = SparseExecution(grid)
-    torch.testing.assert_close(made.run(network, images_of((4, 4)))[0].detach(), expected)
+    torch.testing.assert_close(run(made, network, images_of((4, 4)))[0].detach(), expected)
 
 
 def test_a_refusal_leaves_no_trace() -> None:
@@ -1017,7 +1018,7 @@ def test_a_refusal_leaves_no_trace() -> None:
     keys = set(network.state_dict())
     for execution in (SparseExecution, MaskedDenseExecution):
         with pytest.raises(UnsupportedOperation):
-            execution(random_grid()).run(network, images)
+            run(execution(random_grid()), network, images)
     torch.testing.assert_close(network(images), before)
     assert set(network.state_dict()) == keys
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
@@ -1030,7 +1031,7 @@ def test_an_error_of_the_network_is_passed_on() -> None:
         raise KeyError("of the network")
 
     with pytest.raises(KeyError, match="of the network"):
-        SparseExecution(random_grid()).run(Host(broken), images_of((4, 4)))
+        run(SparseExecution(random_grid()), Host(broken), images_of((4, 4)))
     assert not torch.overrides._get_current_function_mode_stack()
 
 
@@ -1051,20 +1052,13 @@ def test_an_error_of_the_network_is_passed_on() -> None:
 )
 def test_outputs_that_are_not_maps(case: Function) -> None:
     with pytest.raises((UnsupportedOperation, TypeError)):
-        SparseExecution(random_grid()).run(Host(case), images_of((4, 4)))
+        run(SparseExecution(random_grid()), Host(case), images_of((4, 4)))
 
 
 # --- ways out -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def rules(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
-    """The rules, of which what a test registers is forgotten after it."""
-    monkeypatch.setattr(engine, "_RULES", {function: dict(rules) for function, rules in engine._RULES.items()})
-    return engine._RULES
-
-
-@pytest.mark.usefixtures("rules")
+@pytest.mark.usefixtures("kept_rules")
 class TestRegister:
     part = nn.LocalResponseNorm(3)
 
@@ -1083,8 +1077,8 @@ class TestRegister:
         for block in SIZES.values():
             assert right_or_refused(self.part, block)
         grid, images = random_grid(), images_of((4, 4))
-        (packed,) = SparseExecution(grid).run(Host(self.part), images)
-        (dense,) = MaskedDenseExecution(grid).run(Host(self.part), images)
+        (packed,) = run(SparseExecution(grid), Host(self.part), images)
+        (dense,) = run(MaskedDenseExecution(grid), Host(self.part), images)
         torch.testing.assert_close(packed, grid.pack(dense))
 
     def test_for_one_execution(self) -> None:
@@ -1097,7 +1091,7 @@ class TestRegister:
         part = Calls(lambda x: x.tanh().erfinv() + torch.erfinv(x.tanh()))
         assert right_or_refused(part, (4, 4))
         with pytest.raises(UnsupportedOperation, match="erfinv"):
-            MaskedDenseExecution(random_grid()).run(Host(part), images_of((4, 4)))
+            run(MaskedDenseExecution(random_grid()), Host(part), images_of((4, 4)))
 
     def test_replaces_a_rule(self) -> None:
         @sparse.register(torch.Tensor.relu)
@@ -1106,7 +1100,7 @@ class TestRegister:
             assert layout is not None
             return execution.mark(function(x) + 1, layout)
 
-        (out,) = SparseExecution(all_visible()).run(Calls(lambda x: x.relu()), images_of((4, 4)))
+        (out,) = run(SparseExecution(all_visible()), Calls(lambda x: x.relu()), images_of((4, 4)))
         torch.testing.assert_close(all_visible().unpack(out), images_of((4, 4)).relu() + 1)
 
     def test_rule_that_forgets_to_mark_is_refused(self) -> None:
@@ -1117,8 +1111,8 @@ class TestRegister:
 def test_rules_of_the_tests_are_forgotten() -> None:
     """Or what these tests register would hide a missing rule from the others."""
     for function in (F.local_response_norm, torch.erfinv, torch.Tensor.erfinv, torch.Tensor.cummin):
-        assert function not in engine._RULES
-    assert "relu" not in str(engine._RULES[torch.Tensor.relu]["Execution"].__name__)
+        assert function not in RULES
+    assert "relu" not in str(RULES[torch.Tensor.relu]["Execution"].__name__)
 
 
 class Unseen(nn.Module):
@@ -1154,7 +1148,7 @@ class TestDenseFallback:
         network, images, grid = Host(AroundUnseen(dense_fallback(Unseen()))), images_of(block), all_visible()
 
         def packed(images: Tensor) -> Tensor:
-            return grid.unpack(SparseExecution(grid).run(network, images)[0])
+            return grid.unpack(run(SparseExecution(grid), network, images)[0])
 
         expected = values_and_gradients(network, images, network)
         assert_close(values_and_gradients(packed, images, network), expected, "nothing hidden")
@@ -1167,11 +1161,11 @@ class TestDenseFallback:
         host: Any = network
 
         def mine(images: Tensor) -> Tensor:
-            (out,) = execution(grid).run(network, images)
+            (out,) = run(execution(grid), network, images)
             return grid.unpack(out if execution is SparseExecution else grid.pack(out))
 
         def by_hand(images: Tensor) -> Tensor:
-            whole = grid.unpack(SparseExecution(grid).run(host.stem, images)[0])
+            whole = grid.unpack(run(SparseExecution(grid), host.stem, images)[0])
             return grid.unpack(grid.pack(host.stages[1].tail(part(whole.relu()))))
 
         assert_close(
@@ -1324,7 +1318,7 @@ def whole_is_right(part: nn.Module, block: tuple[int, int]) -> bool:
     network, images, grid = Host(part), images_of(block), all_visible()
 
     def packed(images: Tensor) -> Tensor:
-        return grid.unpack(SparseExecution(grid).run(network, images)[0])
+        return grid.unpack(run(SparseExecution(grid), network, images)[0])
 
     try:
         found = values_and_gradients_of_used(packed, images, network)
@@ -1375,7 +1369,7 @@ def test_timm_networks_with_attention(
     visible[:, 0] = True
     grid = PatchGrid(visible, size // 32)
     with pytest.raises(UnsupportedOperation) as caught:
-        SparseExecution(grid).run(network, torch.randn(batch, 3, size, size), features)
+        run(SparseExecution(grid), network, torch.randn(batch, 3, size, size), features)
     message = str(caught.value)
     assert message.startswith(("in module '", "torch.Tensor.add"))  # the network itself may add a position embedding
     assert any(function in message for function in ("scaled_dot_product_attention", "reshape", "add", "matmul"))

@@ -19,8 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparkmim.sparse import Execution, Layout, MaskedDenseExecution, PatchGrid, SparseExecution, UnsupportedOperation
-from sparkmim.sparse import execution as engine
+from sparkmim.sparse import (
+    Execution,
+    Layout,
+    MaskedDenseExecution,
+    PatchGrid,
+    SparseExecution,
+    UnsupportedOperation,
+    run,
+)
+from sparkmim.sparse.registry import RULES
 
 BATCH, CHANNELS, GRID = 2, 8, (2, 3)
 LARGE, SMALL = (4, 2), (1, 1)
@@ -86,11 +94,11 @@ def assert_same(found: Answer, expected: Answer, truth: str) -> None:
 
 
 def packed(network: nn.Module, grid: PatchGrid) -> Callable[[Tensor], Tensor]:
-    return lambda images: grid.unpack(SparseExecution(grid).run(network, images)[0])
+    return lambda images: grid.unpack(run(SparseExecution(grid), network, images)[0])
 
 
 def masked_dense(network: nn.Module, grid: PatchGrid) -> Callable[[Tensor], Tensor]:
-    return lambda images: grid.unpack(grid.pack(MaskedDenseExecution(grid).run(network, images)[0]))
+    return lambda images: grid.unpack(grid.pack(run(MaskedDenseExecution(grid), network, images)[0]))
 
 
 def random_grid(batch: int = BATCH) -> PatchGrid:
@@ -142,10 +150,9 @@ def cases(functions: dict[str, Function]) -> pytest.MarkDecorator:
 # --- the truths themselves can fail ---------------------------------------------------------------------------------
 
 
-def test_a_wrong_rule_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("kept_rules")
+def test_a_wrong_rule_is_noticed() -> None:
     """A rule that lets a function mix positions inside a patch is caught by the truths."""
-    monkeypatch.setattr(engine, "_RULES", dict(engine._RULES))
-
     assert outcome(lambda x: x.cumprod(1), LARGE) == "refusal"
 
     @Execution.register(torch.Tensor.cumprod)
@@ -861,7 +868,7 @@ def test_parameters_are_never_marked() -> None:
         network.gamma = gamma
         images = torch.randn(BATCH, 3, 8, 6, dtype=torch.float64)
         for _ in range(2):
-            result = SparseExecution(random_grid()).run(network, images)[0]
+            result = run(SparseExecution(random_grid()), network, images)[0]
             assert result.shape == (6, CHANNELS, 4, 2)
         assert not any(hasattr(parameter, "_sparkmim_layout") for parameter in network.parameters())
 
@@ -886,7 +893,7 @@ def test_one_axis(function: Function) -> None:
     signal = torch.randn(BATCH, 4, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     grid = PatchGrid(torch.ones(BATCH, 4, dtype=torch.bool), 4)
     try:
-        (found,) = SparseExecution(grid).run(network, signal)
+        (found,) = run(SparseExecution(grid), network, signal)
     except UnsupportedOperation:
         assert function(signal).shape[-1] == 1 or "adaptive_avg_pool2d" in function.__code__.co_names
         return
@@ -907,7 +914,7 @@ def test_three_axes(function: Function) -> None:
     network = Block(function)
     volume = torch.randn(BATCH, 4, 4, 8, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     grid = PatchGrid(torch.ones(BATCH, 2, 2, 3, dtype=torch.bool), 12)
-    (found,) = SparseExecution(grid).run(network, volume)
+    (found,) = run(SparseExecution(grid), network, volume)
     torch.testing.assert_close(grid.unpack(found), function(volume))
 
 
@@ -921,7 +928,7 @@ def test_three_axes(function: Function) -> None:
 def test_three_axes_are_reduced_together(function: Function) -> None:
     grid = PatchGrid(torch.ones(BATCH, 2, 2, 3, dtype=torch.bool), 12)
     with pytest.raises((UnsupportedOperation, RuntimeError)):
-        SparseExecution(grid).run(Block(function), torch.randn(BATCH, 4, 4, 8, 12))
+        run(SparseExecution(grid), Block(function), torch.randn(BATCH, 4, 4, 8, 12))
 
 
 # --- every function that has a rule, under many forms of arguments --------------------------------------------------
@@ -1038,7 +1045,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 def functions_by_name() -> dict[str, list[Any]]:
     functions: dict[str, list[Any]] = {}
-    for function in engine._RULES:
+    for function in RULES:
         name = getattr(function, "__name__", "")
         if name not in ("", "__get__", "fn") and not any(word in name for word in NOT_COMPARED):
             functions.setdefault(name, []).append(function)

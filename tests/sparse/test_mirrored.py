@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from timm.layers import BlurPool2d
 from torch import Tensor, nn
 
-from sparkmim.sparse import MaskedDenseExecution, PatchGrid, SparseExecution
+from sparkmim.sparse import MaskedDenseExecution, PatchGrid, SparseExecution, run
 
 Masks = Callable[..., st.SearchStrategy[Tensor]]
 Check = Callable[..., None]
@@ -114,7 +114,7 @@ def test_corners(execution: Any) -> None:
     for cells, wanted in mirrored.items():
         visible = torch.tensor(cells).view(1, 2, 2)
         grid = PatchGrid(visible, sum(cells))
-        (out,) = execution(grid).run(_Pick(pick), image)
+        (out,) = run(execution(grid), _Pick(pick), image)
         first = out[0] if execution is SparseExecution else out[0, :, :2, :2]
         assert first[0, 1, 1] == wanted, cells
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparkmim.sparse import PatchGrid, SparseExecution, UnsupportedOperation
+from sparkmim.sparse import PatchGrid, SparseExecution, UnsupportedOperation, run
 
 Check = Callable[..., None]
 Function = Callable[[Tensor], Tensor]
@@ -129,7 +129,7 @@ def test_patches_of_an_image_share_its_noise(function: Function, network_of: Any
     visible = torch.rand(64, 4, 4, generator=torch.Generator().manual_seed(0)).flatten(1).argsort(1).view(64, 4, 4) < 5
     grid = PatchGrid(visible, 5)
     torch.manual_seed(0)
-    (out,) = SparseExecution(grid).run(network_of(function), torch.ones(64, 2, 8, 8))
+    (out,) = run(SparseExecution(grid), network_of(function), torch.ones(64, 2, 8, 8))
     noise = grid.by_image(out)[:, :, 0]  # of the first channel: (image, patch, height, width)
     assert (noise == noise[:, :1, :1, :1]).all()
     kept = int((noise[:, 0, 0, 0] == 2).sum())
@@ -140,7 +140,7 @@ def test_patches_of_an_image_share_its_noise(function: Function, network_of: Any
 def test_dropout_of_a_map_is_drawn_for_each_position(network_of: Any) -> None:
     grid = PatchGrid(MASKS["boxes"], 4)
     torch.manual_seed(0)
-    (out,) = SparseExecution(grid).run(network_of(lambda x: F.dropout(x, 0.25)), torch.ones(3, 8, 24, 24).double())
+    (out,) = run(SparseExecution(grid), network_of(lambda x: F.dropout(x, 0.25)), torch.ones(3, 8, 24, 24).double())
     assert set(out.unique().tolist()) == {0.0, 1 / 0.75}
     assert 0.2 < float((out == 0).double().mean()) < 0.3
     assert not torch.equal(out[0], out[1])

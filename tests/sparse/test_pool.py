@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparkmim.sparse import PatchGrid, SparseExecution
+from sparkmim.sparse import PatchGrid, SparseExecution, run
 
 Masks = Callable[..., st.SearchStrategy[Tensor]]
 Check = Callable[..., None]
@@ -235,7 +235,7 @@ def test_hidden_neighbours_never_win_a_maximum(network_of: Any) -> None:
     """Zeros at hidden positions would win against a map of negative numbers, as they do in careless implementations."""
     visible = MASKS["boxes"]
     images = -1 - torch.rand(2, 2, 12, 12)
-    (out,) = SparseExecution(PatchGrid(visible, 4)).run(nn.MaxPool2d(3, 2, 1), images)
+    (out,) = run(SparseExecution(PatchGrid(visible, 4)), nn.MaxPool2d(3, 2, 1), images)
     assert out.max() < -1
 
 
@@ -263,7 +263,7 @@ def test_backward_keeps_no_halo(name: str) -> None:
 
     images = torch.randn(2, 16, 64, 64, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        (out,) = SparseExecution(grid).run(LAYERS[name], images)
+        (out,) = run(SparseExecution(grid), LAYERS[name], images)
     assert saved
     assert not [t.shape for t in saved if t.is_floating_point() and t.numel() > grid.patches * 16 * 16]
     assert not [t.shape for t in saved if t.dtype == torch.int64 and t.numel() > out.numel()]
@@ -277,7 +277,7 @@ def test_nothing_but_patches_outlives_forward(name: str, storages_made: Any) -> 
     grid = PatchGrid(torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)).argsort(2) < 2, 8)
     images = torch.randn(2, 16, 64, 64, requires_grad=True)
     with storages_made(but_not_of=[images]) as storages:
-        (out,) = SparseExecution(grid).run(LAYERS[name], images)
+        (out,) = run(SparseExecution(grid), LAYERS[name], images)
     assert storages.bytes_alive() == out.nbytes
     out.sum().backward()
 

@@ -19,7 +19,7 @@ from timm.layers.filter_response_norm import FilterResponseNormAct2d, FilterResp
 from timm.layers.space_to_depth import DepthToSpace, SpaceToDepth
 from torch import Tensor, nn
 
-from sparkmim.sparse import PatchGrid, SparseExecution
+from sparkmim.sparse import PatchGrid, SparseExecution, run
 from sparkmim.sparse.extent import Extent, degrees_of
 
 Masks = Callable[..., st.SearchStrategy[Tensor]]
@@ -292,7 +292,7 @@ def sizes_seen(function: Callable[[Tensor], Any]) -> Any:
         seen.append(function(x))
         return x
 
-    SparseExecution(grid).run(nn.Identity(), torch.randn(2, 4, 12, 18), network)
+    run(SparseExecution(grid), nn.Identity(), torch.randn(2, 4, 12, 18), network)
     return seen[0]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparkmim import SparK
-from sparkmim.sparse import PatchGrid, SparseExecution
+from sparkmim.sparse import PatchGrid, SparseExecution, run
 from sparkmim.sparse.packed import depthwise
 
 VISIBLE = torch.tensor([[[True, True, False], [True, False, False]], [[False, True, True], [False, False, True]]])
@@ -50,7 +50,7 @@ on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), rea
 
 def passed(layer: nn.Module, images: Tensor, grid: PatchGrid, triton: bool) -> list[Tensor]:
     images = images.clone().requires_grad_()
-    (out,) = SparseExecution(grid, triton=triton).run(layer, images)
+    (out,) = run(SparseExecution(grid, triton=triton), layer, images)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
     return [out.detach(), *torch.autograd.grad(out, [images, *layer.parameters()], upstream)]
 

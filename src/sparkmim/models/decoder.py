@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..sparse import CoarseExecution, CoarseGrid, PatchGrid
+from ..sparse import CoarseExecution, CoarseGrid, PatchGrid, run
 from .backbone import Level
 from .config import DecoderBlock
 from .fused_upsample import upsample_conv
@@ -52,7 +52,7 @@ class Densify(nn.Module):
         if isinstance(self.norm, nn.LayerNorm):
             packed = self.norm(packed.movedim(1, -1)).movedim(-1, 1)
         elif isinstance(grid, CoarseGrid):
-            (packed,) = CoarseExecution(grid).run(self.norm, packed)
+            (packed,) = run(CoarseExecution(grid), self.norm, packed)
         else:
             packed = self.norm(packed)
         fill = self.mask_token.flatten()[: packed.shape[1]]  # one that scales share is as wide as the widest map

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..objectives.base import Objective, find_objective
-from ..sparse import CoarseGrid, MaskedDenseExecution, PatchGrid, SparseExecution, mask_at, require_triton
+from ..sparse import CoarseGrid, MaskedDenseExecution, PatchGrid, SparseExecution, mask_at, require_triton, run
 from .backbone import Backbone
 from .config import DecoderBlock, Execution, LossOn
 from .decoder import UNetDecoder, build_densify, densify_norm_of, upsampling_steps
@@ -225,9 +225,9 @@ class SparK(nn.Module):
         Maps of strides larger than a patch are whole, `(B, C_i, *size / stride_i)`; see :meth:`grids`.
         """
         if self.execution == "packed":
-            features = SparseExecution(grid, triton=self.triton).run(self.encoder, images, self.backbone)
+            features = run(SparseExecution(grid, triton=self.triton), self.encoder, images, self.backbone)
         elif self.execution == "masked-dense":
-            maps = MaskedDenseExecution(grid).run(self.encoder, images, self.backbone)
+            maps = run(MaskedDenseExecution(grid), self.encoder, images, self.backbone)
             features = [grid.at(m.shape[2:]).pack(m) for m in maps]
         else:
             maps = self.backbone(grid.unpack(grid.pack(images)))

@@ -12,6 +12,7 @@ from .layout import Layout
 from .overrides import dense_fallback, random_factor
 from .packed.depthwise import require_triton
 from .packed.execution import SparseExecution
+from .run import run
 
 register = Execution.register
 
@@ -33,5 +34,6 @@ __all__ = [
     "register",
     "require_triton",
     "rules",
+    "run",
     "show_functions_to_modes",
 ]

@@ -24,6 +24,7 @@ from .errors import UnsupportedOperation
 from .execution import Execution
 from .grid import PatchGrid, mask_at
 from .packed.execution import SparseExecution
+from .run import run
 
 Features = Callable[[Tensor], Any]
 
@@ -163,13 +164,13 @@ def check(
     with _LowestPrecision(dtype) as computed:
         randomise(network, features or network, images, generator)
     tolerance = TOLERANCE[computed.dtype], GRADIENT_TOLERANCE[computed.dtype]
-    run = _Runner(network, features or network, images, patch_size, unit, seed)
+    runner = _Runner(network, features or network, images, patch_size, unit, seed)
     results = []
     for mode in modes:
         network.train(mode == "train")
         for name, compare in (("identity", _identity), ("crop", _crop), ("leak", _leak), ("oracle", _oracle)):
             try:
-                ours, wanted = compare(run, torch.Generator().manual_seed(seed + 1))
+                ours, wanted = compare(runner, torch.Generator().manual_seed(seed + 1))
                 result = CheckResult(
                     name,
                     mode,
@@ -292,23 +293,23 @@ def _maps(
     """The feature maps of an execution as whole maps, zero where hidden."""
     if kind is SparseExecution:
         packed = SparseExecution(grid)
-        return [packed.whole_map(m) for m in packed.run(network, images, features)]
+        return [packed.whole_map(m) for m in run(packed, network, images, features)]
     dense = MaskedDenseExecution(grid)
-    return [dense.whole_map(m) for m in dense.run(network, images, features)]
+    return [dense.whole_map(m) for m in run(dense, network, images, features)]
 
 
-def _identity(run: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
-    visible = torch.ones(len(run.images), *run.grid, dtype=torch.bool)
-    return run(run.images, visible, SparseExecution), run(run.images)
+def _identity(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
+    visible = torch.ones(len(runner.images), *runner.grid, dtype=torch.bool)
+    return runner(runner.images, visible, SparseExecution), runner(runner.images)
 
 
-def _crop(run: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
+def _crop(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
     """A rectangle one patch (or stride) smaller than the grid along each axis, at a place of its own in each image."""
-    visible = torch.zeros(len(run.images), *run.grid, dtype=torch.bool)
+    visible = torch.zeros(len(runner.images), *runner.grid, dtype=torch.bool)
     boxes = []
-    for b in range(len(run.images)):
-        starts = [u * int(torch.randint(2, (), generator=generator)) for u in run.unit]
-        boxes.append([(s, s + g - u) for s, g, u in zip(starts, run.grid, run.unit, strict=True)])
+    for b in range(len(runner.images)):
+        starts = [u * int(torch.randint(2, (), generator=generator)) for u in runner.unit]
+        boxes.append([(s, s + g - u) for s, g, u in zip(starts, runner.grid, runner.unit, strict=True)])
         place: Any = (b, *[slice(*side) for side in boxes[-1]])
         visible[place] = True
 
@@ -316,14 +317,16 @@ def _crop(run: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
         """Of `(B, C, *size)`, the rectangle of each image."""
         cut = []
         for values, box in zip(maps, boxes, strict=True):
-            for axis, ((first, last), size, cells) in enumerate(zip(box, values.shape[1:], run.grid, strict=True), 1):
+            sides = zip(box, values.shape[1:], runner.grid, strict=True)
+            for axis, ((first, last), size, cells) in enumerate(sides, start=1):
                 values = values.narrow(axis, first * size // cells, (last - first) * size // cells)
             cut.append(values)
         return torch.stack(cut)
 
-    ours = run(run.images, visible, SparseExecution)
-    wanted = run(cropped(run.images))
-    elsewhere = ours.gradients[-1].where(~mask_at(visible, run.images.shape[2:]).unsqueeze(1).to(run.images.device), 0)
+    ours = runner(runner.images, visible, SparseExecution)
+    wanted = runner(cropped(runner.images))
+    hidden = ~mask_at(visible, runner.images.shape[2:]).unsqueeze(1).to(runner.images.device)
+    elsewhere = ours.gradients[-1].where(hidden, 0)
     ours = ours._replace(
         maps=[cropped(m) for m in ours.maps],
         gradients=[*ours.gradients[:-1], cropped(ours.gradients[-1]), elsewhere],
@@ -331,26 +334,26 @@ def _crop(run: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
     return ours, wanted._replace(gradients=[*wanted.gradients, torch.zeros_like(elsewhere)])
 
 
-def _leak(run: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
-    visible = _random_visible(run, generator)
-    shown = mask_at(visible, run.images.shape[2:]).unsqueeze(1)
-    poisoned = torch.where(shown.to(run.images.device), run.images, math.nan)
-    return run(poisoned, visible, SparseExecution), run(run.images, visible, SparseExecution)
+def _leak(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
+    visible = _random_visible(runner, generator)
+    shown = mask_at(visible, runner.images.shape[2:]).unsqueeze(1)
+    poisoned = torch.where(shown.to(runner.images.device), runner.images, math.nan)
+    return runner(poisoned, visible, SparseExecution), runner(runner.images, visible, SparseExecution)
 
 
-def _oracle(run: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
-    visible = _random_visible(run, generator)
-    return run(run.images, visible, SparseExecution), run(run.images, visible, MaskedDenseExecution)
+def _oracle(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
+    visible = _random_visible(runner, generator)
+    return runner(runner.images, visible, SparseExecution), runner(runner.images, visible, MaskedDenseExecution)
 
 
-def _random_visible(run: _Runner, generator: torch.Generator) -> Tensor:
+def _random_visible(runner: _Runner, generator: torch.Generator) -> Tensor:
     """About 40% of the patches, of each image its own; those of a corner hidden as far as the stride reaches, so that
     there are hidden positions at every depth."""
-    cells = math.prod(run.grid)
-    order = torch.rand(len(run.images), *run.grid, generator=generator)
-    order[(slice(None), *[slice(u) for u in run.unit])] += 1
+    cells = math.prod(runner.grid)
+    order = torch.rand(len(runner.images), *runner.grid, generator=generator)
+    order[(slice(None), *[slice(u) for u in runner.unit])] += 1
     order = order.flatten(1).argsort(1)[:, : max(1, round(0.4 * cells))]
-    return torch.zeros(len(run.images), cells, dtype=torch.bool).scatter(1, order, True).view(-1, *run.grid)
+    return torch.zeros(len(runner.images), cells, dtype=torch.bool).scatter(1, order, True).view(-1, *runner.grid)
 
 
 def _deviation(ours: list[Tensor], wanted: list[Tensor], floor: float = 0.0) -> float:

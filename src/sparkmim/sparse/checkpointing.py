@@ -3,26 +3,29 @@
 `torch.utils.checkpoint` calls the checkpointed function again during backward, when the execution is over. The first
 operation that an execution answers inside a checkpointed function finds the record of that checkpoint among the hooks
 for saved tensors, and wraps its function to enter the execution again. So networks that checkpoint by themselves work
-as they are. (Re-entrant checkpointing runs the first pass without gradients, by which it is recognised and refused.)
+as they are. (Re-entrant checkpointing runs the first pass without gradients; it is recognized by that and refused.)
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import torch
 import torch.utils.checkpoint
 
-from .overrides import attach_to_opaque_modules
-
-if TYPE_CHECKING:
-    from .execution import Execution
+from .errors import unsupported
 
 
-def recompute_under(execution: Execution, func: Any) -> None:
-    """If `func` is called in a checkpointed function, have that computed again under `execution`.
+def recompute_under(enter: Callable[[], AbstractContextManager[Any]], func: Any) -> None:
+    """If `func` is called in a checkpointed function, have that function computed again under `enter()`.
+
+    Args:
+        enter: makes the context in which backward calls the checkpointed function.
+        func: the function called, for the error.
 
     Raises:
         UnsupportedOperation: for a checkpoint in a form that this version of torch is not known to have.
@@ -32,15 +35,13 @@ def recompute_under(execution: Execution, func: Any) -> None:
         return
     compute = getattr(checkpoint, "recompute_fn", None)
     if compute is None:
-        from .errors import unsupported
-
-        raise unsupported(func, f"checkpointing is not understood as torch {torch.__version__} does it")
+        raise unsupported(func, f"the engine does not know checkpoints in the form of torch {torch.__version__}")
     if not isinstance(compute, _Recompute):
-        checkpoint.recompute_fn = _Recompute(execution, compute)
+        checkpoint.recompute_fn = _Recompute(enter, compute)
 
 
 def _checkpoint_under_way() -> Any:
-    """Torch's record of the innermost checkpointed function in its first pass, None outside one.
+    """Return torch's record of the innermost checkpointed function in its first pass, None outside one.
 
     It is found in the closure of the hook for saved tensors that the checkpoint has set. Before torch 2.8 hooks cannot
     be asked for; there it is found through the generator that `torch.utils.checkpoint.checkpoint` holds meanwhile.
@@ -61,24 +62,12 @@ def _checkpoint_under_way() -> Any:
     return None
 
 
-class _Recompute:
-    """A checkpointed function that enters its execution again. Running statistics, which the first pass has updated,
-    stay as they are.
-    """
+class _Recompute(NamedTuple):
+    """A checkpointed function that is called in a context of its own."""
 
-    def __init__(self, execution: Execution, compute: Any) -> None:
-        self.execution, self.compute = execution, compute
+    enter: Callable[[], AbstractContextManager[Any]]
+    compute: Callable[..., Any]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        network = self.execution.network
-        buffers = [] if network is None else [buffer for buffer in network.buffers() if buffer.numel()]
-        kept = [buffer.clone() for buffer in buffers]
-        handles = [] if network is None else attach_to_opaque_modules(self.execution, network)
-        try:
-            with self.execution:
-                return self.compute(*args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
-            for buffer, value in zip(buffers, kept, strict=True):
-                buffer.data.copy_(value)  # unseen by autograd, to which nothing has changed
+        with self.enter():
+            return self.compute(*args, **kwargs)

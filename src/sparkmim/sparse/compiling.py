@@ -1,4 +1,4 @@
-"""What `torch.compile` needs to know of functions that an execution must see."""
+"""Functions that Dynamo must not hide from an execution."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from typing import Any
 
 import torch
 
+from .registry import RULES
+
 
 def show_functions_to_modes() -> None:
-    """Let Dynamo show function modes all functions that have rules or write in place, as they are seen in eager mode.
+    """Let Dynamo show function modes all functions that have rules or write in place, as eager mode does.
 
     Dynamo asks a cached set which functions can be overridden, and hides others. Without this, a network that calls
     `F.hardswish` or `F.pad` (which Dynamo traces into, down to `torch._C._nn.pad`) is refused when it is compiled,
-    because the engine loses sight of the input; and `torch.index_put_` and its like write into a map out of sight.
+    because the engine no longer traces the input; and `torch.index_put_` and its like write into a map untraced.
     """
     import torch._dynamo.variables.torch as dynamo
 
-    from .registry import _RULES
-
     functions = getattr(dynamo, "get_overridable_functions", None)
     if functions is not None and isinstance(functions(), set):
-        functions().update(_RULES, _functions_in_place())
+        functions().update(RULES, _functions_in_place())
 
 
 # Dynamo then calls it where it would trace it. (Set as by torch.compiler.assume_constant_result, which imports Dynamo.)

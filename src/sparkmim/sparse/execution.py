@@ -11,21 +11,18 @@ rule raises :class:`UnsupportedOperation`: nothing passes silently.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .checkpointing import recompute_under
-from .compiling import show_functions_to_modes
-from .errors import OUTSIDER, WAYS_OUT, UnsupportedOperation, path_of_running_module, unsupported
+from .errors import OUTSIDER, WAYS_OUT, UnsupportedOperation, unsupported
 from .layout import Layout
-from .overrides import attach_to_opaque_modules
-from .registry import _RULES, Rule
-
-if TYPE_CHECKING:
-    from .shared.reduce import Reduction
+from .reduction import Reduction
+from .registry import Rule, register, rule_for
 
 
 class Execution(TorchFunctionMode):
@@ -37,14 +34,8 @@ class Execution(TorchFunctionMode):
 
     @classmethod
     def register(cls, *functions: Any) -> Callable[[Rule], Rule]:
-        """Decorator: the rule of `functions` for this class of execution; on :class:`Execution` itself, for all."""
-
-        def register(rule: Rule) -> Rule:
-            for function in functions:
-                _RULES.setdefault(function, {})[cls.__name__] = rule
-            return rule
-
-        return register
+        """Decorate the rule of `functions` for this class of execution; on :class:`Execution` itself, for all."""
+        return register(cls, *functions)
 
     coarser: Execution | None = None
     """Answers instead of this one what is called on maps whose positions hold several patches, if it is another."""
@@ -54,8 +45,8 @@ class Execution(TorchFunctionMode):
         classes = type(self).__mro__
         self.names = [c.__name__ for c in classes[: classes.index(Execution) + 1]]
         self.grad_enabled = True
-        self.network: nn.Module | None = None
-        self._traced: list[tuple[Tensor, Layout]] = []
+        self.traced: list[tuple[Tensor, Layout]] = []
+        self.reenter: Callable[[Execution], AbstractContextManager[Any]] | None = None
 
     def __torch_function__(
         self,
@@ -75,7 +66,7 @@ class Execution(TorchFunctionMode):
                 "(torch.utils.checkpoint with use_reentrant=False works)",
             )
         if not torch.compiler.is_compiling():
-            recompute_under(self, func)
+            recompute_under(self.recomputing, func)
             if any(owner.hides_input(value) for value in tensors_in((args, kwargs))):
                 raise unsupported(func, f"{OUTSIDER} may descend from it out of sight")
         out = owner.answer(func, args, kwargs)
@@ -83,8 +74,7 @@ class Execution(TorchFunctionMode):
 
     def answer(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the rule of a function makes of arguments that descend from the input."""
-        rules = _RULES.get(func, {})
-        rule = next((rules[name] for name in self.names if name in rules), None)
+        rule = rule_for(func, self.names)
         if rule is None:
             raise unsupported(func, "it has no rule")
         if torch.compiler.is_compiling():
@@ -97,41 +87,9 @@ class Execution(TorchFunctionMode):
                 raise unsupported(func, f"its rule does not know arguments of this form ({error})") from None
             raise
 
-    def run(
-        self, network: nn.Module, images: Tensor, features: Callable[[Tensor], Sequence[Tensor]] | None = None
-    ) -> list[Tensor]:
-        """Feature maps of `images` under this execution, each `(batch, C_i, *space_i)`.
-
-        Args:
-            network: the module, for naming its parts in errors.
-            images: `(B, C, *size)`, the size divisible by the grid.
-            features: calls the network and returns its feature maps; by default `network`, which must then return one
-                map or a list of them.
-
-        Raises:
-            UnsupportedOperation: for an operation without a rule, with the path of the module that calls it.
-        """
-        if torch.compiler.is_compiling():
-            show_functions_to_modes()
-        else:
-            self._note_constants(network.parameters())  # they may be results: of `torch.func.functional_call`
-        features = network if features is None else features
-        self.grad_enabled, self.network = torch.is_grad_enabled(), network
-        handles = attach_to_opaque_modules(self, network)
-        try:
-            inputs = self.prepare(images)
-            with self:
-                maps = features(inputs)
-            maps = [maps] if isinstance(maps, Tensor) else maps
-            return [(self.owner([m]) or self).finish(m, f"feature map {i}") for i, m in enumerate(maps)]
-        except UnsupportedOperation as error:
-            path = None if torch.compiler.is_compiling() else path_of_running_module(error, network)
-            if path is None:
-                raise
-            raise UnsupportedOperation(f"in module '{path}': {error}") from None
-        finally:
-            for handle in handles:
-                handle.remove()
+    def recomputing(self) -> AbstractContextManager[Any]:
+        """Return the context in which a checkpointed function is computed again; a run sets `reenter`."""
+        return self if self.reenter is None else self.reenter(self)
 
     def prepare(self, images: Tensor) -> Tensor:
         """The network's input, marked."""
@@ -159,14 +117,14 @@ class Execution(TorchFunctionMode):
     def mark(self, tensor: Tensor, layout: Layout) -> Tensor:
         """Give `tensor` (in place) its layout; returns it."""
         if torch.compiler.is_compiling():
-            self._traced.append((tensor, layout))
+            self.traced.append((tensor, layout))
         else:
             tensor._sparkmim_layout = layout  # type: ignore[attr-defined]
         return tensor
 
     def layout(self, value: Any) -> Layout | None:
         """The layout of `value`, None if it does not descend from the input."""
-        layout = self._marked(value)
+        layout = self.marked(value)
         if layout is not None and layout.origin is not self:
             raise UnsupportedOperation(
                 "a tensor comes from another pass over the network, or a map of positions that hold several patches "
@@ -174,12 +132,12 @@ class Execution(TorchFunctionMode):
             )
         return layout
 
-    def _marked(self, value: Any) -> Layout | None:
+    def marked(self, value: Any) -> Layout | None:
         """The layout of `value`, by this execution or another."""
         if not isinstance(value, Tensor):
             return None
         if torch.compiler.is_compiling():
-            for tensor, layout in reversed(self._traced):
+            for tensor, layout in reversed(self.traced):
                 if tensor is value:
                     return layout
             return None
@@ -192,7 +150,7 @@ class Execution(TorchFunctionMode):
         for value in values:
             found = None
             if isinstance(value, Tensor):
-                marked = self._marked(value)
+                marked = self.marked(value)
                 if marked is not None and self.coarser is not None and marked.origin is self.coarser:
                     return self.coarser
                 found = None if self.layout(value) is None else self
@@ -213,11 +171,12 @@ class Execution(TorchFunctionMode):
         if not torch.compiler.is_compiling():
             results = [tensor for tensor in tensors_in(result) if tensor.grad_fn is not None]
             if results and not any(self.hides_input(value) for value in tensors_in((args, kwargs))):
-                self._note_constants(results)
+                self.note_constants(results)
         return result
 
     @staticmethod
-    def _note_constants(tensors: Iterable[Tensor]) -> None:
+    def note_constants(tensors: Iterable[Tensor]) -> None:
+        """Remember that `tensors` do not descend from the input, although they have a gradient function."""
         for tensor in tensors:
             if tensor.grad_fn is not None:
                 tensor._sparkmim_constant = True  # type: ignore[attr-defined]
@@ -230,7 +189,7 @@ class Execution(TorchFunctionMode):
         """
         if torch.compiler.is_compiling() or tensor.grad_fn is None:
             return False
-        return not hasattr(tensor, "_sparkmim_constant") and self._marked(tensor) is None
+        return not hasattr(tensor, "_sparkmim_constant") and self.marked(tensor) is None
 
     def any_layout(self, values: Iterable[Any]) -> bool:
         """Whether a tensor in nested lists, tuples and dicts descends from the input."""

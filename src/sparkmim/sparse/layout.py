@@ -32,6 +32,12 @@ class Padding(NamedTuple):
     mode: str
     version: int
 
+    @property
+    def sides(self) -> list[int]:
+        """Pixels in the order of `F.pad`: before and after, the last axis first."""
+        pairs = zip(reversed(self.before), reversed(self.after), strict=True)
+        return [side for pair in pairs for side in pair]
+
 
 class Layout:
     """The meaning of a tensor's axes. Immutable by convention; axes are non-negative.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-if TYPE_CHECKING:
-    from .execution import Execution
+from .execution import Execution
 
 _FALLBACK = "_sparkmim_dense_fallback"
 

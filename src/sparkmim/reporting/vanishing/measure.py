@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ...models.backbone import Backbone
-from ...sparse import PatchGrid, SparseExecution, mask_at
+from ...sparse import PatchGrid, SparseExecution, mask_at, run
 
 NEGLIGIBLE = 1e-6
 """Share of a map's largest value below which a difference is rounding."""
@@ -108,7 +108,7 @@ def vanishing(
     zeroed = grid.unpack(grid.pack(images))
     ordinary = _convolutions(backbone, lambda: backbone(zeroed))
     blank = _convolutions(backbone, lambda: backbone(torch.zeros_like(images)))
-    packed = _convolutions(backbone, lambda: SparseExecution(grid).run(backbone.module, images, backbone))
+    packed = _convolutions(backbone, lambda: run(SparseExecution(grid), backbone.module, images, backbone))
     if not ordinary:
         raise ValueError(f"{type(backbone.module).__name__} has no convolution that reaches beyond a position")
     layers = []

@@ -19,8 +19,8 @@ from ..dense.coarse import CoarseExecution
 from ..execution import Execution
 from ..grid import PatchGrid
 from ..layout import Layout
+from ..reduction import Reduction
 from ..shared.pad import require_unchanged, version_of
-from ..shared.reduce import Reduction
 from .depthwise import require_triton
 
 
@@ -40,7 +40,7 @@ class SparseExecution(Execution):
 
     Example:
         >>> grid = PatchGrid(visible, visible_per_image=20)
-        >>> feature_maps = SparseExecution(grid).run(network, images)
+        >>> feature_maps = sparkmim.sparse.run(SparseExecution(grid), network, images)
         >>> dense = [grid.unpack(feature) for feature in feature_maps]
     """
 
@@ -57,7 +57,7 @@ class SparseExecution(Execution):
         self.triton = triton
         self.grid_shape = tuple(grid.visible.shape)
         self.coarser = CoarseExecution(grid)
-        self.coarser._traced = self._traced
+        self.coarser.traced = self.traced
 
     def prepare(self, images: Tensor) -> Tensor:
         self.patch_size = self.grid.block_size(images.shape[2:])
@@ -106,7 +106,7 @@ class SparseExecution(Execution):
 
     def returned(self, out: Any) -> Any:
         """Maps that have become as fine as patches again are packed."""
-        layout = self.coarser._marked(out)
+        layout = self.coarser.marked(out)
         if layout is None or layout.origin is not self.coarser or not layout.is_channels_first(out.ndim):
             return out
         return self.from_map(out) if layout.padding is None and self.has_grid(out.shape[2:]) else out

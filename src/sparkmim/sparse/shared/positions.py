@@ -15,8 +15,8 @@ from ..errors import unsupported
 from ..execution import Execution
 from ..functions import functions_named
 from ..layout import Layout
+from ..reduction import Reduction
 from .pointwise import free_axes, own_layout
-from .reduce import Reduction
 
 _SOFTMAX = functions_named("softmax log_softmax softmin")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,54 +14,13 @@ from ..execution import Execution
 from ..extent import degrees_of
 from ..functions import functions_named
 from ..layout import Layout
+from ..reduction import REDUCTIONS, Reduction, bound_arguments
 from ..window import per_axis
 from .axes import without_axes
 from .pointwise import own_layout
 
-# Reductions with the names of their positional arguments after the tensor.
-_ARGUMENTS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("mean", "sum", "nanmean", "nansum"), ("dim", "keepdim", "dtype")),
-    **dict.fromkeys(("amax", "amin", "logsumexp"), ("dim", "keepdim")),
-    **dict.fromkeys(("std", "var", "std_mean", "var_mean"), ("dim", "unbiased", "keepdim")),
-    "norm": ("p", "dim", "keepdim", "dtype"),
-    "vector_norm": ("ord", "dim", "keepdim"),
-}
-_REDUCTIONS = functions_named(" ".join(_ARGUMENTS)) | dict.fromkeys(
-    (torch.linalg.vector_norm, torch.linalg.norm), "vector_norm"
-)
 
-
-def bound_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a reduction by name."""
-    names = _ARGUMENTS[_REDUCTIONS[func]]
-    if names[0] == "dim" and args and type(args[0]) is bool:  # x.var(False)
-        args = (None, *args)
-    if names[0] == "dim" and len(args) > 1 and all(type(a) is int for a in args):  # x.mean(2, 3)
-        args = (args,)
-    bound = dict(zip(names, args, strict=False))
-    aliases = {"axis": "dim", "keepdims": "keepdim"}
-    bound.update({aliases.get(key, key): value for key, value in kwargs.items()})
-    return bound
-
-
-class Reduction(NamedTuple):
-    """A function that reduces axes, with its other arguments."""
-
-    function: Any
-    keep: bool
-    arguments: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """Of the function; that of `torch.linalg.norm`, along one axis, is "vector_norm"."""
-        return _REDUCTIONS[self.function]
-
-    def __call__(self, x: Tensor, axes: tuple[int, ...]) -> Any:
-        """The function of `x` along `axes`."""
-        return self.function(x, dim=axes if len(axes) > 1 else axes[0], keepdim=self.keep, **self.arguments)
-
-
-@Execution.register(*_REDUCTIONS)
+@Execution.register(*REDUCTIONS)
 def reduction(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Reductions with the axes named: of free axes as they are, of all of space over an image's visible positions."""
     layout = own_layout(execution, func, input)

@@ -1,0 +1,234 @@
+"""Rules for maps whose positions hold several patches: windows with a mask, norms by sums of static shape."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import unsupported
+from ..layout import Layout
+from ..shared.reduce import is_whole_map, over_whole_map
+from ..shared.smooth import NEAREST
+from ..window import per_axis, sees_one_position, window_over
+from .coarse import CoarseExecution
+from .moments import Moments, at_least_single
+
+# --- windows --------------------------------------------------------------------------------------------------------
+
+
+@CoarseExecution.register(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
+def conv(
+    execution: CoarseExecution,
+    func: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    layout = execution.layout(input)
+    if layout is None or execution.layout(weight) is not None or execution.layout(bias) is not None:
+        raise unsupported(func, "its weight descends from the input")
+    if layout.is_map and not sees_one_position(layout, weight.shape[2:], stride, padding):
+        window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)
+        shown = execution.seen_by(func, input, window)
+        return execution.leaving(func, func(shown, weight, bias, stride, padding, dilation, groups), layout)
+    execution.require_no_padding(layout, func)
+    return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
+
+
+@CoarseExecution.register(F.max_pool2d, torch.max_pool2d)
+def max_pool2d(
+    execution: CoarseExecution,
+    func: Any,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
+    if return_indices:
+        raise unsupported(func, "the indices it returns have no meaning on patches")
+    layout = execution.require_map(func, input)
+    kernel = per_axis(kernel_size, 2)
+    if is_whole_map(input, layout, kernel, padding):
+        return over_whole_map(execution, torch.amax, input)
+    window = window_over(
+        execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
+    )
+    if any(after < 0 for after in window.after):
+        raise unsupported(func, "it passes over positions, which may be the only visible ones of several patches")
+    shown = execution.seen_by(func, input, window)
+    return execution.leaving(func, F.max_pool2d(shown, kernel, stride, padding, dilation, ceil_mode), layout)
+
+
+@CoarseExecution.register(F.avg_pool2d, torch._C._nn.avg_pool2d)
+def avg_pool2d(
+    execution: CoarseExecution,
+    func: Any,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    layout = execution.require_map(func, input)
+    kernel = per_axis(kernel_size, 2)
+    if is_whole_map(input, layout, kernel, padding) and divisor_override is None:
+        return over_whole_map(execution, torch.mean, input)
+    window = window_over(execution, func, input, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
+    divisor: Tensor | int = divisor_override or math.prod(kernel)
+    if not (count_include_pad or divisor_override is not None or layout.padding is not None):
+        visible = execution.mask(input.shape[2:]).unsqueeze(1).to(input.dtype)
+        divisor = F.avg_pool2d(visible, kernel, stride, padding, ceil_mode, divisor_override=1).clamp_min(1)
+    shown = execution.seen_by(func, input, window)
+    total = F.avg_pool2d(shown, kernel, stride, padding, ceil_mode, divisor_override=1)
+    return execution.leaving(func, total / divisor, layout)
+
+
+@CoarseExecution.register(F.interpolate)
+def interpolate(
+    execution: CoarseExecution,
+    func: Any,
+    input: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    layout = execution.require_map(func, input)
+    execution.require_no_padding(layout, func)
+    if mode not in NEAREST:
+        raise unsupported(func, f"{mode} resampling has no rule where positions of a map hold several patches")
+    shown = execution.where_visible(input, 0.0, func)
+    return execution.leaving(func, func(shown, size, scale_factor, mode, *args, **kwargs), layout)
+
+
+# --- norms ----------------------------------------------------------------------------------------------------------
+
+
+@CoarseExecution.register(F.batch_norm)
+def batch_norm(
+    execution: CoarseExecution,
+    func: Any,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    layout = _layout_of_batches(execution, func, input)
+    if not (training and layout.is_map):
+        out = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        return execution.mark(out, layout)
+    visible = execution.mask(input.shape[2:]).unsqueeze(1)
+    moments = Moments.of(at_least_single(input), visible, (0, *layout.space))
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            unbiased = moments.variance * moments.number / (moments.number - 1).clamp_min(1)
+            running_mean.lerp_(moments.mean.flatten().to(running_mean.dtype), momentum)
+            running_var.lerp_(unbiased.flatten().to(running_var.dtype), momentum)
+    return execution.mark(_affine(moments.normalized(eps), weight, bias).to(input.dtype), layout)
+
+
+@CoarseExecution.register(torch.batch_norm)
+def batch_norm_of_torch(
+    execution: CoarseExecution,
+    func: Any,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    return batch_norm(execution, func, input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+@CoarseExecution.register(F.group_norm, torch.group_norm)
+def group_norm(
+    execution: CoarseExecution,
+    func: Any,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    layout = _layout_of_batches(execution, func, input)
+    if not layout.is_map:
+        return execution.mark(F.group_norm(input, num_groups, weight, bias, eps), layout)
+    visible = execution.mask(input.shape[2:]).view(input.shape[0], 1, 1, *input.shape[2:])
+    groups = at_least_single(input).unflatten(1, (num_groups, -1))
+    out = Moments.of(groups, visible, tuple(range(2, groups.ndim))).normalized(eps).flatten(1, 2)
+    return execution.mark(_affine(out, weight, bias).to(input.dtype), layout)
+
+
+@CoarseExecution.register(F.instance_norm)
+def instance_norm(
+    execution: CoarseExecution,
+    func: Any,
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if running_mean is not None:
+        raise unsupported(func, "its running statistics have no rule where images differ in what is visible")
+    return group_norm(execution, func, input, input.shape[1], weight, bias, eps)
+
+
+@CoarseExecution.register(torch.instance_norm)
+def instance_norm_of_torch(
+    execution: CoarseExecution,
+    func: Any,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    return instance_norm(
+        execution, func, input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+    )
+
+
+def _layout_of_batches(execution: CoarseExecution, func: Any, input: Tensor) -> Layout:
+    """Return the layout of a norm's argument: a map or a value per image, samples first and channels second."""
+    layout = execution.layout(input)
+    if layout is None or layout.is_map or layout.batch != 0:
+        layout = execution.require_map(func, input)
+        execution.require_no_padding(layout, func)
+    return layout
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    shape = (-1, *[1] * (x.ndim - 2))
+    x = x if weight is None else x * weight.view(shape)
+    return x if bias is None else x + bias.view(shape)

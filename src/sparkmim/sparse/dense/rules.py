@@ -1,0 +1,181 @@
+"""Rules of the masked-dense reference for functions that mix positions or images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import unsupported
+from ..layout import Layout
+from ..shared.pointwise import samples_and_channels_first
+from ..shared.reduce import is_whole_map, over_whole_map
+from ..shared.smooth import NEAREST, smooth
+from ..window import per_axis, sees_one_position, window_over
+from .execution import MaskedDenseExecution
+
+
+@MaskedDenseExecution.register(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
+def conv(
+    execution: MaskedDenseExecution,
+    func: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    layout = execution.layout(input)
+    if layout is None or execution.layout(weight) is not None or execution.layout(bias) is not None:
+        raise unsupported(func, "its weight descends from the input")
+    if not layout.is_map:
+        return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
+    if sees_one_position(layout, weight.shape[2:], stride, padding):
+        execution.require_no_padding(layout, func)
+        return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
+    window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)
+
+    def convolve(x: Tensor, padding: Any) -> Tensor:
+        return func(x, weight, bias, stride, padding, dilation, groups)
+
+    out = execution.with_windows(func, convolve, input, window, padding)
+    return execution.leaving(func, out, layout)
+
+
+@MaskedDenseExecution.register(F.max_pool2d, torch.max_pool2d)
+def max_pool2d(
+    execution: MaskedDenseExecution,
+    func: Any,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
+    if return_indices:
+        raise unsupported(func, "the indices it returns have no meaning on patches")
+    layout = execution.require_map(func, input)
+    kernel = per_axis(kernel_size, 2)
+    if is_whole_map(input, layout, kernel, padding):
+        return over_whole_map(execution, torch.amax, input)
+    window = window_over(
+        execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
+    )
+
+    if any(after < 0 for after in window.after) and not execution.in_patches(window.out):
+        raise unsupported(func, "it passes over positions, which may be the only visible ones of several patches")
+
+    def largest(x: Tensor, padding: Any) -> Tensor:
+        return F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode)
+
+    out = execution.with_windows(func, largest, input, window, padding)
+    return execution.leaving(func, out, layout)
+
+
+@MaskedDenseExecution.register(F.avg_pool2d, torch._C._nn.avg_pool2d)
+def avg_pool2d(
+    execution: MaskedDenseExecution,
+    func: Any,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    layout = execution.require_map(func, input)
+    kernel = per_axis(kernel_size, 2)
+    if is_whole_map(input, layout, kernel, padding) and divisor_override is None:
+        return over_whole_map(execution, torch.mean, input)
+    window = window_over(execution, func, input, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
+
+    def summed(x: Tensor, padding: Any) -> Tensor:
+        return F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, divisor_override=1)
+
+    out = execution.with_windows(func, summed, input, window, padding)
+    if count_include_pad or divisor_override is not None or layout.padding is not None:
+        out = out / (divisor_override or math.prod(kernel))
+    else:
+        there = execution.mask(input.shape[2:]).unsqueeze(1).to(input.dtype)
+        out = out / summed(there, padding).clamp_min(1)
+    return execution.leaving(func, out, layout)
+
+
+@MaskedDenseExecution.register(F.batch_norm, torch.batch_norm)
+def batch_norm(execution: MaskedDenseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    layout = samples_and_channels_first(execution, func, input)
+    if not layout.is_map:
+        return execution.mark(func(input, *args, **kwargs), layout)
+    rows = func(execution.visible_rows(input, layout), *args, **kwargs)
+    return execution.mark(execution.from_visible_rows(rows, input, layout), layout)
+
+
+@MaskedDenseExecution.register(F.group_norm, torch.group_norm)
+def group_norm(execution: MaskedDenseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    layout = samples_and_channels_first(execution, func, input)
+    if not layout.is_map:
+        return execution.mark(func(input, *args, **kwargs), layout)
+    found = _norms_of_images(execution, lambda x: func(x, *args, **kwargs), input, layout)
+    return execution.mark(execution.from_visible_rows(torch.cat(found), input, layout), layout)
+
+
+@MaskedDenseExecution.register(F.instance_norm, torch.instance_norm)
+def instance_norm(execution: MaskedDenseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    layout = execution.require_map(func, input)
+    execution.require_no_padding(layout, func)
+    found = _norms_of_images(execution, lambda x: func(x, *args, **kwargs), input, layout)
+    place = 0 if func is F.instance_norm else 2
+    if len(found) > 1 and kwargs.get("running_mean", args[place] if len(args) > place else None) is not None:
+        raise unsupported(func, "its running statistics have no rule where images differ in what is visible")
+    return execution.mark(execution.from_visible_rows(torch.cat(found), input, layout), layout)
+
+
+def _norms_of_images(
+    execution: MaskedDenseExecution, norm: Callable[[Tensor], Tensor], x: Tensor, layout: Layout
+) -> list[Tensor]:
+    """`norm` of `(B, C, *free axes, visible positions)` as rows, of all images at once where they are alike."""
+
+    def of_rows(rows: Tensor) -> Tensor:
+        return norm(rows.movedim(1, -1)).movedim(-1, 1).flatten(0, 1)
+
+    return execution.of_each_image(of_rows, execution.visible_rows(x, layout), execution.mask_of(x, layout))
+
+
+@MaskedDenseExecution.register(F.interpolate)
+def interpolate(
+    execution: MaskedDenseExecution,
+    func: Any,
+    input: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Tensor:
+    layout = execution.require_map(func, input)
+    execution.require_no_padding(layout, func)
+    whole = execution.where_visible(input, 0.0, func)
+    if mode in NEAREST:
+        out = func(whole, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
+        return execution.leaving(func, out, layout)
+    grid = execution.grid_shape[1:]
+    extents = func(whole, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias).shape[2:]
+    if not (execution.in_patches(input.shape[2:]) and execution.in_patches(extents)):
+        raise unsupported(func, f"{mode} resampling has no rule where positions of a map hold several patches")
+    block = [s // g for s, g in zip(input.shape[2:], grid, strict=True)]
+    wanted = [e // g for e, g in zip(extents, grid, strict=True)]
+    if any(w % b and b % w for w, b in zip(wanted, block, strict=True)):
+        raise unsupported(func, f"patches of {tuple(block)} pixels cannot be resampled to {tuple(wanted)} one by one")
+    resampling = smooth(func, mode, block, wanted, align_corners, antialias)
+    window = resampling.window(tuple(block))._replace(out=tuple(extents))
+    return execution.leaving(func, execution.with_windows(func, lambda x, _: resampling(x), input, window, 0), layout)

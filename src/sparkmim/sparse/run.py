@@ -1,0 +1,76 @@
+"""Run a network under an execution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .compiling import show_functions_to_modes
+from .errors import UnsupportedOperation, path_of_running_module
+from .execution import Execution
+from .overrides import attach_to_opaque_modules
+
+
+def run(
+    execution: Execution,
+    network: nn.Module,
+    images: Tensor,
+    features: Callable[[Tensor], Sequence[Tensor]] | None = None,
+) -> list[Tensor]:
+    """Return the feature maps of `images` under an execution, each `(batch, C_i, *space_i)`.
+
+    Args:
+        execution: answers what the network calls.
+        network: the module, whose parts errors name.
+        images: `(B, C, *size)`, the size divisible by the grid.
+        features: calls the network and returns its feature maps; by default `network`, which must then return one map
+            or a list of them.
+
+    Raises:
+        UnsupportedOperation: for an operation without a rule, with the path of the module that calls it.
+    """
+    if torch.compiler.is_compiling():
+        show_functions_to_modes()
+    else:
+        execution.note_constants(network.parameters())  # they may be results: of `torch.func.functional_call`
+        execution.reenter = partial(_again, network)
+    features = network if features is None else features
+    execution.grad_enabled = torch.is_grad_enabled()
+    handles = attach_to_opaque_modules(execution, network)
+    try:
+        inputs = execution.prepare(images)
+        with execution:
+            maps = features(inputs)
+        maps = [maps] if isinstance(maps, Tensor) else maps
+        return [(execution.owner([m]) or execution).finish(m, f"feature map {i}") for i, m in enumerate(maps)]
+    except UnsupportedOperation as error:
+        path = None if torch.compiler.is_compiling() else path_of_running_module(error, network)
+        if path is None:
+            raise
+        raise UnsupportedOperation(f"in module '{path}': {error}") from None
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _again(network: nn.Module, execution: Execution) -> Iterator[None]:
+    """Enter an execution of `network` again, for what a checkpoint computes again in backward.
+
+    Running statistics stay as they are: the first pass has updated them.
+    """
+    buffers = [buffer for buffer in network.buffers() if buffer.numel()]
+    kept = [buffer.clone() for buffer in buffers]
+    handles = attach_to_opaque_modules(execution, network)
+    try:
+        with execution:
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.data.copy_(value)  # unseen by autograd, to which nothing has changed
