@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from sparkmim.models.memory_efficient import recomputed
+from sparkmim.models.memory_efficient import checkpointed
 
 
 class Part(nn.Module):
@@ -46,7 +46,7 @@ def test_values_gradients_and_statistics_are_the_same() -> None:
     again = copy.deepcopy(plain)
     x = torch.randn(3, 4, 8, 8, dtype=torch.float64, requires_grad=True)
     y = x.detach().clone().requires_grad_()
-    wanted, ours = plain(x), recomputed(again.forward, y, again.norm)
+    wanted, ours = plain(x), checkpointed(again.forward, y, again.norm)
     for out in (wanted, ours):
         (out * torch.arange(out.numel(), dtype=out.dtype).view(out.shape)).sum().backward()
     assert torch.equal(ours, wanted)
@@ -66,7 +66,7 @@ def test_less_is_kept_and_the_convolution_runs_once() -> None:
     part = Part()
     x = torch.randn(8, 4, 32, 32, requires_grad=True)
     plain, _ = kept_bytes(part, x)
-    less, out = kept_bytes(lambda x: recomputed(part.forward, x, part.norm), x)
+    less, out = kept_bytes(lambda x: checkpointed(part.forward, x, part.norm), x)
     assert less < 0.5 * plain
     part.calls = {"act": 0, "conv": 0}
     out.sum().backward()
@@ -77,4 +77,4 @@ def test_without_gradients() -> None:
     part = Part().eval()
     x = torch.randn(2, 4, 8, 8)
     with torch.no_grad():
-        assert torch.equal(recomputed(part.forward, x, part.norm), part(x))
+        assert torch.equal(checkpointed(part.forward, x, part.norm), part(x))
