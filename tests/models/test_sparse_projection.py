@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparkmim.models import sparse_projection as projection
 from sparkmim.models.masking import random_visible
-from sparkmim.models.sparse_projection import add_up, pays, project
+from sparkmim.models.sparse_projection import is_faster, project, project_visible
 from sparkmim.sparse import CoarseGrid, PatchGrid
 
 CONV: dict[int, type[Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -53,7 +53,7 @@ def test_equals_the_convolution(
     fill = torch.randn(5, dtype=torch.float64, requires_grad=True)
     inputs = [packed, fill, *conv.parameters()]
     wanted = differentiate(conv(grid.unpack(packed, fill=fill)), inputs)
-    for ours, theirs in zip(differentiate(add_up(packed, fill, conv, grid), inputs), wanted, strict=True):
+    for ours, theirs in zip(differentiate(project_visible(packed, fill, conv, grid), inputs), wanted, strict=True):
         assert ours.shape == theirs.shape
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
@@ -78,16 +78,16 @@ def test_every_projection(coarse: bool, kernel_size: int | None) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_when_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     sparse, half, whole = (grid_of((10, 10), ratio=ratio) for ratio in (0.6, 0.4, 0.1))
     wide, narrow = nn.Conv2d(512, 8, 3, padding=1), nn.Conv2d(64, 8, 3, padding=1)
-    assert pays(sparse, wide)
-    assert pays(half, wide)
-    assert not pays(whole, wide)
-    assert not pays(sparse, narrow)
-    assert not pays(grid_of((2, 5, 10)), nn.Conv3d(512, 8, 3, padding=1))
+    assert is_faster(sparse, wide)
+    assert is_faster(half, wide)
+    assert not is_faster(whole, wide)
+    assert not is_faster(sparse, narrow)
+    assert not is_faster(grid_of((2, 5, 10)), nn.Conv3d(512, 8, 3, padding=1))
     calls = []
-    monkeypatch.setattr(projection, "add_up", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(projection, "project_visible", lambda *arguments: calls.append(arguments))
     for grid, conv in ((sparse, wide), (whole, wide), (sparse, narrow)):
         project(torch.randn(grid.patches, conv.in_channels, 1, 1), torch.randn(conv.in_channels), conv, grid)
     assert len(calls) == 1
@@ -103,7 +103,7 @@ def test_bf16_rounds_no_worse_than_the_convolution() -> None:
     inputs = [packed, fill, *conv.parameters()]
     exact = differentiate(conv(grid.unpack(packed, fill=fill)), inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        ours = differentiate(add_up(packed, fill, conv, grid), inputs)
+        ours = differentiate(project_visible(packed, fill, conv, grid), inputs)
         dense = differentiate(conv(grid.unpack(packed, fill=fill)), inputs)
     assert ours[0].dtype == torch.bfloat16
     for a, b, wanted in zip(ours, dense, exact, strict=True):
@@ -120,7 +120,7 @@ def test_compiles_in_one_piece() -> None:
     inputs = [packed, fill, *conv.parameters()]
 
     def function(packed: Tensor, fill: Tensor) -> Tensor:
-        return add_up(packed, fill, conv, PatchGrid(grid.visible, grid.visible_per_image))
+        return project_visible(packed, fill, conv, PatchGrid(grid.visible, grid.visible_per_image))
 
     wanted = differentiate(function(packed, fill), inputs)
     ours = differentiate(torch.compile(function, fullgraph=True, backend="aot_eager")(packed, fill), inputs)
