@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from sparkmim.checkpoints.run_folder import RunFolder
 from sparkmim.transfer.config import NetworkConfig
@@ -196,3 +197,37 @@ def build_classifier(classes: int, **settings: Any) -> Network:
     """A network with a classifier of some classes, by fields of its configuration."""
     task = Classification(NoSettings())
     return task.build(NetworkConfig(**settings), {"classes": [str(number) for number in range(classes)]})
+
+
+# --- networks and models --------------------------------------------------------------------------------------------
+
+
+def conv_norm_relu(
+    inputs: int, outputs: int, stride: int | tuple[int, ...] = 1, kernel: int = 3, padding: int = 1
+) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, padding), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class FixedClassifier(nn.Module):
+    """Strides 2, 4, 4, 8 and a head that only fits maps of 7 x 7, as VGG's: it cannot run on patches."""
+
+    stages = ["stem", "wide", "same", "deep"]
+
+    def __init__(self, in_chans: int = 3) -> None:
+        super().__init__()
+        self.stem = conv_norm_relu(in_chans, 4, 2)
+        self.wide = conv_norm_relu(4, 6, 2)
+        self.same = conv_norm_relu(6, 8)
+        self.deep = conv_norm_relu(8, 10, 2)
+        self.pool = nn.AdaptiveAvgPool2d(7)
+        self.head = nn.Linear(10 * 49, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.deep(self.same(self.wide(self.stem(x))))
+        return self.head(self.pool(x).flatten(1))
+
+
+def differentiate(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    """The output, and its gradients for a fixed one of its own."""
+    weights = torch.linspace(-1, 1, out.numel()).to(out.dtype).view(out.shape)
+    return [out, *torch.autograd.grad((out * weights).sum(), inputs)]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from helpers import differentiate
 from sparkmim.models import fused_upsample as module
 from sparkmim.models.decoder import UNetBlock
 from sparkmim.models.fused_upsample import can_fuse, fused_upsample_conv, upsample_conv
@@ -16,11 +17,6 @@ def layers(channels: int = 5, between: int = 6, out: int = 7, bias: bool = True)
     torch.manual_seed(0)
     upsample = nn.ConvTranspose2d(channels, between, 4, stride=2, padding=1, bias=bias)
     return upsample.double(), nn.Conv2d(between, out, 3, padding=1, bias=False).double()
-
-
-def differentiate(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
-    return [out, *torch.autograd.grad((out * weights).sum(), inputs)]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 2), (3, 1), (4, 5)])

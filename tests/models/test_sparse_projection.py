@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers import differentiate
 from sparkmim.models import sparse_projection as projection
 from sparkmim.models.masking import random_visible
 from sparkmim.models.sparse_projection import is_faster, project, project_visible
@@ -19,11 +20,6 @@ CONV: dict[int, type[Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 def grid_of(shape: tuple[int, ...], batch: int = 2, ratio: float = 0.6) -> PatchGrid:
     visible = random_visible(batch, shape, ratio, generator=torch.Generator().manual_seed(0))
     return PatchGrid(visible, int(visible[0].sum()))
-
-
-def differentiate(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    weights = torch.linspace(-1, 1, out.numel()).to(out.dtype).view(out.shape)
-    return [out, *torch.autograd.grad((out * weights).sum(), inputs)]
 
 
 @pytest.mark.parametrize(
