@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from sparkmim import Backbone, SparK, random_visible
 from sparkmim.checkpoints.run_folder import RunFolder
 from sparkmim.transfer.config import NetworkConfig
 from sparkmim.transfer.network import Network
@@ -225,6 +226,48 @@ class FixedClassifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.deep(self.same(self.wide(self.stem(x))))
         return self.head(self.pool(x).flatten(1))
+
+
+class PlainNetwork(nn.Module):
+    """Strides 2, 4, 8: a halo, batch norm and squeeze-excite."""
+
+    stages = ["stem", "mid", "deep"]
+
+    def __init__(self, in_chans: int = 3, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(in_chans, 8, 3, 2, 1), norm(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1))
+        self.mid = nn.Sequential(nn.Conv2d(8, 12, 3, 2, 1), norm(12), nn.ReLU())
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(12, 12, 1), nn.Sigmoid())
+        self.deep = nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Conv2d(12, 16, 3, 1, 1), norm(16))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid(self.stem(x))
+        x = self.deep(x * self.gate(x))
+        return self.head(x.mean((2, 3)))
+
+
+def build_spark(name: str = "plain", **settings: object) -> SparK:
+    torch.manual_seed(0)
+    settings.setdefault("decoder_width", 32)
+    backbone = Backbone(PlainNetwork(), PlainNetwork.stages) if name == "plain" else name
+    return SparK(backbone, **settings).double()
+
+
+def random_images(batch: int, height: int, width: int, channels: int = 3, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, channels, height, width, generator=generator, dtype=torch.float64)
+
+
+def seeded_mask(batch: int, *grid: int, ratio: float = 0.6, seed: int = 1) -> Tensor:
+    return random_visible(batch, grid, ratio, torch.Generator().manual_seed(seed))
+
+
+def mask_of_pixels(visible: Tensor, patch: tuple[int, ...]) -> Tensor:
+    """Return the mask at the resolution of the images, bool `(B, 1, H, W)`."""
+    for axis, extent in enumerate(patch):
+        visible = visible.repeat_interleave(extent, dim=axis + 1)
+    return visible.unsqueeze(1)
 
 
 def differentiate(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
