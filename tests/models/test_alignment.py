@@ -150,6 +150,7 @@ def test_maps_that_no_padding_aligns_are_refused() -> None:
         sparkmim.Backbone(module, stages=UNPADDED)
 
 
+@pytest.mark.slow
 def test_unpadded_stem_of_timm_is_padded() -> None:
     with torch.device("meta"):
         module = timm.create_model("inception_v3", num_classes=0, aux_logits=False)

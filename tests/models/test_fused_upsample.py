@@ -79,6 +79,7 @@ def test_autocast() -> None:
     assert (out - wanted).norm() < 0.01 * wanted.norm()
 
 
+@pytest.mark.slow
 def test_compiles_into_one_graph() -> None:
     upsample, conv = layers(4, 4, 4)
     x = torch.randn(8, 4, 6, 6, dtype=torch.float64, requires_grad=True)

@@ -506,6 +506,7 @@ def test_a_step_downhill_gains_what_the_gradient_promises(name: str, execution: 
     assert gain == pytest.approx(1e-10, rel=0.01)  # small, since a layer norm of blank pixels bends sharply
 
 
+@pytest.mark.slow
 def test_trains() -> None:
     torch.manual_seed(0)
     model = SparK("test_convnext", decoder_width=64)

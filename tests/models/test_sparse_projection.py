@@ -107,6 +107,7 @@ def test_bf16_rounds_no_worse_than_the_convolution() -> None:
         assert (a - wanted).norm() / norm <= 1.5 * (b - wanted).norm() / norm + 2**-9
 
 
+@pytest.mark.slow
 def test_compiles_in_one_piece() -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(16, 4, 3, padding=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torchvision
@@ -23,22 +25,24 @@ def test_module_that_cannot_be_run_asks_for_stages() -> None:
     ("name", "stages"),
     [
         ("resnet18", ["layer1", "layer2", "layer3", "layer4"]),
-        ("vgg11_bn", ["features.6", "features.13", "features.20", "features.27", "features"]),
-        ("densenet121", ["features.denseblock1", "features.denseblock2", "features.denseblock3", "features"]),
+        pytest.param(
+            "vgg11_bn", ["features.6", "features.13", "features.20", "features.27", "features"], marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "densenet121",
+            ["features.denseblock1", "features.denseblock2", "features.denseblock3", "features"],
+            marks=pytest.mark.slow,
+        ),
         ("mobilenet_v2", ["features.3", "features.6", "features.13", "features"]),
         ("efficientnet_b0", ["features.2", "features.3", "features.5", "features"]),
         ("regnet_y_400mf", [*(f"trunk_output.block{n}" for n in (1, 2, 3)), "trunk_output"]),
-        ("convnext_tiny", ["features.1", "features.3", "features.5", "features"]),
+        pytest.param("convnext_tiny", ["features.1", "features.3", "features.5", "features"], marks=pytest.mark.slow),
     ],
 )
 def test_stages_are_found(name: str, stages: list[str]) -> None:
-    module = getattr(torchvision.models, name)(weights=None)
-    found = Backbone(module)
-    named = Backbone(getattr(torchvision.models, name)(weights=None), stages)
+    module = getattr(torchvision.models, name)(weights=None).eval()
+    found, named = Backbone(module), Backbone(copy.deepcopy(module), stages)
     assert found.levels == named.levels
-    found.module.load_state_dict(named.module.state_dict())
-    found.module.eval()
-    named.module.eval()
     images = torch.randn(1, 3, 64, 96)
     for a, b in zip(found(images), named(images), strict=True):
         assert torch.equal(a, b)

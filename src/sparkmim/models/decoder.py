@@ -53,7 +53,8 @@ class Densify(nn.Module):
         """Return the dense map.
 
         Args:
-            packed: features of the visible patches, or whole maps `(B, C, *size)` where positions hold several patches.
+            packed: features of the batch's n visible patches, `block` positions each; whole maps `(B, C, *size)` at
+                scales whose positions hold several patches.
             grid: where the visible positions lie.
         """
         if isinstance(self.norm, nn.LayerNorm):
@@ -231,7 +232,7 @@ class UNetDecoder(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-            if module.weight.ndim == 4 and math.prod(module.kernel_size) > 1:  # the maps' format: no copies
+            if module.weight.ndim == 4 and math.prod(module.kernel_size) > 1:  # as the maps, to avoid copies
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, maps: Sequence[Float[Tensor, "batch _ *_size"]]) -> Float[Tensor, "batch out_chans *size"]:

@@ -31,7 +31,8 @@ def project(
     """Return `conv(grid.unpack(packed, fill))`.
 
     Args:
-        packed: features of the visible patches, or maps `(B, C, *size)` of a :class:`CoarseGrid`.
+        packed: features of the batch's n visible patches, `block` positions each, or maps `(B, C, *size)` of a
+            :class:`CoarseGrid`.
         fill: the vector at hidden positions.
         conv: an `nn.Conv1d`, `2d` or `3d` with an odd kernel that keeps the size of a map, or an identity.
         grid: where the visible positions lie.
@@ -63,9 +64,8 @@ def project_visible(
     """Return what :func:`project` does, from visible patches and for a kernel of several taps."""
     block = tuple(packed.shape[2:])
     rows = rows_of(packed)
-    rows = torch.cat(
-        [rows, fill.to(rows.dtype)[None], rows.new_zeros(1, rows.shape[1])]
-    )  # the last stands outside the map
+    outside = rows.new_zeros(1, rows.shape[1])
+    rows = torch.cat([rows, fill.to(rows.dtype)[None], outside])
     products = F.linear(rows, conv.weight.movedim(1, -1).movedim(0, -2).flatten(0, -2))
     out = _SumProducts.apply(products, conv.bias, *index_tables(grid, block, conv.kernel_size))
     return maps_of(out, grid.rows_of_map(block).shape)
@@ -74,15 +74,15 @@ def project_visible(
 def index_tables(
     grid: PatchGrid, block: tuple[int, ...], kernel: tuple[int, ...]
 ) -> tuple[Int32[Tensor, "position tap"], Int32[Tensor, "row tap"]]:
-    """Return which products each position sums, and which position each product is added to.
+    """Return the gather index, which products each position sums, and its inverse, the scatter index.
 
     Products are numbered row by row and tap by tap. Of the `M + 2` rows the first `M` are the visible positions, row
-    `M` is the fill and row `M + 1` zeros.
+    `M` is the fill, and row `M + 1`, zeros, stands outside the map.
 
     Returns:
         For each of the `B * prod(size)` positions of the map, the products that it sums.
-        For each product, its position; one past the last position if that is outside the map, and for the last two
-        rows, which are added at many positions.
+        For each product, the position that sums it; one past the last position if that is outside the map, and for the
+        last two rows, which many positions sum.
     """
     rows, visible = grid.rows_of_map(block), grid.positions_of_rows(block).flatten()
     positions = torch.arange(rows.numel(), dtype=torch.int32, device=rows.device).view(rows.shape)
@@ -90,34 +90,38 @@ def index_tables(
     rows_around = F.pad(rows, around, value=len(visible) + 1)
     positions_around = F.pad(positions, around, value=rows.numel())
     taps = math.prod(kernel)
-    read, readers = [], []
+    gather_index, scatter_index = [], []
     for tap, offset in enumerate(itertools.product(*map(range, kernel))):
         window = [slice(o, o + s) for o, s in zip(offset, rows.shape[1:], strict=True)]
         mirrored = [slice(k - 1 - o, k - 1 - o + s) for k, o, s in zip(kernel, offset, rows.shape[1:], strict=True)]
-        read.append(rows_around[:, *window].flatten() * taps + tap)
-        reader = positions_around[:, *mirrored].flatten().index_select(0, visible)
-        readers.append(F.pad(reader, (0, 2), value=rows.numel()))
-    return torch.stack(read, 1), torch.stack(readers, 1)
+        gather_index.append(rows_around[:, *window].flatten() * taps + tap)
+        position = positions_around[:, *mirrored].flatten().index_select(0, visible)
+        scatter_index.append(F.pad(position, (0, 2), value=rows.numel()))
+    return torch.stack(gather_index, 1), torch.stack(scatter_index, 1)
 
 
 class _SumProducts(torch.autograd.Function):
     """Sum each position's products and the bias. bf16 products are accumulated in float32."""
 
     @staticmethod
-    def forward(ctx: Any, products: Tensor, bias: Tensor, read: Tensor, readers: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(read, readers)
-        ctx.bias = bias.dtype
-        rows = products.view(readers.numel(), -1)
-        return F.embedding_bag(read, rows, mode="sum").add_(bias.to(rows.dtype))
+    def forward(  # type: ignore[override]
+        ctx: Any, products: Tensor, bias: Tensor, gather_index: Tensor, scatter_index: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(gather_index, scatter_index)
+        ctx.bias_dtype = bias.dtype
+        rows = products.view(scatter_index.numel(), -1)
+        return F.embedding_bag(gather_index, rows, mode="sum").add_(bias.to(rows.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        read, readers = ctx.saved_tensors
+        gather_index, scatter_index = ctx.saved_tensors
         padded = torch.cat([grad, grad.new_zeros(1, grad.shape[1])])
-        grad_products = padded.index_select(0, readers.flatten()).view(len(readers), -1)
-        taps = readers.shape[1]
-        fill = (len(readers) - 2) * taps + torch.arange(taps, dtype=read.dtype, device=read.device)
-        hidden = (read == fill).to(grad.dtype)
+        grad_products = padded.index_select(0, scatter_index.flatten()).view(len(scatter_index), -1)
+        taps = scatter_index.shape[1]
+        fill = (len(scatter_index) - 2) * taps + torch.arange(
+            taps, dtype=gather_index.dtype, device=gather_index.device
+        )
+        hidden = (gather_index == fill).to(grad.dtype)
         grad_products[-2] = (hidden.T @ grad).flatten()  # accumulates in float32 and rounds once
-        return grad_products, grad.sum(0).to(ctx.bias), None, None
+        return grad_products, grad.sum(0).to(ctx.bias_dtype), None, None
