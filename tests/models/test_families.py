@@ -37,6 +37,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES)
 def test_identity_crop_leak_oracle(name: str) -> None:
     report = sparkmim.Backbone.create(name).check(grid=(2, 3))
@@ -54,6 +55,7 @@ SMALLEST = (
 """Of timm's other modules, and of some others that compute in ways of their own."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST)
 def test_other_families(name: str) -> None:
     """Like `sparkmim models`, but while training alone: the table in docs is of all networks."""
@@ -78,6 +80,7 @@ DOUBLED = ("ghostnetv2_100", "mobilevitv2_050")
 """Those whose total stride is too small a patch: they halve the map once more within a block."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DOUBLED)
 def test_refused_at_their_total_stride(name: str) -> None:
     backbone = sparkmim.Backbone.create(name)
@@ -85,6 +88,7 @@ def test_refused_at_their_total_stride(name: str) -> None:
     assert {result.error is not None for result in report.results} == {True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES)
 def test_encoder_loads_into_the_ordinary_network(name: str) -> None:
     torch.manual_seed(0)
@@ -116,6 +120,7 @@ def test_check_finds_what_is_wrong() -> None:
     assert report.errors == []
 
 
+@pytest.mark.slow
 def test_unreached_parameters_are_left_out() -> None:
     model = SparK("vgg11_bn", decoder_width=32)
     unreached = [p for name, p in model.encoder.named_parameters() if name in model.unreached]
