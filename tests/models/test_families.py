@@ -95,7 +95,7 @@ def test_encoder_loads_into_the_ordinary_network(name: str) -> None:
     model = SparK(name, decoder_width=32).double().eval()
     images = torch.rand(1, 3, 64, 96, dtype=torch.float64)
     with torch.no_grad():
-        for p in model.encoder.parameters():  # a zero-initialised branch would compare nothing
+        for p in model.encoder.parameters():  # a zero-initialized branch would compare nothing
             p.add_(0.02 * torch.randn_like(p))
         network = timm.create_model(name, num_classes=0).double().eval()
         network.load_state_dict(model.encoder.state_dict(), strict=True)
@@ -109,11 +109,11 @@ def test_encoder_loads_into_the_ordinary_network(name: str) -> None:
 def test_check_finds_what_is_wrong() -> None:
     """The properties can fail: arithmetic with the size of the tensor means something else on patches."""
 
-    class Centred(torch.nn.Module):
+    class Centered(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x - x.sum((2, 3), keepdim=True) * (1 / (x.shape[2] * x.shape[3]))
 
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, stride=4), Centred())
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, stride=4), Centered())
     assert sparkmim.Backbone(network, ["0"]).check().passed
     report = sparkmim.Backbone(network, ["1"]).check()
     assert {r.check for r in report.results if not r.passed} == {"identity", "crop", "oracle"}

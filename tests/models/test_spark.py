@@ -386,7 +386,7 @@ def test_hierarchy_off_uses_the_deepest_map_alone() -> None:
 
 
 def test_hierarchy_off_reaches_fewer_parameters() -> None:
-    """What only finer maps depend on gets no gradient and must stay out of its synchronisation."""
+    """What only finer maps depend on gets no gradient and must stay out of its synchronization."""
 
     class Lateral(nn.Module):
         def __init__(self) -> None:
