@@ -5,7 +5,7 @@ prints a Markdown table. A second one says what computing the last blocks around
 
 The maps are those of a network of strides 4 to 32, as ResNet-50's, already densified. The first contestant is the
 paper's decoder. Multiply-accumulates are those of the layers as they are written, of a forward pass of one image; the
-paper's block composes two of its layers where that saves arithmetic (`sparkmim/composed.py`).
+paper's block fuses two of its layers where that saves arithmetic (`sparkmim/models/fused_upsample.py`).
 """
 
 from __future__ import annotations

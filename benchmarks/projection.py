@@ -3,8 +3,8 @@
     python benchmarks/projection.py [--batch 8] [--model resnet50]
 
 The levels are those of ResNet-50 with decoders 768 and 256 wide and of ConvNeXt-T with one 768 wide, at 224 px, forward
-and backward. The rule of `pays` in `sparkmim/projection.py` follows from such a table. The last rows are the whole step
-of `--model`, with that rule and with whole maps throughout.
+and backward. The rule of `is_faster` in `sparkmim/models/sparse_projection.py` follows from such a table. The last rows
+are the whole step of `--model`, with that rule and with whole maps throughout.
 """
 
 from __future__ import annotations
@@ -49,7 +49,12 @@ def main() -> None:
     images = torch.randn(args.batch, 3, 224, 224)
     for precision, dtype in DTYPES.items():
         model = sparkmim.SparK(args.model).train()
-        row(f"step of {args.model} | 20 of 49 | {precision}", step(model, images, dtype), projection.pays, args.rounds)
+        row(
+            f"step of {args.model} | 20 of 49 | {precision}",
+            step(model, images, dtype),
+            projection.is_faster,
+            args.rounds,
+        )
 
 
 def level(visible: torch.Tensor, channels: int, width: int, pixels: int, dtype: torch.dtype) -> Callable[[], None]:
@@ -81,18 +86,18 @@ def step(model: sparkmim.SparK, images: torch.Tensor, dtype: torch.dtype) -> Cal
 def row(what: str, run: Callable[[], None], ours: Callable[[PatchGrid, Any], bool], rounds: int) -> None:
     """Time both ways in turn, and print a row."""
     ways: list[Callable[[PatchGrid, Any], bool]] = [lambda grid, conv: False, ours]
-    kept = projection.pays
+    kept = projection.is_faster
     times: list[list[float]] = [[], []]
     try:
         for round_ in range(rounds + 1):
             for way, taken in zip(ways, times, strict=True):
-                projection.pays = way
+                projection.is_faster = way
                 start = time.perf_counter()
                 run()
                 if round_:  # the first warms up
                     taken.append(time.perf_counter() - start)
     finally:
-        projection.pays = kept
+        projection.is_faster = kept
     whole, added = (1e3 * statistics.median(taken) for taken in times)
     print(f"| {what} | {whole:.1f} | {added:.1f} | {added / whole:.2f} |", flush=True)
 

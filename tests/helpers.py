@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
+from sparkmim import Backbone, SparK, random_visible
 from sparkmim.checkpoints.run_folder import RunFolder
 from sparkmim.transfer.config import NetworkConfig
 from sparkmim.transfer.network import Network
@@ -196,3 +198,79 @@ def build_classifier(classes: int, **settings: Any) -> Network:
     """A network with a classifier of some classes, by fields of its configuration."""
     task = Classification(NoSettings())
     return task.build(NetworkConfig(**settings), {"classes": [str(number) for number in range(classes)]})
+
+
+# --- networks and models --------------------------------------------------------------------------------------------
+
+
+def conv_norm_relu(
+    inputs: int, outputs: int, stride: int | tuple[int, ...] = 1, kernel: int = 3, padding: int = 1
+) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, padding), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class FixedClassifier(nn.Module):
+    """Strides 2, 4, 4, 8 and a head that only fits maps of 7 x 7, as VGG's: it cannot run on patches."""
+
+    stages = ["stem", "wide", "same", "deep"]
+
+    def __init__(self, in_chans: int = 3) -> None:
+        super().__init__()
+        self.stem = conv_norm_relu(in_chans, 4, 2)
+        self.wide = conv_norm_relu(4, 6, 2)
+        self.same = conv_norm_relu(6, 8)
+        self.deep = conv_norm_relu(8, 10, 2)
+        self.pool = nn.AdaptiveAvgPool2d(7)
+        self.head = nn.Linear(10 * 49, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.deep(self.same(self.wide(self.stem(x))))
+        return self.head(self.pool(x).flatten(1))
+
+
+class PlainNetwork(nn.Module):
+    """Strides 2, 4, 8: a halo, batch norm and squeeze-excite."""
+
+    stages = ["stem", "mid", "deep"]
+
+    def __init__(self, in_chans: int = 3, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(in_chans, 8, 3, 2, 1), norm(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1))
+        self.mid = nn.Sequential(nn.Conv2d(8, 12, 3, 2, 1), norm(12), nn.ReLU())
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(12, 12, 1), nn.Sigmoid())
+        self.deep = nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Conv2d(12, 16, 3, 1, 1), norm(16))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid(self.stem(x))
+        x = self.deep(x * self.gate(x))
+        return self.head(x.mean((2, 3)))
+
+
+def build_spark(name: str = "plain", **settings: object) -> SparK:
+    torch.manual_seed(0)
+    settings.setdefault("decoder_width", 32)
+    backbone = Backbone(PlainNetwork(), PlainNetwork.stages) if name == "plain" else name
+    return SparK(backbone, **settings).double()
+
+
+def random_images(batch: int, height: int, width: int, channels: int = 3, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, channels, height, width, generator=generator, dtype=torch.float64)
+
+
+def seeded_mask(batch: int, *grid: int, ratio: float = 0.6, seed: int = 1) -> Tensor:
+    return random_visible(batch, grid, ratio, torch.Generator().manual_seed(seed))
+
+
+def mask_of_pixels(visible: Tensor, patch: tuple[int, ...]) -> Tensor:
+    """Return the mask at the resolution of the images, bool `(B, 1, H, W)`."""
+    for axis, extent in enumerate(patch):
+        visible = visible.repeat_interleave(extent, dim=axis + 1)
+    return visible.unsqueeze(1)
+
+
+def differentiate(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    """The output, and its gradients for a fixed one of its own."""
+    weights = torch.linspace(-1, 1, out.numel()).to(out.dtype).view(out.shape)
+    return [out, *torch.autograd.grad((out * weights).sum(), inputs)]

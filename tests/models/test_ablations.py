@@ -7,18 +7,18 @@ import copy
 import pytest
 import torch
 
-from models.test_spark import build, mask, pictures, pixels
+from helpers import build_spark, mask_of_pixels, random_images, seeded_mask
 from sparkmim.objectives.base import all_patch_loss, hidden_patch_loss
 
 
 def test_loss_on_all_patches() -> None:
-    model, both = build(), build(loss_on="all")
-    images, visible = pictures(2, 24, 32), mask(2, 3, 4)
+    model, both = build_spark(), build_spark(loss_on="all")
+    images, visible = random_images(2, 24, 32), seeded_mask(2, 3, 4)
     hidden, all_ = model(images, visible), both(images, visible)
     assert torch.equal(hidden.prediction, all_.prediction), "only the comparison differs"
     errors = (all_.prediction - model.target(images)).square()
     assert all_.loss.item() == pytest.approx(errors.mean().item(), rel=1e-12)
-    where = pixels(visible, (8, 8)).expand_as(errors)
+    where = mask_of_pixels(visible, (8, 8)).expand_as(errors)
     assert hidden.loss.item() == pytest.approx(errors[~where].mean().item(), rel=1e-12)
     share = visible.double().mean().item()
     shown = errors[where].mean().item()
@@ -26,7 +26,7 @@ def test_loss_on_all_patches() -> None:
 
 
 def test_gradients_reach_visible_patches_only_with_the_loss_on_all() -> None:
-    images, visible = pictures(1, 16, 16), torch.tensor([[[True, False], [False, True]]])
+    images, visible = random_images(1, 16, 16), torch.tensor([[[True, False], [False, True]]])
     for loss_on, reached in (("hidden", False), ("all", True)):
         prediction = torch.zeros_like(images, requires_grad=True)
         if loss_on == "hidden":
@@ -34,29 +34,29 @@ def test_gradients_reach_visible_patches_only_with_the_loss_on_all() -> None:
         else:
             all_patch_loss(prediction, images).backward()
         assert prediction.grad is not None
-        assert (prediction.grad[pixels(visible, (8, 8)).expand_as(images)] != 0).any() == reached
+        assert (prediction.grad[mask_of_pixels(visible, (8, 8)).expand_as(images)] != 0).any() == reached
 
 
 def test_a_prediction_of_lower_precision_is_compared_in_the_targets() -> None:
-    target = pictures(1, 8, 8).float()
+    target = random_images(1, 8, 8).float()
     prediction = (target + 0.1).bfloat16()
     assert all_patch_loss(prediction, target).dtype == torch.float32
 
 
 def test_one_mask_token_for_all_scales() -> None:
-    model = build(shared_mask_token=True)
+    model = build_spark(shared_mask_token=True)
     tokens = [densify.mask_token for densify in model.densify]
     assert all(token is tokens[0] for token in tokens)
     assert tokens[0].numel() == max(model.backbone.channels)
     mine = sum("mask_token" in name for name, _ in model.named_parameters())
-    assert (mine, sum("mask_token" in name for name, _ in build().named_parameters())) == (1, 3)
-    images, visible = pictures(2, 24, 32), mask(2, 3, 4)
+    assert (mine, sum("mask_token" in name for name, _ in build_spark().named_parameters())) == (1, 3)
+    images, visible = random_images(2, 24, 32), seeded_mask(2, 3, 4)
     out = model(images, visible)
     out.loss.backward()
     assert tokens[0].grad is not None
 
     # Separate embeddings of the same numbers predict the same, and their gradients add up to the shared one's.
-    apart = build()
+    apart = build_spark()
     apart.load_state_dict({k: v for k, v in model.state_dict().items() if "mask_token" not in k}, strict=False)
     with torch.no_grad():
         for densify in apart.densify:
@@ -71,10 +71,10 @@ def test_one_mask_token_for_all_scales() -> None:
 
 
 def test_a_shared_mask_token_survives_copies_and_state_dicts() -> None:
-    model = build(shared_mask_token=True)
+    model = build_spark(shared_mask_token=True)
     copied = copy.deepcopy(model)
     assert copied.densify[0].mask_token is copied.densify[2].mask_token
-    other = build(shared_mask_token=True)
+    other = build_spark(shared_mask_token=True)
     with torch.no_grad():
         other.densify[0].mask_token.add_(1)
     other.load_state_dict(model.state_dict(), strict=True)
@@ -84,4 +84,4 @@ def test_a_shared_mask_token_survives_copies_and_state_dicts() -> None:
 
 def test_unknown_loss() -> None:
     with pytest.raises(ValueError, match="loss_on 'visible' is unknown; use one of hidden, all"):
-        build(loss_on="visible")
+        build_spark(loss_on="visible")

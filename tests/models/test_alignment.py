@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import sparkmim
+from helpers import conv_norm_relu
 from sparkmim.models.alignment import Alignment, is_aligned
 
 
@@ -126,6 +128,36 @@ def test_what_no_padding_aligns_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"Cut are not proportional to the image .* not even with padding"):
         sparkmim.Backbone(Cut(), [""])
+
+
+UNPADDED = [str(i) for i in range(5)]
+
+
+@pytest.mark.parametrize("stages", [UNPADDED, UNPADDED[-1:], UNPADDED[-2:]], ids=["all", "deepest", "two"])
+def test_unpadded_convolutions_are_padded(stages: list[str]) -> None:
+    """Their own maps lie between the patches. At some sizes the last one happens to divide the image: 240 gives 6."""
+    module = nn.Sequential(*[conv_norm_relu(3 if i == 0 else 4, 4, 2, padding=0) for i in range(5)])
+    backbone = sparkmim.Backbone(module, stages=stages)
+    assert backbone.aligned == [f"{name}.0" for name in UNPADDED]
+    assert backbone.strides[-1] == (32, 32)
+    assert module(torch.zeros(1, 3, 240, 240)).shape[2:] == (6, 6)
+
+
+def test_maps_that_no_padding_aligns_are_refused() -> None:
+    """A kernel of even extent and stride 1 would need more padding on one side."""
+    module = nn.Sequential(*[nn.Conv2d(3 if i == 0 else 4, 4, 2 if i == 2 else 3, 1 + (i != 2)) for i in range(5)])
+    with pytest.raises(ValueError, match=r"feature maps of Sequential are not proportional to the image .* padding"):
+        sparkmim.Backbone(module, stages=UNPADDED)
+
+
+@pytest.mark.slow
+def test_unpadded_stem_of_timm_is_padded() -> None:
+    with torch.device("meta"):
+        module = timm.create_model("inception_v3", num_classes=0, aux_logits=False)
+    backbone = sparkmim.Backbone(module)
+    assert backbone.strides == [(4, 4), (8, 8), (16, 16), (32, 32)]
+    assert backbone.aligned[:3] == ["Conv2d_1a_3x3.conv", "Conv2d_2a_3x3.conv", "Pool1"]
+    assert {"Mixed_6a", "Mixed_7a"} <= set(backbone.aligned)  # which pool by a function
 
 
 def test_alignment_of_a_window() -> None:

@@ -241,7 +241,7 @@ def shown(grid: PatchGrid, block: tuple[int, ...]) -> Tensor:
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
-def test_densify_normalises_visible_and_fills_hidden_positions(norm: str) -> None:
+def test_densify_normalizes_visible_and_fills_hidden_positions(norm: str) -> None:
     grid, packed = packed_features(6)
     densify = Densify(6, 6, norm, 1).double()
     assert isinstance(densify.proj, nn.Identity), "equal widths need no projection at the deepest scale"

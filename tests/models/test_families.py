@@ -37,6 +37,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES)
 def test_identity_crop_leak_oracle(name: str) -> None:
     report = sparkmim.Backbone.create(name).check(grid=(2, 3))
@@ -54,6 +55,7 @@ SMALLEST = (
 """Of timm's other modules, and of some others that compute in ways of their own."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST)
 def test_other_families(name: str) -> None:
     """Like `sparkmim models`, but while training alone: the table in docs is of all networks."""
@@ -78,6 +80,7 @@ DOUBLED = ("ghostnetv2_100", "mobilevitv2_050")
 """Those whose total stride is too small a patch: they halve the map once more within a block."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DOUBLED)
 def test_refused_at_their_total_stride(name: str) -> None:
     backbone = sparkmim.Backbone.create(name)
@@ -85,13 +88,14 @@ def test_refused_at_their_total_stride(name: str) -> None:
     assert {result.error is not None for result in report.results} == {True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES)
 def test_encoder_loads_into_the_ordinary_network(name: str) -> None:
     torch.manual_seed(0)
     model = SparK(name, decoder_width=32).double().eval()
     images = torch.rand(1, 3, 64, 96, dtype=torch.float64)
     with torch.no_grad():
-        for p in model.encoder.parameters():  # a zero-initialised branch would compare nothing
+        for p in model.encoder.parameters():  # a zero-initialized branch would compare nothing
             p.add_(0.02 * torch.randn_like(p))
         network = timm.create_model(name, num_classes=0).double().eval()
         network.load_state_dict(model.encoder.state_dict(), strict=True)
@@ -105,17 +109,18 @@ def test_encoder_loads_into_the_ordinary_network(name: str) -> None:
 def test_check_finds_what_is_wrong() -> None:
     """The properties can fail: arithmetic with the size of the tensor means something else on patches."""
 
-    class Centred(torch.nn.Module):
+    class Centered(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x - x.sum((2, 3), keepdim=True) * (1 / (x.shape[2] * x.shape[3]))
 
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, stride=4), Centred())
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, stride=4), Centered())
     assert sparkmim.Backbone(network, ["0"]).check().passed
     report = sparkmim.Backbone(network, ["1"]).check()
     assert {r.check for r in report.results if not r.passed} == {"identity", "crop", "oracle"}
     assert report.errors == []
 
 
+@pytest.mark.slow
 def test_unreached_parameters_are_left_out() -> None:
     model = SparK("vgg11_bn", decoder_width=32)
     unreached = [p for name, p in model.encoder.named_parameters() if name in model.unreached]

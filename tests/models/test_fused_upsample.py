@@ -5,22 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from helpers import differentiate
 from sparkmim.models import fused_upsample as module
 from sparkmim.models.decoder import UNetBlock
-from sparkmim.models.fused_upsample import composed, composes, upsample_conv
+from sparkmim.models.fused_upsample import can_fuse, fused_upsample_conv, upsample_conv
 
 
 def layers(channels: int = 5, between: int = 6, out: int = 7, bias: bool = True) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     upsample = nn.ConvTranspose2d(channels, between, 4, stride=2, padding=1, bias=bias)
     return upsample.double(), nn.Conv2d(between, out, 3, padding=1, bias=False).double()
-
-
-def differentiate(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
-    return [out, *torch.autograd.grad((out * weights).sum(), inputs)]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 2), (3, 1), (4, 5)])
@@ -30,7 +26,7 @@ def test_equals_one_after_the_other(size: tuple[int, int], bias: bool) -> None:
     x = torch.randn(2, 5, *size, dtype=torch.float64, requires_grad=True)
     inputs = [x, *upsample.parameters(), *conv.parameters()]
     wanted = differentiate(conv(upsample(x)), inputs)
-    ours = differentiate(composed(x, upsample.weight, upsample.bias, conv.weight), inputs)
+    ours = differentiate(fused_upsample_conv(x, upsample.weight, upsample.bias, conv.weight), inputs)
     for a, b in zip(ours, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
@@ -42,15 +38,15 @@ def test_both_ways_of_a_block(threshold: int, monkeypatch: pytest.MonkeyPatch) -
     x = torch.randn(2, 8, 3, 3, dtype=torch.float64, requires_grad=True)
     inputs = [x, *block.parameters()]
     wanted = block.norm2(block.conv2(F.relu6(block.norm1(block.conv1(block.upsample(x))))))
-    monkeypatch.setattr(module, "POSITIONS_PER_CHANNEL", threshold)
+    monkeypatch.setattr(module, "MIN_POSITIONS_PER_CHANNEL", threshold)
     for a, b in zip(differentiate(block(x), inputs), differentiate(wanted, inputs), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
-def test_small_batches_are_not_composed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_batches_are_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     upsample, conv = layers()
     calls = []
-    monkeypatch.setattr(module, "composed", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(module, "fused_upsample_conv", lambda *arguments: calls.append(arguments))
     upsample_conv(torch.randn(1, 5, 2, 2, dtype=torch.float64), upsample, conv)
     assert not calls
     upsample_conv(torch.randn(40, 5, 2, 2, dtype=torch.float64), upsample, conv)
@@ -68,7 +64,7 @@ def test_small_batches_are_not_composed(monkeypatch: pytest.MonkeyPatch) -> None
     ],
 )
 def test_other_forms_run_one_after_the_other(upsample: nn.Module, conv: nn.Module) -> None:
-    assert not composes(upsample, conv)
+    assert not can_fuse(upsample, conv)
     x = torch.randn(2, 4, 12, 12, 12) if isinstance(conv, nn.Conv3d) else torch.randn(2, 4, 12, 12)
     torch.testing.assert_close(upsample_conv(x, upsample, conv), conv(upsample(x)))
 
@@ -83,6 +79,7 @@ def test_autocast() -> None:
     assert (out - wanted).norm() < 0.01 * wanted.norm()
 
 
+@pytest.mark.slow
 def test_compiles_into_one_graph() -> None:
     upsample, conv = layers(4, 4, 4)
     x = torch.randn(8, 4, 6, 6, dtype=torch.float64, requires_grad=True)

@@ -1,13 +1,68 @@
-"""Activations computed again in backward."""
+"""ReLU6 that keeps one map, and activations that are computed again in backward."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.testing import assert_close
 
-from sparkmim.models.memory_efficient import recomputed
+from sparkmim.models.memory_efficient import checkpointed, relu6
+
+# --- ReLU6 ----------------------------------------------------------------------------------------------------------
+
+
+def kept(function: Callable[[Tensor], Tensor]) -> tuple[int, Tensor, Tensor]:
+    """Maps kept for backward, the result and the gradient, of a map that function may write over."""
+    x = torch.tensor([-1.0, 0.0, 1e-6, 3.0, 6.0, 7.0, float("nan")], dtype=torch.float64, requires_grad=True)
+    places: set[int] = set()
+
+    def note(tensor: Tensor) -> Tensor:
+        places.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        y = function(x + 0) * 2  # the product keeps nothing
+    y.backward(torch.arange(1.0, 8.0, dtype=torch.float64))
+    assert x.grad is not None
+    return len(places), y, x.grad
+
+
+def test_relu6_equals_torchs() -> None:
+    number, value, grad = kept(relu6)
+    _, wanted, wanted_grad = kept(F.relu6)
+    assert number == 1
+    assert_close(value, wanted, rtol=0, atol=0, equal_nan=True)
+    assert_close(grad, wanted_grad, rtol=0, atol=0, equal_nan=True)
+
+
+def test_relu6_works_in_place() -> None:
+    x = torch.randn(5, requires_grad=True) * 9
+    y = relu6(x)
+    assert y.data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize("ordinary", [False, True])
+def test_torchs_relu6_keeps_a_copy(ordinary: bool) -> None:
+    """With torch's own in place, the convolution behind keeps the result and the activation a copy of its input."""
+    places: set[int] = set()
+
+    def note(tensor: Tensor) -> Tensor:
+        places.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    x, weight = torch.randn(2, 3, 5, 5, requires_grad=True), torch.randn(4, 3, 3, 3)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        y = F.relu6(x + 0, inplace=True) if ordinary else relu6(x + 0)
+        F.conv2d(y, weight)
+    assert len(places - {weight.data_ptr()}) == 1 + ordinary
+
+
+# --- checkpointed ---------------------------------------------------------------------------------------------------
 
 
 class Part(nn.Module):
@@ -46,7 +101,7 @@ def test_values_gradients_and_statistics_are_the_same() -> None:
     again = copy.deepcopy(plain)
     x = torch.randn(3, 4, 8, 8, dtype=torch.float64, requires_grad=True)
     y = x.detach().clone().requires_grad_()
-    wanted, ours = plain(x), recomputed(again.forward, y, again.norm)
+    wanted, ours = plain(x), checkpointed(again.forward, y, again.norm)
     for out in (wanted, ours):
         (out * torch.arange(out.numel(), dtype=out.dtype).view(out.shape)).sum().backward()
     assert torch.equal(ours, wanted)
@@ -66,7 +121,7 @@ def test_less_is_kept_and_the_convolution_runs_once() -> None:
     part = Part()
     x = torch.randn(8, 4, 32, 32, requires_grad=True)
     plain, _ = kept_bytes(part, x)
-    less, out = kept_bytes(lambda x: recomputed(part.forward, x, part.norm), x)
+    less, out = kept_bytes(lambda x: checkpointed(part.forward, x, part.norm), x)
     assert less < 0.5 * plain
     part.calls = {"act": 0, "conv": 0}
     out.sum().backward()
@@ -77,4 +132,4 @@ def test_without_gradients() -> None:
     part = Part().eval()
     x = torch.randn(2, 4, 8, 8)
     with torch.no_grad():
-        assert torch.equal(recomputed(part.forward, x, part.norm), part(x))
+        assert torch.equal(checkpointed(part.forward, x, part.norm), part(x))

@@ -365,7 +365,7 @@ def test_check_wants_a_grid_that_fits() -> None:
         ("test_resnet", (8, 64)),
         ("test_convnext", 16),
         ("test_efficientnet", 16),
-        ("regnety_002", 8),
+        pytest.param("regnety_002", 8, marks=pytest.mark.slow),
     ],
 )
 def test_identity_crop_leak_oracle(name: str, patch: int | tuple[int, int]) -> None:
@@ -461,6 +461,7 @@ def test_training_step_runs(execution: Any) -> None:
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.slow
 def test_one_graph() -> None:
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
         pytest.skip("older Dynamos cannot trace all that the engine does; docs/engine.md says so")

@@ -13,53 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import sparkmim
+from helpers import PlainNetwork, build_spark, mask_of_pixels, random_images, seeded_mask
 from sparkmim import Backbone, SparK, SparKOutput, random_visible
 from sparkmim.models.decoder import Densify
 
 SMALL = ["plain", "test_resnet", "test_convnext", "test_efficientnet"]
-
-
-class Plain(nn.Module):
-    """Strides 2, 4, 8: a halo, batch norm, a residual and squeeze-excite."""
-
-    def __init__(self, in_chans: int = 3, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(in_chans, 8, 3, 2, 1), norm(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1))
-        self.mid = nn.Sequential(nn.Conv2d(8, 12, 3, 2, 1), norm(12), nn.ReLU())
-        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(12, 12, 1), nn.Sigmoid())
-        self.deep = nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Conv2d(12, 16, 3, 1, 1), norm(16))
-        self.head = nn.Linear(16, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.stem(x))
-        x = self.deep(x * self.gate(x))
-        return self.head(x.mean((2, 3)))
-
-
-STAGES = ["stem", "mid", "deep"]
-
-
-def build(name: str = "plain", **settings: object) -> SparK:
-    torch.manual_seed(0)
-    settings.setdefault("decoder_width", 32)
-    backbone = Backbone(Plain(), STAGES) if name == "plain" else name
-    return SparK(backbone, **settings).double()
-
-
-def pictures(batch: int, height: int, width: int, channels: int = 3, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, channels, height, width, generator=generator, dtype=torch.float64)
-
-
-def mask(batch: int, *grid: int, ratio: float = 0.6, seed: int = 1) -> Tensor:
-    return random_visible(batch, grid, ratio, torch.Generator().manual_seed(seed))
-
-
-def pixels(visible: Tensor, patch: tuple[int, ...]) -> Tensor:
-    """Bool `(B, 1, H, W)`."""
-    for axis, extent in enumerate(patch):
-        visible = visible.repeat_interleave(extent, dim=axis + 1)
-    return visible.unsqueeze(1)
 
 
 # --- forward --------------------------------------------------------------------------------------------------------
@@ -67,9 +25,9 @@ def pixels(visible: Tensor, patch: tuple[int, ...]) -> Tensor:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_output(name: str) -> None:
-    model = build(name)
+    model = build_spark(name)
     height, width = 3 * model.patch_size[0], 2 * model.patch_size[1]
-    images, visible = pictures(2, height, width), mask(2, 3, 2)
+    images, visible = random_images(2, height, width), seeded_mask(2, 3, 2)
     out = model(images, visible)
     assert isinstance(out, SparKOutput)
     assert out.loss.shape == ()
@@ -79,9 +37,9 @@ def test_output(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["plain", "test_convnext"])
 def test_loss_is_that_of_the_prediction(name: str) -> None:
-    model = build(name)
+    model = build_spark(name)
     ph, pw = model.patch_size
-    images, visible = pictures(2, 2 * ph, 3 * pw), mask(2, 2, 3)
+    images, visible = random_images(2, 2 * ph, 3 * pw), seeded_mask(2, 2, 3)
     out = model(images, visible)
     errors = []
     for b, y, x in itertools.product(range(2), range(2), range(3)):
@@ -97,40 +55,40 @@ def test_loss_is_that_of_the_prediction(name: str) -> None:
 
 def test_forward_is_mask_encode_densify_decode_compare() -> None:
     """Step by step on whole maps, in evaluation mode, where nothing depends on packing."""
-    model = build().eval()
+    model = build_spark().eval()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2)
-        images, visible = pictures(2, 24, 32), mask(2, 3, 4)
+        images, visible = random_images(2, 24, 32), seeded_mask(2, 3, 4)
         out = model(images, visible)
         x = torch.zeros(())
         features = model.encode(images, visible)[::-1]
         for densify, feature, block in zip(model.densify, features, model.decoder.blocks, strict=True):
-            here = pixels(visible, tuple(s // g for s, g in zip(feature.shape[2:], (3, 4), strict=True)))
+            here = mask_of_pixels(visible, tuple(s // g for s, g in zip(feature.shape[2:], (3, 4), strict=True)))
             filled = torch.where(here, densify.norm(feature), densify.mask_token)
             x = block(x + densify.proj(filled))
         torch.testing.assert_close(out.prediction, model.decoder.proj(x), rtol=1e-10, atol=1e-12)
 
 
 def test_hidden_pixels_change_nothing_but_the_target() -> None:
-    model = build("test_efficientnet")
-    images, visible = pictures(2, 64, 96), mask(2, 2, 3)
-    poisoned = torch.where(pixels(visible, (32, 32)), images, torch.nan)
+    model = build_spark("test_efficientnet")
+    images, visible = random_images(2, 64, 96), seeded_mask(2, 2, 3)
+    poisoned = torch.where(mask_of_pixels(visible, (32, 32)), images, torch.nan)
     assert torch.equal(model(poisoned, visible).prediction, model(images, visible).prediction)
 
 
 def test_visible_patches_matter() -> None:
-    model = build()
-    images, visible = pictures(2, 24, 32), mask(2, 3, 4)
-    other = torch.where(pixels(visible, (8, 8)), images + 1, images)
+    model = build_spark()
+    images, visible = random_images(2, 24, 32), seeded_mask(2, 3, 4)
+    other = torch.where(mask_of_pixels(visible, (8, 8)), images + 1, images)
     assert not torch.equal(model(images, visible).prediction, model(other, visible).prediction)
 
 
 def test_random_mask_of_a_generator() -> None:
-    model = build()
-    images = pictures(3, 32, 40)
+    model = build_spark()
+    images = random_images(3, 32, 40)
     first, again, other = (model(images, generator=torch.Generator().manual_seed(s)) for s in (5, 5, 6))
     assert torch.equal(first.visible, random_visible(3, (4, 5), 0.6, torch.Generator().manual_seed(5)))
     assert torch.equal(first.visible, again.visible)
@@ -139,16 +97,16 @@ def test_random_mask_of_a_generator() -> None:
 
 
 def test_random_mask_of_the_default_generator() -> None:
-    model = build()
+    model = build_spark()
     torch.manual_seed(5)
-    visible = model(pictures(3, 32, 40)).visible
+    visible = model(random_images(3, 32, 40)).visible
     torch.manual_seed(5)
     assert torch.equal(visible, random_visible(3, (4, 5), 0.6))
 
 
 def test_mask_ratio_may_change() -> None:
-    model = build(mask_ratio=0.75)
-    images = pictures(2, 32, 32)
+    model = build_spark(mask_ratio=0.75)
+    images = random_images(2, 32, 32)
     assert model(images).visible.flatten(1).sum(1).tolist() == [4, 4]
     model.mask_ratio = 0.5
     assert model(images).visible.flatten(1).sum(1).tolist() == [8, 8]
@@ -156,18 +114,18 @@ def test_mask_ratio_may_change() -> None:
 
 @pytest.mark.parametrize("visible_of_six", [1, 2, 5])
 def test_a_given_mask_may_have_any_share(visible_of_six: int) -> None:
-    model = build()
+    model = build_spark()
     visible = torch.zeros(2, 6, dtype=torch.bool)
     visible[0, :visible_of_six] = visible[1, -visible_of_six:] = True
-    out = model(pictures(2, 16, 24), visible.view(2, 2, 3))
-    errors = (out.prediction - model.target(pictures(2, 16, 24))).square().mean(1, keepdim=True)
-    assert out.loss.item() == pytest.approx(errors[~pixels(out.visible, (8, 8))].mean().item())
+    out = model(random_images(2, 16, 24), visible.view(2, 2, 3))
+    errors = (out.prediction - model.target(random_images(2, 16, 24))).square().mean(1, keepdim=True)
+    assert out.loss.item() == pytest.approx(errors[~mask_of_pixels(out.visible, (8, 8))].mean().item())
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 608), (32, 96), (224, 64)])
 def test_images_need_not_be_square(height: int, width: int) -> None:
-    model = build("test_convnext").float()
-    images = pictures(1, height, width).float()
+    model = build_spark("test_convnext").float()
+    images = random_images(1, height, width).float()
     out = model(images)
     assert out.prediction.shape == images.shape
     assert out.visible.shape == (1, height // 32, width // 32)
@@ -178,17 +136,19 @@ def test_one_model_takes_images_of_any_size() -> None:
     """And what it computes for one size does not depend on those before."""
     sizes = [(16, 16), (24, 8), (8, 40), (16, 16)]
     losses = []
-    model = build().eval()
+    model = build_spark().eval()
     for height, width in sizes:
-        losses.append(model(pictures(2, height, width), mask(2, height // 8, width // 8, ratio=0.5)).loss.item())
+        losses.append(
+            model(random_images(2, height, width), seeded_mask(2, height // 8, width // 8, ratio=0.5)).loss.item()
+        )
     assert losses[0] == losses[-1]
-    fresh = build().eval()
-    assert fresh(pictures(2, 8, 40), mask(2, 1, 5, ratio=0.5)).loss.item() == losses[2]
+    fresh = build_spark().eval()
+    assert fresh(random_images(2, 8, 40), seeded_mask(2, 1, 5, ratio=0.5)).loss.item() == losses[2]
 
 
 def test_batch_of_one() -> None:
     """Every patch of an image is a sample of batch norm."""
-    out = build()(pictures(1, 16, 16), mask(1, 2, 2))
+    out = build_spark()(random_images(1, 16, 16), seeded_mask(1, 2, 2))
     assert math.isfinite(out.loss.item())
 
 
@@ -197,11 +157,11 @@ def test_batch_of_one() -> None:
 
 @pytest.mark.parametrize("patch_size", [64, (64, 32), (32, 96)])
 def test_patches_larger_than_the_stride(patch_size: int | tuple[int, int]) -> None:
-    model = build("test_convnext", patch_size=patch_size)
+    model = build_spark("test_convnext", patch_size=patch_size)
     assert model.patch_size == ((64, 64) if patch_size == 64 else patch_size)
     ph, pw = model.patch_size
     assert len(model.decoder.blocks) == 5, "the decoder's depth follows the stride, not the patch"
-    images, visible = pictures(2, 2 * ph, 2 * pw), mask(2, 2, 2)
+    images, visible = random_images(2, 2 * ph, 2 * pw), seeded_mask(2, 2, 2)
     out = model(images, visible)
     assert out.visible.shape == (2, 2, 2)
     dense = copy.deepcopy(model)
@@ -223,24 +183,24 @@ def test_patch_size_must_fit_the_strides(patch_size: int | tuple[int, ...]) -> N
 
 @pytest.mark.parametrize("name", SMALL)
 def test_encode_is_zero_where_hidden(name: str) -> None:
-    model = build(name)
+    model = build_spark(name)
     height, width = 2 * model.patch_size[0], 3 * model.patch_size[1]
-    visible = mask(2, 2, 3)
-    features = model.encode(pictures(2, height, width), visible)
+    visible = seeded_mask(2, 2, 3)
+    features = model.encode(random_images(2, height, width), visible)
     assert len(features) == len(model.backbone.levels)
     for feature, level in zip(features, model.backbone.levels, strict=True):
         assert feature.shape == (2, level.channels, height // level.stride[0], width // level.stride[1])
         block = tuple(p // s for p, s in zip(model.patch_size, level.stride, strict=True))
-        shown = pixels(visible, block).expand_as(feature)
+        shown = mask_of_pixels(visible, block).expand_as(feature)
         assert feature[~shown].count_nonzero() == 0
         assert feature[shown].count_nonzero() > 0.2 * shown.sum()
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_encode_with_nothing_hidden_is_the_ordinary_network(name: str) -> None:
-    model = build(name).eval()
+    model = build_spark(name).eval()
     height, width = 2 * model.patch_size[0], 3 * model.patch_size[1]
-    images = pictures(2, height, width)
+    images = random_images(2, height, width)
     with torch.no_grad():
         encoded = model.encode(images, torch.ones(2, 2, 3, dtype=torch.bool))
         ordinary = model.backbone(images)
@@ -250,14 +210,14 @@ def test_encode_with_nothing_hidden_is_the_ordinary_network(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["plain", "test_convnext"])
 def test_reconstruct(name: str) -> None:
-    model = build(name).eval()
+    model = build_spark(name).eval()
     ph, pw = model.patch_size
-    images, visible = 3 + 2 * pictures(2, 2 * ph, 3 * pw), mask(2, 2, 3)
+    images, visible = 3 + 2 * random_images(2, 2 * ph, 3 * pw), seeded_mask(2, 2, 3)
     with torch.no_grad():
         picture = model.reconstruct(images, visible)
         prediction = model(images, visible).prediction
     assert picture.shape == images.shape
-    shown = pixels(visible, model.patch_size).expand_as(images)
+    shown = mask_of_pixels(visible, model.patch_size).expand_as(images)
     assert torch.equal(picture[shown], images[shown])
     for b, y, x in (~visible).nonzero().tolist():
         place = (b, slice(None), slice(y * ph, (y + 1) * ph), slice(x * pw, (x + 1) * pw))
@@ -266,21 +226,21 @@ def test_reconstruct(name: str) -> None:
 
 
 def test_reconstruct_draws_a_mask() -> None:
-    model = build().eval()
-    images = pictures(2, 16, 24)
+    model = build_spark().eval()
+    images = random_images(2, 16, 24)
     torch.manual_seed(3)
     with torch.no_grad():
         picture = model.reconstruct(images)
     torch.manual_seed(3)
     visible = random_visible(2, (2, 3), 0.6)
     kept = (picture == images).all(1)
-    assert torch.equal(kept, pixels(visible, (8, 8)).squeeze(1))
+    assert torch.equal(kept, mask_of_pixels(visible, (8, 8)).squeeze(1))
 
 
 def test_target_inverts_with_a_perfect_prediction() -> None:
     """Were the prediction the target, the reconstruction would be the image."""
-    model = build()
-    images, visible = pictures(2, 16, 24), mask(2, 2, 3)
+    model = build_spark()
+    images, visible = random_images(2, 16, 24), seeded_mask(2, 2, 3)
     model.decoder.forward = lambda maps: model.target(images)
     torch.testing.assert_close(model.reconstruct(images, visible), images, rtol=1e-12, atol=1e-12)
     assert model(images, visible).loss.item() == 0
@@ -305,12 +265,12 @@ def test_size_that_is_not_divisible(size: tuple[int, int], nearest: str) -> None
 
 def test_wrong_number_of_dimensions() -> None:
     with pytest.raises(ValueError, match="image size 16 x 16 x 16 is not divisible by the patch size 8 x 8"):
-        build()(torch.zeros(1, 3, 16, 16, 16, dtype=torch.float64))
+        build_spark()(torch.zeros(1, 3, 16, 16, 16, dtype=torch.float64))
 
 
 def test_wrong_number_of_channels() -> None:
     with pytest.raises(ValueError, match="images of 1 channels do not fit a network for 3; see in_chans"):
-        build()(pictures(2, 16, 16, channels=1))
+        build_spark()(random_images(2, 16, 16, channels=1))
 
 
 @pytest.mark.parametrize(
@@ -328,7 +288,7 @@ def test_wrong_number_of_channels() -> None:
 def test_wrong_mask(visible: Tensor) -> None:
     dtype, shape = str(visible.dtype), tuple(visible.shape)
     with pytest.raises(ValueError) as error:
-        build()(pictures(2, 16, 24), visible)
+        build_spark()(random_images(2, 16, 24), visible)
     assert "visible must be a bool tensor of shape (2, 2, 3) (batch, patches)" in str(error.value)
     assert f"not {dtype} of shape {shape}" in str(error.value)
 
@@ -336,23 +296,23 @@ def test_wrong_mask(visible: Tensor) -> None:
 def test_uneven_mask() -> None:
     visible = torch.zeros(2, 2, 3, dtype=torch.bool)
     visible[0, 0, :2] = visible[1, 1, :] = True
-    with pytest.raises(ValueError, match=r"every image must show the same number of patches.*\[2, 3\]"):
-        build()(pictures(2, 16, 24), visible)
+    with pytest.raises(ValueError, match=r"same number .* of visible patches in every image, got \[2, 3\]"):
+        build_spark()(random_images(2, 16, 24), visible)
 
 
 def test_mask_that_shows_nothing() -> None:
-    with pytest.raises(ValueError, match=r"at least one; this mask shows \[0\]"):
-        build()(pictures(2, 16, 24), torch.zeros(2, 2, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"\(>= 1\) of visible patches in every image, got \[0\]"):
+        build_spark()(random_images(2, 16, 24), torch.zeros(2, 2, 3, dtype=torch.bool))
 
 
 def test_mask_that_hides_nothing() -> None:
     with pytest.raises(ValueError, match="the mask hides nothing, so there is nothing to predict"):
-        build()(pictures(2, 16, 24), torch.ones(2, 2, 3, dtype=torch.bool))
+        build_spark()(random_images(2, 16, 24), torch.ones(2, 2, 3, dtype=torch.bool))
 
 
 def test_image_too_small_for_the_ratio() -> None:
     with pytest.raises(ValueError, match=r"mask ratio 0\.6 hides all of the 1 patches of a 1 x 1 grid"):
-        build()(pictures(2, 8, 8))
+        build_spark()(random_images(2, 8, 8))
 
 
 @pytest.mark.parametrize(
@@ -368,7 +328,7 @@ def test_image_too_small_for_the_ratio() -> None:
 )
 def test_settings_out_of_range(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SparK(Backbone(Plain(), STAGES), **settings)
+        SparK(Backbone(PlainNetwork(), PlainNetwork.stages), **settings)
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -377,7 +337,11 @@ def test_settings_out_of_range(settings: dict[str, object], message: str) -> Non
 @pytest.mark.parametrize("in_chans", [1, 5])
 @pytest.mark.parametrize("kind", ["name", "module"])
 def test_in_chans(in_chans: int, kind: str) -> None:
-    backbone = Backbone(Plain(in_chans), STAGES, in_chans=in_chans) if kind == "module" else "test_convnext"
+    backbone = (
+        Backbone(PlainNetwork(in_chans), PlainNetwork.stages, in_chans=in_chans)
+        if kind == "module"
+        else "test_convnext"
+    )
     model = SparK(backbone, in_chans=in_chans, decoder_width=32)
     images = torch.randn(1, in_chans, 64, 96)
     out = model(images)
@@ -387,7 +351,7 @@ def test_in_chans(in_chans: int, kind: str) -> None:
 
 
 def test_backbone_decides_over_in_chans() -> None:
-    model = SparK(Backbone(Plain(1), STAGES, in_chans=1), decoder_width=32)
+    model = SparK(Backbone(PlainNetwork(1), PlainNetwork.stages, in_chans=1), decoder_width=32)
     assert model(torch.randn(1, 1, 16, 16)).prediction.shape == (1, 1, 16, 16)
 
 
@@ -402,15 +366,15 @@ def test_module_is_the_encoder() -> None:
 
 
 def test_hierarchy_off_uses_the_deepest_map_alone() -> None:
-    model = build(hierarchy=False)
+    model = build_spark(hierarchy=False)
     deepest = model.backbone.levels[-1]
     assert len(model.densify) == 1
     assert model.densify[0].mask_token.shape[1] == deepest.channels
     assert len(model.decoder.blocks) == 3, "the decoder is as deep as with all maps"
-    images, visible = pictures(2, 16, 24), mask(2, 2, 3)
+    images, visible = random_images(2, 16, 24), seeded_mask(2, 2, 3)
     features = model.encode(images, visible)
     assert [f.shape[1] for f in features] == [deepest.channels]
-    wanted = build().encode(images, visible)[-1]
+    wanted = build_spark().encode(images, visible)[-1]
     torch.testing.assert_close(features[0], wanted, rtol=1e-12, atol=1e-12)
     out = model(images, visible)
     out.loss.backward()
@@ -422,7 +386,7 @@ def test_hierarchy_off_uses_the_deepest_map_alone() -> None:
 
 
 def test_hierarchy_off_reaches_fewer_parameters() -> None:
-    """What only finer maps depend on gets no gradient and must stay out of its synchronisation."""
+    """What only finer maps depend on gets no gradient and must stay out of its synchronization."""
 
     class Lateral(nn.Module):
         def __init__(self) -> None:
@@ -442,11 +406,11 @@ def test_hierarchy_off_reaches_fewer_parameters() -> None:
 
 
 def test_unreached_parameters_are_frozen_and_saved() -> None:
-    model = build()
+    model = build_spark()
     assert model.unreached == ["head.weight", "head.bias"]
     assert not any(p.requires_grad for p in model.encoder.head.parameters())
     assert {"encoder.head.weight", "encoder.head.bias"} <= model.state_dict().keys()
-    model(pictures(2, 16, 24)).loss.backward()
+    model(random_images(2, 16, 24)).loss.backward()
     assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
 
 
@@ -460,7 +424,7 @@ def test_unreached_parameters_are_frozen_and_saved() -> None:
     ],
 )
 def test_densify_norm(norm: Callable[[int], nn.Module], asked: str | None, wanted: type[nn.Module]) -> None:
-    model = SparK(Backbone(Plain(norm=norm), STAGES), densify_norm=asked, decoder_width=32)
+    model = SparK(Backbone(PlainNetwork(norm=norm), PlainNetwork.stages), densify_norm=asked, decoder_width=32)
     assert {type(densify.norm) for densify in model.densify} == {wanted}
     if wanted is nn.LayerNorm:
         assert {densify.norm.eps for densify in model.densify} == {1e-6}
@@ -469,7 +433,7 @@ def test_densify_norm(norm: Callable[[int], nn.Module], asked: str | None, wante
 
 
 def test_settings_are_shown() -> None:
-    assert "mask_ratio=0.6, patch_size=(8, 8), execution='packed'" in repr(build())
+    assert "mask_ratio=0.6, patch_size=(8, 8), execution='packed'" in repr(build_spark())
 
 
 # --- executions -----------------------------------------------------------------------------------------------------
@@ -487,9 +451,9 @@ def loss_and_gradients(model: SparK, images: Tensor, visible: Tensor) -> tuple[T
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("name", SMALL)
 def test_packed_equals_masked_dense(name: str, mode: str) -> None:
-    model = build(name).train(mode == "train")
+    model = build_spark(name).train(mode == "train")
     height, width = 3 * model.patch_size[0], 3 * model.patch_size[1]
-    images, visible = pictures(2, height, width), mask(2, 3, 3)
+    images, visible = random_images(2, height, width), seeded_mask(2, 3, 3)
     oracle = copy.deepcopy(model)
     oracle.execution = "masked-dense"
     ours, theirs = loss_and_gradients(model, images, visible), loss_and_gradients(oracle, images, visible)
@@ -505,23 +469,23 @@ def test_packed_equals_masked_dense(name: str, mode: str) -> None:
 
 @pytest.mark.parametrize("name", ["plain", "test_efficientnet"])
 def test_zero_out_is_the_ordinary_network_on_zeroed_images(name: str) -> None:
-    model = build(name).eval()
+    model = build_spark(name).eval()
     height, width = 2 * model.patch_size[0], 3 * model.patch_size[1]
-    images, visible = pictures(2, height, width), mask(2, 2, 3)
+    images, visible = random_images(2, height, width), seeded_mask(2, 2, 3)
     packed = [f.detach() for f in model.encode(images, visible)]
     model.execution = "zero-out"
     with torch.no_grad():
-        ordinary = model.backbone(images * pixels(visible, model.patch_size))
+        ordinary = model.backbone(images * mask_of_pixels(visible, model.patch_size))
         encoded = model.encode(images, visible)
     for ours, theirs, sparse in zip(encoded, ordinary, packed, strict=True):
         block = tuple(extent // g for extent, g in zip(ours.shape[2:], (2, 3), strict=True))
-        torch.testing.assert_close(ours, theirs * pixels(visible, block), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(ours, theirs * mask_of_pixels(visible, block), rtol=1e-12, atol=1e-12)
         assert (ours - sparse).norm() > 1e-3 * sparse.norm(), "hidden is not black"
 
 
 def test_zero_out_trains() -> None:
-    model = build(execution="zero-out")
-    model(pictures(2, 16, 24), mask(2, 2, 3)).loss.backward()
+    model = build_spark(execution="zero-out")
+    model(random_images(2, 16, 24), seeded_mask(2, 2, 3)).loss.backward()
     assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
 
 
@@ -531,9 +495,9 @@ def test_zero_out_trains() -> None:
 @pytest.mark.parametrize("execution", ["packed", "masked-dense", "zero-out"])
 @pytest.mark.parametrize("name", ["plain", "test_convnext"])
 def test_a_step_downhill_gains_what_the_gradient_promises(name: str, execution: str) -> None:
-    model = build(name, execution=execution)
+    model = build_spark(name, execution=execution)
     height, width = 2 * model.patch_size[0], 3 * model.patch_size[1]
-    images, visible = pictures(2, height, width), mask(2, 2, 3)
+    images, visible = random_images(2, height, width), seeded_mask(2, 2, 3)
     before = model(images, visible).loss
     before.backward()
     total = sum(p.grad.square().sum().item() for p in model.parameters() if p.requires_grad)
@@ -542,6 +506,7 @@ def test_a_step_downhill_gains_what_the_gradient_promises(name: str, execution: 
     assert gain == pytest.approx(1e-10, rel=0.01)  # small, since a layer norm of blank pixels bends sharply
 
 
+@pytest.mark.slow
 def test_trains() -> None:
     torch.manual_seed(0)
     model = SparK("test_convnext", decoder_width=64)
@@ -565,11 +530,11 @@ def test_trains() -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_state_dict(name: str) -> None:
-    model = build(name)
+    model = build_spark(name)
     keys = list(model.state_dict())
     encoder = [key.removeprefix("encoder.") for key in keys if key.startswith("encoder.")]
     assert encoder == list(model.encoder.state_dict())
-    ordinary = Plain() if name == "plain" else timm.create_model(name, num_classes=0)
+    ordinary = PlainNetwork() if name == "plain" else timm.create_model(name, num_classes=0)
     assert encoder == list(ordinary.state_dict())
     rest = [key for key in keys if not key.startswith("encoder.")]
     assert {key.split(".")[0] for key in rest} == {"densify", "decoder"}
@@ -579,9 +544,9 @@ def test_state_dict(name: str) -> None:
 
 
 def test_state_dict_round_trip() -> None:
-    model, images, visible = build(), pictures(2, 16, 24), mask(2, 2, 3)
+    model, images, visible = build_spark(), random_images(2, 16, 24), seeded_mask(2, 2, 3)
     model(images, visible)
-    other = build()
+    other = build_spark()
     with torch.no_grad():
         for p in other.parameters():
             p.normal_()

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers import differentiate
 from sparkmim.models import sparse_projection as projection
 from sparkmim.models.masking import random_visible
-from sparkmim.models.sparse_projection import add_up, pays, project
+from sparkmim.models.sparse_projection import is_faster, project, project_visible
 from sparkmim.sparse import CoarseGrid, PatchGrid
 
 CONV: dict[int, type[Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -19,11 +20,6 @@ CONV: dict[int, type[Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 def grid_of(shape: tuple[int, ...], batch: int = 2, ratio: float = 0.6) -> PatchGrid:
     visible = random_visible(batch, shape, ratio, generator=torch.Generator().manual_seed(0))
     return PatchGrid(visible, int(visible[0].sum()))
-
-
-def differentiate(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    weights = torch.linspace(-1, 1, out.numel()).to(out.dtype).view(out.shape)
-    return [out, *torch.autograd.grad((out * weights).sum(), inputs)]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +49,7 @@ def test_equals_the_convolution(
     fill = torch.randn(5, dtype=torch.float64, requires_grad=True)
     inputs = [packed, fill, *conv.parameters()]
     wanted = differentiate(conv(grid.unpack(packed, fill=fill)), inputs)
-    for ours, theirs in zip(differentiate(add_up(packed, fill, conv, grid), inputs), wanted, strict=True):
+    for ours, theirs in zip(differentiate(project_visible(packed, fill, conv, grid), inputs), wanted, strict=True):
         assert ours.shape == theirs.shape
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
@@ -78,16 +74,16 @@ def test_every_projection(coarse: bool, kernel_size: int | None) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_when_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     sparse, half, whole = (grid_of((10, 10), ratio=ratio) for ratio in (0.6, 0.4, 0.1))
     wide, narrow = nn.Conv2d(512, 8, 3, padding=1), nn.Conv2d(64, 8, 3, padding=1)
-    assert pays(sparse, wide)
-    assert pays(half, wide)
-    assert not pays(whole, wide)
-    assert not pays(sparse, narrow)
-    assert not pays(grid_of((2, 5, 10)), nn.Conv3d(512, 8, 3, padding=1))
+    assert is_faster(sparse, wide)
+    assert is_faster(half, wide)
+    assert not is_faster(whole, wide)
+    assert not is_faster(sparse, narrow)
+    assert not is_faster(grid_of((2, 5, 10)), nn.Conv3d(512, 8, 3, padding=1))
     calls = []
-    monkeypatch.setattr(projection, "add_up", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(projection, "project_visible", lambda *arguments: calls.append(arguments))
     for grid, conv in ((sparse, wide), (whole, wide), (sparse, narrow)):
         project(torch.randn(grid.patches, conv.in_channels, 1, 1), torch.randn(conv.in_channels), conv, grid)
     assert len(calls) == 1
@@ -103,7 +99,7 @@ def test_bf16_rounds_no_worse_than_the_convolution() -> None:
     inputs = [packed, fill, *conv.parameters()]
     exact = differentiate(conv(grid.unpack(packed, fill=fill)), inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        ours = differentiate(add_up(packed, fill, conv, grid), inputs)
+        ours = differentiate(project_visible(packed, fill, conv, grid), inputs)
         dense = differentiate(conv(grid.unpack(packed, fill=fill)), inputs)
     assert ours[0].dtype == torch.bfloat16
     for a, b, wanted in zip(ours, dense, exact, strict=True):
@@ -111,6 +107,7 @@ def test_bf16_rounds_no_worse_than_the_convolution() -> None:
         assert (a - wanted).norm() / norm <= 1.5 * (b - wanted).norm() / norm + 2**-9
 
 
+@pytest.mark.slow
 def test_compiles_in_one_piece() -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(16, 4, 3, padding=1)
@@ -120,7 +117,7 @@ def test_compiles_in_one_piece() -> None:
     inputs = [packed, fill, *conv.parameters()]
 
     def function(packed: Tensor, fill: Tensor) -> Tensor:
-        return add_up(packed, fill, conv, PatchGrid(grid.visible, grid.visible_per_image))
+        return project_visible(packed, fill, conv, PatchGrid(grid.visible, grid.visible_per_image))
 
     wanted = differentiate(function(packed, fill), inputs)
     ours = differentiate(torch.compile(function, fullgraph=True, backend="aot_eager")(packed, fill), inputs)

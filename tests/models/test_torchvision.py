@@ -58,6 +58,7 @@ def last_of_each_size(network: nn.Module, stages: list[str]) -> dict[tuple[int, 
     return shapes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_stages_and_properties(name: str) -> None:
     """Each map of the pyramid is the output of the submodule one would name oneself, and all properties hold."""

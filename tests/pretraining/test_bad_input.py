@@ -165,7 +165,7 @@ CASES: dict[str, Case] = {
     "network fails": case(r"networks.py:fails fails at line 32: KeyError", model="{}/networks.py:fails"),
     "network is none": case(r"networks.py:text returns a str, not a torch.nn.Module", model="{}/networks.py:text"),
     "network without stages": case(r"Sequential does not offer its feature maps", model="{}/networks.py:stageless"),
-    "network of no feature maps": case(r"no convolution.*wanted is a conv", model="{}/networks.py:dense"),
+    "network of no feature maps": case(r"no convolution.*expected a convnet", model="{}/networks.py:dense"),
     "network attends": case(
         r"networks.py:attends does not work on visible patches:(.|\n)*"
         r"scaled_dot_product_attention cannot be(.|\n)*--execution zero-out",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from ..utils.hooks import Call, record_calls
 
 IMAGE_SIZE = 224
 """Pixels of the image on which networks are compared: classifiers written for one size (VGG's) are for this one."""
@@ -87,38 +87,22 @@ def compare_maps(mine: Tensor, theirs: Tensor, where: str) -> None:
 
 def _uses(network: nn.Module, images: Tensor) -> tuple[list[Use], Tensor]:
     """All uses of submodules that own tensors, in the order in which they end, and the result."""
-    uses: list[Use] = []
     owners = {
         name: [f"{name}.{tensor}" for tensor in {**module._parameters, **module._buffers} if _saved(module, tensor)]
         for name, module in network.named_modules()
         if name
     }
-    with _hooked(network, owners, uses), torch.no_grad():
+    modules = ((name, module) for name, module in network.named_modules() if owners.get(name))
+
+    def read(call: Call) -> Use:
+        return Use(call.name, owners[call.name], call.args[0].clone())  # what follows may write in place
+
+    with record_calls(modules, read) as uses, torch.no_grad():
         result: Tensor = network(images)
     often = Counter(use.module for use in uses).most_common(1)
     if often and often[0][1] > 1:
         raise Mismatch(f"{often[0][0]} is used more than once")
     return uses, result
-
-
-@contextmanager
-def _hooked(network: nn.Module, owners: dict[str, list[str]], uses: list[Use]) -> Iterator[None]:
-    """Record every use of a submodule that owns tensors."""
-
-    def note(name: str, given: tuple[Tensor, ...]) -> None:
-        uses.append(Use(name, owners[name], given[0].clone()))  # what follows may write in place
-
-    modules = dict(network.named_modules())
-    hooks = [
-        modules[name].register_forward_hook(lambda _, given, __, name=name: note(name, given))
-        for name, tensors in owners.items()
-        if tensors
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _saved(module: nn.Module, name: str) -> bool:

@@ -1,10 +1,10 @@
-"""Padding for networks without: maps that stay proportional to the image, so that patches can be followed through them.
+"""Pad unpadded convolutions and poolings, so that feature maps are proportional to the image and align with patches.
 
 A convolution or pooling of kernel extent e and stride s turns n positions into n / s only with about (e - 1) / 2 pixels
-of padding on each side. Networks of the Inception kind pad less here and there, and their maps shrink by a few
-positions. :class:`Alignment` gives those calls the padding they lack; no module and no parameter is touched. Where the
-border of the image is not seen, the aligned maps are those of the ordinary network, with the same weights, on the image
-moved by the padding that was added (37 pixels for Inception v3).
+of padding on each side. Inception networks pad less in places, and their maps shrink by a few positions.
+:class:`Alignment` pads those calls; modules and parameters stay unchanged. Away from the image's border, the aligned
+maps equal those of the unpadded network, with the same weights, on the image shifted by the padding that was added (37
+pixels for Inception v3).
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..utils.hooks import running_modules
+
 _CONVOLUTION = ("weight", "bias", "stride", "padding", "dilation", "groups")
 _MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _AVG_POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 
-# Functions with the names of their arguments after the map, and their number of spatial dimensions.
+# For each function, the names of its arguments after the map, and its number of spatial dimensions.
 _CALLS: dict[Any, tuple[tuple[str, ...], int]] = {
     getattr(namespace, f"{name}{dims}d"): (arguments, dims)
     for name, arguments in (("conv", _CONVOLUTION), ("max_pool", _MAX_POOL), ("avg_pool", _AVG_POOL))
@@ -33,13 +35,14 @@ _CALLS: dict[Any, tuple[tuple[str, ...], int]] = {
 
 
 class Alignment(TorchFunctionMode):
-    """While active, convolutions and poolings whose maps would not be 1 / stride of theirs get padding that makes them.
+    """Pad convolutions and poolings, while active, whose output size would not be the input's divided by the stride.
 
-    What follows an `F.pad` is left alone, for it was padded already. An average pooling leaves the padding that it gets
-    out of its count. Under an execution of :mod:`sparkmim.sparse` it is entered last, so that rules see padded calls.
+    Calls on the result of `F.pad` stay as they are: they are padded already. Average poolings do not count the padding
+    that is added. Under an execution of :mod:`sparkmim.sparse` this mode is entered last, so that rules see padded
+    calls.
 
     Attributes:
-        padded: names of the modules that made the calls concerned, noted during :meth:`noting`.
+        padded: names of the modules whose calls were padded, recorded within :meth:`record_padded`.
     """
 
     def __init__(self) -> None:
@@ -63,7 +66,7 @@ class Alignment(TorchFunctionMode):
             return func(*args, **kwargs)
         names, dims = _CALLS[func]
         named = dict(zip(("input", *names), args, strict=False)) | kwargs
-        added = _missing_padding(named, dims)
+        added = _aligned_padding(named, dims)
         if added is None:
             return func(*args, **kwargs)
         if self._running and self._running[-1] not in self.padded:
@@ -73,28 +76,17 @@ class Alignment(TorchFunctionMode):
         return func(named.pop("input"), **{**named, "padding": added})
 
     @contextmanager
-    def noting(self, network: nn.Module) -> Iterator[None]:
-        """Note in `padded` which modules of `network` make the calls that get padding."""
-        handles = []
-        for name, module in network.named_modules():
-            handles += [
-                module.register_forward_pre_hook(lambda *_, name=name: self._running.append(name)),
-                module.register_forward_hook(lambda *_: self._leave(), always_call=True),
-            ]
-        try:
+    def record_padded(self, network: nn.Module) -> Iterator[None]:
+        """Record in `padded` which modules of `network` make the calls that are padded."""
+        with running_modules(network) as self._running:
             yield
-        finally:
-            self._running.clear()
-            for handle in handles:
-                handle.remove()
-
-    def _leave(self) -> None:
-        if self._running:
-            self._running.pop()
 
 
-def _missing_padding(call: dict[str, Any], dims: int) -> tuple[int, ...] | None:
-    """The padding by which a call's map becomes 1 / stride of its own; None if it does already, or none can be had."""
+def _aligned_padding(call: dict[str, Any], dims: int) -> tuple[int, ...] | None:
+    """Return the padding with which a call divides the size of a map by its stride.
+
+    None if it does so already, or if no symmetric padding achieves it.
+    """
     kernel = call["weight"].shape[2:] if "weight" in call else _per_axis(call["kernel_size"], dims)
     stride = _per_axis(call.get("stride") or (1 if "weight" in call else kernel), dims)
     dilation = _per_axis(call.get("dilation", 1), dims)
@@ -111,17 +103,17 @@ def _missing_padding(call: dict[str, Any], dims: int) -> tuple[int, ...] | None:
         p if is_aligned(2 * p, e, s, ceil_mode) else max(0, e - s if ceil_mode else e - 1) // 2 for p, e, s in axes
     )
     reached = all(is_aligned(2 * p, e, s, ceil_mode) for p, e, s in zip(wanted, extents, stride, strict=True))
-    return wanted if reached else None  # an even kernel of stride 1, say, would need more on one side
+    return wanted if reached else None  # an even kernel of stride 1 would need one side padded more
 
 
 def is_aligned(padding: int, extent: int, stride: int, ceil_mode: bool = False) -> bool:
-    """Whether a window turns n positions into n / stride, for every large n that the stride divides.
+    """Return whether a window turns n positions into n / stride, for every large n that the stride divides.
 
     Args:
         padding: of both sides together.
         extent: of the kernel, dilation included.
         stride: of the window.
-        ceil_mode: whether a window that hangs over the end counts.
+        ceil_mode: count a window that extends past the end.
     """
     surplus = padding - extent
     return (-(-surplus // stride) if ceil_mode else surplus // stride) == -1

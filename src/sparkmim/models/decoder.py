@@ -1,4 +1,4 @@
-"""From sparse features to pixels: densify every scale, then a light UNet (paper, sections 3.2 and 3.3)."""
+"""Decode sparse features to pixels: densify every scale, then a light UNet (paper, sections 3.2 and 3.3)."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..sparse import CoarseExecution, CoarseGrid, PatchGrid, run
-from .backbone import Level
 from .config import DecoderBlock
 from .fused_upsample import upsample_conv
-from .memory_efficient import recomputed, relu6
+from .levels import Level
+from .memory_efficient import checkpointed, relu6
 from .sparse_projection import project
 
-# Kernels and strides may differ per axis, which torch's annotations of the 1-D forms do not foresee.
+# `type[Any]`, because kernels and strides may differ per axis and torch annotates the 1-D layers more narrowly.
 _CONV: dict[int, type[Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _CONV_TRANSPOSE: dict[int, type[Any]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _BATCH_NORM: dict[int, type[Any]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 class Densify(nn.Module):
-    """Visible features of one scale as a whole map: normalise, fill hidden positions, project to the decoder's width.
+    """Densify one scale: normalize visible features, fill hidden positions with the mask token, project to the decoder.
 
     Source: the official `SparK.__init__` and `forward`, step 3.
 
     Args:
         channels: of the encoder's map.
-        width: of the decoder at that scale.
-        norm: "batch" or "layer"; over visible positions.
+        width: channels of the decoder at that scale.
+        norm: "batch" or "layer", over visible positions.
         kernel_size: of the projection, 1 at the deepest scale and 3 at the others.
         dims: number of spatial dimensions.
     """
@@ -46,26 +47,33 @@ class Densify(nn.Module):
         else:
             self.proj = _CONV[dims](channels, width, kernel_size, padding=kernel_size // 2)
 
-    def forward(self, packed: Tensor, grid: PatchGrid | CoarseGrid) -> Tensor:
-        """`(N, C, *block)` features of the visible patches, or `(B, C, *size)` where positions hold several patches,
-        to a map `(B, width, *size)`."""
+    def forward(
+        self, packed: Float[Tensor, "n channel *block"], grid: PatchGrid | CoarseGrid
+    ) -> Float[Tensor, "batch width *size"]:
+        """Return the dense map.
+
+        Args:
+            packed: features of the batch's n visible patches, `block` positions each; whole maps `(B, C, *size)` at
+                scales whose positions hold several patches.
+            grid: where the visible positions lie.
+        """
         if isinstance(self.norm, nn.LayerNorm):
             packed = self.norm(packed.movedim(1, -1)).movedim(-1, 1)
         elif isinstance(grid, CoarseGrid):
             (packed,) = run(CoarseExecution(grid), self.norm, packed)
         else:
             packed = self.norm(packed)
-        fill = self.mask_token.flatten()[: packed.shape[1]]  # one that scales share is as wide as the widest map
+        fill = self.mask_token.flatten()[: packed.shape[1]]  # a mask token that scales share is as wide as the widest
         return project(packed, fill, self.proj, grid)
 
 
 class UNetBlock(nn.Module):
-    """Upsampling by a factor, and two 3x3 convolutions. Source: the official `pretrain/decoder.py`.
+    """Upsample by a factor, then apply two 3x3 convolutions. Source: the official `pretrain/decoder.py`.
 
     Args:
         channels: of the input.
-        width: of the output.
-        factor: of upsampling along each axis; the paper's is 2. The transposed convolution has a kernel of factor + 2.
+        width: channels of the output.
+        factor: of upsampling along each axis, 2 in the paper. The transposed convolution has a kernel of factor + 2.
     """
 
     def __init__(self, channels: int, width: int, factor: tuple[int, ...]) -> None:
@@ -78,25 +86,25 @@ class UNetBlock(nn.Module):
         self.conv2 = _CONV[dims](channels, width, 3, padding=1, bias=False)
         self.norm2 = _BATCH_NORM[dims](width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, channels, *size)` to `(B, width, *size * factor)`."""
+    def forward(self, x: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch width *upsampled"]:
+        """Return the block's output, of size `size * factor`."""
         x = upsample_conv(x, self.upsample, self.conv1)
-        # The largest maps of all are not kept, for what is between two convolutions costs little to compute again.
-        x = recomputed(lambda x: self.conv2(relu6(self.norm1(x))), x, self.norm1)
+        # These are the largest maps of all. Norm and activation are cheap to recompute, so their maps are not kept.
+        x = checkpointed(lambda x: self.conv2(relu6(self.norm1(x))), x, self.norm1)
         out: Tensor = self.norm2(x)
         return out
 
 
 class ConvNeXtBlock(nn.Module):
-    """Upsampling by a factor straight to the lower width, and a ConvNeXt block there (Liu et al., arXiv 2201.03545).
+    """Upsample by a factor directly to the lower width, then apply a ConvNeXt block (Liu et al., arXiv 2201.03545).
 
-    Not the paper's. At width 768 and 224 pixels, five of them take 1.56 billion multiply-accumulates an image, those of
-    the paper 10.1. The upsampling mirrors ConvNeXt's downsampling: a norm, then a convolution whose kernel is its
-    stride. There is no layer scale, which is to help networks much deeper than five blocks.
+    A deviation from the paper. At width 768 and 224 pixels, five of these blocks take 1.56 billion multiply-adds per
+    image, the paper's 10.1. The upsampling mirrors ConvNeXt's downsampling: a norm, then a convolution whose kernel
+    equals its stride. Layer scale is left out, because it helps networks much deeper than five blocks.
 
     Args:
         channels: of the input.
-        width: of the output.
+        width: channels of the output.
         factor: of upsampling along each axis.
     """
 
@@ -111,11 +119,11 @@ class ConvNeXtBlock(nn.Module):
         self.act = nn.GELU()
         self.reduce = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, channels, *size)` to `(B, width, *size * factor)`."""
+    def forward(self, x: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch width *upsampled"]:
+        """Return the block's output, of size `size * factor`."""
         x = self.upsample(self.norm1(x.movedim(1, -1)).movedim(-1, 1))
-        # The map of four times the channels is not kept: at full resolution it is larger than all others together.
-        change = recomputed(lambda y: self.reduce(self.act(self.expand(self.norm2(y)))), self.conv(x).movedim(1, -1))
+        # The map with four times the channels is not kept: at full resolution it outweighs all other maps together.
+        change = checkpointed(lambda y: self.reduce(self.act(self.expand(self.norm2(y)))), self.conv(x).movedim(1, -1))
         return x + change.movedim(-1, 1)
 
 
@@ -123,21 +131,24 @@ _BLOCKS: dict[DecoderBlock, type[UNetBlock | ConvNeXtBlock]] = {"unet": UNetBloc
 
 
 class Upsampling(NamedTuple):
-    """One step of the decoder: which densified map enters before it (0 = deepest, None = none), and its factor."""
+    """One block of the decoder: the level of the densified map added to its input, and its factor of upsampling.
+
+    Levels count from the deepest, 0; None if no map is added.
+    """
 
     level: int | None
     factor: tuple[int, ...]
 
 
 def upsampling_steps(strides: Sequence[tuple[int, ...]], end: tuple[int, ...] | None = None) -> list[Upsampling]:
-    """Return the blocks that lead from the deepest stride to `end`, by prime factors, meeting every stride between.
+    """Return the steps from the deepest stride to `end`, one per prime factor, through every stride of the pyramid.
 
     Args:
         strides: of the pyramid, deepest first.
         end: stride of the prediction, 1 along each axis if not given.
 
     Raises:
-        ValueError: if a stride does not divide the next deeper one.
+        ValueError: if a stride does not divide the next deeper one, or two strides are equal.
     """
     steps = []
     end = (1,) * len(strides[0]) if end is None else end
@@ -166,18 +177,18 @@ def _prime_factors(n: int) -> list[int]:
 
 
 class UNetDecoder(nn.Module):
-    """The light decoder: each block upsamples and halves the width, and takes in the densified map of its scale.
+    """The light decoder: each block upsamples and halves the width; the densified map of its scale joins its input.
 
-    For a pyramid of strides 4, 8, 16, 32 these are the paper's five blocks; other strides are met by prime factors.
+    For a pyramid of strides 4, 8, 16, 32 these are the paper's five blocks; for other strides, one per prime factor.
 
     Args:
         steps: see :func:`upsampling_steps`.
-        width: of the deepest map.
+        width: channels at the deepest scale.
         out_chans: channels of the prediction.
         block: "unet", the paper's :class:`UNetBlock`, or "convnext", the cheaper :class:`ConvNeXtBlock`.
 
     Raises:
-        ValueError: for a width that cannot be halved so often, or an unknown block.
+        ValueError: for a width that cannot be halved once per block, or an unknown block.
     """
 
     def __init__(
@@ -200,13 +211,15 @@ class UNetDecoder(nn.Module):
         self.reset_parameters()
 
     def width_of(self, level: int) -> int:
-        """Width of the decoder where the densified map `level` (0 = deepest) enters; one of stride 1 enters last."""
-        entered = [w for w, step in zip(self.widths, self.steps, strict=False) if step.level == level]
-        return entered[0] if entered else self.widths[-1]
+        """Return the decoder's width where the densified map of a level (0 = deepest) is added; stride 1 comes last."""
+        widths = [w for w, step in zip(self.widths, self.steps, strict=False) if step.level == level]
+        return widths[0] if widths else self.widths[-1]
 
     def reset_parameters(self) -> None:
-        """The official initialisation: normal 0.02 for convolutions (and linear layers), Kaiming fan-out for transposed
-        ones."""
+        """Initialize as the official code: normal 0.02 for convolutions, Kaiming fan-out for transposed ones.
+
+        Linear layers, which the official decoder lacks, are initialized like convolutions.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -219,38 +232,45 @@ class UNetDecoder(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-            if module.weight.ndim == 4 and math.prod(module.kernel_size) > 1:  # as the maps are, which costs no copies
+            if module.weight.ndim == 4 and math.prod(module.kernel_size) > 1:  # as the maps, to avoid copies
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Densified maps, deepest first, to a prediction `(B, out_chans, *size)`."""
-        coming = iter(maps)
-        x = next(coming)
+    def forward(self, maps: Sequence[Float[Tensor, "batch _ *_size"]]) -> Float[Tensor, "batch out_chans *size"]:
+        """Return the prediction for densified maps, deepest first."""
+        remaining = iter(maps)
+        x = next(remaining)
         for i, (step, block) in enumerate(zip(self.steps, self.blocks, strict=True)):
             if i > 0 and step.level is not None:
-                x = x + next(coming)
+                x = x + next(remaining)
             x = block(x)
-        for full_resolution in coming:  # a map of stride 1
+        for full_resolution in remaining:  # a map of stride 1
             x = x + full_resolution
         prediction: Tensor = self.proj(x)
         return prediction
 
 
 def densify_norm_of(network: nn.Module) -> str:
-    """The kind of norm that fits a network: "batch" if it has batch norms, "layer" otherwise."""
+    """Return the densify norm that suits a network: "batch" if it has batch norms, "layer" otherwise."""
     return "batch" if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()) else "layer"
 
 
 def build_densify(
     levels: Sequence[Level], decoder: UNetDecoder, norm: str, *, shared_mask_token: bool = False
 ) -> nn.ModuleList:
-    """One :class:`Densify` a level, deepest first; with one mask embedding for all of them on request."""
+    """Build one :class:`Densify` per level, deepest first.
+
+    Args:
+        levels: of the pyramid, deepest first.
+        decoder: whose widths the maps are projected to.
+        norm: "batch" or "layer".
+        shared_mask_token: use one mask token, that of the widest level, for all of them.
+    """
     dims = len(levels[0].stride)
-    made = [
+    modules = [
         Densify(level.channels, decoder.width_of(i), norm, 1 if i == 0 else 3, dims) for i, level in enumerate(levels)
     ]
     if shared_mask_token:
-        widest = max((densify.mask_token for densify in made), key=Tensor.numel)
-        for densify in made:
+        widest = max((densify.mask_token for densify in modules), key=Tensor.numel)
+        for densify in modules:
             densify.mask_token = widest
-    return nn.ModuleList(made)
+    return nn.ModuleList(modules)

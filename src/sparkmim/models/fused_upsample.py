@@ -1,8 +1,8 @@
-"""Two convolutions as one: a transposed convolution that doubles the resolution, then a 3x3 convolution.
+"""Fuse a transposed convolution that doubles the resolution and the 3x3 convolution that follows it.
 
-Nothing stands between the two in a block of the decoder, so their product is a 3x3 convolution at the lower resolution
-that gives the four pixels of each position at once. It takes 36 products a position, for a channel in and out, in place
-of 16 + 36, and its intermediate map is neither computed nor kept. The numbers are the same but for rounding.
+Both are linear and a decoder block has nothing in between, so they compose to one 3x3 convolution at the lower
+resolution that gives the four pixels of each position. It takes 36 multiply-adds per position, input and output channel
+instead of 16 + 36, and the intermediate map is neither computed nor kept. The result is equal up to rounding.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-POSITIONS_PER_CHANNEL = 27
-"""Positions of a batch, for each channel, from which composing pays. The product of the kernels takes as much
-arithmetic as it saves on 9, but as small convolutions, a third as fast on two CPU cores."""
+MIN_POSITIONS_PER_CHANNEL = 27
+"""Positions in a batch, per channel, from which fusing is faster. Composing the kernels takes the arithmetic that it
+saves on 9 positions, but in small convolutions, which are a third as fast on two CPU cores."""
 
 
-def composes(upsample: nn.Module, conv: nn.Module) -> bool:
-    """Whether two layers are of the form that can be composed: 4x4 with stride 2 transposed, then 3x3, both padded."""
+def can_fuse(upsample: nn.Module, conv: nn.Module) -> bool:
+    """Return whether the layers have the form to fuse: transposed 4x4 with stride 2, then 3x3, both with padding 1."""
     return (
         isinstance(upsample, nn.ConvTranspose2d)
         and isinstance(conv, nn.Conv2d)
@@ -32,35 +33,35 @@ def composes(upsample: nn.Module, conv: nn.Module) -> bool:
     )
 
 
-def upsample_conv(x: Tensor, upsample: Any, conv: Any) -> Tensor:
-    """`conv(upsample(x))`, as one convolution where that can be and pays for the size of the batch.
+def upsample_conv(
+    x: Float[Tensor, "batch channel *size"], upsample: Any, conv: Any
+) -> Float[Tensor, "batch width *doubled"]:
+    """Return `conv(upsample(x))`, fused where the layers allow it and the batch is large enough for it to be faster.
 
     Args:
-        x: `(B, C, *size)`.
+        x: the map.
         upsample: a transposed convolution.
         conv: a convolution.
     """
-    if composes(upsample, conv) and x.shape[0] * x.shape[2:].numel() >= POSITIONS_PER_CHANNEL * x.shape[1]:
-        return composed(x, upsample.weight, upsample.bias, conv.weight)
+    if can_fuse(upsample, conv) and x.shape[0] * x.shape[2:].numel() >= MIN_POSITIONS_PER_CHANNEL * x.shape[1]:
+        return fused_upsample_conv(x, upsample.weight, upsample.bias, conv.weight)
     out: Tensor = conv(upsample(x))
     return out
 
 
-def composed(x: Tensor, up: Tensor, bias: Tensor | None, weight: Tensor) -> Tensor:
-    """`F.conv2d(F.conv_transpose2d(x, up, bias, 2, 1), weight, padding=1)`.
-
-    Args:
-        x: `(B, C, H, W)`.
-        up: `(C, M, 4, 4)`.
-        bias: `(M,)` or None.
-        weight: `(C', M, 3, 3)`.
-    """
+def fused_upsample_conv(
+    x: Float[Tensor, "batch channel height width"],
+    up: Float[Tensor, "channel mid 4 4"],
+    bias: Float[Tensor, "mid"] | None,
+    weight: Float[Tensor, "out mid 3 3"],
+) -> Float[Tensor, "batch out 2*height 2*width"]:
+    """Return `F.conv2d(F.conv_transpose2d(x, up, bias, 2, 1), weight, padding=1)`."""
     if bias is None:
         bias = up.new_zeros(up.shape[1])
     constant = torch.einsum("omhw,m->o", weight, bias).repeat(4)
-    pixels = F.conv2d(x, _product(up, weight), constant, padding=1)
-    # The composed convolution goes on beyond the edges of the intermediate map, where the second one sees zeros:
-    # what comes from the ring around that map is taken back. Rows have the corners.
+    pixels = F.conv2d(x, _fused_kernel(up, weight), constant, padding=1)
+    # Beyond the edges of the intermediate map the second convolution sees zeros, but the fused one the continued map:
+    # subtract what comes from that ring. The rows include its corners.
     rows = [
         F.conv1d(F.conv_transpose1d(x[:, :, edge], up[:, :, tap], bias, 2), weight[:, :, side])
         for edge, tap, side in ((0, 0, 0), (-1, 3, 2))
@@ -73,16 +74,17 @@ def composed(x: Tensor, up: Tensor, bias: Tensor | None, weight: Tensor) -> Tens
     return out
 
 
-def _product(up: Tensor, weight: Tensor) -> Tensor:
-    """The composed kernel `(4 * C', C, 3, 3)`: for each of the 2 x 2 pixels of a position, `C'` channels."""
-    whole = F.conv2d(up, weight, padding=2)  # (C, C', 6, 6): steps of half a position, backwards
+def _fused_kernel(up: Tensor, weight: Tensor) -> Tensor:
+    """Return the fused kernel `(4 * out, channel, 3, 3)`: for each of a position's 2 x 2 pixels, `out` channels."""
+    whole = F.conv2d(up, weight, padding=2)  # (channel, out, 6, 6), flipped, in steps of half a position
     taps = whole.unflatten(3, (3, 2)).unflatten(2, (3, 2)).flip(2, 4)
     return taps.permute(3, 5, 1, 0, 2, 4).flatten(0, 2).contiguous(memory_format=torch.channels_last)
 
 
 class _Interleave(torch.autograd.Function):
-    """The four pixels of each position `(B, 4 * C, H, W)` as a map `(B, C, 2 * H, 2 * W)`, less what its first and last
-    row and column have too much."""
+    """Rearrange four pixels per position, `(B, 4 * C, H, W)`, to a map `(B, C, 2 * H, 2 * W)`, and subtract the surplus
+    of its first and last row and column.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]

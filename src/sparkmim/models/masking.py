@@ -1,4 +1,4 @@
-"""Random masks: which patches of each image are visible. True = visible everywhere."""
+"""Random masks. They tell which patches of each image are visible: True is visible, False is hidden."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from torch import Tensor
 
 
 def visible_patches(grid: Sequence[int], mask_ratio: float) -> int:
-    """How many patches of a grid stay visible: `round(patches * (1 - mask_ratio))`, as in the official `SparK.mask`.
+    """Return the number of visible patches in a grid, `round(patches * (1 - mask_ratio))`.
+
+    Source: the official `SparK.mask`.
+
+    Args:
+        grid: patches along each spatial axis.
+        mask_ratio: share of patches to hide.
 
     Raises:
         ValueError: if that hides all patches or none.
@@ -34,37 +40,35 @@ def random_visible(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Bool[Tensor, "batch *grid"]:
-    """A random mask for each image, all with the same number of visible patches (paper, section 3.1).
+    """Draw a random mask for each image, all with the same number of visible patches (paper, section 3.1).
 
     Args:
         batch: number of images.
         grid: patches along each spatial axis.
         mask_ratio: share of patches to hide.
-        generator: where randomness comes from (on the generator's own device); the device's default one otherwise.
+        generator: source of randomness, on its own device; by default the default generator of `device`.
         device: of the result.
 
     Raises:
         ValueError: if the ratio hides all patches or none.
     """
     keep = visible_patches(grid, mask_ratio)
-    where = device if generator is None else generator.device
-    order = torch.rand(batch, math.prod(grid), generator=generator, device=where).argsort(dim=1)
-    visible = torch.zeros(batch, math.prod(grid), dtype=torch.bool, device=where)
+    drawn_on = device if generator is None else generator.device
+    order = torch.rand(batch, math.prod(grid), generator=generator, device=drawn_on).argsort(dim=1)
+    visible = torch.zeros(batch, math.prod(grid), dtype=torch.bool, device=drawn_on)
     visible = visible.scatter(1, order[:, :keep], True)
-    there = visible.device if device is None else torch.device(device)
-    # A copy to the CPU is waited for: who reads it there would not.
-    return visible.view(batch, *grid).to(there, non_blocking=there.type != "cpu")
+    target = visible.device if device is None else torch.device(device)
+    # A copy to the CPU is synchronous: the caller could read it there before an asynchronous one arrives.
+    return visible.view(batch, *grid).to(target, non_blocking=target.type != "cpu")
 
 
 def count_visible(visible: Bool[Tensor, "batch *grid"]) -> int:
-    """The number of visible patches of each image. Waits for the device if the mask is on one.
+    """Return the number of visible patches in each image. Synchronizes with the mask's device.
 
     Raises:
-        ValueError: if the images differ in it, or nothing is visible.
+        ValueError: if the images differ in that number, or nothing is visible.
     """
     counts = set(visible.flatten(1).sum(1).tolist())
     if len(counts) != 1 or counts == {0}:
-        raise ValueError(
-            f"every image must show the same number of patches, at least one; this mask shows {sorted(counts)}"
-        )
+        raise ValueError(f"expected the same number (>= 1) of visible patches in every image, got {sorted(counts)}")
     return int(counts.pop())

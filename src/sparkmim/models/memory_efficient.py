@@ -1,19 +1,25 @@
-"""Operations that keep less for backward: ReLU6 in place, and activations that are computed again."""
+"""Operations that keep less for backward: in-place ReLU6 and activation checkpointing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..utils.modules import preserved_buffers
 
-def relu6(x: Tensor) -> Tensor:
-    """`F.relu6(x, inplace=True)`. What is written over must not be needed by the backward pass of what made it."""
+
+def relu6(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return `F.relu6(x, inplace=True)`, keeping one tensor for backward instead of two.
+
+    The operation that made `x` must not need its result in backward.
+    """
     if torch.compiler.is_compiling():  # the compiler decides what to keep
         return F.relu6(x)
     out: Tensor = _ReLU6.apply(x)  # type: ignore[no-untyped-call]
@@ -21,8 +27,7 @@ def relu6(x: Tensor) -> Tensor:
 
 
 class _ReLU6(torch.autograd.Function):
-    """The result tells as well as the input where the gradient passes; torch copies the input to have it in backward,
-    even of `F.relu6(inplace=True)`."""
+    """ReLU6 whose backward reads the output. Even `F.relu6(inplace=True)` keeps a copy of its input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
@@ -36,31 +41,26 @@ class _ReLU6(torch.autograd.Function):
         return torch.ops.aten.hardtanh_backward(grad, out, 0.0, 6.0)
 
 
-def recomputed(function: Callable[[Tensor], Tensor], x: Tensor, *norms: nn.Module) -> Tensor:
-    """`function(x)`, keeping `x` alone. What its last operation gives is not computed twice.
+def checkpointed(
+    function: Callable[[Tensor], Tensor], x: Float[Tensor, "*shape"], *norms: nn.Module
+) -> Float[Tensor, "*_shape"]:
+    """Return `function(x)`, keeping only `x` and recomputing the rest in backward.
 
-    Compiled, it is called as it is: the compiler decides what to keep.
+    The last operation of `function` is not recomputed. Under `torch.compile` this is a plain call: the compiler decides
+    what to keep.
 
     Args:
         function: deterministic.
-        x: of any shape.
-        norms: whose running statistics `function` updates, which is to happen once.
+        x: its input.
+        norms: modules in `function` with running statistics, which the recomputation must not update again.
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return function(x)
     out: Tensor = checkpoint(
-        function, x, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), _kept(norms))
+        function,
+        x,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), preserved_buffers(*norms)),
     )
     return out
-
-
-@contextmanager
-def _kept(norms: tuple[nn.Module, ...]) -> Iterator[None]:
-    """The norms' buffers as they were, afterwards."""
-    buffers = [buffer for norm in norms for buffer in norm.buffers()]
-    kept = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        for buffer, value in zip(buffers, kept, strict=True):
-            buffer.data.copy_(value)  # unseen by autograd, to which nothing has changed

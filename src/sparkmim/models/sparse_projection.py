@@ -1,9 +1,9 @@
-"""The convolution of a densified map, from its visible positions alone.
+"""Convolve a densified map from its visible positions alone.
 
-A densified map is one vector wherever it is hidden, and a convolution is linear: each visible position is multiplied
-once with every tap of the kernel, the vector that fills the gaps likewise, and every position of the result adds up the
-products its taps meet. The numbers are those of the convolution but for rounding, at the arithmetic of the visible
-share, and the whole map of the encoder's many channels is neither made nor kept.
+A densified map holds the same vector, the mask token, at every hidden position, and a convolution is linear. So each
+visible position, and the mask token once, is multiplied with every tap of the kernel, and each position of the result
+sums the products that its taps meet. The result equals the convolution's up to rounding, the arithmetic is that of the
+visible share, and the full map with the encoder's many channels is neither computed nor kept.
 """
 
 from __future__ import annotations
@@ -14,69 +14,75 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int32
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..sparse import CoarseGrid, PatchGrid
 from ..sparse.grid import maps_of, rows_of
 
-MOVED = 128
-"""Products are not only multiplied but written and read again, which costs as much as this many channels more
-(`benchmarks/projection.py`)."""
+MOVE_COST = 128
+"""Cost of writing and reading a product, in channels to multiply: measured by `benchmarks/projection.py`."""
 
 
-def project(packed: Tensor, fill: Tensor, conv: Any, grid: PatchGrid | CoarseGrid) -> Tensor:
-    """`conv(grid.unpack(packed, fill))`.
+def project(
+    packed: Float[Tensor, "n channel *block"], fill: Float[Tensor, "channel"], conv: Any, grid: PatchGrid | CoarseGrid
+) -> Float[Tensor, "batch width *size"]:
+    """Return `conv(grid.unpack(packed, fill))`.
 
     Args:
-        packed: `(N, C, *block)`, or `(B, C, *size)` of a :class:`CoarseGrid`.
-        fill: `(C,)`, the vector at hidden positions.
+        packed: features of the batch's n visible patches, `block` positions each, or maps `(B, C, *size)` of a
+            :class:`CoarseGrid`.
+        fill: the vector at hidden positions.
         conv: an `nn.Conv1d`, `2d` or `3d` with an odd kernel that keeps the size of a map, or an identity.
         grid: where the visible positions lie.
-
-    Returns:
-        `(B, C', *size)`.
     """
     if isinstance(conv, nn.Identity):
         return grid.unpack(packed, fill=fill)
     if math.prod(conv.kernel_size) == 1:
         return grid.unpack(conv(packed), fill=F.linear(fill, conv.weight.flatten(1), conv.bias))
-    if isinstance(grid, PatchGrid) and pays(grid, conv):
-        return add_up(packed, fill, conv, grid)
+    if isinstance(grid, PatchGrid) and is_faster(grid, conv):
+        return project_visible(packed, fill, conv, grid)
     out: Tensor = conv(grid.unpack(packed, fill=fill))
     return out
 
 
-def pays(grid: PatchGrid, conv: Any) -> bool:
-    """Whether adding up products is the faster way, by what was measured on two CPU cores; elsewhere that is not known.
+def is_faster(grid: PatchGrid, conv: Any) -> bool:
+    """Return whether :func:`project_visible` is faster than convolving the full map, as measured on two CPU cores.
 
-    In three dimensions the products of a position are 27 times the channels of the result, which is more than the whole
-    map takes.
+    On other devices that was not measured. In three dimensions the products of a position take 27 times the channels
+    of the result, more than the full map.
     """
     share = grid.visible_per_image / math.prod(grid.shape)
-    cost = share * (1 + MOVED / conv.in_channels)
+    cost = share * (1 + MOVE_COST / conv.in_channels)
     return grid.visible.device.type == "cpu" and len(conv.kernel_size) <= 2 and cost <= 0.9
 
 
-def add_up(packed: Tensor, fill: Tensor, conv: Any, grid: PatchGrid) -> Tensor:
-    """:func:`project` for visible patches and a kernel of several taps."""
+def project_visible(
+    packed: Float[Tensor, "n channel *block"], fill: Float[Tensor, "channel"], conv: Any, grid: PatchGrid
+) -> Float[Tensor, "batch width *size"]:
+    """Return what :func:`project` does, from visible patches and for a kernel of several taps."""
     block = tuple(packed.shape[2:])
     rows = rows_of(packed)
-    rows = torch.cat([rows, fill.to(rows.dtype)[None], rows.new_zeros(1, rows.shape[1])])  # the last: outside the map
+    outside = rows.new_zeros(1, rows.shape[1])
+    rows = torch.cat([rows, fill.to(rows.dtype)[None], outside])
     products = F.linear(rows, conv.weight.movedim(1, -1).movedim(0, -2).flatten(0, -2))
-    out = _AddUp.apply(products, conv.bias, *tables(grid, block, conv.kernel_size))
+    out = _SumProducts.apply(products, conv.bias, *index_tables(grid, block, conv.kernel_size))
     return maps_of(out, grid.rows_of_map(block).shape)
 
 
-def tables(grid: PatchGrid, block: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Which products meet at a position, and where a product goes.
+def index_tables(
+    grid: PatchGrid, block: tuple[int, ...], kernel: tuple[int, ...]
+) -> tuple[Int32[Tensor, "position tap"], Int32[Tensor, "row tap"]]:
+    """Return the gather index, which products each position sums, and its inverse, the scatter index.
 
-    Products are numbered row by row and tap by tap; row `M` is that of the fill, row `M + 1` of zeros.
+    Products are numbered row by row and tap by tap. Of the `M + 2` rows the first `M` are the visible positions, row
+    `M` is the fill, and row `M + 1`, zeros, stands outside the map.
 
     Returns:
-        int32 `(B * prod(size), taps)`: the products that each position of the map adds up.
-        int32 `(M + 2, taps)`: the position at which each product is added, one past the last if outside the map; that
-        also stands for the last two rows, which are added in many places.
+        For each of the `B * prod(size)` positions of the map, the products that it sums.
+        For each product, the position that sums it; one past the last position if that is outside the map, and for the
+        last two rows, which many positions sum.
     """
     rows, visible = grid.rows_of_map(block), grid.positions_of_rows(block).flatten()
     positions = torch.arange(rows.numel(), dtype=torch.int32, device=rows.device).view(rows.shape)
@@ -84,34 +90,38 @@ def tables(grid: PatchGrid, block: tuple[int, ...], kernel: tuple[int, ...]) -> 
     rows_around = F.pad(rows, around, value=len(visible) + 1)
     positions_around = F.pad(positions, around, value=rows.numel())
     taps = math.prod(kernel)
-    read, readers = [], []
+    gather_index, scatter_index = [], []
     for tap, offset in enumerate(itertools.product(*map(range, kernel))):
         window = [slice(o, o + s) for o, s in zip(offset, rows.shape[1:], strict=True)]
         mirrored = [slice(k - 1 - o, k - 1 - o + s) for k, o, s in zip(kernel, offset, rows.shape[1:], strict=True)]
-        read.append(rows_around[:, *window].flatten() * taps + tap)
-        reader = positions_around[:, *mirrored].flatten().index_select(0, visible)
-        readers.append(F.pad(reader, (0, 2), value=rows.numel()))
-    return torch.stack(read, 1), torch.stack(readers, 1)
+        gather_index.append(rows_around[:, *window].flatten() * taps + tap)
+        position = positions_around[:, *mirrored].flatten().index_select(0, visible)
+        scatter_index.append(F.pad(position, (0, 2), value=rows.numel()))
+    return torch.stack(gather_index, 1), torch.stack(scatter_index, 1)
 
 
-class _AddUp(torch.autograd.Function):
-    """Every position's products, and the bias; in bf16 they are added up in float32."""
+class _SumProducts(torch.autograd.Function):
+    """Sum each position's products and the bias. bf16 products are accumulated in float32."""
 
     @staticmethod
-    def forward(ctx: Any, products: Tensor, bias: Tensor, read: Tensor, readers: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(read, readers)
-        ctx.bias = bias.dtype
-        rows = products.view(readers.numel(), -1)
-        return F.embedding_bag(read, rows, mode="sum").add_(bias.to(rows.dtype))
+    def forward(  # type: ignore[override]
+        ctx: Any, products: Tensor, bias: Tensor, gather_index: Tensor, scatter_index: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(gather_index, scatter_index)
+        ctx.bias_dtype = bias.dtype
+        rows = products.view(scatter_index.numel(), -1)
+        return F.embedding_bag(gather_index, rows, mode="sum").add_(bias.to(rows.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        read, readers = ctx.saved_tensors
-        and_outside = torch.cat([grad, grad.new_zeros(1, grad.shape[1])])
-        of_products = and_outside.index_select(0, readers.flatten()).view(len(readers), -1)
-        taps = readers.shape[1]
-        fill = (len(readers) - 2) * taps + torch.arange(taps, dtype=read.dtype, device=read.device)
-        hidden = (read == fill).to(grad.dtype)
-        of_products[-2] = (hidden.T @ grad).flatten()  # adds up in float32, rounds once
-        return of_products, grad.sum(0).to(ctx.bias), None, None
+        gather_index, scatter_index = ctx.saved_tensors
+        padded = torch.cat([grad, grad.new_zeros(1, grad.shape[1])])
+        grad_products = padded.index_select(0, scatter_index.flatten()).view(len(scatter_index), -1)
+        taps = scatter_index.shape[1]
+        fill = (len(scatter_index) - 2) * taps + torch.arange(
+            taps, dtype=gather_index.dtype, device=gather_index.device
+        )
+        hidden = (gather_index == fill).to(grad.dtype)
+        grad_products[-2] = (hidden.T @ grad).flatten()  # accumulates in float32 and rounds once
+        return grad_products, grad.sum(0).to(ctx.bias_dtype), None, None

@@ -1,80 +1,77 @@
-"""Finding the stages of a network that does not name them: the last map of each resolution, at a block's end."""
+"""Find the stages of a network that does not name them: the last map of each resolution, at the end of a block."""
 
 from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+
+from ..utils.hooks import Call, record_calls
 
 Size = tuple[int, ...]
 
 
-class Call(NamedTuple):
-    """One call of a submodule: spatial sizes of what it got and gave."""
+class Step(NamedTuple):
+    """One call of a submodule that returns a map: its name, and the spatial sizes of its input and output."""
 
     name: str
     before: Size | None
     after: Size
 
 
-def find_stages(module: nn.Module, image: Tensor, larger: Tensor) -> list[str]:
-    """Names of the submodules that give the last map of each resolution, finest first.
+def find_stages(
+    module: nn.Module, image: Float[Tensor, "1 channel *size"], larger: Float[Tensor, "1 channel *larger"]
+) -> list[str]:
+    """Return the names of the submodules that give the last map of each resolution, highest resolution first.
 
-    The network runs as it is, on two images; maps are what grows with the image. Submodules within one that leads from
-    a resolution to the next are passed over, for they belong to the way down (the expansion of a strided bottleneck,
-    say), and so are those that run more than once.
+    The network runs on two images; outputs that grow with the image are maps. Submodules inside one that leads from one
+    resolution to the next are skipped, because they belong to the downsampling (the expansion of a strided bottleneck,
+    for example), and so are those that run more than once.
 
     Args:
         module: the network.
-        image: `(1, C, *size)`, of a size that is halved often.
-        larger: likewise, of another size along each axis.
+        image: of a size that can be halved several times.
+        larger: of another size along each axis.
 
     Raises:
         ValueError: if no submodule gives a map.
     """
-    whole, other = image.shape[2:], larger.shape[2:]
-    calls = [
-        call
-        for call, again in zip(_record(module, image), _record(module, larger), strict=True)
-        if all(a * o == b * w for a, b, w, o in zip(call.after, again.after, whole, other, strict=True))
+    size, other_size = image.shape[2:], larger.shape[2:]
+    steps = [
+        step
+        for step, other in zip(_record_steps(module, image), _record_steps(module, larger), strict=True)
+        if all(a * o == b * s for a, b, s, o in zip(step.after, other.after, size, other_size, strict=True))
     ]
-    often = Counter(call.name for call in calls)
-    sizes = sorted({call.after for call in calls}, reverse=True)
-    following = dict(pairwise(sizes))
-    downward = {(call.name, call.before) for call in calls if following.get(call.before or ()) == call.after}
+    counts = Counter(step.name for step in steps)
+    sizes = sorted({step.after for step in steps}, reverse=True)
+    next_size = dict(pairwise(sizes))
+    downsampling = {(step.name, step.before) for step in steps if next_size.get(step.before or ()) == step.after}
     last: dict[Size, str] = {}
-    for call in calls:
-        parts = call.name.split(".")
-        within = (".".join(parts[:n]) for n in range(1, len(parts)))
-        if often[call.name] == 1 and not any((ancestor, call.after) in downward for ancestor in within):
-            last[call.after] = call.name
-    stages = [last[size] for size in sizes if size in last and size != tuple(whole)]
+    for step in steps:
+        parts = step.name.split(".")
+        ancestors = (".".join(parts[:n]) for n in range(1, len(parts)))
+        if counts[step.name] == 1 and not any((ancestor, step.after) in downsampling for ancestor in ancestors):
+            last[step.after] = step.name
+    stages = [last[s] for s in sizes if s in last and s != tuple(size)]
     if not stages:
         raise ValueError(f"no submodule of {type(module).__name__} gives a feature map (1, C, *size) of an image")
     return stages
 
 
-def _record(module: nn.Module, image: Tensor) -> list[Call]:
-    """All calls of submodules that give maps, in the order in which they end."""
-    calls: list[Call] = []
+def _record_steps(module: nn.Module, image: Tensor) -> list[Step]:
+    """Return all calls of submodules that return maps, in the order in which they return."""
 
-    def note(name: str, arguments: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim == image.ndim:
-            first = next((a for a in arguments if isinstance(a, Tensor) and a.ndim == image.ndim), None)
-            calls.append(Call(name, None if first is None else tuple(first.shape[2:]), tuple(output.shape[2:])))
+    def read(call: Call) -> Step | None:
+        if not isinstance(call.output, Tensor) or call.output.ndim != image.ndim:
+            return None
+        first = next((a for a in call.args if isinstance(a, Tensor) and a.ndim == image.ndim), None)
+        return Step(call.name, None if first is None else tuple(first.shape[2:]), tuple(call.output.shape[2:]))
 
-    hooks = [
-        submodule.register_forward_hook(lambda _, arguments, output, name=name: note(name, arguments, output))
-        for name, submodule in module.named_modules()
-        if name
-    ]
-    try:
-        with torch.no_grad():
-            module(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return calls
+    submodules = ((name, submodule) for name, submodule in module.named_modules() if name)
+    with record_calls(submodules, read) as steps, torch.no_grad():
+        module(image)
+    return [step for step in steps if step is not None]

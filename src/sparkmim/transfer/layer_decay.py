@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..models.backbone import Backbone, probing
+from ..models.backbone import Backbone
 from ..training.optim import param_groups_weight_decay
+from ..utils.hooks import Call, record_calls
+from ..utils.modules import eval_mode
 from .network import Network
 
 SEQUENCES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -80,15 +82,13 @@ class _Structure(NamedTuple):
 def _structure(backbone: Backbone) -> _Structure:
     module = backbone.module
     named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    calls: dict[nn.Module, tuple[Any, Any]] = {}
-    hooks = [
-        m.register_forward_hook(lambda m, args, out: calls.update({m: (next(iter(args), None), out)}))
-        for m in module.modules()
-    ]
-    with probing(module):
+
+    def read(call: Call) -> tuple[nn.Module, tuple[Any, Any]]:
+        return call.module, (next(iter(call.args), None), call.output)
+
+    with eval_mode(module), record_calls(module.named_modules(), read) as recorded:
         maps = backbone(backbone.blank_image([2 * stride for stride in backbone.strides[-1]]))
-    for hook in hooks:
-        hook.remove()
+    calls = dict(recorded)  # of a module that is called more than once, the last
     stages: dict[str, int] = {}
     for stage, features in enumerate(maps):
         gradients = torch.autograd.grad(features.sum(), list(named.values()), retain_graph=True, allow_unused=True)

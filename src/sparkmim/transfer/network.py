@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..checkpoints.encoder import TrainedEncoder
-from ..models.backbone import Backbone, probing
+from ..models.backbone import Backbone
 from ..models.factory import load_backbone, stochastic_depth
+from ..utils.modules import eval_mode
 
 
 class Network(NamedTuple):
@@ -75,7 +76,7 @@ def require_image_size(module: nn.Module, config: Any, image_size: tuple[int, ..
         ValueError: with the network's own reason.
     """
     try:
-        with probing(module), torch.no_grad():
+        with eval_mode(module), torch.no_grad():
             module(torch.zeros(1, config.in_chans, *image_size))
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split("\n")[0].split())

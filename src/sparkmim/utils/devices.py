@@ -1,4 +1,4 @@
-"""Where to compute, and whether its memory is enough."""
+"""Choose and name devices, and recognize errors of memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import torch
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of this process.
+    """Return the device of this process.
+
+    Args:
+        name: "auto" (CUDA, else MPS, else CPU) or a torch device type; "cuda" becomes the device of the local rank.
 
     Raises:
-        ValueError: if there is none of that kind, or not one for each of this machine's processes.
+        ValueError: if the machine has no such device, or fewer CUDA devices than processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -23,17 +26,17 @@ def pick_device(name: str) -> torch.device:
     if name != "cuda":
         return torch.device(name)
     number = int(os.environ.get("LOCAL_RANK", 0))
-    processes = max(number + 1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # so that all of them raise alike
+    processes = max(number + 1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # so that every process raises
     if processes > torch.cuda.device_count():
         raise ValueError(
-            f"{processes} processes need as many CUDA devices, and torch sees {torch.cuda.device_count()}; use "
+            f"{processes} processes need as many CUDA devices, but torch sees {torch.cuda.device_count()}; use "
             f"torchrun --nproc-per-node {torch.cuda.device_count()}, or --device cpu"
         )
     return torch.device(name, number)
 
 
 def device_name(device: torch.device) -> str:
-    """What the device is called."""
+    """Return a device's name for people: the GPU's, or the CPU's architecture and number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -41,7 +44,7 @@ def device_name(device: torch.device) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory was asked for that is not there; torch says so of a CPU's by a RuntimeError."""
+    """Return whether an error reports exhausted memory. For CPU memory torch raises a plain RuntimeError."""
     text = str(error)
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, (RuntimeError, OSError)) and ("out of memory" in text or "allocate memory" in text)

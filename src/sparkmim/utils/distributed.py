@@ -1,4 +1,4 @@
-"""What the processes of a run know, together."""
+"""Collectives: every process of the run must call them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 
 
 def gather(fabric: Fabric, value: Value) -> list[Value]:
-    """The values of all processes, in the order of their ranks; all of them have to call it."""
+    """Return the values of all processes, in the order of their ranks."""
     if fabric.world_size == 1:
         return [value]
     values = [value] * fabric.world_size
@@ -25,7 +25,7 @@ def gather(fabric: Fabric, value: Value) -> list[Value]:
 
 @torch.no_grad()
 def broadcast(fabric: Fabric, tensors: Iterable[Tensor]) -> None:
-    """Write the first process's tensors into those of all; all of them have to call it."""
+    """Copy the tensors of rank 0 into those of every other rank."""
     if fabric.world_size == 1:
         return
     for tensor in tensors:
@@ -35,13 +35,13 @@ def broadcast(fabric: Fabric, tensors: Iterable[Tensor]) -> None:
 
 
 def destroy_process_group() -> None:
-    """End the group of processes; the last thing before the interpreter ends.
+    """Destroy the process group and give its threads time to end; call it last before the interpreter exits.
 
-    Gloo's threads let go of tensors after what was exchanged has arrived. A thread that comes too late for the
-    interpreter aborts the process, with all work done ("terminate called without an active exception",
+    Gloo's threads release tensors only after their transfer has completed. A thread still alive while the interpreter
+    shuts down aborts the process, with all work done ("terminate called without an active exception",
     https://github.com/pytorch/pytorch/pull/179291).
     """
     gc.collect()  # a DistributedDataParallel holds the group
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-        time.sleep(0.1)  # whoever else holds it keeps its threads, which get the time to end what they do
+        time.sleep(0.1)  # other references to the group keep its threads alive

@@ -1,4 +1,4 @@
-"""Writing files so that a crash never leaves half of one."""
+"""Write files atomically: a crash never leaves half of one."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 SUFFIX = ".partial"
-"""Ending of files that are being written; after a crash they are rubbish."""
+"""Ending of files that are being written. Those left by a crash can be deleted."""
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that it is either the old or the new one at any moment, also after a loss of power.
+    """Write a file so that it is the old or the new one at any moment, also after a power loss.
+
+    Args:
+        path: of the file; its folder is made if missing.
+        write: writes the content to the open file that it is given.
 
     Raises:
-        OSError: if it cannot be written (the old file is untouched).
+        OSError: if the file cannot be written (the old one is unchanged).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=path.name + ".", suffix=SUFFIX, dir=path.parent)
@@ -40,7 +44,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Whether a file, and its folder if there is none, can be written there; before work on its content begins.
+    """Validate, before any work on its content, that a file and its missing folders can be written.
 
     Raises:
         ValueError: if not, with the reason.
@@ -56,7 +60,7 @@ def require_writable(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a readable JSON file atomically."""
+    """Write an indented JSON file atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 

@@ -1,10 +1,10 @@
-"""Quantities and names as text."""
+"""Format quantities and names as text."""
 
 from __future__ import annotations
 
 
 def duration(seconds: float) -> str:
-    """Readable: `42 s`, `7 min`, `3 h 20 min`, `2 days 4 h`."""
+    """Format a duration: `42 s`, `7 min`, `3 h 20 min`, `2 days 4 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -18,5 +18,5 @@ def duration(seconds: float) -> str:
 
 
 def printable(name: str) -> str:
-    """A name on one line that any terminal and file can take: line breaks and the like as Python writes them."""
+    """Return a name on one line that is safe to print: unprintable characters become Python escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)

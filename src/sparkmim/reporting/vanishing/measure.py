@@ -7,8 +7,7 @@ neither happens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from ...models.backbone import Backbone
 from ...sparse import PatchGrid, SparseExecution, mask_at, run
+from ...utils.hooks import record_calls
 
 NEGLIGIBLE = 1e-6
 """Share of a map's largest value below which a difference is rounding."""
@@ -135,21 +135,12 @@ def open_branches(network: nn.Module) -> None:
 
 def _convolutions(backbone: Backbone, run: Callable[[], object]) -> list[tuple[str, Tensor]]:
     """Names and outputs of the convolutions with a kernel larger than 1 that a pass runs, in their order."""
-    outputs: list[tuple[str, Tensor]] = []
-    with _hooked(backbone.module, lambda name, output: outputs.append((name, output.clone()))):
+    convolutions = (
+        (name, module)
+        for name, module in backbone.module.named_modules()
+        if isinstance(module, nn.modules.conv._ConvNd) and max(module.kernel_size) > 1
+    )
+    # Prepended, because the backbone's own hook of the last stage ends the pass.
+    with record_calls(convolutions, lambda call: (call.name, call.output.clone()), prepend=True) as outputs:
         run()
     return outputs
-
-
-@contextmanager
-def _hooked(network: nn.Module, note: Callable[[str, Tensor], None]) -> Iterator[None]:
-    hooks = [  # before others: that of the last stage ends the pass
-        module.register_forward_hook(lambda _, __, output, name=name: note(name, output), prepend=True)
-        for name, module in network.named_modules()
-        if isinstance(module, nn.modules.conv._ConvNd) and max(module.kernel_size) > 1
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
