@@ -19,6 +19,7 @@ from sparkmim.checkpoints.run_folder import RunFolder
 from sparkmim.cli import main
 from sparkmim.pretraining.run import pretrain
 from sparkmim.sparse import UnsupportedOperation
+from sparkmim.training.lock import lock
 from sparkmim.utils.io import write_text
 
 FILES = {
@@ -370,7 +371,7 @@ def test_a_folder_in_which_another_process_has_trained_since(
         else:
             pretrain(folder, chosen=chosen, after_step=interrupt_at(5))
         held.update(contents(folder))
-        return claim(run)
+        return lock(run)
 
     monkeypatch.setattr("sparkmim.training.run.lock", claim_late)
     with pytest.raises(ValueError, match=r" was changed by another run after .* give the command again, to go on"):

@@ -10,7 +10,7 @@ import pytest
 from sparkmim.data.config import DataConfig
 from sparkmim.models.config import ModelConfig
 from sparkmim.pretraining.config import PretrainConfig, RunConfig
-from sparkmim.training.config import OptimizerConfig, ScheduleConfig, differences
+from sparkmim.training.config import Configuration, OptimizerConfig, ScheduleConfig, differences
 from sparkmim.transfer.config import FinetuneConfig
 
 CONFIG = PretrainConfig(

@@ -15,6 +15,7 @@ from helpers import TINY_FINETUNE, build_classifier, make_split
 from sparkmim.checkpoints.encoder import load_network
 from sparkmim.models.backbone import Backbone
 from sparkmim.pretraining.run import pretrain
+from sparkmim.training.optim import param_groups_weight_decay
 from sparkmim.transfer.layer_decay import decayed_groups
 from sparkmim.transfer.model_file import load_model
 from sparkmim.transfer.network import load_weights
@@ -76,7 +77,7 @@ def test_a_classifier_of_its_own_is_not_trained(own: str) -> None:
     classifier = build_classifier(5, model=own)
     frozen = [name for name, p in classifier.module.named_parameters() if not p.requires_grad]
     assert frozen == ["encoder.fc.weight", "encoder.fc.bias"]
-    lower = build_classifier(ClassifierConfig(model=own, stages=("a", "b")), 5)
+    lower = build_classifier(5, model=own, stages=("a", "b"))
     assert not any(p.requires_grad for p in lower.encoder.neck.parameters())  # type: ignore[union-attr]
 
 
