@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..checkpoints.run_folder import Contents, RunFolder, read_checkpoint
+from ..data.sources.address import open_source
 from ..data.sources.base import ImageSource, held_out
-from ..data.sources.builtin import builtin_photographs
-from ..data.sources.folder import find_images
 from ..data.statistics import first_readable
 from ..models.factory import code_of, load_backbone
 from ..models.masking import visible_patches
@@ -102,7 +101,7 @@ def resolve(
     init = chosen.get("init", "none")
     if init not in ("none", "timm") and not Path(init).is_file():
         raise ValueError(f"there is no file {init}; --init takes none, timm, or a file of weights")
-    everything = load_images(chosen.get("data"))
+    everything = open_source(chosen.get("data"))
     source, _ = split(everything, chosen.get("val_data"), chosen.get("val_share", 0.0), chosen.get("seed", 0))
     first_readable(source, in_chans)
     with code_of(chosen["model"]):
@@ -136,11 +135,6 @@ def resolve(
     return config, *sources(config)
 
 
-def load_images(folder: str | None) -> ImageSource:
-    """The images of a folder, or the built-in photographs."""
-    return builtin_photographs() if folder is None else find_images(folder)
-
-
 def split(
     everything: ImageSource, val_data: str | None, val_share: float, seed: int
 ) -> tuple[ImageSource, ImageSource | None]:
@@ -148,13 +142,13 @@ def split(
     if val_data is not None and val_share:
         raise ValueError("--val-data and --val-share are two ways to say the same; use one")
     if val_data is not None:
-        return everything, find_images(val_data, "--val-data")
+        return everything, open_source(val_data, option="--val-data")
     return held_out(everything, val_share, seed) if val_share else (everything, None)
 
 
 def sources(config: PretrainConfig) -> tuple[ImageSource, ImageSource | None]:
     """The images of a configuration: to train on, and held out."""
-    return split(load_images(config.data.data), config.data.val_data, config.data.val_share, config.run.seed)
+    return split(open_source(config.data.data), config.data.val_data, config.data.val_share, config.run.seed)
 
 
 def validate(config: PretrainConfig, source: ImageSource, processes: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.sources.address import absolute_address
 from ..utils.specs import absolute_spec, is_function
 from .config import Configuration, TrainingConfig, differences, known_fields, show
 
@@ -55,7 +56,7 @@ def normalise(chosen: Mapping[str, Any], kind: type[Configuration]) -> dict[str,
                 raise ValueError(f"--{name.replace('_', '-')} {' '.join(map(str, size))} is not a number of pixels")
     for name in ("data", "val_data", "test_data", "monitor_data"):
         if made.get(name) is not None:
-            made[name] = str(Path(made[name]).expanduser().absolute())
+            made[name] = absolute_address(made[name])
     for name in ("init", "encoder"):
         if made.get(name, "none") not in ("none", "timm"):
             made[name] = str(Path(made[name]).expanduser().absolute())

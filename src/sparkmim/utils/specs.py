@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+import zlib
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -33,15 +36,30 @@ def load_function(spec: str) -> Callable[..., Any]:
         return getattr(module, name)  # type: ignore[no-any-return]
     if not Path(path).is_file():
         raise ValueError(f"there is no file {path!r}")
-    found = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert found is not None
-    assert found.loader is not None
-    namespace = importlib.util.module_from_spec(found)
-    found.loader.exec_module(namespace)
-    function = getattr(namespace, name, None)
+    function = getattr(_load_file(Path(path)), name, None)
     if not callable(function):
         raise ValueError(f"{path} defines no function {name!r}")
     return function  # type: ignore[no-any-return]
+
+
+def _load_file(path: Path) -> ModuleType:
+    """Import a Python file, once for each content, under a name that is the same in every process.
+
+    It is listed in `sys.modules`, where dataclasses, type hints and pickle look for the module of a class.
+    """
+    name = f"{path.stem}_{zlib.crc32(bytes(path.absolute()) + path.read_bytes()):08x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None
+    assert found.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(found)
+    try:
+        found.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def absolute_spec(spec: str) -> str:

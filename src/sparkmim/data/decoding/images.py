@@ -101,3 +101,10 @@ def read_image(path: str | Path, channels: int = 3) -> Tensor:
         UnreadableImage: if the file cannot be read or decoded in full, or has another number of channels.
     """
     return EncodedFile(Path(path)).decode(channels)
+
+
+def image_extensions() -> set[str]:
+    """Return the extensions of files that can be decoded, such as `.png`."""
+    Image.init()
+    pictures = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return pictures | set(EXTENSIONS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +18,33 @@ HELD_OUT = 1
 
 
 class ImageSource(ABC):
-    """A numbered collection of images. A subclass in a module of this package is found by its `schemes`."""
+    """A numbered collection of images.
+
+    A class can be opened by address, see :func:`~sparkmim.data.sources.address.open_source`, as `FILE.py:CLASS://rest`;
+    in a module of this package also by its schemes. Worker processes read from one object each: it must survive a fork
+    and pickling, so a file that is read from is opened anew in each process.
+
+    Attributes:
+        schemes: what stands before `://` in addresses that the class opens.
+        settings_type: a frozen dataclass of the source's settings, each with a docstring and a default; None if the
+            source has none.
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ()
+    settings_type: ClassVar[type[Any] | None] = None
+
+    @classmethod
+    def from_address(cls, rest: str, settings: Any) -> ImageSource:
+        """Open a source.
+
+        Args:
+            rest: what follows `://` in the address.
+            settings: an instance of `settings_type`; None if the class has none.
+
+        Raises:
+            ValueError: if there is no image at the address, with the remedy.
+        """
+        raise ValueError(f"{cls.__name__} cannot be opened by address; define its class method from_address")
 
     @abstractmethod
     def __len__(self) -> int:

@@ -39,6 +39,15 @@ SHORTER_SIDE = 384
 class Photographs(Files):
     """A few image files, decoded once, resized if large, and kept in memory."""
 
+    schemes = ("builtin",)
+
+    @classmethod
+    def from_address(cls, rest: str, settings: None = None) -> Photographs:
+        """Open the built-in photographs; the rest of the address is empty."""
+        if rest:
+            raise ValueError("expected builtin:// with nothing after it")
+        return builtin_photographs()
+
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         super().__init__(root, names)
         self._images = [Photograph(root / name) for name in names]

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from ..decoding.arrays import EXTENSIONS
 from ..decoding.encoded import EncodedImage
-from ..decoding.images import EncodedFile
+from ..decoding.images import EncodedFile, image_extensions
 from .base import ImageSource
 
 
@@ -22,11 +20,18 @@ class Files(ImageSource):
     Names are kept in one array of bytes, which forked worker processes share instead of copying.
     """
 
+    schemes = ("folder",)
+
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         self.root = root
         encoded = [os.fsencode(name) for name in names]
         self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
         self._ends = np.cumsum([len(name) for name in encoded])
+
+    @classmethod
+    def from_address(cls, rest: str, settings: None = None) -> Files:
+        """Find the images below a folder, see :func:`find_images`."""
+        return find_images(rest)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -83,13 +88,6 @@ def find_images(folder: str | Path, flag: str = "--data") -> Files:
             f"no image in {root}: it holds {found or 'no file'}; expected files that Pillow reads, such as jpg or png"
         )
     return Files(root, sorted(names))
-
-
-def image_extensions() -> set[str]:
-    """Return the extensions of files that can be decoded, such as `.png`."""
-    Image.init()
-    pictures = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    return pictures | set(EXTENSIONS)
 
 
 def _refuse(error: OSError) -> None:
