@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from sparkmim.data.config import DataConfig
-from sparkmim.data.decoding.images import UnreadableImage, read_image
+from sparkmim.data.decoding.encoded import UnreadableImage
+from sparkmim.data.decoding.images import read_image
 from sparkmim.data.sources.folder import find_images
 from sparkmim.data.statistics import channel_statistics, first_readable
 from sparkmim.data.views import evaluation_view, training_view
@@ -60,11 +61,11 @@ def test_tiff_of_many_channels(tmp_path: Path, shape: tuple[int, ...], axes: str
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((3, 4, 5)), r"shape \(3, 4, 5\) is no image of 13 channels; see --in-chans"),
+        (np.zeros((3, 4, 5)), r"array of 13 channels, got one of shape \(3, 4, 5\); see --in-chans"),
         (np.zeros(4), r"shape \(4,\)"),
         (np.zeros((13, 0, 5)), r"shape \(13, 0, 5\)"),
-        (np.zeros((13, 4, 5), complex), "complex128 are no pixels"),
-        (np.full((13, 4, 5), np.inf), "not finite"),
+        (np.zeros((13, 4, 5), complex), "expected real numbers, got values of type complex128"),
+        (np.full((13, 4, 5), np.inf), "expected finite values"),
         (np.array([{"a": 1}]), "allow_pickle"),
     ],
 )

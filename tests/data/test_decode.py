@@ -11,7 +11,8 @@ import tifffile
 import torch
 from PIL import Image
 
-from sparkmim.data.decoding.images import UnreadableImage, read_image
+from sparkmim.data.decoding.encoded import UnreadableImage
+from sparkmim.data.decoding.images import read_image
 
 HEIGHT, WIDTH = 5, 7
 
@@ -193,16 +194,16 @@ def test_a_fourth_band_that_is_no_opacity_is_kept(tmp_path: Path, dtype: type, p
     if photometric == "rgb":
         assert torch.equal(read_image(path), wanted[:3]), "the first three are colours all the same"
     else:
-        with pytest.raises(UnreadableImage, match=r"4 bands of \w+ are no image of 3 channels; see --in-chans"):
+        with pytest.raises(UnreadableImage, match=r"expected 3 channels, got 4 bands of \w+; see --in-chans"):
             read_image(path)
 
 
 def test_deep_colours_of_other_kinds_are_refused(tmp_path: Path) -> None:
     path = deep_tiff(tmp_path / "x.tif", deep_colours(4), photometric="separated")
-    with pytest.raises(UnreadableImage, match="colours of the kind SEPARATED in uint16; convert the file to RGB"):
+    with pytest.raises(UnreadableImage, match="expected RGB or gray, got SEPARATED in uint16; convert the file to RGB"):
         read_image(path)
     path = deep_tiff(tmp_path / "y.tif", deep_colours(4).astype(np.uint32), extrasamples=["unassalpha"])
-    with pytest.raises(UnreadableImage, match="4 bands of uint32 are no image of 3 channels"):
+    with pytest.raises(UnreadableImage, match="expected 3 channels, got 4 bands of uint32"):
         read_image(path)
 
 
@@ -331,7 +332,7 @@ def test_broken_files_say_why(tmp_path: Path, name: str) -> None:
 
 def test_a_file_that_is_no_image_is_told_without_an_address(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"hello")
-    with pytest.raises(UnreadableImage, match=r"^UnidentifiedImageError: 5 bytes in which Pillow knows no image$"):
+    with pytest.raises(UnreadableImage, match=r"^UnidentifiedImageError: Pillow recognizes no image in these 5 bytes$"):
         read_image(tmp_path / "x.png")
 
 

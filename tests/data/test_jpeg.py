@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 
 from sparkmim.data.config import DataConfig
 from sparkmim.data.decoding import jpeg
-from sparkmim.data.decoding.images import UnreadableImage, read_image
+from sparkmim.data.decoding.encoded import UnreadableImage
+from sparkmim.data.decoding.images import EncodedFile, read_image
 from sparkmim.data.sources.folder import find_images
 from sparkmim.data.views import View, evaluation_view, training_view
 
@@ -63,15 +64,10 @@ def test_numbers_are_pillows(tmp_path: Path, decoder: str, variant: str, mode: s
         settings["exif"] = exif
     path = tmp_path / "x.jpg"
     photograph(WIDTH, HEIGHT).convert(mode).save(path, **settings)
-    asked: list[tuple[int, int]] = []
-
-    def reduction(height: int, width: int) -> int:
-        asked.append((height, width))
-        return by
-
-    seen = read_image(path, 3, reduction)
     whole = decoded(path)
-    assert asked == [whole.shape[:2]]
+    file = EncodedFile(path)
+    assert file.size(3) == EncodedFile(path).size(1) == whole.shape[:2]
+    seen = file.decode(3, by)
     # Turned round, an image is reduced only if that divides its sides.
     reduces = orientation in (None, 1)
     assert torch.equal(seen, torch.from_numpy(decoded(path, by) if reduces else whole).permute(2, 0, 1))
@@ -82,7 +78,9 @@ def test_turned_images_are_reduced_where_that_divides_their_sides(tmp_path: Path
     exif = Image.Exif()
     exif[0x0112] = 6
     photograph(160, 96).save(tmp_path / "x.jpg", exif=exif)
-    seen = read_image(tmp_path / "x.jpg", 3, lambda height, width: 4 if (height, width) == (160, 96) else 1)
+    file = EncodedFile((tmp_path / "x.jpg").read_bytes(), "x.jpg")
+    assert file.size(3) == (160, 96)
+    seen = file.decode(3, 4)
     assert torch.equal(seen, torch.from_numpy(decoded(tmp_path / "x.jpg", 4)).permute(2, 0, 1))
     assert seen.shape == (3, 40, 24)
 
@@ -91,12 +89,16 @@ def test_turned_images_are_reduced_where_that_divides_their_sides(tmp_path: Path
 def test_simplejpeg_does_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photograph(WIDTH, HEIGHT).save(tmp_path / "x.jpg", exif=Image.Exif())
     data = (tmp_path / "x.jpg").read_bytes()
-    assert jpeg.decode_jpeg(data, lambda height, width: 1) is not None
+    size = jpeg.jpeg_size(data)
+    assert size == (HEIGHT, WIDTH)
+    assert jpeg.decode_jpeg(data, size) is not None
     # What it makes a fuss about, Pillow reads; what is cut off, nobody does.
     flawed = data[:2] + b"\xff\xe2\x00\x04ab" + b"\x00" + data[2:]
-    assert jpeg.decode_jpeg(flawed, lambda height, width: 1) is None
+    size = jpeg.jpeg_size(flawed)
+    assert size is None or jpeg.decode_jpeg(flawed, size) is None
+    assert torch.equal(EncodedFile(flawed, "x.jpg").decode(3), EncodedFile(data, "x.jpg").decode(3))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    assert jpeg.decode_jpeg(data, lambda height, width: 1) is None
+    assert jpeg.jpeg_size(data) is None
 
 
 def test_cut_off_files_are_unreadable(tmp_path: Path, decoder: str) -> None:
@@ -118,7 +120,7 @@ def test_views_of_reduced_images_look_the_same(
 ) -> None:
     photograph(width, width * 3 // 4).save(tmp_path / "x.jpg", quality=92)
     source, view = find_images(tmp_path), make(CONFIG)
-    whole = source.read(0, 3)
+    whole = source.open(0).decode(3)
     for seed in range(5):
         window = view.place(whole.shape[1], whole.shape[2], torch.Generator().manual_seed(seed))
         assert window.reduction == by

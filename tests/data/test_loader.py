@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from sparkmim.data.config import DataConfig
-from sparkmim.data.decoding.images import UnreadableImage
+from sparkmim.data.decoding.encoded import UnreadableImage
 from sparkmim.data.loader import (
     MaskedViews,
     PlainViews,
@@ -173,7 +173,7 @@ def test_plain_views_leave_broken_images_out(damaged: Path, workers: int) -> Non
 
 
 def test_training_view_is_torchvisions(folder: Path) -> None:
-    image = find_images(folder).read(0, 3)
+    image = find_images(folder).open(0).decode(3)
     view = training_view(CONFIG)
     seen = set()
     for seed in range(10):

@@ -96,12 +96,12 @@ def case(message: str, arguments: dict[str, str] | None = None, **settings: Any)
 # {} stands for the folder of the files above.
 CASES: dict[str, Case] = {
     "missing folder": case(r"there is no folder {}/nowhere", data="{}/nowhere"),
-    "empty folder": case(r"no image in {}/empty: it holds no file; wanted are", data="{}/empty"),
-    "no images": case(r"no image in {}/texts: it holds 1 .txt; wanted are files that Pillow reads", data="{}/texts"),
+    "empty folder": case(r"no image in {}/empty: it holds no file; expected files", data="{}/empty"),
+    "no images": case(r"no image in {}/texts: it holds 1 .txt; expected files that Pillow reads", data="{}/texts"),
     "file as folder": case(r"{}/cut.pt is a file; --data takes the folder", data="{}/cut.pt"),
     "missing held-out folder": case(r"there is no folder {}/nowhere", val_data="{}/nowhere"),
     "held out twice": case(r"--val-data and --val-share", val_data="{}/images", val_share=0.2),
-    "all held out": case(r"a share of 1.0 of 10 images cannot be held out; see --val-share", val_share=1.0),
+    "all held out": case(r"cannot hold out a share of 1.0 of 10 images; see --val-share", val_share=1.0),
     "image size": case(r"height 70 is not divisible by the patch size 32; use --image-size 64 or 96", image_size=70),
     "small image": case(r"height 20 is not divisible .* use --image-size 32$", image_size=20),
     "image width": case(r"width 50 is not divisible .*; use --image-size 32 or 64", image_size=(64, 50)),

@@ -10,7 +10,8 @@ import torch
 import tyro
 
 from ..checkpoints.encoder import load_network
-from ..data.decoding.images import UnreadableImage, read_image
+from ..data.decoding.encoded import UnreadableImage
+from ..data.decoding.images import read_image
 from ..data.normalize import Normalise
 from ..data.views import evaluation_view
 from ..models.masking import random_visible

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..models.masking import random_visible
-from .decoding.images import UnreadableImage
+from .decoding.encoded import UnreadableImage
 from .normalize import join
 from .sampler import VIEW, Key, Positions
 from .seeding import keyed_generator

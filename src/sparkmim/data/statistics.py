@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..utils.text import printable
-from .decoding.images import UnreadableImage
+from .decoding.encoded import UnreadableImage
 from .sources.base import ImageSource
 
 PROBED = 8
@@ -42,7 +42,7 @@ def first_readable(source: ImageSource, channels: int) -> Tensor:
     errors = []
     for index in spread(source, PROBED):
         try:
-            return source.read(index, channels)
+            return source.open(index).decode(channels)
         except UnreadableImage as error:
             errors.append(f"{printable(source.name(index))}: {error}")
     raise ValueError(f"none of {len(errors)} images tried can be read as {channels} channels; {errors[0]}")
@@ -74,7 +74,7 @@ def _rounded(values: Tensor) -> tuple[float, ...]:
 def _pixels(source: ImageSource, channels: int, limit: int) -> Iterator[Tensor]:
     for index in spread(source, limit):
         try:
-            image = source.read(index, channels)
+            image = source.open(index).decode(channels)
         except UnreadableImage:
             continue  # they are counted and listed when they are trained on
         scale = 255 if image.dtype == torch.uint8 else 1

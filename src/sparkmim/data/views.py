@@ -79,17 +79,12 @@ class View(ABC):
         Raises:
             UnreadableImage: if the image cannot be decoded.
         """
-        window: Window | None = None
-
-        def reduction(height: int, width: int) -> int:
-            nonlocal window
-            window = self.place(height, width, generator)
-            return window.reduction
-
-        image = source.read(index, channels, reduction)
-        if window is None:  # the source had the image at hand, and did not ask
-            return self(image, generator)
-        return self.cut(image, window)
+        image = source.open(index)
+        size = image.size(channels)
+        if size is None:
+            return self(image.decode(channels), generator)
+        window = self.place(*size, generator)
+        return self.cut(image.decode(channels, window.reduction), window)
 
     def cut(self, image: Tensor, window: Window) -> Tensor:
         """What a window shows of an image, which may be whole or reduced by what the window allows."""

@@ -20,6 +20,15 @@ def settings_of_objective(name: str | None) -> type[Any]:
     return find_objective(str(name)).settings_type
 
 
+def settings_of_source(address: str | None) -> type[Any]:
+    """Return the class of the settings of the source that opens an address; folders have none."""
+    if address is None or "://" not in str(address):
+        return NoSettings
+    from ..data.sources.address import source_type
+
+    return source_type(address).settings_type or NoSettings
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(LoopConfig):
     """How a pretraining is carried out."""
@@ -44,3 +53,4 @@ class PretrainConfig(Configuration):
     schedule: ScheduleConfig
     run: RunConfig
     objective: Any = plugin("objective", settings_of_objective)
+    source: Any = plugin("data", settings_of_source)

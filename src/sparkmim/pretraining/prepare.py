@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 from lightning_fabric import Fabric
 
+from ..data.sources.address import open_source, source_type
 from ..data.sources.base import ImageSource, held_out
-from ..data.sources.builtin import builtin_photographs
-from ..data.sources.folder import find_images
 from ..data.statistics import first_readable
 from ..models.factory import code_of
 from ..models.masking import visible_patches
@@ -24,7 +23,8 @@ from ..training.resume import fingerprint_of
 from ..training.schedule import steps_of
 from ..training.task import Preparation, TrainingKind
 from ..utils.devices import device_name, pick_device
-from .config import PretrainConfig
+from ..utils.fields import NoSettings
+from .config import PretrainConfig, settings_of_source
 from .evaluators import find_monitor
 from .model import INITIAL_WEIGHTS, ModelBuilder
 from .recipes import RECIPES, Situation
@@ -68,8 +68,11 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         if init not in ("none", "timm") and not Path(init).is_file():
             raise ValueError(f"there is no file {init}; --init takes none, timm, or a file of weights")
         seed = chosen.get("seed", 0)
-        everything = open_images(chosen.get("data"))
-        source, _ = split(everything, chosen.get("val_data"), chosen.get("val_share", 0.0), seed)
+        own = {name.removeprefix("data."): value for name, value in chosen.items() if name.startswith("data.")}
+        settings = settings_of_source(chosen.get("data"))(**own)
+        source, _ = open_images(
+            chosen.get("data"), settings, chosen.get("val_data"), chosen.get("val_share", 0.0), seed
+        )
         first_readable(source, chosen.get("in_chans", 3))
         with code_of(chosen["model"]):
             backbone = self.builder.backbone(
@@ -111,7 +114,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
     def read_data(self, config: PretrainConfig) -> PretrainingImages:
         """Return the images of a configuration: to train on, and held out."""
         data = config.data
-        return split(open_images(data.data), data.val_data, data.val_share, config.run.seed)
+        return open_images(data.data, config.source, data.val_data, data.val_share, config.run.seed)
 
     def fingerprints(self, data: PretrainingImages) -> dict[str, str]:
         """Return what identifies each set of images."""
@@ -193,17 +196,25 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         }
 
 
-def open_images(data: str | None) -> ImageSource:
-    """Return the images of a folder, or the built-in photographs."""
-    return builtin_photographs() if data is None else find_images(data)
+def open_images(
+    data: str | None, settings: Any, val_data: str | None, val_share: float, seed: int
+) -> PretrainingImages:
+    """Return images to train on and images held out.
 
-
-def split(everything: ImageSource, val_data: str | None, val_share: float, seed: int) -> PretrainingImages:
-    """Return images to train on and images held out."""
+    Args:
+        data: folder or address of the images; the built-in photographs if None.
+        settings: of the class that opens the address; also for `val_data`, if the same class opens it.
+        val_data: folder or address of images to hold out.
+        val_share: share of the images to hold out instead.
+        seed: of that choice.
+    """
     if val_data is not None and val_share:
         raise ValueError("--val-data and --val-share both say what is held out; use one of them")
+    given = None if isinstance(settings, NoSettings) else settings
+    everything = open_source(data, given)
     if val_data is not None:
-        return PretrainingImages(everything, find_images(val_data, "--val-data"))
+        alike = source_type(val_data, "--val-data") is source_type(data)
+        return PretrainingImages(everything, open_source(val_data, given if alike else None, "--val-data"))
     return (
         PretrainingImages(*held_out(everything, val_share, seed)) if val_share else PretrainingImages(everything, None)
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ..checkpoints.run_folder import RunFolder
-from ..data.decoding.images import UnreadableImage
+from ..data.decoding.encoded import UnreadableImage
 from ..utils.devices import out_of_memory
 from ..utils.text import printable
 from .step import Trainer

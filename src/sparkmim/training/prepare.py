@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.run_folder import RunFolder, read_checkpoint
+from ..data.sources.address import absolute_address
 from ..utils.fields import flag, normalize, show, validate
 from ..utils.specs import absolute_spec, is_function
 from .config import Configuration, TrainingConfig, differences, known_fields
@@ -86,7 +87,11 @@ def normalize_fields(chosen: Mapping[str, Any], kind: type[Configuration]) -> di
     """
     known_fields(chosen, kind, chosen)
     settings = kind.settings(chosen)
-    return {name: normalize(name, value, settings[name]) for name, value in chosen.items()}
+    normalized = {name: normalize(name, value, settings[name]) for name, value in chosen.items()}
+    addresses = {
+        name for name, field in settings.items() if field.kind == "images" and normalized.get(name) is not None
+    }
+    return normalized | {name: absolute_address(normalized[name]) for name in addresses}
 
 
 def require_same_model(path: str, recorded: Configuration, config: Configuration, weights_remedy: str) -> None:

@@ -11,8 +11,8 @@ from typing import Any, Self
 class StopRequest:
     """Record the first SIGTERM, SIGINT or SIGHUP in `signal` while active; a second Ctrl-C interrupts at once.
 
-    SIGHUP stays ignored where it is ignored, as under `nohup`. Outside the main thread, which alone receives signals, it
-    does nothing.
+    SIGHUP stays ignored where it is ignored, as under `nohup`. Outside the main thread, which alone receives signals,
+    nothing is recorded.
     """
 
     def __init__(self) -> None:

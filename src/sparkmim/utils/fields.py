@@ -170,6 +170,8 @@ def validate_as(group: type[Any], **values: Any) -> None:
 def normalize(name: str, value: Any, described: Setting) -> Any:
     """Return a value in the form in which a configuration records it: tuples, sizes for each axis, absolute paths.
 
+    Addresses of images are made absolute where sources are known, not here.
+
     Raises:
         ValueError: for a size below 1.
     """
@@ -183,8 +185,6 @@ def normalize(name: str, value: Any, described: Setting) -> Any:
         return size * 2 if len(size) == 1 else size
     if described.kind == "code":
         return absolute_spec(value) if ".py:" in value else value
-    if described.kind == "images" and "://" in str(value):
-        return str(value)
-    if described.kind in ("images", "weights") and value not in WORDS:
+    if described.kind == "weights" and value not in WORDS:
         return str(Path(value).expanduser().absolute())
     return value

@@ -1,114 +1,110 @@
-"""An image file as a tensor, whatever its kind: Pillow decodes, this makes one form of it."""
+"""Decode a file of any supported format, chosen by its extension, its first bytes and the number of channels."""
 
 from __future__ import annotations
 
-import io
 import warnings
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path, PurePath
 
-import numpy as np
-import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from PIL.JpegImagePlugin import JpegImageFile
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .arrays import FULL_SCALE, KINDS, read_array
-from .high_bit_depth import TURNED, decode_deep, to_channels
-from .jpeg import Reduction, decode_jpeg
-
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""Pillow's mode for each number of channels that it can give."""
-
-
-class UnreadableImage(Exception):
-    """An image that cannot be decoded: the message says why, and does not name the file."""
+from .arrays import EXTENSIONS, decode_array
+from .encoded import EncodedImage, UnreadableImage
+from .high_bit_depth import decode_high_bit_depth
+from .jpeg import START, decode_jpeg, jpeg_size
+from .pillow import MODES, decode_with_pillow, jpeg_size_by_pillow
 
 
-def read_image(path: str | Path, channels: int = 3, reduction: Reduction | None = None) -> Tensor:
-    """Decode one image file.
+class EncodedFile(EncodedImage):
+    """An image file, on disk or in memory.
 
-    Upright (its EXIF orientation is applied), transparency over white (kept with 4 channels), palettes resolved, CMYK
-    and other colour spaces to RGB, the first frame of an animation. Grey images are repeated for 3 channels.
+    Decoded images are upright (EXIF orientation applied). Transparency lies over white (kept with 4 channels), palettes
+    are resolved, CMYK and other color spaces are converted to RGB, and the first frame of an animation is taken. Gray
+    images are repeated for 3 channels. JPEG files can be decoded at a fraction of their size.
 
     Args:
-        path: anything that Pillow reads; arrays in `.npy` files, and in TIFF files if Pillow has no such number of
-            channels, see :func:`~sparkmim.data.decoding.arrays.array_to_image`.
-        channels: 1 (grey), 3 (RGB), 4 (RGBA, or a TIFF file's four bands); any other number for arrays.
-        reduction: asked once for a JPEG file, with the size of the upright image, by what that may be reduced. The file
-            is then decoded at that fraction (sides rounded up), in less time. Other files stay whole.
+        content: path of the file, or its bytes. Formats are those that Pillow reads; arrays in `.npy` files, and in
+            TIFF files if Pillow has no such number of channels, see
+            :func:`~sparkmim.data.decoding.arrays.array_to_image`.
+        name: name of the file, whose extension tells arrays from pictures; the path's if not given.
+    """
+
+    def __init__(self, content: Path | bytes, name: str | None = None) -> None:
+        if name is None:
+            if isinstance(content, bytes):
+                raise TypeError("expected the file's name along with its bytes: its extension tells the format")
+            name = content.name
+        self._content = content
+        self._extension = PurePath(name).suffix.lower()
+
+    def size(self, channels: int) -> tuple[int, int] | None:
+        """Return height and width of JPEG files, the only ones that are decoded at a fraction of their size."""
+        with self._unreadable():
+            if self._is_array(channels) or not self._data.startswith(START):
+                return None
+            if channels == 3 and self._jpeg_size is not None:
+                return self._jpeg_size
+            return jpeg_size_by_pillow(self._data)
+
+    def decode(self, channels: int, reduction: int = 1) -> Tensor:
+        """Decode the file, see :meth:`EncodedImage.decode`."""
+        with self._unreadable():
+            if self._is_array(channels):
+                return decode_array(self._content, self._extension, channels)
+            if channels == 3 and self._jpeg_size is not None:
+                pixels = decode_jpeg(self._data, self._jpeg_size, reduction)
+                if pixels is not None:
+                    return pixels
+            with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+                pixels = decode_high_bit_depth(self._data, channels)
+                return decode_with_pillow(self._data, channels, reduction) if pixels is None else pixels
+
+    def _is_array(self, channels: int) -> bool:
+        if self._extension == ".npy" or (channels not in MODES and self._extension in EXTENSIONS):
+            return True
+        if channels not in MODES:
+            raise UnreadableImage(f"a {self._extension} file has no {channels} channels; .npy and .tiff files may")
+        return False
+
+    @contextmanager
+    def _unreadable(self) -> Iterator[None]:
+        """Raise :class:`UnreadableImage` for whatever a decoder raises on a broken file."""
+        try:
+            yield
+        except (MemoryError, UnreadableImage):
+            raise
+        except UnidentifiedImageError as error:  # whose message has the buffer's address, another each time
+            what = f"Pillow recognizes no image in these {len(self._data)} bytes"
+            raise UnreadableImage(f"{type(error).__name__}: {what}") from error
+        except Exception as error:
+            raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+
+    @cached_property
+    def _data(self) -> bytes:
+        return self._content if isinstance(self._content, bytes) else self._content.read_bytes()
+
+    @cached_property
+    def _jpeg_size(self) -> tuple[int, int] | None:
+        return jpeg_size(self._data)
+
+
+def read_image(path: str | Path, channels: int = 3) -> Tensor:
+    """Decode one image file, see :class:`EncodedFile`.
 
     Returns:
-        `(channels, H, W)`: uint8 in 0..255; for 16-bit PNG and TIFF files float32, 65535 being 1; floating-point images
-        as they are, in float32.
+        `(channels, H, W)`: uint8 in 0 to 255, or float32 for images of more than 8 bits.
 
     Raises:
         UnreadableImage: if the file cannot be read or decoded in full, or has another number of channels.
     """
-    path = Path(path)
-    kind = path.suffix.lower()
-    quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
-    try:
-        if kind == ".npy" or (channels not in MODES and kind in KINDS):
-            return read_array(path, channels)
-        if channels not in MODES:
-            raise UnreadableImage(f"a {kind} file has no {channels} channels; .npy and .tiff files may")
-        data = path.read_bytes()
-        reduction = cache(reduction or (lambda height, width: 1))  # which may be random, and is asked once
-        plain = decode_jpeg(data, reduction) if channels == 3 else None
-        if plain is not None:
-            return plain
-        with quiet:
-            deep = decode_deep(data, channels)
-            return _decode(data, channels, reduction) if deep is None else deep
-    except (MemoryError, UnreadableImage):
-        raise
-    except UnidentifiedImageError as error:  # whose own words are the buffer's address, another each time
-        what = f"{len(data)} bytes in which Pillow knows no image"
-        raise UnreadableImage(f"{type(error).__name__}: {what}") from error
-    except Exception as error:  # whatever a decoder makes of a broken file
-        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+    return EncodedFile(Path(path)).decode(channels)
 
 
-def _decode(data: bytes, channels: int, reduction: Reduction) -> Tensor:
-    """What Pillow makes of a file."""
-    with Image.open(io.BytesIO(data)) as file:
-        if isinstance(file, JpegImageFile):
-            _reduce(file, reduction)
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-            return _deep_image(image, channels)
-        pixels = torch.from_numpy(np.array(_to_mode(image, MODES[channels])))
-        return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
-
-
-def _reduce(file: JpegImageFile, reduction: Reduction) -> None:
-    """Have a JPEG file decoded at a fraction of its size, with fewer numbers of each block of 8 x 8 pixels."""
-    orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
-    by = reduction(*(file.size if orientation in TURNED else file.size[::-1]))
-    # Turned round, a last pixel that stands for less than the others would come first.
-    if by > 1 and (orientation == 1 or not any(side % by for side in file.size)):
-        file.draft(None, (file.width // by, file.height // by))
-
-
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if mode != "RGBA":
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == mode else image.convert(mode)
-
-
-def _deep_image(image: Image.Image, channels: int) -> Tensor:
-    """An image of one channel of more than 8 bits; Pillow's own conversion would clip it."""
-    pixels = np.array(image)
-    if image.mode != "F":
-        if pixels.size and (pixels.min() < 0 or pixels.max() > FULL_SCALE):
-            raise UnreadableImage(
-                f"whole numbers from {pixels.min()} to {pixels.max()} where 0 to {FULL_SCALE} are meant"
-            )
-        pixels = pixels.astype(np.float32) / FULL_SCALE
-    grey = torch.from_numpy(pixels.astype(np.float32, copy=False)).unsqueeze(0)
-    if not grey.isfinite().all():
-        raise UnreadableImage("values that are not finite")
-    return to_channels(grey, None, channels)
+def image_extensions() -> set[str]:
+    """Return the extensions of files that can be decoded, such as `.png`."""
+    Image.init()
+    pictures = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return pictures | set(EXTENSIONS)

@@ -1,12 +1,13 @@
-"""Plain JPEG files, decoded by simplejpeg where it is installed: the library that Pillow uses (libjpeg-turbo), and the
-same numbers, without the detour through Pillow's own form of an image.
+"""Decode plain JPEG files with simplejpeg where it is installed.
+
+It calls the library that Pillow uses (libjpeg-turbo) and returns the same values, without the copy into Pillow's own
+image.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
 
 import torch
 from PIL import ExifTags, Image
@@ -17,37 +18,48 @@ try:
 except ImportError:
     simplejpeg = None
 
-Reduction = Callable[[int, int], int]
-"""By what an image of a height and width may be reduced while it is decoded: 1, 2, 4 or 8."""
-
 START, APP1, SCAN = b"\xff\xd8\xff", 0xE1, 0xDA
-"""How a JPEG file begins; the marker of a segment that may tell which side is up; that of the image itself."""
+"""First bytes of a JPEG file; the marker of a segment that may hold the EXIF orientation; that of the image itself."""
 
 
-def decode_jpeg(data: bytes, reduction: Reduction) -> Tensor | None:
-    """The RGB image `(3, H, W)`, uint8, of a JPEG file, its sides divided by the reduction and rounded up.
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return height and width of a plain JPEG file, one that :func:`decode_jpeg` can decode.
 
     Returns:
-        None for what is left to Pillow: other files, images that lie on their side, colour spaces that need care,
-        sizes that Pillow warns of, and files with the least flaw.
+        None for files that are left to Pillow: other formats, images that lie on their side, color spaces that need
+        conversion, sizes that Pillow warns of, and headers with a flaw.
     """
     if simplejpeg is None or not data.startswith(START):
         return None
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        plain = colours in ("YCbCr", "RGB", "Gray") and height * width <= (Image.MAX_IMAGE_PIXELS or math.inf)
-        if not plain or _orientation(data) != 1:
-            return None
-        by = reduction(height, width)
-        reduced = -(-height // by), -(-width // by)
-        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=reduced[0], min_width=reduced[1], min_factor=by)
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+        plain = colors in ("YCbCr", "RGB", "Gray") and height * width <= (Image.MAX_IMAGE_PIXELS or math.inf)
+        return (height, width) if plain and _orientation(data) == 1 else None
     except ValueError:
         return None
-    return torch.from_numpy(pixels).permute(2, 0, 1) if pixels.shape[:2] == reduced else None
+
+
+def decode_jpeg(data: bytes, size: tuple[int, int], reduction: int = 1) -> Tensor | None:
+    """Decode a plain JPEG file to an RGB image `(3, H, W)`, uint8, its sides divided by the reduction and rounded up.
+
+    Args:
+        data: the file.
+        size: its :func:`jpeg_size`.
+        reduction: 1, 2, 4 or 8.
+
+    Returns:
+        None for files with the least flaw, which are left to Pillow.
+    """
+    height, width = (-(-side // reduction) for side in size)
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, min_factor=reduction)
+    except ValueError:
+        return None
+    return torch.from_numpy(pixels).permute(2, 0, 1) if pixels.shape[:2] == (height, width) else None
 
 
 def _orientation(data: bytes) -> int:
-    """The EXIF orientation, 1 being upright."""
+    """Return the EXIF orientation; 1 is upright."""
     place = 2
     while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != SCAN:
         if data[place + 1] == APP1:

@@ -1,39 +1,69 @@
-"""Collections of images: the protocol, subsets, and what identifies a set."""
+"""The contract of an image source, subsets of sources, and the fingerprint of a set of images."""
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ..decoding.jpeg import Reduction
+from ..decoding.encoded import EncodedImage
 from ..seeding import keyed_generator
 
 HELD_OUT = 1
 """Key of the randomness that chooses held-out images."""
 
 
-class ImageSource(Protocol):
-    """A numbered collection of images."""
+class ImageSource(ABC):
+    """A numbered collection of images.
 
+    A class can be opened by address, see :func:`~sparkmim.data.sources.address.open_source`, as `FILE.py:CLASS://rest`;
+    in a module of this package also by its schemes. Worker processes read from one object each: it must survive a fork
+    and pickling, so a file that is read from is opened anew in each process.
+
+    Attributes:
+        schemes: what stands before `://` in addresses that the class opens.
+        settings_type: a frozen dataclass of the source's settings, each with a docstring and a default; None if the
+            source has none.
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ()
+    settings_type: ClassVar[type[Any] | None] = None
+
+    @classmethod
+    def from_address(cls, rest: str, settings: Any) -> ImageSource:
+        """Open a source.
+
+        Args:
+            rest: what follows `://` in the address.
+            settings: an instance of `settings_type`; None if the class has none.
+
+        Raises:
+            ValueError: if there is no image at the address, with the remedy.
+        """
+        raise ValueError(f"{cls.__name__} cannot be opened by address; define its class method from_address")
+
+    @abstractmethod
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of images."""
 
+    @abstractmethod
     def name(self, index: int) -> str:
-        """What to call an image in messages: its path within the folder."""
+        """Return the name of an image: unique, the same in every run, and shown in messages."""
 
-    def read(self, index: int, channels: int, reduction: Reduction | None = None) -> Tensor:
-        """The image `(channels, H, W)`, see :func:`~sparkmim.data.decoding.images.read_image`.
+    @abstractmethod
+    def open(self, index: int) -> EncodedImage:
+        """Return an image, encoded.
 
-        A source need not ask by what the image may be reduced; if it does, the image is whole, or reduced by that.
+        Raises:
+            UnreadableImage: if it cannot be found or read.
         """
 
 
-class Subset:
+class Subset(ImageSource):
     """Some of a source's images."""
 
     def __init__(self, source: ImageSource, indices: Sequence[int] | np.ndarray) -> None:
@@ -44,29 +74,29 @@ class Subset:
         return len(self.indices)
 
     def name(self, index: int) -> str:
-        """The name it has in the source."""
+        """Return the name that the image has in the source."""
         return self.source.name(int(self.indices[index]))
 
-    def read(self, index: int, channels: int, reduction: Reduction | None = None) -> Tensor:
-        """The image as the source reads it."""
-        return self.source.read(int(self.indices[index]), channels, reduction)
+    def open(self, index: int) -> EncodedImage:
+        """Return the image from the source."""
+        return self.source.open(int(self.indices[index]))
 
 
 def held_out(source: ImageSource, share: float, seed: int) -> tuple[ImageSource, ImageSource]:
-    """Split a source at random: what to train on, and a share of it, at least one image, held out.
+    """Split a source at random into images to train on and a held-out share of at least one image.
 
     Raises:
-        ValueError: if the share leaves nothing on one side.
+        ValueError: if the share leaves no image on one side.
     """
     count = max(1, round(share * len(source)))
     if not 0 < share < 1 or count >= len(source):
-        raise ValueError(f"a share of {share} of {len(source)} images cannot be held out; see --val-share")
+        raise ValueError(f"cannot hold out a share of {share} of {len(source)} images; see --val-share")
     order = torch.randperm(len(source), generator=keyed_generator(seed, HELD_OUT)).numpy()
     return Subset(source, np.sort(order[count:])), Subset(source, np.sort(order[:count]))
 
 
 def fingerprint(source: ImageSource) -> str:
-    """A short digest of the names of a source's images: another set of images has another one."""
+    """Return a short digest of the names of a source's images, which differs between sets of images."""
     digest = hashlib.sha256()
     for index in range(len(source)):
         digest.update(source.name(index).encode(errors="surrogateescape") + b"\0")

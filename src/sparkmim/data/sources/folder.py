@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from torch import Tensor
 
-from ..decoding.arrays import KINDS
-from ..decoding.images import read_image
-from ..decoding.jpeg import Reduction
+from ..decoding.encoded import EncodedImage
+from ..decoding.images import EncodedFile, image_extensions
+from .base import ImageSource
 
 
-class Files:
+class Files(ImageSource):
     """Image files below a folder.
 
-    Their names are kept as one array of bytes, which worker processes share instead of copying.
+    Names are kept in one array of bytes, which forked worker processes share instead of copying.
     """
+
+    schemes = ("folder",)
 
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         self.root = root
@@ -28,38 +28,42 @@ class Files:
         self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
         self._ends = np.cumsum([len(name) for name in encoded])
 
+    @classmethod
+    def from_address(cls, rest: str, settings: None = None) -> Files:
+        """Find the images below a folder, see :func:`find_images`."""
+        return find_images(rest)
+
     def __len__(self) -> int:
         return len(self._ends)
 
     def name(self, index: int) -> str:
-        """The path below the folder."""
+        """Return the path below the folder."""
         start = self._ends[index - 1] if index else 0
         return os.fsdecode(self._bytes[start : self._ends[index]].tobytes())
 
-    def read(self, index: int, channels: int, reduction: Reduction | None = None) -> Tensor:
-        """The decoded image."""
-        return read_image(self.root / self.name(index), channels, reduction)
+    def open(self, index: int) -> EncodedImage:
+        """Return the file."""
+        return EncodedFile(self.root / self.name(index))
 
 
 def find_images(folder: str | Path, flag: str = "--data") -> Files:
-    """All files below a folder, however nested, whose extension is that of an image or array, in alphabetical order.
+    """Find all files below a folder, nested or not, with the extension of an image or array, in alphabetical order.
 
-    Hidden files and folders (`.name`) are passed over. Links to folders are followed, each folder once.
+    Hidden files and folders (`.name`) are skipped. Links to folders are followed, each folder once.
 
     Args:
-        folder: of the images.
-        flag: by which the user has named it.
+        folder: the folder of images.
+        flag: the command-line option that named it, for messages.
 
     Raises:
-        ValueError: if there is no such folder, no image in it, or a folder below that cannot be read.
+        ValueError: if the folder does not exist, has no image, or a folder below it cannot be read.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise ValueError(
             f"{root} is a file; {flag} takes the folder" if root.exists() else f"there is no folder {root}; see {flag}"
         )
-    Image.init()
-    known = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN} | set(KINDS)
+    known = image_extensions()
     names: list[str] = []
     others: Counter[str] = Counter()
     visited: set[tuple[int, int]] = set()
@@ -81,13 +85,13 @@ def find_images(folder: str | Path, flag: str = "--data") -> Files:
     if not names:
         found = ", ".join(f"{count} {extension}" for extension, count in others.most_common(4))
         raise ValueError(
-            f"no image in {root}: it holds {found or 'no file'}; wanted are files that Pillow reads, as jpg or png"
+            f"no image in {root}: it holds {found or 'no file'}; expected files that Pillow reads, such as jpg or png"
         )
     return Files(root, sorted(names))
 
 
 def _refuse(error: OSError) -> None:
-    """os.walk would pass over a folder that cannot be listed, in silence."""
+    """Raise for a folder that cannot be listed; os.walk would skip it silently."""
     raise ValueError(
         f"the folder {error.filename} cannot be read ({error.strerror}); make it readable, or name a folder without it"
     ) from error
