@@ -4,8 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 TESTS ?= tests
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test lint floor clean
+.PHONY: demo quick test lint format docs wheel floor clean help
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*##/\1\t/'
 
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -15,20 +19,37 @@ $(VENV)/installed: pyproject.toml
 demo: $(VENV)/installed  ## pretrain on built-in photographs: minutes on a CPU
 	$(BIN)/sparkmim demo
 
-test: $(VENV)/installed  ## the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
+quick: $(VENV)/installed  ## the tests that take less than five seconds each, without GPU and integration tests
+	$(PYTEST) -m "not slow and not gpu" --ignore tests/integration $(TESTS)
 
-lint: $(VENV)/installed  ## style and types
+test: $(VENV)/installed  ## all tests
+	$(PYTEST) $(TESTS)
+
+lint: $(VENV)/installed  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+format: $(VENV)/installed  ## mend style in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	touch $@
+
+docs: $(VENV)/docs  ## build the documentation into site/ and fail on any warning
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+wheel: $(VENV)/installed  ## build the wheel into dist/, install it into an empty environment and run it
+	.ci/wheel $(BIN)/python
+
 # The oldest releases that pyproject.toml admits, in a virtual environment of their own.
-floor:  ## the tests, against the oldest supported torch, torchvision and timm
+floor:  ## all tests, against the oldest supported torch, torchvision and timm
 	test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check \
 		"torch==2.6.0" "torchvision==0.21.0" "timm==1.0.31" --editable ".[dev]"
 	OMP_NUM_THREADS=1 .venv-floor/bin/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
-clean:
-	rm -rf $(VENV) .venv-floor .pytest_cache .mypy_cache .ruff_cache build
+clean:  ## remove what the other targets make
+	rm -rf $(VENV) .venv-floor .pytest_cache .mypy_cache .ruff_cache build dist site

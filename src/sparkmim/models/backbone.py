@@ -48,7 +48,7 @@ class Backbone:
         ValueError: if the network offers no maps, an unknown stage is named, or its maps are not proportional to the
             image and no padding makes them so.
 
-    Example:
+    Examples:
         >>> backbone = Backbone(torchvision.models.resnet18())
         >>> [level.channels for level in backbone.levels]
         [64, 128, 256, 512]

@@ -73,7 +73,7 @@ class SparK(nn.Module):
         ValueError: for an argument out of range, a network without feature maps, or an unknown model name.
         ModuleNotFoundError: with `triton=True`, if Triton is not installed.
 
-    Example:
+    Examples:
         >>> model = SparK("resnet50")
         >>> out = model(torch.randn(8, 3, 224, 224))
         >>> out.loss.backward()

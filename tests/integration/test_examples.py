@@ -1,0 +1,49 @@
+"""The programs and the notebook in examples/ run as they are documented."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+from safetensors.torch import load_file
+
+import sparkmim
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_training_loop(tmp_path: Path, images: Path) -> None:
+    output = tmp_path / "encoder.safetensors"
+    settings = ["--model", "test_resnet", "--image-size", "64", "--batch-size", "4", "--decoder-width", "32"]
+    printed = run(EXAMPLES / "pretrain.py", images, *settings, "--epochs", "2", "--output", output)
+    assert printed.count("loss") == 2
+    timm.create_model("test_resnet", num_classes=0).load_state_dict(load_file(output), strict=False)
+
+
+@pytest.mark.slow
+def test_custom_network() -> None:
+    printed = run("-m", "sparkmim", "check", f"{EXAMPLES / 'custom_network.py'}:network")
+    assert "works on visible patches" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the notebook's client, not of the code in it
+def test_notebook(tmp_path: Path) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells), "commit the notebook without outputs"
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    kinds = {kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})}
+    assert "image/png" in kinds
