@@ -54,7 +54,7 @@ class PatchGrid:
         return self.batch * self.visible_per_image
 
     def block_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Return the extent of one patch in a map of spatial `size`; raise ValueError if the grid does not divide it."""
+        """Return the extent of a patch in a map of spatial `size`; raise ValueError if the grid does not divide it."""
         return _block_size(self.shape, size)
 
     # --- between dense maps and packed patches ------------------------------------------------------------------
@@ -191,7 +191,7 @@ class PatchGrid:
         return self.tables[key]
 
     def at(self, size: Sequence[int]) -> PatchGrid | CoarseGrid:
-        """Return the grid of maps of spatial `size`: a coarse one if positions there hold several patches, else this."""
+        """Return the grid of maps of spatial `size`: a coarse one if positions hold several patches, else this."""
         if all(s % g == 0 for s, g in zip(size, self.shape, strict=True)):
             return self
         return CoarseGrid(mask_at(self.visible, size))
