@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine_helpers import assert_never_waits
 from sparkmim.sparse import PatchGrid, SparseExecution, run
 from sparkmim.sparse.packed import triton_kernels as kernels
 from sparkmim.sparse.packed.depthwise import INTERPRETED
-
-Check = Callable[..., None]
 
 CHANNELS = 5
 
@@ -287,11 +286,11 @@ def test_backward_keeps_patches_and_not_halos() -> None:
     assert sum(kept.values()) == 3 * out.nbytes + sum(layer.weight.nbytes for layer in layers)
 
 
-def test_no_waiting_for_the_device(never_waits: Check) -> None:
+def test_no_waiting_for_the_device() -> None:
     def execution(grid: PatchGrid) -> SparseExecution:
         return SparseExecution(grid, triton=True)
 
-    never_waits(lambda: nn.Sequential(depthwise(3, 16), depthwise(7, 16)), (2, 4, 4), 6, 16, (4, 4), execution)
+    assert_never_waits(lambda: nn.Sequential(depthwise(3, 16), depthwise(7, 16)), (2, 4, 4), 6, 16, (4, 4), execution)
 
 
 def test_functional_call_with_a_weight_of_any_strides() -> None:

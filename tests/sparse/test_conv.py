@@ -11,11 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from engine_helpers import (
+    Apply,
+    StoragesMade,
+    assert_agrees_with_crop,
+    assert_agrees_with_oracle,
+    assert_never_waits,
+    assert_refused,
+    draw_rectangles,
+    draw_visible,
+)
 from sparkmim.sparse import MaskedDenseExecution, PatchGrid, SparseExecution, run
 from sparkmim.sparse.packed import conv as conv_rules
-
-Masks = Callable[..., st.SearchStrategy[Tensor]]
-Check = Callable[..., None]
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -98,15 +105,13 @@ def convolutions(draw: st.DrawFn, dims: int) -> Convolution:
 
 @given(data=st.data(), dims=st.sampled_from([1, 2, 2, 2, 3]), path=st.sampled_from(sorted(PATHS)))
 @settings(max_examples=300, deadline=None)
-def test_any_convolution(
-    data: st.DataObject, dims: int, path: str, visible_patches: Masks, network_of: Any, agrees_with_oracle: Check
-) -> None:
-    visible = data.draw(visible_patches(dims, largest={1: 6, 2: 4, 3: 2}[dims]))
+def test_any_convolution(data: st.DataObject, dims: int, path: str) -> None:
+    visible = data.draw(draw_visible(dims, largest={1: 6, 2: 4, 3: 2}[dims]))
     case = data.draw(convolutions(dims))
-    network = network_of(case.function, weight=case.weight, bias=case.bias)
+    network = Apply(case.function, weight=case.weight, bias=case.bias)
     with pytest.MonkeyPatch.context() as monkeypatch:
         take(PATHS[path], monkeypatch)
-        agrees_with_oracle(network, visible, case.channels, case.patch)
+        assert_agrees_with_oracle(network, visible, case.channels, case.patch)
 
 
 LAYERS = {
@@ -155,22 +160,22 @@ MASKS = {
 @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS.keys())
 # torch says that "same" padding of an even kernel makes a copy of the dense map
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
-def test_layers(make: Callable[[], nn.Module], visible: Tensor, agrees_with_oracle: Check) -> None:
-    agrees_with_oracle(make().double(), visible, 4, (4, 8))
+def test_layers(make: Callable[[], nn.Module], visible: Tensor) -> None:
+    assert_agrees_with_oracle(make().double(), visible, 4, (4, 8))
 
 
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("block", [(1, 1), (1, 2), (2, 2)], ids=str)
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_halo_wider_than_a_patch(block: tuple[int, ...], groups: int, agrees_with_oracle: Check) -> None:
+def test_halo_wider_than_a_patch(block: tuple[int, ...], groups: int) -> None:
     visible = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(0)).argsort(2) < 3
     network = nn.Conv2d(4, 4, 7, padding=3, groups=groups).double()
-    agrees_with_oracle(network, visible, 4, block)
+    assert_agrees_with_oracle(network, visible, 4, block)
 
 
 @pytest.mark.parametrize("dims", [1, 3])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_signals_and_volumes(dims: int, groups: int, agrees_with_oracle: Check, agrees_with_crop: Check) -> None:
+def test_signals_and_volumes(dims: int, groups: int) -> None:
     layer = {1: nn.Conv1d, 3: nn.Conv3d}[dims]
     network = nn.Sequential(
         layer(4, 4, 3, padding=1, groups=groups),
@@ -178,10 +183,10 @@ def test_signals_and_volumes(dims: int, groups: int, agrees_with_oracle: Check, 
         layer(8, 2, 5, padding=2),
     ).double()
     scattered = torch.rand(2, *[3] * dims, generator=torch.Generator().manual_seed(0)).argsort(dims) < 2
-    agrees_with_oracle(network, scattered, 4, (2, 4, 2)[:dims])
+    assert_agrees_with_oracle(network, scattered, 4, (2, 4, 2)[:dims])
     box = torch.zeros(1, *[3] * dims, dtype=torch.bool)
     box[(slice(None), *[slice(0, 2)] * dims)] = True
-    agrees_with_crop(network, box, 4, (2, 4, 2)[:dims])
+    assert_agrees_with_crop(network, box, 4, (2, 4, 2)[:dims])
 
 
 @pytest.mark.usefixtures("path")
@@ -214,56 +219,54 @@ def test_each_gradient_alone(wanted: str, stride: int, groups: int) -> None:
 
 @given(data=st.data(), dims=st.sampled_from([1, 2, 2, 3]), path=st.sampled_from(sorted(PATHS)))
 @settings(max_examples=150, deadline=None)
-def test_a_box_is_convolved_as_its_crop(
-    data: st.DataObject, dims: int, path: str, visible_rectangles: Masks, network_of: Any, agrees_with_crop: Check
-) -> None:
-    visible = data.draw(visible_rectangles(dims, largest={1: 6, 2: 4, 3: 2}[dims]))
+def test_a_box_is_convolved_as_its_crop(data: st.DataObject, dims: int, path: str) -> None:
+    visible = data.draw(draw_rectangles(dims, largest={1: 6, 2: 4, 3: 2}[dims]))
     case = data.draw(convolutions(dims))
-    network = network_of(case.function, weight=case.weight, bias=case.bias)
+    network = Apply(case.function, weight=case.weight, bias=case.bias)
     with pytest.MonkeyPatch.context() as monkeypatch:
         take(PATHS[path], monkeypatch)
-        agrees_with_crop(network, visible, case.channels, case.patch)
+        assert_agrees_with_crop(network, visible, case.channels, case.patch)
 
 
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("mask", ["all patches", "boxes"])
 @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS.keys())
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
-def test_layers_on_boxes(make: Callable[[], nn.Module], mask: str, agrees_with_crop: Check) -> None:
-    agrees_with_crop(make().double(), MASKS[mask], 4, (4, 8))
+def test_layers_on_boxes(make: Callable[[], nn.Module], mask: str) -> None:
+    assert_agrees_with_crop(make().double(), MASKS[mask], 4, (4, 8))
 
 
-def test_convolution_of_pooled_values(network_of: Any, agrees_with_oracle: Check, agrees_with_crop: Check) -> None:
+def test_convolution_of_pooled_values() -> None:
     """Squeeze and excite, and ECA's convolution along channels, whose batch are the images."""
 
     def excite(x: Tensor, weight: Tensor, kernel: Tensor) -> Tensor:
         gate = F.conv2d(x.mean((2, 3), keepdim=True), weight)
         return x * gate * F.conv1d(x.mean((2, 3))[:, None], kernel, padding=1)[:, 0, :, None, None]
 
-    network = network_of(excite, weight=torch.randn(4, 4, 1, 1).double(), kernel=torch.randn(1, 1, 3).double())
-    agrees_with_oracle(network, MASKS["row"], 4, (2, 3))
-    agrees_with_crop(network, MASKS["boxes"], 4, (2, 3))
+    network = Apply(excite, weight=torch.randn(4, 4, 1, 1).double(), kernel=torch.randn(1, 1, 3).double())
+    assert_agrees_with_oracle(network, MASKS["row"], 4, (2, 3))
+    assert_agrees_with_crop(network, MASKS["boxes"], 4, (2, 3))
 
 
 @pytest.mark.parametrize("padding", [0, (0, 0), [0, 0], (0,), "valid"], ids=str)
-def test_every_way_to_write_no_padding(padding: Any, network_of: Any, agrees_with_oracle: Check) -> None:
+def test_every_way_to_write_no_padding(padding: Any) -> None:
     """Padding of ones goes before a convolution that does not pad, however it says so."""
-    network = network_of(
+    network = Apply(
         lambda x, weight: F.conv2d(F.pad(x, (1, 1, 1, 1), value=1.0), weight, padding=padding),
         weight=torch.randn(4, 4, 3, 3).double(),
     )
-    agrees_with_oracle(network, MASKS["boxes"], 4, (2, 2))
+    assert_agrees_with_oracle(network, MASKS["boxes"], 4, (2, 2))
 
 
-def test_weight_computed_from_parameters(network_of: Any, agrees_with_oracle: Check) -> None:
-    """A weight has the shape of a map but never is one: standardising it is none of the engine's business."""
+def test_weight_computed_from_parameters() -> None:
+    """A weight has the shape of a map but never is one: standardizing it is none of the engine's business."""
 
-    def standardised(x: Tensor, weight: Tensor) -> Tensor:
+    def standardized(x: Tensor, weight: Tensor) -> Tensor:
         weight = (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std((1, 2, 3), keepdim=True)
         return F.conv2d(x, weight, padding=1)
 
-    network = network_of(standardised, weight=torch.randn(4, 4, 3, 3).double())
-    agrees_with_oracle(network, MASKS["boxes"], 4, (3, 3))
+    network = Apply(standardized, weight=torch.randn(4, 4, 3, 3).double())
+    assert_agrees_with_oracle(network, MASKS["boxes"], 4, (3, 3))
 
 
 @pytest.mark.parametrize("groups", [1, 4])
@@ -308,12 +311,12 @@ def test_backward_keeps_patches_and_not_halos(groups: int, stride: int) -> None:
 
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("groups", [1, 16], ids=["full", "depthwise"])
-def test_nothing_but_patches_outlives_forward(groups: int, storages_made: Any) -> None:
+def test_nothing_but_patches_outlives_forward(groups: int) -> None:
     """Nor may a halo be kept where autograd's hooks do not see it, as an attribute of the context."""
     grid = PatchGrid(torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)).argsort(2) < 2, 8)
     layer = nn.Conv2d(16, 16, 3, padding=1, groups=groups)
     images = torch.randn(2, 16, 64, 64)
-    with storages_made(but_not_of=[images, *layer.parameters()]) as storages:
+    with StoragesMade(but_not_of=[images, *layer.parameters()]) as storages:
         (out,) = run(SparseExecution(grid), layer, images)
     assert storages.bytes_alive() == 2 * out.nbytes  # what went into the layer and what came out of it
     assert out.nbytes == images.nbytes // 2
@@ -322,7 +325,7 @@ def test_nothing_but_patches_outlives_forward(groups: int, storages_made: Any) -
 
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("groups", [1, 16], ids=["full", "depthwise"])
-def test_no_waiting_for_the_device(groups: int, never_waits: Check) -> None:
+def test_no_waiting_for_the_device(groups: int) -> None:
     def make() -> nn.Module:
         return nn.Sequential(
             nn.Conv2d(16, 16, 3, padding=1, groups=groups),
@@ -331,7 +334,7 @@ def test_no_waiting_for_the_device(groups: int, never_waits: Check) -> None:
             nn.Conv2d(16, 16, 7, padding=3, groups=groups),
         )
 
-    never_waits(make, (2, 4, 4), 6, 16, (4, 4))
+    assert_never_waits(make, (2, 4, 4), 6, 16, (4, 4))
 
 
 # --- what cannot be aligned with the patches ------------------------------------------------------------------------
@@ -352,8 +355,8 @@ MISALIGNED = {
 
 
 @pytest.mark.parametrize("network", MISALIGNED.values(), ids=MISALIGNED.keys())
-def test_what_cannot_be_aligned_is_refused(network: nn.Module, is_refused: Check) -> None:
-    is_refused(network.double(), MASKS["boxes"], 4, (4, 4), "aligned with the patches|does not divide a patch")
+def test_what_cannot_be_aligned_is_refused(network: nn.Module) -> None:
+    assert_refused(network.double(), MASKS["boxes"], 4, (4, 4), "aligned with the patches|does not divide a patch")
 
 
 REFUSED = {
@@ -371,16 +374,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("network", REFUSED.values(), ids=REFUSED.keys())
-def test_what_has_no_rule_is_refused(network: nn.Module, is_refused: Check) -> None:
-    is_refused(network.double(), MASKS["boxes"], 4, (4, 4))
+def test_what_has_no_rule_is_refused(network: nn.Module) -> None:
+    assert_refused(network.double(), MASKS["boxes"], 4, (4, 4))
 
 
-def test_a_weight_made_of_the_input_is_refused(network_of: Any, is_refused: Check) -> None:
-    is_refused(network_of(lambda x: F.conv2d(x, x.mean((2, 3), keepdim=True))), MASKS["boxes"], 4, (4, 4), "weight")
+def test_a_weight_made_of_the_input_is_refused() -> None:
+    assert_refused(Apply(lambda x: F.conv2d(x, x.mean((2, 3), keepdim=True))), MASKS["boxes"], 4, (4, 4), "weight")
 
 
-def test_channels_last_maps_are_refused(network_of: Any, is_refused: Check) -> None:
-    network = network_of(
-        lambda x, weight: F.conv2d(x.permute(0, 2, 3, 1), weight), weight=torch.ones(4, 4, 1, 1).double()
-    )
-    is_refused(network, MASKS["boxes"], 4, (4, 4), "laid out as")
+def test_channels_last_maps_are_refused() -> None:
+    network = Apply(lambda x, weight: F.conv2d(x.permute(0, 2, 3, 1), weight), weight=torch.ones(4, 4, 1, 1).double())
+    assert_refused(network, MASKS["boxes"], 4, (4, 4), "laid out as")

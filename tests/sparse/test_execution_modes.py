@@ -86,6 +86,7 @@ def same_padding() -> Backbone:
     return Backbone.create("test_efficientnet", pad_type="same")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize("network", ["resnet18", "convnext_atto", same_padding])
 def test_compiled_equals_eager(network: str | Callable[[], Backbone]) -> None:
@@ -133,6 +134,7 @@ def small(activation: nn.Module | Callable[[Tensor], Tensor] = F.relu) -> Callab
     return lambda: Backbone(Small(activation), ["stem", "tail"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_compiled_with_a_random_mask() -> None:
     model = build(small())
@@ -150,6 +152,7 @@ def test_compiled_with_a_random_mask() -> None:
     assert_gradients(ours, gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_compiled_counts_the_mask_it_is_given() -> None:
     """The number of visible patches is part of the graph, so a mask with another must not pass."""
@@ -250,6 +253,7 @@ def test_in_place_after_a_convolution(kernel: int, patch: int, activation: Calla
 # --- low precision --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
 def test_autocast_is_as_exact_as_the_dense_network(name: str) -> None:
     """The error of bfloat16, measured from float64, is that of the same arithmetic on the whole image."""
@@ -311,6 +315,7 @@ class KeptBytes(TorchDispatchMode):
         return sum(size for reference, size in self.storages.values() if not reference.expired())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["convnext_atto", "resnet18", "densenet121"])
 def test_checkpointing_changes_no_number_and_keeps_less(name: str) -> None:
     images, visible = batch()
@@ -345,6 +350,7 @@ def test_checkpointing_updates_running_statistics_once(name: str) -> None:
         assert torch.equal(plain, checkpointed), key
 
 
+@pytest.mark.slow
 def test_networks_that_cannot_checkpoint_say_so() -> None:
     with pytest.raises(ValueError, match="VGG cannot checkpoint activations"):
         build("vgg11_bn").set_grad_checkpointing()
@@ -505,6 +511,7 @@ def test_gradients_are_reproducible(name: str) -> None:
     assert all(torch.equal(ours[parameter], again[parameter]) for parameter in ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
 def test_a_step_reads_nothing_back(name: str) -> None:
     """On tensors without data, reading one (`item`, `nonzero`, indexing with a mask) raises."""
@@ -577,7 +584,7 @@ MODELS: dict[str, tuple[Callable[[], SparK], int]] = {
 
 
 class GlooSyncBatchNorm(torch.autograd.Function):
-    """Synchronised batch norm for processes without a GPU, from its definition."""
+    """Synchronized batch norm for processes without a GPU, from its definition."""
 
     @staticmethod
     def forward(
@@ -608,11 +615,11 @@ class GlooSyncBatchNorm(torch.autograd.Function):
         of_bias, of_weight = gradient.sum(axes), (gradient * normal).sum(axes)
         both = torch.stack([of_bias, of_weight])
         torch.distributed.all_reduce(both, group=ctx.group)
-        centred = gradient - (both[0] / n).view(shape) - normal * (both[1] / n).view(shape)
-        return centred * (weight * scale).view(shape), of_weight, of_bias, None, None, None, None, None, None
+        centered = gradient - (both[0] / n).view(shape) - normal * (both[1] / n).view(shape)
+        return centered * (weight * scale).view(shape), of_weight, of_bias, None, None, None, None, None, None
 
 
-def synchronise_without_gpu() -> None:
+def synchronize_without_gpu() -> None:
     """Let nn.SyncBatchNorm run on the CPU: it asks for a GPU, or for a device of the name given here."""
     torch.nn.modules.batchnorm.sync_batch_norm = GlooSyncBatchNorm
     ordinary = nn.SyncBatchNorm.forward
@@ -651,7 +658,7 @@ def process(rank: int, folder: str) -> None:
     except RuntimeError as error:
         results["noticed"] = str(error)
 
-    synchronise_without_gpu()
+    synchronize_without_gpu()
     for name in ("gated", "efficientnet"):
         model = synchronized(MODELS[name][0]())
         if name == "efficientnet":
@@ -663,7 +670,7 @@ def process(rank: int, folder: str) -> None:
             "loss": out.loss.detach(),
             "gradients": {parameter: gradient / 2 for parameter, gradient in gradients.items()},
             "buffers": dict(model.named_buffers()),
-            "synchronised": sum(isinstance(m, nn.SyncBatchNorm) for m in model.encoder.modules()),
+            "synchronized": sum(isinstance(m, nn.SyncBatchNorm) for m in model.encoder.modules()),
         }
     torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.barrier()
@@ -677,6 +684,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_two_processes_equal_one(name: str, two_processes: list[dict[str, Any]]) -> None:
     make, patch = MODELS[name]
@@ -690,7 +698,7 @@ def test_two_processes_equal_one(name: str, two_processes: list[dict[str, Any]])
 
 
 @pytest.mark.parametrize("name", ["gated", "efficientnet"])
-def test_synchronised_running_statistics(name: str, two_processes: list[dict[str, Any]]) -> None:
+def test_synchronized_running_statistics(name: str, two_processes: list[dict[str, Any]]) -> None:
     """Of maps over all visible positions, of pooled values over all images, with the right degrees of freedom."""
     make, patch = MODELS[name]
     model = make()
@@ -698,7 +706,7 @@ def test_synchronised_running_statistics(name: str, two_processes: list[dict[str
     step(model, *batch(images=4, patch=patch))
     norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.encoder.modules())
     for results in two_processes:
-        assert results[name]["synchronised"] == norms
+        assert results[name]["synchronized"] == norms
         assert results[name]["buffers"].keys() == before.keys()
         for buffer, value in model.named_buffers():
             assert not torch.equal(value, before[buffer]) or "conv_head" in buffer or "bn2" in buffer, buffer

@@ -1,8 +1,7 @@
-"""Packing and the tables of neighbours, against loops over patches and pixels."""
+"""Packing and the tables of neighbors, against loops over patches and pixels."""
 
 import itertools
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from engine_helpers import draw_visible
 from sparkmim.models.masking import random_visible
 from sparkmim.sparse import PatchGrid, mask_at
 from sparkmim.sparse.packed.halo import gather_halo, scatter_halo
 
-Masks = Callable[..., st.SearchStrategy[Tensor]]
 Sides = tuple[int, ...]
 
 
@@ -41,7 +40,7 @@ def box(dense: Tensor, image: int, cell: Sides, block: Sides) -> Tensor:
 
 @st.composite
 def halos(draw: st.DrawFn, dims: int, cropping: bool = True) -> tuple[Sides, Sides, Sides]:
-    """A block and how far its halo reaches to both sides: beyond the neighbours, or not even to the border."""
+    """A block and how far its halo reaches to both sides: beyond the neighbors, or not even to the border."""
     block, before, after = [], [], []
     for _ in range(dims):
         extent = draw(st.integers(1, 3))
@@ -57,8 +56,8 @@ def halos(draw: st.DrawFn, dims: int, cropping: bool = True) -> tuple[Sides, Sid
 
 @given(data=st.data(), dims=st.integers(1, 3))
 @settings(max_examples=40, deadline=None)
-def test_pack_goes_by_image_then_row_major(data: st.DataObject, dims: int, visible_patches: Masks) -> None:
-    visible = data.draw(visible_patches(dims, largest=3 if dims == 3 else 4))
+def test_pack_goes_by_image_then_row_major(data: st.DataObject, dims: int) -> None:
+    visible = data.draw(draw_visible(dims, largest=3 if dims == 3 else 4))
     block = tuple(data.draw(st.integers(1, 3)) for _ in range(dims))
     grid = grid_of(visible)
     dense = numbered(grid, block)
@@ -70,8 +69,8 @@ def test_pack_goes_by_image_then_row_major(data: st.DataObject, dims: int, visib
 
 @given(data=st.data(), dims=st.integers(1, 3))
 @settings(max_examples=40, deadline=None)
-def test_unpack_puts_patches_back_and_fills_the_rest(data: st.DataObject, dims: int, visible_patches: Masks) -> None:
-    visible = data.draw(visible_patches(dims, largest=3 if dims == 3 else 4))
+def test_unpack_puts_patches_back_and_fills_the_rest(data: st.DataObject, dims: int) -> None:
+    visible = data.draw(draw_visible(dims, largest=3 if dims == 3 else 4))
     block = tuple(data.draw(st.integers(1, 3)) for _ in range(dims))
     grid = grid_of(visible)
     dense = numbered(grid, block)
@@ -144,18 +143,18 @@ def test_what_is_not_a_mask_is_an_error(visible: Tensor) -> None:
         PatchGrid(visible, 1)
 
 
-# --- neighbours -----------------------------------------------------------------------------------------------------
+# --- neighbors -----------------------------------------------------------------------------------------------------
 
 
 @given(data=st.data(), dims=st.integers(1, 3))
 @settings(max_examples=40, deadline=None)
-def test_neighbours_are_the_visible_cells_around(data: st.DataObject, dims: int, visible_patches: Masks) -> None:
-    visible = data.draw(visible_patches(dims, largest=3))
+def test_neighbors_are_the_visible_cells_around(data: st.DataObject, dims: int) -> None:
+    visible = data.draw(draw_visible(dims, largest=3))
     before, after = (tuple(data.draw(st.integers(0, 2)) for _ in range(dims)) for _ in range(2))
     grid = grid_of(visible)
     cells = visible_cells(visible)
     row = {cell: n for n, cell in enumerate(cells)}
-    table = grid.neighbours(before, after)
+    table = grid.neighbors(before, after)
     for n, (image, cell) in enumerate(cells):
         for place in itertools.product(*[range(b + 1 + a) for b, a in zip(before, after, strict=True)]):
             other = tuple(c - b + p for c, b, p in zip(cell, before, place, strict=True))
@@ -164,8 +163,8 @@ def test_neighbours_are_the_visible_cells_around(data: st.DataObject, dims: int,
 
 @given(data=st.data(), dims=st.integers(1, 3))
 @settings(max_examples=60, deadline=None)
-def test_halo_sees_neighbours_or_fill(data: st.DataObject, dims: int, visible_patches: Masks) -> None:
-    visible = data.draw(visible_patches(dims, largest=3))
+def test_halo_sees_neighbors_or_fill(data: st.DataObject, dims: int) -> None:
+    visible = data.draw(draw_visible(dims, largest=3))
     block, before, after = data.draw(halos(dims))
     grid = grid_of(visible)
     packed = grid.pack(numbered(grid, block))
@@ -183,8 +182,8 @@ def test_halo_sees_neighbours_or_fill(data: st.DataObject, dims: int, visible_pa
 
 @given(data=st.data(), dims=st.integers(1, 3))
 @settings(max_examples=60, deadline=None)
-def test_readers_is_the_adjoint_of_halo(data: st.DataObject, dims: int, visible_patches: Masks) -> None:
-    visible = data.draw(visible_patches(dims, largest=3, images=(1, 2)))
+def test_readers_is_the_adjoint_of_halo(data: st.DataObject, dims: int) -> None:
+    visible = data.draw(draw_visible(dims, largest=3, images=(1, 2)))
     block, before, after = data.draw(halos(dims))
     grid = grid_of(visible)
     halo, readers = grid.halo(block, before, after).flatten(), grid.readers(block, before, after)
@@ -213,8 +212,8 @@ def test_tables_are_built_once() -> None:
     assert grid.halo(block, before, after) is grid.halo(block, before, after)
     assert grid.readers(block, before, after) is grid.readers(block, before, after)
     assert grid.halo(block, before, after) is not grid.halo(block, after, before)
-    assert grid.positions_of_rows(block) is grid.positions_of_rows(block)
-    assert grid.rows_of_map(block) is grid.rows_of_map(block)
+    assert grid.gather_index(block) is grid.gather_index(block)
+    assert grid.scatter_index(block) is grid.scatter_index(block)
 
 
 def test_tables_take_little_memory() -> None:
@@ -222,7 +221,7 @@ def test_tables_take_little_memory() -> None:
     grid = grid_of(torch.ones(1, 2, 3, dtype=torch.bool))
     block, reach = (2, 2), (1, 1)
     tables = [grid.halo(block, reach, reach), grid.readers(block, reach, reach)]
-    for table in [*tables, grid.positions_of_rows(block), grid.rows_of_map(block)]:
+    for table in [*tables, grid.gather_index(block), grid.scatter_index(block)]:
         assert table.dtype == torch.int32
 
 

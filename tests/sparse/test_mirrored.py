@@ -1,4 +1,4 @@
-"""Padding that mirrors the map: a hidden neighbour is outside, so a patch sees its own mirror image there."""
+"""Padding that mirrors the map: a hidden neighbor is outside, so a patch sees its own mirror image there."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from hypothesis import strategies as st
 from timm.layers import BlurPool2d
 from torch import Tensor, nn
 
+from engine_helpers import (
+    Apply,
+    assert_agrees_with_crop,
+    assert_agrees_with_oracle,
+    assert_never_waits,
+    assert_refused,
+    draw_rectangles,
+    draw_visible,
+)
 from sparkmim.sparse import MaskedDenseExecution, PatchGrid, SparseExecution, run
-
-Masks = Callable[..., st.SearchStrategy[Tensor]]
-Check = Callable[..., None]
 
 MODES = ["reflect", "replicate"]
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -37,7 +43,7 @@ def windows(draw: st.DrawFn, mode: str, dims: int) -> tuple[list[int], list[int]
     return kernel, stride, [side for pair in reversed(sides) for side in pair], patch
 
 
-def mirroring(draw: Callable[..., Any], network_of: Any) -> tuple[nn.Module, tuple[int, ...]]:
+def mirroring(draw: Callable[..., Any]) -> tuple[nn.Module, tuple[int, ...]]:
     """A drawn network of padding and what follows it, and the patches it takes."""
     mode, dims = draw(st.sampled_from(MODES)), draw(st.integers(1, 3))
     kernel, stride, sides, patch = draw(windows(mode, dims))
@@ -53,25 +59,23 @@ def mirroring(draw: Callable[..., Any], network_of: Any) -> tuple[nn.Module, tup
             return F.avg_pool2d(padded, kernel, stride) * bias.view(-1, 1, 1) * weight.sum()
         return CONVOLUTIONS[dims](padded, weight, bias, stride, groups=2 if after == "depthwise" else 1)
 
-    return network_of(function, weight=weight, bias=bias), tuple(patch)
+    return Apply(function, weight=weight, bias=bias), tuple(patch)
 
 
 @given(data=st.data())
 @settings(max_examples=150, deadline=None)
-def test_any_window(data: st.DataObject, visible_patches: Masks, network_of: Any, agrees_with_oracle: Check) -> None:
-    network, patch = mirroring(data.draw, network_of)
-    visible = data.draw(visible_patches(len(patch), largest=4 if len(patch) < 3 else 3))
-    agrees_with_oracle(network, visible, 2, patch)
+def test_any_window(data: st.DataObject) -> None:
+    network, patch = mirroring(data.draw)
+    visible = data.draw(draw_visible(len(patch), largest=4 if len(patch) < 3 else 3))
+    assert_agrees_with_oracle(network, visible, 2, patch)
 
 
 @given(data=st.data())
 @settings(max_examples=150, deadline=None)
-def test_a_box_is_seen_as_its_crop(
-    data: st.DataObject, visible_rectangles: Masks, network_of: Any, agrees_with_crop: Check
-) -> None:
-    network, patch = mirroring(data.draw, network_of)
-    visible = data.draw(visible_rectangles(len(patch), largest=4 if len(patch) < 3 else 3))
-    agrees_with_crop(network, visible, 2, patch)
+def test_a_box_is_seen_as_its_crop(data: st.DataObject) -> None:
+    network, patch = mirroring(data.draw)
+    visible = data.draw(draw_rectangles(len(patch), largest=4 if len(patch) < 3 else 3))
+    assert_agrees_with_crop(network, visible, 2, patch)
 
 
 MASK = torch.tensor([
@@ -91,9 +95,9 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("network", LAYERS.values(), ids=LAYERS)
-def test_layers(network: nn.Module, agrees_with_oracle: Check, agrees_with_crop: Check) -> None:
-    agrees_with_oracle(network.double(), MASK, 4, (4, 6))
-    agrees_with_crop(network, torch.ones(2, 2, 3, dtype=torch.bool), 4, (4, 6))
+def test_layers(network: nn.Module) -> None:
+    assert_agrees_with_oracle(network.double(), MASK, 4, (4, 6))
+    assert_agrees_with_crop(network, torch.ones(2, 2, 3, dtype=torch.bool), 4, (4, 6))
 
 
 @pytest.mark.parametrize("execution", [SparseExecution, MaskedDenseExecution])
@@ -104,10 +108,10 @@ def test_corners(execution: Any) -> None:
     pick[..., 2, 2] = 1
     image = torch.arange(16.0).view(1, 1, 4, 4)
     mirrored = {
-        (True, True, True, True): 10,  # the neighbour across the corner
+        (True, True, True, True): 10,  # the neighbor across the corner
         (True, False, False, True): 10,  # likewise, though it touches at the corner alone
-        (True, True, False, False): 2,  # the right neighbour, mirrored downwards
-        (True, False, True, False): 8,  # the lower neighbour, mirrored to the right
+        (True, True, False, False): 2,  # the right neighbor, mirrored downwards
+        (True, False, True, False): 8,  # the lower neighbor, mirrored to the right
         (True, True, True, False): 0,  # both would do: the patch itself
         (True, False, False, False): 0,
     }
@@ -141,14 +145,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("network", REFUSED.values(), ids=REFUSED)
-def test_refused(network: nn.Module, is_refused: Check) -> None:
-    is_refused(network.double(), MASK, 4, (2, 2))
+def test_refused(network: nn.Module) -> None:
+    assert_refused(network.double(), MASK, 4, (2, 2))
 
 
-def test_no_waiting_for_the_device(never_waits: Check) -> None:
+def test_no_waiting_for_the_device() -> None:
     def make() -> nn.Module:
         return nn.Sequential(
             nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.ReplicationPad2d((1, 0, 1, 0)), nn.MaxPool2d(3, 2)
         )
 
-    never_waits(make, (2, 3, 3), 4, 4, (4, 4))
+    assert_never_waits(make, (2, 3, 3), 4, 4, (4, 4))

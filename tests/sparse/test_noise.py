@@ -1,16 +1,15 @@
 """Noise that a network draws once an image is drawn once an image here too, and the same for the same seed."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine_helpers import Apply, assert_agrees_with_crop, assert_agrees_with_oracle, assert_never_waits, assert_refused
 from sparkmim.sparse import PatchGrid, SparseExecution, UnsupportedOperation, run
 
-Check = Callable[..., None]
 Function = Callable[[Tensor], Tensor]
 
 MASKS = {
@@ -95,41 +94,35 @@ MAY_BE_REFUSED = [function for name, function in FUNCTIONS.items() if name.start
 
 @pytest.mark.parametrize("visible", MASKS.values(), ids=MASKS.keys())
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS.keys())
-def test_same_noise_as_the_oracle(
-    function: Function, visible: Tensor, network_of: Any, agrees_with_oracle: Check
-) -> None:
-    agrees_with_oracle(network_of(function), visible, 4, (2, 2))
+def test_same_noise_as_the_oracle(function: Function, visible: Tensor) -> None:
+    assert_agrees_with_oracle(Apply(function), visible, 4, (2, 2))
 
 
 @pytest.mark.parametrize("visible", MASKS.values(), ids=MASKS.keys())
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS.keys())
-def test_same_noise_where_a_patch_is_one_position(
-    function: Function, visible: Tensor, network_of: Any, agrees_with_oracle: Check
-) -> None:
+def test_same_noise_where_a_patch_is_one_position(function: Function, visible: Tensor) -> None:
     """As in the deepest stage of most networks. New tensors other than those of stochastic depth could then be maps as
     well as values an image: they may be refused, never drawn wrongly."""
-    network = network_of(function)
+    network = Apply(function)
     try:
-        agrees_with_oracle(network, visible, 4, (1, 1))
+        assert_agrees_with_oracle(network, visible, 4, (1, 1))
     except UnsupportedOperation:
         assert function in MAY_BE_REFUSED
 
 
 @pytest.mark.parametrize("mask", BOXES)
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS.keys())
-def test_same_noise_as_the_ordinary_network(
-    function: Function, mask: str, network_of: Any, agrees_with_crop: Check
-) -> None:
-    agrees_with_crop(network_of(function), MASKS[mask], 4, (2, 3))
+def test_same_noise_as_the_ordinary_network(function: Function, mask: str) -> None:
+    assert_agrees_with_crop(Apply(function), MASKS[mask], 4, (2, 3))
 
 
 @pytest.mark.parametrize("function", [drop_path, lambda x: F.dropout2d(x, 0.5)], ids=["stochastic depth", "channels"])
-def test_patches_of_an_image_share_its_noise(function: Function, network_of: Any) -> None:
+def test_patches_of_an_image_share_its_noise(function: Function) -> None:
     """Needs no oracle: within an image one decision, between images different ones."""
     visible = torch.rand(64, 4, 4, generator=torch.Generator().manual_seed(0)).flatten(1).argsort(1).view(64, 4, 4) < 5
     grid = PatchGrid(visible, 5)
     torch.manual_seed(0)
-    (out,) = run(SparseExecution(grid), network_of(function), torch.ones(64, 2, 8, 8))
+    (out,) = run(SparseExecution(grid), Apply(function), torch.ones(64, 2, 8, 8))
     noise = grid.by_image(out)[:, :, 0]  # of the first channel: (image, patch, height, width)
     assert (noise == noise[:, :1, :1, :1]).all()
     kept = int((noise[:, 0, 0, 0] == 2).sum())
@@ -137,29 +130,29 @@ def test_patches_of_an_image_share_its_noise(function: Function, network_of: Any
     assert int((noise[:, 0, 0, 0] == 0).sum()) == 64 - kept
 
 
-def test_dropout_of_a_map_is_drawn_for_each_position(network_of: Any) -> None:
+def test_dropout_of_a_map_is_drawn_for_each_position() -> None:
     grid = PatchGrid(MASKS["boxes"], 4)
     torch.manual_seed(0)
-    (out,) = run(SparseExecution(grid), network_of(lambda x: F.dropout(x, 0.25)), torch.ones(3, 8, 24, 24).double())
+    (out,) = run(SparseExecution(grid), Apply(lambda x: F.dropout(x, 0.25)), torch.ones(3, 8, 24, 24).double())
     assert set(out.unique().tolist()) == {0.0, 1 / 0.75}
     assert 0.2 < float((out == 0).double().mean()) < 0.3
     assert not torch.equal(out[0], out[1])
 
 
-def test_modules_in_train_and_eval_mode(agrees_with_oracle: Check, agrees_with_crop: Check) -> None:
+def test_modules_in_train_and_eval_mode() -> None:
     network = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Dropout2d(0.5), nn.BatchNorm2d(4), nn.ReLU()).double()
     for training in (True, False):
-        agrees_with_oracle(network.train(training), MASKS["scattered"], 4, (2, 2))
-        agrees_with_crop(network, MASKS["boxes"], 4, (2, 2))
+        assert_agrees_with_oracle(network.train(training), MASKS["scattered"], 4, (2, 2))
+        assert_agrees_with_crop(network, MASKS["boxes"], 4, (2, 2))
 
 
 @pytest.mark.parametrize("dims", [1, 3])
-def test_signals_and_volumes(dims: int, network_of: Any, agrees_with_oracle: Check, agrees_with_crop: Check) -> None:
+def test_signals_and_volumes(dims: int) -> None:
     dropout = {1: F.dropout1d, 3: F.dropout3d}[dims]
-    network = network_of(lambda x: drop_path(dropout(x, 0.5)))
+    network = Apply(lambda x: drop_path(dropout(x, 0.5)))
     visible = torch.rand(2, *[3] * dims, generator=torch.Generator().manual_seed(0)).argsort(dims) < 2
-    agrees_with_oracle(network, visible, 4, (2,) * dims)
-    agrees_with_crop(network, torch.ones_like(visible), 4, (2,) * dims)
+    assert_agrees_with_oracle(network, visible, 4, (2,) * dims)
+    assert_agrees_with_crop(network, torch.ones_like(visible), 4, (2,) * dims)
 
 
 REFUSED: dict[str, Function] = {
@@ -174,10 +167,10 @@ REFUSED: dict[str, Function] = {
 
 
 @pytest.mark.parametrize("function", REFUSED.values(), ids=REFUSED.keys())
-def test_refused(function: Function, network_of: Any, is_refused: Check) -> None:
-    is_refused(network_of(function), MASKS["boxes"], 4, (4, 4))
+def test_refused(function: Function) -> None:
+    assert_refused(Apply(function), MASKS["boxes"], 4, (4, 4))
 
 
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS.keys())
-def test_no_waiting_for_the_device(function: Function, network_of: Any, never_waits: Check) -> None:
-    never_waits(lambda: network_of(function), (2, 3, 3), 4, 4, (4, 2))
+def test_no_waiting_for_the_device(function: Function) -> None:
+    assert_never_waits(lambda: Apply(function), (2, 3, 3), 4, 4, (4, 2))

@@ -1,7 +1,6 @@
-"""Normalisation: statistics are those of visible positions, and running statistics are updated once, as they should."""
+"""Normalization: statistics are those of visible positions, and running statistics are updated once, as they should."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -11,10 +10,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
+from engine_helpers import (
+    Apply,
+    assert_agrees_with_crop,
+    assert_agrees_with_oracle,
+    assert_never_waits,
+    assert_refused,
+    draw_rectangles,
+    draw_visible,
+)
 from sparkmim.sparse import MaskedDenseExecution
-
-Masks = Callable[..., st.SearchStrategy[Tensor]]
-Check = Callable[..., None]
 
 BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 INSTANCE_NORMS = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
@@ -30,7 +35,7 @@ MASKS = {
 BOXES = ["all patches", "boxes"]
 
 
-def randomised(network: nn.Module) -> nn.Module:
+def randomized(network: nn.Module) -> nn.Module:
     """Affine parameters and running statistics that are not the neutral ones."""
     generator = torch.Generator().manual_seed(0)
     network = network.double()
@@ -108,15 +113,15 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("visible", MASKS.values(), ids=MASKS.keys())
 @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS.keys())
-def test_layers(make: Callable[[], nn.Module], visible: Tensor, training: bool, agrees_with_oracle: Check) -> None:
-    agrees_with_oracle(randomised(make()).train(training), visible, 4, (4, 2))
+def test_layers(make: Callable[[], nn.Module], visible: Tensor, training: bool) -> None:
+    assert_agrees_with_oracle(randomized(make()).train(training), visible, 4, (4, 2))
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("mask", BOXES)
 @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS.keys())
-def test_layers_on_boxes(make: Callable[[], nn.Module], mask: str, training: bool, agrees_with_crop: Check) -> None:
-    agrees_with_crop(randomised(make()).train(training), MASKS[mask], 4, (4, 2))
+def test_layers_on_boxes(make: Callable[[], nn.Module], mask: str, training: bool) -> None:
+    assert_agrees_with_crop(randomized(make()).train(training), MASKS[mask], 4, (4, 2))
 
 
 def norms(dims: int) -> dict[str, Callable[[], nn.Module]]:
@@ -130,57 +135,53 @@ def norms(dims: int) -> dict[str, Callable[[], nn.Module]]:
 
 @given(data=st.data(), dims=st.integers(1, 3), kind=st.sampled_from(sorted(norms(2))), training=st.booleans())
 @settings(max_examples=100, deadline=None)
-def test_any_mask(
-    data: st.DataObject, dims: int, kind: str, training: bool, visible_patches: Masks, agrees_with_oracle: Check
-) -> None:
-    visible = data.draw(visible_patches(dims, largest=3))
-    patch = (2, *[data.draw(st.integers(1, 3)) for _ in range(dims - 1)])  # more than one value to normalise over
-    agrees_with_oracle(randomised(norms(dims)[kind]()).train(training), visible, 4, patch)
+def test_any_mask(data: st.DataObject, dims: int, kind: str, training: bool) -> None:
+    visible = data.draw(draw_visible(dims, largest=3))
+    patch = (2, *[data.draw(st.integers(1, 3)) for _ in range(dims - 1)])  # more than one value to normalize over
+    assert_agrees_with_oracle(randomized(norms(dims)[kind]()).train(training), visible, 4, patch)
 
 
 @given(data=st.data(), dims=st.integers(1, 3), kind=st.sampled_from(sorted(norms(2))), training=st.booleans())
 @settings(max_examples=100, deadline=None)
-def test_any_box(
-    data: st.DataObject, dims: int, kind: str, training: bool, visible_rectangles: Masks, agrees_with_crop: Check
-) -> None:
-    visible = data.draw(visible_rectangles(dims, largest=3))
+def test_any_box(data: st.DataObject, dims: int, kind: str, training: bool) -> None:
+    visible = data.draw(draw_rectangles(dims, largest=3))
     patch = (2, *[data.draw(st.integers(1, 3)) for _ in range(dims - 1)])
-    agrees_with_crop(randomised(norms(dims)[kind]()).train(training), visible, 4, patch)
+    assert_agrees_with_crop(randomized(norms(dims)[kind]()).train(training), visible, 4, patch)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("kind", sorted(norms(2)))
-def test_one_image(kind: str, training: bool, agrees_with_oracle: Check, agrees_with_crop: Check) -> None:
+def test_one_image(kind: str, training: bool) -> None:
     """The axis of images vanishes from memory layouts, and the gradient comes channels last, as a convolution sends it:
     torch's batch norm of a contiguous map mistakes the one for the other (seen in 2.15)."""
     network = nn.Sequential(norms(2)[kind](), nn.Conv2d(4, 4, 3, padding=1))
-    network = randomised(network).train(training)
-    agrees_with_oracle(network, MASKS["boxes"][:1], 4, (3, 2))
-    agrees_with_crop(network, MASKS["boxes"][:1], 4, (3, 2))
+    network = randomized(network).train(training)
+    assert_agrees_with_oracle(network, MASKS["boxes"][:1], 4, (3, 2))
+    assert_agrees_with_crop(network, MASKS["boxes"][:1], 4, (3, 2))
 
 
 @pytest.mark.parametrize("mask", BOXES)
-def test_standardised_weights(mask: str, network_of: Any, agrees_with_oracle: Check, agrees_with_crop: Check) -> None:
-    """Weight standardisation calls batch norm with a weight: the engine must leave it alone, in train mode too."""
+def test_standardized_weights(mask: str) -> None:
+    """Weight standardization calls batch norm with a weight: the engine must leave it alone, in train mode too."""
 
     def convolve(x: Tensor, weight: Tensor, gain: Tensor) -> Tensor:
-        standardised = F.batch_norm(weight.reshape(1, 4, -1), None, None, gain, training=True, momentum=0.0)
-        return F.conv2d(x, standardised.reshape_as(weight), padding=1)
+        standardized = F.batch_norm(weight.reshape(1, 4, -1), None, None, gain, training=True, momentum=0.0)
+        return F.conv2d(x, standardized.reshape_as(weight), padding=1)
 
-    network = network_of(convolve, weight=torch.randn(4, 4, 3, 3).double(), gain=torch.rand(4).double())
-    agrees_with_oracle(network, MASKS[mask], 4, (2, 2))
-    agrees_with_crop(network, MASKS[mask], 4, (2, 2))
+    network = Apply(convolve, weight=torch.randn(4, 4, 3, 3).double(), gain=torch.rand(4).double())
+    assert_agrees_with_oracle(network, MASKS[mask], 4, (2, 2))
+    assert_agrees_with_crop(network, MASKS[mask], 4, (2, 2))
 
 
 @pytest.mark.parametrize("name", sorted(LAYERS))
-def test_no_waiting_for_the_device(name: str, never_waits: Check) -> None:
-    never_waits(LAYERS[name], (2, 3, 3), 4, 4, (4, 2))
+def test_no_waiting_for_the_device(name: str) -> None:
+    assert_never_waits(LAYERS[name], (2, 3, 3), 4, 4, (4, 2))
 
 
-def test_waiting_is_noticed(never_waits: Check) -> None:
+def test_waiting_is_noticed() -> None:
     """The reference picks out visible positions with a mask, which has to be read."""
     with pytest.raises(DynamicOutputShapeException):
-        never_waits(LAYERS["batch"], (2, 3, 3), 4, 4, (4, 2), MaskedDenseExecution)
+        assert_never_waits(LAYERS["batch"], (2, 3, 3), 4, 4, (4, 2), MaskedDenseExecution)
 
 
 REFUSED = {
@@ -199,5 +200,5 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("function", REFUSED.values(), ids=REFUSED.keys())
-def test_refused(function: Callable[[Tensor], Tensor], network_of: Any, is_refused: Check) -> None:
-    is_refused(network_of(function), MASKS["boxes"], 4, (4, 4))
+def test_refused(function: Callable[[Tensor], Tensor]) -> None:
+    assert_refused(Apply(function), MASKS["boxes"], 4, (4, 4))

@@ -1,4 +1,4 @@
-"""Pooling over packed patches: maxima ignore hidden neighbours, averages count them as they count padding."""
+"""Pooling over packed patches: maxima ignore hidden neighbors, averages count them as they count padding."""
 
 import math
 from collections.abc import Callable
@@ -11,10 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from engine_helpers import (
+    Apply,
+    StoragesMade,
+    assert_agrees_with_crop,
+    assert_agrees_with_oracle,
+    assert_never_waits,
+    assert_refused,
+    draw_rectangles,
+    draw_visible,
+)
 from sparkmim.sparse import PatchGrid, SparseExecution, run
-
-Masks = Callable[..., st.SearchStrategy[Tensor]]
-Check = Callable[..., None]
 
 MASKS = {
     "one patch": torch.tensor([[[False, True, False]], [[True, False, False]]]),
@@ -122,22 +129,18 @@ POOLINGS = {"max": max_poolings, "average": average_poolings}
 
 @given(data=st.data(), kind=st.sampled_from(sorted(POOLINGS)))
 @settings(max_examples=200, deadline=None)
-def test_any_pooling(
-    data: st.DataObject, kind: str, visible_patches: Masks, network_of: Any, agrees_with_oracle: Check
-) -> None:
-    visible = data.draw(visible_patches())
+def test_any_pooling(data: st.DataObject, kind: str) -> None:
+    visible = data.draw(draw_visible())
     pooling = data.draw(POOLINGS[kind]())
-    agrees_with_oracle(network_of(pooling.function), visible, 2, pooling.patch)
+    assert_agrees_with_oracle(Apply(pooling.function), visible, 2, pooling.patch)
 
 
 @given(data=st.data(), kind=st.sampled_from(sorted(POOLINGS)))
 @settings(max_examples=150, deadline=None)
-def test_a_box_is_pooled_as_its_crop(
-    data: st.DataObject, kind: str, visible_rectangles: Masks, network_of: Any, agrees_with_crop: Check
-) -> None:
-    visible = data.draw(visible_rectangles())
+def test_a_box_is_pooled_as_its_crop(data: st.DataObject, kind: str) -> None:
+    visible = data.draw(draw_rectangles())
     pooling = data.draw(POOLINGS[kind]())
-    agrees_with_crop(network_of(pooling.function), visible, 2, pooling.patch)
+    assert_agrees_with_crop(Apply(pooling.function), visible, 2, pooling.patch)
 
 
 LAYERS = {
@@ -176,27 +179,27 @@ LAYERS = {
 
 @pytest.mark.parametrize("visible", MASKS.values(), ids=MASKS.keys())
 @pytest.mark.parametrize("network", LAYERS.values(), ids=LAYERS.keys())
-def test_layers(network: nn.Module, visible: Tensor, agrees_with_oracle: Check) -> None:
-    agrees_with_oracle(network, visible, 2, (4, 8))
+def test_layers(network: nn.Module, visible: Tensor) -> None:
+    assert_agrees_with_oracle(network, visible, 2, (4, 8))
 
 
 @pytest.mark.parametrize("mask", BOXES)
 @pytest.mark.parametrize("network", LAYERS.values(), ids=LAYERS.keys())
-def test_layers_on_boxes(network: nn.Module, mask: str, agrees_with_crop: Check) -> None:
-    agrees_with_crop(network, MASKS[mask], 2, (4, 8))
+def test_layers_on_boxes(network: nn.Module, mask: str) -> None:
+    assert_agrees_with_crop(network, MASKS[mask], 2, (4, 8))
 
 
 @pytest.mark.parametrize(
     "network", [nn.MaxPool2d(5, 1, 2), nn.AvgPool2d(5, 1, 2), nn.AvgPool2d(5, 1, 2, count_include_pad=False)], ids=str
 )
-def test_window_wider_than_a_patch(network: nn.Module, agrees_with_oracle: Check) -> None:
+def test_window_wider_than_a_patch(network: nn.Module) -> None:
     visible = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(0)).argsort(2) < 3
-    agrees_with_oracle(network, visible, 2, (1, 1))
-    agrees_with_oracle(network, visible, 2, (1, 2))
+    assert_agrees_with_oracle(network, visible, 2, (1, 1))
+    assert_agrees_with_oracle(network, visible, 2, (1, 2))
 
 
 @pytest.mark.parametrize("mask", BOXES)
-def test_forms_of_calling(mask: str, network_of: Any, agrees_with_oracle: Check, agrees_with_crop: Check) -> None:
+def test_forms_of_calling(mask: str) -> None:
     def pool(x: Tensor) -> list[Tensor]:
         return [
             F.max_pool2d(x, [2]),
@@ -206,21 +209,20 @@ def test_forms_of_calling(mask: str, network_of: Any, agrees_with_oracle: Check,
             F.avg_pool2d(x, kernel_size=3, stride=1, padding=1, count_include_pad=False),
         ]
 
-    agrees_with_oracle(network_of(pool), MASKS[mask], 2, (4, 4))
-    agrees_with_crop(network_of(pool), MASKS[mask], 2, (4, 4))
+    assert_agrees_with_oracle(Apply(pool), MASKS[mask], 2, (4, 4))
+    assert_agrees_with_crop(Apply(pool), MASKS[mask], 2, (4, 4))
 
 
 @pytest.mark.parametrize("patch", [(4, 2), (1, 1)], ids=str)
 @pytest.mark.parametrize("pool", [F.max_pool2d, F.avg_pool2d], ids=["max", "average"])
 def test_window_of_the_whole_map(
-    pool: Callable[..., Tensor], patch: tuple[int, int], network_of: Any, agrees_with_oracle: Check,
-    agrees_with_crop: Check, is_refused: Check,
+    pool: Callable[..., Tensor], patch: tuple[int, int],
 ) -> None:  # fmt: skip
     """Its sizes are read off the map, so it means the whole map, not a patch."""
     for mask in BOXES:
-        network = network_of(lambda x: x * pool(x, x.shape[2:]) + pool(x, kernel_size=(x.size(2), x.size(3)), stride=1))
-        agrees_with_oracle(network, MASKS[mask], 2, patch)
-        agrees_with_crop(network, MASKS[mask], 2, patch)
+        network = Apply(lambda x: x * pool(x, x.shape[2:]) + pool(x, kernel_size=(x.size(2), x.size(3)), stride=1))
+        assert_agrees_with_oracle(network, MASKS[mask], 2, patch)
+        assert_agrees_with_crop(network, MASKS[mask], 2, patch)
     for part in (
         lambda x: x * pool(x, x.shape[2]),  # of one axis for both, which fits square maps alone
         lambda x: pool(x, (2 * x.shape[2], x.shape[3])),
@@ -228,10 +230,10 @@ def test_window_of_the_whole_map(
         lambda x: pool(x, x.shape[2:], 1, [x.shape[2] // 1, 0]),
         lambda x: F.adaptive_avg_pool2d(x, x.shape[2:]),
     ):
-        is_refused(network_of(part), MASKS["boxes"], 2, patch)
+        assert_refused(Apply(part), MASKS["boxes"], 2, patch)
 
 
-def test_hidden_neighbours_never_win_a_maximum(network_of: Any) -> None:
+def test_hidden_neighbors_never_win_a_maximum() -> None:
     """Zeros at hidden positions would win against a map of negative numbers, as they do in careless implementations."""
     visible = MASKS["boxes"]
     images = -1 - torch.rand(2, 2, 12, 12)
@@ -239,13 +241,11 @@ def test_hidden_neighbours_never_win_a_maximum(network_of: Any) -> None:
     assert out.max() < -1
 
 
-def test_gradient_of_ties_goes_where_the_ordinary_pooling_sends_it(
-    network_of: Any, agrees_with_oracle: Check, agrees_with_crop: Check
-) -> None:
+def test_gradient_of_ties_goes_where_the_ordinary_pooling_sends_it() -> None:
     """After a ReLU or in flat regions a window holds its maximum many times."""
-    network = network_of(lambda x: F.max_pool2d(x.sign(), 3, 2, 1) * x[:, :, ::2, ::2])
-    agrees_with_oracle(network, MASKS["boxes"], 2, (4, 4))
-    agrees_with_crop(network, MASKS["boxes"], 2, (4, 4))
+    network = Apply(lambda x: F.max_pool2d(x.sign(), 3, 2, 1) * x[:, :, ::2, ::2])
+    assert_agrees_with_oracle(network, MASKS["boxes"], 2, (4, 4))
+    assert_agrees_with_crop(network, MASKS["boxes"], 2, (4, 4))
 
 
 # --- memory and waiting ---------------------------------------------------------------------------------------------
@@ -272,19 +272,19 @@ def test_backward_keeps_no_halo(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["max 3 s2 p1", "average 3 s1 p1"])
-def test_nothing_but_patches_outlives_forward(name: str, storages_made: Any) -> None:
+def test_nothing_but_patches_outlives_forward(name: str) -> None:
     """Nor may a halo be kept where autograd's hooks do not see it, as an attribute of the context."""
     grid = PatchGrid(torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)).argsort(2) < 2, 8)
     images = torch.randn(2, 16, 64, 64, requires_grad=True)
-    with storages_made(but_not_of=[images]) as storages:
+    with StoragesMade(but_not_of=[images]) as storages:
         (out,) = run(SparseExecution(grid), LAYERS[name], images)
     assert storages.bytes_alive() == out.nbytes
     out.sum().backward()
 
 
 @pytest.mark.parametrize("network", LAYERS.values(), ids=LAYERS.keys())
-def test_no_waiting_for_the_device(network: nn.Module, never_waits: Check) -> None:
-    never_waits(lambda: network, (2, 3, 3), 4, 2, (4, 4))
+def test_no_waiting_for_the_device(network: nn.Module) -> None:
+    assert_never_waits(lambda: network, (2, 3, 3), 4, 2, (4, 4))
 
 
 # --- what cannot be aligned with the patches, and what has no rule --------------------------------------------------
@@ -318,11 +318,11 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("network", "match"), REFUSED.values(), ids=REFUSED.keys())
-def test_refused(network: nn.Module, match: str, is_refused: Check) -> None:
-    is_refused(network, MASKS["boxes"], 2, (4, 4), match)
+def test_refused(network: nn.Module, match: str) -> None:
+    assert_refused(network, MASKS["boxes"], 2, (4, 4), match)
 
 
 @pytest.mark.parametrize("pool", [F.max_pool2d, F.avg_pool2d], ids=["max", "average"])
-def test_other_layouts_are_refused(pool: Callable[..., Tensor], network_of: Any, is_refused: Check) -> None:
-    is_refused(network_of(lambda x: pool(x.permute(0, 2, 3, 1), 2)), MASKS["boxes"], 2, (4, 4), "laid out as")
-    is_refused(network_of(lambda x: pool(x.mean((2, 3), keepdim=True), 1)), MASKS["boxes"], 2, (4, 4))
+def test_other_layouts_are_refused(pool: Callable[..., Tensor]) -> None:
+    assert_refused(Apply(lambda x: pool(x.permute(0, 2, 3, 1), 2)), MASKS["boxes"], 2, (4, 4), "laid out as")
+    assert_refused(Apply(lambda x: pool(x.mean((2, 3), keepdim=True), 1)), MASKS["boxes"], 2, (4, 4))

@@ -19,11 +19,18 @@ from timm.layers.filter_response_norm import FilterResponseNormAct2d, FilterResp
 from timm.layers.space_to_depth import DepthToSpace, SpaceToDepth
 from torch import Tensor, nn
 
+from engine_helpers import (
+    Apply,
+    assert_agrees_with_crop,
+    assert_agrees_with_oracle,
+    assert_never_waits,
+    assert_refused,
+    draw_rectangles,
+    draw_visible,
+)
 from sparkmim.sparse import PatchGrid, SparseExecution, run
 from sparkmim.sparse.extent import Extent, degrees_of
 
-Masks = Callable[..., st.SearchStrategy[Tensor]]
-Check = Callable[..., None]
 Function = Callable[[Tensor], Any]
 
 MASK = torch.tensor([
@@ -69,7 +76,7 @@ POSITIONS: dict[str, Function] = {
     "sums of products, heads": lambda x: x * torch.matmul(
         x.unflatten(1, (2, 2)).flatten(3), x.unflatten(1, (2, 2)).flatten(3).transpose(2, 3)
     ).reshape(x.shape[0], 8, 1, 1).mean(1, keepdim=True),
-    "normalised": lambda x: F.normalize(x.flatten(2), dim=-1).reshape(x.shape) + F.normalize(x, 1.0, (2, 3)),
+    "normalized": lambda x: F.normalize(x.flatten(2), dim=-1).reshape(x.shape) + F.normalize(x, 1.0, (2, 3)),
     "windows of an unfolded map": lambda x: x * (
         x.reshape(*x.shape[:2], math.ceil(x.shape[2] / 1), 1 * x.shape[3])
     ).flatten(2).softmax(2).amax(2)[..., None, None],
@@ -106,12 +113,10 @@ EXPANDED: dict[str, Function] = {
 
 @pytest.mark.parametrize("patch", PATCHES)
 @pytest.mark.parametrize("function", [*POSITIONS.values(), *EXPANDED.values()], ids=[*POSITIONS, *EXPANDED])
-def test_functions(
-    function: Function, patch: tuple[int, int], network_of: Any, agrees_with_oracle: Check, agrees_with_crop: Check
-) -> None:
-    agrees_with_oracle(network_of(function), MASK, 4, patch)
-    agrees_with_crop(network_of(function), BOXES, 4, patch)
-    agrees_with_crop(network_of(function), torch.ones(2, 2, 3, dtype=torch.bool), 4, patch)
+def test_functions(function: Function, patch: tuple[int, int]) -> None:
+    assert_agrees_with_oracle(Apply(function), MASK, 4, patch)
+    assert_agrees_with_crop(Apply(function), BOXES, 4, patch)
+    assert_agrees_with_crop(Apply(function), torch.ones(2, 2, 3, dtype=torch.bool), 4, patch)
 
 
 @given(data=st.data(), dims=st.integers(1, 3), heads=st.integers(1, 2))
@@ -120,11 +125,6 @@ def test_context_of_any_mask(
     data: st.DataObject,
     dims: int,
     heads: int,
-    visible_patches: Masks,
-    visible_rectangles: Masks,
-    network_of: Any,
-    agrees_with_oracle: Check,
-    agrees_with_crop: Check,
 ) -> None:
     """A global context: the sum of all positions of an image, each weighed by a softmax."""
     patch = tuple(data.draw(st.integers(1, 3)) for _ in range(dims))
@@ -134,9 +134,9 @@ def test_context_of_any_mask(
         share = F.linear(positions.transpose(1, 2), query).softmax(1)
         return x * (positions @ share).mean(2)[(..., *[None] * dims)]
 
-    network = network_of(context, query=weights(heads, 2))
-    agrees_with_oracle(network, data.draw(visible_patches(dims, largest=3)), 2, patch)
-    agrees_with_crop(network, data.draw(visible_rectangles(dims, largest=3)), 2, patch)
+    network = Apply(context, query=weights(heads, 2))
+    assert_agrees_with_oracle(network, data.draw(draw_visible(dims, largest=3)), 2, patch)
+    assert_agrees_with_crop(network, data.draw(draw_rectangles(dims, largest=3)), 2, patch)
 
 
 @given(data=st.data(), dims=st.integers(1, 3))
@@ -144,11 +144,6 @@ def test_context_of_any_mask(
 def test_cells_of_any_size(
     data: st.DataObject,
     dims: int,
-    visible_patches: Masks,
-    visible_rectangles: Masks,
-    network_of: Any,
-    agrees_with_oracle: Check,
-    agrees_with_crop: Check,
 ) -> None:
     """Space to depth: positions of a cell become channels, or are averaged."""
     cell = [data.draw(st.integers(1, 3)) for _ in range(dims)]
@@ -164,8 +159,8 @@ def test_cells_of_any_size(
             return cells.mean(inner) if inner else cells
         return cells.movedim(inner, list(range(1, 1 + len(inner)))).flatten(1, 1 + len(inner))
 
-    agrees_with_oracle(network_of(to_depth), data.draw(visible_patches(dims, largest=3)), 2, patch)
-    agrees_with_crop(network_of(to_depth), data.draw(visible_rectangles(dims, largest=3)), 2, patch)
+    assert_agrees_with_oracle(Apply(to_depth), data.draw(draw_visible(dims, largest=3)), 2, patch)
+    assert_agrees_with_crop(Apply(to_depth), data.draw(draw_rectangles(dims, largest=3)), 2, patch)
 
 
 class AdditiveAttention(nn.Module):
@@ -213,15 +208,13 @@ LAYERS: dict[str, nn.Module] = {
 
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-def test_layers(
-    layer: nn.Module, monkeypatch: pytest.MonkeyPatch, agrees_with_oracle: Check, agrees_with_crop: Check
-) -> None:
+def test_layers(layer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # which some use to gain precision, not to lose it
     network = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), copy.deepcopy(layer)).double()
     for p in network.parameters():
         p.data.add_(0.3 * weights(*p.shape))
-    agrees_with_oracle(network, MASK, 4, (4, 8))
-    agrees_with_crop(network, BOXES, 4, (4, 8))
+    assert_agrees_with_oracle(network, MASK, 4, (4, 8))
+    assert_agrees_with_crop(network, BOXES, 4, (4, 8))
 
 
 # --- what must not ---------------------------------------------------------------------------------------------------
@@ -250,7 +243,7 @@ REFUSED: dict[str, Function] = {
     "half the positions": lambda x: x.reshape(x.shape[0], -1, x.shape[2] * x.shape[3] // 2).mean(2).mean(1),
     "positions, columns first": lambda x: x.flatten(2).reshape(*x.shape[:2], x.shape[3], x.shape[2]),
     "positions as a map": lambda x: x.reshape(*x.shape[:2], x.shape[2] * x.shape[3], 1),
-    "convolution of neighbours": lambda x: F.conv1d(x.flatten(2), weights(4, 4, 3), padding=1).reshape(x.shape),
+    "convolution of neighbors": lambda x: F.conv1d(x.flatten(2), weights(4, 4, 3), padding=1).reshape(x.shape),
     "convolution of some": lambda x: F.conv1d(x.flatten(2), weights(4, 4, 1), stride=2),
     "convolution of positions as channels": lambda x: F.conv1d(x.flatten(2).mT, weights(4, 16, 1)),
     "softmax of rows": lambda x: x.softmax(2),
@@ -273,12 +266,12 @@ REFUSED: dict[str, Function] = {
 
 
 @pytest.mark.parametrize("function", REFUSED.values(), ids=REFUSED.keys())
-def test_refused(function: Function, network_of: Any, is_refused: Check) -> None:
-    is_refused(network_of(function), MASK, 4, (4, 4))
+def test_refused(function: Function) -> None:
+    assert_refused(Apply(function), MASK, 4, (4, 4))
 
 
-def test_a_patch_that_is_too_small_is_named(network_of: Any, is_refused: Check) -> None:
-    is_refused(SpaceToDepth(4), MASK, 4, (2, 2), match="larger patch size")
+def test_a_patch_that_is_too_small_is_named() -> None:
+    assert_refused(SpaceToDepth(4), MASK, 4, (2, 2), match="larger patch size")
 
 
 # --- sizes that know what they are -----------------------------------------------------------------------------------
@@ -332,5 +325,5 @@ def test_arithmetic_of_extents() -> None:
 
 
 @pytest.mark.parametrize("function", [*POSITIONS.values(), *EXPANDED.values()], ids=[*POSITIONS, *EXPANDED])
-def test_no_waiting_for_the_device(function: Function, network_of: Any, never_waits: Check) -> None:
-    never_waits(lambda: network_of(function), (2, 3, 3), 4, 4, (4, 8))
+def test_no_waiting_for_the_device(function: Function) -> None:
+    assert_never_waits(lambda: Apply(function), (2, 3, 3), 4, 4, (4, 8))

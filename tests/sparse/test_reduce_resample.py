@@ -10,8 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-Masks = Callable[..., st.SearchStrategy[Tensor]]
-Check = Callable[..., None]
+from engine_helpers import (
+    Apply,
+    assert_agrees_with_crop,
+    assert_agrees_with_oracle,
+    assert_never_waits,
+    assert_refused,
+    draw_rectangles,
+    draw_visible,
+)
+
 Function = Callable[[Tensor], Any]
 
 MASKS = {
@@ -36,7 +44,7 @@ def first(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-def centred_groups(x: Tensor) -> Tensor:
+def centered_groups(x: Tensor) -> Tensor:
     groups = x.unflatten(1, (2, 2))
     return (groups - groups.mean((2, 3, 4), keepdim=True)).flatten(1, 2)
 
@@ -92,7 +100,7 @@ STATISTICS: dict[str, Function] = {
         x.permute(1, 2, 3, 0).var((1, 2), True).transpose(0, 1)[:, :, None, None]
     ),
     "one channel, variance, unbiased, by position": lambda x: x[:, :1].var((2, 3), True)[:, :, None, None],
-    "of groups": centred_groups,
+    "of groups": centered_groups,
     "of positions as one axis": lambda x: x.flatten(2).mean(-1)[:, :, None, None],
     "of channels, then space": lambda x: x.mean(1, keepdim=True).mean((2, 3), keepdim=True),
     "of space, then channels": lambda x: x.mean((2, 3), keepdim=True).amax(1, keepdim=True),
@@ -102,14 +110,14 @@ STATISTICS: dict[str, Function] = {
 
 @pytest.mark.parametrize("visible", MASKS.values(), ids=MASKS.keys())
 @pytest.mark.parametrize("statistic", STATISTICS.values(), ids=STATISTICS.keys())
-def test_statistics(statistic: Function, visible: Tensor, network_of: Any, agrees_with_oracle: Check) -> None:
-    agrees_with_oracle(network_of(lambda x: x * statistic(x)), visible, 4, (2, 4))
+def test_statistics(statistic: Function, visible: Tensor) -> None:
+    assert_agrees_with_oracle(Apply(lambda x: x * statistic(x)), visible, 4, (2, 4))
 
 
 @pytest.mark.parametrize("mask", BOXES)
 @pytest.mark.parametrize("statistic", STATISTICS.values(), ids=STATISTICS.keys())
-def test_statistics_of_boxes(statistic: Function, mask: str, network_of: Any, agrees_with_crop: Check) -> None:
-    agrees_with_crop(network_of(lambda x: x * statistic(x)), MASKS[mask], 4, (2, 4))
+def test_statistics_of_boxes(statistic: Function, mask: str) -> None:
+    assert_agrees_with_crop(Apply(lambda x: x * statistic(x)), MASKS[mask], 4, (2, 4))
 
 
 REDUCTIONS = [torch.mean, torch.sum, torch.amax, torch.logsumexp, torch.linalg.vector_norm]
@@ -121,11 +129,8 @@ def test_any_mask(
     data: st.DataObject,
     dims: int,
     reduce: Callable[..., Tensor],
-    visible_patches: Masks,
-    network_of: Any,
-    agrees_with_oracle: Check,
 ) -> None:
-    visible = data.draw(visible_patches(dims, largest=3))
+    visible = data.draw(draw_visible(dims, largest=3))
     patch = tuple(data.draw(st.integers(1, 3)) for _ in range(dims))
     space, keep = tuple(range(2, 2 + dims)), data.draw(st.booleans())
 
@@ -133,25 +138,23 @@ def test_any_mask(
         statistic = reduce(x, dim=space, keepdim=keep)
         return x * (statistic if keep else statistic[(..., *[None] * dims)])
 
-    agrees_with_oracle(network_of(gated), visible, 2, patch)
+    assert_agrees_with_oracle(Apply(gated), visible, 2, patch)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["avg", "max"])
-def test_adaptive_pooling(
-    dims: int, kind: str, network_of: Any, agrees_with_oracle: Check, agrees_with_crop: Check
-) -> None:
+def test_adaptive_pooling(dims: int, kind: str) -> None:
     pool = getattr(F, f"adaptive_{kind}_pool{dims}d")
-    network = network_of(lambda x: x + pool(x, 1))
+    network = Apply(lambda x: x + pool(x, 1))
     visible = torch.rand(2, *[3] * dims, generator=torch.Generator().manual_seed(0)).argsort(dims) < 2
-    agrees_with_oracle(network, visible, 2, (2,) * dims)
-    agrees_with_crop(network, torch.ones_like(visible), 2, (2,) * dims)
+    assert_agrees_with_oracle(network, visible, 2, (2,) * dims)
+    assert_agrees_with_crop(network, torch.ones_like(visible), 2, (2,) * dims)
 
 
 CHANNELS: dict[str, Function] = {
     "mean": lambda x: x - x.mean(1, keepdim=True),
     "largest and mean, joined": lambda x: torch.cat([x.amax(1, keepdim=True), x.mean(dim=1, keepdim=True)], 1),
-    "normalised": lambda x: F.normalize(x, dim=1),
+    "normalized": lambda x: F.normalize(x, dim=1),
     "channels last": lambda x: first(last(x) / last(x).norm(dim=-1, keepdim=True)),
     "without keepdim": lambda x: x.var(1)[:, None],
     "layer norm": lambda x: first(F.layer_norm(last(x), (4,))),
@@ -161,11 +164,9 @@ CHANNELS: dict[str, Function] = {
 
 @pytest.mark.parametrize("mask", BOXES)
 @pytest.mark.parametrize("function", CHANNELS.values(), ids=CHANNELS.keys())
-def test_reductions_of_channels(
-    function: Function, mask: str, network_of: Any, agrees_with_oracle: Check, agrees_with_crop: Check
-) -> None:
-    agrees_with_oracle(network_of(function), MASKS[mask], 4, (2, 4))
-    agrees_with_crop(network_of(function), MASKS[mask], 4, (2, 4))
+def test_reductions_of_channels(function: Function, mask: str) -> None:
+    assert_agrees_with_oracle(Apply(function), MASKS[mask], 4, (2, 4))
+    assert_agrees_with_crop(Apply(function), MASKS[mask], 4, (2, 4))
 
 
 REFUSED: dict[str, Function] = {
@@ -189,8 +190,8 @@ REFUSED: dict[str, Function] = {
 
 
 @pytest.mark.parametrize("function", REFUSED.values(), ids=REFUSED.keys())
-def test_refused(function: Function, network_of: Any, is_refused: Check) -> None:
-    is_refused(network_of(function), MASKS["boxes"], 4, (4, 4))
+def test_refused(function: Function) -> None:
+    assert_refused(Apply(function), MASKS["boxes"], 4, (4, 4))
 
 
 @pytest.mark.parametrize(
@@ -204,8 +205,8 @@ def test_refused(function: Function, network_of: Any, is_refused: Check) -> None
     ],
     ids=["channels last", "positions as one axis", "transposed", "pooled values", "padded"],
 )
-def test_what_is_no_feature_map(function: Function, network_of: Any, is_refused: Check) -> None:
-    is_refused(network_of(function), MASKS["boxes"], 4, (4, 4), "feature map 0")
+def test_what_is_no_feature_map(function: Function) -> None:
+    assert_refused(Apply(function), MASKS["boxes"], 4, (4, 4), "feature map 0")
 
 
 # --- resampling -----------------------------------------------------------------------------------------------------
@@ -253,35 +254,33 @@ DOWN: dict[str, Function] = {
 
 @pytest.mark.parametrize("visible", MASKS.values(), ids=MASKS.keys())
 @pytest.mark.parametrize("up", UP.values(), ids=UP.keys())
-def test_up(up: Function, visible: Tensor, agrees_with_oracle: Check) -> None:
-    agrees_with_oracle(pyramid(up), visible, 4, (4, 6))
+def test_up(up: Function, visible: Tensor) -> None:
+    assert_agrees_with_oracle(pyramid(up), visible, 4, (4, 6))
 
 
 @pytest.mark.parametrize("mask", BOXES)
 @pytest.mark.parametrize("up", UP.values(), ids=UP.keys())
-def test_up_on_boxes(up: Function, mask: str, agrees_with_crop: Check) -> None:
-    agrees_with_crop(pyramid(up), MASKS[mask], 4, (4, 6))
+def test_up_on_boxes(up: Function, mask: str) -> None:
+    assert_agrees_with_crop(pyramid(up), MASKS[mask], 4, (4, 6))
 
 
 @pytest.mark.parametrize("visible", MASKS.values(), ids=MASKS.keys())
 @pytest.mark.parametrize("down", DOWN.values(), ids=DOWN.keys())
-def test_down(down: Function, visible: Tensor, network_of: Any, agrees_with_oracle: Check) -> None:
-    agrees_with_oracle(network_of(down), visible, 4, (4, 8))
+def test_down(down: Function, visible: Tensor) -> None:
+    assert_agrees_with_oracle(Apply(down), visible, 4, (4, 8))
 
 
 @pytest.mark.parametrize("mask", BOXES)
 @pytest.mark.parametrize("down", DOWN.values(), ids=DOWN.keys())
-def test_down_on_boxes(down: Function, mask: str, network_of: Any, agrees_with_crop: Check) -> None:
-    agrees_with_crop(network_of(down), MASKS[mask], 4, (4, 8))
+def test_down_on_boxes(down: Function, mask: str) -> None:
+    assert_agrees_with_crop(Apply(down), MASKS[mask], 4, (4, 8))
 
 
 @given(data=st.data(), dims=st.integers(1, 3), exact=st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_any_factor(
-    data: st.DataObject, dims: int, exact: bool, visible_patches: Masks, network_of: Any, agrees_with_oracle: Check
-) -> None:
+def test_any_factor(data: st.DataObject, dims: int, exact: bool) -> None:
     """Down by some factors, then up by others that divide them, per axis."""
-    visible = data.draw(visible_patches(dims, largest=3))
+    visible = data.draw(draw_visible(dims, largest=3))
     down = [data.draw(st.sampled_from([1, 2, 3, 4])) for _ in range(dims)]
     up = [data.draw(st.sampled_from([f for f in (1, 2, 4) if d % f == 0])) for d in down]
     mode = "nearest-exact" if exact else "nearest"
@@ -290,14 +289,14 @@ def test_any_factor(
         small = F.interpolate(x, size=[s // d for s, d in zip(x.shape[2:], down, strict=True)], mode=mode)
         return F.interpolate(small, scale_factor=tuple(float(f) for f in up), mode=mode)
 
-    agrees_with_oracle(network_of(resample), visible, 2, tuple(d * data.draw(st.integers(1, 2)) for d in down))
+    assert_agrees_with_oracle(Apply(resample), visible, 2, tuple(d * data.draw(st.integers(1, 2)) for d in down))
 
 
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 @st.composite
-def smooth_resampling(draw: st.DrawFn, network_of: Any) -> tuple[Any, tuple[int, ...]]:
+def smooth_resampling(draw: st.DrawFn) -> tuple[Any, tuple[int, ...]]:
     """Linear or cubic, up or down by a factor along each axis, by factor or by size; and the patches it takes."""
     dims = draw(st.integers(1, 3))
     mode = draw(st.sampled_from([LINEAR[dims], *(["bicubic"] if dims == 2 else [])]))
@@ -317,27 +316,23 @@ def smooth_resampling(draw: st.DrawFn, network_of: Any) -> tuple[Any, tuple[int,
         size = [round(s / max(f, 1)) for s, f in zip(x.shape[2:], factors, strict=True)]
         return resample(F.interpolate(x, size=size) * weight.view(-1, *[1] * dims))
 
-    return network_of(network, weight=torch.randn(2, dtype=torch.float64)), patch
+    return Apply(network, weight=torch.randn(2, dtype=torch.float64)), patch
 
 
 @given(data=st.data())
 @settings(max_examples=100, deadline=None)
-def test_any_smooth_resampling(
-    data: st.DataObject, visible_patches: Masks, network_of: Any, agrees_with_oracle: Check
-) -> None:
-    network, patch = data.draw(smooth_resampling(network_of))
-    visible = data.draw(visible_patches(len(patch), largest=4 if len(patch) < 3 else 3))
-    agrees_with_oracle(network, visible, 2, patch)
+def test_any_smooth_resampling(data: st.DataObject) -> None:
+    network, patch = data.draw(smooth_resampling(Apply))
+    visible = data.draw(draw_visible(len(patch), largest=4 if len(patch) < 3 else 3))
+    assert_agrees_with_oracle(network, visible, 2, patch)
 
 
 @given(data=st.data())
 @settings(max_examples=100, deadline=None)
-def test_any_smooth_resampling_of_a_box(
-    data: st.DataObject, visible_rectangles: Masks, network_of: Any, agrees_with_crop: Check
-) -> None:
-    network, patch = data.draw(smooth_resampling(network_of))
-    visible = data.draw(visible_rectangles(len(patch), largest=4 if len(patch) < 3 else 3))
-    agrees_with_crop(network, visible, 2, patch)
+def test_any_smooth_resampling_of_a_box(data: st.DataObject) -> None:
+    network, patch = data.draw(smooth_resampling(Apply))
+    visible = data.draw(draw_rectangles(len(patch), largest=4 if len(patch) < 3 else 3))
+    assert_agrees_with_crop(network, visible, 2, patch)
 
 
 NOT_RESAMPLED: dict[str, Function] = {
@@ -363,13 +358,13 @@ NOT_RESAMPLED: dict[str, Function] = {
 
 
 @pytest.mark.parametrize("function", NOT_RESAMPLED.values(), ids=NOT_RESAMPLED.keys())
-def test_not_resampled(function: Function, network_of: Any, is_refused: Check) -> None:
-    is_refused(network_of(function), MASKS["boxes"], 4, (4, 4))
+def test_not_resampled(function: Function) -> None:
+    assert_refused(Apply(function), MASKS["boxes"], 4, (4, 4))
 
 
 GATES: dict[str, Function] = {name: lambda x, f=f: x * f(x) for name, f in STATISTICS.items()}
 
 
 @pytest.mark.parametrize("function", [*GATES.values(), *DOWN.values()], ids=[*GATES, *DOWN])
-def test_no_waiting_for_the_device(function: Function, network_of: Any, never_waits: Check) -> None:
-    never_waits(lambda: network_of(function), (2, 3, 3), 4, 4, (4, 8))
+def test_no_waiting_for_the_device(function: Function) -> None:
+    assert_never_waits(lambda: Apply(function), (2, 3, 3), 4, 4, (4, 8))

@@ -16,6 +16,7 @@ from sparkmim.sparse.packed import depthwise
 VISIBLE = torch.tensor([[[True, True, False], [True, False, False]], [[False, True, True], [False, False, True]]])
 
 
+@pytest.mark.slow
 def test_in_the_interpreter() -> None:
     """All of interpreted.py, in a process that interprets kernels."""
     pytest.importorskip("triton")

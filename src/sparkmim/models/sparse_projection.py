@@ -68,7 +68,7 @@ def project_visible(
     rows = torch.cat([rows, fill.to(rows.dtype)[None], outside])
     products = F.linear(rows, conv.weight.movedim(1, -1).movedim(0, -2).flatten(0, -2))
     out = _SumProducts.apply(products, conv.bias, *index_tables(grid, block, conv.kernel_size))
-    return maps_of(out, grid.rows_of_map(block).shape)
+    return maps_of(out, grid.scatter_index(block).shape)
 
 
 def index_tables(
@@ -84,7 +84,7 @@ def index_tables(
         For each product, the position that sums it; one past the last position if that is outside the map, and for the
         last two rows, which many positions sum.
     """
-    rows, visible = grid.rows_of_map(block), grid.positions_of_rows(block).flatten()
+    rows, visible = grid.scatter_index(block), grid.gather_index(block).flatten()
     positions = torch.arange(rows.numel(), dtype=torch.int32, device=rows.device).view(rows.shape)
     around = [side for k in reversed(kernel) for side in (k // 2, k // 2)]
     rows_around = F.pad(rows, around, value=len(visible) + 1)

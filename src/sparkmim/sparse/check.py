@@ -1,5 +1,6 @@
-"""What "this network works on visible patches" means: four properties, in evaluation and training mode, for values,
-gradients and running statistics.
+"""Check that a network works on visible patches: four properties, in evaluation and training mode.
+
+Each is compared in values, gradients and running statistics.
 
 1. *identity*: with nothing hidden, the feature maps equal the ordinary network's.
 2. *crop*: with a rectangle of patches visible, they equal the ordinary network's on the cropped image. This needs no
@@ -64,7 +65,7 @@ class CheckResult:
 
     @property
     def deviation(self) -> float:
-        """The largest of the three."""
+        """Largest of the three."""
         return max(self.values, self.gradients, self.statistics)
 
     @property
@@ -93,12 +94,12 @@ class CheckReport:
 
     @property
     def errors(self) -> list[str]:
-        """The distinct errors raised."""
+        """Distinct errors raised."""
         return list(dict.fromkeys(result.error for result in self.results if result.error is not None))
 
     @property
     def deviation(self) -> float:
-        """The largest deviation of all."""
+        """Largest deviation of all."""
         return max((result.deviation for result in self.results), default=math.inf)
 
     def __str__(self) -> str:
@@ -133,7 +134,7 @@ def check(
     """Check the four properties of a network on random images.
 
     The network is changed: converted to `dtype`, parameters that are constant (a layer scale of 1e-6 would hide what
-    its branch does) and running statistics randomised, element-wise dropout switched off. Pass a copy.
+    its branch does) and running statistics randomized, element-wise dropout switched off. Pass a copy.
 
     Args:
         network: the module.
@@ -146,7 +147,7 @@ def check(
             positions make large differences of rounding.
         modes: of "eval" and "train".
         dtype: precision; the tolerance depends on it, or on a lower one that the network itself converts maps to.
-        seed: of images, masks and randomised parameters.
+        seed: of images, masks and randomized parameters.
 
     Raises:
         ValueError: for a grid that does not fit the stride.
@@ -162,7 +163,7 @@ def check(
     batch = batch or max(2, math.ceil(FEWEST_PIXELS / math.prod(size)))
     images = torch.randn(batch, in_chans, *size, generator=generator, dtype=dtype).to(device)
     with _LowestPrecision(dtype) as computed:
-        randomise(network, features or network, images, generator)
+        randomize(network, features or network, images, generator)
     tolerance = TOLERANCE[computed.dtype], GRADIENT_TOLERANCE[computed.dtype]
     runner = _Runner(network, features or network, images, patch_size, unit, seed)
     results = []
@@ -186,8 +187,8 @@ def check(
     return CheckReport(results, computed.dtype)
 
 
-def randomise(network: nn.Module, features: Features, images: Tensor, generator: torch.Generator) -> None:
-    """Make every branch of a network count: constant parameters and running statistics become random.
+def randomize(network: nn.Module, features: Features, images: Tensor, generator: torch.Generator) -> None:
+    """Randomize constant parameters and running statistics, so that every branch of a network counts.
 
     Running statistics are near those of the images: with any others activations grow from layer to layer, and gates
     (sigmoids of huge numbers) make large differences of rounding.
@@ -251,7 +252,7 @@ class _Runner:
         self.grid = tuple(s // p for s, p in zip(images.shape[2:], patch_size, strict=True))
 
     def __call__(self, images: Tensor, visible: Tensor | None = None, kind: type[Execution] | None = None) -> _Pass:
-        """One pass forward and backward. Maps are `(B, C, *size)`, zero where hidden."""
+        """Run one pass forward and backward. Maps are `(B, C, *size)`, zero where hidden."""
         state = [buffer.clone() for buffer in self.network.buffers()]
         self.network.zero_grad(set_to_none=True)
         images = images.detach().clone().requires_grad_()
@@ -290,7 +291,7 @@ class _Runner:
 def _maps(
     kind: type[Execution], grid: PatchGrid, network: nn.Module, images: Tensor, features: Features
 ) -> list[Tensor]:
-    """The feature maps of an execution as whole maps, zero where hidden."""
+    """Return the feature maps of an execution as whole maps, zero where hidden."""
     if kind is SparseExecution:
         packed = SparseExecution(grid)
         return [packed.whole_map(m) for m in run(packed, network, images, features)]
@@ -304,7 +305,7 @@ def _identity(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass
 
 
 def _crop(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
-    """A rectangle one patch (or stride) smaller than the grid along each axis, at a place of its own in each image."""
+    """Show a rectangle one patch (or stride) smaller than the grid along each axis, at another place in each image."""
     visible = torch.zeros(len(runner.images), *runner.grid, dtype=torch.bool)
     boxes = []
     for b in range(len(runner.images)):
@@ -314,7 +315,7 @@ def _crop(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
         visible[place] = True
 
     def cropped(maps: Tensor) -> Tensor:
-        """Of `(B, C, *size)`, the rectangle of each image."""
+        """Return the rectangle of each image of `(B, C, *size)`."""
         cut = []
         for values, box in zip(maps, boxes, strict=True):
             sides = zip(box, values.shape[1:], runner.grid, strict=True)
@@ -357,7 +358,7 @@ def _random_visible(runner: _Runner, generator: torch.Generator) -> Tensor:
 
 
 def _deviation(ours: list[Tensor], wanted: list[Tensor], floor: float = 0.0) -> float:
-    """Largest relative difference over tensors, each measured by its own norm.
+    """Return the largest relative difference over tensors, each measured by its own norm.
 
     `floor` is the share of the norm of all tensors below which a tensor counts as zero but for rounding. A missing
     tensor or NaN is an infinite difference.

@@ -21,7 +21,7 @@ from .errors import unsupported
 
 
 def recompute_under(enter: Callable[[], AbstractContextManager[Any]], func: Any) -> None:
-    """If `func` is called in a checkpointed function, have that function computed again under `enter()`.
+    """Have a checkpointed function that calls `func` computed again under `enter()`.
 
     Args:
         enter: makes the context in which backward calls the checkpointed function.

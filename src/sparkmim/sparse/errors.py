@@ -1,4 +1,4 @@
-"""Errors of the engine: what cannot be carried out on visible patches, and the ways out."""
+"""Errors of the engine: operations without a meaning on visible patches, and the ways out."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from torch.overrides import resolve_name
 
 
 class UnsupportedOperation(RuntimeError):
-    """An operation whose meaning on visible patches is not known. The message names it and the ways out."""
+    """Raised for an operation without a known meaning on visible patches; the message names it and the ways out."""
 
 
 OUTSIDER = (
-    "a tensor that does not descend from the input in sight (a position embedding, noise of unknown origin, the output "
-    "of a scripted module or a custom autograd function)"
+    "a tensor that is not traced from the input (a position embedding, noise of unknown origin, the output of a "
+    "scripted module or a custom autograd function)"
 )
 
 
 WAYS_OUT = (
-    "Either teach the engine what it means there with sparkmim.sparse.register(function), or run the module that calls "
-    "it on the whole map with sparkmim.sparse.dense_fallback(module)."
+    "Either register a rule for it with sparkmim.sparse.register(function), or run the module that calls it on the "
+    "whole map with sparkmim.sparse.dense_fallback(module)."
 )
 
 
 def unsupported(func: Any, why: str) -> UnsupportedOperation:
-    """The error for a call of `func`; `why` completes "it cannot be carried out: ...", or stands alone without one."""
+    """Build the error for a call of `func`; `why` says what is wrong with it, or stands alone if `func` is None."""
     if func is None:
         return UnsupportedOperation(f"{why}. {WAYS_OUT}")
-    # (Dynamo, which shows this error as its own, cannot trace the search for the full name.)
+    # Dynamo, which shows this error as its own, cannot trace the search for the full name.
     full = None if torch.compiler.is_compiling() else resolve_name(func)
     name = full or getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or repr(func)
     return UnsupportedOperation(f"{name} cannot be carried out on visible patches: {why}. {WAYS_OUT}")
 
 
 def path_of_running_module(error: BaseException, network: nn.Module) -> str | None:
-    """The path of the innermost submodule of `network` that was running when `error` was raised."""
+    """Return the path of the innermost submodule of `network` that was running when `error` was raised."""
     paths = {id(module): path for path, module in network.named_modules()}
     found: str | None = None
     for frame, _ in traceback.walk_tb(error.__traceback__):

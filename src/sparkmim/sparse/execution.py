@@ -1,4 +1,4 @@
-"""Running an untouched network under other rules.
+"""Executions: an untouched network run under other rules.
 
 An :class:`Execution` is a :class:`torch.overrides.TorchFunctionMode`: while it is active, every torch function the
 network calls on a tensor that descends from the input is answered by a *rule* that knows the tensor's
@@ -26,7 +26,7 @@ from .registry import Rule, register, rule_for
 
 
 class Execution(TorchFunctionMode):
-    """Answers the functions a network calls on tensors that descend from its input.
+    """Answers the functions that a network calls on tensors that descend from its input.
 
     Rules are looked up by the function called, first among the execution's own, then among those that all executions
     share. A rule is called as `rule(execution, function, *args, **kwargs)` outside the mode.
@@ -68,12 +68,12 @@ class Execution(TorchFunctionMode):
         if not torch.compiler.is_compiling():
             recompute_under(self.recomputing, func)
             if any(owner.hides_input(value) for value in tensors_in((args, kwargs))):
-                raise unsupported(func, f"{OUTSIDER} may descend from it out of sight")
+                raise unsupported(func, f"{OUTSIDER} may descend from it by a way that is not traced")
         out = owner.answer(func, args, kwargs)
         return out if owner is self else self.returned(out)
 
     def answer(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the rule of a function makes of arguments that descend from the input."""
+        """Call the rule of a function for arguments that descend from the input."""
         rule = rule_for(func, self.names)
         if rule is None:
             raise unsupported(func, "it has no rule")
@@ -92,7 +92,7 @@ class Execution(TorchFunctionMode):
         return self if self.reenter is None else self.reenter(self)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """The network's input, marked."""
+        """Return the network's input, marked."""
         raise NotImplementedError
 
     def start(self, tensor: Tensor) -> Tensor:
@@ -103,8 +103,8 @@ class Execution(TorchFunctionMode):
         """Check that an output of the network descends from the input as a `(batch, C, *size)` map, and return it."""
         if self.layout(tensor) is None:
             raise UnsupportedOperation(
-                f"{what} does not descend from the input through functions the engine can see. A scripted module, a "
-                "custom autograd function or a conversion to NumPy on the way hides it. " + WAYS_OUT
+                f"{what} is not traced from the input. A scripted module, a custom autograd function or a conversion "
+                "to NumPy on the way hides it. " + WAYS_OUT
             )
         assert isinstance(tensor, Tensor)
         self.require_no_padding(self.require_map(None, tensor, what), None, what)
@@ -115,7 +115,7 @@ class Execution(TorchFunctionMode):
     # supported version of torch, so while compiling (where "tensors" are symbols that hold no memory) a list does.
 
     def mark(self, tensor: Tensor, layout: Layout) -> Tensor:
-        """Give `tensor` (in place) its layout; returns it."""
+        """Give `tensor` (in place) its layout, and return it."""
         if torch.compiler.is_compiling():
             self.traced.append((tensor, layout))
         else:
@@ -123,7 +123,7 @@ class Execution(TorchFunctionMode):
         return tensor
 
     def layout(self, value: Any) -> Layout | None:
-        """The layout of `value`, None if it does not descend from the input."""
+        """Return the layout of `value`, None if it does not descend from the input."""
         layout = self.marked(value)
         if layout is not None and layout.origin is not self:
             raise UnsupportedOperation(
@@ -133,7 +133,7 @@ class Execution(TorchFunctionMode):
         return layout
 
     def marked(self, value: Any) -> Layout | None:
-        """The layout of `value`, by this execution or another."""
+        """Return the layout of `value` by this execution or another."""
         if not isinstance(value, Tensor):
             return None
         if torch.compiler.is_compiling():
@@ -163,11 +163,11 @@ class Execution(TorchFunctionMode):
         return None
 
     def returned(self, out: Any) -> Any:
-        """What `coarser` has answered, as the network gets it."""
+        """Return what `coarser` has answered as the network gets it."""
         return out
 
     def _note_constant(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Remember that a result of tensors from outside the input was computed in sight (see `hides_input`)."""
+        """Remember that a result of tensors from outside the input is traced (see `hides_input`)."""
         if not torch.compiler.is_compiling():
             results = [tensor for tensor in tensors_in(result) if tensor.grad_fn is not None]
             if results and not any(self.hides_input(value) for value in tensors_in((args, kwargs))):
@@ -182,21 +182,22 @@ class Execution(TorchFunctionMode):
                 tensor._sparkmim_constant = True  # type: ignore[attr-defined]
 
     def hides_input(self, tensor: Tensor) -> bool:
-        """Whether a tensor without a layout may yet descend from the input, by ways out of sight.
+        """Return whether a tensor without a layout may yet descend from the input, by ways that are not traced.
 
-        What is computed from parameters in sight has been noted; what has a gradient function and has not came from a
-        scripted module, a custom autograd function or the like. Seen only while gradients are on, and not compiling.
+        What is computed from parameters under the mode has been noted; what has a gradient function and has not came
+        from a scripted module, a custom autograd function or the like. Known only while gradients are on, and not
+        while compiling.
         """
         if torch.compiler.is_compiling() or tensor.grad_fn is None:
             return False
         return not hasattr(tensor, "_sparkmim_constant") and self.marked(tensor) is None
 
     def any_layout(self, values: Iterable[Any]) -> bool:
-        """Whether a tensor in nested lists, tuples and dicts descends from the input."""
+        """Return whether a tensor in nested lists, tuples and dicts descends from the input."""
         return self.owner(values) is not None
 
     def require_map(self, func: Any, x: Tensor, what: str = "its argument") -> Layout:
-        """The layout of `x`, which must be a map laid out as (batch, channel, *space); a padding may be waiting."""
+        """Return the layout of `x`; raise unless it is a map laid out as (batch, channel, *space), padded or not."""
         layout = self.layout(x)
         if layout is None or not layout.is_channels_first(x.ndim):
             raise unsupported(func, f"{what} must be a map laid out as (batch, channel, *space), it is {layout}")
@@ -211,45 +212,45 @@ class Execution(TorchFunctionMode):
     # --- what the two executions do differently -----------------------------------------------------------------
 
     def one_row_per_image(self, values: Tensor, axis: int) -> Tensor:
-        """Of per-image values, one row an image (they may be repeated)."""
+        """Return one row an image of per-image values (which may be repeated)."""
         raise NotImplementedError
 
     def all_rows(self, values: Tensor, axis: int) -> Tensor:
-        """The inverse of :meth:`one_row_per_image`."""
+        """Invert :meth:`one_row_per_image`."""
         raise NotImplementedError
 
     def reduce_space(self, reduce: Reduction, x: Tensor, layout: Layout, axes: tuple[int, ...]) -> Any:
-        """`reduce(x, axes)` over the visible positions of each image; `axes` holds all spatial axes of `x`."""
+        """Reduce the visible positions of each image by `reduce(x, axes)`; `axes` holds all spatial axes of `x`."""
         raise NotImplementedError
 
     def visible_rows(self, x: Tensor, layout: Layout) -> Tensor:
-        """The visible positions of a map, as samples of a batch norm: `(positions, C)`, and free axes behind them."""
+        """Return the visible positions of a map as samples of a batch norm: `(positions, C, *free axes)`."""
         raise NotImplementedError
 
     def from_visible_rows(self, rows: Tensor, x: Tensor, layout: Layout) -> Tensor:
-        """The inverse of :meth:`visible_rows` of `x`, which has this layout."""
+        """Invert :meth:`visible_rows` of `x`, which has this layout."""
         raise NotImplementedError
 
     def total_per_image(self, values: Tensor, axis: int) -> Tensor:
-        """Sums over positions, taken of each row, as sums over the positions of each image; `axis` counts rows."""
+        """Add up sums over positions, taken of each row, for each image; `axis` counts rows."""
         raise NotImplementedError
 
     def where_seen(self, x: Tensor, layout: Layout) -> Tensor:
-        """`x` with zeros at hidden positions, if it has such."""
+        """Return `x` with zeros at hidden positions, if it has such."""
         raise NotImplementedError
 
     def to_map(self, x: Tensor) -> Tensor:
-        """A map `(batch, C, *space)` as whole images `(B, C, *size)`, zero where hidden."""
+        """Return a map `(batch, C, *space)` as whole images `(B, C, *size)`, zero where hidden."""
         raise NotImplementedError
 
     def from_map(self, whole: Tensor) -> Tensor:
-        """The inverse of :meth:`to_map`, marked as a map."""
+        """Invert :meth:`to_map`; the result is marked as a map."""
         raise NotImplementedError
 
     # --- modules run on the whole map ---------------------------------------------------------------------------
 
     def whole_map(self, value: Tensor) -> Tensor:
-        """A map of the input as whole images; other tensors as they are."""
+        """Return a map of the input as whole images; other tensors as they are."""
         owner = self.owner([value])
         if owner is not self:
             return value if owner is None else owner.whole_map(value)
@@ -258,7 +259,7 @@ class Execution(TorchFunctionMode):
         return self.to_map(value)
 
     def visible_part(self, whole: Any) -> Tensor:
-        """The inverse of :meth:`whole_map`, marked."""
+        """Invert :meth:`whole_map`; the result is marked."""
         batch, *grid = self.grid_shape
         shape = tuple(whole.shape) if isinstance(whole, Tensor) else ()
         size = shape[2:]
@@ -270,7 +271,7 @@ class Execution(TorchFunctionMode):
         return self.from_map(whole)
 
     def has_grid(self, size: Sequence[int]) -> bool:
-        """Whether this execution knows what is visible of a map of spatial `size`."""
+        """Return whether this execution knows what is visible of a map of spatial `size`."""
         return all(s % g == 0 for s, g in zip(size, self.grid_shape[1:], strict=True))
 
     grid_shape: tuple[int, ...]
@@ -279,13 +280,13 @@ class Execution(TorchFunctionMode):
     # ------------------------------------------------------------------------------------------------------------
 
     def on_one_row_per_image(self, func: Callable[..., Tensor], values: Tensor, layout: Layout) -> Tensor:
-        """`func` of per-image values, computed once an image; the batch axis must stay where it is."""
+        """Compute `func` of per-image values once an image; the batch axis must stay where it is."""
         out = func(self.one_row_per_image(values, layout.batch))
         return self.mark(self.all_rows(out, layout.batch), layout)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested lists, tuples and dicts."""
+    """Yield the tensors in nested lists, tuples and dicts."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):

@@ -39,14 +39,14 @@ class Extent(int):
     __rmul__ = __mul__
 
     def __floordiv__(self, other: Any) -> Any:
-        """An exact quotient scales with the map; one that was rounded does not."""
+        """Divide: an exact quotient scales with the map; one that was rounded does not."""
         if not isinstance(other, int):
             return NotImplemented
         quotient, rest = divmod(int(self), int(other))
         return quotient if rest else with_degrees(quotient, added(self.degrees, degrees_of(other), -1))
 
     def __truediv__(self, other: Any) -> Any:
-        """Likewise, so that rounding what needs none does no harm."""
+        """Divide likewise, so that rounding what needs none does no harm."""
         exact = isinstance(other, int) and other and not int(self) % other
         return self // other if exact else int(self) / other
 
@@ -57,22 +57,22 @@ class Extent(int):
 
 
 def unit(axis: int, dims: int) -> Degrees:
-    """Degrees of the extent of one of `dims` spatial axes."""
+    """Return the degrees of the extent of one of `dims` spatial axes."""
     return tuple(int(a == axis) for a in range(dims))
 
 
 def degrees_of(value: int) -> Degrees:
-    """How a number scales with the map; `()` for one that is not known to."""
+    """Return how a number scales with the map; `()` for one that is not known to."""
     return value.degrees if isinstance(value, Extent) else ()
 
 
 def added(a: Degrees, b: Degrees, sign: int = 1) -> Degrees:
-    """Degrees of a product, or with `sign` -1 of a quotient."""
+    """Return the degrees of a product, or with `sign` -1 of a quotient."""
     dims = max(len(a), len(b))
     a, b = a or (0,) * dims, b or (0,) * dims
     return tuple(x + sign * y for x, y in zip(a, b, strict=True))
 
 
 def with_degrees(value: int, degrees: Sequence[int]) -> int:
-    """An :class:`Extent`, or an ordinary number if no extent is a factor of it, or one divides it."""
+    """Return an :class:`Extent`, or an ordinary number if no extent is a factor of it, or one divides it."""
     return Extent(value, tuple(degrees)) if any(degrees) and min(degrees) >= 0 else value

@@ -1,4 +1,4 @@
-"""Finding torch's functions under all the names they go by."""
+"""Find torch's functions under all the names they go by."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 
 def functions_named(names: str) -> dict[Any, str]:
-    """The free functions and methods of these names, separated by white space, and the name of each.
+    """Return the free functions and methods of these names (separated by white space), and the name of each.
 
     (Rules tell functions apart by such tables: the Dynamo of torch 2.14 cannot read `__name__`.)
     """
@@ -17,17 +17,17 @@ def functions_named(names: str) -> dict[Any, str]:
 
 
 def operators_named(names: str) -> dict[Any, str]:
-    """Likewise, with their in-place forms and operators, reflected ones too."""
+    """Return them with their in-place forms and operators, reflected ones too."""
     return functions_named(names) | operators_in_place(names) | _forms(names, "__{}__", "__r{}__")
 
 
 def operators_in_place(names: str) -> dict[Any, str]:
-    """The forms that write into their first argument."""
+    """Return the forms that write into their first argument."""
     return _forms(names, "{}_", "__i{}__")
 
 
 def attributes_named(names: str) -> dict[Any, str]:
-    """The getters of tensor attributes."""
+    """Return the getters of tensor attributes."""
     return {getattr(torch.Tensor, name).__get__: name for name in names.split()}
 
 

@@ -1,4 +1,4 @@
-"""Where the visible patches of a batch lie: packing, unpacking and tables of neighbours.
+"""Where the visible patches of a batch lie: packing, unpacking and tables of neighbors.
 
 Packing turns a batch of images `(B, C, *size)` into the batch of their visible patches `(N, C, *size / grid)` with
 `N = B * visible patches per image`: row `n` is patch `n % K` (in row-major order of the grid) of image `n // K`.
@@ -50,23 +50,23 @@ class PatchGrid:
 
     @property
     def patches(self) -> int:
-        """N, the number of packed patches."""
+        """Number of packed patches, N."""
         return self.batch * self.visible_per_image
 
     def block_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """The extent of one patch in a map of spatial `size`. Raises ValueError where the grid does not divide it."""
+        """Return the extent of a patch in a map of spatial `size`; raise ValueError if the grid does not divide it."""
         return _block_size(self.shape, size)
 
     # --- between dense maps and packed patches ------------------------------------------------------------------
 
     def pack(self, dense: Tensor) -> Tensor:
-        """The visible patches of `dense` `(B, C, *size)` as `(N, C, *block)`, channels last in memory."""
+        """Gather the visible patches of `dense` `(B, C, *size)` as `(N, C, *block)`, channels last in memory."""
         block = self.block_size(dense.shape[2:])
-        rows = rows_of(dense).index_select(0, self.positions_of_rows(block).flatten())
+        rows = rows_of(dense).index_select(0, self.gather_index(block).flatten())
         return maps_of(rows, (self.patches, *block))
 
     def unpack(self, packed: Tensor, fill: Tensor | float = 0.0) -> Tensor:
-        """The inverse of :meth:`pack`: `(N, C, *block)` to `(B, C, *size)` with `fill` at hidden positions.
+        """Invert :meth:`pack`: `(N, C, *block)` to `(B, C, *size)` with `fill` at hidden positions.
 
         `fill` is a number or one value a channel, `(C,)`; gradients flow to it.
         """
@@ -75,11 +75,11 @@ class PatchGrid:
         rows = rows_of(packed)
         if not isinstance(fill, Tensor):
             fill = rows.new_full((), fill).expand(rows.shape[1])
-        dense = _Fill.apply(rows, fill, self.rows_of_map(block).flatten(), self.positions_of_rows(block).flatten())
+        dense = _Fill.apply(rows, fill, self.scatter_index(block).flatten(), self.gather_index(block).flatten())
         return maps_of(dense, (self.batch, *size))
 
-    def positions_of_rows(self, block: tuple[int, ...]) -> Tensor:
-        """int32 `(N, *block)`: for each packed position, its index in the flattened dense map."""
+    def gather_index(self, block: tuple[int, ...]) -> Tensor:
+        """Return the index of each packed position in the flattened dense map: int32 `(N, *block)`."""
         key = ("cell", block)
         if key not in self.tables:
             size = [g * b for g, b in zip(self.shape, block, strict=True)]
@@ -91,8 +91,8 @@ class PatchGrid:
             self.tables[key] = position.to(torch.int32)
         return self.tables[key]
 
-    def rows_of_map(self, block: tuple[int, ...]) -> Tensor:
-        """int32 `(B, *size)`: for each dense position, its index among packed positions (the last one if hidden)."""
+    def scatter_index(self, block: tuple[int, ...]) -> Tensor:
+        """Return the index of each dense position among packed ones (the last one if hidden): int32 `(B, *size)`."""
         key = ("row", block)
         if key not in self.tables:
             row = mask_at(self._row_of_cell, [g * b for g, b in zip(self.shape, block, strict=True)])
@@ -106,7 +106,7 @@ class PatchGrid:
         return self.tables[key]
 
     def _coordinates(self) -> list[Tensor]:
-        """int64 `(N,)` for each axis: where the packed patches lie in the grid."""
+        """Return where the packed patches lie in the grid: int64 `(N,)` for each axis."""
         cell = self.order.flatten()
         coordinates = []
         for extent in reversed(self.shape):
@@ -114,10 +114,10 @@ class PatchGrid:
             cell = cell // extent
         return coordinates[::-1]
 
-    # --- neighbours ---------------------------------------------------------------------------------------------
+    # --- neighbors ---------------------------------------------------------------------------------------------
 
-    def neighbours(self, before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
-        """Packed index of the patches around each patch; N where hidden or outside.
+    def neighbors(self, before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
+        """Return the packed index of the patches around each patch; N where hidden or outside.
 
         int64 `(N, *(before + 1 + after))`.
         """
@@ -134,7 +134,7 @@ class PatchGrid:
         return padded.flatten()[position]
 
     def halo(self, block: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
-        """For every position of every patch and of the ring around it, where its value lies among packed positions.
+        """Return the gather index of patches with the ring around them: where each value lies among packed positions.
 
         int32 `(N, *(before + block + after))`, indices into the `N * prod(block)` rows of packed positions; a position
         in a hidden patch or outside the image has the index one past the last. The ring may be wider than a patch;
@@ -144,23 +144,23 @@ class PatchGrid:
         if key not in self.tables:
             device = self.order.device
             dims = len(block)
-            first = tuple(-((-b) // e) for b, e in zip(before, block, strict=True))  # neighbours needed on each side
+            first = tuple(-((-b) // e) for b, e in zip(before, block, strict=True))  # neighbors needed on each side
             first = tuple(max(f, 0) for f in first)
             last = tuple(max((e - 1 + a) // e, 0) for a, e in zip(after, block, strict=True))
-            neighbour = self.neighbours(first, last)
+            neighbor = self.neighbors(first, last)
             inner = torch.zeros((), dtype=torch.int64, device=device)
             for axis in range(dims):
                 position = torch.arange(-before[axis], block[axis] + after[axis], device=device)
                 patch = torch.div(position, block[axis], rounding_mode="floor")
-                neighbour = neighbour.index_select(axis + 1, patch + first[axis])
+                neighbor = neighbor.index_select(axis + 1, patch + first[axis])
                 inner = inner * block[axis] + along(position % block[axis], axis, dims)
             area = math.prod(block)
-            table = torch.where(neighbour == self.patches, self.patches * area, neighbour * area + inner)
+            table = torch.where(neighbor == self.patches, self.patches * area, neighbor * area + inner)
             self.tables[key] = table.to(torch.int32)
         return self.tables[key]
 
     def readers(self, block: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
-        """The adjoint of :meth:`halo`: for every packed position, the halo positions that read it.
+        """Return the adjoint of :meth:`halo`: for every packed position, the halo positions that read it.
 
         int32 `(N * prod(block), readers)`, indices into the flattened halo table; unused entries have the index one
         past its last.
@@ -173,7 +173,7 @@ class PatchGrid:
             # A position y is read by the patch `offset` patches away at y - offset * extent, if its window reaches it.
             first = tuple(max((e - 1 + a) // e, 0) for a, e in zip(after, block, strict=True))
             last = tuple(max(-((-b) // e), 0) for b, e in zip(before, block, strict=True))
-            reader = self.neighbours(first, last).reshape(
+            reader = self.neighbors(first, last).reshape(
                 self.patches, *[1] * dims, *[f + 1 + s for f, s in zip(first, last, strict=True)]
             )
             within = torch.ones((), dtype=torch.bool, device=device)
@@ -185,13 +185,13 @@ class PatchGrid:
                 within = within & (at >= 0) & (at < window[axis])
                 place = place * window[axis] + at
             area = math.prod(window)
-            valid = within & (reader != self.patches)  # the same of all patches, but for which are neighbours
+            valid = within & (reader != self.patches)  # the same of all patches, but for which are neighbors
             table = torch.where(valid, reader * area + place, self.patches * area)
             self.tables[key] = table.reshape(self.patches * math.prod(block), -1).to(torch.int32)
         return self.tables[key]
 
     def at(self, size: Sequence[int]) -> PatchGrid | CoarseGrid:
-        """The visible part of maps of spatial `size`: in patches, unless these are smaller than a position there."""
+        """Return the grid of maps of spatial `size`: a coarse one if positions hold several patches, else this."""
         if all(s % g == 0 for s, g in zip(size, self.shape, strict=True)):
             return self
         return CoarseGrid(mask_at(self.visible, size))
@@ -203,7 +203,7 @@ class PatchGrid:
         return packed.unflatten(axis, (self.batch, self.visible_per_image))
 
     def repeat(self, values: Tensor, axis: int = 0) -> Tensor:
-        """One value an image to one a patch: `(..., B, ...)` to `(..., N, ...)`."""
+        """Repeat one value an image to one a patch: `(..., B, ...)` to `(..., N, ...)`."""
         return values.repeat_interleave(self.visible_per_image, dim=axis)
 
 
@@ -221,11 +221,11 @@ class CoarseGrid:
         self.visible = visible
 
     def pack(self, dense: Tensor) -> Tensor:
-        """`dense` `(B, C, *size)` itself."""
+        """Return `dense` `(B, C, *size)` itself."""
         return dense
 
     def unpack(self, packed: Tensor, fill: Tensor | float = 0.0) -> Tensor:
-        """`(B, C, *size)` with `fill`, a number or one value a channel, at hidden positions."""
+        """Fill hidden positions of `(B, C, *size)` with `fill`, a number or one value a channel."""
         if isinstance(fill, Tensor):
             fill = fill.to(packed.dtype).view(-1, *[1] * (packed.ndim - 2))
         return torch.where(self.visible.unsqueeze(1), packed, fill)
@@ -234,35 +234,37 @@ class CoarseGrid:
 class _Fill(torch.autograd.Function):
     """Rows laid out on a map, and one row `fill` at all other positions.
 
-    `lay` is :meth:`PatchGrid.rows_of_map` and `cut` is :meth:`PatchGrid.positions_of_rows`, both flattened. The adjoint
-    of a plain gather would add up the gradient of `fill` one position after the other, in the map's own precision: in
-    bf16 a sum stops growing at 256 times what is added.
+    Takes :meth:`PatchGrid.scatter_index` and :meth:`PatchGrid.gather_index`, both flattened. The adjoint of a plain
+    gather would add up the gradient of `fill` one position after the other, in the map's own precision: in bf16 a sum
+    stops growing at 256 times what is added.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, fill: Tensor, lay: Tensor, cut: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(lay, cut)
+    def forward(  # type: ignore[override]
+        ctx: Any, rows: Tensor, fill: Tensor, scatter_index: Tensor, gather_index: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(scatter_index, gather_index)
         ctx.fill = fill.dtype
-        return torch.cat([rows, fill.to(rows.dtype)[None]]).index_select(0, lay)
+        return torch.cat([rows, fill.to(rows.dtype)[None]]).index_select(0, scatter_index)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        lay, cut = ctx.saved_tensors
+        scatter_index, gather_index = ctx.saved_tensors
         need_rows, need_fill = ctx.needs_input_grad[:2]
-        of_rows = grad.index_select(0, cut) if need_rows else None
-        hidden = (lay == len(cut)).to(grad.dtype)
+        of_rows = grad.index_select(0, gather_index) if need_rows else None
+        hidden = (scatter_index == len(gather_index)).to(grad.dtype)
         of_fill = (hidden[None] @ grad)[0].to(ctx.fill) if need_fill else None  # adds up in float32, rounds once
         return of_rows, of_fill, None, None
 
 
 def has_mask(grid: Sequence[int], size: Sequence[int]) -> bool:
-    """Whether each position of a map of `size` lies in one patch of a grid, or holds whole ones, along each axis."""
+    """Return whether, along each axis, positions of a map of `size` lie in one patch of a grid or hold whole ones."""
     return len(size) == len(grid) and all(s > 0 and (s % g == 0 or g % s == 0) for s, g in zip(size, grid, strict=True))
 
 
 def mask_at(visible: Tensor, size: Sequence[int]) -> Tensor:
-    """A mask `(B, *grid)` at the resolution of a map, `(B, *size)`.
+    """Return a mask `(B, *grid)` at the resolution of a map, `(B, *size)`.
 
     A position that holds several patches is visible if one of them is. Raises ValueError where positions and patches
     straddle each other.
@@ -286,17 +288,17 @@ def _block_size(grid: tuple[int, ...], size: Sequence[int]) -> tuple[int, ...]:
 
 
 def rows_of(maps: Tensor) -> Tensor:
-    """`(N, C, *size)` as a matrix `(N * prod(size), C)`; a view if the channels are last in memory."""
+    """Return `(N, C, *size)` as a matrix `(N * prod(size), C)`; a view if the channels are last in memory."""
     return maps.movedim(1, -1).reshape(-1, maps.shape[1])
 
 
 def maps_of(rows: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse of :func:`rows_of`: `(n * prod(size), C)` to `(n, C, *size)` for `shape = (n, *size)`, a view."""
+    """Invert :func:`rows_of`: `(n * prod(size), C)` to `(n, C, *size)` for `shape = (n, *size)`, a view."""
     return rows.view(*shape, rows.shape[-1]).movedim(-1, 1)
 
 
 def along(index: Tensor, axis: int, dims: int) -> Tensor:
-    """A 1-D index as the given one of the last `dims` axes of a table."""
+    """Return a 1-D index as the given one of the last `dims` axes of a table."""
     return index.view(-1, *[1] * (dims - 1 - axis))
 
 

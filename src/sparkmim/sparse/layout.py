@@ -72,34 +72,34 @@ class Layout:
         return len(self.space) > 0
 
     def is_channels_first(self, ndim: int) -> bool:
-        """Whether a tensor of `ndim` axes is a map laid out as (batch, channel, *space)."""
+        """Return whether a tensor of `ndim` axes is a map laid out as (batch, channel, *space)."""
         return self.is_map and not self.flattened and self.tracked_axes == (0, *range(2, ndim))
 
     @property
     def tracked_axes(self) -> tuple[int, ...]:
-        """The axes that are not free, batch first."""
+        """Axes that are not free, batch first."""
         return (self.batch, *self.space)
 
     def degrees(self, axis: int) -> Degrees:
-        """How the extent of an axis scales with those of the map; `()` if it does not."""
+        """Return how the extent of an axis scales with those of the map; `()` if it does not."""
         if axis not in self.space:
             return ()
         return (1,) * len(self.flattened) or unit(self.space.index(axis), len(self.space))
 
     def moved(self, batch: int, space: tuple[int, ...]) -> Layout:
-        """The same meaning with the axes at other places."""
+        """Return the same meaning with the axes at other places."""
         return Layout(self.origin, batch, space, self.padding, self.flattened)
 
     def flat(self, batch: int, axis: int, extents: tuple[int, ...]) -> Layout:
-        """All of space as one axis, which had these extents."""
+        """Return the layout with all of space as one axis, which had these extents."""
         return Layout(self.origin, batch, (axis,), self.padding, extents)
 
     def per_image(self, batch: int) -> Layout:
-        """The layout of one value an image, with samples along the axis `batch`."""
+        """Return the layout of one value an image, with samples along the axis `batch`."""
         return Layout(self.origin, batch, ())
 
     def padded(self, padding: Padding | None) -> Layout:
-        """The same axes with other padding waiting."""
+        """Return the same axes with other padding waiting."""
         return Layout(self.origin, self.batch, self.space, padding, self.flattened)
 
     def __eq__(self, other: object) -> bool:

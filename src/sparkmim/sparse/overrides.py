@@ -1,4 +1,4 @@
-"""Modules whose inside the engine does not follow: run on the whole map, on rows, or on one number an image."""
+"""Modules the engine does not trace into: run on the whole map, on rows, or on one number an image."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _FACTORS: set[type[nn.Module]] = set()
 
 
 def random_factor(kind: type[nn.Module]) -> type[nn.Module]:
-    """Say that modules of a class multiply each image by a number that they draw themselves, in training mode.
+    """Declare that modules of a class multiply each image by a number that they draw themselves, in training mode.
 
-    Stochastic depth that draws its noise in the network's sight needs no such word. One that draws it by
+    Stochastic depth that draws its noise from a tensor of the input needs no such declaration. One that draws it by
     `torch.empty(len(x), 1, 1, 1)`, as torchvision's, does: samples are patches there. It is then given ones, one an
     image, and what it makes of them is the factor.
 
@@ -49,13 +49,13 @@ def random_factor(kind: type[nn.Module]) -> type[nn.Module]:
 def attach_to_opaque_modules(execution: Execution, network: nn.Module) -> list[RemovableHandle]:
     """Give opaque modules of `network` maps (or rows) they understand, until the handles are removed."""
     handles: list[RemovableHandle] = []
-    synchronised = torch.distributed.is_available() and torch.distributed.is_initialized()
+    synchronized = torch.distributed.is_available() and torch.distributed.is_initialized()
     for module in network.modules():
         if getattr(module, _FALLBACK, False):
             before, after = _on_whole_map(execution)
         elif type(module) in _FACTORS and module.training:
             before, after = _on_ones(execution)
-        elif synchronised and isinstance(module, nn.SyncBatchNorm):
+        elif synchronized and isinstance(module, nn.SyncBatchNorm):
             before, after = _on_rows(execution)
         else:
             continue
@@ -88,7 +88,7 @@ def _on_whole_map(execution: Execution) -> tuple[Any, Any]:
 
 
 def _each_tensor(function: Any, values: Any) -> Any:
-    """`function` of every tensor in nested lists, tuples and dicts."""
+    """Apply `function` to every tensor in nested lists, tuples and dicts."""
     if isinstance(values, Tensor):
         return function(values)
     if isinstance(values, dict):
@@ -100,7 +100,7 @@ def _each_tensor(function: Any, values: Any) -> Any:
 
 
 def _on_ones(execution: Execution) -> tuple[Any, Any]:
-    """A factor per image: what the module makes of ones."""
+    """Draw one factor per image: what the module makes of ones."""
     calls: list[tuple[Execution | None, Tensor]] = []  # those under way: whose map it is, and the map
 
     def before(
@@ -129,7 +129,7 @@ def _on_ones(execution: Execution) -> tuple[Any, Any]:
 
 
 def _on_rows(execution: Execution) -> tuple[Any, Any]:
-    """Synchronised batch norm: its autograd function is out of sight, but it means what batch norm means on rows."""
+    """Run synchronized batch norm on rows: its autograd function is not traced, but means what batch norm means."""
     calls: list[tuple[Execution | None, Tensor]] = []  # those under way: whose map it is, and the map
 
     def before(

@@ -42,7 +42,7 @@ class Window(NamedTuple):
 
 
 def per_axis(value: Any, dims: int) -> tuple[int, ...]:
-    """An int or a sequence of 1 or `dims` ints as `dims` ints."""
+    """Return an int or a sequence of 1 or `dims` ints as `dims` ints."""
     if isinstance(value, int):
         return (value,) * dims
     values = tuple(value)
@@ -50,7 +50,7 @@ def per_axis(value: Any, dims: int) -> tuple[int, ...]:
 
 
 def sees_one_position(layout: Layout, kernel: Sequence[int], stride: Any, padding: Any) -> bool:
-    """Whether a convolution of positions that are one axis acts on each of them alone, samples and channels first."""
+    """Return whether a convolution of positions that are one axis acts on each of them alone."""
     ordered = layout.batch == 0 and 1 not in layout.space
     alone = [set(per_axis(value, len(kernel))) for value in (kernel, stride)] == [{1}, {1}]
     return bool(layout.flattened) and ordered and alone and padding in ("same", "valid", 0, (0,) * len(kernel))
@@ -68,7 +68,7 @@ def window_over(
     fill: float = 0.0,
     ceil_mode: bool = False,
 ) -> Window:
-    """The window of a call, raising where the result would not be aligned with the patches.
+    """Return the window of a call; raise where the result would not be aligned with the patches.
 
     Args:
         padding: an int or ints, "same" or "valid".

@@ -10,7 +10,7 @@ from ..window import Window
 
 
 def places_seen(shown: Any, cell: list[int], window: Window) -> list[tuple[int, ...]]:
-    """Where the positions of a patch and of the ring around it lie in the map, mirrored where hidden.
+    """Return where the positions of a patch and of the ring around it lie in the map, mirrored where hidden.
 
     Args:
         shown: nested lists of bool, the mask of the image.
@@ -25,7 +25,7 @@ def places_seen(shown: Any, cell: list[int], window: Window) -> list[tuple[int, 
 
 
 def _seen(shown: Any, cell: list[int], position: tuple[int, ...], window: Window) -> list[int]:
-    """What stands for a position, both relative to a patch: the fewest reflections that lead to a visible patch."""
+    """Return what stands for a position, relative to a patch: the fewest reflections that lead to a visible patch."""
     beyond = [axis for axis, (p, e) in enumerate(zip(position, window.block, strict=True)) if not 0 <= p < e]
 
     def reflected(axes: Sequence[int]) -> list[int]:

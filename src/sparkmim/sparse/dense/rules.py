@@ -142,7 +142,7 @@ def instance_norm(execution: MaskedDenseExecution, func: Any, input: Tensor, *ar
 def _norms_of_images(
     execution: MaskedDenseExecution, norm: Callable[[Tensor], Tensor], x: Tensor, layout: Layout
 ) -> list[Tensor]:
-    """`norm` of `(B, C, *free axes, visible positions)` as rows, of all images at once where they are alike."""
+    """Return `norm` of `(B, C, *free axes, visible positions)` as rows, of all images at once where they are alike."""
 
     def of_rows(rows: Tensor) -> Tensor:
         return norm(rows.movedim(1, -1)).movedim(-1, 1).flatten(0, 1)

@@ -68,7 +68,7 @@ class WholeMaps(Execution):
         return x.permute(_space_first(x, layout))[self.mask_of(x, layout)]
 
     def from_visible_rows(self, rows: Tensor, x: Tensor, layout: Layout) -> Tensor:
-        """As in :class:`Execution`; zero where hidden."""
+        """Put rows back as in :class:`Execution`, zero where hidden."""
         order = _space_first(x, layout)
         out = rows.new_zeros(*[x.shape[a] for a in order])
         out[self.mask_of(x, layout)] = rows

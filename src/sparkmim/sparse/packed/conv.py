@@ -1,6 +1,6 @@
 """Convolution over packed patches: submanifold convolution by halo exchange.
 
-Hidden neighbours count as the convolution's padding. Three ways of computing the same numbers, chosen by shape alone:
+Hidden neighbors count as the convolution's padding. Three ways of computing the same numbers, chosen by shape alone:
 halo, then the ordinary kernel; for patches of a few pixels gather and matrix product (`im2col`); for depthwise
 convolution whose halos would be larger than the image, the whole map. (A fourth, on request: Triton kernels for
 depthwise convolution, :mod:`sparkmim.sparse.packed.depthwise`.) Whatever is larger than the patches is computed
@@ -74,7 +74,7 @@ def conv(
 
 
 def _autocast(*tensors: Tensor | None) -> list[Any]:
-    """What autocast would do to the arguments of a convolution."""
+    """Convert the arguments of a convolution as autocast would."""
     device = next(t.device.type for t in tensors if t is not None)
     if not torch.is_autocast_enabled(device):
         return list(tensors)
@@ -90,11 +90,11 @@ def _with_halo(grid: PatchGrid, x: Tensor, weight: Tensor, bias: Tensor | None, 
     cropped = any(b < 0 or a <= -s for b, a, s in zip(window.before, window.after, window.stride, strict=True))
     on_map = depthwise and window.fill == 0.0 and not cropped
     if on_map and halo_pixels > DENSE_ADVANTAGE * dense_pixels:
-        lay_in, cut_in = grid.rows_of_map(window.block), grid.positions_of_rows(window.block)
-        lay_out, cut_out = None, None  # same as for the input
+        scatter_in, gather_in = grid.scatter_index(window.block), grid.gather_index(window.block)
+        scatter_out, gather_out = None, None  # same as for the input
         if window.out != window.block:
-            lay_out, cut_out = grid.rows_of_map(window.out), grid.positions_of_rows(window.out)
-        rows = _DenseConvolution.apply(x, weight, bias, lay_in, lay_out, cut_in, cut_out, window, groups)
+            scatter_out, gather_out = grid.scatter_index(window.out), grid.gather_index(window.out)
+        rows = _DenseConvolution.apply(x, weight, bias, scatter_in, scatter_out, gather_in, gather_out, window, groups)
         return maps_of(rows, (x.shape[0], *window.out))
     table = grid.halo(window.block, window.before, window.after)
     adjoint: Tensor | None = None  # same as the table
@@ -110,7 +110,7 @@ def _with_halo(grid: PatchGrid, x: Tensor, weight: Tensor, bias: Tensor | None, 
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, window: Window, groups: int, fill: float
 ) -> Tensor:
-    """Convolution of patches (N, C, *block) that see what `table` says around them.
+    """Convolve patches (N, C, *block) that see what `table` says around them.
 
     By matrix product the result is one of rows, `(N * prod(out), O)`: a view of it as maps would be a view made inside
     an autograd function, which may not be written in place.
@@ -133,7 +133,7 @@ def _convolution(
 
 
 def _columns(x: Tensor, table: Tensor, window: Window, fill: float) -> Tensor:
-    """What the kernel sees at each output position: `(N * prod(out), prod(kernel) * C)`."""
+    """Gather what the kernel sees at each output position: `(N * prod(out), prod(kernel) * C)`."""
     for axis, (k, s, d) in enumerate(zip(window.kernel, window.stride, window.dilation, strict=True)):
         table = table.unfold(axis + 1, (k - 1) * d + 1, s)[..., ::d]
     rows = with_fill(rows_of(x), fill).index_select(0, table.flatten())
@@ -141,7 +141,7 @@ def _columns(x: Tensor, table: Tensor, window: Window, fill: float) -> Tensor:
 
 
 def _as_matrix(weight: Tensor) -> Tensor:
-    """`(O, C, *kernel)` to `(O, prod(kernel) * C)`, a view if the channels are last in memory."""
+    """Flatten `(O, C, *kernel)` to `(O, prod(kernel) * C)`, a view if the channels are last in memory."""
     return weight.movedim(1, -1).reshape(weight.shape[0], -1)
 
 
@@ -150,7 +150,7 @@ def _as_weight(matrix: Tensor, like: Tensor) -> Tensor:
 
 
 def _transposed(weight: Tensor, groups: int) -> Tensor:
-    """The kernel of the adjoint of a convolution of stride 1: inputs and outputs exchanged, space reversed."""
+    """Return the kernel of the adjoint of a convolution of stride 1: inputs and outputs exchanged, space reversed."""
     out, per_group, *kernel = weight.shape
     swapped = weight.view(groups, out // groups, per_group, *kernel).transpose(1, 2)
     return swapped.reshape(groups * per_group, out // groups, *kernel).flip(tuple(range(2, weight.ndim)))
@@ -159,7 +159,7 @@ def _transposed(weight: Tensor, groups: int) -> Tensor:
 def _gradients(
     grad: Tensor, x: Tensor, weight: Tensor, window: Window, groups: int, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of an unpadded convolution's input and weight, those that are wanted."""
+    """Compute the wanted gradients of an unpadded convolution: of the input, of the weight."""
     zeros = (0,) * len(window.block)
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad, x, weight, None, window.stride, zeros, window.dilation, False, zeros, groups, [*wanted, False]
@@ -217,8 +217,8 @@ class _HaloConvolution(torch.autograd.Function):
 class _DenseConvolution(torch.autograd.Function):
     """Convolution of the whole map with zeros at hidden positions; keeps the patches, not the map.
 
-    `lay_*` are :meth:`PatchGrid.rows_of_map` and `cut_*` are :meth:`PatchGrid.positions_of_rows`, the ways to the map
-    and back, at the resolution of the input (`*_in`) and of the result (`*_out`, None where it is the same).
+    `scatter_*` are :meth:`PatchGrid.scatter_index`, the way to the map, and `gather_*` :meth:`PatchGrid.gather_index`,
+    the way back, at the resolution of the input (`*_in`) and of the result (`*_out`, None where it is the same).
     """
 
     @staticmethod
@@ -227,40 +227,40 @@ class _DenseConvolution(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        lay_in: Tensor,
-        lay_out: Tensor | None,
-        cut_in: Tensor,
-        cut_out: Tensor | None,
+        scatter_in: Tensor,
+        scatter_out: Tensor | None,
+        gather_in: Tensor,
+        gather_out: Tensor | None,
         window: Window,
         groups: int,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, lay_in, lay_out, cut_in)
+        ctx.save_for_backward(x, weight, scatter_in, scatter_out, gather_in)
         ctx.window, ctx.groups = window, groups
-        whole = _padded(gather_halo(x, lay_in), window)
+        whole = _padded(gather_halo(x, scatter_in), window)
         out = _convolution(whole, weight, bias, window.stride, window.dilation, groups)
-        return rows_of(out).index_select(0, (cut_in if cut_out is None else cut_out).flatten())
+        return rows_of(out).index_select(0, (gather_in if gather_out is None else gather_out).flatten())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight, lay_in, lay_out, cut_in = ctx.saved_tensors
+        x, weight, scatter_in, scatter_out, gather_in = ctx.saved_tensors
         window, groups = Window(*ctx.window), ctx.groups
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad = maps_of(grad.contiguous(), (x.shape[0], *window.out))
-        whole = _padded(gather_halo(x, lay_in), window)
-        whole_grad = gather_halo(grad, lay_in if lay_out is None else lay_out)
+        whole = _padded(gather_halo(x, scatter_in), window)
+        whole_grad = gather_halo(grad, scatter_in if scatter_out is None else scatter_out)
         grad_x = grad_weight = None
         if need_x:
             padded_grad, _ = _gradients(whole_grad, whole, weight, window, groups, (True, False))
-            for axis, (before, size) in enumerate(zip(window.before, lay_in.shape[1:], strict=True)):
+            for axis, (before, size) in enumerate(zip(window.before, scatter_in.shape[1:], strict=True)):
                 padded_grad = padded_grad.narrow(axis + 2, before, size)
-            grad_x = _cut_out(padded_grad, cut_in)
+            grad_x = _gathered(padded_grad, gather_in)
         if need_weight:
             _, grad_weight = _gradients(whole_grad, whole, weight, window, groups, (False, True))
         return grad_x, grad_weight, _bias_gradient(grad) if need_bias else None, *[None] * 6
 
 
-def _cut_out(whole: Tensor, table: Tensor) -> Tensor:
+def _gathered(whole: Tensor, table: Tensor) -> Tensor:
     return maps_of(rows_of(whole).index_select(0, table.flatten()), table.shape)
 
 

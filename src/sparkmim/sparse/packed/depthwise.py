@@ -37,7 +37,7 @@ def require_triton() -> None:
 
 
 def has_kernel(x: Tensor, weight: Tensor, window: Window, groups: int) -> bool:
-    """Whether the kernels compute this convolution: depthwise, of stride 1, of planes, zeros where hidden."""
+    """Return whether the kernels compute this convolution: depthwise, of stride 1, of planes, zeros where hidden."""
     by_channel = groups == x.shape[1] == weight.shape[0]
     zeros = window.fill == 0.0 and window.edge == "constant"
     known = x.dtype == weight.dtype and x.dtype in DTYPES and (x.is_cuda or INTERPRETED)
@@ -45,7 +45,7 @@ def has_kernel(x: Tensor, weight: Tensor, window: Window, groups: int) -> bool:
 
 
 def depthwise(grid: PatchGrid, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
-    """Depthwise convolution of patches `(N, C, h, w)`; see :func:`has_kernel`."""
+    """Convolve patches `(N, C, h, w)` depthwise; see :func:`has_kernel`."""
     table = grid.halo(window.block, window.before, window.after)
     # The gradient of the input is a convolution of the gradient, with the reach reversed.
     adjoint = grid.halo(window.block, window.after, window.before) if window.before != window.after else table
@@ -61,7 +61,7 @@ def depthwise(grid: PatchGrid, x: Tensor, weight: Tensor, bias: Tensor | None, w
 def _depthwise(
     x: Tensor, table: Tensor, adjoint: Tensor, weight: Tensor, bias: Tensor | None, dilation: list[int]
 ) -> Tensor:
-    """`(N, C, h, w)`, channels last in memory.
+    """Convolve depthwise to `(N, C, h, w)`, channels last in memory.
 
     Args:
         x: `(N, C, h, w)`.
@@ -93,7 +93,7 @@ def _like_packed(
     schema="(Tensor grad, Tensor x, Tensor table, int[] kernel, int[] dilation) -> Tensor",
 )
 def _weight_gradient(grad: Tensor, x: Tensor, table: Tensor, kernel: list[int], dilation: list[int]) -> Tensor:
-    """`(C, 1, *kernel)`, from the gradient of the result and the rest of what :func:`_depthwise` took."""
+    """Compute the weight's gradient `(C, 1, *kernel)` from that of the result and what :func:`_depthwise` took."""
     from . import triton_kernels as kernels
 
     taps = kernels.Taps((x.shape[2], x.shape[3]), (kernel[0], kernel[1]), (dilation[0], dilation[1]))

@@ -1,7 +1,7 @@
 """The packed engine: an untouched network on the visible patches alone.
 
-A hidden patch is outside: a visible patch sees beyond its border what its visible neighbours hold there, and where the
-neighbour is hidden exactly what it would see beyond the edge of the image. Work and memory are those of the visible
+A hidden patch is outside: a visible patch sees beyond its border what its visible neighbors hold there, and where the
+neighbor is hidden exactly what it would see beyond the edge of the image. Work and memory are those of the visible
 share. The rules are in :mod:`sparkmim.sparse.rules`.
 
 Where patches are smaller than the network's total stride, there are maps whose positions hold several patches. Those
@@ -89,12 +89,12 @@ class SparseExecution(Execution):
         return rows
 
     def outgrows(self, x: Tensor, stride: Sequence[int]) -> bool:
-        """Whether the positions of a map that a window of `stride` makes of `x` hold several patches each."""
+        """Return whether the positions of a map that a window of `stride` makes of `x` hold several patches each."""
         steps = list(zip(x.shape[2:], stride, strict=True))
         return any(b % s for b, s in steps) and all(b % s == 0 or s % b == 0 for b, s in steps)
 
     def answer_coarser(self, func: Any, x: Tensor, *args: Any) -> Any:
-        """What `func` of a map of patches gives, a map whose positions hold several: `coarser` takes it from there."""
+        """Compute `func` of a map of patches, whose result has positions that hold several: `coarser` answers."""
         layout = self.require_map(func, x)
         whole = self.grid.unpack(x)
         padding = layout.padding
@@ -105,7 +105,7 @@ class SparseExecution(Execution):
         return self.returned(self.coarser.answer(func, (self.coarser.mark(whole, start), *args), {}))
 
     def returned(self, out: Any) -> Any:
-        """Maps that have become as fine as patches again are packed."""
+        """Pack maps that have become as fine as patches again."""
         layout = self.coarser.marked(out)
         if layout is None or layout.origin is not self.coarser or not layout.is_channels_first(out.ndim):
             return out

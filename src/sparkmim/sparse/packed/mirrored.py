@@ -18,7 +18,7 @@ from ..grid import PatchGrid, along, maps_of, rows_of
 def with_mirrored_halo(
     grid: PatchGrid, packed: Tensor, before: tuple[int, ...], after: tuple[int, ...], edge: str
 ) -> Tensor:
-    """`(N, C, *block)` to `(N, C, *window)`, what is hidden or outside standing for its mirror image.
+    """Gather `(N, C, *block)` to `(N, C, *window)`; what is hidden or outside is read at its mirror image.
 
     Args:
         grid: where the patches lie.
@@ -34,7 +34,7 @@ def with_mirrored_halo(
 def mirrored_halo(
     grid: PatchGrid, block: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...], edge: str
 ) -> Tensor:
-    """As :meth:`PatchGrid.halo`, but for positions in a hidden patch or outside.
+    """Return the gather index of :meth:`PatchGrid.halo` with mirror images for positions hidden or outside.
 
     Each stands for its mirror image across the border of the patch, along those axes that bring it to a visible patch:
     as few as possible, and all of them (into the patch itself) where as few would do in several ways. Around a visible
@@ -44,13 +44,13 @@ def mirrored_halo(
     if key in grid.tables:
         return grid.tables[key]
     device, dims, area = grid.order.device, len(block), math.prod(block)
-    neighbour = grid.neighbours((1,) * dims, (1,) * dims)
+    neighbor = grid.neighbors((1,) * dims, (1,) * dims)
     positions = [torch.arange(-b, e + a, device=device) for b, e, a in zip(before, block, after, strict=True)]
     mirrored = [_into_patch(p, e, edge) for p, e in zip(positions, block, strict=True)]
 
     def landing(axes: tuple[int, ...]) -> Tensor:
-        """Where positions lie, mirrored along some axes; one past the last where not in a visible patch."""
-        patch, inner = neighbour, torch.zeros((), dtype=torch.int64, device=device)
+        """Return where positions lie, mirrored along some axes; one past the last where not in a visible patch."""
+        patch, inner = neighbor, torch.zeros((), dtype=torch.int64, device=device)
         moves = torch.ones((), dtype=torch.bool, device=device)
         for axis in range(dims):
             position = positions[axis]
@@ -79,7 +79,7 @@ def mirrored_halo(
 
 
 def _into_patch(position: Tensor, extent: int, edge: str) -> Tensor:
-    """Positions before and behind a patch brought into it."""
+    """Bring positions before and behind a patch into it."""
     if edge == "replicate":
         return position.clamp(0, extent - 1)
     return (extent - 1 - (extent - 1 - position.abs()).abs()).clamp(0, extent - 1)

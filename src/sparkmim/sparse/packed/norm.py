@@ -1,5 +1,8 @@
-"""Normalisation. Batch norm's statistics over packed patches are the statistics over visible positions; of values that
-exist once an image they are taken over images. Group and instance norm see all visible positions of an image."""
+"""Normalization of packed patches.
+
+Batch norm's statistics over packed patches are the statistics over visible positions; of values that exist once an
+image they are taken over images. Group and instance norm see all visible positions of an image.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,12 @@ def batch_norm(execution: SparseExecution, func: Any, input: Tensor, *args: Any,
 
 
 def whole_image(execution: SparseExecution, x: Tensor) -> Tensor:
-    """`(N, C, *block)` as `(B, C, K, *block)`: the visible positions of each image together."""
+    """Return `(N, C, *block)` as `(B, C, K, *block)`: the visible positions of each image together."""
     return execution.grid.by_image(x).transpose(1, 2)
 
 
 def patches_again(whole: Tensor) -> Tensor:
-    """The inverse of :func:`whole_image`, channels last in memory."""
+    """Invert :func:`whole_image`, channels last in memory."""
     return whole.movedim(1, -1).contiguous().flatten(0, 1).movedim(-1, 1)
 
 

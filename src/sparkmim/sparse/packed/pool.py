@@ -1,4 +1,4 @@
-"""Pooling over packed patches. Max pooling ignores hidden neighbours as it ignores padding; average pooling counts them
+"""Pooling over packed patches. Max pooling ignores hidden neighbors as it ignores padding; average pooling counts them
 exactly as it counts padding (`count_include_pad`). Pooling the whole map to one value is a reduction (`reduce.py`)."""
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class _MaxPool(torch.autograd.Function):
 
 
 def _of_halo_shape(grad: Tensor, window: Window) -> Tensor:
-    """A tensor of which a pooling's backward reads the shape and the layout in memory, nothing else."""
+    """Return an empty tensor, for a pooling's backward reads its shape and memory layout alone."""
     shape = (*grad.shape[:2], *window.span)
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
 

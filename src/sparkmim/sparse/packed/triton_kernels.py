@@ -1,6 +1,6 @@
 """Depthwise convolution of packed patches as Triton kernels, its halo fused into the load.
 
-Maps are rows of channels, `(N * h * w, C)`. Each kernel reads its neighbours through the table of
+Maps are rows of channels, `(N * h * w, C)`. Each kernel reads its neighbors through the table of
 :meth:`sparkmim.sparse.grid.PatchGrid.halo`, so neither halos nor whole maps are ever written to memory. Sums are
 accumulated in float32 (in float64 for maps of float64) and in the same order every time. Block sizes follow from widths
 of memory transactions; they have not been tuned on a device.
@@ -34,13 +34,13 @@ class Taps(NamedTuple):
     dilation: tuple[int, int]
 
     def constants(self) -> dict[str, int]:
-        """The arguments that kernels are specialised for."""
+        """Return the arguments that kernels are specialized for."""
         names = ("HEIGHT", "WIDTH", "KERNEL_H", "KERNEL_W", "DILATION_H", "DILATION_W")
         return dict(zip(names, (*self.block, *self.kernel, *self.dilation), strict=True))
 
 
 def convolve(rows: Tensor, table: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, taps: Taps) -> None:
-    """Depthwise convolution: `out[p] = bias + sum over taps t of weight[t] * rows[table of p at t]`, by channel.
+    """Convolve depthwise: `out[p] = bias + sum over taps t of weight[t] * rows[table of p at t]`, by channel.
 
     Args:
         rows: `(N * h * w, C)`.
@@ -62,7 +62,7 @@ def convolve(rows: Tensor, table: Tensor, weight: Tensor, bias: Tensor | None, o
 
 
 def sum_weight_gradient(grad: Tensor, rows: Tensor, table: Tensor, taps: Taps) -> Tensor:
-    """The gradient of :func:`convolve`'s weight, `(kernel h * kernel w, C)`, in the precision of the sums.
+    """Compute the gradient of :func:`convolve`'s weight, `(kernel h * kernel w, C)`, in the precision of the sums.
 
     Args:
         grad: `(N * h * w, C)`, the gradient of the result.
@@ -113,7 +113,7 @@ def _convolve(
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     HAS_BIAS: tl.constexpr, SUM: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """A block of positions x a block of channels."""
+    """Compute a block of positions x a block of channels."""
     SPAN_H: tl.constexpr = HEIGHT + (KERNEL_H - 1) * DILATION_H
     SPAN_W: tl.constexpr = WIDTH + (KERNEL_W - 1) * DILATION_W
     position = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -143,7 +143,7 @@ def _sum_weight_gradient(
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     SUM: tl.constexpr, STEPS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """A block of taps x a block of channels, summed over a part of `STEPS` blocks of positions."""
+    """Sum a block of taps x a block of channels over a part of `STEPS` blocks of positions."""
     TAP_BLOCKS: tl.constexpr = (KERNEL_H * KERNEL_W + BLOCK_T - 1) // BLOCK_T
     SPAN_H: tl.constexpr = HEIGHT + (KERNEL_H - 1) * DILATION_H
     SPAN_W: tl.constexpr = WIDTH + (KERNEL_W - 1) * DILATION_W

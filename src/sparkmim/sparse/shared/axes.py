@@ -230,14 +230,14 @@ def reshape_as(execution: Execution, func: Any, input: Tensor, other: Tensor) ->
 
 
 def _sizes(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> list[int]:
-    """A list of numbers given as one argument, as several, or by name."""
+    """Return a list of numbers given as one argument, as several, or by name."""
     if name in kwargs:
         args = (kwargs[name],)
     return list(args[0] if len(args) == 1 and not isinstance(args[0], int) else args)
 
 
 def _without_unknown(shape: Sequence[int], layout: Layout, x: Tensor) -> list[int]:
-    """`shape` with its -1, if any, worked out: how large it is, and how it scales with the map."""
+    """Resolve the -1 of `shape`, if any: how large it is, and how it scales with the map."""
     known = math.prod([int(s) for s in shape if s != -1])
     degrees: Degrees = ()
     if not torch.compiler.is_compiling():
@@ -249,7 +249,7 @@ def _without_unknown(shape: Sequence[int], layout: Layout, x: Tensor) -> list[in
 
 
 def _reshaped(func: Any, layout: Layout, old: list[int], new: list[int]) -> Layout:
-    """Where samples and space are after a reshape; raises unless they stay axes, and space all axes or one.
+    """Return where samples and space are after a reshape; raise unless they stay axes, and space all axes or one.
 
     The tracked axes cut the shape into segments of free axes. A reshape keeps their meaning if the new shape has the
     same tracked extents in the same order, with as many elements between them. Where no axis lay between two of them,
@@ -258,7 +258,7 @@ def _reshaped(func: Any, layout: Layout, old: list[int], new: list[int]) -> Layo
 
     Two things more are possible with sizes that are known to scale with the map
     (:class:`~sparkmim.sparse.extent.Extent`). A spatial axis may be cut into cells: one axis counts the cells, a free
-    one behind it the positions in a cell. And all spatial axes, where they are neighbours, may become one, or that one
+    one behind it the positions in a cell. And all spatial axes, where they are neighbors, may become one, or that one
     become them again.
     """
     whole = [_Tracked(axis, axis + 1, [old[axis]], [layout.degrees(axis)]) for axis in layout.tracked_axes]
@@ -301,7 +301,7 @@ class _Tracked(NamedTuple):
 def _places(
     tracked: Sequence[_Tracked], layout: Layout, old: list[int], new: list[int]
 ) -> list[tuple[tuple[int, ...], ...]]:
-    """All ways of finding tracked axes in a new shape: for each of `tracked` its axes there."""
+    """Find all ways of placing tracked axes in a new shape: for each of `tracked` its axes there."""
     bounds = [(0, 0), *[(t.start, t.end) for t in tracked], (len(old), len(old))]
     segments = [old[a[1] : b[0]] for a, b in pairwise(bounds)]
 
@@ -333,13 +333,13 @@ def _places(
 
 
 def _is_extent(size: int, extent: int, degrees: Degrees) -> bool:
-    """Whether a size is that of a tracked axis: one known to scale with the map must scale alike."""
+    """Return whether a size is that of a tracked axis: one known to scale with the map must scale alike."""
     return size == extent and (degrees_of(size) or degrees) == degrees
 
 
 @Execution.register(*functions_named("expand expand_as"))
 def expand(execution: Execution, func: Any, input: Tensor, *shape: Any, **kwargs: Any) -> Tensor:
-    """Repetition along free axes, and of a value per image along all of space."""
+    """Repeat along free axes, and a value per image along all of space."""
     if (shape and isinstance(shape[0], Tensor)) or "other" in kwargs:
         other: Tensor = kwargs["other"] if "other" in kwargs else shape[0]
         layout, ndim = broadcast_layout(execution, func, [input, other])
@@ -358,7 +358,7 @@ def expand(execution: Execution, func: Any, input: Tensor, *shape: Any, **kwargs
 
 
 def _with_space(func: Any, x: Tensor, layout: Layout, sizes: Sequence[int]) -> Layout:
-    """The layout of a value per image that is repeated along axes whose sizes are the extents of a map."""
+    """Return the layout of a value per image that is repeated along axes whose sizes are the extents of a map."""
     shift = len(sizes) - x.ndim
     degrees = {axis: degrees_of(size) for axis, size in enumerate(sizes) if degrees_of(size)}
     dims = len(next(iter(degrees.values()), ()))
@@ -377,7 +377,7 @@ _PIXELS = functions_named("pixel_unshuffle pixel_shuffle")
 
 @Execution.register(*_PIXELS)
 def pixel_shuffle(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Channels to space and back, within a patch."""
+    """Move channels to space and back, within a patch."""
     layout = own_layout(execution, func, input)
     if len(execution.require_map(func, input).space) != 2:
         raise unsupported(func, f"it moves channels to two axes of space and the map has {len(layout.space)}")

@@ -17,7 +17,7 @@ from .pointwise import own_layout
 
 @Execution.register(*functions_named("new_empty new_zeros new_ones new_full"))
 def new_tensor(execution: Execution, func: Any, input: Tensor, *shape: Any, **kwargs: Any) -> Tensor:
-    """A new tensor shaped after one of the input; per image if samples are in their place and space has no extent."""
+    """Make a tensor shaped after one of the input; per image if samples are in their place and space has no extent."""
     layout = own_layout(execution, func, input)
     out: Tensor = func(input, *shape, **kwargs)
     if out.ndim < input.ndim or out.shape[layout.batch] != input.shape[layout.batch]:
@@ -60,7 +60,7 @@ def random_in_place(execution: Execution, func: Any, input: Tensor, *args: Any, 
 
 
 def _require_extent(func: Any, x: Tensor, layout: Layout) -> None:
-    """Noise shaped like a map of patches without extent may be meant for positions or for images."""
+    """Raise for patches of one pixel, where noise shaped like a map may be meant for positions or for images."""
     if all(x.shape[axis] == 1 for axis in layout.space):
         raise unsupported(func, "patches have one pixel here, so noise per position looks like noise per image")
 
@@ -79,7 +79,7 @@ def dropout(
 
 @Execution.register(*functions_named("rrelu rrelu_"))
 def rrelu(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """In training each negative value is given a slope of its own, of a value per image once an image."""
+    """Draw a slope for each negative value in training, once an image for values per image."""
     layout = own_layout(execution, func, input)
     if layout.is_map:
         return execution.mark(func(input, *args, **kwargs), layout)
@@ -93,7 +93,7 @@ def rrelu(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: 
 def channel_dropout(
     execution: Execution, func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> Tensor:
-    """Whole channels of an image are dropped."""
+    """Drop whole channels of an image."""
     layout = own_layout(execution, func, input)
     if not training:
         return execution.mark(func(input, p, training, inplace), layout)

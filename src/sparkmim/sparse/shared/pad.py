@@ -52,7 +52,7 @@ def pad(
     if nothing_along_space:
         return execution.mark(out, layout)
     if layout.flattened:
-        raise unsupported(func, "all of space is one axis, which is no edge of the map")
+        raise unsupported(func, "space is one flattened axis here, which has no edges")
     if mode not in ("constant", "reflect", "replicate"):
         raise unsupported(func, f"{mode} padding of a map has no rule")
     if mode != "constant" and any(amount < 0 for amounts in spatial for amount in amounts):
@@ -97,7 +97,7 @@ def require_unchanged(func: Any, padded: Tensor, padding: Padding) -> None:
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor has been written to; 0 where torch does not count."""
+    """Return how often a tensor has been written to; 0 where torch does not count."""
     return tensor._version if _counts_versions(tensor) else 0
 
 

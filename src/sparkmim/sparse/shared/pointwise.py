@@ -54,7 +54,7 @@ SAME_VALUES = functions_named(
 
 
 def broadcast_layout(execution: Execution, func: Any, operands: Sequence[Any]) -> tuple[Layout, int]:
-    """Layout of the elementwise combination of `operands`, and its number of axes; raises where positions would mix.
+    """Return the layout of an elementwise combination and its number of axes; raise where positions would mix.
 
     Axes are compared from the right, as broadcasting aligns them. Operands that do not descend from the input (weights,
     constants) must be the same for every sample and position.
@@ -101,7 +101,7 @@ def metadata(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any:
 
 @Execution.register(torch.Tensor.size, torch.Tensor.shape.__get__)  # type: ignore[attr-defined]
 def sizes(execution: Execution, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Sizes of spatial axes know that they are (but not to Dynamo, which knows no such numbers)."""
+    """Return sizes that remember being read off spatial axes (but not to Dynamo, which knows no such numbers)."""
     out = func(x, *args, **kwargs)
     layout = execution.layout(x)
     if layout is None or layout.padding is not None or torch.compiler.is_compiling():
@@ -132,7 +132,7 @@ def pointwise(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any
 
 @Execution.register(*SAME_VALUES)
 def same_values(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The values of the first argument in another form; other arguments may only lend their dtype or device."""
+    """Return the first argument's values in another form; other arguments may only lend their dtype or device."""
     out: Tensor = func(input, *args, **kwargs)
     layout = execution.layout(input)
     return out if layout is None else execution.mark(out, layout)
@@ -145,7 +145,7 @@ def require_no_input(execution: Execution, func: Any, *arguments: Any) -> None:
 
 
 def free_axes(func: Any, layout: Layout, ndim: int, dims: Any) -> tuple[int, ...]:
-    """`dims` as non-negative axes, none of them of samples or space; raises otherwise."""
+    """Return `dims` as non-negative axes; raise if one of them is of samples or space."""
     axes = tuple(d % ndim for d in ((dims,) if isinstance(dims, int) else dims))
     for axis in axes:
         if axis in layout.tracked_axes:
@@ -154,7 +154,7 @@ def free_axes(func: Any, layout: Layout, ndim: int, dims: Any) -> tuple[int, ...
 
 
 def own_layout(execution: Execution, func: Any, x: Any) -> Layout:
-    """Layout of a function's main argument, which must descend from the input and have no padding waiting."""
+    """Return the layout of a function's main argument; raise if it has none or a padding is waiting."""
     layout = execution.layout(x)
     if layout is None:
         raise unsupported(func, "its first argument does not descend from the input, but another one does")
@@ -163,7 +163,7 @@ def own_layout(execution: Execution, func: Any, x: Any) -> Layout:
 
 
 def samples_and_channels_first(execution: Execution, func: Any, x: Tensor) -> Layout:
-    """The layout of `x`, whose axes must be samples, channels and whatever else; raises otherwise."""
+    """Return the layout of `x`; raise unless its axes are samples, channels and whatever else."""
     layout = execution.layout(x)
     if layout is None or layout.batch != 0 or 1 in layout.space:
         raise unsupported(func, f"it needs samples first and channels second, its argument is {layout}")
@@ -199,7 +199,7 @@ def along_channels(execution: Execution, func: Any, input: Tensor, *args: Any, *
 def layer_norm(
     execution: Execution, func: Any, input: Tensor, normalized_shape: Sequence[int], *args: Any, **kwargs: Any
 ) -> Tensor:
-    """Normalisation of the last axes, which must be free."""
+    """Normalize the last axes, which must be free."""
     layout = own_layout(execution, func, input)
     require_no_input(execution, func, *args, *kwargs.values())
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
@@ -209,7 +209,7 @@ def layer_norm(
 
 @Execution.register(F.prelu, torch.prelu, torch.Tensor.prelu)
 def prelu(execution: Execution, func: Any, input: Tensor, weight: Tensor) -> Tensor:
-    """Its weights belong to axis 1, not to the last axis as broadcasting would have it."""
+    """Follow weights that belong to axis 1, not to the last axis as broadcasting would have it."""
     layout = own_layout(execution, func, input)
     require_no_input(execution, func, weight)
     if weight.numel() > 1:

@@ -1,4 +1,4 @@
-"""Softmax and normalisation over all positions of an image, and sums over them written as products of matrices.
+"""Softmax and normalization over all positions of an image, and sums over them written as products of matrices.
 
 As in global context blocks and additive attention. They mean what they mean for the visible positions alone. Products
 that relate positions to one another, as in attention proper, are refused.
@@ -58,14 +58,14 @@ def normalize(
 
 
 def _accurate(x: Tensor) -> torch.dtype:
-    """The precision that autocast gives a softmax."""
+    """Return the precision that autocast gives a softmax."""
     low = torch.is_autocast_enabled(x.device.type) and x.dtype in (torch.float16, torch.bfloat16)
     return torch.float32 if low else x.dtype
 
 
 @Execution.register(torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 def matmul(execution: Execution, func: Any, input: Tensor, other: Tensor) -> Tensor:
-    """A linear map of the last axis, or a sum over all positions of an image of products of two maps."""
+    """Map the last axis linearly, or sum products of two maps over all positions of an image."""
     layout = own_layout(execution, func, input)
     weights = execution.layout(other)
     if weights is None and other.ndim == 2:
@@ -80,7 +80,7 @@ def matmul(execution: Execution, func: Any, input: Tensor, other: Tensor) -> Ten
 
 
 def _sums_over_space(a: Tensor, a_layout: Layout, b: Tensor, b_layout: Layout) -> bool:
-    """Whether a product of matrices sums over the positions of two maps, of the same sizes, sample by sample."""
+    """Return whether a product of matrices sums over the positions of two maps of the same sizes, sample by sample."""
     return (
         a_layout.space == (a.ndim - 1,)
         and b_layout.space == (b.ndim - 2,)

@@ -22,7 +22,7 @@ from .pointwise import own_layout
 
 @Execution.register(*REDUCTIONS)
 def reduction(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Reductions with the axes named: of free axes as they are, of all of space over an image's visible positions."""
+    """Reduce named axes: free axes as they are, all of space over an image's visible positions."""
     layout = own_layout(execution, func, input)
     arguments = bound_arguments(func, args, kwargs)
     dims = arguments.pop("dim", None)
@@ -68,7 +68,7 @@ _ADAPTIVE: dict[Any, tuple[Any, int]] = {
 def adaptive_pool(
     execution: Execution, func: Any, input: Tensor, output_size: Any, return_indices: bool = False
 ) -> Tensor:
-    """Pooling of the whole map to one value a channel."""
+    """Pool the whole map to one value a channel."""
     layout = own_layout(execution, func, input)
     statistic, dims = _ADAPTIVE[func]
     if return_indices:
@@ -86,7 +86,7 @@ def adaptive_pool(
 
 
 def over_whole_map(execution: Execution, statistic: Any, x: Tensor) -> Tensor:
-    """A reduction of a map to one value a channel, its spatial axes kept."""
+    """Reduce a map to one value a channel, its spatial axes kept."""
     layout = execution.layout(x)
     assert layout is not None
     out: Tensor = reduction(execution, statistic, x, dim=layout.space, keepdim=True)
@@ -94,7 +94,7 @@ def over_whole_map(execution: Execution, statistic: Any, x: Tensor) -> Tensor:
 
 
 def is_whole_map(x: Tensor, layout: Layout, kernel: Sequence[int], padding: Any) -> bool:
-    """Whether a pooling's window is all of a map: its sizes were read off the map, axis by axis."""
+    """Return whether a pooling's window is all of a map: its sizes were read off the map, axis by axis."""
     own = [layout.degrees(axis) for axis in layout.space]
     unpadded = layout.padding is None and not any(per_axis(padding, len(own)))
     return unpadded and [degrees_of(size) for size in kernel] == own and tuple(kernel) == tuple(x.shape[2:])

@@ -1,5 +1,5 @@
-"""Resampling that looks at neighbours: linear and cubic, by whole factors. Beyond its edge torch repeats the map's last
-pixel, so a hidden neighbour is seen as that."""
+"""Resampling that looks at neighbors: linear and cubic, by whole factors. Beyond its edge torch repeats the map's last
+pixel, so a hidden neighbor is seen as that."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REACH = {"linear": 1, "bilinear": 1, "trilinear": 1, "bicubic": 2}
 
 
 class Smooth(NamedTuple):
-    """A resampling of patches with a ring of neighbours, per spatial axis.
+    """A resampling of patches with a ring of neighbors, per spatial axis.
 
     Attributes:
         mode: of `F.interpolate`.
@@ -33,12 +33,12 @@ class Smooth(NamedTuple):
     margin: tuple[int, ...]
 
     def window(self, block: tuple[int, ...]) -> Window:
-        """What it sees around a patch of `block` pixels."""
+        """Return the window that it sees around a patch of `block` pixels."""
         ones, span = (1,) * len(block), tuple(b + 2 * r for b, r in zip(block, self.ring, strict=True))
         return Window(block, ones, ones, ones, self.ring, self.ring, 0.0, "replicate", span, self.size, any(self.ring))
 
     def __call__(self, around: Tensor) -> Tensor:
-        """Of patches with their rings."""
+        """Resample patches with their rings."""
         size = [s + 2 * m for s, m in zip(self.size, self.margin, strict=True)]
         out = F.interpolate(around, size=size, mode=self.mode, align_corners=False)
         for axis, (margin, extent) in enumerate(zip(self.margin, self.size, strict=True), start=2):
@@ -49,7 +49,7 @@ class Smooth(NamedTuple):
 def smooth(
     func: Any, mode: str, block: Sequence[int], size: Sequence[int], align_corners: bool | None, antialias: bool
 ) -> Smooth:
-    """The resampling of patches of `block` pixels to `size`, a multiple or a divisor of these along each axis.
+    """Build the resampling of patches of `block` pixels to `size`, a multiple or a divisor of these along each axis.
 
     Raises:
         UnsupportedOperation: for a mode or options that have no rule.
