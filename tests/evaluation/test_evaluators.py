@@ -16,13 +16,14 @@ from torch import Tensor
 
 from helpers import FOUR_STEPS, make_split, record
 from sparkmim.checkpoints.run_folder import RunFolder
-from sparkmim.commands.frozen import knn
+from sparkmim.commands.knn import command as knn
 from sparkmim.data.labels import read_labelled
 from sparkmim.evaluation.frozen import FrozenEncoder
 from sparkmim.evaluation.knn import leave_one_out
 from sparkmim.pretraining.run import pretrain
 from sparkmim.training.errors import RunStopped
 from sparkmim.training.loop import Outcome
+from sparkmim.utils.logging import printing
 
 
 def run(folder: Path, data: Path, after_step: Callable[[int], None] | None = None, **chosen: Any) -> Outcome:
@@ -122,7 +123,7 @@ def test_features_are_those_of_the_command(
         seen.append(values)
         return leave_one_out(values, *arguments, **settings)
 
-    monkeypatch.setattr("sparkmim.evaluation.knn.leave_one_out", noted)
+    monkeypatch.setattr("sparkmim.evaluation.evaluators.leave_one_out", noted)
     run(tmp_path / "run", data, precision="bf16-mixed", crop=crop, monitor="knn", monitor_data=data)
     frozen = FrozenEncoder(tmp_path / "run", None, -1, None, 5, 0, "cpu", 0)
     wanted = frozen(read_labelled(data / "train")).values
@@ -134,8 +135,9 @@ def test_images_that_cannot_be_read_are_left_out(
 ) -> None:
     labelled = make_split(tmp_path / "labelled", 3)
     (labelled / "red" / "1.png").write_bytes(b"no image")
-    run(tmp_path / "run", data, monitor="knn", monitor_data=labelled, monitor_every=0.5)
-    assert capsys.readouterr().out.count("k-NN: 1 of 9 labelled images cannot be read and are left out") == 1
+    with printing():
+        run(tmp_path / "run", data, monitor="knn", monitor_data=labelled, monitor_every=0.5)
+    assert capsys.readouterr().out.count("k-NN: 1 of 9 labeled images cannot be read and are left out") == 1
     shares = [top1 * 8 for _, top1, _ in monitored(tmp_path / "run")]
     assert shares == pytest.approx([round(share) for share in shares])
 
@@ -173,4 +175,4 @@ def test_plan_says_what_is_measured(data: Path, tmp_path: Path) -> None:
     said: list[str] = []
     chosen = FOUR_STEPS | {"data": data / "train", "monitor": "knn", "monitor_data": data}
     record(said, pretrain, tmp_path / "run", plan=True, chosen=chosen)
-    assert any("k-NN, 12 labelled images by 24 others, every 10 epochs" in line for line in said)
+    assert any("k-NN, 12 labeled images by 24 others, every 10 epochs" in line for line in said)
