@@ -115,7 +115,7 @@ def test_an_earlier_export_is_renewed_but_for_its_card(small: Path, tmp_path: Pa
         trained(make("test_resnet"), 5), small / "encoder.safetensors", {"sparkmim": '{"model":"test_resnet"}'}
     )
     export(small, folder)
-    assert "README.md is left as it was" in capsys.readouterr().out
+    assert "README.md is left unchanged" in capsys.readouterr().out
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert (folder / "README.md").read_text() == "completed"
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
