@@ -21,9 +21,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import sparkmim
 from compare import Contestant, cpu_name
 from contestant import settings
-from sparkmim.commands.benchmark import TRAINING
 from sparkmim.diagnostics.benchmark.machine import peak_flops
 from sparkmim.diagnostics.benchmark.measure import forward_flops, seconds
+from sparkmim.diagnostics.benchmark.run import TRAINING
 
 
 def main() -> None:

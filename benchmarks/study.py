@@ -32,7 +32,7 @@ from typing import Any
 
 from simclr import train as train_simclr
 from sparkmim.checkpoints.run_folder import RunFolder
-from sparkmim.commands.frozen import knn
+from sparkmim.commands.knn import command as knn
 from sparkmim.data.labels import fold, label_share, read_labelled, read_matching
 from sparkmim.pretraining.run import pretrain
 from sparkmim.reporting.report.curves import read_metrics

@@ -1,4 +1,4 @@
-"""An objective of one's own: predict HOG features of hidden patches instead of their pixels (MaskFeat, Wei et al. 2022).
+"""An objective of one's own: predict HOG features of hidden patches (MaskFeat, Wei et al. 2022).
 
 Use it by naming the file and the class; its settings are flags:
 
@@ -30,7 +30,7 @@ class HogSettings:
 
 
 class Hog(Objective):
-    """Regress histograms of oriented gradients: for each cell and channel, how strong the edges of each direction are."""
+    """Regress histograms of oriented gradients: how strong the edges of each direction are in a cell and channel."""
 
     settings_type = HogSettings
 

@@ -114,8 +114,8 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    for name in ("load_backbone", "find_images"):
-        monkeypatch.setattr(f"sparkmim.cli.{name}", fail)
+    monkeypatch.setattr("sparkmim.diagnostics.check.load_backbone", fail)
+    monkeypatch.setattr("sparkmim.data.sources.folder.find_images", fail)
 
 
 # --- check ----------------------------------------------------------------------------------------------------------

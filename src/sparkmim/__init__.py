@@ -1,9 +1,94 @@
-"""sparkmim: masked-image pretraining for any convolutional network, with sparsity that is real and exact."""
+"""sparkmim: masked-image pretraining for any convolutional network, with sparsity that is real and exact.
 
-from .models.backbone import Backbone
-from .models.masking import random_visible
-from .models.spark import SparK, SparKOutput
-from .objectives.base import Objective
-from .sparse import UnsupportedOperation
+Public names are imported when they are first used, so that `import sparkmim` alone does not import torch.
+"""
 
-__all__ = ["Backbone", "Objective", "SparK", "SparKOutput", "UnsupportedOperation", "random_visible"]
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from .utils import moved
+
+if TYPE_CHECKING:
+    from . import recipes, sparse
+    from .checkpoints.encoder import load_encoder
+    from .diagnostics.check import check
+    from .evaluation.features import embed
+    from .evaluation.knn import knn
+    from .evaluation.linear_probe import linear_probe
+    from .exporters.export import export
+    from .models.backbone import Backbone
+    from .models.masking import random_visible
+    from .models.spark import SparK, SparKOutput
+    from .objectives.base import Objective
+    from .pretraining.reconstruct import reconstruct
+    from .pretraining.run import pretrain
+    from .sparse import UnsupportedOperation
+    from .transfer.predictor import predict
+    from .transfer.run import finetune
+
+    __version__: str
+
+__all__ = [
+    "Backbone",
+    "Objective",
+    "SparK",
+    "SparKOutput",
+    "UnsupportedOperation",
+    "__version__",
+    "check",
+    "embed",
+    "export",
+    "finetune",
+    "knn",
+    "linear_probe",
+    "load_encoder",
+    "predict",
+    "pretrain",
+    "random_visible",
+    "recipes",
+    "reconstruct",
+    "sparse",
+]
+
+_HOMES = {
+    "Backbone": "models.backbone",
+    "Objective": "objectives.base",
+    "SparK": "models.spark",
+    "SparKOutput": "models.spark",
+    "UnsupportedOperation": "sparse",
+    "check": "diagnostics.check",
+    "embed": "evaluation.features",
+    "export": "exporters.export",
+    "finetune": "transfer.run",
+    "knn": "evaluation.knn",
+    "linear_probe": "evaluation.linear_probe",
+    "load_encoder": "checkpoints.encoder",
+    "predict": "transfer.predictor",
+    "pretrain": "pretraining.run",
+    "random_visible": "models.masking",
+    "reconstruct": "pretraining.reconstruct",
+}
+"""Module that defines each public name."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = version("sparkmim")
+    elif name in _HOMES:
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    elif name in ("recipes", "sparse"):
+        value = import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+moved.install()

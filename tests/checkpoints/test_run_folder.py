@@ -152,15 +152,15 @@ def test_a_new_or_empty_folder_holds_no_run(tmp_path: Path) -> None:
 
 def test_foreign_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match=r"is not a run of sparkmim \(it holds thesis.tex\); use another --output"):
+    with pytest.raises(ValueError, match=r"is not a run of sparkmim \(it contains thesis.tex\); use another --output"):
         RunFolder(tmp_path).read_config()
     with pytest.raises(ValueError, match=r"thesis.tex is a file; --output takes a folder"):
         RunFolder(tmp_path / "thesis.tex").read_config()
-    with pytest.raises(ValueError, match=r"cannot be made, for .*thesis.tex is a file; use another --output"):
+    with pytest.raises(ValueError, match=r"cannot be created, since .*thesis.tex is a file; use another --output"):
         RunFolder(tmp_path / "thesis.tex" / "deep" / "run").read_config()
     for content in ('{"architectures": ["ResNet"]}', "[1]"):
         (tmp_path / "config.json").write_text(content)
-        with pytest.raises(ValueError, match="is not of a run of sparkmim; use another --output"):
+        with pytest.raises(ValueError, match="was not written by sparkmim; use another --output"):
             RunFolder(tmp_path).read_config()
     (tmp_path / "config.json").write_text('{"sparkmim": ')
     with pytest.raises(ValueError, match=r"config.json is not JSON .* use another --output"):

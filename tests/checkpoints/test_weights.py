@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import sparkmim
 from sparkmim.checkpoints.encoder import read_metadata, save_encoder
 from sparkmim.checkpoints.key_maps import our_key
-from sparkmim.checkpoints.weights import load_encoder, load_pretraining
+from sparkmim.checkpoints.weights import load_pretraining, load_weights
 
 State = Mapping[str, Tensor]
 
@@ -100,7 +100,7 @@ def test_forms(form: str, legacy: bool, tmp_path: Path) -> None:
     path = tmp_path / "misleading.safetensors"
     content = FORMS[form](source.state_dict())
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    report = load_encoder(target, path)
+    report = load_weights(target, path)
     assert_same(target, source)
     assert report.loaded == len(source.state_dict())
     assert report.missing == []
@@ -112,7 +112,7 @@ def test_forms(form: str, legacy: bool, tmp_path: Path) -> None:
 def test_safetensors_by_content(tmp_path: Path) -> None:
     source, target = randomised(resnet()), resnet()
     safetensors.torch.save_file(prefixed("backbone.", source.state_dict()), tmp_path / "weights.pth")
-    report = load_encoder(target, tmp_path / "weights.pth")
+    report = load_weights(target, tmp_path / "weights.pth")
     assert_same(target, source)
     assert report.form == "safetensors file, behind 'backbone.'"
 
@@ -120,7 +120,7 @@ def test_safetensors_by_content(tmp_path: Path) -> None:
 def test_classifier_is_ignored(tmp_path: Path) -> None:
     source, target = randomised(resnet(classes=10)), resnet()
     torch.save(source.state_dict(), tmp_path / "weights.pth")
-    assert load_encoder(target, tmp_path / "weights.pth").ignored == ["fc.weight", "fc.bias"]
+    assert load_weights(target, tmp_path / "weights.pth").ignored == ["fc.weight", "fc.bias"]
     source.reset_classifier(0)
     assert_same(target, source)
 
@@ -128,17 +128,17 @@ def test_classifier_is_ignored(tmp_path: Path) -> None:
 def test_classifier_is_loaded_or_kept_where_the_network_has_one(tmp_path: Path) -> None:
     source, target = randomised(resnet(classes=10)), resnet(classes=10)
     torch.save(source.state_dict(), tmp_path / "weights.pth")
-    assert load_encoder(target, tmp_path / "weights.pth").ignored == []
+    assert load_weights(target, tmp_path / "weights.pth").ignored == []
     assert_same(target, source)
     fresh = resnet(classes=5)
     classifier = fresh.fc.weight.clone()
     torch.save(resnet().state_dict(), tmp_path / "encoder.pth")
-    assert load_encoder(fresh, tmp_path / "encoder.pth").missing == ["fc.weight", "fc.bias"]
+    assert load_weights(fresh, tmp_path / "encoder.pth").missing == ["fc.weight", "fc.bias"]
     assert torch.equal(fresh.fc.weight, classifier)
     with pytest.raises(
         ValueError, match=r"fc.weight: \(10, 64\) in the file, \(5, 64\) in the network.*All but 'fc' fits"
     ):
-        load_encoder(fresh, tmp_path / "weights.pth")
+        load_weights(fresh, tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121"])  # the latter through timm's conversion of old names
@@ -147,7 +147,7 @@ def test_torchvision_to_timm(name: str, tmp_path: Path) -> None:
     target = timm.create_model(name, num_classes=0).eval()
     old = {key.replace("norm1", "norm.1").replace("conv1", "conv.1"): t for key, t in source.state_dict().items()}
     torch.save(old if name == "densenet121" else source.state_dict(), tmp_path / "weights.pth")
-    report = load_encoder(target, tmp_path / "weights.pth")
+    report = load_weights(target, tmp_path / "weights.pth")
     classifier = "fc" if name == "resnet18" else "classifier"
     ignored = [key for key in report.ignored if not key.endswith("num_batches_tracked")]
     assert ignored == [f"{classifier}.weight", f"{classifier}.bias"]
@@ -163,23 +163,23 @@ def test_a_plain_module(tmp_path: Path) -> None:
     target.fc = source.fc = nn.Identity()
     torch.save(source, tmp_path / "whole.pth")
     with pytest.raises(ValueError, match="refused"):
-        load_encoder(target, tmp_path / "whole.pth")
+        load_weights(target, tmp_path / "whole.pth")
     torch.save(source.state_dict(), tmp_path / "weights.pth")
-    assert load_encoder(target, tmp_path / "weights.pth").loaded == 120
+    assert load_weights(target, tmp_path / "weights.pth").loaded == 120
     assert_same(target, source)
 
 
 def test_other_dtypes(tmp_path: Path) -> None:
     source, target = randomised(resnet()).half(), resnet()
     torch.save(source.state_dict(), tmp_path / "weights.pth")
-    load_encoder(target, tmp_path / "weights.pth")
+    load_weights(target, tmp_path / "weights.pth")
     assert_same(target, source.float())
 
 
 def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
     source, averaged, target = randomised(resnet()), randomised(resnet(), seed=1), resnet()
     torch.save({"module": source.state_dict(), "ema": averaged.state_dict()}, tmp_path / "weights.pth")
-    assert "'ema'" in load_encoder(target, tmp_path / "weights.pth").form
+    assert "'ema'" in load_weights(target, tmp_path / "weights.pth").form
     assert_same(target, averaged)
 
 
@@ -189,14 +189,14 @@ def test_of_a_fine_tuning_its_best_weights_or_their_average_are_taken(best: bool
     entry = {"top1": 0.5, "step": 3, "model": kept.state_dict()} if best else None
     state = {"model": last.state_dict(), "average": averaged.state_dict(), "best": entry}
     torch.save(state, tmp_path / "step-4.pt")
-    assert ("'best.model'" if best else "'average'") in load_encoder(target, tmp_path / "step-4.pt").form
+    assert ("'best.model'" if best else "'average'") in load_weights(target, tmp_path / "step-4.pt").form
     assert_same(target, kept if best else averaged)
 
 
 def test_statistics_of_a_classifiers_own_norm_may_be_missing(tmp_path: Path) -> None:
     source, target = (timm.create_model("repvit_m0_9", num_classes=classes).eval() for classes in (0, 4))
     torch.save(source.state_dict(), tmp_path / "weights.pth")
-    missing = load_encoder(target, tmp_path / "weights.pth").missing
+    missing = load_weights(target, tmp_path / "weights.pth").missing
     assert "head.head.bn.running_mean" in missing
     assert all(key.startswith("head.") for key in missing)
     images = torch.randn(2, 3, 64, 64)
@@ -207,14 +207,14 @@ def test_statistics_of_a_classifiers_own_norm_may_be_missing(tmp_path: Path) -> 
     with pytest.raises(
         ValueError, match=r"1 of the network's .* missing \(stages.3.blocks.1.token_mixer.bn.running_var\)"
     ):
-        load_encoder(target, tmp_path / "weights.pth")
+        load_weights(target, tmp_path / "weights.pth")
 
 
 def test_counters_of_batch_norm_may_be_missing(tmp_path: Path) -> None:
     source, target = randomised(resnet()), resnet()
     counters = [key for key in source.state_dict() if key.endswith("num_batches_tracked")]
     torch.save({k: t for k, t in source.state_dict().items() if k not in counters}, tmp_path / "weights.pth")
-    assert load_encoder(target, tmp_path / "weights.pth").missing == counters
+    assert load_weights(target, tmp_path / "weights.pth").missing == counters
     for key, tensor in source.state_dict().items():
         assert key in counters or torch.equal(tensor, target.state_dict()[key])
 
@@ -223,7 +223,7 @@ def test_counters_of_batch_norm_may_be_missing(tmp_path: Path) -> None:
 def test_other_input_channels(came: int, wanted: int, tmp_path: Path) -> None:
     source, target = randomised(resnet(in_chans=came)), resnet(in_chans=wanted).eval()
     torch.save(source.state_dict(), tmp_path / "weights.pth")
-    report = load_encoder(target, tmp_path / "weights.pth")
+    report = load_weights(target, tmp_path / "weights.pth")
     assert report.form.endswith(f"conv1 adapted from {came} to {wanted} channels")
     repeated = [source.conv1.weight[:, i % came] * came / wanted for i in range(wanted)]
     expected = source.conv1.weight.sum(1, keepdim=True) if wanted == 1 else torch.stack(repeated, 1)
@@ -349,7 +349,7 @@ def test_official_pretraining(kind: str, tmp_path: Path) -> None:
     assert sorted(report.ignored) == ["imn_m", "imn_s", "norm_black"]
     assert report.missing == ([] if kind == "resnet" else ["encoder.head.norm.weight", "encoder.head.norm.bias"])
     assert report.loaded == len(official.state_dict()) - 3
-    assert "names of the authors' code" in report.form
+    assert "names of the official code" in report.form
     model.eval().double()
     official.double()
     visible = sparkmim.random_visible(2, (2, 2), 0.6)
@@ -382,7 +382,7 @@ def test_official_encoder(kind: str, form: str, frozen: bool, tmp_path: Path) ->
     }
     torch.save(contents[form], tmp_path / "weights.pth")
     target = model.encoder if frozen else resnet() if kind == "resnet" else convnext()
-    report = load_encoder(target, tmp_path / "weights.pth")
+    report = load_weights(target, tmp_path / "weights.pth")
     lacks_norm = kind == "convnext" and form != "finetuned"
     assert report.missing == (["head.norm.weight", "head.norm.bias"] if lacks_norm else [])
     assert report.loaded == len(target.state_dict()) - len(report.missing)
@@ -415,14 +415,14 @@ def test_our_checkpoint(prefix: str, tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(target(images, visible).loss, source(images, visible).loss)
     network = resnet()
-    report = load_encoder(network, tmp_path / "checkpoint.pt")
+    report = load_weights(network, tmp_path / "checkpoint.pt")
     assert_same(network, source.encoder)
     assert len(report.ignored) == len(source.state_dict()) - len(network.state_dict())
 
 
 def test_an_encoder_alone_is_no_pretraining(tmp_path: Path) -> None:
     save_encoder(resnet(), tmp_path / "encoder.safetensors", {})
-    with pytest.raises(ValueError, match="encoder alone, which load_encoder reads"):
+    with pytest.raises(ValueError, match="encoder alone, which load_weights reads"):
         load_pretraining(sparkmim.SparK(resnet(), decoder_width=32), tmp_path / "encoder.safetensors")
 
 
@@ -441,7 +441,7 @@ def test_save_encoder(tmp_path: Path) -> None:
     assert read_metadata(path) == {"model": "convnext", "epochs": "3"}
     target.load_state_dict(safetensors.torch.load_file(path), strict=True)
     assert_same(target, source)
-    report = load_encoder(fresh := convnext(), path)
+    report = load_weights(fresh := convnext(), path)
     assert_same(fresh, source)
     assert (report.form, report.ignored, report.missing) == ("safetensors file", [], [])
 
@@ -478,7 +478,7 @@ def test_a_failed_save_leaves_the_old_file(step: str, tmp_path: Path, monkeypatc
 def refuses(module: nn.Module, path: Path, match: str) -> None:
     before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
     with pytest.raises(ValueError, match=match) as caught:
-        load_encoder(module, path)
+        load_weights(module, path)
     assert str(path) in str(caught.value)
     assert all(torch.equal(tensor, before[key]) for key, tensor in module.state_dict().items())
 
@@ -576,4 +576,4 @@ def test_objects_are_refused(kind: str, tmp_path: Path) -> None:
 
 def test_absent(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        load_encoder(resnet(), tmp_path / "weights.pth")
+        load_weights(resnet(), tmp_path / "weights.pth")

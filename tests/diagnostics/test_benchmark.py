@@ -11,7 +11,7 @@ from torch import nn
 
 from sparkmim import SparK
 from sparkmim.cli import main
-from sparkmim.commands.benchmark import benchmark
+from sparkmim.commands.benchmark import command as benchmark
 from sparkmim.diagnostics.benchmark.measure import forward_flops, peak_bytes
 from sparkmim.diagnostics.benchmark.step import Step
 

@@ -12,13 +12,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import sparkmim
-from sparkmim.commands.embed import embed
-from sparkmim.commands.reconstruct import reconstruct
+from sparkmim.commands.embed import command as embed
+from sparkmim.commands.reconstruct import command as reconstruct
 from sparkmim.data.config import DataConfig
 from sparkmim.data.decoding.images import read_image
 from sparkmim.data.normalize import Normalise
 from sparkmim.data.views import evaluation_view
 from sparkmim.pretraining.run import pretrain
+from sparkmim.utils.logging import printing
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,8 @@ def test_broken_images_are_skipped_and_named(run: Path, tmp_path: Path, capsys: 
     folder.mkdir()
     Image.new("RGB", (64, 64)).save(folder / "good.png")
     (folder / "bad.png").write_bytes(b"no image")
-    embed(run / "encoder.safetensors", tmp_path / "x.npz", data=folder, workers=0)
+    with printing():
+        embed(run / "encoder.safetensors", tmp_path / "x.npz", data=folder, workers=0)
     assert np.load(tmp_path / "x.npz")["names"].tolist() == ["good.png"]
     printed = capsys.readouterr()
     assert "skipped bad.png" in printed.err

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from helpers import FOUR_STEPS, make_split, record
 from sparkmim.checkpoints.run_folder import RunFolder
-from sparkmim.commands.frozen import knn
+from sparkmim.commands.knn import command as knn
 from sparkmim.data.labels import read_labelled
 from sparkmim.evaluation.frozen import FrozenEncoder
 from sparkmim.evaluation.knn import leave_one_out
@@ -134,7 +134,7 @@ def test_images_that_cannot_be_read_are_left_out(tmp_path: Path, data: Path) -> 
     (labelled / "red" / "1.png").write_bytes(b"no image")
     said: list[str] = []
     record(said, run, tmp_path / "run", data, monitor="knn", monitor_data=labelled, monitor_every=0.5)
-    assert "\n".join(said).count("k-NN: 1 of 9 labelled images cannot be read and are left out") == 1
+    assert "\n".join(said).count("k-NN: 1 of 9 labeled images cannot be read and are left out") == 1
     shares = [top1 * 8 for _, top1, _ in monitored(tmp_path / "run")]
     assert shares == pytest.approx([round(share) for share in shares])
 
@@ -172,4 +172,4 @@ def test_plan_says_what_is_measured(data: Path, tmp_path: Path) -> None:
     said: list[str] = []
     chosen = FOUR_STEPS | {"data": data / "train", "monitor": "knn", "monitor_data": data}
     record(said, pretrain, tmp_path / "run", plan=True, chosen=chosen)
-    assert any("k-NN, 12 labelled images by 24 others, every 10 epochs" in line for line in said)
+    assert any("k-NN, 12 labeled images by 24 others, every 10 epochs" in line for line in said)

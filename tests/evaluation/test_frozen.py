@@ -11,14 +11,16 @@ import timm
 import torch
 
 from helpers import make_split
-from sparkmim.checkpoints.encoder import load_network, save_encoder
+from sparkmim.checkpoints.encoder import load_trained_encoder, save_encoder
 from sparkmim.cli import main
-from sparkmim.commands.frozen import knn, probe
+from sparkmim.commands.knn import command as knn
+from sparkmim.commands.probe import command as probe
 from sparkmim.data.decoding.images import read_image
 from sparkmim.data.labels import read_labelled
 from sparkmim.data.normalize import Normalise
 from sparkmim.data.views import evaluation_view
 from sparkmim.evaluation.features import pooled_features
+from sparkmim.utils.logging import printing
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stage", [0, 2, -1])
 def test_features_are_means_of_a_map(encoder: Path, data: Path, stage: int) -> None:
-    network = load_network(encoder)
+    network = load_trained_encoder(encoder)
     images = read_labelled(data / "train")
     found = pooled_features(network.backbone, images.source, network.data, stage, batch_size=5)
     assert found.indices == list(range(len(images)))
@@ -62,7 +64,7 @@ def test_networks_without_feature_maps(data: Path, command: Any) -> None:
 
 
 def test_features_of_no_such_stage(encoder: Path, data: Path) -> None:
-    network = load_network(encoder)
+    network = load_trained_encoder(encoder)
     with pytest.raises(ValueError, match="--stage 4 is not one of the network's 4 maps"):
         pooled_features(network.backbone, read_labelled(data / "train").source, network.data, 4)
 
@@ -118,7 +120,7 @@ def test_probe_without_validation_images(encoder: Path, data: Path, tmp_path: Pa
     assert found["train_images"] == 24, "the chosen one is fitted to all"
     assert 3 <= found["val_images"] <= 6, "a fifth of them chose"
     assert "test" not in found
-    assert "a little too good" in capsys.readouterr().out
+    assert "slightly optimistic" in capsys.readouterr().out
     probe(encoder, data / "train", test_data=(data / "test",), output=tmp_path / "b", seed=5, **SMALL)
     assert results(tmp_path / "b")["test_images"] == 12
 
@@ -144,7 +146,8 @@ def test_random_encoder_and_run_folder(encoder: Path, data: Path, tmp_path: Path
 def test_broken_images_are_named_and_skipped(encoder: Path, tmp_path: Path, capsys: Any) -> None:
     folder = make_split(tmp_path / "images", 4)
     (folder / "red" / "0.png").write_bytes(b"no image")
-    knn(encoder, folder, output=tmp_path / "out", neighbours=(1,), **SMALL)
+    with printing():
+        knn(encoder, folder, output=tmp_path / "out", neighbours=(1,), **SMALL)
     printed = capsys.readouterr()
     assert "skipped red/0.png" in printed.err
     assert "1 images skipped" in printed.out
@@ -197,7 +200,7 @@ def test_splits_of_other_classes(encoder: Path, data: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("command", [knn, probe])
 def test_an_output_that_is_a_run(command: Any, encoder: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"sparkmim": "0.1", "model": {}}')
-    with pytest.raises(ValueError, match="is the folder of a run, whose results are its own; name another"):
+    with pytest.raises(ValueError, match="is the folder of a run, which has results of its own; name another"):
         command(encoder, data, output=tmp_path, **SMALL)
     assert not (tmp_path / "results.json").exists()
 

@@ -13,9 +13,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from sparkmim.checkpoints.encoder import load_network, save_encoder
+from sparkmim.checkpoints.encoder import load_trained_encoder, save_encoder
 from sparkmim.cli import main
-from sparkmim.commands.export import export
+from sparkmim.commands.export import command as export
 from sparkmim.exporters.detectron2 import detectron2_config, detectron2_name, to_detectron2
 from sparkmim.exporters.equivalence import Mismatch, counterpart_weights
 from sparkmim.exporters.openmmlab import to_openmmlab
@@ -115,11 +115,11 @@ def test_an_earlier_export_is_renewed_but_for_its_card(small: Path, tmp_path: Pa
         trained(make("test_resnet"), 5), small / "encoder.safetensors", {"sparkmim": '{"model":"test_resnet"}'}
     )
     export(small, folder)
-    assert "README.md is left as it was" in capsys.readouterr().out
+    assert "README.md is left unchanged" in capsys.readouterr().out
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert (folder / "README.md").read_text() == "completed"
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    assert torch.equal(loaded.conv1[0].weight, load_network(small).backbone.module.conv1[0].weight)
+    assert torch.equal(loaded.conv1[0].weight, load_trained_encoder(small).backbone.module.conv1[0].weight)
 
 
 def test_what_timm_makes_of_the_folder_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -521,12 +521,12 @@ def test_a_classifier_leaves_its_head_and_its_steps_behind(tmp_path: Path) -> No
 
 
 def test_encoders_by_name(resnet18: Path) -> None:
-    one, other = (load_network("none", "test_resnet", seed=seed).backbone.module for seed in (0, 1))
-    again = load_network("none", "test_resnet").backbone.module
+    one, other = (load_trained_encoder("none", "test_resnet", seed=seed).backbone.module for seed in (0, 1))
+    again = load_trained_encoder("none", "test_resnet").backbone.module
     assert torch.equal(one.conv1[0].weight, again.conv1[0].weight)
     assert not torch.equal(one.conv1[0].weight, other.conv1[0].weight)
     with pytest.raises(ValueError, match="--encoder none does not say which network"):
-        load_network("none")
+        load_trained_encoder("none")
     with pytest.raises(ValueError, match=r"takes a file of weights, a run folder, timm, or none"):
-        load_network("nowhere")
-    assert load_network(resnet18.parent).step == 7
+        load_trained_encoder("nowhere")
+    assert load_trained_encoder(resnet18.parent).step == 7

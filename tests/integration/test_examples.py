@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +9,6 @@ from pathlib import Path
 import pytest
 import timm
 from safetensors.torch import load_file
-
-import sparkmim
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -88,7 +88,7 @@ def test_two_processes_equal_two_micro_batches(tmp_path: Path, with_a_broken_one
         assert line.startswith("4.png\t")
     assert out.count("1 of 10 images cannot be read") == 1
     assert out.count("done: 6 steps") == 1
-    assert out.count("1 of 9 labelled images cannot be read") == 1
+    assert out.count("1 of 9 labeled images cannot be read") == 1
     watched = [line for line in lines(tmp_path / "two") if "knn_top1" in line]
     assert [line["step"] for line in watched] == [2, 4, 6]
     assert all(line["knn_top1"] * 8 == pytest.approx(round(line["knn_top1"] * 8)) for line in watched)

@@ -316,7 +316,7 @@ def test_folders_that_are_no_runs(tmp_path: Path, here: Path) -> None:
     for output, message in {
         here: "exists and is not a run of sparkmim",
         here / "cut.pt": "is a file; --output takes a folder",
-        here / "cut.pt" / "run": "cannot be made, for .*cut.pt is a file",
+        here / "cut.pt" / "run": "cannot be created, since .*cut.pt is a file",
         Path("/proc/run"): "/proc/run cannot be written .*; use another --output",
     }.items():
         with pytest.raises(ValueError, match=message):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparkmim import Backbone, UnsupportedOperation
 from sparkmim.cli import main
-from sparkmim.commands.figure import figure
+from sparkmim.commands.figure import command as figure
 from sparkmim.reporting.vanishing.drawing import EMPTY, chosen_layers, density, heat, percent
 from sparkmim.reporting.vanishing.measure import InputValues, Layer, open_branches, vanishing
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import TINY_FINETUNE, build_classifier, make_split
-from sparkmim.checkpoints.encoder import load_network
+from sparkmim.checkpoints.encoder import load_trained_encoder
 from sparkmim.models.backbone import Backbone
 from sparkmim.pretraining.run import pretrain
 from sparkmim.training.optim import param_groups_weight_decay
@@ -82,7 +82,7 @@ def test_a_classifier_of_its_own_is_not_trained(own: str) -> None:
 
 
 def test_weights_without_the_classifier_of_its_own_load(own: str) -> None:
-    classifier, encoder = build_classifier(5, model=own), load_network("none", own, seed=3)
+    classifier, encoder = build_classifier(5, model=own), load_trained_encoder("none", own, seed=3)
     encoder.backbone.module.fc = torch.nn.Identity()
     load_weights(classifier, encoder)
     assert torch.equal(classifier.encoder.b[0].weight, encoder.backbone.module.b[0].weight)  # type: ignore[index,union-attr]
@@ -97,7 +97,7 @@ def test_stages_of_the_pretraining_are_kept(tmp_path: Path, data: Path, own: str
         tmp_path / "pre",
         chosen=FOUR_STEPS | {"model": own, "stages": ("a", "b"), "data": data / "train"},
     )
-    encoder = load_network(tmp_path / "pre")
+    encoder = load_trained_encoder(tmp_path / "pre")
     assert (encoder.stages, encoder.backbone.channels) == (("a", "b"), [16, 32])
     config = run(tmp_path / "run", ("model", "image_size"), data=data, encoder=tmp_path / "pre")
     assert config["model"]["stages"] == ["a", "b"]
@@ -118,7 +118,7 @@ def test_crop_and_flip_of_the_pretraining_are_kept(tmp_path: Path, data: Path) -
     pretrain(tmp_path / "pre", chosen=chosen)
     config = run(tmp_path / "run", ("model", "image_size"), data=data, encoder=tmp_path / "pre")
     assert (config["data"]["crop"], config["data"]["flip"]) == ("native", False)
-    again = load_network(tmp_path / "run" / "model.safetensors").data
+    again = load_trained_encoder(tmp_path / "run" / "model.safetensors").data
     assert (again.crop, again.flip) == ("native", False)
 
 
@@ -134,9 +134,9 @@ def test_timms_weights_take_other_channels(monkeypatch: pytest.MonkeyPatch) -> N
     """The download is left out; timm itself adapts the first layer."""
     create = Backbone.create
     monkeypatch.setattr(Backbone, "create", lambda *a, pretrained, **more: create(*a, **more))
-    encoder = load_network("timm", "test_resnet", in_chans=1)
+    encoder = load_trained_encoder("timm", "test_resnet", in_chans=1)
     assert encoder.backbone.in_chans == len(encoder.data.mean) == len(encoder.data.std) == 1
-    assert len(load_network("timm", "test_resnet").data.mean) == 3
+    assert len(load_trained_encoder("timm", "test_resnet").data.mean) == 3
 
 
 def test_fine_tuning_spares_what_pretraining_spares() -> None:

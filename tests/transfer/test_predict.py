@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sparkmim.commands.predict import predict
+from sparkmim.commands.predict import command as predict
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from sparkmim.commands.predict import predict
         ({"output": Path("file/out.csv")}, r"--output file/out.csv cannot be written \(.*\); name another file"),
         ({"output": Path("folder.csv")}, r"--output folder.csv cannot be written \(it is a folder\)"),
         ({"output": Path("out.txt")}, "--output out.txt is a CSV file; write out.csv"),
-        ({}, "there is no classifier run"),
+        ({}, "there is no model run"),
     ],
 )
 def test_bad_input(settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

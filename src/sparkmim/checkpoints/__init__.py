@@ -1,1 +1,1 @@
-"""Files of weights and the folder of a run: read, converted, written."""
+"""Weights files and run folders: reading, converting, writing."""

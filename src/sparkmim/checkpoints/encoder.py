@@ -1,4 +1,8 @@
-"""The encoder file: weights under the network's own names, and what is needed to use them."""
+"""Weights files of safetensors that describe their network: how to build it and how to prepare its input.
+
+`encoder.safetensors` of a pretraining and `model.safetensors` of a fine-tuning have the same format: tensors under the
+network's own names, and under the metadata key `sparkmim` a JSON object of :func:`network_metadata`.
+"""
 
 from __future__ import annotations
 
@@ -9,33 +13,67 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..data.config import DataConfig
+from ..data.config import DataConfig, ViewConfig
 from ..models.backbone import Backbone
 from ..models.factory import code_of, load_backbone
 from ..utils.io import write_atomically
 from .run_folder import RunFolder
-from .weights import load_encoder
+from .weights import load_weights
+
+METADATA_KEY = "sparkmim"
+
+
+def network_metadata(model: str, stages: Sequence[str], in_chans: int, data: ViewConfig, **more: Any) -> dict[str, str]:
+    """Return the metadata of a weights file.
+
+    Args:
+        model: name of the network.
+        stages: names of the submodules whose outputs are the feature maps, if given by the user.
+        in_chans: channels of the images.
+        data: how images are prepared.
+        more: further values: `step`, and `classes` of a classifier.
+    """
+    values = {
+        "model": model,
+        "stages": tuple(stages),
+        "in_chans": in_chans,
+        "image_size": data.image_size,
+        "crop": data.crop,
+        "flip": data.flip,
+        "mean": data.mean,
+        "std": data.std,
+        **more,
+    }
+    return {METADATA_KEY: json.dumps(values)}
+
+
+def save_weights(weights: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
+    """Write tensors as safetensors, atomically: a crash leaves the old file or the new one.
+
+    Args:
+        weights: a state dict.
+        path: the file; its folder must exist.
+        metadata: stored in the file; see :func:`network_metadata`.
+    """
+    own = {key: tensor.detach().cpu() for key, tensor in weights.items()}
+    copies = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in own.items()}  # tied ones too
+    content = safetensors.torch.save(copies, dict(metadata))
+    write_atomically(Path(path), lambda file: file.write(content))
 
 
 def save_encoder(module: nn.Module, path: str | Path, metadata: Mapping[str, str]) -> None:
-    """Write a network's state dict as safetensors, atomically: a crash leaves the old file or the new one.
-
-    Args:
-        module: the network.
-        path: of the file; its folder must exist.
-        metadata: kept in the file, see :func:`read_metadata`.
-    """
-    path = Path(path)
-    own = {key: tensor.detach().cpu() for key, tensor in module.state_dict().items()}
-    copies = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in own.items()}  # tied ones too
-    content = safetensors.torch.save(copies, dict(metadata))
-    write_atomically(path, lambda file: file.write(content))
+    """Write a network's state dict; see :func:`save_weights`."""
+    save_weights(module.state_dict(), path, metadata)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a safetensors file. Raises ValueError if it is none."""
+    """Return the metadata of a safetensors file.
+
+    Raises:
+        ValueError: if the file is damaged or of another format.
+    """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
@@ -43,10 +81,24 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         raise ValueError(f"{path} is not a safetensors file, or a damaged one: {error}") from error
 
 
-class TrainedEncoder(NamedTuple):
-    """A network in evaluation mode, its name, how its input is prepared, and the steps of its pretraining if known.
+def read_network_metadata(path: str | Path) -> dict[str, Any]:
+    """Return what a weights file records of its network, empty if nothing; the inverse of :func:`network_metadata`.
 
-    `stages` are the names of the submodules whose outputs are its maps, if they were told.
+    Raises:
+        ValueError: if the file is damaged or of another format.
+    """
+    return json.loads(read_metadata(path).get(METADATA_KEY, "{}"))  # type: ignore[no-any-return]
+
+
+class TrainedEncoder(NamedTuple):
+    """A network with its weights, and what is known of it.
+
+    Attributes:
+        name: the network's name.
+        backbone: the network, in evaluation mode.
+        data: how its input is prepared.
+        step: number of pretraining steps, None if unknown.
+        stages: names of the submodules whose outputs are the feature maps, if given by the user.
     """
 
     name: str
@@ -56,7 +108,31 @@ class TrainedEncoder(NamedTuple):
     stages: tuple[str, ...] = ()
 
 
-def load_network(
+def load_encoder(
+    encoder: str | Path,
+    model: str | None = None,
+    *,
+    stages: Sequence[str] = (),
+    in_chans: int | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """Build an encoder's network and load its weights: an ordinary module in evaluation mode, without a classifier.
+
+    Args:
+        encoder: an `encoder.safetensors`, which records its network, or the run folder that holds one; other weights,
+            see :func:`~sparkmim.checkpoints.weights.load_weights`; "timm" for timm's own; "none" for random ones.
+        model: a timm name, `FILE.py:FUNCTION` or `MODULE:FUNCTION`, for weights that do not record their network.
+        stages: names of the submodules whose outputs are the feature maps; the recorded ones by default.
+        in_chans: channels of the images, if not recorded; 3 by default, or those of a Backbone.
+        seed: of random weights.
+
+    Raises:
+        ValueError: if the network is unknown, or the weights do not fit it.
+    """
+    return load_trained_encoder(encoder, model, seed, stages=stages, in_chans=in_chans).backbone.module
+
+
+def load_trained_encoder(
     encoder: str | Path,
     model: str | None = None,
     seed: int = 0,
@@ -64,19 +140,7 @@ def load_network(
     stages: Sequence[str] = (),
     in_chans: int | None = None,
 ) -> TrainedEncoder:
-    """The ordinary network of an encoder.
-
-    Args:
-        encoder: an `encoder.safetensors`, which knows its network, or the run folder that holds one; other weights, see
-            :func:`~sparkmim.checkpoints.weights.load_encoder`; "timm" for timm's own weights; "none" for random ones.
-        model: the network's name, where the encoder does not know it.
-        seed: of random weights.
-        stages: names of the submodules whose outputs are the maps; those that the encoder knows if not given.
-        in_chans: channels of the images, where the encoder does not know them; 3 if not given, or those of a Backbone.
-
-    Raises:
-        ValueError: if the encoder does not know its network and no name is given, or they do not fit.
-    """
+    """Load an encoder's network as :func:`load_encoder` does, with what is known of it."""
     if str(encoder) in ("none", "timm"):
         return _named_network(str(encoder), model, seed, tuple(stages), in_chans)
     path = RunFolder(encoder).encoder if Path(encoder).is_dir() else Path(encoder)
@@ -85,8 +149,8 @@ def load_network(
     if not path.is_file():
         raise ValueError(f"there is no file {path}; --encoder takes a file of weights, a run folder, timm, or none")
     try:
-        known: dict[str, Any] = json.loads(read_metadata(path).get("sparkmim", "{}"))
-    except ValueError:  # other kinds of weights know nothing of their network; damaged ones are refused below
+        known = read_network_metadata(path)
+    except ValueError:  # other formats record nothing; load_weights rejects damaged files
         known = {}
     name = model or known.get("model")
     if name is None:
@@ -95,7 +159,7 @@ def load_network(
     with code_of(name):
         backbone = load_backbone(name, stages, known.get("in_chans", in_chans))
     try:
-        load_encoder(backbone.module, path)
+        load_weights(backbone.module, path)
     except ValueError as error:
         if known.get("model", name) == name:
             raise
@@ -110,7 +174,7 @@ def load_network(
 def _named_network(
     weights: str, model: str | None, seed: int, stages: tuple[str, ...], in_chans: int | None
 ) -> TrainedEncoder:
-    """A network with timm's weights or with random ones."""
+    """Build a network with timm's weights or with random ones."""
     if model is None:
         raise ValueError(f"--encoder {weights} does not say which network; name it with --model")
     with torch.random.fork_rng(devices=()), code_of(model):
@@ -130,7 +194,7 @@ def _named_network(
 
 
 def _input_of(backbone: Backbone, known: Mapping[str, Any]) -> DataConfig:
-    """How a network's input is prepared: as known, else 224 pixels, resized, and the statistics of ImageNet."""
+    """Return how input is prepared: as recorded, else resized to 224 pixels with the statistics of ImageNet."""
     channels = backbone.in_chans
     return DataConfig(
         image_size=tuple(known.get("image_size", (224, 224))),

@@ -1,4 +1,4 @@
-"""Key conversions: the authors' names and timm's own filters to ours."""
+"""Conversions of state-dict keys: from the official SparK code, and by timm's own filters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ State = Mapping[str, Tensor]
 
 
 TIMM_FILTERS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained", "pretrained_filter_fn")
-"""What timm's model files call their function from foreign keys to their own, of (state, model) or of (state)."""
+"""Names in timm's model files of the function that converts foreign keys, of `(state, model)` or of `(state)`."""
 
 
 OFFICIAL_KEYS = (
@@ -28,22 +28,23 @@ OFFICIAL_KEYS = (
     (r"^dense_decoder\.dec\.(\d+)\.conv\.4\.", r"decoder.blocks.\1.norm2."),
     (r"^dense_decoder\.proj\.", "decoder.proj."),
 )
-"""Keys of the authors' `SparK` (pretrain/spark.py, pretrain/decoder.py) and ours; both count scales deepest first."""
+"""Patterns of official `SparK` keys (pretrain/spark.py, pretrain/decoder.py) and our keys; both count scales from the
+lowest resolution."""
 
 
 COUNTER = ".num_batches_tracked"
-"""Of batch norm; nothing that we compute depends on it, and old files and conversions lose it."""
+"""Ending of a batch norm's counter: no computation here depends on it, and old files and conversions lack it."""
 
 
 def our_key(key: str) -> str:
-    """Our name of a tensor of the authors' `SparK`; any other name is returned as it is."""
+    """Convert a key of the official `SparK` to ours; return any other key unchanged."""
     for theirs, ours in OFFICIAL_KEYS:
         key = re.sub(theirs, ours, key)
     return key
 
 
-def _conversions(state: State, module: nn.Module) -> Iterator[tuple[str, State]]:
-    """The state dict as it is, and with the names that timm's own filter gives it."""
+def conversions(state: State, module: nn.Module) -> Iterator[tuple[str, State]]:
+    """Yield the state dict unchanged, then as converted by timm's own filters, each with a description."""
     yield "", state
     source = next((c.__module__ for c in type(module).__mro__ if c.__module__.startswith("timm.models.")), "")
     for name in TIMM_FILTERS:

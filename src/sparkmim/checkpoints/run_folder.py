@@ -1,17 +1,17 @@
-"""The folder of a run: its files, and how they are written so that a crash never leaves half a file.
+"""Run folders: their files, each written atomically, so that a crash never leaves half a file.
 
 ```
 RUN/config.json          the configuration, every value resolved
-RUN/plan.json            what was planned, for reading
+RUN/plan.json            the plan, as shown before the run
 RUN/environment.json     versions and device
-RUN/metrics.jsonl        a line of numbers every few steps
-RUN/checkpoints/         step-*.pt, the newest few
+RUN/metrics.jsonl        metrics, a line every few steps
+RUN/checkpoints/         step-*.pt, the newest ones
 RUN/encoder.safetensors  the encoder as of the newest checkpoint
 RUN/reconstructions/     step-*.png
 RUN/model.safetensors    the classifier of a fine-tuning, as of the best validation so far
 RUN/results.json         its scores, at the end
-RUN/mistakes/            pictures of the worst mistakes, for each set of images
-RUN/report.html          all of it to look at
+RUN/mistakes/            images of the most confident mistakes, for each set of images
+RUN/report.html          the report
 RUN/broken_images.txt    images that could not be read, and why
 RUN/tensorboard/         the metrics for TensorBoard
 RUN/.lock                held by the process that trains here
@@ -30,7 +30,7 @@ import torch
 from ..utils.io import SUFFIX, write_atomically, write_text
 
 PARTS = {"model", "optimizer", "precision", "step", "broken", "config"}
-"""What every checkpoint holds."""
+"""Keys of every checkpoint."""
 
 
 class BrokenCheckpoint(ValueError):
@@ -38,8 +38,7 @@ class BrokenCheckpoint(ValueError):
 
 
 class Contents(NamedTuple):
-    """What a folder holds that decides how a run goes on: `config.json`, None if there is none, and the names of its
-    checkpoints."""
+    """The files that determine how a run resumes: `config.json`, None if missing, and the names of the checkpoints."""
 
     config: bytes | None
     checkpoints: tuple[str, ...]
@@ -66,14 +65,14 @@ class RunFolder:
         self.lock = self.root / ".lock"
 
     def read_config(self) -> dict[str, Any] | None:
-        """The recorded configuration, None if nothing was started here.
+        """Read `config.json`; None if the folder is empty or missing.
 
         Raises:
-            ValueError: if the folder holds something that is not a run.
+            ValueError: if the folder holds other files.
         """
         above = next((p for p in self.root.parents if p.exists()), None)
         if above is not None and not above.is_dir():
-            raise ValueError(f"{self.root} cannot be made, for {above} is a file; use another --output")
+            raise ValueError(f"{self.root} cannot be created, since {above} is a file; use another --output")
         if not self.root.exists():
             return None
         if not self.root.is_dir():
@@ -84,38 +83,38 @@ class RunFolder:
             except ValueError as error:
                 raise ValueError(f"{self.config} is not JSON ({error}); use another --output") from error
             if not isinstance(recorded, dict) or "sparkmim" not in recorded:
-                raise ValueError(f"{self.config} is not of a run of sparkmim; use another --output")
+                raise ValueError(f"{self.config} was not written by sparkmim; use another --output")
             return recorded
         others = [p.name for p in self.root.iterdir() if p != self.lock and p.suffix != SUFFIX]
         if others:
             raise ValueError(
-                f"{self.root} exists and is not a run of sparkmim (it holds {others[0]}); use another --output"
+                f"{self.root} exists and is not a run of sparkmim (it contains {others[0]}); use another --output"
             )
         return None
 
     def contents(self) -> Contents:
-        """What is there now."""
+        """Read the files that determine how the run resumes."""
         config = self.config.read_bytes() if self.config.exists() else None
         return Contents(config, tuple(path.name for path in self.list_checkpoints()))
 
     def clean(self) -> None:
-        """Remove what an interrupted write left behind."""
+        """Remove the temporary files of interrupted writes."""
         for path in self.root.rglob("*" + SUFFIX):
             path.unlink(missing_ok=True)
 
     def checkpoint(self, step: int) -> Path:
-        """That of a step."""
+        """Return the path of a step's checkpoint."""
         return self.checkpoints / f"step-{step:09}.pt"
 
     def list_checkpoints(self) -> list[Path]:
-        """Oldest first."""
+        """Return the paths of all checkpoints, oldest first."""
         return sorted(self.checkpoints.glob("step-*.pt"))
 
     def save_checkpoint(self, state: Mapping[str, Any], step: int, keep: int) -> Path:
         """Write the checkpoint of a step, then remove all but the newest `keep`.
 
-        Those of later steps, which were broken or given up when the run went on from an earlier one, go too: they would
-        otherwise be taken for newer.
+        Checkpoints of later steps are removed too: they were damaged, or given up when the run resumed from an earlier
+        step, and would be taken for newer.
         """
         path = self.checkpoint(step)
         write_atomically(path, lambda file: torch.save(state, file))
@@ -126,16 +125,18 @@ class RunFolder:
         return path
 
     def begin_from(self, state: Mapping[str, Any], keep: int) -> None:
-        """Make the state that a run goes on from the newest checkpoint here, before anything else is forgotten: if the
-        run ends before its next checkpoint, it goes on from there again, with the metrics up to there."""
+        """Make the resumed state the newest checkpoint, before later metrics are removed.
+
+        A run that ends before its next checkpoint then resumes from the same step, with the metrics up to it.
+        """
         if self.list_checkpoints()[-1:] != [self.checkpoint(state["step"])]:
             self.save_checkpoint(state, state["step"], keep)
 
     def newest_checkpoint(self) -> tuple[dict[str, Any], Path] | None:
-        """The newest checkpoint that can be read, with its path.
+        """Read the newest readable checkpoint; return it with its path, or None if there are no checkpoints.
 
         Raises:
-            BrokenCheckpoint: if there are some but none can be read.
+            BrokenCheckpoint: if there are checkpoints but none is readable.
         """
         paths = self.list_checkpoints()
         errors = []
@@ -152,7 +153,7 @@ class RunFolder:
         return None
 
     def truncate_metrics(self, step: int) -> None:
-        """Forget the lines after a step, which will be computed again."""
+        """Remove the lines after a step, which will be computed again."""
         if not self.metrics.exists():
             return
         kept = []
@@ -160,17 +161,17 @@ class RunFolder:
             try:
                 values = json.loads(line)
             except ValueError:
-                continue  # the line that a crash cut off
+                continue  # a line cut off by a crash
             if values["step"] <= step:
                 kept.append(line)
         write_text(self.metrics, "".join(line + "\n" for line in kept))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint written by :meth:`RunFolder.save_checkpoint`.
+    """Read a checkpoint written by :meth:`RunFolder.save_checkpoint`.
 
     Raises:
-        BrokenCheckpoint: if it is missing, cut off, or not one of ours.
+        BrokenCheckpoint: if it is missing, cut off, or of another program.
     """
     if path.is_dir():
         names = [str(p) for p in RunFolder(path).list_checkpoints()] or ["RUN/checkpoints/step-*.pt"]
@@ -181,10 +182,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise BrokenCheckpoint(
             f"there is no checkpoint {path}; --resume takes auto, never, or one of RUN/checkpoints"
         ) from error
-    except Exception as error:  # whatever torch makes of a foreign file
-        reason = " ".join(str(error).split(". ")[0].split())  # advice of torch's follows, of no use here
+    except Exception as error:  # torch raises anything on other formats
+        reason = " ".join(str(error).split(". ")[0].split())  # torch's advice follows, which does not apply
         raise BrokenCheckpoint(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}): it is cut off, or no checkpoint"
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}): it is cut off, or of another "
+            f"format"
         ) from error
     if not isinstance(state, dict) or not state.keys() >= PARTS:
         raise BrokenCheckpoint(

@@ -1,7 +1,8 @@
-"""Weights in and out: any checkpoint into a network or a whole model, the encoder into a safetensors file.
+"""Load weights of any checkpoint format into a network or a pretraining model.
 
-Nothing is read off a file's name. Of all state dicts in the file, behind all prefixes of their keys and through the
-conversions that timm knows, the one is taken that agrees best with the module's own keys and shapes; then all must.
+The file's name does not matter. Candidates are all state dicts in the file, without every common prefix of their keys,
+and as converted by timm's filters. The candidate that shares most keys and shapes with the module is taken, and must
+then fit completely.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from torch import Tensor, nn
 
 from ..models.backbone import Backbone
 from ..models.spark import SparK
-from .key_maps import COUNTER, State, _conversions, our_key
+from .key_maps import COUNTER, State, conversions, our_key
 
 
 class LoadReport(NamedTuple):
     """What was loaded.
 
     Attributes:
-        form: what the file was, in words.
+        form: description of the file's format.
         loaded: number of tensors loaded.
-        ignored: keys of the file's state dict that were left out: a classifier's, a decoder's.
-        missing: keys of the module that the file lacks, which keep their values: counters of batch norm and what no
-            feature map depends on (a classifier, a last norm).
+        ignored: keys of the file that were not loaded, such as a classifier's or a decoder's.
+        missing: keys of the module that are not in the file and keep their values: batch norm's counters, and tensors
+            that no feature map depends on (a classifier, a last norm).
     """
 
     form: str
@@ -43,44 +44,44 @@ class LoadReport(NamedTuple):
     missing: list[str]
 
 
-def load_encoder(module: nn.Module, path: str | Path) -> LoadReport:
+def load_weights(module: nn.Module, path: str | Path) -> LoadReport:
     """Load weights into an ordinary network, all or nothing.
 
     Reads safetensors and PyTorch files: the encoder of a run, a training checkpoint, weights of timm or torchvision,
-    every file of the authors' code, at any depth of dicts and behind any prefix. Averaged weights ("ema") are
+    every file of the official code, at any nesting of dicts and behind any prefix. Averaged weights ("ema") are
     preferred to the last ones, as in timm. A first convolution for another number of channels is adapted as in timm.
 
     Args:
         module: the network.
-        path: of the file.
+        path: the file.
 
     Raises:
-        ValueError: if the file is not a checkpoint, would run code when read, or does not fit the network: something
-            that a feature map depends on is missing, has another shape, or is more than the network has.
+        ValueError: if the file is not a checkpoint, would run code when read, or does not fit the network: a tensor
+            that a feature map depends on is missing, tensors have another shape, or the network lacks some.
     """
-    return _load(module, path, lambda state: _conversions(state, module), lambda: _unreached(module))
+    return _load(module, path, lambda state: conversions(state, module), lambda: _unreached(module))
 
 
 def load_pretraining(model: SparK, path: str | Path) -> LoadReport:
-    """Load a whole model, decoder included, from a training checkpoint or the authors' `*_withdecoder_*.pth`.
+    """Load a whole model, decoder included, from a training checkpoint or the official `*_withdecoder_*.pth`.
 
     Raises:
-        ValueError: as for :func:`load_encoder`; and for a file that has the encoder alone.
+        ValueError: as for :func:`load_weights`, and for a file with an encoder only.
     """
 
-    def conversions(state: State) -> Iterator[tuple[str, State]]:
+    def whole_model(state: State) -> Iterator[tuple[str, State]]:
         ours = {our_key(key): tensor for key, tensor in state.items()}
-        official = ", names of the authors' code" if ours.keys() != state.keys() else ""
+        official = ", names of the official code" if ours.keys() != state.keys() else ""
         rest = {key: tensor for key, tensor in ours.items() if not key.startswith("encoder.")}
         network = {key.removeprefix("encoder."): tensor for key, tensor in ours.items() if key not in rest}
-        for how, converted in _conversions(network, model.encoder):
+        for how, converted in conversions(network, model.encoder):
             yield official + how, rest | {f"encoder.{key}": tensor for key, tensor in converted.items()}
 
-    return _load(model, path, conversions, lambda: {f"encoder.{name}" for name in model.unreached})
+    return _load(model, path, whole_model, lambda: {f"encoder.{name}" for name in model.unreached})
 
 
 def _read(path: str | Path) -> tuple[str, Any]:
-    """What kind of file it is, and its content. Told by its first bytes; no code in it is run."""
+    """Return the file's format, determined from its first bytes, and its content; no code in it is run."""
     with open(path, "rb") as file:
         head = file.read(9)
     if not head:
@@ -91,7 +92,7 @@ def _read(path: str | Path) -> tuple[str, Any]:
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path} is a damaged safetensors file: {error}") from error
     try:
-        # timm keeps its settings in a Namespace; a file is passed, for of a path torch reads the extension
+        # timm stores its settings in a Namespace; torch is given a file since of a path it reads the extension
         with (
             open(path, "rb") as file,
             warnings.catch_warnings(),
@@ -99,16 +100,16 @@ def _read(path: str | Path) -> tuple[str, Any]:
         ):
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             return "PyTorch file", torch.load(file, weights_only=True, map_location="cpu")
-    except Exception as error:  # unpickling what is no pickle may raise anything
+    except Exception as error:  # unpickling any other format may raise anything
         unpickling = isinstance(error, pickle.UnpicklingError)  # whose message advises to run what is in the file
         if unpickling and head.startswith((b"PK", b"\x80")):
             name = re.search(r"GLOBAL (\S+)", str(error))
             raise ValueError(
-                f"{path} was refused: beside tensors it holds Python objects{f' ({name[1]})' if name else ''}, and "
-                "reading those may run code (torch.load, weights_only=True). If you trust its source, load it with "
+                f"{path} was refused: it contains Python objects beside tensors{f' ({name[1]})' if name else ''}, and "
+                "reading them may run code (torch.load, weights_only=True). If you trust its source, load it with "
                 "weights_only=False and save its state dict alone"
             ) from error
-        said = str(error).split(". ")[0]  # advice of torch's follows, of no use here
+        said = str(error).split(". ")[0]  # torch's advice follows, which does not apply
         reason = "" if unpickling or not said else f": {' '.join(said.split())}"
         raise ValueError(
             f"{path} is not a checkpoint, or a damaged one: neither safetensors nor a file of torch.save "
@@ -117,8 +118,7 @@ def _read(path: str | Path) -> tuple[str, Any]:
 
 
 def _states(content: Any) -> list[tuple[str, State]]:
-    """All dicts of tensors in a file and where they were: the best weights first, as a fine-tuning keeps them, then
-    averaged ones."""
+    """Return all dicts of tensors in a file and their places: a fine-tuning's best weights first, then averages."""
 
     def walk(entry: Any, where: str) -> Iterator[tuple[str, State]]:
         if isinstance(entry, Mapping):
@@ -138,7 +138,7 @@ def _states(content: Any) -> list[tuple[str, State]]:
 
 
 def _prefixes(state: State, size: int) -> Iterator[tuple[str, State, list[str]]]:
-    """The state dict as it is, and behind every prefix that at least half as many tensors share as are wanted."""
+    """Yield the state dict, then without each prefix that at least `size / 2` keys share, with the keys left out."""
     yield "", state, []
     count = Counter(key[: dot.end()] for key in state for dot in re.finditer(r"\.", key))
     for prefix, shared in count.items():
@@ -153,7 +153,7 @@ def _load(
     conversions: Callable[[State], Iterator[tuple[str, State]]],
     unreached: Callable[[], set[str]],
 ) -> LoadReport:
-    """Load the best reading of a file if it fits; `unreached` names the tensors that it need not have."""
+    """Load the candidate of a file that fits best, if it fits; `unreached` names tensors that may be missing."""
     kind, content = _read(path)
     own = {key: tensor for key, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
     readings = [
@@ -163,7 +163,7 @@ def _load(
         for how, tensors in conversions(inner)
     ]
     if not readings:
-        raise ValueError(f"{path} holds no weights: a {type(content).__name__} without any dict of tensors")
+        raise ValueError(f"{path} holds no weights: expected a dict of tensors, got a {type(content).__name__}")
     form, tensors, aside = max(
         readings, key=lambda reading: sum(k in own and 1 + (t.shape == own[k].shape) for k, t in reading[1].items())
     )
@@ -195,7 +195,7 @@ def _load(
         if len(troubled) == 1 < len(parts) and not surplus:
             remedy = f"All but {troubled.pop()!r} fits: load before adding a classifier, else {remedy}"
         elif isinstance(module, SparK):
-            remedy = f"These are weights of another model, or an encoder alone, which load_encoder reads; {remedy}"
+            remedy = f"These are weights of another model, or an encoder alone, which load_weights reads; {remedy}"
         else:
             remedy = f"These look like weights of another architecture; {remedy}"
         raise ValueError(f"{path} ({form}) does not fit {type(module).__name__}: {'; '.join(listed)}. {remedy}")
@@ -204,7 +204,7 @@ def _load(
 
 
 def _adapt_first_conv(found: dict[str, Tensor], module: nn.Module) -> str:
-    """Make the weights of the first convolution fit the module's number of channels, as timm does, and say so."""
+    """Adapt the first convolution's weights to the module's number of channels, as timm does; describe the change."""
     name, conv = _first_conv(module)
     weight = found.get(f"{name}.weight")
     if weight is None or weight.ndim != 4 or weight.shape == conv.weight.shape:
@@ -221,13 +221,13 @@ def _first_conv(module: nn.Module) -> tuple[str, Any]:
 
 
 def _classifier(module: nn.Module) -> str | None:
-    """First part of the name of a timm network's classifier, which is there even if it is an identity."""
+    """Return the first part of the name of a timm network's classifier, which exists even if it is an identity."""
     classifier = module.get_classifier() if hasattr(module, "get_classifier") else None  # type: ignore[operator]
     return next((name.split(".")[0] for name, m in module.named_modules() if m is classifier), None)
 
 
 def _unreached(module: nn.Module) -> set[str]:
-    """Names of the tensors that no feature map depends on; none if the network does not offer its maps."""
+    """Return the names of tensors that no feature map depends on, empty if the network does not offer its maps."""
     _, conv = _first_conv(module)
     if conv is not None and hasattr(module, "forward_intermediates"):
         with suppress(ValueError):  # the maps are not a pyramid

@@ -1,1 +1,1 @@
-"""What an encoder is worth: classification, by fine-tuning and on frozen features."""
+"""Evaluation of frozen features: embeddings, k-NN, linear probe."""

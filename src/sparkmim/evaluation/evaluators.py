@@ -1,4 +1,4 @@
-"""What an encoder is worth while it is being pretrained."""
+"""k-NN accuracy of the encoder during pretraining."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from .knn import accuracy, best_neighbours, knn_predictions, leave_one_out
 
 
 class KnnMonitor:
-    """k-NN accuracy on the features of the encoder as it is, of the deepest map, without hidden patches.
+    """Measure k-NN accuracy with the current encoder's features of whole images, from its last feature map.
 
-    The number of neighbours is the one that classifies the training images best, each by all others. With validation
-    images it is their accuracy that counts, otherwise that of the training images. In float32 whatever the run's
-    precision, as `sparkmim knn` measures it of the same images.
+    k is the one with the highest leave-one-out accuracy on the training images. The accuracy is that on the validation
+    images, or leave-one-out without any. Features are float32 whatever the run's precision, so that `sparkmim knn`
+    measures the same.
 
     Args:
-        train: images whose classes are known to the others.
-        val: images to classify; none: those of `train`, each by all others.
+        train: labeled images that vote.
+        val: images to classify; None for those of `train`, each by all others.
     """
 
     def __init__(self, train: LabelledImages, val: LabelledImages | None) -> None:
@@ -38,14 +38,14 @@ class KnnMonitor:
 
     def __str__(self) -> str:
         if self.val is None:
-            return f"k-NN, each of {len(self.train):,} labelled images by all others"
-        return f"k-NN, {len(self.val):,} labelled images by {len(self.train):,} others"
+            return f"k-NN, each of {len(self.train):,} labeled images by all others"
+        return f"k-NN, {len(self.val):,} labeled images by {len(self.train):,} others"
 
     def __call__(self, trainer: TrainingTask[Any]) -> dict[str, float]:
-        """Shares of images classified correctly; all processes share the reading and get the same numbers.
+        """Return shares of images classified correctly; all ranks share the reading and get the same numbers.
 
         Raises:
-            RunStopped: if hardly any of the images can be read.
+            RunStopped: if too few of the images can be read.
         """
         model, classes = trainer.model, len(self.train.classes)
         model.eval()
@@ -55,7 +55,7 @@ class KnnMonitor:
         images = len(self.train) + (0 if self.val is None else len(self.val))
         skipped = images - len(train) - (0 if val is None else len(val))
         if skipped > self.skipped:
-            log.info(f"k-NN: {skipped} of {images} labelled images cannot be read and are left out")
+            log.info(f"k-NN: {skipped} of {images} labeled images cannot be read and are left out")
         self.skipped = skipped
         within = leave_one_out(train.values, train.labels, classes=classes)
         if not within or (val is not None and not len(val)):
@@ -70,7 +70,7 @@ class KnnMonitor:
         return {"knn_top1": score.top1, "knn_mean_per_class": score.class_mean}
 
     def _features(self, trainer: TrainingTask[Any], images: LabelledImages) -> LabelledFeatures:
-        """Of the images that can be read, in order."""
+        """Return the features of the images that can be read, in order."""
         fabric: Fabric = trainer.fabric
         assert isinstance(trainer.model, SparK)
         backbone = trainer.model.backbone

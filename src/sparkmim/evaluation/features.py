@@ -1,19 +1,33 @@
-"""Frozen features of images: the mean over all positions of one of a network's maps."""
+"""Frozen features of images: a feature map averaged over all positions."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..checkpoints.encoder import load_trained_encoder
 from ..data.config import ViewConfig
 from ..data.loader import PlainViews, plain_batches, read
 from ..data.normalize import Normalise, join
 from ..data.sources.base import ImageSource
+from ..data.sources.builtin import builtin_photographs
+from ..data.sources.folder import find_images
 from ..data.views import evaluation_view
 from ..models.backbone import Backbone
+from ..training.config import LoopConfig
+from ..utils.devices import pick_device
+from ..utils.fields import validate_as
+from ..utils.io import write_atomically
+from ..utils.logging import log
+from ..utils.text import printable
+from .config import Device
 
 
 class Features(NamedTuple):
@@ -21,13 +35,106 @@ class Features(NamedTuple):
 
     Attributes:
         values: float32, on the CPU.
-        indices: number of each row's image in its source.
-        broken: number and error of each image that could not be read.
+        indices: index of each row's image in its source.
+        broken: index and error of each image that could not be read.
     """
 
     values: Float[Tensor, "image feature"]
     indices: list[int]
     broken: list[tuple[int, str]]
+
+
+class Embeddings(NamedTuple):
+    """Features of the images of a folder.
+
+    Attributes:
+        names: path of each row's image, relative to the folder.
+        features: `(images, features)`, float32.
+        skipped: name and error of each image that could not be read.
+    """
+
+    names: list[str]
+    features: np.ndarray
+    skipped: list[tuple[str, str]]
+
+    def write(self, path: str | Path) -> None:
+        """Write an .npz file with the arrays `names` and `features`, or a .parquet file with these columns.
+
+        Raises:
+            ValueError: for another suffix.
+        """
+        path = Path(path)
+        if path.suffix not in WRITERS:
+            raise ValueError(f"--output {path} must end in .npz or .parquet")
+        write_atomically(path, lambda file: WRITERS[path.suffix](file, self.names, self.features))
+
+
+def _write_npz(file: BinaryIO, names: list[str], features: np.ndarray) -> None:
+    np.savez(file, names=np.array(names), features=features)
+
+
+def _write_parquet(file: BinaryIO, names: list[str], features: np.ndarray) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(features.ravel()), features.shape[1])
+    pyarrow.parquet.write_table(pyarrow.table({"name": names, "features": columns}), file)
+
+
+WRITERS = {".npz": _write_npz, ".parquet": _write_parquet}
+
+
+def embed(
+    encoder: str | Path,
+    data: str | Path | None = None,
+    *,
+    model: str | None = None,
+    image_size: int | None = None,
+    stage: int = -1,
+    batch_size: int = 32,
+    workers: int = 1,
+    device: Device = "auto",
+) -> Embeddings:
+    """Compute an encoder's features of a folder of images.
+
+    Args:
+        encoder: an `encoder.safetensors` or the run folder that holds one, other weights, "timm" or "none"; see
+            :func:`sparkmim.load_encoder`.
+        data: folder of images; the built-in photographs by default.
+        model: the network's name, for weights that do not record it.
+        image_size: side of the square view in pixels; that of the pretraining by default.
+        stage: index of the feature map, from 0, the highest resolution, to -1, the lowest.
+        batch_size: images per forward pass.
+        workers: processes that read images.
+        device: where to compute.
+
+    Raises:
+        ValueError: for an invalid setting, an encoder that cannot be loaded, or if no image can be read.
+    """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"--image-size {image_size} is not a number of pixels")
+    validate_as(LoopConfig, batch_size=batch_size)
+    validate_as(ViewConfig, workers=workers)
+    network = load_trained_encoder(encoder, model)
+    config = network.data if image_size is None else replace(network.data, image_size=(image_size, image_size))
+    source = find_images(Path(data)) if data is not None else builtin_photographs()
+    where = pick_device(device)
+    network.backbone.module.to(where)
+    found = pooled_features(
+        network.backbone, source, config, stage, batch_size=batch_size, workers=workers, device=where
+    )
+    skipped = log_skipped(source, found.broken)
+    if not found.indices:
+        raise ValueError(f"none of the {len(source)} images can be read")
+    return Embeddings([source.name(index) for index in found.indices], found.values.numpy(), skipped)
+
+
+def log_skipped(source: ImageSource, broken: Sequence[tuple[int, str]]) -> list[tuple[str, str]]:
+    """Log images that could not be read, and return their names and errors."""
+    skipped = [(source.name(index), error) for index, error in broken]
+    for name, error in skipped:
+        log.warning(f"skipped {printable(name)}: {error}")
+    return skipped
 
 
 @torch.no_grad()
@@ -41,14 +148,14 @@ def pooled_features(
     workers: int = 0,
     device: torch.device | str = "cpu",
 ) -> Features:
-    """Features of every image of a source, in one pass, in order, without augmentation.
+    """Compute the features of every image of a source, in order, without augmentation.
 
     Args:
         backbone: the network, on the device, in evaluation mode.
         source: the images.
-        data: their size, mean and deviation.
-        stage: which map, from 0, the finest, to -1, the deepest.
-        batch_size: images at a time.
+        data: their size, mean and standard deviation.
+        stage: index of the feature map, from 0, the highest resolution, to -1, the lowest.
+        batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
 

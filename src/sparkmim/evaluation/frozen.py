@@ -1,32 +1,25 @@
-"""What k-NN and linear probe share: labelled images read into features of a frozen encoder, and where results go."""
+"""Frozen encoders as feature extractors of labeled images, for k-NN and the linear probe."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..checkpoints.encoder import TrainedEncoder, load_network
-from ..checkpoints.run_folder import RunFolder
+from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder
 from ..data.labels import LabelledImages
 from ..utils.devices import pick_device
-from ..utils.io import require_writable, write_json
-from ..utils.text import printable
-from .features import pooled_features
-
-Device = Literal["auto", "cpu", "cuda", "mps"]
+from .config import Device
+from .features import log_skipped, pooled_features
 
 
 class LabelledFeatures(NamedTuple):
-    """Features of images, and the numbers of their classes."""
+    """Features of images, and their class indices."""
 
     values: Float[Tensor, "image feature"]
     labels: Int[Tensor, "image"]
@@ -36,26 +29,31 @@ class LabelledFeatures(NamedTuple):
 
 
 class FrozenEncoder:
-    """A frozen encoder that turns labelled images into features.
+    """A frozen encoder that turns labeled images into features.
 
     Args:
-        encoder: a file, a run folder, "timm" or "none", see :func:`~sparkmim.checkpoints.encoder.load_network`.
-        model: the network's name, where the encoder does not know it.
-        stage: which map, from 0, the finest, to -1, the deepest.
-        image_size: pixels of the square view; that of the pretraining if not given.
-        batch_size: images at a time.
+        encoder: a file, a run folder, "timm" or "none"; see
+            :func:`~sparkmim.checkpoints.encoder.load_trained_encoder`.
+        model: the network's name, for weights that do not record it.
+        stage: index of the feature map, from 0, the highest resolution, to -1, the lowest.
+        image_size: side of the square view in pixels; that of the pretraining by default.
+        batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
         seed: of random weights.
 
     Attributes:
         network: the encoder.
-        skipped: how many images could not be read.
+        skipped: number of images that could not be read.
+        described: the settings above as recorded in `results.json`.
+
+    Raises:
+        ValueError: for an invalid setting, or an encoder that cannot be loaded.
     """
 
     def __init__(
         self,
-        encoder: Path,
+        encoder: str | Path,
         model: str | None,
         stage: int,
         image_size: int | None,
@@ -68,14 +66,14 @@ class FrozenEncoder:
             raise ValueError(f"--image-size {image_size} is not a number of pixels")
         if batch_size < 1 or workers < 0:
             raise ValueError(f"--batch-size {batch_size} must be at least 1, and --workers {workers} at least 0")
-        self.where = pick_device(device)
-        network = load_network(encoder, model, seed)
+        self.device = pick_device(device)
+        network = load_trained_encoder(encoder, model, seed)
         size = network.data.image_size if image_size is None else (image_size, image_size)
         self.network: TrainedEncoder = network._replace(data=replace(network.data, image_size=size))
-        self.network.backbone.module.to(self.where)
+        self.network.backbone.module.to(self.device)
         self.stage, self.batch_size, self.workers = stage, batch_size, workers
         self.skipped = 0
-        self.described = {
+        self.described: dict[str, Any] = {
             "encoder": str(encoder),
             "model": network.name,
             "stage": stage,
@@ -84,10 +82,10 @@ class FrozenEncoder:
         }
 
     def __call__(self, images: LabelledImages) -> LabelledFeatures:
-        """The features of all images that can be read, those that cannot being named on standard error.
+        """Return the features of all readable images; log the others as skipped.
 
         Raises:
-            ValueError: if there are none.
+            ValueError: if no image can be read.
         """
         found = pooled_features(
             self.network.backbone,
@@ -96,55 +94,15 @@ class FrozenEncoder:
             self.stage,
             batch_size=self.batch_size,
             workers=self.workers,
-            device=self.where,
+            device=self.device,
         )
-        for index, error in found.broken:
-            print(f"skipped {printable(images.source.name(index))}: {error}", file=sys.stderr)
+        log_skipped(images.source, found.broken)
         if not found.indices:
             raise ValueError(f"none of the {len(images)} images can be read")
         self.skipped += len(found.broken)
         return LabelledFeatures(found.values, torch.from_numpy(images.labels[found.indices]))
 
     def joined(self, parts: Sequence[LabelledImages]) -> LabelledFeatures:
-        """The features of several sets as of one."""
+        """Return the features of several sets, concatenated."""
         features = [self(part) for part in parts]
         return LabelledFeatures(torch.cat([f.values for f in features]), torch.cat([f.labels for f in features]))
-
-
-def write_results(output: Path | None, kind: str, results: dict[str, Any]) -> None:
-    """Write `results.json` into a folder, if one is asked for; see :func:`check_output`."""
-    if output is None:
-        return
-    path = output / "results.json"
-    write_json(path, {"sparkmim": version("sparkmim"), "evaluation": kind, **results})
-    print(f"results: {path}")
-
-
-def check_output(output: Path | None, kind: str) -> None:
-    """Whether results of this kind can be written there.
-
-    Raises:
-        ValueError: if it is a file, the folder of a run, holds the results of something else, or cannot be written.
-    """
-    if output is None:
-        return
-    if output.is_file():
-        raise ValueError(f"--output {output} is a file; it takes a folder")
-    if _is_run(output):
-        raise ValueError(f"--output {output} is the folder of a run, whose results are its own; name another")
-    path = output / "results.json"
-    if path.exists():
-        try:
-            there = json.loads(path.read_text())["evaluation"]
-        except (ValueError, KeyError, TypeError):
-            there = "something else"
-        if there != kind:
-            raise ValueError(f"{path} holds the results of {there}; use another --output")
-    require_writable(path)
-
-
-def _is_run(folder: Path) -> bool:
-    try:
-        return RunFolder(folder).read_config() is not None
-    except (OSError, ValueError):  # it holds something else
-        return False

@@ -1,34 +1,149 @@
-"""k-nearest-neighbour classification of frozen features.
+"""k-nearest-neighbor classification of frozen features.
 
-Source: Wu et al. 2018 (arXiv 1805.01978), as DINO evaluates (its `eval_knn.py`): cosine similarity, each of the k
-nearest votes for its class with weight exp(similarity / 0.07).
+Source: Wu et al. 2018 (arXiv 1805.01978), with the settings of DINO's `eval_knn.py`: cosine similarity; each of the k
+nearest images votes for its class with weight exp(similarity / 0.07).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-TEMPERATURE = 0.07
-"""Of the votes, as in DINO."""
+from ..data.labels import labelled_splits
+from .config import NEIGHBOURS, Device
+from .frozen import FrozenEncoder
 
-NEIGHBOURS = (1, 5, 10, 20, 50, 100, 200)
-"""Numbers of neighbours that are tried."""
+TEMPERATURE = 0.07
+"""Temperature of the votes, as in DINO."""
 
 CHUNK = 1024
-"""Images that are compared with all others at once."""
+"""Images compared with all others at once."""
 
 
 class Accuracy(NamedTuple):
-    """Shares of images classified correctly: of all, and the mean over the classes that have images."""
+    """Share of images classified correctly: of all images, and the mean over the classes that have images."""
 
     top1: float
     class_mean: float
+
+
+class KnnResult(NamedTuple):
+    """Accuracy of k-NN classification.
+
+    Attributes:
+        encoder: the encoder and how its features were computed, as recorded in `results.json`.
+        classes: names of the classes.
+        train_images: number of labeled images that vote.
+        features: number of features.
+        neighbours: the chosen k.
+        leave_one_out: accuracy on the training images, each classified by all others, by k.
+        test_images: number of images that were classified.
+        test: accuracy on them by k; empty without test images.
+        skipped: number of images that could not be read.
+    """
+
+    encoder: dict[str, Any]
+    classes: tuple[str, ...]
+    train_images: int
+    features: int
+    neighbours: int
+    leave_one_out: dict[int, Accuracy]
+    test_images: int
+    test: dict[int, Accuracy]
+    skipped: int
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """Accuracy with the chosen k: on the test images, or leave-one-out without any."""
+        return (self.test or self.leave_one_out)[self.neighbours]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain values for `results.json`."""
+        values = {
+            **self.encoder,
+            "classes": list(self.classes),
+            "train_images": self.train_images,
+            "neighbours": self.neighbours,
+            "leave_one_out": {str(k): value._asdict() for k, value in self.leave_one_out.items()},
+        }
+        if self.test:
+            values |= {
+                "test_images": self.test_images,
+                "test": self.test[self.neighbours]._asdict(),
+                "test_by_neighbours": {str(k): value._asdict() for k, value in self.test.items()},
+            }
+        return values
+
+
+def knn(
+    encoder: str | Path,
+    data: str | Path,
+    *,
+    test_data: Sequence[str | Path] = (),
+    model: str | None = None,
+    stage: int = -1,
+    image_size: int | None = None,
+    neighbours: Sequence[int] = NEIGHBOURS,
+    batch_size: int = 64,
+    workers: int = 1,
+    device: Device = "auto",
+    seed: int = 0,
+) -> KnnResult:
+    """Classify images by their nearest labeled neighbors, with the features of a frozen encoder.
+
+    k is the one of `neighbours` with the highest leave-one-out accuracy on the training images.
+
+    Args:
+        encoder: an `encoder.safetensors` or the run folder that holds one, other weights, "timm" or "none"; see
+            :func:`sparkmim.load_encoder`.
+        data: labeled images: class folders, a CSV file, or a folder that contains train, val and test.
+        test_data: labeled images to classify, pooled into one set; by default test beside train, else val.
+        model: the network's name, for weights that do not record it.
+        stage: index of the feature map, from 0, the highest resolution, to -1, the lowest.
+        image_size: side of the square view in pixels; that of the pretraining by default.
+        neighbours: values of k to try.
+        batch_size: images per forward pass.
+        workers: processes that read images.
+        device: where to compute.
+        seed: of random weights.
+
+    Raises:
+        ValueError: for an invalid setting, an encoder or labels that cannot be loaded, or too few images.
+    """
+    if not neighbours or min(neighbours) < 1:
+        raise ValueError(f"--neighbours {' '.join(map(str, neighbours))} must be at least 1")
+    splits = labelled_splits(Path(data), None, tuple(map(Path, test_data)))
+    frozen = FrozenEncoder(encoder, model, stage, image_size, batch_size, workers, device, seed)
+    classes = splits.train.classes
+    train = frozen(splits.train)
+    within = leave_one_out(train.values, train.labels, neighbours, classes=len(classes))
+    if not within:
+        raise ValueError(f"{len(train)} training images are too few for {min(neighbours)} neighbours; see --neighbours")
+    scored = splits.test or [part for part in (splits.val,) if part is not None]
+    by_k: dict[int, Accuracy] = {}
+    images = 0
+    if scored:
+        test = frozen.joined(scored)
+        images = len(test)
+        predicted = knn_predictions(test.values, train.values, train.labels, neighbours, classes=len(classes))
+        by_k = {k: accuracy(prediction, test.labels) for k, prediction in predicted.items()}
+    return KnnResult(
+        encoder=frozen.described,
+        classes=tuple(classes),
+        train_images=len(train),
+        features=train.values.shape[1],
+        neighbours=best_neighbours(within),
+        leave_one_out=within,
+        test_images=images,
+        test=by_k,
+        skipped=frozen.skipped,
+    )
 
 
 def knn_predictions(
@@ -41,16 +156,19 @@ def knn_predictions(
     temperature: float = TEMPERATURE,
     leave_one_out: bool = False,
 ) -> dict[int, Int[Tensor, "image"]]:
-    """The class of each image by its neighbours among labelled ones, for several numbers of neighbours.
+    """Predict the class of each image by its nearest labeled neighbors, for several values of k.
 
     Args:
-        features: of the images to classify.
-        bank: of labelled images.
-        bank_labels: their classes.
-        neighbours: numbers of neighbours; repeated ones, and larger ones than there are others, are left out.
-        classes: how many there are.
-        temperature: of the votes.
-        leave_one_out: `features` are those of the bank, and no image is its own neighbour.
+        features: features of the images to classify.
+        bank: features of labeled images.
+        bank_labels: their class indices.
+        neighbours: values of k; repeated values, and values above the number of labeled images, are left out.
+        classes: number of classes.
+        temperature: temperature of the votes.
+        leave_one_out: `features` are those of the bank, and no image is its own neighbor.
+
+    Returns:
+        Predicted class indices by k.
     """
     others = len(bank) - leave_one_out
     wanted = [k for k in dict.fromkeys(neighbours) if k <= others]
@@ -72,7 +190,7 @@ def knn_predictions(
 
 
 def accuracy(predicted: Int[Tensor, "image"], labels: Int[Tensor, "image"]) -> Accuracy:
-    """How many predictions are right."""
+    """Return the share of correct predictions: of all images, and the mean over classes."""
     right = (predicted == labels).double()
     each = [right[labels == label].mean() for label in labels.unique()]
     return Accuracy(float(right.mean()), float(torch.stack(each).mean()))
@@ -85,11 +203,11 @@ def leave_one_out(
     *,
     classes: int,
 ) -> dict[int, Accuracy]:
-    """Accuracy when each image is classified by all others, for several numbers of neighbours."""
+    """Return the accuracy of classifying each image by all others, for several values of k."""
     predicted = knn_predictions(features, features, labels, neighbours, classes=classes, leave_one_out=True)
     return {k: accuracy(prediction, labels) for k, prediction in predicted.items()}
 
 
 def best_neighbours(accuracies: dict[int, Accuracy]) -> int:
-    """The number of neighbours with the highest accuracy, the smaller one of equals."""
+    """Return the k with the highest accuracy, the smallest one of equals."""
     return max(accuracies, key=lambda k: (accuracies[k].top1, -k))

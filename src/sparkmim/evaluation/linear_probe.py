@@ -1,47 +1,56 @@
-"""A linear classifier on frozen features: multinomial logistic regression, fitted to convergence."""
+"""Linear probe: multinomial logistic regression on frozen features, fitted to convergence."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..data.labels import fold, labelled_splits
+from .config import Device
+from .frozen import FrozenEncoder, LabelledFeatures
+from .knn import Accuracy, accuracy
+
 PENALTIES = tuple(10.0**exponent for exponent in (1, 0.5, 0, -0.5, -1, -1.5, -2, -2.5, -3, -3.5, -4, -5, -6))
-"""Factors of half the squared weights that are tried, strongest first."""
+"""Weights of half the sum of squared weights, strongest first."""
 
 ITERATIONS = 500
-"""Of L-BFGS, at most, for each penalty; where the penalty is not tiny it converges earlier."""
+"""Maximum of L-BFGS iterations for each penalty; unless the penalty is tiny, it converges earlier."""
+
+FOLDS = 5
+"""Without validation images, one of so many folds of the training images chooses the penalty."""
 
 
 class Standardisation(NamedTuple):
-    """Mean and deviation of each feature, measured on the images that the classifier is fitted to."""
+    """Mean and standard deviation of each feature, measured on the images that the classifier is fitted to."""
 
     mean: Float[Tensor, "feature"]
     std: Float[Tensor, "feature"]
 
     @classmethod
     def of(cls, features: Float[Tensor, "image feature"]) -> Standardisation:
-        """Measured; a feature that never changes is left as it is."""
+        """Measure features; constant ones are left unscaled."""
         std, mean = torch.std_mean(features.double(), dim=0, correction=0)
         return cls(mean, torch.where(std > 1e-8 * (1 + mean.abs()), std, 1.0))
 
     def __call__(self, features: Float[Tensor, "image feature"]) -> Float[Tensor, "image feature"]:
-        """Features of mean 0 and deviation 1, in double precision."""
+        """Return features with mean 0 and standard deviation 1, in double precision."""
         return (features.double() - self.mean) / self.std
 
 
 class LinearProbe(NamedTuple):
-    """A classifier.
+    """A fitted linear classifier.
 
     Attributes:
-        penalty: it was fitted with.
-        standardisation: of the features it takes.
-        weight: of each class.
-        bias: of each class.
+        penalty: weight of the L2 penalty that it was fitted with.
+        standardisation: applied to features first.
+        weight: weight of each class.
+        bias: bias of each class.
     """
 
     penalty: float
@@ -50,8 +59,125 @@ class LinearProbe(NamedTuple):
     bias: Float[Tensor, "class"]
 
     def __call__(self, features: Float[Tensor, "image feature"]) -> Float[Tensor, "image class"]:
-        """Logits."""
+        """Return the logits."""
         return F.linear(self.standardisation(features), self.weight, self.bias)
+
+    def score(self, images: LabelledFeatures) -> Accuracy:
+        """Return the accuracy on labeled images."""
+        return accuracy(self(images.values).argmax(1), images.labels)
+
+
+class ProbeResult(NamedTuple):
+    """Accuracy of a linear probe.
+
+    Attributes:
+        encoder: the encoder and how its features were computed, as recorded in `results.json`.
+        classes: names of the classes.
+        probe: the classifier with the chosen penalty.
+        train_images: number of images that it was fitted to.
+        train: accuracy on them.
+        val_images: number of images that chose the penalty.
+        val: accuracy on them.
+        val_by_penalty: the same for every penalty, strongest first.
+        test_images: number of test images, 0 without any.
+        test: accuracy on them, None without any.
+        skipped: number of images that could not be read.
+    """
+
+    encoder: dict[str, Any]
+    classes: tuple[str, ...]
+    probe: LinearProbe
+    train_images: int
+    train: Accuracy
+    val_images: int
+    val: Accuracy
+    val_by_penalty: dict[float, Accuracy]
+    test_images: int
+    test: Accuracy | None
+    skipped: int
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """Accuracy on the test images, or on the validation images without any."""
+        return self.val if self.test is None else self.test
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain values for `results.json`."""
+        return {
+            **self.encoder,
+            "classes": list(self.classes),
+            "train_images": self.train_images,
+            "val_images": self.val_images,
+            "penalty": self.probe.penalty,
+            "train": self.train._asdict(),
+            "val": self.val._asdict(),
+            "val_by_penalty": {f"{penalty:.3g}": score._asdict() for penalty, score in self.val_by_penalty.items()},
+            **({} if self.test is None else {"test_images": self.test_images, "test": self.test._asdict()}),
+        }
+
+
+def linear_probe(
+    encoder: str | Path,
+    data: str | Path,
+    *,
+    val_data: str | Path | None = None,
+    test_data: Sequence[str | Path] = (),
+    model: str | None = None,
+    stage: int = -1,
+    image_size: int | None = None,
+    batch_size: int = 64,
+    workers: int = 1,
+    device: Device = "auto",
+    seed: int = 0,
+) -> ProbeResult:
+    """Fit a linear classifier to the features of a frozen encoder.
+
+    Validation images choose the penalty. Without any, a fifth of each class's training images does, and the classifier
+    with the chosen penalty is fitted again to all training images.
+
+    Args:
+        encoder: an `encoder.safetensors` or the run folder that holds one, other weights, "timm" or "none"; see
+            :func:`sparkmim.load_encoder`.
+        data: labeled images: class folders, a CSV file, or a folder that contains train, val and test.
+        val_data: labeled images that choose the penalty; val beside train by default.
+        test_data: labeled images to score, pooled into one set; test beside train by default.
+        model: the network's name, for weights that do not record it.
+        stage: index of the feature map, from 0, the highest resolution, to -1, the lowest.
+        image_size: side of the square view in pixels; that of the pretraining by default.
+        batch_size: images per forward pass.
+        workers: processes that read images.
+        device: where to compute.
+        seed: of random weights, and of the choice of validation images.
+
+    Raises:
+        ValueError: for an invalid setting, or an encoder or labels that cannot be loaded.
+    """
+    splits = labelled_splits(Path(data), None if val_data is None else Path(val_data), tuple(map(Path, test_data)))
+    rest, held = (splits.train, splits.val) if splits.val is not None else fold(splits.train, FOLDS, 0, seed)
+    frozen = FrozenEncoder(encoder, model, stage, image_size, batch_size, workers, device, seed)
+    classes = splits.train.classes
+    fitted, val = frozen(rest), frozen(held)
+    candidates = fit_probes(fitted.values, fitted.labels, classes=len(classes))
+    scores = [(candidate, candidate.score(val)) for candidate in candidates]
+    best, chosen_by = max(scores, key=lambda pair: pair[1].top1)
+    if splits.val is None:
+        fitted = LabelledFeatures(torch.cat([fitted.values, val.values]), torch.cat([fitted.labels, val.labels]))
+        path = PENALTIES[: PENALTIES.index(best.penalty) + 1]
+        best = fit_probes(fitted.values, fitted.labels, classes=len(classes), penalties=path)[-1]
+    test = frozen.joined(splits.test) if splits.test else None
+    return ProbeResult(
+        encoder=frozen.described,
+        classes=tuple(classes),
+        probe=best,
+        train_images=len(fitted),
+        train=best.score(fitted),
+        val_images=len(val),
+        val=chosen_by,
+        val_by_penalty={candidate.penalty: score for candidate, score in scores},
+        test_images=0 if test is None else len(test),
+        test=None if test is None else best.score(test),
+        skipped=frozen.skipped,
+    )
 
 
 def fit_probes(
@@ -61,15 +187,15 @@ def fit_probes(
     classes: int,
     penalties: Sequence[float] = PENALTIES,
 ) -> list[LinearProbe]:
-    """The classifier of least cross entropy plus `penalty / 2` times its squared weights, for each penalty.
+    """Minimize cross entropy plus `penalty / 2` times the sum of squared weights, for each penalty.
 
-    A convex problem with one solution, so there is no learning rate to choose: L-BFGS (full batch, strong Wolfe line
-    search) from the solution of the stronger penalty before. The bias is not penalised.
+    The problem is convex and has one solution, so there is no learning rate to choose: L-BFGS (full batch, strong Wolfe
+    line search) starts from the solution of the previous penalty. The bias is not penalized.
 
     Args:
-        features: of labelled images, without augmentation.
-        labels: their classes.
-        classes: how many there are.
+        features: features of labeled images, without augmentation.
+        labels: their class indices.
+        classes: number of classes.
         penalties: from strong to weak.
     """
     standardisation = Standardisation.of(features)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.run_folder import RunFolder
-from ..checkpoints.weights import load_encoder
+from ..checkpoints.weights import load_weights
 from ..data.seeding import keyed_seed
 from ..models.backbone import Backbone
 from ..models.config import ModelConfig
@@ -100,7 +100,7 @@ def build_model(config: ModelConfig, objective: Any = None, backbone: Backbone |
             config.model, config.stages, config.in_chans, drop_path=config.drop_path, pretrained=config.init == "timm"
         )
     if config.init not in ("none", "timm"):
-        load_encoder(backbone.module, config.init)
+        load_weights(backbone.module, config.init)
     kind = find_objective(config.objective)
     patch_size = backbone.resolve_patch_size(config.patch_size)
     model = SparK(

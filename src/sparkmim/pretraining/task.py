@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..checkpoints.encoder import save_encoder
+from ..checkpoints.encoder import network_metadata, save_encoder
 from ..checkpoints.run_folder import RunFolder
 from ..data.loader import Batch, MaskedViews, training_batches
 from ..data.normalize import Normalise
@@ -120,17 +119,6 @@ class PretrainingTask(TrainingTask[Batch]):
 
 
 def encoder_metadata(config: PretrainConfig, step: int) -> dict[str, str]:
-    """Return what the encoder's file says of itself: enough to build the network and to prepare its input."""
-    model, data = config.model, config.data
-    described = {
-        "model": model.model,
-        "stages": model.stages,
-        "in_chans": model.in_chans,
-        "image_size": data.image_size,
-        "crop": data.crop,
-        "flip": data.flip,
-        "mean": data.mean,
-        "std": data.std,
-        "step": step,
-    }
-    return {"sparkmim": json.dumps(described)}
+    """Return the metadata of the encoder's file: enough to build the network and to prepare its input."""
+    model = config.model
+    return network_metadata(model.model, model.stages, model.in_chans, config.data, step=step)

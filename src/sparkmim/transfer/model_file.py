@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
-from ..checkpoints.encoder import read_metadata
+from ..checkpoints.encoder import network_metadata, read_network_metadata, save_weights
 from ..data.config import ViewConfig
 from ..models.factory import code_of
-from ..utils.io import write_atomically
 from .config import CLASSIFICATION, NetworkConfig, TransferConfig
 from .tasks.base import TransferTask, find_task
 
@@ -41,25 +38,13 @@ def save_model(
         targets: see :meth:`~sparkmim.transfer.tasks.base.TransferTask.describe_targets`.
         step: of its run.
     """
-    model, data = config.model, config.data
-    known: dict[str, Any] = {
-        "model": model.model,
-        "stages": model.stages,
-        "in_chans": model.in_chans,
-        "image_size": data.image_size,
-        "crop": data.crop,
-        "flip": data.flip,
-        "mean": data.mean,
-        "std": data.std,
-        "step": step,
-    }
+    model = config.model
     if model.task == CLASSIFICATION:
-        known |= targets
+        known = dict(targets)
     else:
-        known |= {"task": model.task, "settings": config.to_dict().get("task_settings", {}), "targets": targets}
-    own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
-    content = safetensors.torch.save(own, {"sparkmim": json.dumps(known)})
-    write_atomically(path, lambda file: file.write(content))
+        known = {"task": model.task, "settings": config.to_dict().get("task_settings", {}), "targets": targets}
+    metadata = network_metadata(model.model, model.stages, model.in_chans, config.data, step=step, **known)
+    save_weights(weights, path, metadata)
 
 
 def load_model(path: Path) -> SavedModel:
@@ -70,7 +55,7 @@ def load_model(path: Path) -> SavedModel:
     """
     if not path.is_file():
         raise ValueError(f"there is no model {path}; expected what `sparkmim finetune` leaves in its run folder")
-    known = json.loads(read_metadata(path).get("sparkmim", "{}"))
+    known = read_network_metadata(path)
     if "classes" not in known and "task" not in known:
         raise ValueError(f"{path} is not a model of `sparkmim finetune`")
     name = known.get("task", CLASSIFICATION)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from ..checkpoints.encoder import TrainedEncoder, load_network
+from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder
 from ..data.seeding import keyed_seed
 from ..data.statistics import first_readable
 from ..data.targets import Splits
@@ -195,7 +195,7 @@ def describe_training(config: Any) -> list[str]:
 def read_encoder(chosen: Mapping[str, Any]) -> TrainedEncoder:
     """Return the network to start from."""
     with code_of(chosen.get("model", chosen["encoder"])):
-        encoder = load_network(
+        encoder = load_trained_encoder(
             chosen["encoder"],
             chosen.get("model"),
             chosen.get("seed", 0),

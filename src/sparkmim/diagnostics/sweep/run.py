@@ -23,6 +23,7 @@ import torch
 
 from ... import sparse
 from ...models import alignment, backbone
+from ...utils.logging import log
 from .inspection import one_line
 from .verdict import Verdict, check_model, family_of, inspect_model
 
@@ -137,7 +138,6 @@ def sweep(
     jobs: int = 1,
     memory: float | None = None,
     timeout: float = 1800.0,
-    tell: Callable[[Verdict], None] = lambda verdict: None,
 ) -> list[Verdict]:
     """Inspect timm's networks, and check those that count, the smallest first.
 
@@ -151,7 +151,6 @@ def sweep(
         jobs: how many networks at a time, each in a process of its own.
         memory: GiB that each may take; by default no bound.
         timeout: seconds that one network may take.
-        tell: is told of every outcome as it comes.
 
     Returns:
         One verdict for each network, and for networks of one architecture one for all of them.
@@ -188,14 +187,14 @@ def sweep(
         for verdict in pool.map(outcome, repeat("inspect"), names):
             if verdict.excluded or verdict.error:
                 verdicts.append(verdict)
-                tell(verdict)
+                log.info(str(verdict))
             else:
                 counting.append(verdict)
         distinct = _distinct(counting) if every or patterns else _smallest_of_families(counting)
         asked = [v for v in distinct if v.parameters <= up_to * 1e6 or ("check", v.model) in known.known]
         for verdict, inspected in zip(pool.map(outcome, repeat("check"), [v.model for v in asked]), asked, strict=True):
             verdicts.append(replace(verdict, same=inspected.same))
-            tell(verdict)
+            log.info(str(verdict))
         verdicts += [replace(v, pending=True) for v in distinct if v not in asked]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

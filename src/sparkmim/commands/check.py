@@ -1,0 +1,32 @@
+"""`sparkmim check`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import tyro
+
+
+def command(
+    model: Annotated[str, tyro.conf.Positional],
+    /,
+    stages: tuple[str, ...] = (),
+    patch_size: int | None = None,
+    in_chans: int | None = None,
+    precision: Literal["float64", "float32"] = "float64",
+) -> int:
+    """Check that a network works on visible patches: identity, crop, leak and oracle.
+
+    Args:
+        model: a timm model name, or FILE.py:FUNCTION or MODULE:FUNCTION (torchvision.models:resnet50) that returns a
+            module or a sparkmim.Backbone.
+        stages: names of the submodules whose outputs are the feature maps, if the network does not offer them itself.
+        patch_size: side of a patch in pixels; the network's total stride by default, or a multiple or a divisor of it.
+        in_chans: channels of the images; 3 by default, or those of a sparkmim.Backbone.
+        precision: of the computation; the tolerance is 1e-8 in float64 and 2e-3 in float32.
+    """
+    from ..diagnostics.check import check
+
+    report = check(model, stages=stages, patch_size=patch_size, in_chans=in_chans, precision=precision)
+    print(report)
+    return 0 if report.passed else 1

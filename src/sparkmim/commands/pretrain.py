@@ -1,0 +1,53 @@
+"""`sparkmim pretrain`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..pretraining.config import PretrainConfig
+from .options import value_of, with_flags
+from .outcome import report_outcome
+
+
+def command_for(arguments: Sequence[str]) -> Callable[..., int]:
+    """Return the command with flags for the settings of the objective and the source that its arguments name."""
+    return with_flags(command, PretrainConfig, {name: value_of(arguments, name) for name in ("objective", "data")})
+
+
+def command(
+    output: Path,
+    settings: Mapping[str, Any],
+    recipe: str | None = None,
+    resume: str = "auto",
+    plan: bool = False,
+) -> int:
+    """Pretrain a network on a folder of images, or resume a run.
+
+    The recipe decides all that is not set, and the plan is shown before the run begins. Ctrl-C and SIGTERM save and
+    exit with code 75; the same command, or `sparkmim pretrain --output RUN` alone, resumes.
+
+    Args:
+        output: folder of the run.
+        settings: fields of the configuration.
+        recipe: auto (the default) fits everything to the images and the device; paper; fast; demo; or
+            FILE.py:FUNCTION.
+        resume: auto resumes the run in the folder, if there is one; never refuses to; a checkpoint file is resumed
+            from.
+        plan: measure a few steps, print time and memory, and exit.
+    """
+    from ..pretraining.run import pretrain
+
+    outcome = pretrain(output, recipe=recipe, resume=resume, plan=plan, chosen=settings)
+    if outcome is None:
+        return 0
+    run = shlex.quote(str(output))
+    advice = [
+        "More pictures, features of images, and a classifier from labeled ones:",
+        f"    sparkmim reconstruct --run {run} --data FOLDER --output picture.png",
+        f"    sparkmim embed --encoder {run}/encoder.safetensors --data FOLDER --output features.npz",
+        f"    sparkmim finetune --encoder {run} --data LABELED --output runs/classifier",
+    ]
+    return report_outcome(output, outcome, advice)

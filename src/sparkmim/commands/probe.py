@@ -1,0 +1,74 @@
+"""`sparkmim probe`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..evaluation.config import Device
+from .results import check_output, write_results
+
+
+def command(
+    encoder: Path,
+    data: Path,
+    val_data: Path | None = None,
+    test_data: tuple[Path, ...] = (),
+    output: Path | None = None,
+    model: str | None = None,
+    stage: int = -1,
+    image_size: int | None = None,
+    batch_size: int = 64,
+    workers: int = 1,
+    device: Device = "auto",
+    seed: int = 0,
+) -> int:
+    """Fit a linear classifier to the features of a frozen encoder.
+
+    Logistic regression on standardized features, fitted to convergence for each of several penalties. Validation images
+    choose the penalty; without any, a fifth of each class's training images does, and the classifier is then fitted
+    again to all training images.
+
+    Args:
+        encoder: an encoder.safetensors or the run folder that holds one; other weights; timm; or none (random).
+        data: labeled images: class folders, a CSV file, or a folder that contains train, val and test.
+        val_data: labeled images that choose the penalty; val beside train if not given.
+        test_data: labeled images to score, several sets pooled; test beside train if not given.
+        output: folder for results.json.
+        model: the network's timm name, FILE.py:FUNCTION or MODULE:FUNCTION, if the encoder does not record it.
+        stage: which feature map, from 0, the highest resolution, to -1, the lowest.
+        image_size: side of the square view in pixels; that of the pretraining if not given.
+        batch_size: images per forward pass.
+        workers: processes that read images.
+        device: where to compute.
+        seed: of random weights, and of the choice of validation images.
+    """
+    from ..evaluation.linear_probe import linear_probe
+
+    check_output(output, "probe")
+    found = linear_probe(
+        encoder,
+        data,
+        val_data=val_data,
+        test_data=test_data,
+        model=model,
+        stage=stage,
+        image_size=image_size,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        seed=seed,
+    )
+    features = found.probe.weight.shape[1]
+    print(f"{found.train_images} training images of {len(found.classes)} classes, {features} features")
+    print(f"{'penalty':>10}  {found.val_images} validation images")
+    for penalty, score in found.val_by_penalty.items():
+        print(f"{penalty:>10.3g}  {score.top1:>8.2%}{' <- chosen' * (penalty == found.probe.penalty)}")
+    if found.test is None:
+        images = "the validation images, which also chose the penalty: slightly optimistic"
+    else:
+        images = f"{found.test_images} test images"
+    score = found.accuracy
+    skipped = f"; {found.skipped} images skipped" if found.skipped else ""
+    print(f"\nlinear probe: top-1 {score.top1:.2%}, mean over classes {score.class_mean:.2%} on {images}{skipped}")
+    write_results(output, "probe", found.to_dict())
+    return 0

@@ -1,0 +1,118 @@
+"""Export an encoder to the format of another library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder
+from ..utils.io import require_writable, write_atomically
+from .detectron2 import detectron2_config, to_detectron2, write_pickle
+from .formats import SUFFIXES, Format
+from .huggingface import CARD_FILE, check_folder, write_folder
+from .openmmlab import Library, to_openmmlab
+from .torchvision import to_torchvision
+
+
+class Exported(NamedTuple):
+    """An exported encoder.
+
+    Attributes:
+        network: name of the network.
+        format: the library's name.
+        path: the file or folder.
+        usage: lines of code or configuration that load it.
+        card_kept: whether the folder had a model card, which was left unchanged.
+    """
+
+    network: str
+    format: Format
+    path: Path
+    usage: str
+    card_kept: bool = False
+
+
+def export(encoder: str | Path, output: str | Path, *, format: Format = "timm", model: str | None = None) -> Exported:
+    """Write an encoder in the format of another library, after verifying that it computes the same there.
+
+    Args:
+        encoder: an `encoder.safetensors` or the run folder that holds one, other weights, or "timm"; see
+            :func:`sparkmim.load_encoder`.
+        output: file (.pth for torchvision, mmpretrain and mmdet; .pkl for detectron2) or, for timm, a folder that is
+            new, empty, or an earlier export.
+        format: the library.
+        model: the network's name, for weights that do not record it.
+
+    Raises:
+        ValueError: for an output that does not fit the format or cannot be written, an encoder that cannot be loaded,
+            or one that the library does not have (:class:`~sparkmim.exporters.equivalence.Mismatch`).
+    """
+    output = Path(output)
+    if format not in get_args(Format):
+        raise ValueError(f"--format {format} is unknown; use one of {', '.join(get_args(Format))}")
+    suffix = SUFFIXES.get(format)
+    if suffix is not None and output.suffix != suffix:
+        raise ValueError(f"--output {output} must end in {suffix} for --format {format}")
+    if suffix is None and (output.is_file() or output.suffix in (".pth", ".pkl", ".safetensors")):
+        raise ValueError(f"--output {output} is a file; --format timm takes a folder")
+    if suffix is None:
+        check_folder(output)
+    elif output.resolve() == Path(encoder).resolve():
+        raise ValueError(f"--output {output} is the file of --encoder; name another")
+    else:
+        require_writable(output)
+    network = load_trained_encoder(encoder, model)
+    if suffix is not None and network.backbone.in_chans != 3:
+        raise ValueError(f"networks of {format} take images of 3 channels, this one {network.backbone.in_chans}")
+    if format == "timm":
+        card_kept = (output / CARD_FILE).exists()
+        write_folder(network, output)
+        usage = f'timm.create_model("local-dir:{output}", pretrained=True)'
+        return Exported(network.name, format, output, usage, card_kept)
+    if format == "torchvision":
+        usage = _write_torchvision(network, output)
+    elif format == "detectron2":
+        usage = _write_detectron2(network, output)
+    else:
+        usage = _write_openmmlab(network, output, format)
+    return Exported(network.name, format, output, usage)
+
+
+def _write_torchvision(encoder: TrainedEncoder, output: Path) -> str:
+    found = to_torchvision(encoder.backbone.module)
+    _save(found.weights, output)
+    return (
+        f"network = torchvision.models.{found.builder}()\n"
+        f'network.load_state_dict(torch.load("{output}"), strict=False)  # all but the classifier'
+    )
+
+
+def _write_detectron2(encoder: TrainedEncoder, output: Path) -> str:
+    weights, network = to_detectron2(encoder.backbone.module)
+    write_atomically(output, lambda file: write_pickle(weights, file))
+    settings = {"MODEL.WEIGHTS": str(output), **detectron2_config(network, encoder.data.mean, encoder.data.std)}
+    return "\n".join(f"{key} {value}" for key, value in settings.items())
+
+
+def _write_openmmlab(encoder: TrainedEncoder, output: Path, library: Library) -> str:
+    exported = to_openmmlab(encoder.backbone.module, library)
+    prefix = "backbone." if library == "mmpretrain" else ""
+    _save({"state_dict": {prefix + name: tensor for name, tensor in exported.weights.items()}}, output)
+    pretrained = {"type": "Pretrained", "checkpoint": str(output), **({"prefix": "backbone."} if prefix else {})}
+    mean, std = ([round(255 * value, 3) for value in values] for values in (encoder.data.mean, encoder.data.std))
+    # Both libraries read images as BGR and, unless configured otherwise, pass them on as such.
+    rgb = "to_rgb=True" if library == "mmpretrain" else 'type="DetDataPreprocessor", bgr_to_rgb=True'
+    lines = [
+        f"backbone={exported.backbone | {'init_cfg': pretrained}}",
+        f"data_preprocessor=dict({rgb}, mean={mean}, std={std})",
+    ]
+    if exported.backbone["type"].startswith("mmpretrain."):
+        lines.append('custom_imports=dict(imports=["mmpretrain.models"])  # at the top of the configuration')
+    return "\n".join(lines)
+
+
+def _save(content: dict[str, Any] | dict[str, Tensor], output: Path) -> None:
+    write_atomically(output, lambda file: torch.save(content, file))

@@ -1,0 +1,83 @@
+"""Reconstructions of images by a pretrained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+
+from ..data.loader import MaskedViews
+from ..data.normalize import Normalise, join
+from ..data.sources.builtin import builtin_photographs
+from ..data.sources.folder import find_images
+from ..data.statistics import first_readable
+from ..data.views import evaluation_view
+from ..models.config import ModelConfig
+from ..reporting.reconstructions import MOST_IMAGES, reconstruction_grid
+from ..training.config import LoopConfig
+from ..utils.fields import validate_as
+from .model import load_run
+
+
+class Reconstructions(NamedTuple):
+    """Images, what the network sees of them, and its reconstructions.
+
+    Attributes:
+        images: normalized views.
+        visible: visible patches, True = visible.
+        reconstructions: the images with hidden patches as predicted, normalized.
+        picture: the three as a picture.
+        step: number of pretraining steps of the model.
+    """
+
+    images: Float[Tensor, "batch channel height width"]
+    visible: Bool[Tensor, "batch rows columns"]
+    reconstructions: Float[Tensor, "batch channel height width"]
+    picture: Image.Image
+    step: int
+
+
+@torch.no_grad()
+def reconstruct(
+    run: str | Path,
+    data: str | Path | None = None,
+    *,
+    count: int = 8,
+    seed: int = 0,
+    mask_ratio: float | None = None,
+) -> Reconstructions:
+    """Mask images and reconstruct them with the newest checkpoint of a run.
+
+    Args:
+        run: folder of a pretraining run.
+        data: folder of images; the built-in photographs by default.
+        count: number of images, spread evenly over the folder, at most 8.
+        seed: of the masks.
+        mask_ratio: share of patches to hide; that of the run by default.
+
+    Raises:
+        ValueError: for an invalid setting, a folder without images or without a run, or unreadable images.
+    """
+    if not 1 <= count <= MOST_IMAGES:
+        raise ValueError(f"--count {count} is not a number of images from 1 to {MOST_IMAGES}")
+    validate_as(LoopConfig, seed=seed)
+    if mask_ratio is not None:
+        validate_as(ModelConfig, mask_ratio=mask_ratio)
+    trained = load_run(run)
+    config = trained.config
+    source = find_images(Path(data)) if data is not None else builtin_photographs()
+    first_readable(source, config.model.in_chans)
+    grid = trained.model.grid_shape(config.data.image_size)
+    ratio = config.model.mask_ratio if mask_ratio is None else mask_ratio
+    views = MaskedViews(source, evaluation_view(config.data), config.model.in_chans, grid, ratio, seed)
+    count = min(count, len(source))
+    batch = [views[0, index * len(source) // count] for index in range(count)]
+    images = Normalise(config.data)(join([view.images for view in batch]))
+    visible = torch.cat([view.visible for view in batch])
+    reconstructions = trained.model.reconstruct(images, visible)
+    picture = reconstruction_grid(images, visible, reconstructions, mean=config.data.mean, std=config.data.std)
+    return Reconstructions(images, visible, reconstructions, picture, trained.step)
