@@ -188,7 +188,7 @@ class Configuration:
             ValueError: for an unknown name or plug-in.
         """
         asked = {**self.flat(), **chosen}
-        known_fields(chosen, type(self), asked)
+        require_known(chosen, type(self).settings(asked))
         groups: dict[str, Any] = {}
         for group, kind in type(self).group_types(asked).items():
             old = getattr(self, group)
@@ -233,6 +233,13 @@ class Configuration:
             raise ValueError(f"the recorded configuration does not fit this version of sparkmim ({error})") from error
 
     @classmethod
+    def plugins_of(cls, recorded: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields that name plug-ins in what `config.json` recorded, by flat name."""
+        values = {k: v for group in recorded.values() if isinstance(group, dict) for k, v in group.items()}
+        choosers = [group.metadata["plugin"].chooser for group in fields(cls) if "plugin" in group.metadata]
+        return {name: values[name] for name in choosers if name in values}
+
+    @classmethod
     def required_groups(cls) -> set[str]:
         """Return the names of the groups that every recorded configuration of this class has."""
         return {group.name for group in fields(cls) if "plugin" not in group.metadata}
@@ -272,21 +279,19 @@ class TrainingConfig(Protocol):
         """See :meth:`Configuration.flat`."""
 
 
-def known_fields(names: Iterable[str], kind: type[Configuration], chosen: Mapping[str, Any]) -> None:
+def require_known(names: Iterable[str], settings: Mapping[str, Setting]) -> None:
     """Raise if a field does not exist.
 
     Args:
         names: of fields, flat.
-        kind: of the configuration.
-        chosen: values by flat name, among them those that name plug-ins.
+        settings: descriptions of all fields, by flat name.
 
     Raises:
         ValueError: for an unknown name, with those like it.
     """
-    known = list(kind.settings(chosen))
     for name in names:
-        if name not in known:
-            close = get_close_matches(name, known, n=3, cutoff=0.4)
+        if name not in settings:
+            close = get_close_matches(name, settings, n=3, cutoff=0.4)
             raise ValueError(
                 f"the configuration has no field {name!r}" + (f"; did you mean {', '.join(close)}?" if close else "")
             )

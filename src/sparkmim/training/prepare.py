@@ -8,9 +8,9 @@ from typing import Any
 
 from ..checkpoints.run_folder import RunFolder, read_checkpoint
 from ..data.sources.address import absolute_address
-from ..utils.fields import flag, normalize, show, validate
+from ..utils.fields import Setting, flag, normalize, show, validate
 from ..utils.specs import absolute_spec, is_function
-from .config import Configuration, TrainingConfig, differences, known_fields
+from .config import Configuration, TrainingConfig, differences, require_known
 from .resume import config_of_checkpoint, newest_state, recorded_run
 from .task import ConfigT, DataT, Preparation, TrainingKind
 
@@ -44,13 +44,14 @@ def prepare(
     Raises:
         ValueError: naming what is wrong and what to do.
     """
-    chosen = normalize_fields(chosen, kind.config_type)
-    validate(chosen, kind.config_type.settings(chosen))
+    run = RunFolder(output)
+    found = run.contents()
+    settings = kind.config_type.settings({**kind.config_type.plugins_of(run.read_config() or {}), **chosen})
+    chosen = normalize_fields(chosen, settings)
+    validate(chosen, settings)
     kind.validate_values(chosen)
     if recipe is not None and ".py:" in recipe:
         recipe = absolute_spec(recipe)
-    run = RunFolder(output)
-    found = run.contents()
     recorded = recorded_run(run, kind.config_type, resume, recipe, chosen, kind.recorded_as)
     state = None if resume in ("auto", "never") else read_checkpoint(Path(resume).expanduser())
     warnings: list[str] = []
@@ -79,14 +80,17 @@ def prepare(
     return ready
 
 
-def normalize_fields(chosen: Mapping[str, Any], kind: type[Configuration]) -> dict[str, Any]:
+def normalize_fields(chosen: Mapping[str, Any], settings: Mapping[str, Setting]) -> dict[str, Any]:
     """Return choices in the form in which a configuration records them: tuples, sizes per axis, absolute paths.
+
+    Args:
+        chosen: values by flat name.
+        settings: descriptions of all fields, by flat name.
 
     Raises:
         ValueError: for an unknown name, or a size below 1.
     """
-    known_fields(chosen, kind, chosen)
-    settings = kind.settings(chosen)
+    require_known(chosen, settings)
     normalized = {name: normalize(name, value, settings[name]) for name, value in chosen.items()}
     addresses = {
         name for name, field in settings.items() if field.kind == "images" and normalized.get(name) is not None

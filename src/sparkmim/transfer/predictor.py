@@ -1,4 +1,4 @@
-"""Predict the classes of images with a fine-tuned classifier."""
+"""Predict the classes of images with a fine-tuned network, or what else it was trained for."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ class Prediction(NamedTuple):
 
     Attributes:
         image: its path, relative to the folder.
-        classes: the most likely classes in descending order; empty if the image cannot be read.
+        classes: of a classifier the most likely classes in descending order; empty if the image cannot be read.
         probabilities: their probabilities.
+        values: of another task its predictions; empty if the image cannot be read.
         error: why the image cannot be read, else empty.
     """
 
     image: str
-    classes: tuple[str, ...]
-    probabilities: tuple[float, ...]
+    classes: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    values: tuple[float, ...] = ()
     error: str = ""
 
 
@@ -49,12 +51,12 @@ def predict(
     workers: int = 1,
     device: Device = "auto",
 ) -> list[Prediction]:
-    """Classify the images of a folder, in the order of their names; unreadable ones are logged and have an error.
+    """Predict for the images of a folder, in the order of their names; unreadable ones are logged and have an error.
 
     Args:
         run: folder of a fine-tuning run, or its `model.safetensors`.
         data: folder of images, flat or nested.
-        top_k: number of classes to return for each image.
+        top_k: number of classes that a classifier returns for each image.
         image_size: side of the square view in pixels; that of the fine-tuning by default.
         batch_size: images per forward pass.
         workers: processes that read images.
@@ -70,10 +72,10 @@ def predict(
     validate_as(ViewConfig, workers=workers)
     path = RunFolder(run).classifier if run.is_dir() else run
     saved = load_model(path)
-    if "classes" not in saved.targets:
-        raise ValueError(f"expected a classifier, got a model of {type(saved.task).__name__}: {path}")
-    names = saved.targets["classes"]
-    if not 1 <= top_k <= len(names):
+    names = saved.targets.get("classes")
+    if names is None and top_k != 1:
+        raise ValueError(f"--top-k {top_k} is for classifiers; {path} is a model of {type(saved.task).__name__}")
+    if names is not None and not 1 <= top_k <= len(names):
         raise ValueError(f"--top-k {top_k} must be 1 to {len(names)}, the number of classes")
     view = saved.view if image_size is None else replace(saved.view, image_size=(image_size, image_size))
     source = find_images(Path(data))
@@ -91,22 +93,31 @@ def predict(
         raise ValueError(f"none of the {len(source)} images can be read; {found.broken[0][1]}")
     for index, error in found.broken:
         log.warning(f"skipped {printable(source.name(index))}: {error}")
+    predictions = {index: Prediction(source.name(index), error=error) for index, error in found.broken}
+    if names is None:
+        table = saved.task.predictions(found.values, saved.targets).tolist()
+        for index, row in zip(found.indices, table, strict=True):
+            predictions[index] = Prediction(source.name(index), values=tuple(row))
+        return [predictions[index] for index in range(len(source))]
     likely = found.values.softmax(1).topk(top_k)
-    predictions = {index: Prediction(source.name(index), (), (), error) for index, error in found.broken}
     for index, classes, values in zip(found.indices, likely.indices.tolist(), likely.values.tolist(), strict=True):
         predictions[index] = Prediction(source.name(index), tuple(names[number] for number in classes), tuple(values))
     return [predictions[index] for index in range(len(source))]
 
 
 def write_csv(predictions: Sequence[Prediction], path: str | Path) -> None:
-    """Write predictions as a CSV file: a row for each image with its classes, their probabilities, and the error."""
+    """Write predictions as a CSV file: a row for each image with its classes and their probabilities, or its values,
+    and the error."""
     top_k = max(len(prediction.classes) for prediction in predictions)
+    count = max(len(prediction.values) for prediction in predictions)
+    ranked = [f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("class", "probability")]
+    columns = ranked or [f"prediction_{number}" for number in range(1, count + 1)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    more = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("class", "probability")]
-    writer.writerow(["image", "class", "probability", *more, "error"])
-    for image, classes, probabilities, error in predictions:
+    writer.writerow(["image", *(name.removesuffix("_1") for name in columns), "error"])
+    for image, classes, probabilities, values, error in predictions:
         pairs = zip(classes, probabilities, strict=True)
         cells = [cell for name, probability in pairs for cell in (name, f"{probability:.6f}")]
-        writer.writerow([image, *(cells or [""] * (2 * top_k)), " ".join(error.split())])
+        cells += [f"{value:.6g}" for value in values]
+        writer.writerow([image, *(cells or [""] * len(columns)), " ".join(error.split())])
     write_text(Path(path), text.getvalue())

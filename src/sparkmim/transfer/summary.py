@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..checkpoints.run_folder import RunFolder
 
 
 def summary_of_results(output: Path) -> list[str]:
-    """The scores of a run, where its files are, and what can be done next."""
+    """Return the scores of a run, where its files are, and what can be done next."""
     run = RunFolder(output)
     results = json.loads(run.results.read_text())
     lines = [""]
@@ -18,8 +20,7 @@ def summary_of_results(output: Path) -> list[str]:
         if name in results:
             score = results[name]
             lines.append(
-                f"{name}: top-1 {score['top1']:.2%}, mean of classes {score['mean_per_class']:.2%}, "
-                f"{score['images']:,} images"
+                f"{name}: {describe_score(score)}, {score['images']:,} images"
                 + (f", {score['broken']} unreadable, named in {run.results}" if score["broken"] else "")
             )
     weights = results["weights"]
@@ -28,6 +29,14 @@ def summary_of_results(output: Path) -> list[str]:
         *lines,
         f"  weights  {run.classifier} (of step {weights['step']}, {kept})",
         f"  report   {run.report}",
-        "Classify images with it:",
+        "Predict with it:",
         f"    sparkmim predict --run {shlex.quote(str(output))} --data FOLDER --output predictions.csv",
     ]
+
+
+def describe_score(score: Mapping[str, Any]) -> str:
+    """Return the scores of a set of images as text."""
+    if "top1" in score:
+        return f"top-1 {score['top1']:.2%}, mean of classes {score['mean_per_class']:.2%}"
+    numbers = {name: value for name, value in score.items() if isinstance(value, float)}
+    return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())

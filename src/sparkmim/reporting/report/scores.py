@@ -31,7 +31,10 @@ def scores(results: Mapping[str, Any], mistakes: Path) -> str:
 
 
 def _score(results: Mapping[str, Any], name: str, folder: Path) -> str:
-    score, classes = results[name], results["classes"]
+    score = results[name]
+    if "confusion" not in score:
+        return _numbers(score, name)
+    classes = results["classes"]
     return (
         f"<h3>{SETS[name]}</h3><p><b>{score['top1']:.1%}</b> of {score['images']:,} right, mean of the classes "
         f"<b>{score['mean_per_class']:.1%}</b></p>"
@@ -39,6 +42,14 @@ def _score(results: Mapping[str, Any], name: str, folder: Path) -> str:
         f"{_confusion(classes, score['confusion'])}{_mistakes(score['mistakes'], folder)}"
         f"{unreadable(list(score['unreadable'].items()))}"
     )
+
+
+def _numbers(score: Mapping[str, Any], name: str) -> str:
+    """Return the scores of a task other than classification."""
+    numbers = {key: value for key, value in score.items() if isinstance(value, float)}
+    items = "".join(f"<dt>{as_html(key)}</dt><dd>{value:.4g}</dd>" for key, value in numbers.items())
+    lost = unreadable(list(score["unreadable"].items()))
+    return f"<h3>{SETS[name]}</h3><p>{score['images']:,} images</p><dl>{items}</dl>{lost}"
 
 
 def _classes(classes: Sequence[str], trained: Sequence[int], confusion: Sequence[Sequence[int]]) -> str:

@@ -216,12 +216,13 @@ class TransferTask(ABC, Generic[ImagesT]):
         """Return whether a score is at least as good as the best one."""
         return score >= best if self.greater_is_better else score <= best
 
-    def columns(self, targets: Mapping[str, Any], outputs: int) -> list[str]:
-        """Return the names of the columns of a table of predictions, one an output."""
-        return ["prediction"] if outputs == 1 else [f"prediction_{number}" for number in range(1, outputs + 1)]
-
     def predictions(self, outputs: Tensor, targets: Mapping[str, Any]) -> Tensor:
-        """Return outputs in the targets' own units, `(images, columns)`."""
+        """Return what a table of predictions shows of outputs, `(images, columns)`.
+
+        Args:
+            outputs: one row an image.
+            targets: see :meth:`describe_targets`.
+        """
         return outputs
 
 

@@ -1,0 +1,146 @@
+"""The example of a transfer task of one's own: a single file, chosen and set by flags, trained, resumed and used."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from helpers import TINY_FINETUNE, assert_same_training, interrupt_at, lines
+from sparkmim import finetune, predict
+from sparkmim.cli import main
+from sparkmim.transfer.model_file import load_model
+from sparkmim.transfer.tasks.base import find_task
+from sparkmim.utils.specs import plugin_names
+
+REGRESSION = f"{Path(__file__).parents[2] / 'examples' / 'regression.py'}:Regression"
+
+
+def make_table(folder: Path, name: str, count: int, seed: int) -> Path:
+    """Images of one gray each, and how bright it is, from 10 to 20."""
+    generator = np.random.default_rng(seed)
+    folder.mkdir(exist_ok=True)
+    rows = []
+    for number in range(count):
+        brightness = generator.uniform()
+        picture = f"{name}-{number}.png"
+        Image.new("RGB", (64, 64), (round(255 * brightness),) * 3).save(folder / picture)
+        rows.append((picture, 10 + 10 * brightness))
+    with (folder / f"{name}.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder / f"{name}.csv"
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tables")
+    for seed, (name, count) in enumerate((("train", 24), ("val", 8), ("test", 8))):
+        make_table(folder, name, count, seed)
+    return folder
+
+
+def settings(tables: Path) -> dict[str, object]:
+    return TINY_FINETUNE | {
+        "task": REGRESSION,
+        "data": tables / "train.csv",
+        "val_data": tables / "val.csv",
+        "test_data": tables / "test.csv",
+        "epochs": 10.0,
+        "lr": 3e-3,
+    }
+
+
+def test_found_by_name() -> None:
+    assert plugin_names("sparkmim.transfer.tasks") == ["classification"]
+    assert find_task("classification").__name__ == "Classification"
+    with pytest.raises(ValueError, match=r"--task 'classify' is unknown; use one of classification, or FILE\.py:CLASS"):
+        find_task("classify")
+
+
+def test_a_run(tables: Path, tmp_path: Path) -> None:
+    chosen = settings(tables) | {"task.loss": "smooth-l1"}
+    finetune(tmp_path / "whole", chosen=chosen)
+    results = json.loads((tmp_path / "whole" / "results.json").read_text())
+    assert results["validation"]["mae"] < 1.0, "the targets spread over 10"
+    assert results["test"].keys() >= {"mae", "r2", "loss", "images", "unreadable"}
+    scores = [line["val_mae"] for line in lines(tmp_path / "whole") if "val_mae" in line]
+    assert results["validation"]["mae"] == pytest.approx(min(scores), rel=1e-4), "the best weights are kept"
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    assert (config["task"], config["task_settings"]) == ("finetune", {"loss": "smooth-l1"})
+    assert (tmp_path / "whole" / "report.html").exists()
+    finetune(tmp_path / "parts", chosen=chosen, after_step=interrupt_at(9))
+    with pytest.raises(ValueError, match=r"task\.loss: smooth-l1 there, squared asked for"):
+        finetune(tmp_path / "parts", chosen={"task.loss": "squared"})
+    finetune(tmp_path / "parts")
+    assert_same_training(tmp_path / "parts", tmp_path / "whole")
+    assert json.loads((tmp_path / "parts" / "results.json").read_text()) == results
+
+
+def test_its_model_is_used(tables: Path, tmp_path: Path) -> None:
+    finetune(tmp_path / "run", chosen=settings(tables) | {"epochs": 1.0})
+    saved = load_model(tmp_path / "run" / "model.safetensors")
+    assert saved.module(torch.zeros(2, 3, 64, 64)).shape == (2, 1)
+    assert saved.targets["mean"] == pytest.approx(15, abs=2)
+    found = predict(tmp_path / "run", tables, workers=0, device="cpu")
+    assert len(found) == 40
+    assert all(len(prediction.values) == 1 and 5 < prediction.values[0] < 25 for prediction in found)
+
+
+def test_folds_and_shares(tables: Path) -> None:
+    kind = find_task(REGRESSION)
+    task = kind(kind.settings_type())
+    images = task.read_split(tables / "train.csv", "--data", None)
+    folds = [task.fold(images, 3, index, seed=4) for index in range(3)]
+    held_out = [held.source.name(i) for _, held in folds for i in range(len(held))]
+    assert sorted(held_out) == sorted(images.source.name(i) for i in range(len(images)))
+    for train, held in folds:
+        names = {train.source.name(i) for i in range(len(train))} | {held.source.name(i) for i in range(len(held))}
+        assert len(names) == len(images) == len(train) + len(held)
+    small, large = (
+        {part.source.name(i) for i in range(len(part))} for part in (task.share(images, s, 4) for s in (0.25, 0.5))
+    )
+    assert small < large
+    assert (len(small), len(large)) == (6, 12)
+
+
+def test_bad_input(tables: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_text("a.png,none\n")
+    with pytest.raises(ValueError, match=r"expected rows `path,number` in .*bad\.csv"):
+        finetune(tmp_path / "run", chosen=settings(tables) | {"data": tmp_path / "bad.csv"})
+    with pytest.raises(ValueError, match="recipe paper is for classification"):
+        finetune(tmp_path / "run", recipe="paper", chosen=settings(tables))
+    with pytest.raises(ValueError, match="the configuration has no field 'mixup'"):
+        finetune(tmp_path / "run", chosen=settings(tables) | {"mixup": 0.2})
+    assert not (tmp_path / "run").exists()
+
+
+def test_its_settings_are_flags(
+    tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def sparkmim(command: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["sparkmim", *command.split()])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out + captured.err
+
+    code, out = sparkmim(f"finetune --task {REGRESSION} --help")
+    assert code == 0
+    assert "--task.loss squared|smooth-l1" in out
+    assert "--mixup" not in out
+    where = f"--data {tables / 'train.csv'} --val-data {tables / 'val.csv'} --output {tmp_path / 'run'}"
+    tiny = "--encoder none --model test_resnet --image-size 64 --epochs 1 --device cpu --workers 0 --precision 32"
+    code, out = sparkmim(f"finetune --task {REGRESSION} --task.loss smooth-l1 {where} {tiny}")
+    assert code == 0, out
+    assert "mae" in out
+    code, out = sparkmim(f"predict --run {tmp_path / 'run'} --data {tables} --output {tmp_path / 'table.csv'}")
+    assert code == 0, out
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert len(rows) == 40
+    assert all(5 < float(row["prediction"]) < 25 for row in rows)
