@@ -27,7 +27,8 @@ from sparkmim.data.loader import (
     training_batches,
 )
 from sparkmim.data.normalize import Normalise, join
-from sparkmim.data.sampler import Positions
+from sparkmim.data.sampler import InOrder, Positions, epoch_order
+from sparkmim.data.seeding import Stream, keyed_generator, keyed_seed
 from sparkmim.data.sources.folder import find_images
 from sparkmim.data.views import evaluation_view, training_view
 
@@ -83,6 +84,41 @@ def test_orders_differ_between_epochs_and_seeds() -> None:
     assert order(0) == order(0)
     assert order(0)[:50] != order(0)[50:]
     assert order(0) != order(1)
+
+
+@pytest.mark.parametrize("images", [1, 2, 1000, 100_003])
+def test_orders_are_those_of_earlier_versions(images: int) -> None:
+    wanted = torch.randperm(images, generator=torch.Generator().manual_seed(keyed_seed(7, 2, 3)))
+    order = epoch_order(images, seed=7, epoch=3)
+    assert order.tolist() == wanted.tolist()
+    assert order.nbytes == 4 * images
+
+
+def test_seeds_are_those_of_earlier_versions() -> None:
+    assert [keyed_seed(0, stream) for stream in Stream] == [keyed_seed(0, number) for number in range(1, 9)]
+    assert keyed_seed(0, Stream.VIEW, 2, 5) == 6493054163883110846
+    assert keyed_generator(0, Stream.VIEW, 2, 5).initial_seed() == 6493054163883110846
+    assert {stream.name: int(stream) for stream in Stream} == {
+        "HELD_OUT": 1,
+        "ORDER": 2,
+        "VIEW": 3,
+        "STEP": 4,
+        "PRETRAIN_WEIGHTS": 5,
+        "LABEL_SHARE": 6,
+        "FOLDS": 7,
+        "FINETUNE_WEIGHTS": 8,
+    }
+
+
+@settings(deadline=None, max_examples=40)
+@given(images=st.integers(0, 40), batch=st.integers(1, 9), processes=st.integers(1, 4))
+def test_in_order(images: int, batch: int, processes: int) -> None:
+    keys = [(0, index) for index in range(images)]
+    batches = [keys[first : first + batch] for first in range(0, images, batch)]
+    for process in range(processes):
+        order = InOrder(images, batch, process=process, processes=processes)
+        assert list(order) == batches[process::processes]
+        assert len(order) == len(list(order))
 
 
 def test_batches_must_divide() -> None:

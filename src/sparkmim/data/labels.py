@@ -22,12 +22,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .seeding import keyed_generator
+from .seeding import Stream, keyed_generator
 from .sources.base import ImageSource, Subset
 from .sources.folder import Files, find_images
-
-SHARE, FOLDS = 6, 7
-"""Keys of the randomness that chooses a share of the labels, and of the one that deals images out to folds."""
 
 SPLITS = ("train", "val", "test")
 """Folders that a data set may be divided into."""
@@ -154,7 +151,9 @@ def label_share(labelled: LabelledImages, share: float, seed: int) -> LabelledIm
     """
     if not 0 < share <= 1:
         raise ValueError(f"--label-share {share:g} must be above 0 and at most 1")
-    parts = [order[: max(1, round(share * len(order)))] for order in _shuffled_classes(labelled, seed, SHARE)]
+    parts = [
+        order[: max(1, round(share * len(order)))] for order in _shuffled_classes(labelled, seed, Stream.LABEL_SHARE)
+    ]
     return labelled.subset(np.sort(np.concatenate(parts)))
 
 
@@ -173,7 +172,7 @@ def fold(labelled: LabelledImages, folds: int, index: int, seed: int) -> tuple[L
         raise ValueError(f"--fold {index} must be 0 to {folds - 1}")
     held: list[np.ndarray] = []
     dealt = 0
-    for order in _shuffled_classes(labelled, seed, FOLDS):
+    for order in _shuffled_classes(labelled, seed, Stream.FOLDS):
         if len(order) > 1:
             held.append(order[(index - dealt) % folds :: folds])
             dealt += len(order)  # small classes begin where the last one ended, and folds stay of equal size
@@ -185,12 +184,12 @@ def fold(labelled: LabelledImages, folds: int, index: int, seed: int) -> tuple[L
     return labelled.subset(np.setdiff1d(np.arange(len(labelled)), out)), labelled.subset(out)
 
 
-def _shuffled_classes(labelled: LabelledImages, seed: int, key: int) -> list[np.ndarray]:
+def _shuffled_classes(labelled: LabelledImages, seed: int, stream: Stream) -> list[np.ndarray]:
     """The numbers of each class's images, shuffled; a class's order depends on its own images alone."""
     orders = []
     for number in range(len(labelled.classes)):
         own = np.flatnonzero(labelled.labels == number)
-        orders.append(own[torch.randperm(len(own), generator=keyed_generator(seed, key, number)).numpy()])
+        orders.append(own[torch.randperm(len(own), generator=keyed_generator(seed, stream, number)).numpy()])
     return orders
 
 

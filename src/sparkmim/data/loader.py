@@ -12,13 +12,13 @@ from typing import NamedTuple, TypeVar
 import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..models.masking import random_visible
 from .decoding.encoded import UnreadableImage
 from .normalize import join
-from .sampler import VIEW, Key, Positions
-from .seeding import keyed_generator
+from .sampler import InOrder, Key, Positions
+from .seeding import Stream, keyed_generator
 from .sources.base import ImageSource
 from .views import View
 
@@ -67,7 +67,7 @@ class MaskedViews(Dataset[Batch]):
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Batch]:
         """What the loader asks for. The small work of all images is done before the large, which the cache forgets."""
-        generators = [keyed_generator(self.seed, VIEW, *key) for key in keys]
+        generators = [keyed_generator(self.seed, Stream.VIEW, *key) for key in keys]
         masks = [random_visible(1, self.grid, self.mask_ratio, generator) for generator in generators]
         batches = []
         for (_, index), generator, visible in zip(keys, generators, masks, strict=True):
@@ -151,10 +151,9 @@ def training_batches(
 def evaluation_batches(
     views: MaskedViews, batch_size: int, workers: int, *, process: int = 0, processes: int = 1, pin_memory: bool = False
 ) -> DataLoader[Batch]:
-    """Every image once, the same mask each time; each process takes every so manieth batch."""
-    keys = [(0, index) for index in range(len(views))]
-    batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
-    return load(views, batches[process::processes], workers, _collate, pin_memory=pin_memory)
+    """Load every image once, with the same mask each time; batches are dealt to the processes in turn."""
+    order = InOrder(len(views), batch_size, process=process, processes=processes)
+    return load(views, order, workers, _collate, pin_memory=pin_memory)
 
 
 @contextmanager
@@ -171,7 +170,7 @@ def read(batches: DataLoader[T]) -> Iterator[Iterator[T]]:
 
 def load(
     views: Dataset[T],
-    batches: Positions | list[list[Key]],
+    batches: Sampler[list[Key]] | list[list[Key]],
     workers: int,
     collate: Callable[[list[T]], T],
     *,

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from ..data.config import ViewConfig
 from ..data.loader import random_view
 from ..data.normalize import Normalise
-from ..data.sampler import VIEW, Key
-from ..data.seeding import keyed_generator
+from ..data.sampler import Key
+from ..data.seeding import Stream, keyed_generator
 from ..data.sources.base import ImageSource
 from ..data.views import View, training_view
 
@@ -81,7 +81,7 @@ class TargetViews(Dataset[TargetBatch]):
 
     def __getitem__(self, key: Key) -> TargetBatch:
         epoch, index = key
-        generator = keyed_generator(self.seed, VIEW, epoch, index)
+        generator = keyed_generator(self.seed, Stream.VIEW, epoch, index)
         pixels, shown, broken = random_view(self.source, self.view.crop, self.channels, index, generator)
         image = self.view.transform(pixels, generator)
         return TargetBatch(image.unsqueeze(0), self.target(shown).unsqueeze(0), [shown], broken)
