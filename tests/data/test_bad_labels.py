@@ -49,7 +49,7 @@ def test_other_classes_in_another_split(tmp_path: Path, copy: Path, split: str) 
     (copy / split / "red").rename(copy / split / "yellow")
     refused(
         tmp_path / "run",
-        rf"{split} are not those of .*: yellow only in .*{split}; red missing there",
+        rf"expected .*{split} to have the classes of .*: yellow only in .*{split}; red missing there",
         data=copy,
         test_data=copy / "test",
     )

@@ -26,7 +26,7 @@ from sparkmim.data.loader import (
     read,
     training_batches,
 )
-from sparkmim.data.normalize import Normalise, join
+from sparkmim.data.normalize import Normalize, join
 from sparkmim.data.sampler import InOrder, Positions, epoch_order
 from sparkmim.data.seeding import Stream, keyed_generator, keyed_seed
 from sparkmim.data.sources.folder import find_images
@@ -270,13 +270,13 @@ def test_bytes_are_normalised_as_their_share_of_white() -> None:
     pixels = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
     config = replace(CONFIG, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     wanted = v2.functional.normalize(pixels.float() / 255, config.mean, config.std)
-    torch.testing.assert_close(Normalise(config)(pixels), wanted)
+    torch.testing.assert_close(Normalize(config)(pixels), wanted)
     floats = pixels.float() / 255
     kept = floats.clone()
-    torch.testing.assert_close(Normalise(config)(floats), wanted)
+    torch.testing.assert_close(Normalize(config)(floats), wanted)
     assert torch.equal(floats, kept)
     # Images of 8 and of more bits in one batch.
-    torch.testing.assert_close(Normalise(config)(join([pixels, floats])), torch.cat([wanted, wanted]))
+    torch.testing.assert_close(Normalize(config)(join([pixels, floats])), torch.cat([wanted, wanted]))
     assert join([pixels, pixels]).dtype == torch.uint8
 
 

@@ -17,7 +17,7 @@ from sparkmim.commands.knn import command as knn
 from sparkmim.commands.probe import command as probe
 from sparkmim.data.decoding.images import read_image
 from sparkmim.data.labels import read_labelled
-from sparkmim.data.normalize import Normalise
+from sparkmim.data.normalize import Normalize
 from sparkmim.data.views import evaluation_view
 from sparkmim.evaluation.features import pooled_features
 from sparkmim.utils.logging import printing
@@ -51,7 +51,7 @@ def test_features_are_means_of_a_map(encoder: Path, data: Path, stage: int) -> N
     assert found.values.dtype == torch.float32
     view = evaluation_view(network.data)
     for index in (0, 7, 23):
-        image = Normalise(network.data)(view(read_image(data / "train" / images.source.name(index))))
+        image = Normalize(network.data)(view(read_image(data / "train" / images.source.name(index))))
         with torch.no_grad():
             wanted = network.backbone(image.unsqueeze(0))[stage].mean((2, 3))[0]
         torch.testing.assert_close(found.values[index], wanted, rtol=1e-4, atol=1e-5)

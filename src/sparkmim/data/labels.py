@@ -1,14 +1,14 @@
-"""Images with labels: class folders, or a table of files and their classes; shares and folds of them.
+"""Labeled images from class folders or a CSV file, and shares and folds of them.
 
 ```
 DIR/CLASS/.../image.jpg           class folders
 DIR/{train,val,test}/CLASS/...    class folders by split
 FILE.csv                          rows `path,class` in UTF-8, paths relative to the file's folder; a first row is a
-                                  heading if it ends in class or label, and no such file exists
+                                  header if it ends in class or label, and no such file exists
 ```
 
-Classes are numbered in the alphabetical order of their names. A class may have a single image: it is then trained on
-and never held out, and every share of the labels has it.
+Classes are numbered in the alphabetical order of their names. The only image of a class is trained on and never held
+out, and belongs to every share of the labels.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from .sources.base import ImageSource, Subset
 from .sources.folder import Files, find_images
 
 SPLITS = ("train", "val", "test")
-"""Folders that a data set may be divided into."""
+"""Folder names of the splits of a data set."""
 
 SHOWN = 4
-"""Names that a message gives at most."""
+"""Most names that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class LabelledImages:
 
     Attributes:
         source: the images.
-        labels: the number of each image's class, int64.
+        labels: class index of each image, int64.
         classes: names of the classes, sorted.
     """
 
@@ -51,46 +51,46 @@ class LabelledImages:
         return len(self.labels)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> LabelledImages:
-        """Some of the images; the classes stay."""
+        """Return some of the images, with the same classes."""
         chosen = np.asarray(indices, dtype=np.int64)
         return LabelledImages(Subset(self.source, chosen), self.labels[chosen], self.classes)
 
     def counts(self) -> list[int]:
-        """How many images each class has."""
+        """Return the number of images of each class."""
         return np.bincount(self.labels, minlength=len(self.classes)).tolist()
 
 
 def read_labelled(path: str | Path, option: str = "--data") -> LabelledImages:
-    """The images of class folders or of a CSV file, see above.
+    """Read the images of class folders or of a CSV file, see above.
 
     Args:
         path: the folder or file.
-        option: that named it, for messages.
+        option: the command-line option that named it, for messages.
 
     Raises:
-        ValueError: if there are no classes, images lie outside of them, a class folder is empty, or files of the table
-            are missing.
+        ValueError: if there are no classes, images lie outside of them, a class folder is empty, or files listed in the
+            table are missing.
     """
     labelled = _read(Path(path).expanduser(), option)
     empty = [name for name, count in zip(labelled.classes, labelled.counts(), strict=True) if not count]
     if empty:
         raise ValueError(
-            f"{path}: no image in the class folder{'s' * (len(empty) > 1)} {_named(empty)}; add images, or remove from "
-            "every split what is no class"
+            f"{path}: no image in the class folder{'s' * (len(empty) > 1)} {_named(empty)}; add images, or remove the "
+            "folder from every split if it is not a class"
         )
     return labelled
 
 
 def read_matching(path: str | Path, classes: Sequence[str], reference: str, option: str = "--data") -> LabelledImages:
-    """The images of another split, their classes numbered as the reference's.
+    """Read the images of another split, with the class indices of a reference.
 
     A class folder may be empty here, and a table need not have every class.
 
     Args:
         path: class folders or a CSV file.
-        classes: the reference's.
-        reference: what to call it in messages.
-        option: that named the path, for messages.
+        classes: class names of the reference.
+        reference: name of the reference in messages.
+        option: the command-line option that named the path, for messages.
 
     Raises:
         ValueError: as for :func:`read_labelled`, and if the classes differ.
@@ -104,8 +104,8 @@ def read_matching(path: str | Path, classes: Sequence[str], reference: str, opti
             missing
         )
         raise ValueError(
-            f"the classes of {path} are not those of {reference}: {'; '.join(parts)}. Rename or add the folders (an "
-            f"empty one says that a class has no image there)"
+            f"expected {path} to have the classes of {reference}: {'; '.join(parts)}. Rename or add the folders; an "
+            f"empty folder stands for a class without images"
         )
     number = {name: index for index, name in enumerate(classes)}
     renumbered = np.array([number[name] for name in other.classes], dtype=np.int64)
@@ -115,12 +115,12 @@ def read_matching(path: str | Path, classes: Sequence[str], reference: str, opti
 def read_splits(
     data: str | Path, val_data: str | Path | None = None, option: str = "--data"
 ) -> tuple[LabelledImages, LabelledImages | None]:
-    """What to train on, and what to validate with, if there is any.
+    """Read images to train on, and images to validate with if there are any.
 
     Args:
         data: class folders, a CSV file, or a folder with `train` and perhaps `val` in it.
         val_data: class folders or a CSV file; `val` beside `train` if not given.
-        option: that named `data`, for messages.
+        option: the command-line option that named `data`, for messages.
 
     Raises:
         ValueError: as for :func:`read_labelled` and :func:`read_matching`.
@@ -130,21 +130,20 @@ def read_splits(
         others = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
         if strange := [name for name in others if name not in SPLITS]:
             raise ValueError(
-                f"{root} has the folder train, but also {_named(strange)}: are these splits or classes? Name the "
-                f"folder whose folders are the classes"
+                f"expected only the folders {', '.join(SPLITS)} in {root}, got also {_named(strange)}; name the folder "
+                f"whose folders are the classes"
             )
         if val_data is None and (root / "val").is_dir():
             val_data = root / "val"
         root = root / "train"
     train = read_labelled(root, option)
     if len(train.classes) < 2:
-        raise ValueError(f"{root} has a single class, {train.classes[0]}; there is nothing to tell apart: add others")
+        raise ValueError(f"expected at least two classes in {root}, got {train.classes[0]} alone")
     return train, None if val_data is None else read_matching(val_data, train.classes, str(root), "--val-data")
 
 
 def label_share(labelled: LabelledImages, share: float, seed: int) -> LabelledImages:
-    """A share of the images, the same share of each class, at least one image of each; larger shares have the images of
-    smaller ones.
+    """Return a share of the images of each class, at least one image; larger shares contain smaller ones.
 
     Raises:
         ValueError: if the share is not above 0 and at most 1.
@@ -158,13 +157,13 @@ def label_share(labelled: LabelledImages, share: float, seed: int) -> LabelledIm
 
 
 def fold(labelled: LabelledImages, folds: int, index: int, seed: int) -> tuple[LabelledImages, LabelledImages]:
-    """Cross-validation: what to train on and what is held out in one of several folds.
+    """Return the images to train on and those held out in one fold of a cross-validation.
 
-    The images of each class are dealt out to the folds in turn, so each fold has its share of each class that has
-    enough. The only image of a class is trained on in every fold.
+    The images of each class are dealt to the folds in turn, so each fold has its share of each class with enough
+    images. The only image of a class is trained on in every fold.
 
     Raises:
-        ValueError: if there are fewer than two folds, no such fold, or nothing in it.
+        ValueError: if there are fewer than two folds, no such fold, or no image in it.
     """
     if folds < 2:
         raise ValueError(f"--folds {folds} must be at least 2, or 0 for no cross-validation")
@@ -185,7 +184,7 @@ def fold(labelled: LabelledImages, folds: int, index: int, seed: int) -> tuple[L
 
 
 def _shuffled_classes(labelled: LabelledImages, seed: int, stream: Stream) -> list[np.ndarray]:
-    """The numbers of each class's images, shuffled; a class's order depends on its own images alone."""
+    """Return the shuffled indices of each class's images; the order of a class depends on its own images alone."""
     orders = []
     for number in range(len(labelled.classes)):
         own = np.flatnonzero(labelled.labels == number)
@@ -197,7 +196,7 @@ def _read(path: Path, option: str) -> LabelledImages:
     table = path.suffix.lower() == ".csv"
     if not (path.is_file() if table else path.is_dir()):
         if path.is_file():
-            raise ValueError(f"{path} is a file, but no .csv; {option} takes a folder of class folders, or a CSV file")
+            raise ValueError(f"expected a folder of class folders or a CSV file, got {path}; see {option}")
         raise ValueError(f"there is no {'file' if table else 'folder'} {path}; see {option}")
     return _read_table(path) if table else _read_folders(path)
 
@@ -226,17 +225,17 @@ def _read_table(path: Path) -> LabelledImages:
         if first[1] in ("label", "class"):
             rows = rows[1:]
     if not rows:
-        raise ValueError(f"{path} lists no images; wanted are rows `path,class`")
+        raise ValueError(f"{path} lists no images; expected rows `path,class`")
     wrong = next(((number, row) for number, row in rows if len(row) != 2 or not row[1].strip()), None)
     if wrong is not None:
-        raise ValueError(f"{path}, line {wrong[0]}: wanted is `path,class`, not {','.join(wrong[1])!r}")
+        raise ValueError(f"{path}, line {wrong[0]}: expected `path,class`, got {','.join(wrong[1])!r}")
     names = [row[0] for _, row in rows]
     missing = [name for name in names if not (path.parent / name).is_file()]
     if missing:
-        heading = "; the first row is taken for a heading if it is `path,class` or `path,label`"
+        header = "; the first row is taken as a header if it is `path,class` or `path,label`"
         raise ValueError(
             f"{len(missing)} of the {len(names)} images of {path} do not exist: {_named(missing)}. Paths are relative "
-            f"to {path.parent}{heading * (missing[0] == names[0])}"
+            f"to {path.parent}{header * (missing[0] == names[0])}"
         )
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1}) if len(names) < 10_000 else []

@@ -17,10 +17,10 @@ Key = tuple[int, int]
 class Positions(Sampler[list[Key]]):
     """The micro-batches of one process, from a given step on.
 
-    Epochs follow each other without a gap: the images of step `s` are those at positions `s * batch_size` to
-    `(s + 1) * batch_size` of the endless sequence of shuffled epochs, so every epoch shows every image once. A step's
-    images are dealt out in `accumulate * processes` micro-batches of which process `p` takes number `p`,
-    `p + processes`, ...: N processes see what one process sees that accumulates N micro-batches.
+    Epochs follow each other without a gap: step `s` has the images at positions `s * batch_size` to
+    `(s + 1) * batch_size` of the endless sequence of shuffled epochs, so every epoch shows every image once. A step is
+    divided into `accumulate * processes` micro-batches, and process `p` takes numbers `p`, `p + processes`, ...: N
+    processes see what one process sees that accumulates N micro-batches.
 
     With `repeats`, that many views of each image follow each other (repeated augmentation, Hoffer et al. 2020), and an
     epoch shows a part of the images.

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from ..data.config import ViewConfig
 from ..data.loader import random_view
-from ..data.normalize import Normalise
+from ..data.normalize import Normalize
 from ..data.sampler import Key
 from ..data.seeding import Stream, keyed_generator
 from ..data.sources.base import ImageSource
@@ -53,7 +53,7 @@ class NormalizedView:
 
     def __init__(self, data: ViewConfig) -> None:
         self.crop: View = training_view(data)
-        self._normalize = Normalise(data)
+        self._normalize = Normalize(data)
 
     def transform(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Return the crop `(C, H, W)`, normalized."""
