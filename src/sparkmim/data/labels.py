@@ -34,7 +34,7 @@ SHOWN = 4
 
 
 @dataclass(frozen=True)
-class LabelledImages:
+class LabeledImages:
     """Images and their classes.
 
     Attributes:
@@ -50,17 +50,17 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def subset(self, indices: Sequence[int] | np.ndarray) -> LabelledImages:
+    def subset(self, indices: Sequence[int] | np.ndarray) -> LabeledImages:
         """Return some of the images, with the same classes."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return LabelledImages(Subset(self.source, chosen), self.labels[chosen], self.classes)
+        return LabeledImages(Subset(self.source, chosen), self.labels[chosen], self.classes)
 
     def counts(self) -> list[int]:
         """Return the number of images of each class."""
         return np.bincount(self.labels, minlength=len(self.classes)).tolist()
 
 
-def read_labelled(path: str | Path, option: str = "--data") -> LabelledImages:
+def read_labeled(path: str | Path, option: str = "--data") -> LabeledImages:
     """Read the images of class folders or of a CSV file, see above.
 
     Args:
@@ -71,17 +71,17 @@ def read_labelled(path: str | Path, option: str = "--data") -> LabelledImages:
         ValueError: if there are no classes, images lie outside of them, a class folder is empty, or files listed in the
             table are missing.
     """
-    labelled = _read(Path(path).expanduser(), option)
-    empty = [name for name, count in zip(labelled.classes, labelled.counts(), strict=True) if not count]
+    labeled = _read(Path(path).expanduser(), option)
+    empty = [name for name, count in zip(labeled.classes, labeled.counts(), strict=True) if not count]
     if empty:
         raise ValueError(
             f"{path}: no image in the class folder{'s' * (len(empty) > 1)} {_named(empty)}; add images, or remove the "
             "folder from every split if it is not a class"
         )
-    return labelled
+    return labeled
 
 
-def read_matching(path: str | Path, classes: Sequence[str], reference: str, option: str = "--data") -> LabelledImages:
+def read_matching(path: str | Path, classes: Sequence[str], reference: str, option: str = "--data") -> LabeledImages:
     """Read the images of another split, with the class indices of a reference.
 
     A class folder may be empty here, and a table need not have every class.
@@ -93,7 +93,7 @@ def read_matching(path: str | Path, classes: Sequence[str], reference: str, opti
         option: the command-line option that named the path, for messages.
 
     Raises:
-        ValueError: as for :func:`read_labelled`, and if the classes differ.
+        ValueError: as for :func:`read_labeled`, and if the classes differ.
     """
     path = Path(path).expanduser()
     other = _read(path, option)
@@ -109,12 +109,12 @@ def read_matching(path: str | Path, classes: Sequence[str], reference: str, opti
         )
     number = {name: index for index, name in enumerate(classes)}
     renumbered = np.array([number[name] for name in other.classes], dtype=np.int64)
-    return LabelledImages(other.source, renumbered[other.labels], tuple(classes))
+    return LabeledImages(other.source, renumbered[other.labels], tuple(classes))
 
 
 def read_splits(
     data: str | Path, val_data: str | Path | None = None, option: str = "--data"
-) -> tuple[LabelledImages, LabelledImages | None]:
+) -> tuple[LabeledImages, LabeledImages | None]:
     """Read images to train on, and images to validate with if there are any.
 
     Args:
@@ -123,7 +123,7 @@ def read_splits(
         option: the command-line option that named `data`, for messages.
 
     Raises:
-        ValueError: as for :func:`read_labelled` and :func:`read_matching`.
+        ValueError: as for :func:`read_labeled` and :func:`read_matching`.
     """
     root = Path(data).expanduser()
     if (root / "train").is_dir():
@@ -136,13 +136,13 @@ def read_splits(
         if val_data is None and (root / "val").is_dir():
             val_data = root / "val"
         root = root / "train"
-    train = read_labelled(root, option)
+    train = read_labeled(root, option)
     if len(train.classes) < 2:
         raise ValueError(f"expected at least two classes in {root}, got {train.classes[0]} alone")
     return train, None if val_data is None else read_matching(val_data, train.classes, str(root), "--val-data")
 
 
-def label_share(labelled: LabelledImages, share: float, seed: int) -> LabelledImages:
+def label_share(labeled: LabeledImages, share: float, seed: int) -> LabeledImages:
     """Return a share of the images of each class, at least one image; larger shares contain smaller ones.
 
     Raises:
@@ -151,12 +151,12 @@ def label_share(labelled: LabelledImages, share: float, seed: int) -> LabelledIm
     if not 0 < share <= 1:
         raise ValueError(f"--label-share {share:g} must be above 0 and at most 1")
     parts = [
-        order[: max(1, round(share * len(order)))] for order in _shuffled_classes(labelled, seed, Stream.LABEL_SHARE)
+        order[: max(1, round(share * len(order)))] for order in _shuffled_classes(labeled, seed, Stream.LABEL_SHARE)
     ]
-    return labelled.subset(np.sort(np.concatenate(parts)))
+    return labeled.subset(np.sort(np.concatenate(parts)))
 
 
-def fold(labelled: LabelledImages, folds: int, index: int, seed: int) -> tuple[LabelledImages, LabelledImages]:
+def fold(labeled: LabeledImages, folds: int, index: int, seed: int) -> tuple[LabeledImages, LabeledImages]:
     """Return the images to train on and those held out in one fold of a cross-validation.
 
     The images of each class are dealt to the folds in turn, so each fold has its share of each class with enough
@@ -171,7 +171,7 @@ def fold(labelled: LabelledImages, folds: int, index: int, seed: int) -> tuple[L
         raise ValueError(f"--fold {index} must be 0 to {folds - 1}")
     held: list[np.ndarray] = []
     dealt = 0
-    for order in _shuffled_classes(labelled, seed, Stream.FOLDS):
+    for order in _shuffled_classes(labeled, seed, Stream.FOLDS):
         if len(order) > 1:
             held.append(order[(index - dealt) % folds :: folds])
             dealt += len(order)  # small classes begin where the last one ended, and folds stay of equal size
@@ -179,20 +179,20 @@ def fold(labelled: LabelledImages, folds: int, index: int, seed: int) -> tuple[L
     if not held:
         raise ValueError("every class has a single image, so none can be held out; name others with --val-data")
     if not len(out):
-        raise ValueError(f"{len(labelled)} images do not fill {folds} folds; use fewer --folds")
-    return labelled.subset(np.setdiff1d(np.arange(len(labelled)), out)), labelled.subset(out)
+        raise ValueError(f"{len(labeled)} images do not fill {folds} folds; use fewer --folds")
+    return labeled.subset(np.setdiff1d(np.arange(len(labeled)), out)), labeled.subset(out)
 
 
-def _shuffled_classes(labelled: LabelledImages, seed: int, stream: Stream) -> list[np.ndarray]:
+def _shuffled_classes(labeled: LabeledImages, seed: int, stream: Stream) -> list[np.ndarray]:
     """Return the shuffled indices of each class's images; the order of a class depends on its own images alone."""
     orders = []
-    for number in range(len(labelled.classes)):
-        own = np.flatnonzero(labelled.labels == number)
+    for number in range(len(labeled.classes)):
+        own = np.flatnonzero(labeled.labels == number)
         orders.append(own[torch.randperm(len(own), generator=keyed_generator(seed, stream, number)).numpy()])
     return orders
 
 
-def _read(path: Path, option: str) -> LabelledImages:
+def _read(path: Path, option: str) -> LabeledImages:
     table = path.suffix.lower() == ".csv"
     if not (path.is_file() if table else path.is_dir()):
         if path.is_file():
@@ -201,7 +201,7 @@ def _read(path: Path, option: str) -> LabelledImages:
     return _read_table(path) if table else _read_folders(path)
 
 
-def _read_folders(root: Path) -> LabelledImages:
+def _read_folders(root: Path) -> LabeledImages:
     files = find_images(root)
     names = [files.name(index) for index in range(len(files))]
     loose = [name for name in names if "/" not in name]
@@ -211,10 +211,10 @@ def _read_folders(root: Path) -> LabelledImages:
     if loose:
         raise ValueError(f"{len(loose)} images of {root} lie outside its class folders: {_named(loose)}")
     number = {name: index for index, name in enumerate(classes)}
-    return LabelledImages(files, np.array([number[name.split("/")[0]] for name in names], dtype=np.int64), classes)
+    return LabeledImages(files, np.array([number[name.split("/")[0]] for name in names], dtype=np.int64), classes)
 
 
-def _read_table(path: Path) -> LabelledImages:
+def _read_table(path: Path) -> LabeledImages:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [(number, row) for number, row in enumerate(csv.reader(file), start=1) if row]
@@ -243,7 +243,7 @@ def _read_table(path: Path) -> LabelledImages:
     given = [row[1].strip() for _, row in rows]
     classes = tuple(sorted(set(given)))
     number = {name: index for index, name in enumerate(classes)}
-    return LabelledImages(Files(path.parent, names), np.array([number[name] for name in given], np.int64), classes)
+    return LabeledImages(Files(path.parent, names), np.array([number[name] for name in given], np.int64), classes)
 
 
 def _named(names: Sequence[str]) -> str:
@@ -251,14 +251,14 @@ def _named(names: Sequence[str]) -> str:
 
 
 class Splits(NamedTuple):
-    """Labelled images by what they are for."""
+    """Labeled images by what they are for."""
 
-    train: LabelledImages
-    val: LabelledImages | None
-    test: list[LabelledImages]
+    train: LabeledImages
+    val: LabeledImages | None
+    test: list[LabeledImages]
 
 
-def labelled_splits(data: str | Path, val_data: str | Path | None, test_data: Sequence[str | Path]) -> Splits:
+def labeled_splits(data: str | Path, val_data: str | Path | None, test_data: Sequence[str | Path]) -> Splits:
     """Training, validation and test images; `val` and `test` beside `train` in `data` where none are named.
 
     Raises:
