@@ -35,7 +35,7 @@ from compare import cpu_name
 from sparkmim.data.config import DataConfig
 from sparkmim.data.decoding import jpeg
 from sparkmim.data.loader import MaskedViews, training_batches
-from sparkmim.data.normalize import Normalise
+from sparkmim.data.normalize import Normalize
 from sparkmim.data.sampler import Positions
 from sparkmim.data.sources.builtin import PHOTOGRAPHS
 from sparkmim.data.sources.folder import find_images
@@ -110,7 +110,7 @@ def image_folder(folder: Path, transform: Callable[[Image.Image], Tensor], args:
 def ours(folder: Path, args: argparse.Namespace) -> Pass:
     """sparkmim's."""
     config = DataConfig(image_size=(SIZE, SIZE), crop_scale=SCALE, mean=MEAN, std=STD)
-    source, normalise = find_images(folder), Normalise(config)
+    source, normalise = find_images(folder), Normalize(config)
     views = MaskedViews(source, training_view(config), 3, (7, 7), 0.6, seed=0)
     positions = Positions(len(source), args.batch, args.images // args.batch, seed=0)
     loader = training_batches(views, positions, args.workers)

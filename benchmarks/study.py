@@ -1,4 +1,4 @@
-"""What pretraining is worth, and which of its parts: the same labelled images, encoders made in several ways.
+"""What pretraining is worth, and which of its parts: the same labeled images, encoders made in several ways.
 
     python benchmarks/study.py --data DIR --output STUDY [--epochs 30] [--lightly FOLDER] [--plan] [--only PATTERN]
 
@@ -33,7 +33,7 @@ from typing import Any
 from simclr import train as train_simclr
 from sparkmim.checkpoints.run_folder import RunFolder
 from sparkmim.commands.knn import command as knn
-from sparkmim.data.labels import fold, label_share, read_labelled, read_matching
+from sparkmim.data.labels import fold, label_share, read_labeled, read_matching
 from sparkmim.pretraining.run import pretrain
 from sparkmim.reporting.report.curves import read_metrics
 from sparkmim.training.loop import Outcome
@@ -141,7 +141,7 @@ class Study:
         self.args, self.root = args, args.output
         self.root.mkdir(parents=True, exist_ok=True)
         self.journal = self.root / "results.jsonl"
-        self.train = read_labelled(args.data / "train")
+        self.train = read_labeled(args.data / "train")
         self.waiting: list[str] = []
         settings, asked = self.root / "settings.json", {name: str(getattr(args, name)) for name in FIXED}
         asked["images"] = Classification(NoSettings()).fingerprint(self.train)

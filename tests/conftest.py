@@ -49,7 +49,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_data(tmp_path_factory.mktemp("labelled"))
+    return make_data(tmp_path_factory.mktemp("labeled"))
 
 
 @pytest.fixture(scope="session")

@@ -135,7 +135,7 @@ def numbers(folder: Path) -> list[tuple[float, ...]]:
     return [tuple(line[name] for name in names) for line in lines(folder) if "loss" in line]
 
 
-# --- labelled images and fine-tuning --------------------------------------------------------------------------------
+# --- labeled images and fine-tuning --------------------------------------------------------------------------------
 
 CLASSES = ("blue", "green", "red")
 

@@ -49,7 +49,7 @@ def test_other_classes_in_another_split(tmp_path: Path, copy: Path, split: str) 
     (copy / split / "red").rename(copy / split / "yellow")
     refused(
         tmp_path / "run",
-        rf"{split} are not those of .*: yellow only in .*{split}; red missing there",
+        rf"expected .*{split} to have the classes of .*: yellow only in .*{split}; red missing there",
         data=copy,
         test_data=copy / "test",
     )
@@ -74,7 +74,7 @@ def test_image_size(
 
 
 @pytest.mark.parametrize(("scale", "fits"), [(1.0, True), (255.0, False)], ids=["0 to 1", "beyond"])
-def test_changes_of_colour_of_floating_point_images(tmp_path: Path, scale: float, fits: bool) -> None:
+def test_changes_of_color_of_floating_point_images(tmp_path: Path, scale: float, fits: bool) -> None:
     for name in ("one", "other"):
         (tmp_path / "data" / name).mkdir(parents=True)
         for number in range(4):

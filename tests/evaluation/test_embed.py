@@ -16,7 +16,7 @@ from sparkmim.commands.embed import command as embed
 from sparkmim.commands.reconstruct import command as reconstruct
 from sparkmim.data.config import DataConfig
 from sparkmim.data.decoding.images import read_image
-from sparkmim.data.normalize import Normalise
+from sparkmim.data.normalize import Normalize
 from sparkmim.data.views import evaluation_view
 from sparkmim.pretraining.run import pretrain
 from sparkmim.utils.logging import printing
@@ -59,7 +59,7 @@ def test_features_are_the_ordinary_networks(run: Path, images: Path, tmp_path: P
     data = DataConfig(image_size=(64, 64), mean=tuple(config["mean"]), std=tuple(config["std"]))
     view = evaluation_view(data)
     with torch.no_grad():
-        wanted = network(Normalise(data)(torch.stack([view(read_image(images / f"{i}.png")) for i in range(6)])))
+        wanted = network(Normalize(data)(torch.stack([view(read_image(images / f"{i}.png")) for i in range(6)])))
     found = np.load(output)
     assert found["names"].tolist() == [f"{i}.png" for i in range(6)]
     torch.testing.assert_close(torch.from_numpy(found["features"]), wanted)

@@ -17,7 +17,7 @@ from torch import Tensor
 from helpers import FOUR_STEPS, make_split, record
 from sparkmim.checkpoints.run_folder import RunFolder
 from sparkmim.commands.knn import command as knn
-from sparkmim.data.labels import read_labelled
+from sparkmim.data.labels import read_labeled
 from sparkmim.evaluation.frozen import FrozenEncoder
 from sparkmim.evaluation.knn import leave_one_out
 from sparkmim.pretraining.run import pretrain
@@ -95,9 +95,9 @@ def test_may_be_changed_in_a_run(tmp_path: Path, data: Path, plain: Path) -> Non
 
 @pytest.mark.parametrize("with_val", [True, False])
 def test_is_what_the_command_measures(tmp_path: Path, data: Path, with_val: bool) -> None:
-    labelled = data if with_val else data / "train"
+    labeled = data if with_val else data / "train"
     folder = tmp_path / "run"
-    run(folder, data, monitor="knn", monitor_data=labelled)
+    run(folder, data, monitor="knn", monitor_data=labeled)
     knn(folder, data / "train", (data / "val",) if with_val else (), tmp_path / "knn", workers=0, device="cpu")
     found = json.loads((tmp_path / "knn" / "results.json").read_text())
     wanted = found["test"] if with_val else found["leave_one_out"][str(found["neighbours"])]
@@ -125,29 +125,29 @@ def test_features_are_those_of_the_command(
     monkeypatch.setattr("sparkmim.evaluation.evaluators.leave_one_out", noted)
     run(tmp_path / "run", data, precision="bf16-mixed", crop=crop, monitor="knn", monitor_data=data)
     frozen = FrozenEncoder(tmp_path / "run", None, -1, None, 5, 0, "cpu", 0)
-    wanted = frozen(read_labelled(data / "train")).values
+    wanted = frozen(read_labeled(data / "train")).values
     torch.testing.assert_close(seen[-1], wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
 def test_images_that_cannot_be_read_are_left_out(tmp_path: Path, data: Path) -> None:
-    labelled = make_split(tmp_path / "labelled", 3)
-    (labelled / "red" / "1.png").write_bytes(b"no image")
+    labeled = make_split(tmp_path / "labeled", 3)
+    (labeled / "red" / "1.png").write_bytes(b"no image")
     said: list[str] = []
-    record(said, run, tmp_path / "run", data, monitor="knn", monitor_data=labelled, monitor_every=0.5)
+    record(said, run, tmp_path / "run", data, monitor="knn", monitor_data=labeled, monitor_every=0.5)
     assert "\n".join(said).count("k-NN: 1 of 9 labeled images cannot be read and are left out") == 1
     shares = [top1 * 8 for _, top1, _ in monitored(tmp_path / "run")]
     assert shares == pytest.approx([round(share) for share in shares])
 
 
 def test_images_that_have_gone(tmp_path: Path, data: Path) -> None:
-    labelled = make_split(tmp_path / "labelled", 2)
+    labeled = make_split(tmp_path / "labeled", 2)
 
     def empty(done: int) -> None:
-        for path in labelled.rglob("*.png"):
+        for path in labeled.rglob("*.png"):
             path.write_bytes(b"")
 
     with pytest.raises(RunStopped, match="--monitor-data can no longer be read"):
-        run(tmp_path / "run", data, empty, monitor="knn", monitor_data=labelled)
+        run(tmp_path / "run", data, empty, monitor="knn", monitor_data=labeled)
 
 
 @pytest.mark.parametrize(

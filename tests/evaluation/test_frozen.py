@@ -16,8 +16,8 @@ from sparkmim.cli import main
 from sparkmim.commands.knn import command as knn
 from sparkmim.commands.probe import command as probe
 from sparkmim.data.decoding.images import read_image
-from sparkmim.data.labels import read_labelled
-from sparkmim.data.normalize import Normalise
+from sparkmim.data.labels import read_labeled
+from sparkmim.data.normalize import Normalize
 from sparkmim.data.views import evaluation_view
 from sparkmim.evaluation.features import pooled_features
 from sparkmim.utils.logging import printing
@@ -45,13 +45,13 @@ def results(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("stage", [0, 2, -1])
 def test_features_are_means_of_a_map(encoder: Path, data: Path, stage: int) -> None:
     network = load_trained_encoder(encoder)
-    images = read_labelled(data / "train")
+    images = read_labeled(data / "train")
     found = pooled_features(network.backbone, images.source, network.data, stage, batch_size=5)
     assert found.indices == list(range(len(images)))
     assert found.values.dtype == torch.float32
     view = evaluation_view(network.data)
     for index in (0, 7, 23):
-        image = Normalise(network.data)(view(read_image(data / "train" / images.source.name(index))))
+        image = Normalize(network.data)(view(read_image(data / "train" / images.source.name(index))))
         with torch.no_grad():
             wanted = network.backbone(image.unsqueeze(0))[stage].mean((2, 3))[0]
         torch.testing.assert_close(found.values[index], wanted, rtol=1e-4, atol=1e-5)
@@ -66,7 +66,7 @@ def test_networks_without_feature_maps(data: Path, command: Any) -> None:
 def test_features_of_no_such_stage(encoder: Path, data: Path) -> None:
     network = load_trained_encoder(encoder)
     with pytest.raises(ValueError, match="--stage 4 is not one of the network's 4 maps"):
-        pooled_features(network.backbone, read_labelled(data / "train").source, network.data, 4)
+        pooled_features(network.backbone, read_labeled(data / "train").source, network.data, 4)
 
 
 # --- the commands ---------------------------------------------------------------------------------------------------

@@ -63,13 +63,13 @@ def with_a_broken_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_processes_equal_two_micro_batches(tmp_path: Path, with_a_broken_one: Path) -> None:
-    labelled = tmp_path / "labelled"
+    labeled = tmp_path / "labeled"
     for number, name in enumerate(("a", "b", "c")):
-        make_images(labelled / name, 3, seed=number)
-    (labelled / "b" / "1.png").write_bytes(b"no image")
+        make_images(labeled / name, 3, seed=number)
+    (labeled / "b" / "1.png").write_bytes(b"no image")
     process = launch(
         *(tmp_path / "two", with_a_broken_one, "--epochs", "2.4", "--checkpoint-minutes", "0", "--log-every", "1"),
-        *("--monitor", "knn", "--monitor-data", str(labelled), "--monitor-every", "1"),
+        *("--monitor", "knn", "--monitor-data", str(labeled), "--monitor-every", "1"),
     )
     chosen = TINY_PRETRAIN | {"data": with_a_broken_one, "accumulate": 2, "max_broken": 0.3}
     assert pretrain(tmp_path / "one", chosen=chosen) is not None

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 import sparkmim
 from sparkmim.data.config import DataConfig
-from sparkmim.data.normalize import Normalise
+from sparkmim.data.normalize import Normalize
 from sparkmim.models.masking import count_visible, random_visible, visible_patches
 
 
@@ -136,7 +136,7 @@ def test_copies_to_the_cpu_are_waited_for(device: str) -> None:
     """Nobody else waits for them: what is read there could be anything."""
     model = sparkmim.SparK("test_resnet", decoder_width=32)
     images, visible = torch.zeros(2, 3, 64, 64, device=device), random_visible(2, (2, 2), 0.5)
-    normalise = Normalise(DataConfig(image_size=(64, 64), mean=(0.5,) * 3, std=(0.5,) * 3), device)
+    normalise = Normalize(DataConfig(image_size=(64, 64), mean=(0.5,) * 3, std=(0.5,) * 3), device)
     with Copies() as copies:
         assert random_visible(2, (2, 2), 0.5, seeded(0), device).device.type == device
         assert model.mask(images, visible).visible.device.type == device

@@ -21,7 +21,7 @@ from helpers import CLASSES, TINY_FINETUNE, make_split
 from sparkmim.checkpoints.encoder import save_encoder
 from sparkmim.checkpoints.run_folder import RunFolder
 from sparkmim.cli import main
-from sparkmim.data.labels import read_labelled
+from sparkmim.data.labels import read_labeled
 from sparkmim.training.errors import RunStopped
 from sparkmim.training.loop import Outcome
 from sparkmim.training.prepare import validate_training
@@ -265,7 +265,7 @@ def test_paper_recipe_learns(tmp_path: Path, data: Path, model: str) -> None:
     assert config["objective"]["loss"] == ("binary" if by_batch else "cross-entropy")
     losses = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
     assert losses[-1] < losses[0]
-    saved, held_out = load_model(tmp_path / "run" / "model.safetensors"), read_labelled(data / "val")
+    saved, held_out = load_model(tmp_path / "run" / "model.safetensors"), read_labeled(data / "val")
     logits = compute_outputs(
         saved.module, held_out.source, saved.view, 3, batch_size=12, workers=0, device=torch.device("cpu")
     ).values

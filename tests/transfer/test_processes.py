@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparkmim.data.labels import read_labelled
+from sparkmim.data.labels import read_labeled
 from sparkmim.transfer.model_file import load_model
 from sparkmim.transfer.outputs import compute_outputs
 
@@ -68,7 +68,7 @@ def test_a_classifier_of_its_own_is_not_waited_for_and_scores_are_of_the_saved_w
     )
     saved, results = load_model(run / "model.safetensors"), json.loads((run / "results.json").read_text())
     for name, folder in (("validation", "val"), ("test", "test")):
-        held_out = read_labelled(data / folder)
+        held_out = read_labeled(data / folder)
         logits = compute_outputs(
             saved.module, held_out.source, saved.view, 3, batch_size=12, workers=0, device=torch.device("cpu")
         ).values

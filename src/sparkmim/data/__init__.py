@@ -1,1 +1,1 @@
-"""From files to batches of views, the same ones whatever the number of processes and workers."""
+"""From files to batches of views, which are the same for any number of processes and workers."""

@@ -1,14 +1,14 @@
-"""Images with labels: class folders, or a table of files and their classes; shares and folds of them.
+"""Labeled images from class folders or a CSV file, and shares and folds of them.
 
 ```
 DIR/CLASS/.../image.jpg           class folders
 DIR/{train,val,test}/CLASS/...    class folders by split
 FILE.csv                          rows `path,class` in UTF-8, paths relative to the file's folder; a first row is a
-                                  heading if it ends in class or label, and no such file exists
+                                  header if it ends in class or label, and no such file exists
 ```
 
-Classes are numbered in the alphabetical order of their names. A class may have a single image: it is then trained on
-and never held out, and every share of the labels has it.
+Classes are numbered in the alphabetical order of their names. The only image of a class is trained on and never held
+out, and belongs to every share of the labels.
 """
 
 from __future__ import annotations
@@ -22,27 +22,24 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .seeding import keyed_generator
+from .seeding import Stream, keyed_generator
 from .sources.base import ImageSource, Subset
 from .sources.folder import Files, find_images
 
-SHARE, FOLDS = 6, 7
-"""Keys of the randomness that chooses a share of the labels, and of the one that deals images out to folds."""
-
 SPLITS = ("train", "val", "test")
-"""Folders that a data set may be divided into."""
+"""Folder names of the splits of a data set."""
 
 SHOWN = 4
-"""Names that a message gives at most."""
+"""Most names that a message lists."""
 
 
 @dataclass(frozen=True)
-class LabelledImages:
+class LabeledImages:
     """Images and their classes.
 
     Attributes:
         source: the images.
-        labels: the number of each image's class, int64.
+        labels: class index of each image, int64.
         classes: names of the classes, sorted.
     """
 
@@ -53,50 +50,50 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def subset(self, indices: Sequence[int] | np.ndarray) -> LabelledImages:
-        """Some of the images; the classes stay."""
+    def subset(self, indices: Sequence[int] | np.ndarray) -> LabeledImages:
+        """Return some of the images, with the same classes."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return LabelledImages(Subset(self.source, chosen), self.labels[chosen], self.classes)
+        return LabeledImages(Subset(self.source, chosen), self.labels[chosen], self.classes)
 
     def counts(self) -> list[int]:
-        """How many images each class has."""
+        """Return the number of images of each class."""
         return np.bincount(self.labels, minlength=len(self.classes)).tolist()
 
 
-def read_labelled(path: str | Path, option: str = "--data") -> LabelledImages:
-    """The images of class folders or of a CSV file, see above.
+def read_labeled(path: str | Path, option: str = "--data") -> LabeledImages:
+    """Read the images of class folders or of a CSV file, see above.
 
     Args:
         path: the folder or file.
-        option: that named it, for messages.
+        option: the command-line option that named it, for messages.
 
     Raises:
-        ValueError: if there are no classes, images lie outside of them, a class folder is empty, or files of the table
-            are missing.
+        ValueError: if there are no classes, images lie outside of them, a class folder is empty, or files listed in the
+            table are missing.
     """
-    labelled = _read(Path(path).expanduser(), option)
-    empty = [name for name, count in zip(labelled.classes, labelled.counts(), strict=True) if not count]
+    labeled = _read(Path(path).expanduser(), option)
+    empty = [name for name, count in zip(labeled.classes, labeled.counts(), strict=True) if not count]
     if empty:
         raise ValueError(
-            f"{path}: no image in the class folder{'s' * (len(empty) > 1)} {_named(empty)}; add images, or remove from "
-            "every split what is no class"
+            f"{path}: no image in the class folder{'s' * (len(empty) > 1)} {_named(empty)}; add images, or remove the "
+            "folder from every split if it is not a class"
         )
-    return labelled
+    return labeled
 
 
-def read_matching(path: str | Path, classes: Sequence[str], reference: str, option: str = "--data") -> LabelledImages:
-    """The images of another split, their classes numbered as the reference's.
+def read_matching(path: str | Path, classes: Sequence[str], reference: str, option: str = "--data") -> LabeledImages:
+    """Read the images of another split, with the class indices of a reference.
 
     A class folder may be empty here, and a table need not have every class.
 
     Args:
         path: class folders or a CSV file.
-        classes: the reference's.
-        reference: what to call it in messages.
-        option: that named the path, for messages.
+        classes: class names of the reference.
+        reference: name of the reference in messages.
+        option: the command-line option that named the path, for messages.
 
     Raises:
-        ValueError: as for :func:`read_labelled`, and if the classes differ.
+        ValueError: as for :func:`read_labeled`, and if the classes differ.
     """
     path = Path(path).expanduser()
     other = _read(path, option)
@@ -107,65 +104,66 @@ def read_matching(path: str | Path, classes: Sequence[str], reference: str, opti
             missing
         )
         raise ValueError(
-            f"the classes of {path} are not those of {reference}: {'; '.join(parts)}. Rename or add the folders (an "
-            f"empty one says that a class has no image there)"
+            f"expected {path} to have the classes of {reference}: {'; '.join(parts)}. Rename or add the folders; an "
+            f"empty folder stands for a class without images"
         )
     number = {name: index for index, name in enumerate(classes)}
     renumbered = np.array([number[name] for name in other.classes], dtype=np.int64)
-    return LabelledImages(other.source, renumbered[other.labels], tuple(classes))
+    return LabeledImages(other.source, renumbered[other.labels], tuple(classes))
 
 
 def read_splits(
     data: str | Path, val_data: str | Path | None = None, option: str = "--data"
-) -> tuple[LabelledImages, LabelledImages | None]:
-    """What to train on, and what to validate with, if there is any.
+) -> tuple[LabeledImages, LabeledImages | None]:
+    """Read images to train on, and images to validate with if there are any.
 
     Args:
         data: class folders, a CSV file, or a folder with `train` and perhaps `val` in it.
         val_data: class folders or a CSV file; `val` beside `train` if not given.
-        option: that named `data`, for messages.
+        option: the command-line option that named `data`, for messages.
 
     Raises:
-        ValueError: as for :func:`read_labelled` and :func:`read_matching`.
+        ValueError: as for :func:`read_labeled` and :func:`read_matching`.
     """
     root = Path(data).expanduser()
     if (root / "train").is_dir():
         others = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
         if strange := [name for name in others if name not in SPLITS]:
             raise ValueError(
-                f"{root} has the folder train, but also {_named(strange)}: are these splits or classes? Name the "
-                f"folder whose folders are the classes"
+                f"expected only the folders {', '.join(SPLITS)} in {root}, got also {_named(strange)}; name the folder "
+                f"whose folders are the classes"
             )
         if val_data is None and (root / "val").is_dir():
             val_data = root / "val"
         root = root / "train"
-    train = read_labelled(root, option)
+    train = read_labeled(root, option)
     if len(train.classes) < 2:
-        raise ValueError(f"{root} has a single class, {train.classes[0]}; there is nothing to tell apart: add others")
+        raise ValueError(f"expected at least two classes in {root}, got {train.classes[0]} alone")
     return train, None if val_data is None else read_matching(val_data, train.classes, str(root), "--val-data")
 
 
-def label_share(labelled: LabelledImages, share: float, seed: int) -> LabelledImages:
-    """A share of the images, the same share of each class, at least one image of each; larger shares have the images of
-    smaller ones.
+def label_share(labeled: LabeledImages, share: float, seed: int) -> LabeledImages:
+    """Return a share of the images of each class, at least one image; larger shares contain smaller ones.
 
     Raises:
         ValueError: if the share is not above 0 and at most 1.
     """
     if not 0 < share <= 1:
         raise ValueError(f"--label-share {share:g} must be above 0 and at most 1")
-    parts = [order[: max(1, round(share * len(order)))] for order in _shuffled_classes(labelled, seed, SHARE)]
-    return labelled.subset(np.sort(np.concatenate(parts)))
+    parts = [
+        order[: max(1, round(share * len(order)))] for order in _shuffled_classes(labeled, seed, Stream.LABEL_SHARE)
+    ]
+    return labeled.subset(np.sort(np.concatenate(parts)))
 
 
-def fold(labelled: LabelledImages, folds: int, index: int, seed: int) -> tuple[LabelledImages, LabelledImages]:
-    """Cross-validation: what to train on and what is held out in one of several folds.
+def fold(labeled: LabeledImages, folds: int, index: int, seed: int) -> tuple[LabeledImages, LabeledImages]:
+    """Return the images to train on and those held out in one fold of a cross-validation.
 
-    The images of each class are dealt out to the folds in turn, so each fold has its share of each class that has
-    enough. The only image of a class is trained on in every fold.
+    The images of each class are dealt to the folds in turn, so each fold has its share of each class with enough
+    images. The only image of a class is trained on in every fold.
 
     Raises:
-        ValueError: if there are fewer than two folds, no such fold, or nothing in it.
+        ValueError: if there are fewer than two folds, no such fold, or no image in it.
     """
     if folds < 2:
         raise ValueError(f"--folds {folds} must be at least 2, or 0 for no cross-validation")
@@ -173,7 +171,7 @@ def fold(labelled: LabelledImages, folds: int, index: int, seed: int) -> tuple[L
         raise ValueError(f"--fold {index} must be 0 to {folds - 1}")
     held: list[np.ndarray] = []
     dealt = 0
-    for order in _shuffled_classes(labelled, seed, FOLDS):
+    for order in _shuffled_classes(labeled, seed, Stream.FOLDS):
         if len(order) > 1:
             held.append(order[(index - dealt) % folds :: folds])
             dealt += len(order)  # small classes begin where the last one ended, and folds stay of equal size
@@ -181,29 +179,29 @@ def fold(labelled: LabelledImages, folds: int, index: int, seed: int) -> tuple[L
     if not held:
         raise ValueError("every class has a single image, so none can be held out; name others with --val-data")
     if not len(out):
-        raise ValueError(f"{len(labelled)} images do not fill {folds} folds; use fewer --folds")
-    return labelled.subset(np.setdiff1d(np.arange(len(labelled)), out)), labelled.subset(out)
+        raise ValueError(f"{len(labeled)} images do not fill {folds} folds; use fewer --folds")
+    return labeled.subset(np.setdiff1d(np.arange(len(labeled)), out)), labeled.subset(out)
 
 
-def _shuffled_classes(labelled: LabelledImages, seed: int, key: int) -> list[np.ndarray]:
-    """The numbers of each class's images, shuffled; a class's order depends on its own images alone."""
+def _shuffled_classes(labeled: LabeledImages, seed: int, stream: Stream) -> list[np.ndarray]:
+    """Return the shuffled indices of each class's images; the order of a class depends on its own images alone."""
     orders = []
-    for number in range(len(labelled.classes)):
-        own = np.flatnonzero(labelled.labels == number)
-        orders.append(own[torch.randperm(len(own), generator=keyed_generator(seed, key, number)).numpy()])
+    for number in range(len(labeled.classes)):
+        own = np.flatnonzero(labeled.labels == number)
+        orders.append(own[torch.randperm(len(own), generator=keyed_generator(seed, stream, number)).numpy()])
     return orders
 
 
-def _read(path: Path, option: str) -> LabelledImages:
+def _read(path: Path, option: str) -> LabeledImages:
     table = path.suffix.lower() == ".csv"
     if not (path.is_file() if table else path.is_dir()):
         if path.is_file():
-            raise ValueError(f"{path} is a file, but no .csv; {option} takes a folder of class folders, or a CSV file")
+            raise ValueError(f"expected a folder of class folders or a CSV file, got {path}; see {option}")
         raise ValueError(f"there is no {'file' if table else 'folder'} {path}; see {option}")
     return _read_table(path) if table else _read_folders(path)
 
 
-def _read_folders(root: Path) -> LabelledImages:
+def _read_folders(root: Path) -> LabeledImages:
     files = find_images(root)
     names = [files.name(index) for index in range(len(files))]
     loose = [name for name in names if "/" not in name]
@@ -213,10 +211,10 @@ def _read_folders(root: Path) -> LabelledImages:
     if loose:
         raise ValueError(f"{len(loose)} images of {root} lie outside its class folders: {_named(loose)}")
     number = {name: index for index, name in enumerate(classes)}
-    return LabelledImages(files, np.array([number[name.split("/")[0]] for name in names], dtype=np.int64), classes)
+    return LabeledImages(files, np.array([number[name.split("/")[0]] for name in names], dtype=np.int64), classes)
 
 
-def _read_table(path: Path) -> LabelledImages:
+def _read_table(path: Path) -> LabeledImages:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [(number, row) for number, row in enumerate(csv.reader(file), start=1) if row]
@@ -227,17 +225,17 @@ def _read_table(path: Path) -> LabelledImages:
         if first[1] in ("label", "class"):
             rows = rows[1:]
     if not rows:
-        raise ValueError(f"{path} lists no images; wanted are rows `path,class`")
+        raise ValueError(f"{path} lists no images; expected rows `path,class`")
     wrong = next(((number, row) for number, row in rows if len(row) != 2 or not row[1].strip()), None)
     if wrong is not None:
-        raise ValueError(f"{path}, line {wrong[0]}: wanted is `path,class`, not {','.join(wrong[1])!r}")
+        raise ValueError(f"{path}, line {wrong[0]}: expected `path,class`, got {','.join(wrong[1])!r}")
     names = [row[0] for _, row in rows]
     missing = [name for name in names if not (path.parent / name).is_file()]
     if missing:
-        heading = "; the first row is taken for a heading if it is `path,class` or `path,label`"
+        header = "; the first row is taken as a header if it is `path,class` or `path,label`"
         raise ValueError(
             f"{len(missing)} of the {len(names)} images of {path} do not exist: {_named(missing)}. Paths are relative "
-            f"to {path.parent}{heading * (missing[0] == names[0])}"
+            f"to {path.parent}{header * (missing[0] == names[0])}"
         )
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1}) if len(names) < 10_000 else []
@@ -245,7 +243,7 @@ def _read_table(path: Path) -> LabelledImages:
     given = [row[1].strip() for _, row in rows]
     classes = tuple(sorted(set(given)))
     number = {name: index for index, name in enumerate(classes)}
-    return LabelledImages(Files(path.parent, names), np.array([number[name] for name in given], np.int64), classes)
+    return LabeledImages(Files(path.parent, names), np.array([number[name] for name in given], np.int64), classes)
 
 
 def _named(names: Sequence[str]) -> str:
@@ -253,14 +251,14 @@ def _named(names: Sequence[str]) -> str:
 
 
 class Splits(NamedTuple):
-    """Labelled images by what they are for."""
+    """Labeled images by what they are for."""
 
-    train: LabelledImages
-    val: LabelledImages | None
-    test: list[LabelledImages]
+    train: LabeledImages
+    val: LabeledImages | None
+    test: list[LabeledImages]
 
 
-def labelled_splits(data: str | Path, val_data: str | Path | None, test_data: Sequence[str | Path]) -> Splits:
+def labeled_splits(data: str | Path, val_data: str | Path | None, test_data: Sequence[str | Path]) -> Splits:
     """Training, validation and test images; `val` and `test` beside `train` in `data` where none are named.
 
     Raises:

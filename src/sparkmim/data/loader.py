@@ -1,5 +1,7 @@
-"""Batches of masked views. Which images a step sees, how they are cut and what is hidden depends on the seed, the epoch
-and the image alone: not on workers, processes or what went before.
+"""Batches of masked views.
+
+The images of a step, their crops and their masks depend on the seed, the epoch and the image alone, and not on workers,
+processes or earlier steps.
 """
 
 from __future__ import annotations
@@ -12,25 +14,25 @@ from typing import NamedTuple, TypeVar
 import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..models.masking import random_visible
 from .decoding.encoded import UnreadableImage
 from .normalize import join
-from .sampler import VIEW, Key, Positions
-from .seeding import keyed_generator
+from .sampler import InOrder, Key, Positions
+from .seeding import Stream, keyed_generator
 from .sources.base import ImageSource
 from .views import View
 
 MAX_REPLACEMENTS = 100
-"""Unreadable images in a row, drawn at random, after which a source is given up."""
+"""Unreadable images in a row, drawn at random, after which reading fails."""
 
 
 T = TypeVar("T")
 
 
 GRACE = 60
-"""Seconds for which a process that reads images outlives SIGTERM."""
+"""Seconds that a worker process stays alive after SIGTERM."""
 
 
 class Batch(NamedTuple):
@@ -38,10 +40,10 @@ class Batch(NamedTuple):
 
     Attributes:
         images: `(B, C, H, W)`, uint8, or float32 where images have more than 8 bits; see
-            :class:`~sparkmim.data.normalize.Normalise`.
+            :class:`~sparkmim.data.normalize.Normalize`.
         visible: `(B, *grid)`, True = visible.
-        indices: the images' numbers in their source, those that took the place of broken ones included.
-        broken: number and error of each image that could not be read.
+        indices: index of each image in the source; for an unreadable image, that of its replacement.
+        broken: index and error of each image that could not be read.
     """
 
     images: Shaped[Tensor, "batch channel height width"]
@@ -51,7 +53,7 @@ class Batch(NamedTuple):
 
 
 class MaskedViews(Dataset[Batch]):
-    """A source's images as batches of one masked view, looked up by epoch and index."""
+    """Batches of one masked view each, looked up by epoch and index of the image."""
 
     def __init__(
         self, source: ImageSource, view: View, channels: int, grid: Sequence[int], mask_ratio: float, seed: int
@@ -66,8 +68,8 @@ class MaskedViews(Dataset[Batch]):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Batch]:
-        """What the loader asks for. The small work of all images is done before the large, which the cache forgets."""
-        generators = [keyed_generator(self.seed, VIEW, *key) for key in keys]
+        """Return batches of one view. Masks are drawn first: decoding evicts small work from the CPU's cache."""
+        generators = [keyed_generator(self.seed, Stream.VIEW, *key) for key in keys]
         masks = [random_visible(1, self.grid, self.mask_ratio, generator) for generator in generators]
         batches = []
         for (_, index), generator, visible in zip(keys, generators, masks, strict=True):
@@ -79,10 +81,13 @@ class MaskedViews(Dataset[Batch]):
 def random_view(
     source: ImageSource, view: View, channels: int, index: int, generator: torch.Generator
 ) -> tuple[Tensor, int, list[tuple[int, str]]]:
-    """A view `(C, H, W)` of an image, or of another one where it cannot be read.
+    """Return a view `(C, H, W)` of an image, or of a random other one if it cannot be read.
 
     Returns:
-        The view, the number of the image that it shows, and number and error of each that could not be read.
+        The view, the index of the image that it shows, and index and error of each that could not be read.
+
+    Raises:
+        UnreadableImage: if a hundred in a row cannot be read.
     """
     broken: list[tuple[int, str]] = []
     while True:
@@ -92,19 +97,19 @@ def random_view(
             broken.append((index, str(error)))
             if len(broken) > MAX_REPLACEMENTS:
                 raise
-            # Another image takes its place, the same one whenever this view is asked for again.
+            # The replacement is the same whenever this view is asked for again.
             index = int(torch.randint(len(source), (), generator=generator))
 
 
 class Loader(DataLoader[T]):
-    """torch's, without its warning, of two long lines, of more workers than cores, which the user asked for."""
+    """torch's DataLoader without its warning about more workers than cores, a number that the user chose."""
 
     def check_worker_number_rationality(self) -> None:
-        """They are many where reading waits for a disk or a network."""
+        """Accept any number: many workers help where reading waits for a disk or a network."""
 
 
 class PlainViews(Dataset["PlainBatch"]):
-    """A source's images as batches of one unmasked view; empty batches where an image cannot be read."""
+    """Batches of one unmasked view each, empty where an image cannot be read."""
 
     def __init__(self, source: ImageSource, view: View, channels: int) -> None:
         self.source, self.view, self.channels = source, view, channels
@@ -121,8 +126,12 @@ class PlainViews(Dataset["PlainBatch"]):
 
 
 class PlainBatch(NamedTuple):
-    """Views `(1, C, H, W)` of those images that could be read, their numbers, and number and error of the others; for
-    :func:`~sparkmim.data.normalize.join` and :class:`~sparkmim.data.normalize.Normalise`.
+    """Unmasked views, for :func:`~sparkmim.data.normalize.join` and :class:`~sparkmim.data.normalize.Normalize`.
+
+    Attributes:
+        images: `(1, C, H, W)` for each image that could be read.
+        indices: their indices in the source.
+        broken: index and error of each image that could not be read.
     """
 
     images: list[Tensor]
@@ -131,36 +140,36 @@ class PlainBatch(NamedTuple):
 
 
 def plain_batches(views: PlainViews, batch_size: int, workers: int) -> DataLoader[PlainBatch]:
-    """Every image once, in order."""
+    """Load every image once, in order."""
     return Loader(
         views,
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=_collate_plain,
-        worker_init_fn=_leave_interrupts_to_the_trainer,
+        worker_init_fn=_ignore_interrupts,
     )
 
 
 def training_batches(
     views: MaskedViews, positions: Positions, workers: int, *, pin_memory: bool = False
 ) -> DataLoader[Batch]:
-    """The batches of one process, see :class:`Positions`."""
+    """Load the batches of one process, see :class:`Positions`."""
     return load(views, positions, workers, _collate, pin_memory=pin_memory)
 
 
 def evaluation_batches(
     views: MaskedViews, batch_size: int, workers: int, *, process: int = 0, processes: int = 1, pin_memory: bool = False
 ) -> DataLoader[Batch]:
-    """Every image once, the same mask each time; each process takes every so manieth batch."""
-    keys = [(0, index) for index in range(len(views))]
-    batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
-    return load(views, batches[process::processes], workers, _collate, pin_memory=pin_memory)
+    """Load every image once, with the same mask each time; batches are dealt to the processes in turn."""
+    order = InOrder(len(views), batch_size, process=process, processes=processes)
+    return load(views, order, workers, _collate, pin_memory=pin_memory)
 
 
 @contextmanager
 def read(batches: DataLoader[T]) -> Iterator[Iterator[T]]:
-    """Iterate over batches. The processes that read them end with the block, also where it raises: the traceback would
-    keep them, and torch, when it is collected, waits for them in vain.
+    """Iterate over batches, and end the worker processes with the block.
+
+    If it raises, the traceback would keep them alive, and torch would wait for them in vain when it is collected.
     """
     iterator = iter(batches)
     try:
@@ -171,20 +180,20 @@ def read(batches: DataLoader[T]) -> Iterator[Iterator[T]]:
 
 def load(
     views: Dataset[T],
-    batches: Positions | list[list[Key]],
+    batches: Sampler[list[Key]] | list[list[Key]],
     workers: int,
     collate: Callable[[list[T]], T],
     *,
     pin_memory: bool = False,
 ) -> DataLoader[T]:
-    """Batches of views, looked up by epoch and index, in an order that is given."""
+    """Load batches of views, looked up by epoch and index, in a given order."""
     return Loader(
         views,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_interrupts_to_the_trainer,
+        worker_init_fn=_ignore_interrupts,
     )
 
 
@@ -205,9 +214,9 @@ def _collate_plain(parts: list[PlainBatch]) -> PlainBatch:
     )
 
 
-def _leave_interrupts_to_the_trainer(_: int) -> None:
-    # Ctrl-C and closing reach all processes of a terminal, and SIGTERM often all of a job. The trainer, which saves
-    # then, still needs the batches of the step it is in; whoever wants this process gone has to wait a little.
+def _ignore_interrupts(_: int) -> None:
+    # Ctrl-C and hang-up reach all processes of a terminal, and SIGTERM often all of a job. The trainer saves then, and
+    # still needs the batches of the step it is in, so the workers outlive it for a while.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

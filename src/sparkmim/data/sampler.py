@@ -1,17 +1,14 @@
-"""Which images each step shows: deterministic from the seed, resumable from any step."""
+"""The images of each step: deterministic from the seed, resumable from any step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from .seeding import keyed_generator
-
-ORDER, VIEW = 2, 3
-"""Keys of the randomness of an epoch's order and of an image's view and mask."""
-
+from .seeding import Stream, keyed_generator
 
 Key = tuple[int, int]
 """Epoch and index of an image."""
@@ -20,10 +17,10 @@ Key = tuple[int, int]
 class Positions(Sampler[list[Key]]):
     """The micro-batches of one process, from a given step on.
 
-    Epochs follow each other without a gap: the images of step `s` are those at positions `s * batch_size` to
-    `(s + 1) * batch_size` of the endless sequence of shuffled epochs, so every epoch shows every image once. A step's
-    images are dealt out in `accumulate * processes` micro-batches of which process `p` takes number `p`,
-    `p + processes`, ...: N processes see what one process sees that accumulates N micro-batches.
+    Epochs follow each other without a gap: step `s` has the images at positions `s * batch_size` to
+    `(s + 1) * batch_size` of the endless sequence of shuffled epochs, so every epoch shows every image once. A step is
+    divided into `accumulate * processes` micro-batches, and process `p` takes numbers `p`, `p + processes`, ...: N
+    processes see what one process sees that accumulates N micro-batches.
 
     With `repeats`, that many views of each image follow each other (repeated augmentation, Hoffer et al. 2020), and an
     epoch shows a part of the images.
@@ -56,7 +53,7 @@ class Positions(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         micro = self.batch_size // (self.accumulate * self.processes)
-        orders: dict[int, list[int]] = {}
+        orders: dict[int, np.ndarray] = {}
         for step in range(self.start, self.steps):
             for turn in range(self.accumulate):
                 first = step * self.batch_size + (turn * self.processes + self.process) * micro
@@ -66,9 +63,31 @@ class Positions(Sampler[list[Key]]):
                     epoch, place = divmod(turn_of_image, self.images)
                     if epoch not in orders:
                         orders = {e: order for e, order in orders.items() if e == epoch - 1}
-                        orders[epoch] = self._order(epoch)
-                    keys.append((epoch * self.repeats + repeat, orders[epoch][place]))
+                        orders[epoch] = epoch_order(self.images, self.seed, epoch)
+                    keys.append((epoch * self.repeats + repeat, int(orders[epoch][place])))
                 yield keys
 
-    def _order(self, epoch: int) -> list[int]:
-        return torch.randperm(self.images, generator=keyed_generator(self.seed, ORDER, epoch)).tolist()
+
+class InOrder(Sampler[list[Key]]):
+    """Batches of every image once, in order, of which each process takes its share in turn; the epoch is 0."""
+
+    def __init__(self, images: int, batch_size: int, *, process: int = 0, processes: int = 1) -> None:
+        self.images, self.batch_size = images, batch_size
+        self.starts = range(process * batch_size, images, processes * batch_size)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for start in self.starts:
+            yield [(0, index) for index in range(start, min(start + self.batch_size, self.images))]
+
+
+def epoch_order(images: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the image shown at each place of an epoch, a permutation in 4 bytes an image (8 beyond 2^31 images).
+
+    It is read by place alone. A permutation that is computed place by place may take its turn here for sets that are
+    larger than memory, under a version recorded in the run's configuration: existing runs keep this one.
+    """
+    dtype = torch.int32 if images < 2**31 else torch.int64  # the same numbers
+    return torch.randperm(images, generator=keyed_generator(seed, Stream.ORDER, epoch), dtype=dtype).numpy()

@@ -13,13 +13,13 @@ from .decoding.encoded import UnreadableImage
 from .sources.base import ImageSource
 
 PROBED = 8
-"""Images tried before a source is said to be unreadable."""
+"""Images tried before a source is reported as unreadable."""
 
 
 class ChannelStatistics(NamedTuple):
-    """Mean and standard deviation of each channel, images of 8 or 16 bits being 0 to 1, and how many images were read.
+    """Mean and standard deviation of each channel, with images of 8 or 16 bits scaled to 0 to 1, and the images read.
 
-    The deviation of a channel that is constant is given as 1.
+    The standard deviation of a constant channel is given as 1.
     """
 
     mean: tuple[float, ...]
@@ -28,16 +28,16 @@ class ChannelStatistics(NamedTuple):
 
 
 def spread(source: ImageSource, limit: int) -> list[int]:
-    """Numbers of up to `limit` images, spread evenly over a source."""
+    """Return the indices of up to `limit` images, spread evenly over a source."""
     count = min(limit, len(source))
     return [index * len(source) // count for index in range(count)]
 
 
 def first_readable(source: ImageSource, channels: int) -> Tensor:
-    """An image of a source.
+    """Decode the first image that can be read, of a few spread over a source.
 
     Raises:
-        ValueError: if none of a few can be read, with the reason.
+        ValueError: if none can be read, with the reason.
     """
     errors = []
     for index in spread(source, PROBED):
@@ -49,7 +49,7 @@ def first_readable(source: ImageSource, channels: int) -> Tensor:
 
 
 def channel_statistics(source: ImageSource, channels: int, limit: int = 256) -> ChannelStatistics:
-    """Measure up to `limit` images, spread evenly over a source; every pixel counts alike.
+    """Measure up to `limit` images, spread evenly over a source; every pixel has the same weight.
 
     Raises:
         ValueError: if no image can be read.

@@ -1,6 +1,6 @@
-"""What is trained on: random views of images, and the fixed view that is evaluated.
+"""Random views of images for training, and the fixed view for evaluation.
 
-A view decides where to look from an image's size alone, so that the file may be decoded at a fraction of it.
+A view places its window by the image's size alone, so that the file may be decoded at a fraction of that size.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from .config import ViewConfig
 from .sources.base import ImageSource
 
 ASPECT = (3 / 4, 4 / 3)
-"""Width by height of a random crop, at least and at most, relative to the view's: how far it may be stretched."""
+"""Least and greatest aspect ratio (width / height) of a random crop, relative to the view's."""
 
 ATTEMPTS = 10
-"""Random crops that may fall outside of an image before its middle is taken."""
+"""Random crops that may exceed the image before its center is taken."""
 
 REDUCED_MARGIN = 1.5
-"""How many times a view's size the reduced crop must have along each axis: so many that it hardly shows (photographs
-differ by 1 of 255 or less on average)."""
+"""Least size of a reduced crop, relative to the view, along each axis. Views of photographs then differ from those of
+the whole image by 1 of 255 or less on average."""
 
 
 class Window(NamedTuple):
-    """Where a view looks.
+    """The place of a view in an image.
 
     Attributes:
         whole: height and width of the image.
-        top, left, height, width: of the crop, in pixels of the whole image. It may reach beyond the image, whose edges
+        top, left, height, width: the crop, in pixels of the whole image. It may extend beyond the image, whose edges
             are then repeated.
-        size: height and width that the crop is brought to (bicubic, antialiased); the view is the middle of that.
+        size: height and width to which the crop is resized (bicubic, antialiased); the view is the center of that.
         reduction: 1, 2, 4 or 8, by which the image may be reduced beforehand. The crop's edges are multiples of it, or
             those of the image.
-        flip: left to right.
+        flip: whether to flip left to right.
     """
 
     whole: tuple[int, int]
@@ -54,24 +54,24 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class View(ABC):
-    """A way to look at images.
+    """A rule that places and cuts views.
 
     Attributes:
-        config: size of views, and how they are cut.
+        config: size of views, and how they are cropped.
     """
 
     config: ViewConfig
 
     @abstractmethod
     def place(self, height: int, width: int, generator: torch.Generator | None) -> Window:
-        """Where to look in an image of a size."""
+        """Return the window of a view in an image of the given size."""
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The view `(C, *image_size)` of a whole image `(C, H, W)`, in its dtype."""
+        """Cut the view `(C, *image_size)` out of a whole image `(C, H, W)`, in its dtype."""
         return self.cut(image, self.place(image.shape[1], image.shape[2], generator))
 
     def look(self, source: ImageSource, index: int, channels: int, generator: torch.Generator | None = None) -> Tensor:
-        """The view of an image of a source, which is decoded at no more than the size that it needs.
+        """Read the view of an image of a source, decoded at no larger a size than the view needs.
 
         Returns:
             `(C, *image_size)`: uint8, or float32 where images have more than 8 bits.
@@ -87,7 +87,7 @@ class View(ABC):
         return self.cut(image.decode(channels, window.reduction), window)
 
     def cut(self, image: Tensor, window: Window) -> Tensor:
-        """What a window shows of an image, which may be whole or reduced by what the window allows."""
+        """Cut a window out of an image that is whole, or reduced as the window allows."""
         by = 1 if image.shape[1:] == window.whole else window.reduction
         top, bottom = window.top // by, -(-(window.top + window.height) // by)
         left, right = window.left // by, -(-(window.left + window.width) // by)
@@ -99,35 +99,35 @@ class View(ABC):
             image = image[:, rows][:, :, columns]
         size = window.size
         if image.shape[1:] != size:
-            # Of bytes, torch computes this in bytes, and fastest where channels are the last axis in memory.
+            # torch interpolates uint8 in uint8, and fastest where channels are the last axis in memory.
             image = F.interpolate(image.unsqueeze(0), size=size, mode="bicubic", antialias=True).squeeze(0)
         wanted_height, wanted_width = self.config.image_size
-        top, left = middle(size[0], wanted_height), middle(size[1], wanted_width)
+        top, left = center_start(size[0], wanted_height), center_start(size[1], wanted_width)
         image = image[:, top : top + wanted_height, left : left + wanted_width]
         return image.flip(2) if window.flip else image
 
 
 class TrainingView(View):
-    """The paper's augmentation: a random resized crop (bicubic) and a flip; or a random crop as it is, and a flip.
+    """The paper's augmentation: a random resized crop (bicubic) and a flip; or a native random crop and a flip.
 
     Source: the official `pretrain/utils/imagenet.py`, `build_dataset_to_pretrain`.
     """
 
     def place(self, height: int, width: int, generator: torch.Generator | None) -> Window:
-        """At random."""
+        """Return a random window."""
         flip, *numbers = torch.rand(1 + 4 * ATTEMPTS, generator=generator, dtype=torch.float64).tolist()
         window = (self._native if self.config.crop == "native" else self._resized)(height, width, numbers)
         return window._replace(flip=self.config.flip and flip < 0.5)
 
     def _native(self, height: int, width: int, numbers: Sequence[float]) -> Window:
-        """A piece of the image, or an image smaller than that somewhere in the view."""
+        """Return a random crop of the view's size; a smaller image lies at a random place in the view."""
         wanted_height, wanted_width = self.config.image_size
-        top = _among(min(0, height - wanted_height), max(0, height - wanted_height), numbers[0])
-        left = _among(min(0, width - wanted_width), max(0, width - wanted_width), numbers[1])
+        top = _between(min(0, height - wanted_height), max(0, height - wanted_height), numbers[0])
+        left = _between(min(0, width - wanted_width), max(0, width - wanted_width), numbers[1])
         return Window((height, width), top, left, wanted_height, wanted_width, (wanted_height, wanted_width))
 
     def _resized(self, height: int, width: int, numbers: Sequence[float]) -> Window:
-        """A crop of random area and aspect, as torchvision's RandomResizedCrop chooses it for views that are square."""
+        """Return a crop of random area and aspect ratio; for square views it is torchvision's RandomResizedCrop."""
         size = (self.config.image_size[0], self.config.image_size[1])
         narrowest, widest = (aspect * (size[1] / size[0]) for aspect in ASPECT)
         smallest, largest = self.config.crop_scale
@@ -137,48 +137,48 @@ class TrainingView(View):
             aspect = narrowest * (widest / narrowest) ** shape
             crop_height, crop_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
             if 0 < crop_height <= height and 0 < crop_width <= width:
-                top, left = _among(0, height - crop_height, down), _among(0, width - crop_width, across)
-                return reduced(Window((height, width), top, left, crop_height, crop_width, size))
+                top, left = _between(0, height - crop_height, down), _between(0, width - crop_width, across)
+                return with_reduction(Window((height, width), top, left, crop_height, crop_width, size))
         crop_height = min(height, max(1, round(width / narrowest)))
         crop_width = min(width, max(1, round(height * widest)))
         top, left = (height - crop_height) // 2, (width - crop_width) // 2
-        return reduced(Window((height, width), top, left, crop_height, crop_width, size))
+        return with_reduction(Window((height, width), top, left, crop_height, crop_width, size))
 
 
 class EvaluationView(View):
-    """The middle of the image: resized (bicubic) until it just covers the view's size, then cut.
+    """The center of the image, resized (bicubic) until it just covers the view.
 
-    With native crops it is not resized, and widened by its edges where it is too small.
+    With native crops the image is not resized, and one that is too small is padded with its edges.
     """
 
     def place(self, height: int, width: int, generator: torch.Generator | None = None) -> Window:
-        """Always the same."""
+        """Return the central window."""
         wanted_height, wanted_width = self.config.image_size
         if self.config.crop == "native":
-            top, left = middle(height, wanted_height), middle(width, wanted_width)
+            top, left = center_start(height, wanted_height), center_start(width, wanted_width)
             return Window((height, width), top, left, wanted_height, wanted_width, (wanted_height, wanted_width))
         scale = max(wanted_height / height, wanted_width / width)
         size = max(wanted_height, round(height * scale)), max(wanted_width, round(width * scale))
-        return reduced(Window((height, width), 0, 0, height, width, size))
+        return with_reduction(Window((height, width), 0, 0, height, width, size))
 
 
 def training_view(config: ViewConfig) -> View:
-    """See :class:`TrainingView`."""
+    """Return a :class:`TrainingView`."""
     return TrainingView(config)
 
 
 def evaluation_view(config: ViewConfig) -> View:
-    """See :class:`EvaluationView`."""
+    """Return an :class:`EvaluationView`."""
     return EvaluationView(config)
 
 
-def middle(length: int, wanted: int) -> int:
-    """Where a piece of a length begins that lies in the middle; negative if it is longer."""
+def center_start(length: int, wanted: int) -> int:
+    """Return the start of a centered piece of a length; negative if the piece is longer."""
     return round((length - wanted) / 2)
 
 
-def reduced(window: Window) -> Window:
-    """A window with the greatest reduction that leaves the crop larger than the view by the margin.
+def with_reduction(window: Window) -> Window:
+    """Return a window with the greatest reduction that leaves the crop larger than the view by the margin.
 
     The crop's edges move to the nearest pixels of the reduced image, by less than a pixel of the view.
     """
@@ -190,6 +190,6 @@ def reduced(window: Window) -> Window:
     return window._replace(top=top, left=left, height=bottom - top, width=right - left, reduction=by)
 
 
-def _among(low: int, high: int, number: float) -> int:
-    """The whole number, from `low` to `high` inclusive, at a place between them from 0 to below 1."""
-    return low + int(number * (high - low + 1))
+def _between(low: int, high: int, fraction: float) -> int:
+    """Return the integer from `low` to `high` inclusive at a fraction between them, from 0 to below 1."""
+    return low + int(fraction * (high - low + 1))

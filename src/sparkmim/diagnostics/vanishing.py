@@ -12,7 +12,7 @@ from PIL import Image
 from ..checkpoints.encoder import load_trained_encoder
 from ..data.decoding.encoded import UnreadableImage
 from ..data.decoding.images import read_image
-from ..data.normalize import Normalise
+from ..data.normalize import Normalize
 from ..data.views import evaluation_view
 from ..models.masking import random_visible
 from ..reporting.vanishing.drawing import draw_vanishing
@@ -77,7 +77,7 @@ def vanishing_figure(
         pixels = read_image(image, backbone.in_chans)
     except UnreadableImage as error:
         raise ValueError(f"{image} cannot be read: {error}") from error
-    view = Normalise(network.data)(evaluation_view(replace(network.data, image_size=size))(pixels))
+    view = Normalize(network.data)(evaluation_view(replace(network.data, image_size=size))(pixels))
     grid = tuple(s // p for s, p in zip(size, patch, strict=True))
     visible = random_visible(1, grid, mask_ratio, torch.Generator().manual_seed(seed))[0]
     found = vanishing(backbone, view, visible)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from ..data.labels import LabelledImages
+from ..data.labels import LabeledImages
 from ..data.sources.base import Subset
 from ..models.spark import SparK
 from ..training.errors import RunStopped
@@ -16,7 +16,7 @@ from ..training.task import TrainingTask
 from ..utils.distributed import gather
 from ..utils.logging import log
 from .features import pooled_features
-from .frozen import LabelledFeatures
+from .frozen import LabeledFeatures
 from .knn import accuracy, best_neighbours, knn_predictions, leave_one_out
 
 
@@ -32,7 +32,7 @@ class KnnMonitor:
         val: images to classify; None for those of `train`, each by all others.
     """
 
-    def __init__(self, train: LabelledImages, val: LabelledImages | None) -> None:
+    def __init__(self, train: LabeledImages, val: LabeledImages | None) -> None:
         self.train, self.val = train, val
         self.skipped = 0
 
@@ -69,7 +69,7 @@ class KnnMonitor:
             score = accuracy(predicted, val.labels)
         return {"knn_top1": score.top1, "knn_mean_per_class": score.class_mean}
 
-    def _features(self, trainer: TrainingTask[Any], images: LabelledImages) -> LabelledFeatures:
+    def _features(self, trainer: TrainingTask[Any], images: LabeledImages) -> LabeledFeatures:
         """Return the features of the images that can be read, in order."""
         fabric: Fabric = trainer.fabric
         assert isinstance(trainer.model, SparK)
@@ -88,4 +88,4 @@ class KnnMonitor:
         indices = np.concatenate([part for part, _ in parts])
         order = np.argsort(indices)
         values = torch.cat([part for _, part in parts])[torch.from_numpy(order)]
-        return LabelledFeatures(values, torch.from_numpy(images.labels[indices[order]]))
+        return LabeledFeatures(values, torch.from_numpy(images.labels[indices[order]]))

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checkpoints.encoder import load_trained_encoder
 from ..data.config import ViewConfig
 from ..data.loader import PlainViews, plain_batches, read
-from ..data.normalize import Normalise, join
+from ..data.normalize import Normalize, join
 from ..data.sources.base import ImageSource
 from ..data.sources.builtin import builtin_photographs
 from ..data.sources.folder import find_images
@@ -170,7 +170,7 @@ def pooled_features(
     rows: list[Tensor] = []
     indices: list[int] = []
     broken: list[tuple[int, str]] = []
-    normalise = Normalise(data, device)
+    normalise = Normalize(data, device)
     views = PlainViews(source, evaluation_view(data), backbone.in_chans)
     with read(plain_batches(views, batch_size, workers)) as batches:
         for batch in batches:

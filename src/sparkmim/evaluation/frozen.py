@@ -12,13 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder
-from ..data.labels import LabelledImages
+from ..data.labels import LabeledImages
 from ..utils.devices import pick_device
 from .config import Device
 from .features import log_skipped, pooled_features
 
 
-class LabelledFeatures(NamedTuple):
+class LabeledFeatures(NamedTuple):
     """Features of images, and their class indices."""
 
     values: Float[Tensor, "image feature"]
@@ -81,7 +81,7 @@ class FrozenEncoder:
             **({"seed": seed} if str(encoder) == "none" else {}),
         }
 
-    def __call__(self, images: LabelledImages) -> LabelledFeatures:
+    def __call__(self, images: LabeledImages) -> LabeledFeatures:
         """Return the features of all readable images; log the others as skipped.
 
         Raises:
@@ -100,9 +100,9 @@ class FrozenEncoder:
         if not found.indices:
             raise ValueError(f"none of the {len(images)} images can be read")
         self.skipped += len(found.broken)
-        return LabelledFeatures(found.values, torch.from_numpy(images.labels[found.indices]))
+        return LabeledFeatures(found.values, torch.from_numpy(images.labels[found.indices]))
 
-    def joined(self, parts: Sequence[LabelledImages]) -> LabelledFeatures:
+    def joined(self, parts: Sequence[LabeledImages]) -> LabeledFeatures:
         """Return the features of several sets, concatenated."""
         features = [self(part) for part in parts]
-        return LabelledFeatures(torch.cat([f.values for f in features]), torch.cat([f.labels for f in features]))
+        return LabeledFeatures(torch.cat([f.values for f in features]), torch.cat([f.labels for f in features]))

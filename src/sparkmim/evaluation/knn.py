@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..data.labels import labelled_splits
+from ..data.labels import labeled_splits
 from .config import NEIGHBOURS, Device
 from .frozen import FrozenEncoder
 
@@ -118,7 +118,7 @@ def knn(
     """
     if not neighbours or min(neighbours) < 1:
         raise ValueError(f"--neighbours {' '.join(map(str, neighbours))} must be at least 1")
-    splits = labelled_splits(Path(data), None, tuple(map(Path, test_data)))
+    splits = labeled_splits(Path(data), None, tuple(map(Path, test_data)))
     frozen = FrozenEncoder(encoder, model, stage, image_size, batch_size, workers, device, seed)
     classes = splits.train.classes
     train = frozen(splits.train)

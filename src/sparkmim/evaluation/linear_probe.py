@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..data.labels import fold, labelled_splits
+from ..data.labels import fold, labeled_splits
 from .config import Device
-from .frozen import FrozenEncoder, LabelledFeatures
+from .frozen import FrozenEncoder, LabeledFeatures
 from .knn import Accuracy, accuracy
 
 PENALTIES = tuple(10.0**exponent for exponent in (1, 0.5, 0, -0.5, -1, -1.5, -2, -2.5, -3, -3.5, -4, -5, -6))
@@ -62,7 +62,7 @@ class LinearProbe(NamedTuple):
         """Return the logits."""
         return F.linear(self.standardisation(features), self.weight, self.bias)
 
-    def score(self, images: LabelledFeatures) -> Accuracy:
+    def score(self, images: LabeledFeatures) -> Accuracy:
         """Return the accuracy on labeled images."""
         return accuracy(self(images.values).argmax(1), images.labels)
 
@@ -152,7 +152,7 @@ def linear_probe(
     Raises:
         ValueError: for an invalid setting, or an encoder or labels that cannot be loaded.
     """
-    splits = labelled_splits(Path(data), None if val_data is None else Path(val_data), tuple(map(Path, test_data)))
+    splits = labeled_splits(Path(data), None if val_data is None else Path(val_data), tuple(map(Path, test_data)))
     rest, held = (splits.train, splits.val) if splits.val is not None else fold(splits.train, FOLDS, 0, seed)
     frozen = FrozenEncoder(encoder, model, stage, image_size, batch_size, workers, device, seed)
     classes = splits.train.classes
@@ -161,7 +161,7 @@ def linear_probe(
     scores = [(candidate, candidate.score(val)) for candidate in candidates]
     best, chosen_by = max(scores, key=lambda pair: pair[1].top1)
     if splits.val is None:
-        fitted = LabelledFeatures(torch.cat([fitted.values, val.values]), torch.cat([fitted.labels, val.labels]))
+        fitted = LabeledFeatures(torch.cat([fitted.values, val.values]), torch.cat([fitted.labels, val.labels]))
         path = PENALTIES[: PENALTIES.index(best.penalty) + 1]
         best = fit_probes(fitted.values, fitted.labels, classes=len(classes), penalties=path)[-1]
     test = frozen.joined(splits.test) if splits.test else None

@@ -76,7 +76,7 @@ def find_monitor(config: PretrainConfig) -> KnnMonitor | None:
     if where is None:
         raise ValueError("--monitor knn requires --monitor-data (class folders or a CSV file)")
     train, val = read_splits(where, option="--monitor-data")
-    for labelled in (train, val):
-        if labelled is not None:
-            first_readable(labelled.source, config.model.in_chans)
+    for labeled in (train, val):
+        if labeled is not None:
+            first_readable(labeled.source, config.model.in_chans)
     return KnnMonitor(train, val)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.loader import MaskedViews
-from ..data.normalize import Normalise, join
+from ..data.normalize import Normalize, join
 from ..data.sources.builtin import builtin_photographs
 from ..data.sources.folder import find_images
 from ..data.statistics import first_readable
@@ -76,7 +76,7 @@ def reconstruct(
     views = MaskedViews(source, evaluation_view(config.data), config.model.in_chans, grid, ratio, seed)
     count = min(count, len(source))
     batch = [views[0, index * len(source) // count] for index in range(count)]
-    images = Normalise(config.data)(join([view.images for view in batch]))
+    images = Normalize(config.data)(join([view.images for view in batch]))
     visible = torch.cat([view.visible for view in batch])
     reconstructions = trained.model.reconstruct(images, visible)
     picture = reconstruction_grid(images, visible, reconstructions, mean=config.data.mean, std=config.data.std)

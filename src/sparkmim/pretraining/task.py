@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from ..checkpoints.encoder import network_metadata, save_encoder
 from ..checkpoints.run_folder import RunFolder
 from ..data.loader import Batch, MaskedViews, training_batches
-from ..data.normalize import Normalise
+from ..data.normalize import Normalize
 from ..data.sampler import Positions
 from ..data.sources.base import ImageSource
 from ..data.views import evaluation_view, training_view
@@ -53,7 +53,7 @@ class PretrainingTask(TrainingTask[Batch]):
     ) -> None:
         super().__init__(config, model, source, run, fabric)
         self.settings, self.monitor = config, monitor
-        self.normalize = Normalise(config.data, fabric.device)
+        self.normalize = Normalize(config.data, fabric.device)
         self.views: MaskedViews = self._views(source, train=True)
         self.evaluated = self._views(held_out or source, train=False)
         self.pictures = config.run.pictures if model.objective.reconstructs else 0

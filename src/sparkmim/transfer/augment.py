@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from ..data.config import ViewConfig
-from ..data.normalize import Normalise
+from ..data.normalize import Normalize
 from ..data.views import View, training_view
 from .config import AugmentConfig
 
@@ -31,7 +31,7 @@ class AugmentedView:
         self.crop: View = training_view(data)
         self._policy = policies[augment.policy]
         self._erasing = [v2.RandomErasing(augment.erasing, value="random")] if augment.erasing else []
-        self._normalize = Normalise(data)
+        self._normalize = Normalize(data)
 
     def transform(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Return the crop `(C, H, W)` with its augmentations, normalized."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..data.config import ViewConfig
 from ..data.loader import PlainViews, plain_batches, read
-from ..data.normalize import Normalise, join
+from ..data.normalize import Normalize, join
 from ..data.sources.base import ImageSource
 from ..data.views import evaluation_view
 
@@ -58,7 +58,7 @@ def compute_outputs(
     rows: list[Tensor] = []
     indices: list[int] = []
     broken: list[tuple[int, str]] = []
-    normalize = Normalise(view, device)
+    normalize = Normalize(view, device)
     training = module.training
     module.eval()
     with read(plain_batches(PlainViews(source, evaluation_view(view), channels), batch_size, workers)) as batches:

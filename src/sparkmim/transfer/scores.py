@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..data.config import ViewConfig
-from ..data.labels import LabelledImages
+from ..data.labels import LabeledImages
 from ..data.normalize import unit_scale
 from ..data.views import evaluation_view
 from ..evaluation.knn import accuracy
@@ -44,12 +44,12 @@ class Score:
     confusion: list[list[int]]
 
     @classmethod
-    def of(cls, outputs: Outputs, labelled: LabelledImages, loss: str) -> Score:
+    def of(cls, outputs: Outputs, labeled: LabeledImages, loss: str) -> Score:
         """Compute the scores of at least one image; `loss` is that of the training."""
-        labels = torch.from_numpy(labelled.labels[outputs.indices])
+        labels = torch.from_numpy(labeled.labels[outputs.indices])
         predicted = outputs.values.argmax(1)
         right = accuracy(predicted, labels)
-        count = len(labelled.classes)
+        count = len(labeled.classes)
         confusion = torch.bincount(labels * count + predicted, minlength=count * count).view(count, count)
         return cls(
             images=len(labels),
@@ -62,28 +62,28 @@ class Score:
 
 
 def draw_mistakes(
-    outputs: Outputs, labelled: LabelledImages, view: ViewConfig, channels: int, folder: Path
+    outputs: Outputs, labeled: LabeledImages, view: ViewConfig, channels: int, folder: Path
 ) -> list[dict[str, Any]]:
     """Save pictures of the images that are taken for another class with the highest probability.
 
     Returns:
         For each its name, class, predicted class, the probability of that class, and the file of its picture.
     """
-    labels = labelled.labels[outputs.indices]
+    labels = labeled.labels[outputs.indices]
     certain, predicted = outputs.values.softmax(1).max(1)
     wrong = np.flatnonzero(predicted.numpy() != labels)
     worst = wrong[np.argsort(-certain.numpy()[wrong], kind="stable")][:MISTAKES]
     shown, found = evaluation_view(view), []
     for place, row in enumerate(worst.tolist()):
         index = outputs.indices[row]
-        image = unit_scale(shown.look(labelled.source, index, channels)).unsqueeze(0)
+        image = unit_scale(shown.look(labeled.source, index, channels)).unsqueeze(0)
         path = folder / f"{place:02}.png"
         save_png(tile(to_rgb(image, image)[0]), path)
         found.append(
             {
-                "image": labelled.source.name(index),
-                "class": labelled.classes[labels[row]],
-                "predicted": labelled.classes[int(predicted[row])],
+                "image": labeled.source.name(index),
+                "class": labeled.classes[labels[row]],
+                "predicted": labeled.classes[int(predicted[row])],
                 "probability": round(float(certain[row]), 4),
                 "picture": path.name,
             }

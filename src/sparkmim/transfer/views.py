@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 
 from ..data.config import ViewConfig
 from ..data.loader import random_view
-from ..data.normalize import Normalise
-from ..data.sampler import VIEW, Key
-from ..data.seeding import keyed_generator
+from ..data.normalize import Normalize
+from ..data.sampler import Key
+from ..data.seeding import Stream, keyed_generator
 from ..data.sources.base import ImageSource
 from ..data.views import View, training_view
 
@@ -53,7 +53,7 @@ class NormalizedView:
 
     def __init__(self, data: ViewConfig) -> None:
         self.crop: View = training_view(data)
-        self._normalize = Normalise(data)
+        self._normalize = Normalize(data)
 
     def transform(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Return the crop `(C, H, W)`, normalized."""
@@ -81,7 +81,7 @@ class TargetViews(Dataset[TargetBatch]):
 
     def __getitem__(self, key: Key) -> TargetBatch:
         epoch, index = key
-        generator = keyed_generator(self.seed, VIEW, epoch, index)
+        generator = keyed_generator(self.seed, Stream.VIEW, epoch, index)
         pixels, shown, broken = random_view(self.source, self.view.crop, self.channels, index, generator)
         image = self.view.transform(pixels, generator)
         return TargetBatch(image.unsqueeze(0), self.target(shown).unsqueeze(0), [shown], broken)

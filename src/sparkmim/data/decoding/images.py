@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +10,14 @@ from functools import cached_property
 from pathlib import Path, PurePath
 
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from .arrays import EXTENSIONS, decode_array
 from .encoded import EncodedImage, UnreadableImage
 from .high_bit_depth import decode_high_bit_depth
 from .jpeg import START, decode_jpeg, jpeg_size
-from .pillow import MODES, decode_with_pillow, jpeg_size_by_pillow
+from .pillow import MODES, decode_with_pillow, upright_size
 
 
 class EncodedFile(EncodedImage):
@@ -39,6 +41,7 @@ class EncodedFile(EncodedImage):
             name = content.name
         self._content = content
         self._extension = PurePath(name).suffix.lower()
+        self._opened: Image.Image | None = None
 
     def size(self, channels: int) -> tuple[int, int] | None:
         """Return height and width of JPEG files, the only ones that are decoded at a fraction of their size."""
@@ -47,7 +50,9 @@ class EncodedFile(EncodedImage):
                 return None
             if channels == 3 and self._jpeg_size is not None:
                 return self._jpeg_size
-            return jpeg_size_by_pillow(self._data)
+            with _ignore_size_warnings():
+                self._opened = Image.open(io.BytesIO(self._data))
+                return upright_size(self._opened) if isinstance(self._opened, JpegImageFile) else None
 
     def decode(self, channels: int, reduction: int = 1) -> Tensor:
         """Decode the file, see :meth:`EncodedImage.decode`."""
@@ -58,9 +63,14 @@ class EncodedFile(EncodedImage):
                 pixels = decode_jpeg(self._data, self._jpeg_size, reduction)
                 if pixels is not None:
                     return pixels
-            with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            with _ignore_size_warnings():
                 pixels = decode_high_bit_depth(self._data, channels)
-                return decode_with_pillow(self._data, channels, reduction) if pixels is None else pixels
+                if pixels is not None:
+                    return pixels
+                # A file that is open has its header parsed, and is decoded once.
+                opened, self._opened = self._opened or Image.open(io.BytesIO(self._data)), None
+                with opened as file:
+                    return decode_with_pillow(file, channels, reduction)
 
     def _is_array(self, channels: int) -> bool:
         if self._extension == ".npy" or (channels not in MODES and self._extension in EXTENSIONS):
@@ -89,6 +99,10 @@ class EncodedFile(EncodedImage):
     @cached_property
     def _jpeg_size(self) -> tuple[int, int] | None:
         return jpeg_size(self._data)
+
+
+def _ignore_size_warnings() -> warnings.catch_warnings[None]:
+    return warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
 
 
 def read_image(path: str | Path, channels: int = 3) -> Tensor:

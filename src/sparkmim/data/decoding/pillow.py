@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import warnings
-
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
@@ -19,31 +16,26 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's mode for each number of channels."""
 
 
-def decode_with_pillow(data: bytes, channels: int, reduction: int = 1) -> Tensor:
-    """Decode a file to an upright image `(channels, H, W)`.
+def decode_with_pillow(file: Image.Image, channels: int, reduction: int = 1) -> Tensor:
+    """Decode an opened file to an upright image `(channels, H, W)`.
 
     A JPEG file is decoded at a fraction of its size, from fewer coefficients of each block of 8 x 8 pixels.
 
     Returns:
         uint8, or float32 for images of more than 8 bits, with 65535 of 16 bits as 1.
     """
-    with Image.open(io.BytesIO(data)) as file:
-        if isinstance(file, JpegImageFile) and reduction > 1 and _may_reduce(file, reduction):
-            file.draft(None, (file.width // reduction, file.height // reduction))
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-            return _from_high_bit_depth(image, channels)
-        pixels = torch.from_numpy(np.array(_to_mode(image, MODES[channels])))
-        return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
+    if isinstance(file, JpegImageFile) and reduction > 1 and _may_reduce(file, reduction):
+        file.draft(None, (file.width // reduction, file.height // reduction))
+    image = ImageOps.exif_transpose(file)
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _from_high_bit_depth(image, channels)
+    pixels = torch.from_numpy(np.array(_to_mode(image, MODES[channels])))
+    return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
 
 
-def jpeg_size_by_pillow(data: bytes) -> tuple[int, int] | None:
-    """Return height and width of the upright image of a JPEG file; None for other files."""
-    with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
-        with Image.open(io.BytesIO(data)) as file:
-            if not isinstance(file, JpegImageFile):
-                return None
-            return file.size if _orientation(file) in TURNED else file.size[::-1]
+def upright_size(file: Image.Image) -> tuple[int, int]:
+    """Return height and width of an opened file's upright image."""
+    return file.size if _orientation(file) in TURNED else file.size[::-1]
 
 
 def _may_reduce(file: JpegImageFile, reduction: int) -> bool:
@@ -51,7 +43,7 @@ def _may_reduce(file: JpegImageFile, reduction: int) -> bool:
     return _orientation(file) == 1 or not any(side % reduction for side in file.size)
 
 
-def _orientation(file: JpegImageFile) -> int:
+def _orientation(file: Image.Image) -> int:
     return int(file.getexif().get(ExifTags.Base.Orientation, 1))
 
 

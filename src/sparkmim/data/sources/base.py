@@ -11,10 +11,7 @@ import numpy as np
 import torch
 
 from ..decoding.encoded import EncodedImage
-from ..seeding import keyed_generator
-
-HELD_OUT = 1
-"""Key of the randomness that chooses held-out images."""
+from ..seeding import Stream, keyed_generator
 
 
 class ImageSource(ABC):
@@ -91,7 +88,7 @@ def held_out(source: ImageSource, share: float, seed: int) -> tuple[ImageSource,
     count = max(1, round(share * len(source)))
     if not 0 < share < 1 or count >= len(source):
         raise ValueError(f"cannot hold out a share of {share} of {len(source)} images; see --val-share")
-    order = torch.randperm(len(source), generator=keyed_generator(seed, HELD_OUT)).numpy()
+    order = torch.randperm(len(source), generator=keyed_generator(seed, Stream.HELD_OUT)).numpy()
     return Subset(source, np.sort(order[count:])), Subset(source, np.sort(order[:count]))
 
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data.config import ViewConfig
-from ...data.labels import FOLDS, SHARE
-from ...data.seeding import keyed_generator
+from ...data.seeding import Stream, keyed_generator
 from ...data.targets import ImagesT, Splits, split_paths
 from ...training.resume import fingerprint_of
 from ...utils.fields import NoSettings
@@ -84,7 +83,7 @@ class TransferTask(ABC, Generic[ImagesT]):
 
     def share(self, images: ImagesT, share: float, seed: int) -> ImagesT:
         """Return a share of the training images; larger shares contain smaller ones."""
-        order = torch.randperm(len(images), generator=keyed_generator(seed, SHARE)).numpy()
+        order = torch.randperm(len(images), generator=keyed_generator(seed, Stream.LABEL_SHARE)).numpy()
         return images.subset(np.sort(order[: max(1, round(share * len(images)))]))
 
     def fold(self, images: ImagesT, folds: int, index: int, seed: int) -> tuple[ImagesT, ImagesT]:
@@ -95,7 +94,7 @@ class TransferTask(ABC, Generic[ImagesT]):
         """
         if not index < folds <= len(images):
             raise ValueError(f"--fold {index} of --folds {folds} does not exist for {len(images)} images")
-        order = torch.randperm(len(images), generator=keyed_generator(seed, FOLDS)).numpy()
+        order = torch.randperm(len(images), generator=keyed_generator(seed, Stream.FOLDS)).numpy()
         held_out = np.sort(order[index::folds])
         return images.subset(np.setdiff1d(np.arange(len(images)), held_out)), images.subset(held_out)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...data.labels import LabelledImages, fold, label_share, labelled_splits, read_labelled, read_matching
+from ...data.labels import LabeledImages, fold, label_share, labeled_splits, read_labeled, read_matching
 from ...data.statistics import first_readable
 from ...data.targets import Splits
 from ...training.resume import fingerprint_of
@@ -24,21 +24,21 @@ from ..scores import Score, draw_mistakes
 from .base import TransferTask
 
 
-class Classification(TransferTask[LabelledImages]):
+class Classification(TransferTask[LabeledImages]):
     """Predict one class an image. Its settings are groups of :class:`~sparkmim.transfer.config.FinetuneConfig`."""
 
     metric = "top1"
 
-    def read_split(self, path: Path, option: str, train: LabelledImages | None) -> LabelledImages:
+    def read_split(self, path: Path, option: str, train: LabeledImages | None) -> LabeledImages:
         """Return labeled images; other splits than the training images have the same classes."""
         if train is None:
-            return read_labelled(path, option)
+            return read_labeled(path, option)
         return read_matching(path, train.classes, "the training images", option)
 
-    def read(self, data: Any, seed: int) -> Splits[LabelledImages]:
+    def read(self, data: Any, seed: int) -> Splits[LabeledImages]:
         """Return the splits of class folders or CSV files."""
         tests = [] if data.test_data is None else [data.test_data]
-        train, val, test = labelled_splits(data.data, data.val_data, tests)
+        train, val, test = labeled_splits(data.data, data.val_data, tests)
         if data.folds and data.val_data is not None:
             raise ValueError("--folds and --val-data both say what to validate with; use one of them")
         if data.folds:
@@ -47,23 +47,23 @@ class Classification(TransferTask[LabelledImages]):
             raise ValueError(f"--fold {data.fold} requires --folds")
         return Splits(label_share(train, data.label_share, seed), val, test[0] if test else None)
 
-    def fingerprint(self, images: LabelledImages | None) -> str:
+    def fingerprint(self, images: LabeledImages | None) -> str:
         """Return the number of images, and digests of their names and labels."""
         if images is None:
             return "none"
         digest = hashlib.sha256("\0".join(images.classes[label] for label in images.labels).encode())
         return f"{fingerprint_of(images.source)}, labels {digest.hexdigest()[:16]}"
 
-    def describe(self, train: LabelledImages) -> str:
+    def describe(self, train: LabeledImages) -> str:
         """Return the number of images and classes."""
         counts = train.counts()
         return f"{len(train):,} of {len(counts)} classes, {min(counts)} to {max(counts)} of each"
 
-    def target(self, images: LabelledImages, index: int) -> Tensor:
+    def target(self, images: LabeledImages, index: int) -> Tensor:
         """Return the number of an image's class."""
         return torch.tensor(int(images.labels[index]))
 
-    def describe_targets(self, train: LabelledImages) -> dict[str, Any]:
+    def describe_targets(self, train: LabeledImages) -> dict[str, Any]:
         """Return the names of the classes."""
         return {"classes": list(train.classes)}
 
@@ -77,7 +77,7 @@ class Classification(TransferTask[LabelledImages]):
             return super().build(config, targets)
         return timm_network(config, len(targets["classes"]))
 
-    def validate(self, config: Any, train: LabelledImages, micro_batch: int) -> None:
+    def validate(self, config: Any, train: LabeledImages, micro_batch: int) -> None:
         """Raise unless the augmentations are made for the images."""
         if config.augment.repeats > micro_batch:
             raise ValueError(
@@ -126,12 +126,12 @@ class Classification(TransferTask[LabelledImages]):
         """Return the share of images classified correctly."""
         return {"top1": float((outputs.argmax(1) == targets).double().mean())}
 
-    def evaluate(self, outputs: Outputs, images: LabelledImages, config: Any) -> dict[str, float]:
+    def evaluate(self, outputs: Outputs, images: LabeledImages, config: Any) -> dict[str, float]:
         """Return the loss, the share of images classified correctly, and its mean over classes."""
         score = Score.of(outputs, images, config.objective.loss)
         return {"loss": score.loss, "top1": score.top1, "mean_per_class": score.mean_per_class}
 
-    def results(self, outputs: Outputs, images: LabelledImages, config: Any, pictures: Path) -> dict[str, Any]:
+    def results(self, outputs: Outputs, images: LabeledImages, config: Any, pictures: Path) -> dict[str, Any]:
         """Return scores, confusion matrix and the worst mistakes, whose pictures are drawn."""
         mistakes = draw_mistakes(outputs, images, config.data, config.model.in_chans, pictures)
         return {**asdict(Score.of(outputs, images, config.objective.loss)), "mistakes": mistakes}

@@ -6,14 +6,9 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image
 
-from sparkmim.data.config import DataConfig
 from sparkmim.data.decoding.encoded import UnreadableImage
 from sparkmim.data.decoding.images import read_image
-from sparkmim.data.sources.folder import find_images
-from sparkmim.data.statistics import channel_statistics, first_readable
-from sparkmim.data.views import evaluation_view, training_view
 
 NOISE = np.random.default_rng(0)
 
@@ -73,55 +68,3 @@ def test_arrays_that_are_no_images(tmp_path: Path, array: np.ndarray, message: s
     np.save(tmp_path / "x.npy", array)
     with pytest.raises(UnreadableImage, match=message):
         read_image(tmp_path / "x.npy", 13)
-
-
-def test_statistics_are_those_of_all_pixels(tmp_path: Path) -> None:
-    arrays = [NOISE.normal(3, 2, size=(2, n, 10)) * [[[1]], [[100]]] for n in (5, 10, 20)]
-    for i, array in enumerate(arrays):
-        np.save(tmp_path / f"{i}.npy", array)
-    (tmp_path / "broken.npy").write_bytes(b"nothing")
-    measured = channel_statistics(find_images(tmp_path), 2)
-    together = np.concatenate([a.reshape(2, -1) for a in arrays], axis=1)
-    np.testing.assert_allclose(measured.mean, together.mean(1), rtol=1e-3)
-    np.testing.assert_allclose(measured.std, together.std(1), rtol=1e-3)
-    assert measured.images == 3
-
-
-def test_statistics_of_pictures_are_shares(tmp_path: Path) -> None:
-    Image.fromarray(np.full((4, 4, 3), [0, 51, 255], dtype=np.uint8)).save(tmp_path / "x.png")
-    measured = channel_statistics(find_images(tmp_path), 3)
-    assert measured.mean == (0.0, 0.2, 1.0)
-    assert measured.std == (1.0, 1.0, 1.0)  # constant channels cannot be scaled
-
-
-def test_sources_without_a_readable_image_say_why(tmp_path: Path) -> None:
-    for i in range(3):
-        Image.new("RGB", (4, 4)).save(tmp_path / f"{i}.jpg")
-    with pytest.raises(
-        ValueError, match=r"none of 3 images tried can be read as 13 channels; 0\.jpg: a \.jpg file has no"
-    ):
-        first_readable(find_images(tmp_path), 13)
-
-
-def test_native_crops_are_pieces_of_the_image() -> None:
-    config = DataConfig(image_size=(8, 12), mean=(0.0,), std=(1.0,), crop="native", flip=False)
-    image = torch.arange(30.0 * 40).view(1, 30, 40)
-    corners = set()
-    for seed in range(20):
-        torch.manual_seed(seed)
-        view = training_view(config)(image)
-        top, left = divmod(int(view[0, 0, 0]), 40)
-        assert torch.equal(view, image[:, top : top + 8, left : left + 12])
-        corners.add((top, left))
-    assert len(corners) > 15
-    assert torch.equal(evaluation_view(config)(image), image[:, 11:19, 14:26])
-
-
-def test_native_crops_of_small_images_repeat_their_edges() -> None:
-    config = DataConfig(image_size=(8, 8), mean=(0.0,), std=(1.0,), crop="native", flip=False)
-    image = torch.rand(1, 4, 20)
-    assert training_view(config)(image).shape == (1, 8, 8)
-    seen = evaluation_view(config)(image)
-    assert torch.equal(seen[:, 2:6], image[:, :, 6:14])
-    assert torch.equal(seen[:, 0], seen[:, 2])
-    assert torch.equal(seen[:, 7], seen[:, 5])

@@ -17,7 +17,7 @@ from sparkmim.data.decoding.images import read_image
 HEIGHT, WIDTH = 5, 7
 
 
-def colours() -> np.ndarray:
+def colors() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
@@ -31,36 +31,36 @@ def planes(pixels: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["png", "bmp", "tiff", "webp", "ppm"])
-def test_colours_are_exact(tmp_path: Path, kind: str) -> None:
+def test_colors_are_exact(tmp_path: Path, kind: str) -> None:
     settings = {"lossless": True} if kind == "webp" else {}
-    path = save(Image.fromarray(colours()), tmp_path / f"x.{kind}", **settings)
-    assert torch.equal(read_image(path), planes(colours()))
+    path = save(Image.fromarray(colors()), tmp_path / f"x.{kind}", **settings)
+    assert torch.equal(read_image(path), planes(colors()))
     opaque = torch.full((1, HEIGHT, WIDTH), 255, dtype=torch.uint8)
-    assert torch.equal(read_image(path, 4), torch.cat([planes(colours()), opaque]))
-    assert torch.equal(read_image(path, 1)[0], torch.from_numpy(np.array(Image.fromarray(colours()).convert("L"))))
+    assert torch.equal(read_image(path, 4), torch.cat([planes(colors()), opaque]))
+    assert torch.equal(read_image(path, 1)[0], torch.from_numpy(np.array(Image.fromarray(colors()).convert("L"))))
 
 
 def test_jpegs_are_what_pillow_decodes(tmp_path: Path) -> None:
     for settings in ({}, {"progressive": True}):
-        path = save(Image.fromarray(colours()), tmp_path / "x.jpg", **settings)
+        path = save(Image.fromarray(colors()), tmp_path / "x.jpg", **settings)
         assert torch.equal(read_image(path), planes(np.array(Image.open(path))))
 
 
-def test_grey_is_repeated(tmp_path: Path) -> None:
-    grey = colours()[..., 0]
-    path = save(Image.fromarray(grey), tmp_path / "x.png")
-    assert torch.equal(read_image(path, 1), torch.from_numpy(grey)[None])
-    assert torch.equal(read_image(path, 3), torch.from_numpy(grey).expand(3, -1, -1))
+def test_gray_is_repeated(tmp_path: Path) -> None:
+    gray = colors()[..., 0]
+    path = save(Image.fromarray(gray), tmp_path / "x.png")
+    assert torch.equal(read_image(path, 1), torch.from_numpy(gray)[None])
+    assert torch.equal(read_image(path, 3), torch.from_numpy(gray).expand(3, -1, -1))
 
 
 def test_one_bit(tmp_path: Path) -> None:
-    bits = colours()[..., 0] > 127
+    bits = colors()[..., 0] > 127
     path = save(Image.fromarray(bits), tmp_path / "x.png")
     assert torch.equal(read_image(path, 1)[0], torch.from_numpy(bits * np.uint8(255)))
 
 
 def test_palette_is_resolved(tmp_path: Path) -> None:
-    image = Image.fromarray(colours()).quantize(4)
+    image = Image.fromarray(colors()).quantize(4)
     path = save(image, tmp_path / "x.png")
     assert torch.equal(read_image(path), planes(np.array(image.convert("RGB"))))
 
@@ -69,9 +69,9 @@ def test_palette_is_resolved(tmp_path: Path) -> None:
 def test_transparency_lies_over_white(tmp_path: Path, mode: str) -> None:
     alpha = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
     alpha[:, 3:] = 255
-    image = Image.fromarray(np.dstack([colours(), alpha]))
+    image = Image.fromarray(np.dstack([colors(), alpha]))
     if mode == "P":
-        path = save(Image.fromarray(colours()).quantize(4), tmp_path / "x.png", transparency=0)
+        path = save(Image.fromarray(colors()).quantize(4), tmp_path / "x.png", transparency=0)
         indices = np.array(Image.open(path))
         seen = read_image(path)
         assert (indices == 0).any()
@@ -87,11 +87,11 @@ def test_transparency_lies_over_white(tmp_path: Path, mode: str) -> None:
 
 @pytest.mark.parametrize("kind", ["tiff", "jpg"])
 def test_cmyk(tmp_path: Path, kind: str) -> None:
-    path = save(Image.fromarray(colours()).convert("CMYK"), tmp_path / f"x.{kind}")
+    path = save(Image.fromarray(colors()).convert("CMYK"), tmp_path / f"x.{kind}")
     seen = read_image(path)
     assert torch.equal(seen, planes(np.array(Image.open(path).convert("RGB"))))
-    if kind == "tiff":  # lossless, so the colours come back
-        assert (seen.int() - planes(colours()).int()).abs().max() <= 1
+    if kind == "tiff":  # lossless, so the colors come back
+        assert (seen.int() - planes(colors()).int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
@@ -110,7 +110,7 @@ def chunk(kind: bytes, content: bytes, checksum: int | None = None) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
 
-def deep_colours(bands: int) -> np.ndarray:
+def deep_colors(bands: int) -> np.ndarray:
     """Of 16 bits, with nothing, half and all of the last band in its first pixels."""
     deep = np.random.default_rng(4).integers(0, 65536, (HEIGHT, WIDTH, bands), dtype=np.uint16)
     deep[0, :3, -1] = 0, 32768, 65535
@@ -140,8 +140,8 @@ def shares(pixels: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff", "planar tiff"])
-def test_sixteen_bits_of_colours_are_kept(tmp_path: Path, kind: str) -> None:
-    deep = deep_colours(3)
+def test_sixteen_bits_of_colors_are_kept(tmp_path: Path, kind: str) -> None:
+    deep = deep_colors(3)
     if kind == "png":
         path = deep_png(tmp_path / "x.png", deep)
     else:
@@ -149,31 +149,31 @@ def test_sixteen_bits_of_colours_are_kept(tmp_path: Path, kind: str) -> None:
     wanted = shares(deep)
     assert torch.equal(read_image(path), wanted)
     assert torch.equal(read_image(path, 4), torch.cat([wanted, torch.ones(1, HEIGHT, WIDTH)]))
-    grey = 0.299 * wanted[0] + 0.587 * wanted[1] + 0.114 * wanted[2]
-    torch.testing.assert_close(read_image(path, 1), grey[None], rtol=0, atol=1e-6)
+    gray = 0.299 * wanted[0] + 0.587 * wanted[1] + 0.114 * wanted[2]
+    torch.testing.assert_close(read_image(path, 1), gray[None], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("bands", [2, 4])
 @pytest.mark.parametrize("kind", ["png", "tiff", "multiplied tiff"])
 def test_sixteen_bits_of_opacity_are_kept(tmp_path: Path, kind: str, bands: int) -> None:
-    deep = deep_colours(bands)
-    colours, opacity = shares(deep)[:-1].expand(3, -1, -1), shares(deep)[-1:]
+    deep = deep_colors(bands)
+    colors, opacity = shares(deep)[:-1].expand(3, -1, -1), shares(deep)[-1:]
     if kind == "png":
         path = deep_png(tmp_path / "x.png", deep)
     elif kind == "tiff":
         path = deep_tiff(tmp_path / "x.tif", deep, extrasamples=["unassalpha"])
     else:
-        colours = colours.where(opacity > 0, 0)
-        multiplied = torch.cat([(colours * opacity)[: bands - 1], opacity]).permute(1, 2, 0).numpy()
+        colors = colors.where(opacity > 0, 0)
+        multiplied = torch.cat([(colors * opacity)[: bands - 1], opacity]).permute(1, 2, 0).numpy()
         path = deep_tiff(tmp_path / "x.tif", multiplied, extrasamples=["assocalpha"])  # in floats, so as to be exact
-    torch.testing.assert_close(read_image(path, 4), torch.cat([colours, opacity]))
-    over_white = colours * opacity + (1 - opacity)
+    torch.testing.assert_close(read_image(path, 4), torch.cat([colors, opacity]))
+    over_white = colors * opacity + (1 - opacity)
     torch.testing.assert_close(read_image(path), over_white)
     assert (read_image(path)[:, 0, 0] == 1).all(), "nothing lies over white"
 
 
-def test_the_one_colour_that_is_transparent(tmp_path: Path) -> None:
-    deep = deep_colours(3)
+def test_the_one_color_that_is_transparent(tmp_path: Path) -> None:
+    deep = deep_colors(3)
     deep[1, 1] = deep[0, 0] ^ 1  # Pillow would take it for the same
     path = deep_png(tmp_path / "x.png", deep, chunk(b"tRNS", deep[0, 0].astype(">u2").tobytes()))
     wanted = shares(deep)
@@ -192,17 +192,17 @@ def test_a_fourth_band_that_is_no_opacity_is_kept(tmp_path: Path, dtype: type, p
     wanted = wanted / 65535 if dtype is np.uint16 else wanted
     assert torch.equal(read_image(path, 4), wanted)
     if photometric == "rgb":
-        assert torch.equal(read_image(path), wanted[:3]), "the first three are colours all the same"
+        assert torch.equal(read_image(path), wanted[:3]), "the first three are colors all the same"
     else:
         with pytest.raises(UnreadableImage, match=r"expected 3 channels, got 4 bands of \w+; see --in-chans"):
             read_image(path)
 
 
-def test_deep_colours_of_other_kinds_are_refused(tmp_path: Path) -> None:
-    path = deep_tiff(tmp_path / "x.tif", deep_colours(4), photometric="separated")
+def test_deep_colors_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    path = deep_tiff(tmp_path / "x.tif", deep_colors(4), photometric="separated")
     with pytest.raises(UnreadableImage, match="expected RGB or gray, got SEPARATED in uint16; convert the file to RGB"):
         read_image(path)
-    path = deep_tiff(tmp_path / "y.tif", deep_colours(4).astype(np.uint32), extrasamples=["unassalpha"])
+    path = deep_tiff(tmp_path / "y.tif", deep_colors(4).astype(np.uint32), extrasamples=["unassalpha"])
     with pytest.raises(UnreadableImage, match="expected 3 channels, got 4 bands of uint32"):
         read_image(path)
 
@@ -249,8 +249,8 @@ def test_images_are_turned_upright(tmp_path: Path, orientation: int, deep: bool)
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["png", "tif"])
-def test_deep_colours_are_turned_upright(tmp_path: Path, orientation: int, kind: str) -> None:
-    upright = deep_colours(3)
+def test_deep_colors_are_turned_upright(tmp_path: Path, orientation: int, kind: str) -> None:
+    upright = deep_colors(3)
     stored = np.dstack([as_held(upright[..., band], orientation) for band in range(3)])
     if kind == "png":
         exif = Image.Exif()
@@ -262,13 +262,13 @@ def test_deep_colours_are_turned_upright(tmp_path: Path, orientation: int, kind:
 
 
 def test_first_frame_of_an_animation(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (WIDTH, HEIGHT), color) for color in ("red", "blue")]
     path = save(frames[0], tmp_path / "x.gif", save_all=True, append_images=frames[1:])
     assert torch.equal(read_image(path)[:, 0, 0], torch.tensor([255, 0, 0], dtype=torch.uint8))
 
 
 def test_pictures_have_no_thirteen_channels(tmp_path: Path) -> None:
-    path = save(Image.fromarray(colours()), tmp_path / "x.png")
+    path = save(Image.fromarray(colors()), tmp_path / "x.png")
     with pytest.raises(UnreadableImage, match=r"a \.png file has no 13 channels; \.npy and \.tiff files may"):
         read_image(path, 13)
 

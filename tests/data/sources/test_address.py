@@ -90,7 +90,7 @@ def test_a_class_in_a_file(source_file: Path) -> None:
         ("s3://bucket", r"unknown scheme 's3'\. Known schemes: builtin, folder\. Write FILE\.py:CLASS://\.\.\."),
         ("nowhere.py:Class://x", r"there is no file 'nowhere\.py'"),
         ("FILE:function://x", "expected .*own.py:function to be a subclass of ImageSource, got <function"),
-        ("FILE:Repaeted://x", "own.py defines no function 'Repaeted'"),
+        ("FILE:Repaeted://x", "own.py defines no class 'Repaeted'"),
         ("FILE:Repeated://", r"--data .*own.py:Repeated://: expected a file after ://"),
         ("FILE:Endless://x", "Endless cannot be opened by address; define its class method from_address"),
         ("collections:Counter://x", "expected collections:Counter to be a subclass of ImageSource"),

@@ -44,7 +44,7 @@ def decoded(path: Path, by: int = 1) -> np.ndarray:
 VARIANTS: dict[str, dict[str, object]] = {
     "plain": {},
     "progressive": {"progressive": True},
-    "full colour": {"subsampling": 0},
+    "full color": {"subsampling": 0},
     "no exif": {"quality": 50},
     "upright": {"orientation": 1},
     "on its head": {"orientation": 3},
