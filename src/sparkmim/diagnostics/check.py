@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ..models.backbone import Backbone
-from ..models.levels import Level
 from ..models.factory import code_of, load_backbone
+from ..models.levels import Level
 from ..sparse.check import CheckReport as PropertyReport
 
 
