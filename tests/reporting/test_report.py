@@ -240,7 +240,7 @@ def test_configuration_in_groups(run: Path) -> None:
 
 def test_broken_images(run: Path) -> None:
     page = shown(run)
-    assert f"30 could not be read; the first {MOST_UNREADABLE}:" in page.texts("p")
+    assert f"30 images could not be read; the first {MOST_UNREADABLE}:" in page.texts("p")
     assert "image18.jpg" in page.texts("th")
     assert "image19.jpg" not in page.texts("th")  # the first line is the script's
 
