@@ -21,4 +21,5 @@ def unreadable(images: Sequence[tuple[str, str]]) -> str:
     if not images:
         return ""
     more = f"; the first {MOST_UNREADABLE}" if len(images) > MOST_UNREADABLE else ""
-    return f"<p>{len(images):,} image{'s' * (len(images) > 1)} could not be read{more}:</p>{table(images[:MOST_UNREADABLE])}"
+    count = f"{len(images):,} image{'s' * (len(images) > 1)}"
+    return f"<p>{count} could not be read{more}:</p>{table(images[:MOST_UNREADABLE])}"
