@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparkmim import Backbone
 from sparkmim.cli import main
-from sparkmim.models.backbone import Backbone
 from sparkmim.models.factory import load_backbone
 from sparkmim.training.errors import RunStopped
 from sparkmim.utils.devices import pick_device

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -12,13 +13,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import sparkmim
+from sparkmim import pretrain
 from sparkmim.commands.embed import command as embed
 from sparkmim.commands.reconstruct import command as reconstruct
 from sparkmim.data.config import DataConfig
 from sparkmim.data.decoding.images import read_image
 from sparkmim.data.normalize import Normalize
 from sparkmim.data.views import evaluation_view
-from sparkmim.pretraining.run import pretrain
 from sparkmim.utils.logging import printing
 
 
@@ -164,3 +165,30 @@ def test_a_run_without_checkpoint_has_nothing_to_show(run: Path, tmp_path: Path)
     (folder / "config.json").write_bytes((run / "config.json").read_bytes())
     with pytest.raises(ValueError, match="has no checkpoint yet"):
         reconstruct(folder, tmp_path / "x.png")
+
+
+# --- the functions --------------------------------------------------------------------------------------------------
+
+
+def test_embed_returns_what_the_command_writes(run: Path, images: Path, tmp_path: Path, capsys: Any) -> None:
+    found = sparkmim.embed(run, images, workers=0)
+    assert capsys.readouterr() == ("", "")
+    embed(run, tmp_path / "x.npz", data=images, workers=0)
+    written = np.load(tmp_path / "x.npz")
+    assert found.names == written["names"].tolist()
+    np.testing.assert_array_equal(found.features, written["features"])
+    assert found.skipped == []
+    with pytest.raises(ValueError, match=r"must end in .npz or .parquet"):
+        found.write(tmp_path / "x.csv")
+
+
+def test_reconstruct_returns_images_and_picture(run: Path, images: Path, tmp_path: Path, capsys: Any) -> None:
+    found = sparkmim.reconstruct(run, images, count=2)
+    assert capsys.readouterr() == ("", "")
+    assert found.images.shape == found.reconstructions.shape == (2, 3, 64, 64)
+    assert found.visible.shape == (2, 2, 2)
+    assert found.step == 2
+    seen = found.visible.repeat_interleave(32, 1).repeat_interleave(32, 2).unsqueeze(1).expand_as(found.images)
+    assert torch.equal(found.reconstructions[seen], found.images[seen])
+    reconstruct(run, tmp_path / "x.png", data=images, count=2)
+    assert (np.asarray(found.picture) == np.asarray(Image.open(tmp_path / "x.png"))).all()

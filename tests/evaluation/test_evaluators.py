@@ -15,12 +15,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from helpers import FOUR_STEPS, make_split, record
+from sparkmim import pretrain
 from sparkmim.checkpoints.run_folder import RunFolder
 from sparkmim.commands.knn import command as knn
 from sparkmim.data.labels import read_labeled
 from sparkmim.evaluation.frozen import FrozenEncoder
 from sparkmim.evaluation.knn import leave_one_out
-from sparkmim.pretraining.run import pretrain
 from sparkmim.training.errors import RunStopped
 from sparkmim.training.loop import Outcome
 

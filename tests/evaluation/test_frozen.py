@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 
+import sparkmim
 from helpers import make_split
 from sparkmim.checkpoints.encoder import load_trained_encoder, save_encoder
 from sparkmim.cli import main
@@ -216,3 +218,37 @@ def test_an_output_that_cannot_be_written(command: Any, encoder: Path, data: Pat
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file/out/results.json cannot be written \(Not a directory\)"):
         command(encoder, data, output=tmp_path / "file" / "out", **SMALL)
+
+
+# --- the functions --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("function", "command"), [(sparkmim.knn, knn), (sparkmim.linear_probe, probe)])
+def test_functions_return_what_commands_write(
+    function: Any, command: Any, encoder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = function(str(encoder), str(data), **SMALL)
+    assert capsys.readouterr() == ("", "")
+    assert found.accuracy.top1 > 0.5
+    assert (found.test_images, found.skipped) == (12, 0)
+    assert found.classes == ("blue", "green", "red")
+    command(encoder, data, output=tmp_path / "out", **SMALL)
+    written = results(tmp_path / "out")
+    assert found.to_dict() == {key: written[key] for key in written.keys() - {"sparkmim", "evaluation"}}
+
+
+def test_skipped_images_are_logged(encoder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_split(tmp_path / "images", 4)
+    (folder / "red" / "0.png").write_bytes(b"no image")
+    found = sparkmim.knn(encoder, folder, neighbours=(1,), **SMALL)
+    assert found.skipped == 1
+    assert [record.getMessage().startswith("skipped red/0.png: ") for record in caplog.records] == [True]
+
+
+def test_load_encoder_is_an_ordinary_network(encoder: Path) -> None:
+    network = sparkmim.load_encoder(encoder.parent)
+    assert isinstance(network, torch.nn.Module)
+    assert not network.training
+    weights = load_file(encoder)
+    assert network.state_dict().keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in network.state_dict().items())

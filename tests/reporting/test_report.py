@@ -183,7 +183,7 @@ def test_headline(run: Path) -> None:
     facts = dict(zip(page.texts("dt"), zip(page.texts("dd")[::2], page.texts("dd")[1::2], strict=True), strict=False))
     assert facts["Step"] == ("400", "of 720, 56%; epoch 8.33")
     last = np.mean([line["loss"] for line in LINES[194:200]])  # 200 lines: five to the left, and itself
-    assert facts["Loss"] == (number(float(last)), "mean of the last 6 lines; first 1")
+    assert facts["Loss"] == (number(float(last)), "mean of the last 6 logged; first 1")
     assert facts["Held-out loss"] == ("0.87", "lowest 0.87 at step 400")
     assert facts["Images/s"] == ("64", "median; 2 GiB at peak")
     assert facts["Training time"] == ("7 min", "5 min left")  # 400 and 320 steps of a second
@@ -240,7 +240,7 @@ def test_configuration_in_groups(run: Path) -> None:
 
 def test_broken_images(run: Path) -> None:
     page = shown(run)
-    assert f"30 could not be read; the first {MOST_UNREADABLE}:" in page.texts("p")
+    assert f"30 images could not be read; the first {MOST_UNREADABLE}:" in page.texts("p")
     assert "image18.jpg" in page.texts("th")
     assert "image19.jpg" not in page.texts("th")  # the first line is the script's
 
@@ -372,9 +372,9 @@ def test_a_cut_off_line_is_passed_over(run: Path) -> None:
 @pytest.mark.parametrize("name", ["config.json", "plan.json", "environment.json", "metrics.jsonl", "broken_images.txt"])
 def test_a_missing_file_is_a_missing_section(run: Path, name: str) -> None:
     before = shown(run).texts("h2")
-    assert before == ["Reconstructions", "Curves", "Plan", "Configuration", "Environment", "Broken images"]
+    assert before == ["Reconstructions", "Curves", "Plan", "Configuration", "Environment", "Unreadable images"]
     (run / name).unlink()
-    section = {"config": "Configuration", "metrics": "Curves", "broken_images": "Broken images"}
+    section = {"config": "Configuration", "metrics": "Curves", "broken_images": "Unreadable images"}
     stem = name.split(".")[0]
     assert shown(run).texts("h2") == [title for title in before if title != section.get(stem, stem.capitalize())]
 

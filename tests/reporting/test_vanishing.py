@@ -92,7 +92,7 @@ def test_values_of_the_input(view: Tensor) -> None:
 def test_networks_that_cannot_be_followed(view: Tensor) -> None:
     visible = torch.tensor([[False, True, False], [False, False, False]])
     points = Backbone(nn.Sequential(nn.Conv2d(1, 2, 1, stride=8)), ["0"], in_chans=1)
-    with pytest.raises(ValueError, match="no convolution that reaches beyond a position"):
+    with pytest.raises(ValueError, match="no convolution with a kernel larger than 1"):
         vanishing(points, view, visible)
     turns = Backbone(Turns().eval(), ["down"], in_chans=1)
     with pytest.raises(UnsupportedOperation):

@@ -182,4 +182,4 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
     assert score["broken"] == 1
     assert list(score["unreadable"]) == ["red/1.png"]
     assert "UnidentifiedImageError" in score["unreadable"]["red/1.png"]
-    assert "1 could not be read:" in (tmp_path / "run" / "report.html").read_text()
+    assert "1 image could not be read:" in (tmp_path / "run" / "report.html").read_text()

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from ..evaluation.config import Device
-from ..training.config import Precision
+from ..training.config import Device, Precision
 
 
 def command(

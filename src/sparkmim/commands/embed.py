@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..evaluation.config import Device
+from ..training.config import Device
 
 
 def command(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..evaluation.config import NEIGHBOURS, Device
+from ..evaluation.config import NEIGHBOURS
+from ..training.config import Device
 from .results import check_output, write_results
 
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, make_dataclass
 from functools import wraps
+from itertools import zip_longest
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -39,7 +40,7 @@ def with_flags(
 
 def value_of(arguments: Sequence[str], name: str) -> str | None:
     """Return the value of a field's flag in a command line that is not parsed yet, None without it."""
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:]):
         if argument == flag(name):
             return following
         if argument.startswith(f"{flag(name)}="):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..evaluation.config import Device
+from ..training.config import Device
 
 
 def command(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..evaluation.config import Device
+from ..training.config import Device
 from .results import check_output, write_results
 
 

@@ -1,1 +1,1 @@
-"""Whether a network works on visible patches, and how fast it is pretrained."""
+"""Diagnostics: the check of a network, the sweep over timm, the benchmark of a training step, the vanishing figure."""

@@ -21,13 +21,12 @@ from ..data.sources.builtin import builtin_photographs
 from ..data.sources.folder import find_images
 from ..data.views import evaluation_view
 from ..models.backbone import Backbone
-from ..training.config import LoopConfig
+from ..training.config import Device, LoopConfig
 from ..utils.devices import pick_device
 from ..utils.fields import validate_as
 from ..utils.io import write_atomically
 from ..utils.logging import log
 from ..utils.text import printable
-from .config import Device
 
 
 class Features(NamedTuple):

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder
 from ..data.labels import LabeledImages
+from ..training.config import Device
 from ..utils.devices import pick_device
-from .config import Device
 from .features import log_skipped, pooled_features
 
 

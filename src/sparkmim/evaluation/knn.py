@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.labels import labeled_splits
-from .config import NEIGHBOURS, Device
+from ..training.config import Device
+from .config import NEIGHBOURS
 from .frozen import FrozenEncoder
 
 TEMPERATURE = 0.07

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.labels import fold, labeled_splits
-from .config import Device
+from ..training.config import Device
 from .frozen import FrozenEncoder, LabeledFeatures
 from .knn import Accuracy, accuracy
 

@@ -1,5 +1,5 @@
-"""Encoders in the forms in which other libraries read them.
+"""Export of encoders to other libraries.
 
-Which network of another library an encoder is, its structure decides, never its name: weights are exchanged in the
-order in which they are used, and both networks must then compute the same.
+The counterpart of an encoder is found by structure, not by name: weights are paired in the order of their use, and both
+networks must then compute the same.
 """

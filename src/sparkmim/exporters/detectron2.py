@@ -1,7 +1,7 @@
-"""Detectron2's ResNet. Source of the names: its `tools/convert-torchvision-to-d2.py` and `modeling/backbone/resnet.py`.
+"""Export to Detectron2's ResNet.
 
-Detectron2 finds `res2.0.conv1.weight` behind whatever prefix a model has for its backbone, if the file asks for it
-(`matching_heuristics`).
+Names follow its `tools/convert-torchvision-to-d2.py` and `modeling/backbone/resnet.py`. With `matching_heuristics` in
+the file, Detectron2 finds `res2.0.conv1.weight` behind any prefix that a model has for its backbone.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ NAMES = (
     (r"\bdownsample\.0\.", "shortcut."),
     (r"\bdownsample\.1\.", "shortcut.norm."),
 )
-"""Names of torchvision's ResNet and Detectron2's."""
+"""Patterns of torchvision's names and their replacements in Detectron2."""
 
 
 def to_detectron2(encoder: nn.Module) -> tuple[dict[str, Tensor], ResNet]:
-    """The weights of a ResNet under Detectron2's names, and torchvision's network of the same structure.
+    """Convert a ResNet: return its weights under Detectron2's names, and torchvision's network of the same structure.
 
     Raises:
-        Mismatch: for another network.
+        Mismatch: for any other network.
     """
     found = to_torchvision(encoder)
     if not isinstance(found.network, ResNet):
@@ -45,20 +45,20 @@ def to_detectron2(encoder: nn.Module) -> tuple[dict[str, Tensor], ResNet]:
 
 
 def detectron2_name(name: str) -> str:
-    """Detectron2's name of a tensor of torchvision's ResNet."""
+    """Convert a name of torchvision's ResNet to Detectron2's."""
     for theirs, ours in NAMES:
         name = re.sub(theirs, ours, name)
     return name
 
 
 def write_pickle(weights: Mapping[str, Tensor], file: BinaryIO) -> None:
-    """A file for `MODEL.WEIGHTS`."""
+    """Write a file for `MODEL.WEIGHTS`."""
     arrays = {name: tensor.cpu().float().numpy() for name, tensor in weights.items()}
     pickle.dump({"model": arrays, "__author__": "sparkmim", "matching_heuristics": True}, file)
 
 
 def detectron2_config(network: ResNet, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
-    """The settings that make Detectron2 build this ResNet and prepare its input (RGB, 0 to 255)."""
+    """Return the settings with which Detectron2 builds this ResNet and prepares its input (RGB, 0 to 255)."""
     blocks = [len(stage) for stage in (network.layer1, network.layer2, network.layer3, network.layer4)]
     basic = not hasattr(network.layer1[0], "conv3")
     resnets = {

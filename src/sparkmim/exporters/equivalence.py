@@ -1,4 +1,4 @@
-"""The same network written by someone else: its weights under their names, and the proof that they compute the same."""
+"""Convert weights between two implementations of a network, and verify that both compute the same."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from ..utils.hooks import Call, record_calls
 
 IMAGE_SIZE = 224
-"""Pixels of the image on which networks are compared: classifiers written for one size (VGG's) are for this one."""
+"""Side of the image on which networks are compared; classifiers with a fixed size (VGG) have this one."""
 
 TOLERANCE = 1e-6
-"""Largest deviation, as a share of the largest value. In double precision rounding stays a thousand times below."""
+"""Largest deviation relative to the largest value; rounding in double precision is a thousand times smaller."""
 
 
 class Mismatch(ValueError):
-    """Two networks are not the same one."""
+    """Two networks differ."""
 
 
 class Use(NamedTuple):
-    """One use of a submodule that owns tensors: its name, the names of those tensors, and what it was given."""
+    """A call of a submodule that owns tensors: its name, the names of the tensors, and its input."""
 
     module: str
     tensors: list[str]
@@ -31,17 +31,17 @@ class Use(NamedTuple):
 
 
 def counterpart_weights(own: nn.Module, other: nn.Module) -> dict[str, Tensor]:
-    """The weights of a network under the names that another implementation of it has for them.
+    """Return the weights of a network under the names that another implementation has for them.
 
-    Tensors are paired in the order in which the forward passes use them. A classifier at the end of the other network,
-    which the own one lacks, is left out.
+    Tensors are paired in the order in which the forward passes use them. A classifier at the end of the other network
+    is left out.
 
     Args:
-        own: the network, in evaluation mode; not changed.
-        other: what it shall become, in evaluation mode; it is given the weights, in double precision.
+        own: the network, in evaluation mode; not modified.
+        other: the other implementation, in evaluation mode; receives the weights, in double precision.
 
     Raises:
-        Mismatch: if tensors differ in number or size, or the two do not compute the same with the same weights.
+        Mismatch: if tensors differ in number or size, or the networks differ in what they compute with equal weights.
     """
     images = torch.randn(1, _in_chans(own), IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
     own_state, other_state = own.state_dict(), other.state_dict()
@@ -64,7 +64,7 @@ def counterpart_weights(own: nn.Module, other: nn.Module) -> dict[str, Tensor]:
     for name in other_state.keys() - names.keys():
         del other_state[name]
     other_uses, other_result = _uses(other.double(), images.double())
-    if len(other_uses) > len(own_uses):  # what comes next is a classifier
+    if len(other_uses) > len(own_uses):  # the next layer is a classifier
         other_result = other_uses[len(own_uses)].given
     for mine, theirs in zip(own_uses, other_uses, strict=False):
         compare_maps(mine.given, theirs.given, mine.module)
@@ -73,10 +73,10 @@ def counterpart_weights(own: nn.Module, other: nn.Module) -> dict[str, Tensor]:
 
 
 def compare_maps(mine: Tensor, theirs: Tensor, where: str) -> None:
-    """Whether two networks have computed the same, but for rounding.
+    """Verify that two networks have computed the same up to rounding.
 
     Raises:
-        Mismatch: if not, saying where.
+        Mismatch: if not, with the place.
     """
     if mine.numel() != theirs.numel():
         raise Mismatch(f"the maps before {where} are of {tuple(theirs.shape)} and not {tuple(mine.shape)}")
@@ -86,7 +86,7 @@ def compare_maps(mine: Tensor, theirs: Tensor, where: str) -> None:
 
 
 def _uses(network: nn.Module, images: Tensor) -> tuple[list[Use], Tensor]:
-    """All uses of submodules that own tensors, in the order in which they end, and the result."""
+    """Return all calls of submodules that own tensors, in the order in which they end, and the result."""
     owners = {
         name: [f"{name}.{tensor}" for tensor in {**module._parameters, **module._buffers} if _saved(module, tensor)]
         for name, module in network.named_modules()

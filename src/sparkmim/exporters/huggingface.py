@@ -1,4 +1,4 @@
-"""A folder that timm, and the Hugging Face hub, load as a network: weights, `config.json`, model card."""
+"""Export to a folder for timm and the Hugging Face hub: weights, `config.json`, model card."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .equivalence import Mismatch, compare_maps
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 
 MARK = "exported_by"
-"""Key of `config.json` by which an earlier export is told from whatever else has such a file."""
+"""Key of `config.json` that marks an earlier export."""
 
 CARD = """---
 tags:
@@ -56,11 +56,11 @@ features = encoder(torch.zeros(1, {channels}, {height}, {width}))  # (1, {featur
 maps = encoder.forward_intermediates(torch.zeros(1, {channels}, {height}, {width}), intermediates_only=True)
 ```
 
-With `num_classes=N` it gets a new classifier to fine-tune. On the hub, write `hf-hub:USER/NAME` for `local-dir:FOLDER`.
+With `num_classes=N` it has a new classifier to fine-tune. On the hub, write `hf-hub:USER/NAME` for `local-dir:FOLDER`.
 
 ## Training data, intended use, limitations
 
-To be told by whoever publishes the weights: which images they were pretrained on, and under which license they are.
+To be completed by the publisher of the weights: the images that they were pretrained on, and their license.
 
 ## Citation
 
@@ -80,11 +80,11 @@ masked modeling ([SparK](https://arxiv.org/abs/2301.03580)) with sparkmim, {step
 OTHER = "An encoder without classifier, exported with sparkmim."
 
 OF_TIMM_S_OWN_WEIGHTS = ("tag", "license", "origin_url", "paper_ids", "paper_name", "notes")
-"""What timm says of the weights that it has for a network, which are not these."""
+"""Keys that describe timm's own weights of a network, which these are not."""
 
 
 def check_folder(folder: Path) -> None:
-    """Whether nothing of anyone's is lost by an export into a folder: it is new, empty, or that of an earlier export.
+    """Validate that a folder is new, empty, or an earlier export, so that nothing else is overwritten.
 
     Raises:
         ValueError: if not.
@@ -104,7 +104,7 @@ def write_folder(encoder: TrainedEncoder, folder: Path) -> None:
     """Write `config.json`, `model.safetensors` and, unless there is one, `README.md`.
 
     Raises:
-        Mismatch: for a network that is not timm's, or another one than timm makes of what was written. Nothing is
+        Mismatch: for a network that timm does not have, or if timm builds a different one from the files. Nothing is
             written then.
     """
     network = encoder.backbone.module
@@ -126,7 +126,7 @@ def write_folder(encoder: TrainedEncoder, folder: Path) -> None:
         _check(encoder.name, network, temporary, size)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             (Path(temporary) / name).replace(folder / name)
-    if (folder / CARD_FILE).exists():  # which may have been completed
+    if (folder / CARD_FILE).exists():  # it may have been completed by hand
         return
     card = CARD.format(
         name=encoder.name,
@@ -143,7 +143,7 @@ def write_folder(encoder: TrainedEncoder, folder: Path) -> None:
 
 
 def _check(name: str, network: nn.Module, folder: str, size: tuple[int, ...]) -> None:
-    """Whether timm makes the same network of a folder."""
+    """Verify that timm builds the same network from a folder."""
     images = torch.randn(1, *size, generator=torch.Generator().manual_seed(0), dtype=torch.double)
     try:
         loaded: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().double()

@@ -1,6 +1,6 @@
-"""Networks of MMPretrain, which MMDetection uses as well: ResNet and ConvNeXt.
+"""Export to ResNet and ConvNeXt of MMPretrain, which MMDetection uses as well.
 
-Source of the names: MMPretrain's `models/backbones/resnet.py` (torchvision's names) and `convnext.py`.
+Names follow MMPretrain's `models/backbones/resnet.py` (those of torchvision) and `convnext.py`.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ CONVNEXT_NAMES = (
     (r"\.mlp\.grn\.bias$", ".grn.beta"),
     (r"^head\.norm\.", "norm3."),
 )
-"""Names of timm's ConvNeXt and MMPretrain's."""
+"""Patterns of timm's names and their replacements in MMPretrain."""
 
 STEM = "stem.0.weight"
 EXPANSION = "stages.0.blocks.0.mlp.fc1.weight"
 GRN = "stages.0.blocks.0.mlp.grn.weight"
-"""Tensors of timm's ConvNeXt: the first convolution, a linear or convolutional layer, and what only version 2 has."""
+"""Tensors of timm's ConvNeXt: the first convolution, a linear or 1x1 convolutional layer, and one of version 2."""
 
 
 class OpenMMLabWeights(NamedTuple):
-    """A network's weights under the names that it has as a backbone, and the settings that build it."""
+    """A network's weights under the names of a backbone, and the settings that build it."""
 
     weights: dict[str, Tensor]
     backbone: dict[str, Any]
 
 
 def to_openmmlab(encoder: nn.Module, library: Library) -> OpenMMLabWeights:
-    """A ResNet or ConvNeXt for MMPretrain or MMDetection.
+    """Convert a ResNet or ConvNeXt for MMPretrain or MMDetection.
 
     Raises:
-        Mismatch: for another network.
+        Mismatch: for any other network.
     """
     if plain := _plain_convnext(encoder):
         return _convnext(encoder, plain, library)
@@ -78,7 +78,7 @@ def _resnet_settings(network: ResNet, library: Library) -> dict[str, Any]:
 
 
 def _plain_convnext(encoder: nn.Module) -> ConvNeXt | None:
-    """The network of the paper (or V2's) with as many blocks and channels; None if this is no ConvNeXt at all."""
+    """Build the ConvNeXt (V1 or V2) with the same blocks and channels; None if the encoder is not a ConvNeXt."""
     state = encoder.state_dict()
     depthwise = _depthwise(state)
     if not depthwise or EXPANSION not in state or STEM not in state:
@@ -118,7 +118,7 @@ def _convnext(encoder: nn.Module, plain: ConvNeXt, library: Library) -> OpenMMLa
 
 
 def _depthwise(state: Mapping[str, Tensor]) -> list[list[Tensor]]:
-    """The weights of all depthwise convolutions of timm's ConvNeXt, by stage."""
+    """Return the weights of all depthwise convolutions of timm's ConvNeXt, by stage."""
     stages: dict[str, list[Tensor]] = {}
     for name, tensor in state.items():
         if found := re.fullmatch(r"stages\.(\d+)\.blocks\.\d+\.conv_dw\.weight", name):
@@ -127,7 +127,7 @@ def _depthwise(state: Mapping[str, Tensor]) -> list[list[Tensor]]:
 
 
 def openmmlab_name(name: str) -> str:
-    """MMPretrain's name of a tensor of timm's ConvNeXt."""
+    """Convert a name of timm's ConvNeXt to MMPretrain's."""
     for theirs, ours in CONVNEXT_NAMES:
         name = re.sub(theirs, ours, name)
     return name

@@ -1,4 +1,4 @@
-"""Networks of torchvision."""
+"""Export to networks of torchvision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .equivalence import Mismatch, counterpart_weights
 
 
 class TorchvisionWeights(NamedTuple):
-    """A network of torchvision's, and the weights that make it the encoder (all but a classifier's)."""
+    """A network of torchvision, and the encoder's weights under its names (without a classifier)."""
 
     builder: str
     network: nn.Module
@@ -25,7 +25,7 @@ class TorchvisionWeights(NamedTuple):
 
 
 def to_torchvision(encoder: nn.Module) -> TorchvisionWeights:
-    """The network of torchvision's that an encoder is.
+    """Find the network of torchvision that an encoder is.
 
     Raises:
         Mismatch: if there is none.
@@ -46,7 +46,7 @@ def to_torchvision(encoder: nn.Module) -> TorchvisionWeights:
 
 
 def _candidates(encoder: nn.Module) -> Iterator[str]:
-    """Builders of networks whose tensors have the encoder's sizes, those with the fewest others first."""
+    """Yield builders of networks that have tensors of the encoder's sizes, those with the fewest others first."""
     own = _sizes(encoder)
     others = ((sum((theirs - own).values()), builder) for builder, theirs in _published().items() if not own - theirs)
     return (builder for _, builder in sorted(others))
@@ -54,7 +54,7 @@ def _candidates(encoder: nn.Module) -> Iterator[str]:
 
 @cache
 def _published() -> dict[str, Counter[int]]:
-    """The sizes of the tensors of every classifier that torchvision has."""
+    """Return the sizes of the tensors of every classifier of torchvision."""
     sizes = {}
     for builder in torchvision.models.list_models(module=torchvision.models):
         # RegNet's constructor computes with tensors, which have no values here; its layers run in another order too.
@@ -69,6 +69,6 @@ def _sizes(network: nn.Module) -> Counter[int]:
 
 def _build(builder: str) -> nn.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of how GoogLeNet and Inception will be initialised
+        warnings.simplefilter("ignore", FutureWarning)  # about the initialization of GoogLeNet and Inception
         network: nn.Module = torchvision.models.get_model(builder, weights=None)
     return network

@@ -1,1 +1,1 @@
-"""Pictures and pages for people: reconstructions, a run's report, the figure of vanishing masks."""
+"""Pictures of reconstructions, the report of a run, and the figure of vanishing masks."""

@@ -1,4 +1,4 @@
-"""Pictures of what a model sees and predicts."""
+"""Pictures of visible patches and reconstructions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..utils.io import write_atomically
 MOST_IMAGES = 8
 SMALLEST_TILE, LARGEST_TILE = 128, 256
 HIDDEN = 128
-"""The grey of a hidden patch, 0 to 255."""
+"""Gray value of a hidden patch, 0 to 255."""
 
 LABELS = ("image", "visible", "reconstruction")
-LABEL_COLOUR = (122, 122, 122)
-"""Equally far from white and from near-black (a contrast of 4.3 to 1), for the background is the page's."""
+LABEL_COLOR = (122, 122, 122)
+"""Color with the same contrast (4.3 to 1) against white and near-black, since the background is transparent."""
 
 
 def reconstruction_grid(
@@ -32,35 +32,38 @@ def reconstruction_grid(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Image.Image:
-    """Up to 8 images side by side; below each, its visible patches and its reconstruction.
+    """Draw up to 8 images side by side; below each, its visible patches and its reconstruction.
 
-    Small images are enlarged by a whole factor, their pixels staying squares; large ones are reduced. Of images with
-    other than one or three channels, the first three are shown (of two, the mean), each stretched to its range in the
-    image. The picture's gutters are transparent.
+    Small images are enlarged by an integer factor without interpolation; large ones are reduced. Of images with two
+    channels the mean is shown, of images with more than three the first three, scaled to the range of each channel in
+    the image. The gaps between tiles are transparent.
 
     Args:
-        images: in the network's normalised space.
+        images: normalized images.
         visible: True = visible.
-        prediction_composite: what :meth:`sparkmim.SparK.reconstruct` returns.
-        mean: of each channel, which was subtracted from the images.
-        std: of each channel, by which the images were divided.
+        prediction_composite: returned by :meth:`sparkmim.SparK.reconstruct`.
+        mean: mean of each channel, subtracted by the normalization.
+        std: standard deviation of each channel, by which the normalization divides.
 
     Raises:
-        ValueError: if the shapes do not fit each other.
+        ValueError: if the shapes do not match.
     """
     divisible = visible.ndim == 3 and not any(s % g for s, g in zip(images.shape[2:], visible.shape[1:], strict=False))
     if images.ndim != 4 or images.shape != prediction_composite.shape or len(visible) != len(images) or not divisible:
         raise ValueError(
-            f"images, visible and prediction_composite must be (B, C, H, W), (B, rows, columns) and (B, C, H, W), "
-            f"not {tuple(images.shape)}, {tuple(visible.shape)} and {tuple(prediction_composite.shape)}"
+            f"expected images, visible and prediction_composite of (B, C, H, W), (B, rows, columns) and (B, C, H, W), "
+            f"got {tuple(images.shape)}, {tuple(visible.shape)} and {tuple(prediction_composite.shape)}"
         )
     if not len(mean) == len(std) == images.shape[1]:
-        raise ValueError(f"{len(mean)} means and {len(std)} deviations do not fit images of {images.shape[1]} channels")
+        raise ValueError(
+            f"expected a mean and a standard deviation for each of {images.shape[1]} channels, got {len(mean)} and "
+            f"{len(std)}"
+        )
     count = min(len(images), MOST_IMAGES)
     if count == 0:
-        raise ValueError("there are no images to show")
+        raise ValueError("expected at least one image, got none")
     image, prediction = (
-        denormalise(x[:count].detach().float().cpu(), mean, std) for x in (images, prediction_composite)
+        denormalize(x[:count].detach().float().cpu(), mean, std) for x in (images, prediction_composite)
     )
     original, reconstruction = to_rgb(image, image), to_rgb(prediction, image)
     shown = visible[:count].cpu()
@@ -70,17 +73,17 @@ def reconstruction_grid(
     return _lay_out([[tile(pixels) for pixels in row] for row in (original, seen, reconstruction)])
 
 
-def denormalise(
+def denormalize(
     images: Float[Tensor, "batch channel height width"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "batch channel height width"]:
-    """Times the deviation, plus the mean, of each channel."""
+    """Undo the normalization: multiply by the standard deviation of each channel and add its mean."""
     return images * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
 
 
 def to_rgb(
     images: Float[Tensor, "batch channel height width"], reference: Float[Tensor, "batch channel height width"]
 ) -> UInt8[Tensor, "batch height width 3"]:
-    """Images of any number of channels as pixels; what has to be stretched is stretched to the range of `reference`."""
+    """Convert images of any number of channels to pixels; other than 1 or 3 are scaled to the range of `reference`."""
     if images.shape[1] == 2:
         images, reference = images.mean(1, keepdim=True), reference.mean(1, keepdim=True)
         stretch = True
@@ -95,7 +98,7 @@ def to_rgb(
 
 
 def tile(pixels: UInt8[Tensor, "height width 3"]) -> Image.Image:
-    """An image at the size it is shown: its longer side 128 to 256 pixels, unless a whole factor leads higher."""
+    """Resize an image for display: its longer side to 128 to 256 pixels, or more if the factor must be an integer."""
     picture = Image.fromarray(pixels.contiguous().numpy())
     longest = max(picture.size)
     if longest > LARGEST_TILE:
@@ -106,7 +109,7 @@ def tile(pixels: UInt8[Tensor, "height width 3"]) -> Image.Image:
 
 
 def _lay_out(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Tiles of one size in rows, a label above each row."""
+    """Arrange tiles of equal size in rows, with a label above each row."""
     columns, (width, height) = len(rows[0]), rows[0][0].size
     gutter = max(4, width // 32)
     whole = columns * (width + gutter) - gutter
@@ -114,18 +117,18 @@ def _lay_out(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     font = ImageFont.load_default(size)
     label = round(1.5 * size)
     whole = max(whole, math.ceil(max(font.getlength(text) for text in LABELS)))
-    canvas = Image.new("RGBA", (whole, len(rows) * (label + height + gutter) - gutter), (*LABEL_COLOUR, 0))
+    canvas = Image.new("RGBA", (whole, len(rows) * (label + height + gutter) - gutter), (*LABEL_COLOR, 0))
     draw = ImageDraw.Draw(canvas)
     for i, (text, tiles) in enumerate(zip(LABELS, rows, strict=True)):
         top = i * (label + height + gutter)
-        draw.text((0, top + label - round(0.45 * size)), text, fill=(*LABEL_COLOUR, 255), font=font, anchor="ls")
+        draw.text((0, top + label - round(0.45 * size)), text, fill=(*LABEL_COLOR, 255), font=font, anchor="ls")
         for j, picture in enumerate(tiles):
             canvas.paste(picture, (j * (width + gutter), top + label))
     return canvas
 
 
 def save_png(image: Image.Image, path: str | Path) -> None:
-    """Write a picture so that the file is the old or the new one at any moment."""
+    """Write a picture as PNG, atomically."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     write_atomically(Path(path), lambda file: file.write(buffer.getvalue()))

@@ -12,8 +12,7 @@ from typing import NamedTuple
 from ..checkpoints.run_folder import RunFolder
 from ..data.config import ViewConfig
 from ..data.sources.folder import find_images
-from ..evaluation.config import Device
-from ..training.config import LoopConfig
+from ..training.config import Device, LoopConfig
 from ..utils.devices import pick_device
 from ..utils.fields import validate_as
 from ..utils.io import write_text

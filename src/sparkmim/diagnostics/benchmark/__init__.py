@@ -1,1 +1,1 @@
-"""How fast this machine pretrains."""
+"""Benchmark of the training step."""

@@ -1,4 +1,4 @@
-"""What machine this is, and what it can do at best."""
+"""Description and peak performance of this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ("sparkmim", "torch", "torchvision", "timm", "pillow")
 
 
 def describe(device: torch.device) -> str:
-    """CPU model and cores, GPU if that computes, versions."""
+    """Return CPU model and cores, the GPU if it is used, and versions."""
     parts = [f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"]
     if device.type == "cuda":
         parts.append(torch.cuda.get_device_name(device))
@@ -24,7 +24,7 @@ def describe(device: torch.device) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's model."""
+    """Return the processor's model."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -32,9 +32,9 @@ def cpu_name() -> str:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> float:
-    """Operations a second of the product of two large square matrices, the best of some rounds.
+    """Measure operations per second of a product of two large square matrices, the best of several rounds.
 
-    In float32 on a GPU in TensorFloat-32, as convolutions are computed there.
+    In float32, a GPU computes it in TensorFloat-32, as it does convolutions.
     """
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))

@@ -12,11 +12,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 CLEAR_PEAK = Path("/proc/self/clear_refs")
-"""Where Linux forgets the most memory that this process had, on writing 5."""
+"""Writing 5 to this file resets the peak memory of this process on Linux."""
 
 
 def seconds(function: Callable[[], object], device: torch.device) -> float:
-    """How long it takes, the device's work included."""
+    """Time a function in seconds, including the device's work."""
     _wait_for(device)
     start = time.perf_counter()
     function()
@@ -25,7 +25,7 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
 
 
 def peak_bytes(function: Callable[[], object], device: torch.device) -> int | None:
-    """The most memory that it takes beyond what is in use before; None where that cannot be measured."""
+    """Measure the peak memory of a function beyond what was in use before; None where that is not possible."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -36,7 +36,7 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int | No
         return None
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
-        trim(0)  # what has been freed, but not given back, would be taken again unseen
+        trim(0)  # memory freed but not returned to the system would be reused without being counted
     CLEAR_PEAK.write_text("5")
     idle = _resident("VmRSS")
     function()
@@ -44,14 +44,14 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int | No
 
 
 def forward_flops(function: Callable[[], object]) -> int:
-    """Operations (a product and a sum are two) of convolutions and matrix products in a forward pass, run eagerly."""
+    """Count operations (a multiply-add is two) of convolutions and matrix products in an eager forward pass."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         function()
     return counter.get_total_flops()
 
 
 def _resident(which: str) -> int:
-    """Bytes of this process in memory, now (VmRSS) or at most (VmHWM)."""
+    """Return the memory of this process in bytes, current (VmRSS) or peak (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))
 

@@ -15,11 +15,10 @@ from ...data.loader import MaskedViews
 from ...data.sources.builtin import builtin_photographs
 from ...data.sources.folder import find_images
 from ...data.views import training_view
-from ...evaluation.config import Device
 from ...models.config import Execution, ModelConfig
 from ...models.factory import code_of, load_backbone
 from ...models.spark import SparK
-from ...training.config import LoopConfig, Precision
+from ...training.config import Device, LoopConfig, Precision
 from ...utils.devices import pick_device
 from ...utils.fields import validate_as
 from .machine import describe, peak_flops

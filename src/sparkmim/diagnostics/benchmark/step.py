@@ -1,4 +1,4 @@
-"""A training step of synthetic images, whole and in parts that can be timed alone."""
+"""A training step on synthetic images, as a whole and in parts that can be timed separately."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DTYPES: dict[Precision, torch.dtype] = {
     "bf16-mixed": torch.bfloat16,
     "16-mixed": torch.float16,
 }
-"""In which products are computed."""
+"""Data types of products, by precision."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Part:
     """A part of a step.
 
     Attributes:
-        forward: computes its outputs, whose gradients are ones in `run`.
-        run: forward, and backward of what is trained.
+        forward: computes the outputs.
+        run: forward, and backward with gradients of one.
     """
 
     forward: Callable[[], object]
@@ -41,12 +41,12 @@ class Step:
     """The training step of one execution.
 
     Args:
-        model: on the device; several steps may share it.
-        execution: of the encoder.
+        model: the model, on the device; several steps may share it.
+        execution: execution of the encoder.
         images: `(B, C, H, W)`.
-        precision: of products.
-        compile: whether whole and parts are compiled, each by itself.
-        like: the step of another execution, whose parts after the encoder are the same.
+        precision: precision of products.
+        compile: compile the whole and each part.
+        like: the step of another execution, which has the same parts after the encoder.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Step:
             maps = self._densify(features)
         self.features = [feature.detach().requires_grad_() for feature in features]
         self.maps = [dense.detach().requires_grad_() for dense in maps]
-        # The reference makes shapes that depend on data, which cannot be compiled.
+        # The reference has data-dependent shapes, which cannot be compiled.
         made = torch.compile if compile and execution != "masked-dense" else lambda function: function
         self.loss = made(self._loss)
         self.parts = {"encoder": self._part(made(self._encode))}
@@ -81,23 +81,23 @@ class Step:
             self.parts["decoder and loss"] = self._part(made(lambda: [self._decode(self.maps)]))
 
     def forward(self) -> Tensor:
-        """The loss."""
+        """Compute the loss."""
         with self._as_trained():
             loss: Tensor = self.loss()
         return loss
 
     def train(self) -> None:
-        """A whole step."""
+        """Run a whole step."""
         self.forward().backward()
         self.update()
 
     def update(self) -> None:
-        """The optimiser's part of it."""
+        """Run the optimizer's part of the step."""
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def eager_forward(self) -> Tensor:
-        """The loss, not compiled."""
+        """Compute the loss without compilation."""
         with self._as_trained():
             return self._loss()
 

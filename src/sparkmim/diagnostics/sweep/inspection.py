@@ -1,4 +1,4 @@
-"""What a network does to positions, found by running it without data, on torch's meta device."""
+"""Find attention and recurrence in a network by running it without data, on torch's meta device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 
 
 class _Watch(TorchFunctionMode):
-    """Lists the calls of a forward pass that could mix positions at will: (function, elements of the result)."""
+    """Record calls of a forward pass that may mix arbitrary positions: (function, elements of the result)."""
 
     def __init__(self, images: Tensor) -> None:
         super().__init__()
@@ -51,12 +51,12 @@ class _Watch(TorchFunctionMode):
 
     @classmethod
     def forward(cls, network: Any, size: tuple[int, int]) -> tuple[_Watch, str | None]:
-        """What was seen, and the error that ended it, if any."""
+        """Run a network; return what was recorded, and the error that ended the run, if any."""
         watch = cls(torch.empty(2, 3, *size, device="meta"))
         try:
             with torch.no_grad(), watch:
                 network.forward_intermediates(watch.images, intermediates_only=True)
-        except Exception as error:  # whatever a network's code raises
+        except Exception as error:  # a network's code may raise anything
             return watch, one_line(error)
         return watch, None
 
@@ -70,14 +70,14 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def inspect_operations(network: nn.Module, size: int) -> str | None:
-    """Why a network on the meta device is no convolutional one, or None.
+    """Return why a network on the meta device is not convolutional, or None if it is.
 
-    It is run at two sizes. Attention is torch's own, or a product of two activations whose result grows with the image:
-    one that does not (global context) holds a value per image, as squeeze-excite does.
+    The network is run at two sizes. Attention is torch's own, or a product of two activations whose result grows with
+    the image; a product that does not grow (global context) has values for the whole image, as squeeze-excite has.
 
     Args:
-        network: with timm's `forward_intermediates`.
-        size: of the images it is made for.
+        network: a network with timm's `forward_intermediates`.
+        size: side of the images that it is made for.
     """
     if not hasattr(network, "forward_intermediates"):
         return "it offers no feature maps (forward_intermediates)"
@@ -98,10 +98,10 @@ def inspect_operations(network: nn.Module, size: int) -> str | None:
 
 
 def architecture_of(network: nn.Module) -> str:
-    """A digest of a network's modules, their settings and the shapes of their parameters: all but the weights.
+    """Return a digest of a network's modules, their settings and the shapes of their parameters, without weights.
 
-    Settings are attributes of a module that are numbers, texts, functions or sequences of those; not mappings, of
-    which timm keeps one that says where weights come from and what image size they like.
+    Settings are attributes of a module that are numbers, texts, functions or sequences of those. Mappings are ignored,
+    since timm stores the origin of weights and their image size in one.
     """
     digest = hashlib.sha256()
     for name, module in network.named_modules():
@@ -121,6 +121,6 @@ def _setting(value: Any) -> Any:
 
 
 def one_line(error: BaseException | str) -> str:
-    """The message, no longer than fits a table."""
+    """Return an error's message on one line, shortened to 200 characters."""
     text = " ".join(str(error).split()) or repr(error)
     return text if len(text) <= 200 else text[:197] + "..."

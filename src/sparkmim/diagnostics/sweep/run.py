@@ -1,4 +1,4 @@
-"""Many networks, each checked where it can do no harm, outcomes kept as they come."""
+"""Check many networks, each in a separate process, and store outcomes as they come."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def _work(connection: Any, memory: int | None, threads: int | None) -> None:
 
 
 class Worker:
-    """A process that inspects and checks networks. One that crashes or takes too long is replaced.
+    """A process that inspects and checks networks, replaced if it crashes or takes too long.
 
     Args:
         timeout: seconds that one network may take.
-        memory: bytes that it may take; None is no bound.
-        threads: that it computes with; None is as many as there are cores.
+        memory: bytes that the process may use; None for no limit.
+        threads: number of threads; None for the number of cores.
     """
 
     def __init__(self, timeout: float, memory: int | None = None, threads: int | None = None) -> None:
@@ -58,7 +58,7 @@ class Worker:
         self._process: Any = None
 
     def __call__(self, task: str, model: str) -> Verdict:
-        """The outcome of a task; what went wrong is its error."""
+        """Return the outcome of a task, with the error if it failed."""
         if self._process is None:
             context = multiprocessing.get_context("spawn")
             self._connection, theirs = context.Pipe()
@@ -89,11 +89,11 @@ class Worker:
 
 
 class Journal:
-    """Outcomes so far, a line of JSON each, so that a sweep can be continued.
+    """Outcomes so far, a line of JSON each, so that a sweep can be resumed.
 
     Args:
-        path: of the file; None keeps nothing.
-        older: take what passed or was left out under other versions too; what failed is tried again.
+        path: the file; None to store nothing.
+        older: also use outcomes of other versions, except failures.
     """
 
     def __init__(self, path: Path | None, *, older: bool = False) -> None:
@@ -109,7 +109,7 @@ class Journal:
                 self.known[task, verdict.model] = verdict
 
     def __call__(self, task: str, model: str, worker: Worker) -> Verdict:
-        """The outcome of a task, from the file if it is there."""
+        """Return the outcome of a task, from the file if it is there."""
         if (task, model) not in self.known:
             verdict = self.known[task, model] = replace(worker(task, model), versions=self.versions)
             if self.path is not None:
@@ -119,7 +119,7 @@ class Journal:
 
 
 def versions() -> str:
-    """What outcomes depend on: the code, by a digest, and versions."""
+    """Return what outcomes depend on: a digest of the code, and versions."""
     digest = hashlib.sha256()
     folder = Path(next(iter(sparse.__path__)))
     own = [Path(__file__).parent / name for name in ("inspection.py", "verdict.py")]
@@ -139,27 +139,26 @@ def sweep(
     memory: float | None = None,
     timeout: float = 1800.0,
 ) -> list[Verdict]:
-    """Inspect timm's networks, and check those that count, the smallest first.
+    """Inspect timm's networks, and check the convolutional ones, the smallest first; log each outcome.
 
     Args:
-        patterns: names of networks, with `*` and `?`; all of those. Without any, of each family the smallest that
-            counts.
-        every: all networks.
-        up_to: million parameters; larger networks whose outcome is not known are pending.
-        journal: file of the outcomes, to continue from.
-        older: take outcomes of other versions from there too, but for failures.
-        jobs: how many networks at a time, each in a process of its own.
-        memory: GiB that each may take; by default no bound.
+        patterns: names of networks, with `*` and `?`. Without any, the smallest convolutional network of each family.
+        every: check all networks.
+        up_to: millions of parameters; larger networks without a stored outcome are pending.
+        journal: file of the outcomes, to resume from.
+        older: also use stored outcomes of other versions, except failures.
+        jobs: number of networks at a time, each in a process of its own.
+        memory: GiB that each network may use; no limit by default.
         timeout: seconds that one network may take.
 
     Returns:
-        One verdict for each network, and for networks of one architecture one for all of them.
+        A verdict for each network, or for each architecture that several networks share.
 
     Raises:
-        ValueError: for a pattern that no network has, or no jobs.
+        ValueError: for a pattern without a match, or fewer than one job.
     """
     if jobs < 1:
-        raise ValueError(f"{jobs} jobs at a time check nothing; give at least 1")
+        raise ValueError(f"expected --jobs of at least 1, got {jobs}")
     names: list[str] = timm.list_models()
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in names):
@@ -204,7 +203,7 @@ def sweep(
 
 
 def _distinct(counting: Sequence[Verdict]) -> list[Verdict]:
-    """One network of each architecture, the smallest first, with the names of the others."""
+    """Return one network of each architecture, the smallest first, with the names of the others."""
     same: dict[str, list[Verdict]] = {}
     for verdict in sorted(counting, key=lambda v: (v.parameters, len(v.model), v.model)):
         same.setdefault(verdict.architecture, []).append(verdict)

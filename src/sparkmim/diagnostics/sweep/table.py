@@ -1,4 +1,4 @@
-"""The outcome of a sweep as Markdown."""
+"""Format the outcome of a sweep as Markdown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .verdict import CHECKS, Verdict
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:
-    """How many pass, in a line."""
+    """Return the number of networks that pass, as a sentence."""
     counting = _checked(verdicts)
     passed = [v for v in counting if v.passed]
     pending = sum(v.pending for v in verdicts)
@@ -24,9 +24,9 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     share = f" ({len(passed) / len(counting):.1%})" if counting else ""
     return (
         f"{len(passed)} of {len(counting)} architectures pass{share} "
-        f"(by name {_networks(passed)} of {_networks(counting)}), {len(whole)} of {len(families)} families in all of "
-        f"them; {sum(v.is_wrong for v in counting)} return wrong numbers without an error; "
-        f"{len(verdicts) - len(counting) - pending} are no convolutional networks"
+        f"(by name {_networks(passed)} of {_networks(counting)}), {len(whole)} of {len(families)} families "
+        f"completely; {sum(v.is_wrong for v in counting)} return wrong numbers without an error; "
+        f"{len(verdicts) - len(counting) - pending} are not convolutional"
         + (f"; {pending} were not checked" if pending else "")
     )
 
@@ -40,12 +40,12 @@ def _networks(verdicts: Sequence[Verdict]) -> int:
 
 
 def all_pass(verdicts: Sequence[Verdict]) -> bool:
-    """Whether every network passes that counts."""
+    """Return whether every checked network passes."""
     return all(v.passed for v in _checked(verdicts))
 
 
 def document(verdicts: Sequence[Verdict], command: str) -> str:
-    """The table with its date and how it was made."""
+    """Return a document with the table, its date and command."""
     double, single = (TOLERANCE[dtype] for dtype in (torch.float64, torch.float32))
     gradients = GRADIENT_TOLERANCE[torch.float32]
     versions = Counter(v.versions for v in _checked(verdicts))
@@ -55,16 +55,17 @@ def document(verdicts: Sequence[Verdict], command: str) -> str:
 {date.today()}, timm {timm.__version__}, torch {torch.__version__}: `{command}`
 
 The numbers are the largest relative deviations of feature maps, gradients and running statistics, in evaluation and
-training mode, on images of 2 x 3 patches; {double:g} passes in float64, {single:g} ({gradients:g} of gradients) in
-float32, where the table says so. (Large networks are checked in float32, and in float64 where that is not exact enough
-to tell; some convert to float32 by themselves.) A patch is the network's total stride, or twice that where the network
-is refused at that. Networks that compute the same, all but the weights, are checked once. Checked: {of_versions}.
+training mode, on images of 2 x 3 patches. The tolerance is {double:g} in float64 and {single:g} ({gradients:g} for
+gradients) in float32, marked in the table. (Large networks are checked in float32, and in float64 if float32 is not
+precise enough; some networks convert to float32 themselves.) The patch size is the network's total stride, or twice the
+total stride if the network is refused there. Networks that differ only in weights are checked once. Checked:
+{of_versions}.
 
 {table(verdicts)}"""
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
-    """All outcomes: those that were checked, why some fail, and why others do not count."""
+    """Return all outcomes: networks that were checked, why some fail, and why others are left out."""
     ordered = sorted(verdicts, key=lambda v: (v.family, v.parameters, v.model))
     counting = _checked(ordered)
     pending = [v for v in ordered if v.pending]
@@ -80,16 +81,16 @@ def table(verdicts: Sequence[Verdict]) -> str:
         *(_row(v) for v in counting),
     ]
     if failing:
-        lines += ["", "## Those that fail", ""]
-        lines += [f"- **{v.model}**: {v.error or 'deviates from what it should be, without an error'}" for v in failing]
+        lines += ["", "## Networks that fail", ""]
+        lines += [f"- **{v.model}**: {v.error or 'deviates without an error'}" for v in failing]
     if pending:
-        lines += ["", "## Those that were not checked", ""]
+        lines += ["", "## Networks that were not checked", ""]
         lines += [", ".join(f"{v.model} ({v.parameters / 1e6:.0f} million parameters)" for v in pending)]
     if excluded:
         reasons: dict[tuple[str, str], list[str]] = {}
         for v in excluded:
             reasons.setdefault((v.family, v.excluded or ""), []).append(v.model)
-        lines += ["", "## Those that do not count", ""]
+        lines += ["", "## Networks that are not convolutional", ""]
         lines += [f"- {family}, {reason}: {', '.join(models)}" for (family, reason), models in reasons.items()]
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""What is known of one of timm's networks: whether it counts, and the outcome of its checks."""
+"""Inspect and check one of timm's networks."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ GRID = (2, 3)
 """Patches along each axis in the checks."""
 
 LARGE_GRID = (3, 4)
-"""Likewise where those deviate. Batch norms of a few positions enlarge rounding; what is wrong stays so with more."""
+"""The same after a deviation: with few positions, batch norms amplify rounding; real errors remain with more."""
 
 DOUBLE_UP_TO = 200e6
-"""Parameters of a network that is checked in float64 at once; larger ones are in float32, and in float64 where they
-deviate there: the gradients of hundreds of batch norms are not exact enough in float32 to tell right from wrong."""
+"""Largest number of parameters checked in float64 at once. Larger networks are checked in float32, and in float64 after
+a deviation: gradients through hundreds of batch norms are not precise enough in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What is known of one network.
+    """Outcome for one network.
 
     Attributes:
         family: timm's module that defines it.
-        architecture: a digest of what it computes, all but the weights; equal for networks that differ in those alone.
-        parameters: how many it has, without a classifier.
+        architecture: a digest of its structure; equal for networks that differ only in weights.
+        parameters: number of parameters, without a classifier.
         same: other networks of the same architecture.
-        excluded: why it does not count as a convolutional network, or None.
+        excluded: why it is not a convolutional network, or None.
         error: why it does not work on visible patches, or None.
-        patch: pixels of a patch in the checks: the total stride, or twice that where it was refused at that.
-        levels: of each map its stride and channels, finest first.
-        unreached: parameters that no map depends on.
+        patch: patch size in the checks: the total stride, or twice that if the network was refused there.
+        levels: stride and channels of each feature map, highest resolution first.
+        unreached: number of parameters that no feature map depends on.
         deviations: for each check the largest relative deviation of values, gradients and running statistics, in
             evaluation and training mode; infinite where an operation was refused.
         passed: whether all deviations are within the tolerance of the precision.
         precision: "float64" or "float32", whose tolerance applies: large networks are checked in float32 first, and
             some convert to it by themselves.
-        pending: it counts, but was not checked: it is larger than the sweep was to go.
-        versions: of the engine, torch and timm that the outcome is of, where a sweep keeps it.
+        pending: convolutional, but not checked since it is larger than the sweep's limit.
+        versions: versions of the engine, torch and timm, in a stored outcome.
     """
 
     model: str
@@ -71,7 +71,7 @@ class Verdict:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether it returned numbers that deviate, and no error."""
+        """Whether it returned deviating numbers without an error."""
         return bool(self.deviations) and not self.passed and self.error is None
 
     def __str__(self) -> str:
@@ -85,13 +85,13 @@ class Verdict:
 
 
 def inspect_model(model: str) -> Verdict:
-    """A timm network's parameters, and whether it counts."""
+    """Return a timm network's number of parameters, and whether it is convolutional."""
     family = family_of(model)
     try:
         with torch.device("meta"):
             network = timm.create_model(model, num_classes=0).eval()
     except Exception as error:
-        return Verdict(model=model, family=family, excluded=f"it cannot be made without data: {one_line(error)}")
+        return Verdict(model=model, family=family, excluded=f"it cannot be built without data: {one_line(error)}")
     parameters = sum(p.numel() for p in network.parameters())
     size = (timm.get_pretrained_cfg_value(model, "input_size") or (3, 224, 224))[-1]
     reason = inspect_operations(network, size)
@@ -101,7 +101,7 @@ def inspect_model(model: str) -> Verdict:
 
 
 def check_model(model: str) -> Verdict:
-    """A timm network's pyramid, and the outcome of its four checks."""
+    """Return a timm network's feature maps, and the outcome of its four checks."""
     start = monotonic()
     torch.manual_seed(0)
     known: dict[str, Any] = {"model": model, "family": family_of(model)}
@@ -134,11 +134,11 @@ def check_model(model: str) -> Verdict:
 
 
 def by_axis(extents: Sequence[int]) -> str:
-    """32 for 32 along each axis, else 16x32."""
+    """Format sizes along all axes: 32 if they are equal, else 16x32."""
     return "x".join(map(str, dict.fromkeys(extents)))
 
 
 def family_of(model: str) -> str:
-    """The module of timm that defines a network."""
+    """Return the module of timm that defines a network."""
     module: str = timm.models._registry._model_to_module[model]
     return module

@@ -1,4 +1,4 @@
-"""`report.html`: a run to look at, one file that needs nothing but itself."""
+"""`report.html`: a run on one self-contained page."""
 
 from .page import write_report
 

@@ -13,7 +13,7 @@ from .text import number, scientific
 
 @dataclass(frozen=True)
 class Axis:
-    """Where values lie between the two ends of a chart's side, 0 to 1."""
+    """Map values to positions along a chart's side, 0 to 1."""
 
     low: float
     high: float
@@ -21,13 +21,13 @@ class Axis:
     log: bool = False
 
     def place(self, values: Numbers) -> Numbers:
-        """0 at the low end, 1 at the high end."""
+        """Return positions, 0 at the low end and 1 at the high end."""
         low, high = (math.log10(self.low), math.log10(self.high)) if self.log else (self.low, self.high)
         places: Numbers = ((np.log10(values) if self.log else values) - low) / (high - low)
         return places
 
     def label(self, tick: float) -> str:
-        """All ticks of an axis with the same number of decimals, unless they are tiny or far apart."""
+        """Format a tick, all with the same number of decimals unless the axis is logarithmic or values are tiny."""
         step = round(self.ticks[1] - self.ticks[0], 12) if len(self.ticks) > 1 else tick
         if self.log:
             return number(tick)
@@ -37,14 +37,14 @@ class Axis:
 
 
 def axis(values: Numbers, *, parts: int = 4, zero: bool = False, whole: bool = False, tight: bool = False) -> Axis:
-    """An axis with round ticks; logarithmic where a few values would squeeze all others (20 times their median).
+    """Build an axis with round ticks, logarithmic if the largest value exceeds 20 times the median.
 
     Args:
-        values: what has to fit on it.
-        parts: between ticks, about.
-        zero: begin at zero.
-        whole: ticks at whole numbers only.
-        tight: end at the highest value rather than at a tick.
+        values: values to show.
+        parts: approximate number of intervals between ticks.
+        zero: start at zero.
+        whole: put ticks at whole numbers only.
+        tight: end at the highest value instead of a tick.
     """
     low, high = float(values.min()), float(values.max())
     if not tight and low > 0 and high > 20 * float(np.median(values)):

@@ -1,7 +1,6 @@
 """Charts of a run, as SVG of 1000 by 1000 units stretched to the page.
 
-`script.js` only adds the read-out, and reads the places of the points off the curves. `style.css` gives everything its
-size and colour.
+`script.js` adds the read-out, taking positions from the curves' points; `style.css` sets sizes and colors.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from .text import number
 
 
 def charts(lines: Sequence[Mapping[str, float]]) -> str:
-    """The loss in full width, the rest in small multiples, all over the same steps."""
+    """Return all charts over the same steps: the loss in full width, the others small."""
     if not lines:
         return ""
     steps = axis(
@@ -29,12 +28,12 @@ def charts(lines: Sequence[Mapping[str, float]]) -> str:
     drawn = [chart("Loss", series, steps, parts=6)]
     accuracy = [
         ("top-1", "held-out", curve(lines, "val_top1")),
-        ("mean of classes", "main thin", curve(lines, "val_mean_per_class")),
+        ("mean per class", "main thin", curve(lines, "val_mean_per_class")),
     ]
     drawn.append(chart("Validation accuracy", accuracy, steps))
     neighbours = [
         ("top-1", "held-out", curve(lines, "knn_top1")),
-        ("mean of classes", "main thin", curve(lines, "knn_mean_per_class")),
+        ("mean per class", "main thin", curve(lines, "knn_mean_per_class")),
     ]
     drawn.append(chart("k-NN accuracy", neighbours, steps))
     for title, key, zero in (
@@ -50,7 +49,7 @@ def charts(lines: Sequence[Mapping[str, float]]) -> str:
 def chart(
     title: str, series: Sequence[tuple[str, str, Curve]], steps: Axis, *, parts: int = 4, zero: bool = False
 ) -> str:
-    """A chart of series (label, CSS classes, curve); nothing if all are empty."""
+    """Return a chart of series (label, CSS classes, curve); an empty text if all are empty."""
     series = [(label, style, curve) for label, style, curve in series if len(curve)]
     if not series:
         return ""
@@ -62,7 +61,7 @@ def chart(
             f"{x:.1f},{y:.1f}"
             for x, y in zip(1000 * steps.place(shown.step), 1000 - 1000 * heights.place(shown.value), strict=True)
         )
-        if len(shown) == 1:  # a line of no length is a dot, one without a second point is nothing
+        if len(shown) == 1:  # two equal points draw a dot, a single one draws nothing
             points = f"{points} {points}"
         lines.append(f'<polyline class="{style}" points="{points}"/>')
         if "held-out" in style:

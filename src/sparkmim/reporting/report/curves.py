@@ -1,4 +1,4 @@
-"""The numbers of a run by step: read from `metrics.jsonl`, thinned, smoothed."""
+"""Metrics by step: reading `metrics.jsonl`, thinning, smoothing."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 Numbers = NDArray[np.float64]
 
 MOST_POINTS = 800
-"""Of a curve."""
+"""Maximum number of points of a curve."""
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of `metrics.jsonl`, without those that a crash cut off; none if there is no such file."""
+    """Read the complete lines of `metrics.jsonl`; none if there is no such file."""
     if not path.exists():
         return []
     lines = []
@@ -35,7 +35,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 @dataclass(frozen=True)
 class Curve:
-    """One number over the run: a row per line of metrics that has it."""
+    """A metric over the run: a row for each line that has it."""
 
     step: Numbers
     epoch: Numbers
@@ -45,19 +45,19 @@ class Curve:
         return len(self.value)
 
     def at(self, rows: NDArray[np.intp]) -> Curve:
-        """Some rows."""
+        """Select rows."""
         return Curve(self.step[rows], self.epoch[rows], self.value[rows])
 
 
 def curve(lines: Sequence[Mapping[str, float]], key: str) -> Curve:
-    """The finite values of a key, by step; of a step written twice, the later line."""
+    """Return the finite values of a metric in the order of steps; the last line of a repeated step."""
     rows = {v["step"]: (v["step"], v.get("epoch", 0.0), v[key]) for v in lines if math.isfinite(v.get(key, math.nan))}
     table = np.array([rows[step] for step in sorted(rows)], dtype=np.float64).reshape(-1, 3)
     return Curve(*table.T)
 
 
 def thin(values: Numbers, most: int = MOST_POINTS) -> NDArray[np.intp]:
-    """Indices of at most `most` values that keep the shape: the first, the last, each stretch's lowest and highest."""
+    """Return indices of at most `most` values: first, last, and minimum and maximum of each interval."""
     if len(values) <= most:
         return np.arange(len(values))
     edges = np.linspace(0, len(values), most // 2).astype(int)
@@ -68,12 +68,12 @@ def thin(values: Numbers, most: int = MOST_POINTS) -> NDArray[np.intp]:
 
 
 def smooth_reach(count: int) -> int:
-    """How many values to each side :func:`smooth` averages."""
+    """Return how many values on each side :func:`smooth` averages."""
     return max(2, count // 40)
 
 
 def smooth(values: Numbers) -> Numbers:
-    """A moving average; at the end of what there is to the left, at the start of as much as there is to both sides."""
+    """Return a moving average; the window is shortened at the end, and shrinks symmetrically at the start."""
     index = np.arange(len(values))
     reach = np.minimum(smooth_reach(len(values)), index)
     sums = np.concatenate([[0.0], values.cumsum()])

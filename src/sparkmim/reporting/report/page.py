@@ -1,4 +1,4 @@
-"""The page: a run's sections in their order, in the frame of `template.html`."""
+"""The report's page: sections in the frame of `template.html`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .tables import table, unreadable
 from .text import as_html, number
 
 TASKS = {None: "Masked-image pretraining", "finetune": "Fine-tuning"}
-"""What a run is for, by what its configuration says."""
+"""Title of a run by the `task` of its configuration."""
 
 
 def write_report(run: Path) -> Path:
-    """Write `report.html` from whatever files a run's folder has so far.
+    """Write `report.html` from the files that a run's folder has so far.
 
-    It shows no absolute paths, asks for nothing from elsewhere, and replaces an older report at once.
+    The report contains no absolute paths, loads nothing from elsewhere, and replaces an older one atomically.
 
     Args:
         run: the folder, with any of `config.json`, `plan.json`, `environment.json`, `metrics.jsonl`,
@@ -50,7 +50,7 @@ def write_report(run: Path) -> Path:
         _section("Plan", table(plan.items())),
         _section("Configuration", _groups(config)),
         _section("Environment", table(environment.items())),
-        _section("Broken images", _broken(run / "broken_images.txt")),
+        _section("Unreadable images", _broken(run / "broken_images.txt")),
     ]
     here = Path(__file__)
     page = Template(here.with_name("template.html").read_text(encoding="utf-8")).substitute(
@@ -80,7 +80,7 @@ def _groups(config: Mapping[str, Any]) -> str:
 
 
 def planned_steps(plan: Mapping[str, object]) -> int | None:
-    """The number before or under "steps" in a plan."""
+    """Return the number before or under "steps" in a plan."""
     if found := re.match(r"[\d,]*\d", str(plan.get("steps", ""))):
         return int(found[0].replace(",", ""))
     found = re.search(r"(\d[\d,]*) steps?\b", str(plan.get("epochs", "")))
@@ -90,7 +90,7 @@ def planned_steps(plan: Mapping[str, object]) -> int | None:
 def _headline(
     model: str, name: str, lines: Sequence[Mapping[str, float]], config: Mapping[str, Any], plan: Mapping[str, object]
 ) -> str:
-    """Model, run, how far it is, and the numbers one looks for first."""
+    """Return the header: model, run, progress and the most important numbers."""
     total = planned_steps(plan)
     done = int(max((line["step"] for line in lines), default=0))
     share = min(1.0, done / total) if total else None
@@ -100,7 +100,7 @@ def _headline(
     loss, held_out, speed = (curve(lines, key) for key in ("loss", "val_loss", "images_per_second"))
     if len(loss):
         reach = min(smooth_reach(len(loss)), len(loss) - 1)
-        note = f"mean of the last {reach + 1} lines; first {number(loss.value[0], 3)}"
+        note = f"mean of the last {reach + 1} logged; first {number(loss.value[0], 3)}"
         facts.append(("Loss", number(smooth(loss.value)[-1]), note))
     if len(held_out):
         best = held_out.value.argmin()
@@ -108,7 +108,7 @@ def _headline(
         facts.append(("Held-out loss", number(held_out.value[-1]), note))
     for key, label, of in (
         ("val_top1", "Top-1", "validation"),
-        ("val_mean_per_class", "Mean of classes", "validation"),
+        ("val_mean_per_class", "Mean per class", "validation"),
         ("knn_top1", "k-NN", "top-1"),
     ):
         accuracy = curve(lines, key)
@@ -122,7 +122,7 @@ def _headline(
         facts.append(("Images/s", number(float(np.median(speed.value)), 3), note))
         run = config.get("run", {})
         if batch := run.get("batch_size"):
-            # Steps more than an interval before the first line were done elsewhere: the run was resumed from there.
+            # Steps more than an interval before the first line belong to the run that this one was resumed from.
             before = max(0.0, speed.step[0] - run.get("log_every", speed.step[0]))
             spent = float((np.diff(speed.step, prepend=before) * batch / speed.value).sum())
             left = (total - done) * batch / float(np.median(speed.value)) if total else 0.0
@@ -141,7 +141,7 @@ def _headline(
 
 
 def _broken(path: Path) -> str:
-    """Images that could not be read."""
+    """Return the table of images that could not be read."""
     rows = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     broken = (row.partition("\t") for row in rows)
     return unreadable([(name, error) for name, _, error in broken])

@@ -13,11 +13,11 @@ from PIL import Image
 MOST_PICTURES = 6
 
 BACKGROUND = (27, 29, 33)
-"""What the transparent parts of a reconstruction become; `--sheet` in style.css is the same."""
+"""Color of the transparent parts of a picture; the same as `--sheet` in style.css."""
 
 
 def pictures(folder: Path) -> str:
-    """The last reconstructions in full, then the reconstructions alone over the run, one strip below the other."""
+    """Return the last reconstructions in full, then a strip of reconstructions for each of several steps."""
     paths = sorted(folder.glob("step-*.png"), key=_step_of)
     if not paths:
         return ""
@@ -44,7 +44,7 @@ def _step_of(path: Path) -> int:
 
 
 def _flat(path: Path, *, last_row: bool = False) -> Image.Image:
-    """A picture on the page's own dark sheet; of a grid on request the last row of tiles, which a gutter sets off."""
+    """Return a picture on a dark background, or only the last row of its tiles, which begins below the last gap."""
     with Image.open(path) as file:
         picture = file.convert("RGBA")
     if last_row:
@@ -58,7 +58,7 @@ def _flat(path: Path, *, last_row: bool = False) -> Image.Image:
 
 
 def embed(picture: Image.Image) -> str:
-    """A picture as a data URL, small enough that all make a few megabytes."""
+    """Return a picture as a data URL, compressed so that a report has a few megabytes."""
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=88, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""How a fine-tuned classifier did: its scores, classes, confusions and worst mistakes."""
+"""Scores of a fine-tuned classifier: accuracy, classes, confusion matrix and mistakes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .text import as_html
 SETS = {"validation": "Validation images", "test": "Test images"}
 
 MOST_CLASSES = 40
-"""Of a confusion matrix that is shown."""
+"""Classes of the largest confusion matrix that is shown."""
 
 
 def scores(results: Mapping[str, Any], mistakes: Path) -> str:
-    """All sets of images that a fine-tuning scored.
+    """Return the scores of each set of images.
 
     Args:
-        results: what `results.json` holds.
-        mistakes: folder of the pictures of mistakes, with one folder for each set.
+        results: content of `results.json`.
+        mistakes: folder of pictures of mistakes, with a subfolder for each set.
     """
-    if "evaluation" in results:  # of a k-NN or probe
+    if "evaluation" in results:  # results of k-NN or a linear probe
         return ""
     return "".join(_score(results, name, mistakes / name) for name in SETS if name in results)
 
@@ -36,7 +36,7 @@ def _score(results: Mapping[str, Any], name: str, folder: Path) -> str:
         return _numbers(score, name)
     classes = results["classes"]
     return (
-        f"<h3>{SETS[name]}</h3><p><b>{score['top1']:.1%}</b> of {score['images']:,} right, mean of the classes "
+        f"<h3>{SETS[name]}</h3><p><b>{score['top1']:.1%}</b> of {score['images']:,} correct, mean per class "
         f"<b>{score['mean_per_class']:.1%}</b></p>"
         f"{_classes(classes, results['train']['per_class'], score['confusion'])}"
         f"{_confusion(classes, score['confusion'])}{_mistakes(score['mistakes'], folder)}"
@@ -53,8 +53,8 @@ def _numbers(score: Mapping[str, Any], name: str) -> str:
 
 
 def _classes(classes: Sequence[str], trained: Sequence[int], confusion: Sequence[Sequence[int]]) -> str:
-    """A row for each class: recall, precision, and what it is mostly taken for."""
-    heads = ("class", "trained on", "scored", "found", "right when named", "mostly taken for")
+    """Return a table with recall, precision and the most frequent confusion of each class."""
+    heads = ("class", "training images", "images", "recall", "precision", "most often predicted instead")
     rows = []
     for i, name in enumerate(classes):
         total, named = sum(confusion[i]), sum(row[i] for row in confusion)
@@ -73,7 +73,7 @@ def _classes(classes: Sequence[str], trained: Sequence[int], confusion: Sequence
 
 
 def _confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
-    """Counts, each cell shaded by its share of the row."""
+    """Return the confusion matrix, each cell shaded by its share of the row."""
     if len(classes) > MOST_CLASSES:
         return ""
     head = "".join(f"<th scope=col><span>{as_html(name)}</span></th>" for name in classes)
@@ -86,23 +86,23 @@ def _confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> st
         )
         rows.append(f"<tr><th scope=row>{as_html(name)}</th>{cells}</tr>")
     return (
-        "<p>Each row is a class, each column what its images are taken for.</p>"
+        "<p>Confusion matrix: rows are classes, columns are predictions.</p>"
         f"<div class=wide><table class=confusion><thead><tr><th></th>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
 def _mistakes(mistakes: Sequence[Mapping[str, Any]], folder: Path) -> str:
-    """Pictures of the most certain mistakes."""
+    """Return pictures of the most confident mistakes."""
     figures = []
     for mistake in mistakes:
         path = folder / mistake["picture"]
         if path.exists():
             with Image.open(path) as file:
                 picture = embed(file.convert("RGB"))
-            text = f"{as_html(mistake['class'])}, taken for {as_html(mistake['predicted'])}"
+            text = f"{as_html(mistake['class'])}, predicted {as_html(mistake['predicted'])}"
             figures.append(
                 f'<figure><img alt="{text}" src="{picture}"><figcaption>{text} ({mistake["probability"]:.0%})'
                 f"<br><small>{as_html(mistake['image'])}</small></figcaption></figure>"
             )
-    return f"<p>The most certain mistakes:</p><div class=mistakes>{''.join(figures)}</div>" if figures else ""
+    return f"<p>Most confident mistakes:</p><div class=mistakes>{''.join(figures)}</div>" if figures else ""

@@ -1,4 +1,4 @@
-"""Plain tables of names and values."""
+"""Tables of names and values."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Iterable, Sequence
 from .text import as_html
 
 MOST_UNREADABLE = 20
-"""Images that are named."""
+"""Maximum number of images named."""
 
 
 def table(rows: Iterable[tuple[str, object]]) -> str:
-    """A row for each name and value."""
+    """Return a table with a row for each name and value."""
     cells = "".join(f"<tr><th scope=row>{as_html(k)}</th><td>{as_html(v)}</td></tr>" for k, v in rows)
     return f"<table>{cells}</table>" if cells else ""
 
 
 def unreadable(images: Sequence[tuple[str, str]]) -> str:
-    """Names of images that could not be read, and the errors."""
+    """Return a table of images that could not be read, with their errors."""
     if not images:
         return ""
     more = f"; the first {MOST_UNREADABLE}" if len(images) > MOST_UNREADABLE else ""
-    return f"<p>{len(images):,} could not be read{more}:</p>{table(images[:MOST_UNREADABLE])}"
+    count = f"{len(images):,} image{'s' * (len(images) > 1)}"
+    return f"<p>{count} could not be read{more}:</p>{table(images[:MOST_UNREADABLE])}"

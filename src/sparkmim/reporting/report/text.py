@@ -1,4 +1,4 @@
-"""Values as readable text, without the folders of this machine."""
+"""Values as readable text, without absolute paths."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import html
 import re
 
 _FOLDERS = re.compile(
-    r"""(?<![\w./\\~-])(?:file:///?|[A-Za-z]:[\\/]|~?/(?!/))  # the root of an absolute path, no part of another word
-    (?:[^\s/\\'",;]+(?:[ ][^\s/\\'",;-]+)*[\\/])*  # its folders, with spaces within but not at their ends
-    (?=[^\s/\\'",;])  # what is left: its last component
+    r"""(?<![\w./\\~-])(?:file:///?|[A-Za-z]:[\\/]|~?/(?!/))  # root of an absolute path, not within another word
+    (?:[^\s/\\'",;]+(?:[ ][^\s/\\'",;-]+)*[\\/])*  # folders, with spaces within but not at their ends
+    (?=[^\s/\\'",;])  # followed by the last component, which stays
     """,
     re.VERBOSE,
 )
 
 
 def without_folders(text: str) -> str:
-    """A text with the absolute paths in it cut to their last component."""
+    """Shorten absolute paths in a text to their last component."""
     return _FOLDERS.sub("", text)
 
 
 def as_html(value: object) -> str:
-    """A value as HTML."""
+    """Format a value as HTML."""
     if value is None:
         return '<span class="none">none</span>'
     if isinstance(value, bool):
@@ -31,7 +31,7 @@ def as_html(value: object) -> str:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """Readable: `0.6123`, `12,345`, `4e-5`. `script.js` writes numbers alike."""
+    """Format a number: `0.6123`, `12,345`, `4e-5`; `script.js` formats alike."""
     if abs(value) >= 999.5:
         return f"{value:,.0f}"
     if value == 0 or abs(value) >= 1e-3:
@@ -40,6 +40,6 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def scientific(value: float, digits: int = 4) -> str:
-    """Short: `4e-5`, `1.25e-3`, `0`."""
+    """Format a number in scientific notation: `4e-5`, `1.25e-3`, `0`."""
     mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
     return f"{float(mantissa):g}e{int(exponent)}" if value else "0"

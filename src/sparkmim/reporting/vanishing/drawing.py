@@ -1,4 +1,4 @@
-"""The picture of a vanishing mask: maps above, the share of reached positions and the input's histogram below."""
+"""The figure of a vanishing mask: feature maps above, shares of reached positions and input histogram below."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..reconstructions import denormalise, to_rgb
-from .canvas import INK, LINE, MUTED, Canvas, Colour, Point
+from ..reconstructions import denormalize, to_rgb
+from .canvas import INK, LINE, MUTED, Canvas, Color, Point
 from .measure import InputValues, Layer, Vanishing
 
 WIDTH, MARGIN, GUTTER = 1240, 40, 12
 TILES = 6
-"""Pictures in a row: the input, and some of the layers."""
+"""Pictures in a row: the input and some layers."""
 
-DENSE: Colour = (214, 92, 20)
-SPARSE: Colour = (31, 95, 191)
-WHOLE: Colour = (203, 205, 209)
-EMPTY: Colour = (240, 240, 237)
-"""Of positions where nothing is."""
+DENSE: Color = (214, 92, 20)
+SPARSE: Color = (31, 95, 191)
+WHOLE: Color = (203, 205, 209)
+EMPTY: Color = (240, 240, 237)
+"""Color of empty positions."""
 
 TITLE, LABEL, SMALL = 25, 18, 16
 BINS = 60
 
 
 def draw_vanishing(found: Vanishing, network: str, *, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
-    """A picture 1240 pixels wide.
+    """Draw the figure, 1240 pixels wide.
 
     Args:
         found: the numbers.
-        network: what to call the network.
-        mean: of each channel, which was subtracted from the image.
-        std: of each channel, by which the image was divided.
+        network: name of the network.
+        mean: mean of each channel, subtracted by the normalization.
+        std: standard deviation of each channel, by which the normalization divides.
     """
     tile = (WIDTH - 2 * MARGIN - (TILES - 1) * GUTTER) // TILES
     height, width = found.image.shape[1:]
@@ -50,11 +50,11 @@ def draw_vanishing(found: Vanishing, network: str, *, mean: Sequence[float], std
         ("Zeros in hidden patches, ordinary convolution", DENSE, [layer.dense for layer in chosen]),
         ("Visible patches only, sparse convolution", SPARSE, [layer.sparse for layer in chosen]),
     )
-    for row, (title, colour, maps) in enumerate(rows):
+    for row, (title, color, maps) in enumerate(rows):
         y = top + 40 + row * (tall + 84)
-        canvas.dot((MARGIN + 7, y - 6), 7, colour)
+        canvas.dot((MARGIN + 7, y - 6), 7, color)
         canvas.text((MARGIN + 22, y), title, LABEL)
-        canvas.text((WIDTH - MARGIN, y), "share of hidden positions that carry something", SMALL, MUTED, "rs")
+        canvas.text((WIDTH - MARGIN, y), "share of hidden positions that are not zero", SMALL, MUTED, "rs")
         y += 14
         canvas.pixels((MARGIN, y), (tile, tall), pictures[row], smooth=True)
         canvas.text((MARGIN, y + tall + 24), "input", SMALL, MUTED)
@@ -64,7 +64,7 @@ def draw_vanishing(found: Vanishing, network: str, *, mean: Sequence[float], std
             share = layer.dense_share if row == 0 else layer.sparse_share
             number = f"convolution {1 + found.layers.index(layer)}"
             canvas.text((x, y + tall + 24), number, SMALL, MUTED)
-            canvas.text((x + tile, y + tall + 24), percent(share), SMALL, colour if share else MUTED, "rs")
+            canvas.text((x + tile, y + tall + 24), percent(share), SMALL, color if share else MUTED, "rs")
     below = top + 40 + 2 * (tall + 84) + 14
     half = (WIDTH - 2 * MARGIN - 60) // 2
     _shares(canvas, (MARGIN, below), (half, 320), found.layers)
@@ -73,10 +73,10 @@ def draw_vanishing(found: Vanishing, network: str, *, mean: Sequence[float], std
 
 
 def chosen_layers(layers: Sequence[Layer], count: int) -> list[Layer]:
-    """Some of the layers: the first, the last, and between them those at which the mask dissolves most evenly."""
+    """Choose layers: the first, the last, and others spread evenly over depth and the mask's decay."""
     if len(layers) <= count:
         return list(layers)
-    # The way to go is half the layers' order, half what happens to the mask: neither may be skipped.
+    # Distance is half the depth, half the change of the mask, so that the choice covers both.
     order = np.linspace(0, 1, len(layers))
     shares = np.maximum.accumulate([layer.dense_share for layer in layers])
     span = shares[-1] - shares[0]
@@ -90,9 +90,9 @@ def chosen_layers(layers: Sequence[Layer], count: int) -> list[Layer]:
 
 
 def heat(values: Tensor, visible: Tensor) -> np.ndarray:
-    """A map as colours `(rows, columns, 3)`: blue where visible, orange where hidden, pale where nothing is.
+    """Color a map, `(rows, columns, 3)`: blue where visible, orange where hidden, pale where empty.
 
-    The stronger the value the deeper the colour, in shares of the 98th percentile, on a scale of square roots.
+    Intensity is the square root of the value relative to the 98th percentile.
     """
     strength = (values / values[values > 0].quantile(0.98).clamp_min(1e-30)).clamp(0, 1) if values.any() else values
     strength = torch.where(values > 1e-6 * values.max(), 0.25 + 0.75 * strength.sqrt(), 0.0)
@@ -103,27 +103,27 @@ def heat(values: Tensor, visible: Tensor) -> np.ndarray:
 
 
 def percent(share: float) -> str:
-    """Whole percents, but never 0% or 100% of what is not."""
+    """Format a share in whole percents, as 0% or 100% only if exact."""
     if 0 < share < 0.01:
         return "<1%"
     return ">99%" if 0.99 < share < 1 else f"{share:.0%}"
 
 
 def _pictures(found: Vanishing, mean: Sequence[float], std: Sequence[float]) -> list[np.ndarray]:
-    """The image with zeros in hidden patches, and with nothing there."""
+    """Return the image with zeros in hidden patches, and with hidden patches empty."""
     size = found.image.shape[1:]
     shown = found.visible
     for axis in (0, 1):
         shown = shown.repeat_interleave(size[axis] // shown.shape[axis], dim=axis)
-    original = denormalise(found.image.unsqueeze(0), mean, std)
-    zeros = denormalise(torch.zeros_like(found.image).unsqueeze(0), mean, std)
+    original = denormalize(found.image.unsqueeze(0), mean, std)
+    zeros = denormalize(torch.zeros_like(found.image).unsqueeze(0), mean, std)
     with_zeros = to_rgb(torch.where(shown, original, zeros), original)[0]
     seen = torch.where(shown.unsqueeze(-1), to_rgb(original, original)[0], torch.tensor(EMPTY, dtype=torch.uint8))
     return [with_zeros.numpy(), seen.numpy()]
 
 
 def _shares(canvas: Canvas, corner: Point, size: tuple[int, int], layers: Sequence[Layer]) -> None:
-    """The share of hidden positions that are reached, over the layers."""
+    """Draw the share of hidden positions reached, over the layers."""
     canvas.text((corner[0], corner[1] + 16), "Hidden positions that visible pixels have reached", LABEL)
     left, top, right, bottom = corner[0] + 52, corner[1] + 40, corner[0] + size[0], corner[1] + size[1] - 26
     for tick in (0.0, 0.5, 1.0):
@@ -132,15 +132,15 @@ def _shares(canvas: Canvas, corner: Point, size: tuple[int, int], layers: Sequen
         canvas.text((left - 8, y), f"{tick:.0%}", SMALL, MUTED, "rm")
     count = len(layers)
     at = [left + (right - left) * (i / max(1, count)) for i in range(count + 1)]
-    for values, colour in (
+    for values, color in (
         ([0.0, *[layer.sparse_share for layer in layers]], SPARSE),
         ([0.0, *[layer.dense_share for layer in layers]], DENSE),
     ):
         points = [(x, bottom - value * (bottom - top)) for x, value in zip(at, values, strict=True)]
-        canvas.line(points, colour, 3)
+        canvas.line(points, color, 3)
         if count <= 30:
             for point in points[1:]:
-                canvas.dot(point, 4, colour)
+                canvas.dot(point, 4, color)
     canvas.text((right, bottom - layers[-1].dense_share * (bottom - top) - 12), "ordinary", SMALL, DENSE, "rs")
     canvas.text((right, bottom - 12), "sparse", SMALL, SPARSE, "rs")
     canvas.text((left, bottom + 26), "input", SMALL, MUTED)
@@ -148,7 +148,7 @@ def _shares(canvas: Canvas, corner: Point, size: tuple[int, int], layers: Sequen
 
 
 def _histogram(canvas: Canvas, corner: Point, size: tuple[int, int], found: Vanishing) -> None:
-    """The values of the input: of the whole image, of visible patches, and with zeros."""
+    """Draw histograms of the input: the whole image, visible patches, and the image with zeros."""
     canvas.text((corner[0], corner[1] + 16), "Values of the network's input", LABEL)
     left, top, right, bottom = corner[0], corner[1] + 40, corner[0] + size[0], corner[1] + size[1] - 108
     low, high = (float(v) for v in found.full.values.aminmax())
@@ -173,7 +173,7 @@ def _histogram(canvas: Canvas, corner: Point, size: tuple[int, int], found: Vani
     zero = left + (right - left) * (0 - low) / (high - low)
     canvas.text((zero, bottom + 26), "0", SMALL, MUTED, "ms")
     spike = int(heights[2].argmax())
-    if heights[2][spike] > most:  # the zeros themselves, far higher than the rest
+    if heights[2][spike] > most:  # the zeros, far more frequent than other values
         hidden = 1 - float(found.visible.float().mean())
         x = left + (spike + 0.5) * bar
         side, anchor = (14, "lm") if x < (left + right) / 2 else (-14, "rm")
@@ -182,21 +182,21 @@ def _histogram(canvas: Canvas, corner: Point, size: tuple[int, int], found: Vani
 
 
 def _legend(canvas: Canvas, corner: Point, found: Vanishing) -> None:
-    """Names, means and deviations below the histogram."""
+    """Draw names, means and standard deviations below the histogram."""
     entries = (
         ("whole image", found.full, WHOLE, INK),
         ("visible patches", found.shown, SPARSE, INK),
         ("with zeros", found.zeroed, DENSE, INK),
     )
-    for row, (name, values, colour, ink) in enumerate(entries):
+    for row, (name, values, color, ink) in enumerate(entries):
         x, y = corner[0], corner[1] + 26 * row
-        canvas.line([(x, y - 6), (x + 22, y - 6)], colour, 5)
+        canvas.line([(x, y - 6), (x + 22, y - 6)], color, 5)
         canvas.text((x + 32, y), name, SMALL, ink)
         canvas.text((x + 190, y), f"mean {values.mean:z.2f}", SMALL, MUTED)
-        canvas.text((x + 320, y), f"deviation {values.std:.2f}", SMALL, MUTED)
+        canvas.text((x + 320, y), f"std {values.std:.2f}", SMALL, MUTED)
 
 
 def density(values: InputValues, low: float, high: float) -> np.ndarray:
-    """The share of values in each of 60 equal bins between two ends."""
+    """Return the share of values in each of 60 equal bins between two ends."""
     counts, _ = np.histogram(values.values.numpy(), bins=BINS, range=(low, high))
     return counts / len(values.values)

@@ -1,8 +1,7 @@
-"""What becomes of a mask in a convolutional network (paper, figures 1 and 3).
+"""Measure how a mask vanishes in a convolutional network (paper, figures 1 and 3).
 
-Hidden pixels that are merely set to zero do not stay hidden: every convolution lets visible neighbours flow into them,
-until no layer knows what was hidden; and the zeros shift the distribution of the input. On visible patches alone
-neither happens.
+Zeros in hidden patches do not persist: each convolution mixes visible neighbors into them, until no layer shows what
+was hidden; and they shift the distribution of the input. Neither happens on visible patches only.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from ...sparse import PatchGrid, SparseExecution, mask_at, run
 from ...utils.hooks import record_calls
 
 NEGLIGIBLE = 1e-6
-"""Share of a map's largest value below which a difference is rounding."""
+"""Differences below this share of a map's largest value are rounding."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """The map that a convolution gives at one of its uses, under both kinds of convolution.
+    """Output of a convolution at one of its calls, computed densely and sparsely.
 
     Attributes:
-        name: of the convolution in the network.
-        visible: where patches are visible, at the map's resolution.
-        dense: how much of the image each position carries when an ordinary network sees the image with zeros: the mean
-            over channels of the absolute difference from the map of an image of zeros.
-        sparse: the mean absolute value when only visible patches are computed; zero elsewhere.
+        name: name of the convolution in the network.
+        visible: visible positions, at the map's resolution.
+        dense: effect of the image on each position when an ordinary network sees zeros in hidden patches: the mean over
+            channels of the absolute difference from the output for an image of zeros.
+        sparse: mean absolute value over channels when only visible patches are computed; zero elsewhere.
     """
 
     name: str
@@ -63,21 +62,21 @@ class InputValues(NamedTuple):
 
     @classmethod
     def of(cls, values: Tensor) -> InputValues:
-        """Measured, over all positions and channels."""
+        """Measure over all positions and channels."""
         std, mean = torch.std_mean(values.flatten(), correction=0)
         return cls(values.flatten(), float(mean), float(std))
 
 
 class Vanishing(NamedTuple):
-    """The fate of one image's mask.
+    """A mask followed through a network.
 
     Attributes:
-        image: `(C, H, W)`, in the network's normalised space.
+        image: `(C, H, W)`, normalized.
         visible: `(rows, columns)`, True = visible.
-        layers: one for each convolution that reaches beyond a position, in the order in which they run.
+        layers: calls of convolutions with a kernel larger than 1, in their order.
         full: values of the whole image.
-        shown: values of the visible patches alone, which a sparse network sees.
-        zeroed: values of the image with zeros where it is hidden, which a dense network sees.
+        shown: values of the visible patches, the input of a sparse network.
+        zeroed: values of the image with zeros in hidden patches, the input of a dense network.
     """
 
     image: Float[Tensor, "channel height width"]
@@ -96,12 +95,12 @@ def vanishing(
 
     Args:
         backbone: the network, in evaluation mode.
-        image: in the network's normalised space.
-        visible: True = visible; its grid divides the image, as the total stride does.
+        image: normalized image.
+        visible: True = visible; patches and total stride divide the image.
 
     Raises:
         UnsupportedOperation: if the network does not work on visible patches.
-        ValueError: if it has no convolution that reaches beyond a position.
+        ValueError: if it has no convolution with a kernel larger than 1.
     """
     images = image.unsqueeze(0)
     grid = PatchGrid(visible.unsqueeze(0), int(visible.sum()))
@@ -110,7 +109,7 @@ def vanishing(
     blank = _convolutions(backbone, lambda: backbone(torch.zeros_like(images)))
     packed = _convolutions(backbone, lambda: run(SparseExecution(grid), backbone.module, images, backbone))
     if not ordinary:
-        raise ValueError(f"{type(backbone.module).__name__} has no convolution that reaches beyond a position")
+        raise ValueError(f"{type(backbone.module).__name__} has no convolution with a kernel larger than 1")
     layers = []
     for (name, dense), (_, nothing), (_, patches) in zip(ordinary, blank, packed, strict=True):
         shown = mask_at(visible.unsqueeze(0), dense.shape[2:])[0]
@@ -122,10 +121,10 @@ def vanishing(
 
 
 def open_branches(network: nn.Module) -> None:
-    """Let the residual branches of an untrained network count.
+    """Enable the residual branches of an untrained network.
 
-    Some networks begin with branches that are switched off, for training to switch on: the last norm's weight is 0, or
-    a layer scale 1e-6. Such vectors are set to 1; nothing would be seen of those branches otherwise.
+    Some networks initialize a branch to almost zero, by a last norm's weight of 0 or a layer scale of 1e-6. Such
+    vectors are set to 1, as the figure would otherwise not show these branches.
     """
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -134,7 +133,7 @@ def open_branches(network: nn.Module) -> None:
 
 
 def _convolutions(backbone: Backbone, run: Callable[[], object]) -> list[tuple[str, Tensor]]:
-    """Names and outputs of the convolutions with a kernel larger than 1 that a pass runs, in their order."""
+    """Return names and outputs of convolutions with a kernel larger than 1, in the order of their calls."""
     convolutions = (
         (name, module)
         for name, module in backbone.module.named_modules()
