@@ -464,7 +464,7 @@ def test_training_step_runs(execution: Any) -> None:
 @pytest.mark.slow
 def test_one_graph() -> None:
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
-        pytest.skip("older Dynamos cannot trace all that the engine does; docs/engine.md says so")
+        pytest.skip("older Dynamos cannot trace all that the engine does; docs/concepts/engine.md says so")
     torch._dynamo.reset()
     model, images, _ = model_and_batch()
     model.mask_ratio = 0.85

@@ -244,7 +244,7 @@ def test_operators_are_what_they_declare(channels_last: bool) -> None:
 @pytest.fixture
 def fresh_dynamo() -> Iterator[None]:
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
-        pytest.skip("older Dynamos cannot trace all that the engine does; docs/engine.md says so")
+        pytest.skip("older Dynamos cannot trace all that the engine does; docs/concepts/engine.md says so")
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

@@ -74,7 +74,7 @@ def assert_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor], toleran
 @pytest.fixture
 def fresh_dynamo() -> Iterator[None]:
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
-        pytest.skip("older Dynamos cannot trace all that the engine does; README and docs/engine.md say so")
+        pytest.skip("older Dynamos cannot trace all that the engine does; README and docs/concepts/engine.md say so")
     torch._dynamo.reset()
     torch._dynamo.variables.torch.get_overridable_functions.cache_clear()  # what was shown to modes is hidden again
     yield

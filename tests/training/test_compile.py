@@ -34,7 +34,7 @@ BROKEN = {
 def compile_with(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
     """Sets what compiles models in place of Inductor, which takes its time."""
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
-        pytest.skip("older Dynamos cannot trace all that the engine does; README and docs/engine.md say so")
+        pytest.skip("older Dynamos cannot trace all that the engine does; README and docs/concepts/engine.md say so")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
 

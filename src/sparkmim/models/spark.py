@@ -45,7 +45,7 @@ class SparK(nn.Module):
         mask_ratio: share of patches to hide.
         patch_size: pixels of a patch, an int or one an axis; by default the network's total stride. It may be a
             multiple of that, or a divisor: maps whose positions hold several patches are then computed whole
-            (docs/small-patches.md).
+            (docs/guides/small-patches.md).
         decoder_width: channels of the decoder at the deepest scale, halved by each of its blocks.
         decoder_block: what the decoder is made of: "unet", the paper's blocks, or "convnext", cheaper ones.
         densify_norm: "batch" or "layer"; by default batch norm if the network has batch norms, else layer norm.
@@ -60,7 +60,7 @@ class SparK(nn.Module):
         shared_mask_token: one mask embedding for all scales (the paper's ablation) instead of one each. It is as wide
             as the widest map; a scale of fewer channels takes the first ones.
         triton: compute depthwise convolutions of visible patches by Triton kernels where they are on a GPU, instead of
-            PyTorch's. Untuned, so off by default (docs/engine.md). May be changed at any time.
+            PyTorch's. Untuned, so off by default (docs/concepts/engine.md). May be changed at any time.
 
     Attributes:
         encoder: the backbone's module: `encoder.state_dict()` loads into the ordinary network.

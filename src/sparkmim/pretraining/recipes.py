@@ -85,7 +85,7 @@ def auto(situation: Situation) -> PretrainConfig:
     - Warm-up: a twentieth of the epochs, at most 40.
     - LAMB. Its learning rate is about the relative change of a layer in a step, so shorter runs need a higher one:
       3.2e-3, the paper's, for its 500,000 steps, growing with the sixth root as steps grow fewer, up to 1e-2, the best
-      of those tried for 480 steps of 32 images (docs/pretraining.md).
+      of those tried for 480 steps of 32 images (docs/guides/pretraining.md).
     - bf16-mixed where the device computes it natively, 32 elsewhere; compiled on CUDA if the run is long.
     """
     batch_size = situation.choice(

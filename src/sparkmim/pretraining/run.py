@@ -39,7 +39,7 @@ def pretrain(
         ValueError: for anything that can be found wrong before the run begins.
         RunStopped: if the run cannot continue.
 
-    Example:
+    Examples:
         >>> pretrain("runs/mine", chosen={"model": "resnet50", "data": "photographs"})
     """
     return train(

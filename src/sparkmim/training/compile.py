@@ -15,10 +15,10 @@ STEPS_THAT_PAY = 5000
 
 
 def compilation(device: torch.device, steps: int, processes: int) -> Compile:
-    """What recipes choose: to try, in one process on CUDA that is long at it.
+    """Return what recipes choose: to try, in long runs of one process on CUDA.
 
-    Dynamos before torch 2.11 cannot trace all networks (docs/engine.md). On a CPU it takes minutes, each time that
-    a run is continued, and gains little (docs/pretraining.md). With synchronised batch norm it has not been tested.
+    Dynamo before torch 2.11 cannot trace all networks (docs/concepts/engine.md). On a CPU, compiling takes minutes each
+    time a run is resumed and gains little (docs/guides/pretraining.md). It is not tested with synchronized batch norm.
     """
     # (torch compares its version as one, not as text.)
     pays = device.type == "cuda" and steps >= STEPS_THAT_PAY and processes == 1

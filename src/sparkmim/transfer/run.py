@@ -41,7 +41,7 @@ def finetune(
         ValueError: for anything that can be found wrong before the run begins.
         RunStopped: if the run cannot continue.
 
-    Example:
+    Examples:
         >>> finetune("runs/classifier", chosen={"encoder": "runs/mine", "data": "labeled"})
     """
     chosen = chosen or {}

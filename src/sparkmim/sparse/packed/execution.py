@@ -38,7 +38,7 @@ class SparseExecution(Execution):
     Raises:
         ModuleNotFoundError: with `triton=True`, if Triton is not installed.
 
-    Example:
+    Examples:
         >>> grid = PatchGrid(visible, visible_per_image=20)
         >>> feature_maps = sparkmim.sparse.run(SparseExecution(grid), network, images)
         >>> dense = [grid.unpack(feature) for feature in feature_maps]
