@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import sparkmim
 from sparkmim import SparK
-from sparkmim.models.decoder import Densify
+from sparkmim.models.densify import Densify
 from sparkmim.objectives.base import hidden_patch_loss
 from sparkmim.objectives.pixels import denormalize_patches, normalize_patches
 from sparkmim.sparse import MaskedDenseExecution, PatchGrid, SparseExecution, run

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import sparkmim
 from helpers import PlainNetwork, build_spark, mask_of_pixels, random_images, seeded_mask
 from sparkmim import Backbone, SparK, SparKOutput, random_visible
-from sparkmim.models.decoder import Densify
+from sparkmim.models.densify import Densify
 
 SMALL = ["plain", "test_resnet", "test_convnext", "test_efficientnet"]
 

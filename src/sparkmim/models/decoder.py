@@ -1,4 +1,4 @@
-"""Decode sparse features to pixels: densify every scale, then a light UNet (paper, sections 3.2 and 3.3)."""
+"""Decode densified maps to a prediction by a light UNet (paper, section 3.3)."""
 
 from __future__ import annotations
 
@@ -10,61 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..sparse import CoarseExecution, CoarseGrid, PatchGrid, run
 from .config import DecoderBlock
 from .fused_upsample import upsample_conv
-from .levels import Level
 from .memory_efficient import checkpointed, relu6
-from .sparse_projection import project
 
 # `type[Any]`, because kernels and strides may differ per axis and torch annotates the 1-D layers more narrowly.
-_CONV: dict[int, type[Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_CONV_TRANSPOSE: dict[int, type[Any]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_BATCH_NORM: dict[int, type[Any]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-
-
-class Densify(nn.Module):
-    """Densify one scale: normalize visible features, fill hidden positions with the mask token, project to the decoder.
-
-    Source: the official `SparK.__init__` and `forward`, step 3.
-
-    Args:
-        channels: of the encoder's map.
-        width: channels of the decoder at that scale.
-        norm: "batch" or "layer", over visible positions.
-        kernel_size: of the projection, 1 at the deepest scale and 3 at the others.
-        dims: number of spatial dimensions.
-    """
-
-    def __init__(self, channels: int, width: int, norm: str, kernel_size: int, dims: int = 2) -> None:
-        super().__init__()
-        self.mask_token = nn.Parameter(torch.empty(1, channels, *[1] * dims))
-        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
-        self.norm: nn.Module = _BATCH_NORM[dims](channels) if norm == "batch" else nn.LayerNorm(channels, eps=1e-6)
-        self.proj: nn.Module
-        if kernel_size == 1 and channels == width:
-            self.proj = nn.Identity()
-        else:
-            self.proj = _CONV[dims](channels, width, kernel_size, padding=kernel_size // 2)
-
-    def forward(
-        self, packed: Float[Tensor, "n channel *block"], grid: PatchGrid | CoarseGrid
-    ) -> Float[Tensor, "batch width *size"]:
-        """Return the dense map.
-
-        Args:
-            packed: features of the batch's n visible patches, `block` positions each; whole maps `(B, C, *size)` at
-                scales whose positions hold several patches.
-            grid: where the visible positions lie.
-        """
-        if isinstance(self.norm, nn.LayerNorm):
-            packed = self.norm(packed.movedim(1, -1)).movedim(-1, 1)
-        elif isinstance(grid, CoarseGrid):
-            (packed,) = run(CoarseExecution(grid), self.norm, packed)
-        else:
-            packed = self.norm(packed)
-        fill = self.mask_token.flatten()[: packed.shape[1]]  # a mask token that scales share is as wide as the widest
-        return project(packed, fill, self.proj, grid)
+CONV: dict[int, type[Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONV_TRANSPOSE: dict[int, type[Any]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+BATCH_NORM: dict[int, type[Any]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 class UNetBlock(nn.Module):
@@ -80,11 +33,11 @@ class UNetBlock(nn.Module):
         super().__init__()
         dims = len(factor)
         kernel = tuple(f + 2 for f in factor)
-        self.upsample = _CONV_TRANSPOSE[dims](channels, channels, kernel, stride=factor, padding=1)
-        self.conv1 = _CONV[dims](channels, channels, 3, padding=1, bias=False)
-        self.norm1 = _BATCH_NORM[dims](channels)
-        self.conv2 = _CONV[dims](channels, width, 3, padding=1, bias=False)
-        self.norm2 = _BATCH_NORM[dims](width)
+        self.upsample = CONV_TRANSPOSE[dims](channels, channels, kernel, stride=factor, padding=1)
+        self.conv1 = CONV[dims](channels, channels, 3, padding=1, bias=False)
+        self.norm1 = BATCH_NORM[dims](channels)
+        self.conv2 = CONV[dims](channels, width, 3, padding=1, bias=False)
+        self.norm2 = BATCH_NORM[dims](width)
 
     def forward(self, x: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch width *upsampled"]:
         """Return the block's output, of size `size * factor`."""
@@ -112,8 +65,8 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         dims = len(factor)
         self.norm1 = nn.LayerNorm(channels, eps=1e-6)
-        self.upsample = _CONV_TRANSPOSE[dims](channels, width, factor, stride=factor)
-        self.conv = _CONV[dims](width, width, 7, padding=3, groups=width)
+        self.upsample = CONV_TRANSPOSE[dims](channels, width, factor, stride=factor)
+        self.conv = CONV[dims](width, width, 7, padding=3, groups=width)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.expand = nn.Linear(width, 4 * width)
         self.act = nn.GELU()
@@ -207,7 +160,7 @@ class UNetDecoder(nn.Module):
         self.blocks = nn.ModuleList(
             _BLOCKS[block](self.widths[i], self.widths[i + 1], step.factor) for i, step in enumerate(steps)
         )
-        self.proj = _CONV[dims](self.widths[-1], out_chans, 1)
+        self.proj = CONV[dims](self.widths[-1], out_chans, 1)
         self.reset_parameters()
 
     def width_of(self, level: int) -> int:
@@ -247,30 +200,3 @@ class UNetDecoder(nn.Module):
             x = x + full_resolution
         prediction: Tensor = self.proj(x)
         return prediction
-
-
-def densify_norm_of(network: nn.Module) -> str:
-    """Return the densify norm that suits a network: "batch" if it has batch norms, "layer" otherwise."""
-    return "batch" if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()) else "layer"
-
-
-def build_densify(
-    levels: Sequence[Level], decoder: UNetDecoder, norm: str, *, shared_mask_token: bool = False
-) -> nn.ModuleList:
-    """Build one :class:`Densify` per level, deepest first.
-
-    Args:
-        levels: of the pyramid, deepest first.
-        decoder: whose widths the maps are projected to.
-        norm: "batch" or "layer".
-        shared_mask_token: use one mask token, that of the widest level, for all of them.
-    """
-    dims = len(levels[0].stride)
-    modules = [
-        Densify(level.channels, decoder.width_of(i), norm, 1 if i == 0 else 3, dims) for i, level in enumerate(levels)
-    ]
-    if shared_mask_token:
-        widest = max((densify.mask_token for densify in modules), key=Tensor.numel)
-        for densify in modules:
-            densify.mask_token = widest
-    return nn.ModuleList(modules)

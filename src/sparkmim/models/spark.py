@@ -17,7 +17,8 @@ from ..objectives.base import Objective, find_objective
 from ..sparse import CoarseGrid, MaskedDenseExecution, PatchGrid, SparseExecution, mask_at, require_triton, run
 from .backbone import Backbone
 from .config import DecoderBlock, Execution, LossOn
-from .decoder import UNetDecoder, build_densify, densify_norm_of, upsampling_steps
+from .decoder import UNetDecoder, upsampling_steps
+from .densify import build_densify, densify_norm_of
 from .masking import count_visible, random_visible, visible_patches
 
 

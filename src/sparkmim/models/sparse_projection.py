@@ -74,7 +74,7 @@ def project_visible(
 def index_tables(
     grid: PatchGrid, block: tuple[int, ...], kernel: tuple[int, ...]
 ) -> tuple[Int32[Tensor, "position tap"], Int32[Tensor, "row tap"]]:
-    """Return the gather index, which products each position sums, and its inverse, the scatter index.
+    """Return which products each position sums, and the inverse: which position sums each product.
 
     Products are numbered row by row and tap by tap. Of the `M + 2` rows the first `M` are the visible positions, row
     `M` is the fill, and row `M + 1`, zeros, stands outside the map.
@@ -90,14 +90,14 @@ def index_tables(
     rows_around = F.pad(rows, around, value=len(visible) + 1)
     positions_around = F.pad(positions, around, value=rows.numel())
     taps = math.prod(kernel)
-    gather_index, scatter_index = [], []
+    product_index, position_index = [], []
     for tap, offset in enumerate(itertools.product(*map(range, kernel))):
         window = [slice(o, o + s) for o, s in zip(offset, rows.shape[1:], strict=True)]
         mirrored = [slice(k - 1 - o, k - 1 - o + s) for k, o, s in zip(kernel, offset, rows.shape[1:], strict=True)]
-        gather_index.append(rows_around[:, *window].flatten() * taps + tap)
+        product_index.append(rows_around[:, *window].flatten() * taps + tap)
         position = positions_around[:, *mirrored].flatten().index_select(0, visible)
-        scatter_index.append(F.pad(position, (0, 2), value=rows.numel()))
-    return torch.stack(gather_index, 1), torch.stack(scatter_index, 1)
+        position_index.append(F.pad(position, (0, 2), value=rows.numel()))
+    return torch.stack(product_index, 1), torch.stack(position_index, 1)
 
 
 class _SumProducts(torch.autograd.Function):
@@ -105,23 +105,23 @@ class _SumProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, products: Tensor, bias: Tensor, gather_index: Tensor, scatter_index: Tensor
+        ctx: Any, products: Tensor, bias: Tensor, product_index: Tensor, position_index: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(gather_index, scatter_index)
+        ctx.save_for_backward(product_index, position_index)
         ctx.bias_dtype = bias.dtype
-        rows = products.view(scatter_index.numel(), -1)
-        return F.embedding_bag(gather_index, rows, mode="sum").add_(bias.to(rows.dtype))
+        rows = products.view(position_index.numel(), -1)
+        return F.embedding_bag(product_index, rows, mode="sum").add_(bias.to(rows.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        gather_index, scatter_index = ctx.saved_tensors
+        product_index, position_index = ctx.saved_tensors
         padded = torch.cat([grad, grad.new_zeros(1, grad.shape[1])])
-        grad_products = padded.index_select(0, scatter_index.flatten()).view(len(scatter_index), -1)
-        taps = scatter_index.shape[1]
-        fill = (len(scatter_index) - 2) * taps + torch.arange(
-            taps, dtype=gather_index.dtype, device=gather_index.device
+        grad_products = padded.index_select(0, position_index.flatten()).view(len(position_index), -1)
+        taps = position_index.shape[1]
+        fill = (len(position_index) - 2) * taps + torch.arange(
+            taps, dtype=product_index.dtype, device=product_index.device
         )
-        hidden = (gather_index == fill).to(grad.dtype)
+        hidden = (product_index == fill).to(grad.dtype)
         grad_products[-2] = (hidden.T @ grad).flatten()  # accumulates in float32 and rounds once
         return grad_products, grad.sum(0).to(ctx.bias_dtype), None, None

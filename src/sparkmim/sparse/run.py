@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..utils.modules import preserved_buffers
 from .compiling import show_functions_to_modes
 from .errors import UnsupportedOperation, path_of_running_module
 from .execution import Execution
@@ -63,14 +64,10 @@ def _again(network: nn.Module, execution: Execution) -> Iterator[None]:
 
     Running statistics stay as they are: the first pass has updated them.
     """
-    buffers = [buffer for buffer in network.buffers() if buffer.numel()]
-    kept = [buffer.clone() for buffer in buffers]
     handles = attach_to_opaque_modules(execution, network)
     try:
-        with execution:
+        with preserved_buffers(network), execution:
             yield
     finally:
         for handle in handles:
             handle.remove()
-        for buffer, value in zip(buffers, kept, strict=True):
-            buffer.data.copy_(value)  # unseen by autograd, to which nothing has changed

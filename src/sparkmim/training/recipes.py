@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.backbone import Backbone
-from ..models.decoder import densify_norm_of
+from ..models.densify import densify_norm_of
 from ..utils.specs import load_object
 from .config import Precision, TrainingConfig
 from .memory import images_that_fit, micro_batches
