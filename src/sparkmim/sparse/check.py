@@ -3,7 +3,7 @@
 Each is compared in values, gradients and running statistics.
 
 1. *identity*: with nothing hidden, the feature maps equal the ordinary network's.
-2. *crop*: with a rectangle of patches visible, they equal the ordinary network's on the cropped image. This needs no
+2. *crop*: with a rectangle of patches visible, they equal the ordinary network's on the cropped image. It takes no
    oracle and tests halos, fills and statistics at once. (The rectangle's sides are multiples of the total stride.)
 3. *leak*: hidden pixels, even NaN, change nothing.
 4. *oracle*: on random masks, they equal the masked-dense reference's.
@@ -33,7 +33,7 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3}
 """Largest relative deviation that passes, by precision."""
 
 GRADIENT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 5e-2}
-"""Likewise for gradients, which batch norm over few positions makes less exact."""
+"""Largest relative deviation of gradients that passes, which batch norm over few positions makes less exact."""
 
 FLOOR = {torch.float64: 1e-5, torch.float32: 1e-3}
 """Share of the norm of all gradients below which one is zero but for rounding (that of a bias before batch norm)."""
@@ -219,7 +219,7 @@ def randomize(network: nn.Module, features: Features, images: Tensor, generator:
 
 
 class _LowestPrecision(TorchFunctionMode):
-    """Notes whether a network converts what has the precision `dtype` to float32, as some norms do whatever it is."""
+    """Notes whether a network converts what has the precision `dtype` to float32, as some norms always do."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

@@ -30,6 +30,12 @@ class Execution(TorchFunctionMode):
 
     Rules are looked up by the function called, first among the execution's own, then among those that all executions
     share. A rule is called as `rule(execution, function, *args, **kwargs)` outside the mode.
+
+    Attributes:
+        names: of the classes whose rules apply, the execution's own first.
+        grad_enabled: whether gradients were on when the run began.
+        traced: tensors and their layouts while compiling.
+        reenter: makes the context in which checkpointed functions of the network under way are computed again.
     """
 
     @classmethod

@@ -22,8 +22,8 @@ class PatchGrid:
 
     Args:
         visible: bool `(B, *grid)`, True = visible, the same number in every image.
-        visible_per_image: that number. Given by whoever drew the mask, so that a mask on an accelerator needs not be
-            read back; :func:`sparkmim.models.masking.count_visible` counts and validates a mask of unknown origin.
+        visible_per_image: that number. The caller, who drew the mask, knows it, so a mask on an accelerator is not read
+            back; :func:`sparkmim.models.masking.count_visible` counts and validates a mask of unknown origin.
 
     Attributes:
         shape: patches along each spatial axis.

@@ -82,7 +82,7 @@ def window_over(
         if any(degrees_of(size) for size in (value if isinstance(value, (tuple, list)) else (value,))):
             raise unsupported(
                 func,
-                "its window grows with the map, of which only patches are there; if it is all of the map, pool by "
+                "its window grows with the map, and here the map is a patch; to pool over all of the map use "
                 "F.adaptive_avg_pool2d(x, 1)",
             )
     kernel, stride, dilation = tuple(kernel), per_axis(stride, dims), per_axis(dilation, dims)

@@ -20,14 +20,14 @@ AVAILABLE = importlib.util.find_spec("triton") is not None
 """Whether Triton is installed."""
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether Triton was told to interpret its kernels, which then take tensors on a CPU."""
+"""Whether Triton interprets its kernels, which then take tensors on a CPU."""
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """What the kernels compute with."""
 
 
 def require_triton() -> None:
-    """Raise ModuleNotFoundError, with the remedy, if there is no Triton."""
+    """Raise ModuleNotFoundError, with the remedy, if Triton is not installed."""
     if not AVAILABLE:
         raise ModuleNotFoundError(
             "triton=True needs the package triton, which is not installed. It comes with torch for CUDA on Linux; "

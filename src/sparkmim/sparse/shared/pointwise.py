@@ -117,7 +117,7 @@ def pointwise(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any
     if func in WHERE and len(args) + len(kwargs) < 3:
         raise unsupported(func, "it lists positions")
     if any(isinstance(value, Extent) for value in (*args, *kwargs.values())):
-        raise unsupported(func, "it computes with the size of the map, of which only patches are there")
+        raise unsupported(func, "it computes with the size of the map, and here it is that of a patch")
     layout, ndim = broadcast_layout(execution, func, [*args, *kwargs.values()])
     if "out" in kwargs or func in IN_PLACE:
         target = kwargs.get("out", args[0])
@@ -163,7 +163,7 @@ def own_layout(execution: Execution, func: Any, x: Any) -> Layout:
 
 
 def samples_and_channels_first(execution: Execution, func: Any, x: Tensor) -> Layout:
-    """Return the layout of `x`; raise unless its axes are samples, channels and whatever else."""
+    """Return the layout of `x`; raise unless its axes are samples, channels and any others."""
     layout = execution.layout(x)
     if layout is None or layout.batch != 0 or 1 in layout.space:
         raise unsupported(func, f"it needs samples first and channels second, its argument is {layout}")
