@@ -170,7 +170,7 @@ def test_check_of_a_network_for_one_image_size(sparkmim, model: str, why: str) -
     assert code == 2
     assert err.startswith(f"sparkmim: {model} does not give feature maps of images of any size (")
     assert why in err
-    assert err.rstrip().endswith("wanted is a convolutional network")
+    assert err.rstrip().endswith("expected a convolutional network")
 
 
 def test_check_of_an_unsupported_operation(sparkmim, networks: str) -> None:

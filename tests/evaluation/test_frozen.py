@@ -61,7 +61,7 @@ def test_features_are_means_of_a_map(encoder: Path, data: Path, stage: int) -> N
 
 @pytest.mark.parametrize("command", [knn, probe])
 def test_networks_without_feature_maps(data: Path, command: Any) -> None:
-    with pytest.raises(ValueError, match=r"test_vit does not give feature maps .*; wanted is a convolutional network"):
+    with pytest.raises(ValueError, match=r"test_vit does not give feature maps .*; expected a convolutional network"):
         command(Path("none"), data, model="test_vit", **SMALL)
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparkmim.evaluation.linear_probe import PENALTIES, Standardisation, fit_probes
+from sparkmim.evaluation.linear_probe import PENALTIES, Standardization, fit_probes
 
 
 def problem(count: int = 60, features: int = 6, classes: int = 3, noise: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -26,7 +26,7 @@ def test_the_gradient_vanishes(penalty: float) -> None:
     features, labels = problem(noise=3.0)
     (probe,) = fit_probes(features, labels, classes=3, penalties=[penalty])
     weight, bias = probe.weight.clone().requires_grad_(), probe.bias.clone().requires_grad_()
-    objective(weight, bias, probe.standardisation(features), labels, penalty).backward()
+    objective(weight, bias, probe.standardization(features), labels, penalty).backward()
     assert weight.grad.abs().max() < 1e-4
     assert bias.grad.abs().max() < 1e-4
 
@@ -55,10 +55,10 @@ def test_scales_of_features_do_not_matter() -> None:
     torch.testing.assert_close(one(features), other(scales * features + 3), rtol=0, atol=1e-3)
 
 
-def test_standardisation() -> None:
+def test_standardization() -> None:
     features, _ = problem()
     features[:, 2] = 7.0  # never changes
-    standardise = Standardisation.of(features)
+    standardise = Standardization.of(features)
     x = standardise(features)
     torch.testing.assert_close(x.mean(0), torch.zeros(6, dtype=torch.float64))
     deviations = x.std(0, correction=0)

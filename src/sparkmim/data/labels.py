@@ -250,7 +250,7 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
-class Splits(NamedTuple):
+class LabeledSplits(NamedTuple):
     """Labeled images by what they are for."""
 
     train: LabeledImages
@@ -258,8 +258,8 @@ class Splits(NamedTuple):
     test: list[LabeledImages]
 
 
-def labeled_splits(data: str | Path, val_data: str | Path | None, test_data: Sequence[str | Path]) -> Splits:
-    """Training, validation and test images; `val` and `test` beside `train` in `data` where none are named.
+def labeled_splits(data: str | Path, val_data: str | Path | None, test_data: Sequence[str | Path]) -> LabeledSplits:
+    """Return training, validation and test images; `val` and `test` beside `train` in `data` where none are named.
 
     Raises:
         ValueError: as for :func:`~sparkmim.data.labels.read_splits`.
@@ -269,4 +269,4 @@ def labeled_splits(data: str | Path, val_data: str | Path | None, test_data: Seq
     if not test_data and (root / "train").is_dir() and (root / "test").is_dir():
         test_data = [root / "test"]
     tests = [read_matching(path, train.classes, "the training images", "--test-data") for path in test_data]
-    return Splits(train, val, tests)
+    return LabeledSplits(train, val, tests)

@@ -169,14 +169,14 @@ def pooled_features(
     rows: list[Tensor] = []
     indices: list[int] = []
     broken: list[tuple[int, str]] = []
-    normalise = Normalize(data, device)
+    normalize = Normalize(data, device)
     views = PlainViews(source, evaluation_view(data), backbone.in_chans)
     with read(plain_batches(views, batch_size, workers)) as batches:
         for batch in batches:
             broken += batch.broken
             indices += batch.indices
             if batch.images:
-                maps = backbone(normalise(join(batch.images)))
+                maps = backbone(normalize(join(batch.images)))
                 rows.append(maps[stage].flatten(2).mean(2, dtype=torch.float32).cpu())
     values = torch.cat(rows) if rows else torch.zeros(0, backbone.channels[stage])
     return Features(values, indices, broken)

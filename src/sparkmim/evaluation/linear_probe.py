@@ -26,14 +26,14 @@ FOLDS = 5
 """Without validation images, one of so many folds of the training images chooses the penalty."""
 
 
-class Standardisation(NamedTuple):
+class Standardization(NamedTuple):
     """Mean and standard deviation of each feature, measured on the images that the classifier is fitted to."""
 
     mean: Float[Tensor, "feature"]
     std: Float[Tensor, "feature"]
 
     @classmethod
-    def of(cls, features: Float[Tensor, "image feature"]) -> Standardisation:
+    def of(cls, features: Float[Tensor, "image feature"]) -> Standardization:
         """Measure features; constant ones are left unscaled."""
         std, mean = torch.std_mean(features.double(), dim=0, correction=0)
         return cls(mean, torch.where(std > 1e-8 * (1 + mean.abs()), std, 1.0))
@@ -48,19 +48,19 @@ class LinearProbe(NamedTuple):
 
     Attributes:
         penalty: weight of the L2 penalty that it was fitted with.
-        standardisation: applied to features first.
+        standardization: applied to features first.
         weight: weight of each class.
         bias: bias of each class.
     """
 
     penalty: float
-    standardisation: Standardisation
+    standardization: Standardization
     weight: Float[Tensor, "class feature"]
     bias: Float[Tensor, "class"]
 
     def __call__(self, features: Float[Tensor, "image feature"]) -> Float[Tensor, "image class"]:
         """Return the logits."""
-        return F.linear(self.standardisation(features), self.weight, self.bias)
+        return F.linear(self.standardization(features), self.weight, self.bias)
 
     def score(self, images: LabeledFeatures) -> Accuracy:
         """Return the accuracy on labeled images."""
@@ -198,8 +198,8 @@ def fit_probes(
         classes: number of classes.
         penalties: from strong to weak.
     """
-    standardisation = Standardisation.of(features)
-    x = standardisation(features)
+    standardization = Standardization.of(features)
+    x = standardization(features)
     weight = x.new_zeros(classes, x.shape[1]).requires_grad_()
     bias = x.new_zeros(classes).requires_grad_()
     probes = []
@@ -219,5 +219,5 @@ def fit_probes(
             return value
 
         optimizer.step(loss)
-        probes.append(LinearProbe(penalty, standardisation, weight.detach().clone(), bias.detach().clone()))
+        probes.append(LinearProbe(penalty, standardization, weight.detach().clone(), bias.detach().clone()))
     return probes

@@ -1,4 +1,4 @@
-"""From what a user writes to a model: network names and files, and a file of weights to start from."""
+"""Build the backbone that a user names: a timm name, a function of a file or of a module."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .backbone import Backbone
 
 @contextmanager
 def code_of(spec: str) -> Iterator[None]:
-    """Tell in words where the code of a user's file fails, or that a network of timm's is none for this.
+    """Report in words where the code of a user's file fails, or that a timm network has no feature maps.
 
     Raises:
-        ValueError: instead of whatever other code than ours raised.
+        ValueError: in place of what other code than this package's raised.
     """
     try:
         yield
@@ -37,7 +37,7 @@ def code_of(spec: str) -> Iterator[None]:
         what = f"{type(error).__name__}: {error}"
         if ".py:" not in spec:
             raise ValueError(
-                f"{spec} does not give feature maps of images of any size ({what}); wanted is a convolutional network"
+                f"{spec} does not give feature maps of images of any size ({what}); expected a convolutional network"
             ) from error
         own = [frame.lineno for frame in frames if f"{frame.filename}:" in spec]
         raise ValueError(f"{spec} fails{f' at line {own[-1]}' if own else ''}: {what}") from error
@@ -51,7 +51,7 @@ def load_backbone(
     drop_path: float = 0.0,
     pretrained: bool = False,
 ) -> Backbone:
-    """A backbone from what a user writes.
+    """Return the backbone that a user names.
 
     Args:
         model: a timm name, or `FILE.py:FUNCTION` or `MODULE:FUNCTION`, a function that returns a module or a Backbone.
@@ -65,7 +65,7 @@ def load_backbone(
             a Backbone that has other stages or channels.
     """
     if model.endswith(".py"):
-        raise ValueError(f"which function of {model} makes the network? Write FILE.py:FUNCTION")
+        raise ValueError(f"expected FILE.py:FUNCTION, got {model!r}")
     settings = {"drop_path_rate": drop_path} if drop_path else {}
     if not is_function(model):
         with stochastic_depth(model, drop_path):
@@ -93,7 +93,7 @@ def load_backbone(
 
 @contextmanager
 def stochastic_depth(model: str, drop_path: float) -> Iterator[None]:
-    """Tell in words that a network of timm's takes no stochastic depth, while it is made.
+    """Report in words that a timm network takes no stochastic depth, while it is built.
 
     Raises:
         ValueError: instead of a TypeError, if some is wanted.
@@ -107,7 +107,7 @@ def stochastic_depth(model: str, drop_path: float) -> Iterator[None]:
 
 
 def takes_drop_path(model: str) -> bool:
-    """Whether a network can be made with stochastic depth."""
+    """Return whether a network can be built with stochastic depth."""
     if is_function(model):
         return "drop_path_rate" in inspect.signature(load_object(model)).parameters
     try:

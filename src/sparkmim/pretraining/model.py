@@ -12,16 +12,13 @@ from torch import Tensor
 
 from ..checkpoints.run_folder import RunFolder
 from ..checkpoints.weights import load_weights
-from ..data.seeding import keyed_seed
+from ..data.seeding import Stream, keyed_seed
 from ..models.backbone import Backbone
 from ..models.config import ModelConfig
 from ..models.factory import load_backbone
 from ..models.spark import SparK
 from ..objectives.base import find_objective
 from .config import PretrainConfig
-
-INITIAL_WEIGHTS = 5
-"""Key of the randomness of the initial weights."""
 
 
 class ModelBuilder:
@@ -53,7 +50,7 @@ class ModelBuilder:
         key = (model, tuple(stages), seed, drop_path, pretrained)
         if (*key, in_chans) not in self._networks:
             with torch.random.fork_rng(devices=()):
-                torch.manual_seed(keyed_seed(seed, INITIAL_WEIGHTS))
+                torch.manual_seed(keyed_seed(seed, Stream.PRETRAIN_WEIGHTS))
                 made = load_backbone(model, stages, in_chans, drop_path=drop_path, pretrained=pretrained)
                 built = made, torch.get_rng_state()
             self._networks |= {(*key, in_chans): built, (*key, made.in_chans): built}

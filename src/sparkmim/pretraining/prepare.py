@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from lightning_fabric import Fabric
 
+from ..data.seeding import Stream
 from ..data.sources.address import open_source, source_type
 from ..data.sources.base import ImageSource, held_out
 from ..data.statistics import first_readable
@@ -26,7 +27,7 @@ from ..utils.devices import device_name, pick_device
 from ..utils.fields import NoSettings
 from .config import PretrainConfig, settings_of_source
 from .evaluators import find_monitor
-from .model import INITIAL_WEIGHTS, ModelBuilder
+from .model import ModelBuilder
 from .recipes import RECIPES, Situation
 from .task import PretrainingTask
 
@@ -48,7 +49,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
     recorded_as = None
     config_type = PretrainConfig
     default_recipe = "auto"
-    seed_key = INITIAL_WEIGHTS
+    weights_stream = Stream.PRETRAIN_WEIGHTS
     weights_remedy = "--init RUN/encoder.safetensors"
     not_this_kind = "a checkpoint of a fine-tuning; start from the weights of its run: --init RUN/model.safetensors"
 

@@ -26,23 +26,23 @@ def compilation(device: torch.device, steps: int, processes: int) -> Compile:
 
 
 def compile_model(model: nn.Module, how: Compile) -> None:
-    """Compile its calls, from the first one on; its state-dict keys stay. To try is to make one graph or none."""
+    """Compile a model's calls, from the first one on; its state-dict keys stay. "try" makes one graph or none."""
     if how != "off":
         model.compile(fullgraph=how == "try")
 
 
 def uncompile(model: nn.Module) -> None:
-    """Call it as it was before :func:`compile_model`."""
+    """Undo :func:`compile_model`."""
     model._compiled_call_impl = None  # torch has no public way back
 
 
 def eager(how: Compile) -> AbstractContextManager[object]:
-    """In which a compiled model is called as it is: for other modes and batch sizes than those of training, each of
-    which would be compiled anew."""
+    """Return a context in which a compiled model runs eagerly: other modes and batch sizes than those of training would
+    each be compiled anew."""
     return nullcontext() if how == "off" else torch.compiler.set_stance("force_eager")
 
 
 def reason(error: Exception) -> str:
-    """The beginning of what a compiler says, in a line."""
+    """Return the beginning of a compiler's error message, on one line."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 160 else f"{text[:157]}..."

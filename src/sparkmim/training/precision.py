@@ -11,5 +11,5 @@ class MixedPrecision(FabricMixedPrecision):
     """Fabric's, but images stay in float32: Fabric would round them, and with them the target and the loss."""
 
     def convert_input(self, data: Any) -> Any:
-        """As it is."""
+        """Return a batch as it is."""
         return data

@@ -68,7 +68,7 @@ def train(
     ready = prepare(kind, output, recipe, resume, chosen, int(os.environ.get("WORLD_SIZE", 1)))
     fabric = launch(ready.config.run)
     ready = replace(ready, config=agree(ready.config, fabric))
-    torch.manual_seed(keyed_seed(ready.config.run.seed, kind.seed_key))
+    torch.manual_seed(keyed_seed(ready.config.run.seed, kind.weights_stream))
     task = kind.build(ready, fabric)
     lines = kind.describe(ready, task)
     for label, text in lines.items():

@@ -8,19 +8,19 @@ from .config import ScheduleConfig
 
 
 def steps_of(epochs: float, images: int, batch_size: int) -> int:
-    """Steps that show `epochs` times `images` images, at least one."""
+    """Return the number of steps that show `epochs` times `images` images, at least one."""
     return max(1, round(epochs * images / batch_size))
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float, config: ScheduleConfig) -> float:
-    """The learning rate of a step, 0 being the first."""
+    """Return the learning rate of a step, 0 being the first."""
     if step < warmup:
         return peak * (config.lr_start + (1 - config.lr_start) * step / warmup)
     return peak * _cosine(1.0, config.lr_end, (step - warmup) / max(1, steps - 1 - warmup))
 
 
 def weight_decay(step: int, steps: int, start: float, end: float) -> float:
-    """The weight decay of a step, 0 being the first."""
+    """Return the weight decay of a step, 0 being the first."""
     return _cosine(start, end, step / max(1, steps - 1))
 
 

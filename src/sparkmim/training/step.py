@@ -11,14 +11,11 @@ import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from ..data.seeding import keyed_seed
+from ..data.seeding import Stream, keyed_seed
 from .compile import compile_model, eager, reason, uncompile
 from .optim import build_optimizer, load_optimizer, set_rates
 from .schedule import learning_rate, steps_of, weight_decay
 from .task import BatchT, TrainingTask
-
-STEP = 4
-"""Key of the randomness within the network (stochastic depth, dropout)."""
 
 
 class StepResult(NamedTuple):
@@ -121,7 +118,7 @@ class Trainer:
         """Return the loss of a step's micro-batch, and add its gradients to those of the ones before."""
         fabric = self.fabric
         key = turn * fabric.world_size + fabric.global_rank
-        torch.manual_seed(keyed_seed(self.config.run.seed, STEP, self.step, key))
+        torch.manual_seed(keyed_seed(self.config.run.seed, Stream.STEP, self.step, key))
         with fabric.no_backward_sync(self.wrapped, enabled=turn < self.accumulate - 1):
             loss = self.task.loss(self.wrapped, batch)
             fabric.backward(loss / self.accumulate)

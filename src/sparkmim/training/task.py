@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoints.run_folder import Contents, RunFolder
 from ..data.sampler import Positions
+from ..data.seeding import Stream
 from ..data.sources.base import ImageSource
 from .config import TrainingConfig
 from .optim import param_groups_weight_decay
@@ -151,7 +152,7 @@ class TrainingKind(ABC, Generic[ConfigT, DataT]):
         recorded_as: what `config.json` calls it; None for pretraining.
         config_type: class of its configuration.
         default_recipe: of a new run.
-        seed_key: keys the randomness of the initial weights.
+        weights_stream: of the randomness of the initial weights.
         weights_remedy: how to start from the weights of a run of this kind.
         not_this_kind: completes "CHECKPOINT is ..." for the checkpoint of a run of another kind.
     """
@@ -160,7 +161,7 @@ class TrainingKind(ABC, Generic[ConfigT, DataT]):
     recorded_as: str | None
     config_type: type[ConfigT]
     default_recipe: str
-    seed_key: int
+    weights_stream: Stream
     weights_remedy: str
     not_this_kind: str
 
@@ -195,7 +196,7 @@ class TrainingKind(ABC, Generic[ConfigT, DataT]):
 
     @abstractmethod
     def build(self, ready: Preparation[ConfigT, DataT], fabric: Fabric) -> TrainingTask[Any]:
-        """Return the task of a run; torch's global generator is seeded by `seed_key`."""
+        """Return the task of a run; torch's global generator is seeded for the initial weights."""
 
     def check(self, ready: Preparation[ConfigT, DataT], task: Any) -> None:
         """Check what takes the built model, after the plan is shown and before anything is written.

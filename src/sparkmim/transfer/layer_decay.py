@@ -30,9 +30,9 @@ BLOCKS = 3
 
 
 def layer_groups(network: Network) -> dict[str, int]:
-    """The group of each of the network's parameters by name: 0 is the stem, the highest number the classifier.
+    """Return the group of each of the network's parameters by name: 0 is the stem, the highest number the head.
 
-    What is no part of a block goes with the block before it in its stage, or with the stage's first; what comes before
+    What is not part of a block goes with the block before it in its stage, or with the stage's first; what comes before
     the first block of all is the stem, with the first stage if that is a single block.
     """
     encoder = network.encoder
@@ -57,7 +57,7 @@ def layer_groups(network: Network) -> dict[str, int]:
 
 
 def decayed_groups(network: Network, layer_decay: float) -> list[dict[str, object]]:
-    """The trainable parameters in groups for the optimiser, each with a `lr_scale` and a `weight_decay_scale`."""
+    """Return the trainable parameters in groups for the optimizer, with `lr_scale` and `weight_decay_scale`."""
     layers = layer_groups(network)
     last = max(layers.values())
     groups: list[dict[str, object]] = []
@@ -68,7 +68,7 @@ def decayed_groups(network: Network, layer_decay: float) -> list[dict[str, objec
 
 
 class _Structure(NamedTuple):
-    """What a forward pass tells.
+    """The result of a forward pass.
 
     Attributes:
         stages: of each parameter that a map depends on, the first such map.
@@ -109,7 +109,7 @@ def _is_chain(module: nn.Module, calls: Mapping[nn.Module, tuple[Any, Any]]) -> 
 
 
 def _blocks(module: nn.Module, structure: _Structure) -> dict[str, int]:
-    """Of each parameter within a repeated block, the block's number; blocks are numbered as they are registered.
+    """Return the block's number of each parameter within a repeated block; blocks are numbered as registered.
 
     A repeated block is a member of a sequence, lies within one stage, is made of layers, and is not the only one of its
     class in the sequence and the stage; of nested ones, the outermost.
@@ -135,6 +135,6 @@ def _blocks(module: nn.Module, structure: _Structure) -> dict[str, int]:
 
 
 def _composed(module: nn.Module) -> bool:
-    """Whether a module is made of layers, and is more than a sequence of them."""
+    """Return whether a module is made of layers, and is more than a sequence of them."""
     layers = any(next(child.parameters(), None) is not None for child in module.children())
     return layers and not isinstance(module, SEQUENCES)

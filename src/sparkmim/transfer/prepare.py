@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 
 from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder
-from ..data.seeding import keyed_seed
+from ..data.seeding import Stream, keyed_seed
 from ..data.statistics import first_readable
 from ..data.targets import Splits
 from ..models.factory import code_of
@@ -30,9 +30,6 @@ from .recipes import RECIPES, Situation
 from .task import FinetuningTask
 from .tasks.base import TransferTask, find_task
 
-INITIAL_WEIGHTS = 8
-"""Key of the randomness of the network's initial weights."""
-
 Ready = Preparation[TransferConfig, Splits[Any]]
 
 
@@ -46,7 +43,7 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
     command = "finetune"
     recorded_as = "finetune"
     default_recipe = "small-data"
-    seed_key = INITIAL_WEIGHTS
+    weights_stream = Stream.FINETUNE_WEIGHTS
     weights_remedy = "--encoder RUN/model.safetensors"
     not_this_kind = "a checkpoint of a pretraining; start from the encoder of its run: --encoder RUN"
 
@@ -172,7 +169,7 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         asked = (config, dict(targets), seed)
         if self._network is None or self._network[0] != asked:
             with torch.random.fork_rng(devices=()):
-                torch.manual_seed(keyed_seed(seed, INITIAL_WEIGHTS))
+                torch.manual_seed(keyed_seed(seed, Stream.FINETUNE_WEIGHTS))
                 self._network = asked, task.build(config, targets)
         return self._network[1]
 
