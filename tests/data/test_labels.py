@@ -81,7 +81,7 @@ def test_table(tmp_path: Path) -> None:
         ("", "lists no images"),
         ("path,label\n", "lists no images"),
         ("3.png,cat,1\n", "line 1: expected `path,class`, got '3.png,cat,1'"),
-        ("3.png,\n", "line 1: wanted"),
+        ("3.png,\n", "line 1: expected"),
         ("3.png,cat\n3.png,dog\n", "more than once: 3.png"),
         (
             "image,category\n3.png,cat\n",

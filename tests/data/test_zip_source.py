@@ -97,14 +97,14 @@ def test_pretraining_from_a_zip_file(
     monkeypatch.chdir(tmp_path)
     chosen = FOUR_STEPS | {"mean": (0.5,) * 3, "std": (0.25,) * 3}
     for name, data in (("zip", f"{EXAMPLE}:ZipImages://photos.zip"), ("folder", folder)):
-        outcome = pretrain(tmp_path / name, chosen=chosen | {"data": data}, say=lambda line: None)
+        outcome = pretrain(tmp_path / name, chosen=chosen | {"data": data})
         assert outcome is not None
         assert outcome.step == 4
     assert numbers(tmp_path / "zip") == numbers(tmp_path / "folder")
     # The address is recorded in full, and a run continues from any folder.
     assert f"ZipImages://{clean}" in (tmp_path / "zip" / "config.json").read_text()
     monkeypatch.chdir("/")
-    assert pretrain(tmp_path / "zip", chosen={}, say=lambda line: None) is not None
+    assert pretrain(tmp_path / "zip", chosen={}) is not None
 
 
 def test_files_that_are_no_zip_are_refused(address: str, tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
@@ -35,12 +36,10 @@ class EncodedFile(EncodedImage):
     """
 
     def __init__(self, content: Path | bytes, name: str | None = None) -> None:
-        if name is None:
-            if isinstance(content, bytes):
-                raise TypeError("expected the file's name along with its bytes: its extension tells the format")
-            name = content.name
+        if name is None and isinstance(content, bytes):
+            raise TypeError("expected the file's name along with its bytes: its extension tells the format")
         self._content = content
-        self._extension = PurePath(name).suffix.lower()
+        self._extension = os.path.splitext(str(content) if name is None else name)[1].lower()
         self._opened: Image.Image | None = None
 
     def size(self, channels: int) -> tuple[int, int] | None:
@@ -63,14 +62,15 @@ class EncodedFile(EncodedImage):
                 pixels = decode_jpeg(self._data, self._jpeg_size, reduction)
                 if pixels is not None:
                     return pixels
-            with _ignore_size_warnings():
-                pixels = decode_high_bit_depth(self._data, channels)
-                if pixels is not None:
-                    return pixels
-                # A file that is open has its header parsed, and is decoded once.
-                opened, self._opened = self._opened or Image.open(io.BytesIO(self._data)), None
-                with opened as file:
-                    return decode_with_pillow(file, channels, reduction)
+            if self._opened is None:
+                with _ignore_size_warnings():
+                    pixels = decode_high_bit_depth(self._data, channels)
+                    if pixels is not None:
+                        return pixels
+                    self._opened = Image.open(io.BytesIO(self._data))
+            opened, self._opened = self._opened, None  # Pillow decodes it once
+            with opened:
+                return decode_with_pillow(opened, channels, reduction)
 
     def _is_array(self, channels: int) -> bool:
         if self._extension == ".npy" or (channels not in MODES and self._extension in EXTENSIONS):
