@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from sparkmim.data.decoding.encoded import UnreadableImage
-from sparkmim.data.decoding.images import read_image
+from sparkmim.data.decoding.images import EncodedFile, image_extensions, read_image
 
 HEIGHT, WIDTH = 5, 7
 
@@ -340,3 +341,48 @@ def test_large_images_are_no_reason_to_warn(tmp_path: Path) -> None:
     # Pillow warns from 89 million pixels on; a warning is an error in these tests.
     path = save(Image.new("1", (9_500, 9_500)), tmp_path / "x.png")
     assert read_image(path, 1).shape == (1, 9_500, 9_500)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"), [("x.jpg", 3), ("x.png", 1), ("deep.png", 4), ("x.npy", 13), ("x.tif", 13), ("X.NPY", 3)]
+)
+def test_bytes_are_decoded_as_files_are(tmp_path: Path, name: str, channels: int) -> None:
+    path = tmp_path / name
+    bands = np.random.default_rng(6).integers(0, 65536, (channels, HEIGHT, WIDTH)).astype(np.uint16)
+    if name == "deep.png":
+        deep_png(path, deep_colors(4))
+    elif path.suffix.lower() == ".npy":
+        path.write_bytes(npy(bands))
+    elif name == "x.tif":
+        tifffile.imwrite(path, bands, photometric="minisblack", planarconfig="separate")
+    else:
+        save(Image.fromarray(colors()), path)
+    file, data = EncodedFile(path), EncodedFile(path.read_bytes(), name)
+    assert data.size(channels) == file.size(channels) == ((HEIGHT, WIDTH) if name == "x.jpg" else None)
+    for _ in range(2):
+        decoded = data.decode(channels)
+        assert torch.equal(decoded, file.decode(channels))
+        assert decoded.shape == (channels, HEIGHT, WIDTH)
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def test_bytes_need_a_name() -> None:
+    with pytest.raises(TypeError, match="expected the file's name along with its bytes"):
+        EncodedFile(b"")
+
+
+def test_formats_that_cannot_have_the_channels_fail_before_a_view_is_placed(tmp_path: Path) -> None:
+    """Placing draws random numbers, and a broken image must leave as many drawn as in earlier versions."""
+    path = save(Image.fromarray(colors()), tmp_path / "x.jpg")
+    with pytest.raises(UnreadableImage, match=r"a \.jpg file has no 13 channels"):
+        EncodedFile(path).size(13)
+
+
+def test_extensions_of_images() -> None:
+    assert {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".npy", ".webp"} <= image_extensions()
+    assert not {".txt", ".pdf", ".zip", ""} & image_extensions()
