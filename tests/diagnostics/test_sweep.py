@@ -202,7 +202,7 @@ def test_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     for arguments, message in (
         (["resnet18", "--output", str(tmp_path / "table.txt")], "is a Markdown file"),
         (["no_such_network*"], "timm has no network 'no_such_network*'"),
-        (["resnet18", "--jobs", "0"], "0 jobs at a time check nothing"),
+        (["resnet18", "--jobs", "0"], "expected --jobs of at least 1, got 0"),
     ):
         assert run(monkeypatch, *arguments) == 2
         assert message in capsys.readouterr().err
@@ -229,7 +229,7 @@ def test_table() -> None:
     assert "| 3e-01 |  |  |  | WRONG |" in text
     assert "- h, attention: matmul: d" in text
     assert "by name 2 of 4" in summary([PASSES, REFUSES, WRONG, LEFT_OUT])
-    assert "1 return wrong numbers without an error; 1 are no convolutional networks" in text
+    assert "1 return wrong numbers without an error; 1 are not convolutional" in text
     assert "sparkmim models x" in document([PASSES], "sparkmim models x")
     assert all_pass([PASSES, LEFT_OUT])
     assert not all_pass([PASSES, WRONG])

@@ -58,8 +58,8 @@ The numbers are the largest relative deviations of feature maps, gradients and r
 training mode, on images of 2 x 3 patches. The tolerance is {double:g} in float64 and {single:g} ({gradients:g} for
 gradients) in float32, marked in the table. (Large networks are checked in float32, and in float64 if float32 is not
 precise enough; some networks convert to float32 themselves.) The patch size is the network's total stride, or twice the
-total stride if the network is refused there. Networks that differ only in weights are checked once. Checked:
-{of_versions}.
+total stride if the network is refused there. Networks that differ only in weights are checked once.
+Checked: {of_versions}.
 
 {table(verdicts)}"""
 
