@@ -22,7 +22,7 @@ Step = Callable[[], None]
 
 
 def official(args: argparse.Namespace) -> Step:
-    """The authors' code, imported from `--official` (a checkout) and `--official-deps` (timm 0.5.4 and company)."""
+    """Build the authors' code from `--official` (a checkout) and `--official-deps` (timm 0.5.4 and others)."""
     sys.path[:0] = [args.official_deps, os.path.join(args.official, "pretrain")]
     import encoder as official_encoder
     from decoder import LightDecoder
@@ -53,7 +53,7 @@ def official(args: argparse.Namespace) -> Step:
 
 
 def dense(args: argparse.Namespace) -> Step:
-    """The ordinary network on whole images."""
+    """Build the ordinary network on whole images."""
     import sparkmim
 
     backbone = sparkmim.Backbone.create(args.model)
@@ -69,7 +69,7 @@ def dense(args: argparse.Namespace) -> Step:
 
 
 def ours(args: argparse.Namespace, execution: str = "packed") -> Step:
-    """sparkmim."""
+    """Build sparkmim's model."""
     import sparkmim
 
     model = sparkmim.SparK(
@@ -102,12 +102,12 @@ def ours(args: argparse.Namespace, execution: str = "packed") -> Step:
 
 
 def masked_dense(args: argparse.Namespace) -> Step:
-    """sparkmim's reference: the same numbers, computed on whole images."""
+    """Build sparkmim's reference: the same numbers, computed on whole images."""
     return ours(args, "masked-dense")
 
 
 def mae(args: argparse.Namespace) -> Step:
-    """A masked autoencoder (He et al. 2022): ViT-B on a quarter of the patches, a decoder of 8 blocks, 512 wide."""
+    """Build a masked autoencoder (He et al. 2022): ViT-B on a quarter of the patches, 8 decoder blocks of width 512."""
     from timm.models.vision_transformer import Block
 
     class MaskedAutoencoder(torch.nn.Module):
@@ -153,7 +153,7 @@ def mae(args: argparse.Namespace) -> Step:
 
 
 def inputs(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """The same images and masks for every contestant."""
+    """Return the same images and masks for every contestant."""
     generator = torch.Generator().manual_seed(0)
     side = args.size // args.patch
     keep = round(side * side * (1 - args.ratio))
@@ -170,7 +170,7 @@ def autocast(args: argparse.Namespace) -> Any:
 def encoder_step(
     forward: Callable[[], list[Tensor]], network: torch.nn.Module, visible: Tensor | None, args: argparse.Namespace
 ) -> Step:
-    """Forward and backward of the encoder, from random gradients of its four maps (zero where hidden)."""
+    """Return forward and backward of the encoder, from random gradients of its four maps (zero where hidden)."""
     network.to(args.device).train()
     gradients = []
     with torch.no_grad():
@@ -189,7 +189,7 @@ def encoder_step(
 
 
 def training_step(loss: Callable[[], Tensor], model: torch.nn.Module, args: argparse.Namespace) -> Step:
-    """Forward and backward of the whole model (no optimiser: it is the same for all)."""
+    """Return forward and backward of the whole model (without optimizer, which is the same for all)."""
     model.to(args.device).train()
 
     def step() -> None:
@@ -211,7 +211,7 @@ def timed(step: Step, args: argparse.Namespace) -> float:
 
 
 def saved_bytes(step: Step) -> int:
-    """Bytes of unique storages kept for backward, parameters and inputs that exist anyway not counted twice.
+    """Return bytes of unique storages kept for backward, without parameters and inputs, which exist anyway.
 
     What checkpoints keep is not seen: those of the decoder keep a map each, so for a whole step look at the peak.
     """
@@ -229,13 +229,13 @@ def saved_bytes(step: Step) -> int:
 
 
 def resident(which: str) -> int:
-    """Bytes of this process in memory, now ("VmRSS") or at most ("VmHWM")."""
+    """Return bytes of this process in memory, now ("VmRSS") or at most ("VmHWM")."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(which))
 
 
 def peak_bytes(step: Step, idle: int, args: argparse.Namespace) -> int:
-    """Memory that a step takes at most, beyond the process with its model and images."""
+    """Return the peak memory of a step, beyond the process with its model and images."""
     if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         step()
@@ -247,7 +247,7 @@ def peak_bytes(step: Step, idle: int, args: argparse.Namespace) -> int:
 
 
 def settings() -> argparse.ArgumentParser:
-    """What contestants have in common."""
+    """Return the options that contestants share."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--part", choices=["encoder", "step"], default="encoder")

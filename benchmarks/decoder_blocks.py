@@ -47,7 +47,7 @@ class Contestant(NamedTuple):
 def contestant(
     block: DecoderBlock, width: int, dtype: torch.dtype, batch: int, size: int, device: torch.device
 ) -> Contestant:
-    """A decoder, with random maps and a random gradient of its prediction."""
+    """Build a decoder, with random maps and a random gradient of its prediction."""
     torch.manual_seed(0)
     decoder = UNetDecoder(upsampling_steps(STRIDES), width, block=block).to(device).train()
     maps = [
@@ -70,14 +70,14 @@ def contestant(
 
 
 def peak(block: DecoderBlock, width: int, dtype: torch.dtype, given: argparse.Namespace) -> int | None:
-    """The most memory that a step takes, to be measured in a process of its own, which has freed none before."""
+    """Return the peak memory of a step; call it in a new process, which has freed none before."""
     device = torch.device(given.device)
     contestant(block, 32, dtype, 1, PATCH, device).step()  # what the first step of all loads
     return peak_bytes(contestant(block, width, dtype, given.batch, given.size, device).step, device)
 
 
 def macs(decoder: UNetDecoder, side: int) -> int:
-    """Multiply-accumulates of a forward pass of one image whose deepest map has `side` x `side` positions."""
+    """Return multiply-accumulates of a forward pass of one image whose deepest map has `side` x `side` positions."""
     total = 0
     for step, block in zip(decoder.steps, decoder.blocks, strict=True):
         fine = side * step.factor[0]
@@ -90,7 +90,7 @@ def macs(decoder: UNetDecoder, side: int) -> int:
 
 
 class Reach(NamedTuple):
-    """Of a block of the paper's decoder: its arithmetic, and the share of it that hidden pixels depend on."""
+    """Arithmetic of a block of the paper's decoder, and the share of it that hidden pixels depend on."""
 
     work: float
     needed: float
@@ -98,7 +98,7 @@ class Reach(NamedTuple):
 
 
 def reach(size: int) -> list[Reach]:
-    """What hidden pixels depend on in each of the paper's blocks, the last block first; means over random masks.
+    """Return what hidden pixels depend on in each of the paper's blocks, last block first: means over random masks.
 
     A position is needed if a hidden pixel lies within reach of the layers after it. The arithmetic of the backward pass
     has the same shares, as the gradients of other positions are zero.
@@ -122,7 +122,7 @@ def reach(size: int) -> list[Reach]:
 
 
 def print_reach(size: int) -> None:
-    """What the last blocks could save."""
+    """Print what the last blocks could save."""
     blocks = reach(size)
     print(f"\nComputing around hidden patches alone, the paper's block: {MASK_RATIO:.0%} hidden, {size // PATCH} x "
           f"{size // PATCH} patches of {PATCH}, {MASKS} masks\n")  # fmt: skip

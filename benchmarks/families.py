@@ -85,11 +85,11 @@ MEMBERS = (
 )
 
 OTHERWISE = {"convmixer_768_32": ["--patch=28"], "selecsls42b": ["--patch=64", "--size=256"]}
-"""Where a patch of 32 pixels does not fit the total stride (7 and 64)."""
+"""Image sizes of networks whose total stride (7 and 64) does not fit a patch of 32 pixels."""
 
 
 def measure(model: str, args: argparse.Namespace) -> dict[str, object]:
-    """A row: seconds and bytes kept of each contestant, or why there is none."""
+    """Return a row: seconds and bytes kept of each contestant, or why it has none."""
     shared = [f"--model={model}", f"--batch={args.batch}", f"--size={args.size}", f"--ratio={args.ratio}"]
     shared += OTHERWISE.get(model, [])
     try:

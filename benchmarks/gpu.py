@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def run(model: str, args: argparse.Namespace, peak: float, bandwidth: float) -> None:
-    """The table of a network."""
+    """Return the table of a network."""
     shared = [f"--model={model}", "--part=step", f"--device={args.device}", f"--decoder-width={args.decoder_width}"]
     shared += [f"--batch={args.batch}", f"--size={args.size}", f"--ratio={args.ratio}"]
     specs = ["packed:--precision=bf16,--compile", "packed:--precision=bf16", "masked-dense:--precision=bf16"]
@@ -80,13 +80,13 @@ def run(model: str, args: argparse.Namespace, peak: float, bandwidth: float) -> 
 
 
 def is_depthwise(model: str) -> bool:
-    """Whether a network has convolutions that the Triton kernels compute."""
+    """Return whether a network has convolutions that the Triton kernels compute."""
     convolutions = [m for m in sparkmim.Backbone.create(model).module.modules() if isinstance(m, torch.nn.Conv2d)]
     return any(1 < c.groups == c.in_channels == c.out_channels and c.stride == (1, 1) for c in convolutions)
 
 
 def arithmetic(model: str, args: argparse.Namespace) -> float:
-    """Operations of forward and backward."""
+    """Return the operations of forward and backward."""
     network = sparkmim.SparK(model, mask_ratio=args.ratio, decoder_width=args.decoder_width).to(args.device).train()
     # Of the whole batch on its device, which decide how convolutions are computed; nothing is, here.
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -95,7 +95,7 @@ def arithmetic(model: str, args: argparse.Namespace) -> float:
 
 
 def copied_bytes(device: torch.device) -> float:
-    """Bytes read and written a second by a copy."""
+    """Return bytes read and written per second by a copy."""
     a = torch.empty(2**28 if device.type == "cuda" else 2**25, device=device)
     b = torch.empty_like(a)
     b.copy_(a)

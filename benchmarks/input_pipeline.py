@@ -44,7 +44,7 @@ from sparkmim.data.views import training_view
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE, SCALE = 224, (0.67, 1.0)
 Pass = Callable[[], int]
-"""Reads some images, and says how many."""
+"""Function that reads images and returns their number."""
 
 
 def main() -> None:
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def image_folder(folder: Path, transform: Callable[[Image.Image], Tensor], args: argparse.Namespace) -> Pass:
-    """torchvision's way."""
+    """Return torchvision's reader."""
     data = ImageFolder(str(folder), transform)
     batches = [[j % len(data) for j in range(i, i + args.batch)] for i in range(0, args.images, args.batch)]
     loader = DataLoader(data, batch_sampler=batches, num_workers=args.workers)  # type: ignore[arg-type]
@@ -108,7 +108,7 @@ def image_folder(folder: Path, transform: Callable[[Image.Image], Tensor], args:
 
 
 def ours(folder: Path, args: argparse.Namespace) -> Pass:
-    """sparkmim's."""
+    """Return sparkmim's reader."""
     config = DataConfig(image_size=(SIZE, SIZE), crop_scale=SCALE, mean=MEAN, std=STD)
     source, normalise = find_images(folder), Normalize(config)
     views = MaskedViews(source, training_view(config), 3, (7, 7), 0.6, seed=0)
@@ -118,7 +118,7 @@ def ours(folder: Path, args: argparse.Namespace) -> Pass:
 
 
 def without_simplejpeg(read: Pass) -> Pass:
-    """As on a machine that lacks it."""
+    """Return the reader as it works on a machine without simplejpeg."""
 
     def reading() -> int:
         kept, jpeg.simplejpeg = jpeg.simplejpeg, None
@@ -142,7 +142,7 @@ def v2_transforms() -> Callable[[Image.Image], Tensor]:
 
 
 def photographs(folder: Path, width: int, quality: int) -> Path:
-    """JPEG files of scikit-image's photographs, cut to 4 : 3 and brought to size."""
+    """Write JPEG files of scikit-image's photographs, cropped to 4 : 3 and resized."""
     (folder / "photographs").mkdir()
     root = Path(str(resources.files("skimage.data")))
     for name in PHOTOGRAPHS:
@@ -155,7 +155,7 @@ def photographs(folder: Path, width: int, quality: int) -> Path:
 
 
 def processor_seconds() -> float:
-    """Of this process and of those that it has waited for."""
+    """Return the CPU seconds of this process and of those that it has waited for."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 

@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def level(visible: torch.Tensor, channels: int, width: int, pixels: int, dtype: torch.dtype) -> Callable[[], None]:
-    """Forward and backward of one level's projection, with tables made anew."""
+    """Return forward and backward of one level's projection, with tables made anew."""
     grid = PatchGrid(visible, int(visible[0].sum()))
     packed = torch.randn(grid.patches, channels, pixels, pixels, dtype=dtype).to(memory_format=torch.channels_last)
     conv = nn.Conv2d(channels, width, 3, padding=1, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -73,7 +73,7 @@ def level(visible: torch.Tensor, channels: int, width: int, pixels: int, dtype: 
 
 
 def step(model: sparkmim.SparK, images: torch.Tensor, dtype: torch.dtype) -> Callable[[], None]:
-    """Forward and backward of the whole model."""
+    """Return forward and backward of the whole model."""
 
     def run() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):

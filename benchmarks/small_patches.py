@@ -23,7 +23,7 @@ MASK_RATIO = 0.6
 
 
 def visible_shares(model: SparK, size: int) -> list[float]:
-    """The share of positions that is visible in each feature map, finest first."""
+    """Return the share of visible positions in each feature map, highest resolution first."""
     visible = random_visible(1000, model.grid_shape((size, size)), MASK_RATIO, torch.Generator().manual_seed(0))
     return [
         mask_at(visible, [size // s for s in level.stride]).float().mean().item() for level in model.backbone.levels

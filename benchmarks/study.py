@@ -1,15 +1,15 @@
-"""What pretraining is worth, and which of its parts: the same labeled images, encoders made in several ways.
+"""Measure what pretraining adds, and the contribution of each part, on one set of labeled images.
 
     python benchmarks/study.py --data DIR --output STUDY [--epochs 30] [--lightly FOLDER] [--plan] [--only PATTERN]
 
-`--data` has train, val and test folders of classes. Encoders are made of the training images without their labels, one
-for each row of ARMS and each seed; each is fine-tuned with shares of the labels and scored on the validation and test
-images together, which nothing else looks at but the curve of the held-out loss. How to fine-tune is chosen among
-SETTINGS by cross-validation inside the training images, for each arm that has a choice of its own, at one share.
+`--data` has train, val and test folders of classes. One encoder for each row of ARMS and each seed is pretrained on the
+training images without labels, fine-tuned with shares of the labels, and scored on the validation and test images
+together, which are used for nothing else but the curve of the held-out loss. Each arm with a choice of its own chooses
+among SETTINGS by cross-validation inside the training images, at one share.
 
-Every run is written down in STUDY/results.jsonl when it ends; the same command goes on where it was interrupted, in the
-middle of a run too, and more seeds or arms are added to what is there. STUDY/table.md is made anew each time.
-`--only 'finetune/spark/*'` carries out a part, for several machines or processes on one folder.
+Every result is written to STUDY/results.jsonl when its run ends. The same command continues an interrupted study, also
+in the middle of a run; seeds and arms may be added. STUDY/table.md is rewritten each time. `--only 'finetune/spark/*'`
+carries out a part, for several machines or processes on one folder.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Interrupted(Exception):
 
 
 class Study:
-    """All runs of one folder."""
+    """All runs of one study, in one folder."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.root = args, args.output
@@ -153,17 +153,17 @@ class Study:
             raise SystemExit(f"{self.root} holds a study of other settings ({'; '.join(unlike)}); use another --output")
 
     def results(self) -> dict[str, Line]:
-        """Every run that has ended, by name."""
+        """Return the results of every run that has ended, by name."""
         text = self.journal.read_text() if self.journal.exists() else ""
         lines = [json.loads(line) for line in text.splitlines()]
         return {line["run"]: line for line in lines}
 
     def asked(self, name: str) -> bool:
-        """Whether a run is to be carried out now, if it can and has not been."""
+        """Return whether a run was asked for."""
         return not self.args.plan and fnmatch.fnmatch(name, self.args.only)
 
     def once(self, name: str, run: Callable[[Path], Line], needs: Iterable[str] = ()) -> None:
-        """Carry out a run, unless it has been, or is not asked for, or needs others that are left."""
+        """Carry out a run, unless it is done, was not asked for, or needs others that are not done."""
         done = self.results()
         if name in done:
             return
@@ -177,7 +177,7 @@ class Study:
         shutil.rmtree(RunFolder(self.root / name).checkpoints, ignore_errors=True)
 
     def run_all(self) -> None:
-        """Encoders and their neighbours, then settings, then fine-tuning; the main arms first."""
+        """Carry out encoders and their k-NN, then settings, then fine-tuning; the main arms first."""
         contrastive = {self.made(name, 0) for name in self.args.arms if ARMS[name].kind == "simclr"}
         if self.args.lightly is None and any(self.asked(made) for made in contrastive - self.results().keys()):
             raise SystemExit("the arm simclr needs --lightly FOLDER; or leave it out by --arms")
@@ -200,11 +200,11 @@ class Study:
                     self.once(f"finetune/{name}/{share:g}/{seed}", one, [self.made(name, seed), *choices])
 
     def made(self, name: str, seed: int) -> str:
-        """The run that makes the encoder which goes with a seed."""
+        """Return the run that makes the encoder of a seed."""
         return f"pretrain/{ARMS[name].encoder_of or name}/{seed % self.args.pretrain_seeds}"
 
     def choices(self, name: str) -> dict[str, tuple[str, int]]:
-        """The runs of a cross-validation, and their settings and folds."""
+        """Return the runs of a cross-validation, with their settings and folds."""
         return {
             f"choose/{name}/{place}/{number}": (setting, number)
             for place, setting in enumerate(SETTINGS)
@@ -255,7 +255,7 @@ class Study:
         return {"seconds": seconds(run), "loss": outcome.loss, "val_loss": held_out, "curves": curves(run)}
 
     def encoder(self, name: str, seed: int) -> Path:
-        """What :meth:`made` leaves."""
+        """Return the encoder file that :meth:`made` writes."""
         return Path("none") if ARMS[name].kind == "none" else self.root / self.made(name, seed) / "encoder.safetensors"
 
     def knn(self, run: Path, name: str, seed: int) -> Line:
@@ -284,7 +284,7 @@ class Study:
         return self.classifier(run, name, share, seed, setting, views, {"test_data": self.scored()}, "test")
 
     def chosen(self, name: str) -> str:
-        """The settings of the best cross-validated accuracy; the recipe as it is where none is asked for."""
+        """Return the settings of the best cross-validated accuracy; the recipe's if nothing is chosen."""
         results, found = self.results(), dict[str, list[float]]()
         for run, (setting, _) in self.choices(name).items():
             found.setdefault(setting, []).append(results[run]["top1"])
@@ -301,7 +301,7 @@ class Study:
         more: Mapping[str, Any],
         scored: str,
     ) -> Line:
-        """A fine-tuning, and what it scores. Its last weights count: there is no other validation."""
+        """Fine-tune, and return the scores of the last weights: there are no other validation images."""
         args, change = self.args, {} if setting == THE_RECIPE else dict(SETTINGS[setting])
         held = fold(self.train, more["folds"], more["fold"], seed)[0] if "folds" in more else self.train
         images = len(label_share(held, share, seed))
@@ -333,7 +333,7 @@ class Study:
         }
 
     def scored(self) -> Path:
-        """A table of the validation and test images together."""
+        """Write a table of the validation and test images together."""
         path = self.root / "scored.csv"
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
@@ -349,7 +349,7 @@ class Study:
 
 
 def ended(outcome: Outcome | None) -> Outcome:
-    """How a run ended, if it came to its end."""
+    """Return how a run ended; raise if it was interrupted."""
     assert outcome is not None
     if outcome.interrupted is not None:
         raise Interrupted(outcome.interrupted)
@@ -357,7 +357,7 @@ def ended(outcome: Outcome | None) -> Outcome:
 
 
 def curves(run: Path) -> dict[str, list[list[float]]]:
-    """Of a pretraining, what was measured on held-out images, by epoch."""
+    """Return what a pretraining measured on held-out images, by epoch."""
     lines = read_metrics(run / "metrics.jsonl")
     return {
         key: [[line["epoch"], round(line[key], 4)] for line in lines if key in line] for key in ("val_loss", "knn_top1")
@@ -365,7 +365,7 @@ def curves(run: Path) -> dict[str, list[list[float]]]:
 
 
 def seconds(run: Path, batch: int = 0) -> float:
-    """Time of training, without evaluations: the images of each line of metrics by the speed it tells."""
+    """Return seconds of training without evaluations: images of each line of metrics over its speed."""
     lines = [line for line in read_metrics(run / "metrics.jsonl") if "images_per_second" in line]
     config = run / "config.json"
     if config.exists():
@@ -382,7 +382,7 @@ def seconds(run: Path, batch: int = 0) -> float:
 
 
 def table(results: Mapping[str, Line]) -> str:
-    """Means, and differences with their standard errors, as Markdown."""
+    """Return means, and differences with their standard errors, as Markdown."""
     scores: dict[tuple[str, str], dict[int, float]] = {}
     for name, line in results.items():
         kind, arm, *rest = name.split("/")
@@ -436,7 +436,7 @@ def score_rows(
 
 
 def summary(values: list[float]) -> str:
-    """Mean, deviation, number."""
+    """Return mean, standard deviation and number."""
     if not values:
         return ""
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -444,7 +444,7 @@ def summary(values: list[float]) -> str:
 
 
 def difference(one: Mapping[int, float], other: Mapping[int, float]) -> str:
-    """Mean and standard error of the differences of the same seeds."""
+    """Return mean and standard error of the differences between the same seeds."""
     each = [one[seed] - other[seed] for seed in one if seed in other]
     if not each:
         return ""

@@ -85,7 +85,7 @@ def submanifold(layers: nn.Sequential, x: Tensor, visible: Tensor, folder: str) 
 
 
 def mmpretrain_layers(folder: str) -> Any:
-    """The package's file of sparse layers, without the packages that the rest of it needs."""
+    """Import the package's file of sparse layers, without the packages that the rest of it needs."""
     path = Path(folder) / "mmpretrain/models/utils/sparse_modules.py"
     registry = types.ModuleType("mmpretrain.registry")
     registry.MODELS = types.SimpleNamespace(register_module=lambda *_: lambda cls: cls)  # type: ignore[attr-defined]

@@ -342,6 +342,7 @@ def test_fewer_devices_than_processes(monkeypatch: pytest.MonkeyPatch, local: in
 # --- as users start it ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_module_can_be_run(networks: str) -> None:
     command = [sys.executable, "-m", "sparkmim", "check", f"{networks}:wrks"]
     failed = subprocess.run(command, capture_output=True, text=True, check=False)

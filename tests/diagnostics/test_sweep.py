@@ -68,6 +68,7 @@ def test_verdict_of_a_network() -> None:
     assert verdict.parameters == sum(p.numel() for p in network.parameters())
 
 
+@pytest.mark.slow
 def test_twice_the_patch_where_the_stride_is_refused() -> None:
     verdict = check_model("mobilevitv2_050")
     assert verdict.passed
@@ -107,6 +108,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return ended.value.code
 
 
+@pytest.mark.slow
 def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     output = tmp_path / "networks.md"
     assert run(monkeypatch, "test_byob*", "test_mamba*", "mixer_s32_224", "--output", str(output), "--jobs", "2") == 0

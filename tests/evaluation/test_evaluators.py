@@ -62,6 +62,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_does_not_disturb_and_survives_interruption(tmp_path: Path, data: Path, plain: Path) -> None:
     """Stochastic depth draws from the global generator."""
     watched = {"model": "test_convnext", "drop_path": 0.3, "monitor": "knn", "monitor_data": data, "monitor_every": 0.5}

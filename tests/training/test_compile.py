@@ -45,6 +45,7 @@ def compile_with(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], No
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_one_graph_for_the_whole_run(
     tmp_path: Path,
     images: Path,
@@ -67,6 +68,7 @@ def test_one_graph_for_the_whole_run(
     assert "not compiled" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "accumulate"), [("forward", 1), ("backward", 2)])
 def test_what_cannot_be_compiled_is_trained_all_the_same(
     where: str,
@@ -91,6 +93,7 @@ def test_what_cannot_be_compiled_is_trained_all_the_same(
     assert all("this cannot be compiled" in line and "continuing without" in line for line in told)
 
 
+@pytest.mark.slow
 def test_compilation_that_is_asked_for_must_succeed(
     tmp_path: Path, images: Path, compile_with: Callable[[Any], None]
 ) -> None:
@@ -99,6 +102,7 @@ def test_compilation_that_is_asked_for_must_succeed(
         pretrain(tmp_path / "run", chosen=TINY_PRETRAIN | {"data": images, "compile": "on"})
 
 
+@pytest.mark.slow
 def test_other_errors_are_told_as_they_are(
     tmp_path: Path, images: Path, compile_with: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +112,7 @@ def test_other_errors_are_told_as_they_are(
         pretrain(tmp_path / "run", chosen=TINY_PRETRAIN | {"data": images, "compile": "try"})
 
 
+@pytest.mark.slow
 def test_a_plan_tells_it(tmp_path: Path, images: Path, compile_with: Callable[[Any], None]) -> None:
     compile_with(broken)
     told: list[str] = []
