@@ -371,7 +371,7 @@ def test_check_wants_a_grid_that_fits() -> None:
 def test_identity_crop_leak_oracle(name: str, patch: int | tuple[int, int]) -> None:
     backbone = Backbone.create(name)
     size = backbone.resolve_patch_size(patch)
-    height, width = backbone.unit(size)
+    height, width = backbone.size_divisor(size)
     report = backbone.check(patch, grid=(2 * height // size[0], 3 * width // size[1]))
     assert len(report.results) == 8
     assert report.passed, f"\n{report}"

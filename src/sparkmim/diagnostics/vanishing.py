@@ -72,7 +72,7 @@ def vanishing_figure(
     if str(encoder) == "none":
         open_branches(backbone.module)
     patch = backbone.resolve_patch_size(patch_size)
-    size = tuple(max(1, round(image_size / unit)) * unit for unit in backbone.unit(patch))
+    size = tuple(max(1, round(image_size / unit)) * unit for unit in backbone.size_divisor(patch))
     try:
         pixels = read_image(image, backbone.in_chans)
     except UnreadableImage as error:

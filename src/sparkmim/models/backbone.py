@@ -176,7 +176,7 @@ class Backbone:
             f"and not a divisor of it that fits the strides of all maps ({strides})"
         )
 
-    def unit(self, patch_size: Sequence[int]) -> tuple[int, ...]:
+    def size_divisor(self, patch_size: Sequence[int]) -> tuple[int, ...]:
         """Return what image sizes must be a multiple of: the least common multiple of patch size and total stride."""
         return tuple(math.lcm(p, s) for p, s in zip(patch_size, self.strides[-1], strict=True))
 

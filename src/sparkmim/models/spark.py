@@ -1,7 +1,7 @@
 """SparK: masked-image pretraining of a convolutional network (Tian et al., ICLR 2023, arXiv 2301.03580).
 
 Hide most patches of an image, encode the visible ones with a sparse convolutional network, fill the gaps of every
-scale with mask embeddings, decode with a light UNet, and regress the normalized pixels of the hidden patches.
+scale with mask tokens, decode with a light UNet, and regress the normalized pixels of the hidden patches.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SparKOutput(NamedTuple):
 
 
 class SparK(nn.Module):
-    """A backbone with the decoder, mask embeddings and objective that pretrain it.
+    """A backbone with the decoder, mask tokens and objective that pretrain it.
 
     Args:
         backbone: the network: a timm name, a module, or a :class:`~sparkmim.Backbone`. It is not changed: its
@@ -58,7 +58,7 @@ class SparK(nn.Module):
         objective: what is predicted: "pixels" (the paper's), the name of another one, `FILE.py:CLASS`, or an
             :class:`~sparkmim.Objective`.
         loss_on: "hidden" compares hidden patches, "all" visible ones as well (the paper's ablation).
-        shared_mask_token: one mask embedding for all scales (the paper's ablation) instead of one each. It is as wide
+        shared_mask_token: one mask token for all scales (the paper's ablation) instead of one each. It is as wide
             as the widest map; a scale of fewer channels takes the first ones.
         triton: compute depthwise convolutions of visible patches by Triton kernels where they are on a GPU, instead of
             PyTorch's. Untuned, so off by default (docs/concepts/engine.md). May be changed at any time.
@@ -102,10 +102,8 @@ class SparK(nn.Module):
             backbone = Backbone.create(backbone, in_chans=in_chans)
         elif isinstance(backbone, nn.Module):
             backbone = Backbone(backbone, in_chans=in_chans)
-        if execution not in get_args(Execution):
-            raise ValueError(f"execution {execution!r} is unknown; use one of {', '.join(get_args(Execution))}")
-        if loss_on not in get_args(LossOn):
-            raise ValueError(f"loss_on {loss_on!r} is unknown; use one of {', '.join(get_args(LossOn))}")
+        require_one_of("execution", execution, get_args(Execution))
+        require_one_of("loss_on", loss_on, get_args(LossOn))
         if densify_norm not in (None, "batch", "layer"):
             raise ValueError(f"densify_norm {densify_norm!r} is unknown; use 'batch', 'layer' or None")
         if not 0 < mask_ratio < 1:
@@ -163,7 +161,7 @@ class SparK(nn.Module):
         grid = self.mask(images, visible, generator)
         # Encode: only the visible patches, by the backbone as it is.
         features = self.encode_visible(images, grid)
-        # Densify: fill the hidden places of every scale with that scale's mask embedding, deepest first.
+        # Densify: fill the hidden places of every scale with that scale's mask token, deepest first.
         grids = self.grids(grid, images.shape[2:])
         maps = [
             densify(feature, at)
@@ -210,7 +208,7 @@ class SparK(nn.Module):
         Raises:
             ValueError: if the patch size, or the network's total stride, does not divide it.
         """
-        unit = self.backbone.unit(self.patch_size)
+        unit = self.backbone.size_divisor(self.patch_size)
         if len(size) != len(unit) or any(s % u for s, u in zip(size, unit, strict=True)):
             nearest = " x ".join(str(max(1, round(s / u)) * u) for s, u in zip(size, unit, strict=False))
             by, patch = " x ".join(map(str, unit)), " x ".join(map(str, self.patch_size))
@@ -221,7 +219,7 @@ class SparK(nn.Module):
         return tuple(s // p for s, p in zip(size, self.patch_size, strict=True))
 
     def encode_visible(self, images: Float[Tensor, "batch channel *size"], grid: PatchGrid) -> list[Tensor]:
-        """Return the feature maps of the visible patches, packed: `(N, C_i, *patch_size / stride_i)`, finest first.
+        """Return the feature maps of the visible patches, packed: `(N, C_i, *patch_size / stride_i)`, highest resolution first.
 
         Maps of strides larger than a patch are whole, `(B, C_i, *size / stride_i)`; see :meth:`grids`.
         """
@@ -236,14 +234,14 @@ class SparK(nn.Module):
         return features[-self.levels :]
 
     def grids(self, grid: PatchGrid, size: Sequence[int]) -> list[PatchGrid | CoarseGrid]:
-        """Return the visible part of each feature map of images of `size`, finest first."""
+        """Return the visible part of each feature map of images of `size`, highest resolution first."""
         levels = self.backbone.levels[-self.levels :]
         return [grid.at([s // t for s, t in zip(size, level.stride, strict=True)]) for level in levels]
 
     def encode(
         self, images: Float[Tensor, "batch channel *size"], visible: Bool[Tensor, "batch *grid"]
     ) -> list[Float[Tensor, "batch _ *_size"]]:
-        """Return the feature maps `(B, C_i, H / s_i, W / s_i)`, finest first, zero where hidden."""
+        """Return the feature maps `(B, C_i, H / s_i, W / s_i)`, highest resolution first, zero where hidden."""
         grid = self.mask(images, visible)
         features = self.encode_visible(images, grid)
         grids = self.grids(grid, images.shape[2:])
@@ -289,3 +287,13 @@ class SparK(nn.Module):
     def extra_repr(self) -> str:
         """Return the settings, for `print(model)`."""
         return f"mask_ratio={self.mask_ratio}, patch_size={self.patch_size}, execution={self.execution!r}"
+
+
+def require_one_of(name: str, value: str, options: Sequence[str]) -> None:
+    """Raise unless a setting is one of its options.
+
+    Raises:
+        ValueError: naming the setting, its value and the options.
+    """
+    if value not in options:
+        raise ValueError(f"{name} {value!r} is unknown; use one of {', '.join(options)}")

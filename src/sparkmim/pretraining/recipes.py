@@ -222,7 +222,7 @@ def _patch_size(situation: Situation) -> tuple[int, ...]:
 
 def _unit(situation: Situation) -> tuple[int, ...]:
     """Return what the size of images must be a multiple of."""
-    return situation.backbone.unit(_patch_size(situation))
+    return situation.backbone.size_divisor(_patch_size(situation))
 
 
 def _mean_std(situation: Situation) -> tuple[tuple[float, ...], tuple[float, ...]]:

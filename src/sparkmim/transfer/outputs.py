@@ -15,6 +15,7 @@ from ..data.loader import PlainViews, plain_batches, read
 from ..data.normalize import Normalize, join
 from ..data.sources.base import ImageSource
 from ..data.views import evaluation_view
+from ..utils.modules import eval_mode
 
 
 class Outputs(NamedTuple):
@@ -59,9 +60,10 @@ def compute_outputs(
     indices: list[int] = []
     broken: list[tuple[int, str]] = []
     normalize = Normalize(view, device)
-    training = module.training
-    module.eval()
-    with read(plain_batches(PlainViews(source, evaluation_view(view), channels), batch_size, workers)) as batches:
+    with (
+        eval_mode(module),
+        read(plain_batches(PlainViews(source, evaluation_view(view), channels), batch_size, workers)) as batches,
+    ):
         for batch in batches:
             broken += batch.broken
             indices += batch.indices
@@ -69,5 +71,4 @@ def compute_outputs(
                 with autocast():
                     values = module(normalize(join(batch.images)))
                 rows.append(values.float().cpu())
-    module.train(training)
     return Outputs(torch.cat(rows) if rows else torch.zeros(0, 0), indices, broken)
