@@ -17,16 +17,16 @@ def command(
     workers: int = 1,
     device: Device = "auto",
 ) -> int:
-    """Classify images.
+    """Predict the classes of images, or what else a fine-tuned model predicts.
 
-    The table has a row for each image: its name, the most likely class and its probability, further classes, and the
-    error if the image cannot be read.
+    The table has a row for each image: its name, the most likely class and its probability, further classes (or the
+    predictions of another task), and the error if the image cannot be read.
 
     Args:
         run: the folder of a fine-tuning, or its model.safetensors.
         data: folder of images, flat or nested.
         output: CSV file to write.
-        top_k: how many classes to give, the most likely first.
+        top_k: how many classes a classifier gives, the most likely first.
         image_size: side of the square view in pixels; that of the fine-tuning if not given.
         batch_size: images per forward pass.
         workers: processes that read images.
