@@ -219,9 +219,10 @@ class SparK(nn.Module):
         return tuple(s // p for s, p in zip(size, self.patch_size, strict=True))
 
     def encode_visible(self, images: Float[Tensor, "batch channel *size"], grid: PatchGrid) -> list[Tensor]:
-        """Return the feature maps of the visible patches, packed: `(N, C_i, *patch_size / stride_i)`, highest resolution first.
+        """Return the feature maps of the visible patches, packed, highest resolution first.
 
-        Maps of strides larger than a patch are whole, `(B, C_i, *size / stride_i)`; see :meth:`grids`.
+        They are `(N, C_i, *patch_size / stride_i)`; maps of strides larger than a patch are whole,
+        `(B, C_i, *size / stride_i)`, see :meth:`grids`.
         """
         if self.execution == "packed":
             features = run(SparseExecution(grid, triton=self.triton), self.encoder, images, self.backbone)
