@@ -12,7 +12,7 @@ from ..training.config import Device, Precision
 
 def command(
     model: str = "resnet50",
-    data: Path | None = None,
+    data: str | None = None,
     image_size: int = 224,
     batch_size: int = 8,
     precision: Precision = "32",
@@ -30,7 +30,7 @@ def command(
 
     Args:
         model: a timm name, or FILE.py:FUNCTION.
-        data: folder of images, to measure reading; the built-in photographs, in memory, if not given.
+        data: folder or address of images, to measure reading; the built-in photographs, in memory, if not given.
         image_size: side of the square view in pixels.
         batch_size: images of a step.
         precision: 32, bf16-mixed or 16-mixed.
