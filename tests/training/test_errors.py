@@ -261,6 +261,7 @@ print("end", pretrain(disk / "run").step)
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_for_real(tmp_path: Path, images: Path) -> None:
     """On a small file system in memory, in a mount namespace of its own."""
     disk = tmp_path / "disk"

@@ -319,6 +319,7 @@ def command(output: Path, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_run_outlives_what_reads_its_lines(tmp_path: Path, images: Path) -> None:
     """As with `| head`, or `| tee` after Ctrl-C, which ends both."""
     settings = "--model test_resnet --image-size 64 --decoder-width 32 --batch-size 4 --epochs 2.4 --workers 0"
@@ -340,6 +341,7 @@ def wait_for_lines(folder: Path, count: int, process: subprocess.Popen[str]) -> 
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("everyone", [False, True], ids=["trainer", "all-processes"])
 def test_the_command_saves_exits_with_75_and_continues(tmp_path: Path, images: Path, everyone: bool) -> None:
     """A scheduler may signal all processes of a job, those that read images too; so does a terminal that is closed."""

@@ -53,6 +53,7 @@ def in_two_processes(*arguments: str) -> str:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", ["0", "0.5"])
 def test_a_classifier_of_its_own_is_not_waited_for_and_scores_are_of_the_saved_weights(
     tmp_path: Path, data: Path, ema: str
