@@ -322,7 +322,7 @@ def smooth_resampling(draw: st.DrawFn) -> tuple[Any, tuple[int, ...]]:
 @given(data=st.data())
 @settings(max_examples=100, deadline=None)
 def test_any_smooth_resampling(data: st.DataObject) -> None:
-    network, patch = data.draw(smooth_resampling(Apply))
+    network, patch = data.draw(smooth_resampling())
     visible = data.draw(draw_visible(len(patch), largest=4 if len(patch) < 3 else 3))
     assert_agrees_with_oracle(network, visible, 2, patch)
 
@@ -330,7 +330,7 @@ def test_any_smooth_resampling(data: st.DataObject) -> None:
 @given(data=st.data())
 @settings(max_examples=100, deadline=None)
 def test_any_smooth_resampling_of_a_box(data: st.DataObject) -> None:
-    network, patch = data.draw(smooth_resampling(Apply))
+    network, patch = data.draw(smooth_resampling())
     visible = data.draw(draw_rectangles(len(patch), largest=4 if len(patch) < 3 else 3))
     assert_agrees_with_crop(network, visible, 2, patch)
 

@@ -58,7 +58,7 @@ def test_predictions_of_readable_and_unreadable_images(data: Path, tmp_path: Pat
 
 
 def test_table(tmp_path: Path) -> None:
-    rows = [Prediction("a.png", ("x", "y"), (0.75, 0.25)), Prediction("b.png", (), (), "cut\noff")]
+    rows = [Prediction("a.png", ("x", "y"), (0.75, 0.25)), Prediction("b.png", error="cut\noff")]
     write_csv(rows, tmp_path / "out.csv")
     assert (tmp_path / "out.csv").read_text().splitlines() == [
         "image,class,probability,class_2,probability_2,error",
