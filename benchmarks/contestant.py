@@ -24,10 +24,10 @@ Step = Callable[[], None]
 def official(args: argparse.Namespace) -> Step:
     """Build the authors' code from `--official` (a checkout) and `--official-deps` (timm 0.5.4 and others)."""
     sys.path[:0] = [args.official_deps, os.path.join(args.official, "pretrain")]
-    import encoder as official_encoder
-    from decoder import LightDecoder
+    import encoder as official_encoder  # type: ignore[import-not-found]
+    from decoder import LightDecoder  # type: ignore[import-not-found]
     from encoder import SparseEncoder
-    from spark import SparK
+    from spark import SparK  # type: ignore[import-not-found]
     from timm import create_model
 
     import models  # noqa: F401 (registers its networks)
@@ -68,7 +68,7 @@ def dense(args: argparse.Namespace) -> Step:
     return encoder_step(forward, backbone.module, visible, args)
 
 
-def ours(args: argparse.Namespace, execution: str = "packed") -> Step:
+def ours(args: argparse.Namespace, execution: Any = "packed") -> Step:
     """Build sparkmim's model."""
     import sparkmim
 

@@ -24,7 +24,8 @@ from torch import nn
 
 from compare import cpu_name
 from sparkmim.diagnostics.benchmark.measure import peak_bytes, seconds
-from sparkmim.models.decoder import DecoderBlock, UNetDecoder, upsampling_steps
+from sparkmim.models.config import DecoderBlock
+from sparkmim.models.decoder import UNetDecoder, upsampling_steps
 from sparkmim.models.masking import random_visible
 
 PATCH = 32

@@ -14,6 +14,7 @@ import os
 import platform
 import statistics
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -88,7 +89,7 @@ OTHERWISE = {"convmixer_768_32": ["--patch=28"], "selecsls42b": ["--patch=64", "
 """Image sizes of networks whose total stride (7 and 64) does not fit a patch of 32 pixels."""
 
 
-def measure(model: str, args: argparse.Namespace) -> dict[str, object]:
+def measure(model: str, args: argparse.Namespace) -> dict[str, Any]:
     """Return a row: seconds and bytes kept of each contestant, or why it has none."""
     shared = [f"--model={model}", f"--batch={args.batch}", f"--size={args.size}", f"--ratio={args.ratio}"]
     shared += OTHERWISE.get(model, [])
@@ -99,7 +100,7 @@ def measure(model: str, args: argparse.Namespace) -> dict[str, object]:
     for _ in range(args.rounds):
         for contestant in contestants:
             contestant.times.append(contestant.ask("time"))
-    row: dict[str, object] = {"model": model}
+    row: dict[str, Any] = {"model": model}
     for name, contestant in zip(CONTESTANTS, contestants, strict=True):
         row[name] = {"seconds": contestant.times, "bytes": contestant.bytes}
         contestant.process.kill()
@@ -107,7 +108,7 @@ def measure(model: str, args: argparse.Namespace) -> dict[str, object]:
     return row
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| network | family | dense, s | masked-dense, s | packed, s | dense / packed | masked-dense / packed "
         "| bytes kept, packed / dense |",

@@ -91,7 +91,7 @@ def row(what: str, run: Callable[[], None], ours: Callable[[PatchGrid, Any], boo
     try:
         for round_ in range(rounds + 1):
             for way, taken in zip(ways, times, strict=True):
-                projection.is_faster = way
+                projection.is_faster = way  # type: ignore[assignment]
                 start = time.perf_counter()
                 run()
                 if round_:  # the first warms up

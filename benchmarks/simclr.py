@@ -83,7 +83,7 @@ def train(
     torch.manual_seed(seed)
     encoder = timm.create_model(model, num_classes=0)
     head = SimCLRProjectionHead(encoder.num_features, encoder.num_features, 128)
-    network = nn.Sequential(encoder, head).to(where, memory_format=torch.channels_last)
+    network = nn.Sequential(encoder, head).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     criterion = NTXentLoss(temperature=temperature)
     updates = create_optimizer_v2(network, optimizer, lr, weight_decay)
     views = TwoViews(data, image_size)
@@ -125,7 +125,7 @@ def train(
         lines.append(line)
         print(f"SimCLR step {step} of {steps}: loss {line['loss']:.4f}", flush=True)
         state = {"network": network.state_dict(), "optimizer": updates.state_dict(), "step": step, "lines": lines}
-        write_atomically(state_file, lambda file, state=state: torch.save(state, file))
+        write_atomically(state_file, lambda file, state=state: torch.save(state, file))  # type: ignore[misc]
         metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     described = {
         "model": model,

@@ -65,7 +65,7 @@ def main() -> None:
     for _ in range(given.rounds + 1):
         for name, step in (("encoder", encoder), ("whole", whole)):
             for patch in given.patches:
-                times.setdefault((name, patch), []).append(seconds(lambda step=step, patch=patch: step(patch)))
+                times.setdefault((name, patch), []).append(seconds(lambda step=step, patch=patch: step(patch)))  # type: ignore[misc]
     first = given.patches[0]
     strides = ", ".join(str(level.stride[0]) for level in models[first].backbone.levels)
     print(f"| patch | visible at strides {strides} | encoder, s | ratio | whole step, s | ratio |\n{'|---' * 6}|")

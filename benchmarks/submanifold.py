@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 import sparkmim
 from compare import cpu_name
-from sparkmim.sparse import PatchGrid, SparseExecution
+from sparkmim.sparse import PatchGrid, SparseExecution, run
 
 DEPTH = 4
 
@@ -43,11 +43,11 @@ Pass = Callable[[], list[Tensor]]
 
 
 def packed(layers: nn.Sequential, x: Tensor, visible: Tensor) -> Pass:
-    def run() -> list[Tensor]:
+    def maps() -> list[Tensor]:
         grid = PatchGrid(visible, int(visible[0].sum()))
         return run(SparseExecution(grid), layers, x)
 
-    return run
+    return maps
 
 
 def masked_dense(layers: nn.Sequential, x: Tensor, visible: Tensor, folder: str) -> Pass:

@@ -33,6 +33,7 @@ class Hog(Objective):
     """Regress histograms of oriented gradients: how strong the edges of each direction are in a cell and channel."""
 
     settings_type = HogSettings
+    sobel: Tensor
 
     def __init__(self, settings: HogSettings, *, in_chans: int, patch_size: tuple[int, ...], **others: Any) -> None:
         super().__init__(settings, in_chans=in_chans, patch_size=patch_size, **others)

@@ -22,7 +22,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
-class Images(Dataset):
+class Images(Dataset[torch.Tensor]):
     """All images below a folder, as random crops."""
 
     def __init__(self, folder: Path, size: int) -> None:
@@ -52,9 +52,10 @@ def main() -> None:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = sparkmim.SparK(args.model, decoder_width=args.decoder_width).to(device)
-    loader = DataLoader(Images(args.folder, args.image_size), args.batch_size, shuffle=True, drop_last=True)
+    images = Images(args.folder, args.image_size)
+    loader = DataLoader(images, args.batch_size, shuffle=True, drop_last=True)
     if not len(loader):
-        parser.error(f"{args.folder} holds {len(loader.dataset)} images, fewer than --batch-size {args.batch_size}")
+        parser.error(f"{args.folder} holds {len(images)} images, fewer than --batch-size {args.batch_size}")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.epochs * len(loader), pct_start=0.1)

@@ -124,7 +124,7 @@ class Gate(nn.Module):
 
 
 def conv(*args: Any, **kwargs: Any) -> nn.Conv2d:
-    return nn.Conv2d(CHANNELS, CHANNELS, *args, dtype=torch.float64, **kwargs)
+    return nn.Conv2d(CHANNELS, CHANNELS, *args, dtype=torch.float64, **kwargs)  # type: ignore[misc]
 
 
 def stem() -> nn.Conv2d:
@@ -344,7 +344,13 @@ def passed(run: Run, network: nn.Module, images: Tensor) -> Passed:
 
 def assert_same(actual: Passed, expected: Passed) -> None:
     for ours, theirs, what in zip(actual, expected, Passed._fields, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8, msg=lambda m, what=what: f"{what}: {m}")
+        torch.testing.assert_close(
+            ours,
+            theirs,
+            rtol=1e-8,
+            atol=1e-8,
+            msg=lambda m, what=what: f"{what}: {m}",  # type: ignore[misc]
+        )
 
 
 def draw_images(visible: Tensor, channels: int, patch: tuple[int, ...]) -> Tensor:

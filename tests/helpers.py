@@ -204,7 +204,7 @@ def build_classifier(classes: int, **settings: Any) -> Network:
 
 
 def conv_norm_relu(
-    inputs: int, outputs: int, stride: int | tuple[int, ...] = 1, kernel: int = 3, padding: int = 1
+    inputs: int, outputs: int, stride: int | tuple[int, int] = 1, kernel: int = 3, padding: int = 1
 ) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, padding), nn.BatchNorm2d(outputs), nn.ReLU())
 
@@ -247,7 +247,7 @@ class PlainNetwork(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def build_spark(name: str = "plain", **settings: object) -> SparK:
+def build_spark(name: str = "plain", **settings: Any) -> SparK:
     torch.manual_seed(0)
     settings.setdefault("decoder_width", 32)
     backbone = Backbone(PlainNetwork(), PlainNetwork.stages) if name == "plain" else name

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from sparkmim.cli import main
 from sparkmim.models.factory import load_backbone
 from sparkmim.training.errors import RunStopped
 from sparkmim.utils.devices import pick_device
+
+Command = Callable[..., tuple[int, str, str]]
 
 NETWORKS = '''
 import torch
@@ -95,10 +99,10 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def sparkmim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def sparkmim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs the command; returns exit code, output and errors."""
 
-    def run(*arguments: str) -> tuple[int, str, str]:
+    def run(*arguments: str) -> tuple[Any, str, str]:
         monkeypatch.setattr(sys, "argv", ["sparkmim", *arguments])
         with pytest.raises(SystemExit) as exit:
             main()
@@ -121,7 +125,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 # --- check ----------------------------------------------------------------------------------------------------------
 
 
-def test_check_of_a_network_that_works(sparkmim, networks: str) -> None:
+def test_check_of_a_network_that_works(sparkmim: Command, networks: str) -> None:
     code, out, err = sparkmim("check", f"{networks}:backbone")
     assert code == 0
     assert err == ""
@@ -137,7 +141,7 @@ def test_check_of_a_network_that_works(sparkmim, networks: str) -> None:
     assert out.rstrip().endswith(f"{networks}:backbone works on visible patches")
 
 
-def test_check_takes_stages(sparkmim, networks: str) -> None:
+def test_check_takes_stages(sparkmim: Command, networks: str) -> None:
     code, out, _ = sparkmim("check", f"{networks}:works", "--stages", "stem", "deep")
     assert code == 0
     assert [line for line in out.splitlines() if line.startswith("stride")] == [
@@ -146,7 +150,7 @@ def test_check_takes_stages(sparkmim, networks: str) -> None:
     ]
 
 
-def test_check_takes_patch_size_channels_and_precision(sparkmim, networks: str) -> None:
+def test_check_takes_patch_size_channels_and_precision(sparkmim: Command, networks: str) -> None:
     code, out, _ = sparkmim("check", f"{networks}:grey", "--patch-size", "8", "--precision", "float32")
     assert code == 0
     deviations = [float(v) for line in out.splitlines() if line.endswith("pass") for v in line.split()[2:5]]
@@ -154,7 +158,7 @@ def test_check_takes_patch_size_channels_and_precision(sparkmim, networks: str) 
     assert 1e-8 < max(deviations) <= 2e-3, "float64 would be more exact"
 
 
-def test_check_of_a_timm_name(sparkmim) -> None:
+def test_check_of_a_timm_name(sparkmim: Command) -> None:
     code, out, _ = sparkmim("check", "test_convnext", "--in-chans", "1")
     assert code == 0
     assert "stride 32 x 32   64 channels" in out
@@ -165,7 +169,7 @@ def test_check_of_a_timm_name(sparkmim) -> None:
     ("model", "why"),
     [("vit_tiny_patch16_224", "not enough values to unpack"), ("coatnet_nano_rw_224", "must match the size of tensor")],
 )
-def test_check_of_a_network_for_one_image_size(sparkmim, model: str, why: str) -> None:
+def test_check_of_a_network_for_one_image_size(sparkmim: Command, model: str, why: str) -> None:
     code, _, err = sparkmim("check", model)
     assert code == 2
     assert err.startswith(f"sparkmim: {model} does not give feature maps of images of any size (")
@@ -173,7 +177,7 @@ def test_check_of_a_network_for_one_image_size(sparkmim, model: str, why: str) -
     assert err.rstrip().endswith("expected a convolutional network")
 
 
-def test_check_of_an_unsupported_operation(sparkmim, networks: str) -> None:
+def test_check_of_an_unsupported_operation(sparkmim: Command, networks: str) -> None:
     code, out, err = sparkmim("check", f"{networks}:attends")
     assert code == 1
     assert err == ""
@@ -184,7 +188,7 @@ def test_check_of_an_unsupported_operation(sparkmim, networks: str) -> None:
     assert out.rstrip().endswith(f"{networks}:attends does NOT work on visible patches")
 
 
-def test_check_of_a_network_that_means_something_else(sparkmim, networks: str) -> None:
+def test_check_of_a_network_that_means_something_else(sparkmim: Command, networks: str) -> None:
     code, out, _ = sparkmim("check", f"{networks}:wrong")
     assert code == 1
     verdicts = {tuple(line.split()[:2]): line.split()[-1] for line in out.splitlines() if line[-4:] in ("pass", "FAIL")}
@@ -206,40 +210,40 @@ def assert_one_line(result: tuple[int, str, str], *parts: str) -> None:
         assert part in err
 
 
-def test_unknown_model(sparkmim) -> None:
+def test_unknown_model(sparkmim: Command) -> None:
     assert_one_line(sparkmim("check", "resnet5O"), "timm knows no model called 'resnet5O'", "did you mean", "resnet50")
 
 
-def test_unknown_file(sparkmim, tmp_path: Path) -> None:
+def test_unknown_file(sparkmim: Command, tmp_path: Path) -> None:
     missing = tmp_path / "missing.py"
     assert_one_line(sparkmim("check", f"{missing}:network"), f"there is no file '{missing}'")
 
 
-def test_unknown_function(sparkmim, networks: str) -> None:
+def test_unknown_function(sparkmim: Command, networks: str) -> None:
     assert_one_line(sparkmim("check", f"{networks}:wrks"), f"{networks} defines no function 'wrks'")
     assert_one_line(sparkmim("check", f"{networks}:not_a_function"), "defines no function 'not_a_function'")
 
 
-def test_file_without_a_function(sparkmim, networks: str) -> None:
+def test_file_without_a_function(sparkmim: Command, networks: str) -> None:
     """The name of the function is forgotten easily; timm's list of models is no help then."""
     code, out, err = sparkmim("check", networks)
     assert (code, out) == (2, "")
     assert "FILE.py:FUNCTION" in err
 
 
-def test_function_that_returns_no_network(sparkmim, networks: str) -> None:
+def test_function_that_returns_no_network(sparkmim: Command, networks: str) -> None:
     result = sparkmim("check", f"{networks}:nothing")
     assert_one_line(result, f"{networks}:nothing returns a NoneType, not a torch.nn.Module or a sparkmim.Backbone")
 
 
-def test_network_that_offers_no_maps(sparkmim, networks: str) -> None:
+def test_network_that_offers_no_maps(sparkmim: Command, networks: str) -> None:
     result = sparkmim("check", f"{networks}:fixed")
     assert_one_line(result, "Sequential does not offer its feature maps", "stages=[...]), of 0, 1, 2")
     assert_one_line(sparkmim("check", f"{networks}:dense"), "Sequential has no convolution")
 
 
 @pytest.mark.parametrize("function", ["backbone", "grey"])
-def test_a_backbone_has_stages_and_channels(sparkmim, networks: str, function: str) -> None:
+def test_a_backbone_has_stages_and_channels(sparkmim: Command, networks: str, function: str) -> None:
     spec, channels = f"{networks}:{function}", 1 if function == "grey" else 3
     result = sparkmim("check", spec, "--stages", "stem")
     assert_one_line(result, f"{spec} returns a sparkmim.Backbone, which has its stages; leave --stages to its code")
@@ -248,12 +252,12 @@ def test_a_backbone_has_stages_and_channels(sparkmim, networks: str, function: s
     assert load_backbone(spec, in_chans=channels).in_chans == load_backbone(spec).in_chans == channels
 
 
-def test_unknown_stage(sparkmim, networks: str) -> None:
+def test_unknown_stage(sparkmim: Command, networks: str) -> None:
     result = sparkmim("check", f"{networks}:works", "--stages", "stem", "depe")
     assert_one_line(result, "Works has no submodule 'depe'; the nearest are deep")
 
 
-def test_patch_size_that_does_not_fit(sparkmim, networks: str) -> None:
+def test_patch_size_that_does_not_fit(sparkmim: Command, networks: str) -> None:
     code, _, err = sparkmim("check", f"{networks}:backbone", "--patch-size", "6")
     assert code == 2
     assert "patch size 6" in err
@@ -261,13 +265,13 @@ def test_patch_size_that_does_not_fit(sparkmim, networks: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["check"], ["chekc", "resnet18"], ["check", "resnet18", "--precision", "x"]])
-def test_wrong_usage(arguments: list[str], sparkmim) -> None:
+def test_wrong_usage(arguments: list[str], sparkmim: Command) -> None:
     code, _, err = sparkmim(*arguments)
     assert code == 2
     assert "Traceback" not in err
 
 
-def test_help(sparkmim) -> None:
+def test_help(sparkmim: Command) -> None:
     code, out, _ = sparkmim("check", "--help")
     assert code == 0
     for word in ("--stages", "--patch-size", "--in-chans", "--precision", "FILE.py:FUNCTION"):
@@ -284,7 +288,7 @@ def test_help(sparkmim) -> None:
 )
 @pytest.mark.parametrize("command", ["check", "stats"])
 def test_out_of_memory_is_one_line(
-    sparkmim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, error: Exception
+    sparkmim: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, error: Exception
 ) -> None:
     fail_with(monkeypatch, error)
     code, _, err = sparkmim(*(("check", "resnet18") if command == "check" else ("stats", "--data", str(tmp_path))))
@@ -292,7 +296,7 @@ def test_out_of_memory_is_one_line(
     assert err == "sparkmim: out of memory; use a smaller --batch-size, --image-size or network\n"
 
 
-def test_other_errors_are_no_want_of_memory(sparkmim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_other_errors_are_no_want_of_memory(sparkmim: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fail_with(monkeypatch, RuntimeError("something else"))
     monkeypatch.setattr(sys, "argv", ["sparkmim", "stats", "--data", str(tmp_path)])
     with pytest.raises(RuntimeError, match="something else"):
@@ -312,7 +316,12 @@ def test_other_errors_are_no_want_of_memory(sparkmim, monkeypatch: pytest.Monkey
     ],
 )
 def test_every_process_tells_what_happens_to_it(
-    sparkmim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, code: int, tellers: dict[int, str]
+    sparkmim: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: BaseException,
+    code: int,
+    tellers: dict[int, str],
 ) -> None:
     fail_with(monkeypatch, error)
     for rank in range(4):  # two on each of two machines

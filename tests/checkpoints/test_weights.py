@@ -8,7 +8,7 @@ import os
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import safetensors.torch
@@ -25,18 +25,20 @@ from sparkmim.checkpoints.key_maps import our_key
 from sparkmim.checkpoints.weights import load_pretraining, load_weights
 
 State = Mapping[str, Tensor]
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def resnet(depths: tuple[int, ...] = (1, 1, 1, 1), classes: int = 0, in_chans: int = 3, width: int = 8) -> nn.Module:
+def resnet(depths: tuple[int, ...] = (1, 1, 1, 1), classes: int = 0, in_chans: int = 3, width: int = 8) -> ResNet:
     channels = tuple(width * 2**i for i in range(4))
-    return ResNet(BasicBlock, depths, channels=channels, num_classes=classes, in_chans=in_chans)
+    kind: Any = BasicBlock  # timm annotates an instance
+    return ResNet(kind, depths, channels=channels, num_classes=classes, in_chans=in_chans)
 
 
-def convnext() -> nn.Module:
+def convnext() -> ConvNeXt:
     return ConvNeXt(depths=(1, 1, 2, 1), dims=(16, 32, 64, 128), num_classes=0)
 
 
-def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
+def randomised(module: ModuleT, seed: int = 0) -> ModuleT:
     """No tensor as its initialisation made it."""
     generator = torch.Generator().manual_seed(seed)
     for tensor in module.state_dict().values():
@@ -323,7 +325,7 @@ def official_pair(kind: str) -> tuple[OfficialSparK, sparkmim.SparK]:
     """The authors' model, and ours to load it into."""
     if kind == "resnet":
         official = OfficialSparK(resnet(), [8, 16, 32, 64], 96, nn.BatchNorm2d)
-        network = resnet()
+        network: nn.Module = resnet()
     else:  # the deepest map is as wide as the decoder: no projection
         official = OfficialSparK(OriginalConvNeXt(), [16, 32, 64, 128], 128, lambda c: ChannelNorm(c, eps=1e-6))
         network = convnext()

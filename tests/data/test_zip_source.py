@@ -16,6 +16,7 @@ from sparkmim.data.decoding.encoded import UnreadableImage
 from sparkmim.data.loader import Loader, MaskedViews, PlainViews, _collate_plain, plain_batches, training_batches
 from sparkmim.data.sampler import Positions
 from sparkmim.data.sources.address import open_source, source_type
+from sparkmim.data.sources.base import ImageSource
 from sparkmim.data.sources.folder import find_images
 from sparkmim.data.views import evaluation_view, training_view
 from sparkmim.pretraining.run import pretrain
@@ -41,7 +42,7 @@ def address(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{EXAMPLE}:ZipImages://{path}"
 
 
-def photos(address: str):
+def photos(address: str) -> ImageSource:
     settings_type = source_type(address).settings_type
     assert settings_type is not None
     return open_source(address, settings_type(inside="photos"))

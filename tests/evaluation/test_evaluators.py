@@ -65,7 +65,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 @pytest.mark.slow
 def test_does_not_disturb_and_survives_interruption(tmp_path: Path, data: Path, plain: Path) -> None:
     """Stochastic depth draws from the global generator."""
-    watched = {"model": "test_convnext", "drop_path": 0.3, "monitor": "knn", "monitor_data": data, "monitor_every": 0.5}
+    watched: dict[str, Any] = {"model": "test_convnext", "drop_path": 0.3}
+    watched |= {"monitor": "knn", "monitor_data": data, "monitor_every": 0.5}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     outcome = run(whole, data, **watched)
     assert_same_training(whole, plain)
@@ -87,7 +88,7 @@ def test_may_be_changed_in_a_run(tmp_path: Path, data: Path, plain: Path) -> Non
         if done == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    settings = {"model": "test_convnext", "drop_path": 0.3}
+    settings: dict[str, Any] = {"model": "test_convnext", "drop_path": 0.3}
     run(tmp_path / "run", data, interrupt, **settings)
     run(tmp_path / "run", data, **settings, monitor="knn", monitor_data=data, monitor_every=0.25)
     assert [step for step, _, _ in monitored(tmp_path / "run")] == [2, 3, 4]

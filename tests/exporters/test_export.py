@@ -33,7 +33,7 @@ def trained(network: nn.Module, seed: int = 0) -> nn.Module:
     return network.eval()
 
 
-def make(name: str, **settings: Any) -> nn.Module:
+def make(name: str, **settings: Any) -> Any:
     torch.manual_seed(0)
     return trained(timm.create_model(name, num_classes=0, **settings))
 
@@ -56,7 +56,7 @@ def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_timm_loads_the_folder(resnet18: Path, tmp_path: Path) -> None:
     folder = tmp_path / "hub"
     assert export(resnet18, folder) == 0
-    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    loaded: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded(image()), make("resnet18")(image()), rtol=0, atol=0)
     settings = timm.data.resolve_model_data_config(loaded)
@@ -68,7 +68,7 @@ def test_timm_loads_the_folder(resnet18: Path, tmp_path: Path) -> None:
     assert "7 steps" in card
     assert "{" not in card.split("## Citation")[0]
     assert "apache" not in (folder / "config.json").read_text(), "the license of timm's own weights"
-    with_classifier = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=5)
+    with_classifier: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=5)
     assert with_classifier(image()).shape == (2, 5)
     assert torch.equal(with_classifier.conv1.weight, loaded.conv1.weight)
 

@@ -70,7 +70,7 @@ def random_moments(output: Path, images: Path, kills: int) -> dict[str, Any]:
     """Kill at random moments, and no later than one step further, so that the run does not come to its end before;
     then let it end."""
     run, chance = RunFolder(output), random.Random(0)
-    settings = {"epochs": EPOCHS}
+    settings: dict[str, Any] = {"epochs": EPOCHS}
     began = time.monotonic()
     code = wait(start(output.with_name("warm"), images))  # how long does all of it take?
     whole = time.monotonic() - began

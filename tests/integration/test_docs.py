@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -20,12 +21,12 @@ from sparkmim.cli import main
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def run_blocks(page: str, least: int, **given: object) -> dict[str, object]:
+def run_blocks(page: str, least: int, **given: object) -> dict[str, Any]:
     """Run the Python blocks of a page in order, and return their names."""
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
     assert len(blocks) >= least
     torch.manual_seed(0)
-    namespace: dict[str, object] = {"__name__": "documentation", **given}
+    namespace: dict[str, Any] = {"__name__": "documentation", **given}
     for number, block in enumerate(blocks):
         exec(compile(block, f"{page}, block {number}", "exec", dont_inherit=True), namespace)
     return namespace

@@ -17,9 +17,10 @@ import pytest
 import timm
 import torch
 from timm.optim import Lamb
-from torch import Tensor
+from torch import Tensor, nn
 
 import sparkmim
+from sparkmim.models.config import Execution
 
 CASES = {
     case["name"]: case for case in json.loads((Path(__file__).parents[1] / "golden/official_spark.json").read_text())
@@ -70,10 +71,10 @@ def formula_images(batch: int, size: int) -> Tensor:
     return torch.from_numpy(smooth + 0.5 * hashed(smooth.size, "image").reshape(smooth.shape))
 
 
-def build(case: dict[str, Any], execution: str) -> sparkmim.SparK:
+def build(case: dict[str, Any], execution: Execution) -> sparkmim.SparK:
     if case["kind"] == "convnext":
         depths, dims = CONVNEXTS[case["name"]]
-        network = timm.models.convnext.ConvNeXt(depths=depths, dims=dims, num_classes=0)
+        network: nn.Module = timm.models.convnext.ConvNeXt(depths=depths, dims=dims, num_classes=0)
     else:
         network = timm.create_model(case["name"].removesuffix("-bn"), num_classes=0)
     model = sparkmim.SparK(
@@ -102,7 +103,7 @@ def assert_summary(actual: Tensor, wanted: dict[str, Any], tolerance: float, wha
 
 @pytest.mark.parametrize("execution", ["packed", "masked-dense"])
 @pytest.mark.parametrize("name", CASES)
-def test_first_step(name: str, execution: str) -> None:
+def test_first_step(name: str, execution: Execution) -> None:
     case = CASES[name]
     model = build(case, execution)
     images, visible = formula_images(case["batch"], case["image_size"]), masks(case)[0]
@@ -111,7 +112,8 @@ def test_first_step(name: str, execution: str) -> None:
     out = model(images, visible)
     assert out.loss.item() == pytest.approx(case["loss_step0"], rel=1e-7)
     out.loss.backward()
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}  # not ConvNeXt's last norm, unreached
+    named: dict[str, Any] = dict(model.named_parameters())
+    trained = {n: p for n, p in named.items() if p.requires_grad}  # not ConvNeXt's last norm, unreached
     assert sum(p.numel() for p in trained.values()) == case["n_params"]
     assert set(trained) == set(case["grads"])
     total = math.sqrt(sum(g["sq_sum"] for g in case["grads"].values()))
@@ -128,7 +130,7 @@ def test_training(name: str) -> None:
     case = CASES[name]
     model, settings = build(case, "packed"), case["optimizer"]
     images, visible = formula_images(case["batch"], case["image_size"]), masks(case)
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    trained: dict[str, Any] = {n: p for n, p in model.named_parameters() if p.requires_grad}
     decayed = {n for n, p in trained.items() if p.ndim > 1 and not n.endswith(("bias", "mask_token", "gamma"))}
     groups = [
         {"params": [p for n, p in trained.items() if n in decayed], "decay": True},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_seeds_and_choices_of_an_arm(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_table() -> None:
     score = {"images": 700, "setting": "1e-3"}
-    results = {
+    results: dict[str, dict[str, Any]] = {
         "pretrain/spark/0": {"seconds": 1200},
         "knn/spark/0": {"top1": 0.5, **score},
         **{f"finetune/spark/0.25/{seed}": {"top1": top1, **score} for seed, top1 in enumerate((0.62, 0.64, 0.69))},

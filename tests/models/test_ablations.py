@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_a_prediction_of_lower_precision_is_compared_in_the_targets() -> None:
 
 def test_one_mask_token_for_all_scales() -> None:
     model = build_spark(shared_mask_token=True)
-    tokens = [densify.mask_token for densify in model.densify]
+    tokens: list[Any] = [densify.mask_token for densify in model.densify]
     assert all(token is tokens[0] for token in tokens)
     assert tokens[0].numel() == max(model.backbone.channels)
     mine = sum("mask_token" in name for name, _ in model.named_parameters())
@@ -56,7 +57,7 @@ def test_one_mask_token_for_all_scales() -> None:
     assert tokens[0].grad is not None
 
     # Separate embeddings of the same numbers predict the same, and their gradients add up to the shared one's.
-    apart = build_spark()
+    apart: Any = build_spark()
     apart.load_state_dict({k: v for k, v in model.state_dict().items() if "mask_token" not in k}, strict=False)
     with torch.no_grad():
         for densify in apart.densify:
@@ -71,10 +72,10 @@ def test_one_mask_token_for_all_scales() -> None:
 
 
 def test_a_shared_mask_token_survives_copies_and_state_dicts() -> None:
-    model = build_spark(shared_mask_token=True)
+    model: Any = build_spark(shared_mask_token=True)
     copied = copy.deepcopy(model)
     assert copied.densify[0].mask_token is copied.densify[2].mask_token
-    other = build_spark(shared_mask_token=True)
+    other: Any = build_spark(shared_mask_token=True)
     with torch.no_grad():
         other.densify[0].mask_token.add_(1)
     other.load_state_dict(model.state_dict(), strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparkmim import Backbone, SparK, random_visible
+from sparkmim.models.config import DecoderBlock
 from sparkmim.models.decoder import (
     ConvNeXtBlock,
-    DecoderBlock,
     UNetBlock,
     UNetDecoder,
     upsampling_steps,
@@ -87,6 +87,7 @@ def test_five_blocks_of_the_paper() -> None:
     decoder = UNetDecoder(upsampling_steps(PAPER))
     assert decoder.widths == [768, 384, 192, 96, 48, 24]
     assert [decoder.width_of(level) for level in range(4)] == [768, 384, 192, 96]
+    block: Any
     for block, (width, half) in zip(decoder.blocks, itertools.pairwise(decoder.widths), strict=True):
         assert block.upsample.weight.shape == (width, width, 4, 4)
         assert (block.upsample.stride, block.upsample.padding) == ((2, 2), (1, 1))
@@ -215,7 +216,7 @@ class Pyramid(nn.Module):
     def __init__(self, widths: Sequence[int], strides: Strides, in_chans: int = 3, batch_norm: bool = True) -> None:
         super().__init__()
         dims = len(strides[0])
-        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+        conv: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
         norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims - 1]
         before, channels = (1,) * dims, in_chans
         stages = []
@@ -290,7 +291,8 @@ def test_any_pyramid_trains(widths: Sequence[int], strides: Strides, batch_norm:
     out.loss.backward()
     # Batch norm takes away what a bias before it adds; every other parameter has an effect.
     idle = {f"encoder.stages.{i}.{part}.bias" for i in range(len(widths)) for part in (0, 3)} if batch_norm else set()
-    total = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters()))
+    gradients: list[Any] = [p.grad for p in model.parameters()]
+    total = math.sqrt(sum(g.square().sum().item() for g in gradients))
     assert {name for name, p in model.named_parameters() if p.grad.norm() < 1e-10 * total} == idle
     # One small step downhill gains what the gradient promises, so the gradient is right for all parameters at once.
     assert torch.equal(model(images, visible).loss, out.loss), "the same numbers each time"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_densify_normalizes_visible_and_fills_hidden_positions(norm: str) -> Non
 @pytest.mark.parametrize(("channels", "width", "kernel"), [(6, 4, 1), (6, 4, 3), (4, 4, 3)])
 def test_densify_projects_the_filled_map(channels: int, width: int, kernel: int) -> None:
     grid, packed = packed_features(channels)
-    densify = Densify(channels, width, "layer", kernel).double()
+    densify: Any = Densify(channels, width, "layer", kernel).double()
     normed = F.layer_norm(packed.movedim(1, -1), (channels,), eps=1e-6).movedim(-1, 1)
     whole = grid.unpack(normed)
     filled = torch.where(shown(grid, (2, 3)).unsqueeze(1), whole, densify.mask_token)

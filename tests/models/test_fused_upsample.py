@@ -13,7 +13,9 @@ from sparkmim.models.decoder import UNetBlock
 from sparkmim.models.fused_upsample import can_fuse, fused_upsample_conv, upsample_conv
 
 
-def layers(channels: int = 5, between: int = 6, out: int = 7, bias: bool = True) -> tuple[nn.Module, nn.Module]:
+def layers(
+    channels: int = 5, between: int = 6, out: int = 7, bias: bool = True
+) -> tuple[nn.ConvTranspose2d, nn.Conv2d]:
     torch.manual_seed(0)
     upsample = nn.ConvTranspose2d(channels, between, 4, stride=2, padding=1, bias=bias)
     return upsample.double(), nn.Conv2d(between, out, 3, padding=1, bias=False).double()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -125,7 +126,7 @@ class Copies(TorchFunctionMode):
         super().__init__()
         self.waited: list[tuple[str, bool]] = []
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is torch.Tensor.to and "non_blocking" in (kwargs or {}):
             self.waited.append((torch.device(args[1]).type, not kwargs["non_blocking"]))
         return function(*args, **(kwargs or {}))

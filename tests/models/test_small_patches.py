@@ -139,7 +139,7 @@ def test_average_pooling_counts_what_is_hidden_as_it_counts_padding(counted: boo
     torch.testing.assert_close(coarse_map(pool, images, visible), blocks(zeroed, (2, 3)).sum(-1) / number)
 
 
-STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
+STATISTICS: dict[str, Callable[[Tensor], Any]] = {
     "mean": lambda x: x.mean((2, 3), keepdim=True),
     "mean without axes": lambda x: x.mean((2, 3))[:, :, None, None],
     "adaptive average": lambda x: F.adaptive_avg_pool2d(x, 1),
@@ -183,7 +183,7 @@ def test_statistics_of_an_image_are_over_its_visible_positions(name: str) -> Non
 @pytest.mark.parametrize("training", [True, False])
 def test_norms(name: str, training: bool) -> None:
     """Batch norm of the visible positions of all images; values, gradients, running statistics."""
-    made: dict[str, Callable[[], nn.Module]] = {
+    made: dict[str, Callable[[], Any]] = {
         "batch": lambda: nn.BatchNorm2d(4),
         "batch, no statistics kept": lambda: nn.BatchNorm2d(4, track_running_stats=False),
         "instance": lambda: nn.InstanceNorm2d(4, affine=True),
@@ -256,7 +256,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "instance norm of torch": lambda x: torch.instance_norm(x, None, None, None, None, True, 0.1, 1e-5, False),
     "softmax over positions": lambda x: x.flatten(2).softmax(-1).view(x.shape),
     "sum of products": lambda x: x * (x.flatten(2) @ x.flatten(2).transpose(1, 2)).sum(-1)[..., None, None],
-    **{f"statistic, {name}": lambda x, statistic=statistic: x + statistic(x) for name, statistic in STATISTICS.items()},
+    **{f"statistic, {name}": lambda x, f=f: x + f(x) for name, f in STATISTICS.items()},  # type: ignore[misc]
 }  # fmt: skip
 
 FROM_PATCHES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -430,7 +430,7 @@ def test_hidden_positions_are_filled_with_the_mask_embedding() -> None:
     """And the norm before it, over visible positions, is the ordinary one of those."""
     model, images, visible = model_and_batch()
     grid = model.mask(images, visible)
-    deepest = model.densify[0]
+    deepest: Any = model.densify[0]
     deepest.proj = nn.Identity()
     coarse = grid.at((2, 3))
     assert isinstance(coarse, CoarseGrid)

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
@@ -65,6 +66,7 @@ def test_forward_is_mask_encode_densify_decode_compare() -> None:
         out = model(images, visible)
         x = torch.zeros(())
         features = model.encode(images, visible)[::-1]
+        densify: Any
         for densify, feature, block in zip(model.densify, features, model.decoder.blocks, strict=True):
             here = mask_of_pixels(visible, tuple(s // g for s, g in zip(feature.shape[2:], (3, 4), strict=True)))
             filled = torch.where(here, densify.norm(feature), densify.mask_token)
@@ -241,7 +243,7 @@ def test_target_inverts_with_a_perfect_prediction() -> None:
     """Were the prediction the target, the reconstruction would be the image."""
     model = build_spark()
     images, visible = random_images(2, 16, 24), seeded_mask(2, 2, 3)
-    model.decoder.forward = lambda maps: model.target(images)
+    model.decoder.forward = lambda maps: model.target(images)  # type: ignore[method-assign]
     torch.testing.assert_close(model.reconstruct(images, visible), images, rtol=1e-12, atol=1e-12)
     assert model(images, visible).loss.item() == 0
 
@@ -326,7 +328,7 @@ def test_image_too_small_for_the_ratio() -> None:
         ({"decoder_width": 4}, "decoder width 4 cannot be halved 3 times; use at least 8"),
     ],
 )
-def test_settings_out_of_range(settings: dict[str, object], message: str) -> None:
+def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SparK(Backbone(PlainNetwork(), PlainNetwork.stages), **settings)
 
@@ -423,7 +425,7 @@ def test_unreached_parameters_are_frozen_and_saved() -> None:
         (lambda width: nn.GroupNorm(2, width), "batch", nn.BatchNorm2d),
     ],
 )
-def test_densify_norm(norm: Callable[[int], nn.Module], asked: str | None, wanted: type[nn.Module]) -> None:
+def test_densify_norm(norm: Callable[[int], nn.Module], asked: Any, wanted: type[nn.Module]) -> None:
     model = SparK(Backbone(PlainNetwork(norm=norm), PlainNetwork.stages), densify_norm=asked, decoder_width=32)
     assert {type(densify.norm) for densify in model.densify} == {wanted}
     if wanted is nn.LayerNorm:
@@ -444,6 +446,7 @@ def loss_and_gradients(model: SparK, images: Tensor, visible: Tensor) -> tuple[T
     images = images.clone().requires_grad_()
     out = model(images, visible)
     out.loss.backward()
+    assert images.grad is not None
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return out.prediction.detach(), {**gradients, "images": images.grad}, out.loss.detach()
 
@@ -500,7 +503,8 @@ def test_a_step_downhill_gains_what_the_gradient_promises(name: str, execution: 
     images, visible = random_images(2, height, width), seeded_mask(2, 2, 3)
     before = model(images, visible).loss
     before.backward()
-    total = sum(p.grad.square().sum().item() for p in model.parameters() if p.requires_grad)
+    gradients: list[Any] = [p.grad for p in model.parameters() if p.requires_grad]
+    total = sum(g.square().sum().item() for g in gradients)
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-10 / total).step()
     gain = (before - model(images, visible).loss).item()
     assert gain == pytest.approx(1e-10, rel=0.01)  # small, since a layer norm of blank pixels bends sharply

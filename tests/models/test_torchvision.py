@@ -47,7 +47,7 @@ def made(name: str, short: bool = False) -> nn.Module:
 
 def last_of_each_size(network: nn.Module, stages: list[str]) -> dict[tuple[int, ...], tuple[int, ...]]:
     """Shapes of the named outputs, by resolution."""
-    shapes = {}
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
     for stage in stages:
         network.get_submodule(stage).register_forward_hook(
             lambda module, args, out: shapes.__setitem__(tuple(out.shape[2:]), tuple(out.shape))
@@ -88,7 +88,7 @@ LIKE_TIMM = {
 
 @pytest.mark.parametrize("name", LIKE_TIMM)
 def test_pyramid_is_that_of_timm(name: str) -> None:
-    settings = {"aux_logits": False} if name == "inception_v3" else {}
+    settings: dict[str, Any] = {"aux_logits": False} if name == "inception_v3" else {}
     with torch.device("meta"):
         known = timm.create_model(LIKE_TIMM[name], num_classes=0, **settings)
     theirs = [(info["num_chs"], info["reduction"]) for info in known.feature_info][-4:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -174,6 +175,6 @@ def test_patchify_splits_axes(channels: int, patch: tuple[int, ...], grid: tuple
     assert patches.data_ptr() == images.data_ptr()
     assert [patches.shape[a] for a in pixel_axes(len(patch))] == [channels, *patch]
     for cell, place in cells(patch, grid):
-        at = [slice(None)] * patches.ndim
+        at: list[Any] = [slice(None)] * patches.ndim
         at[2::2] = cell
         assert torch.equal(patches[tuple(at)], images[(slice(None), slice(None), *place)])

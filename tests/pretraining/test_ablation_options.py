@@ -65,7 +65,7 @@ def test_a_shared_mask_token_is_continued(tmp_path: Path, images: Path, uninterr
         pretrain(
             tmp_path / "run",
             chosen=TINY_PRETRAIN | {"data": images} | settings,
-            after_step=stop and interrupt_at(stop),
+            after_step=interrupt_at(stop) if stop else None,
         )
     assert_same_training(tmp_path / "run", whole)
     tokens = [densify.mask_token for densify in build_model(load_run(whole).config.model).densify]

@@ -135,7 +135,7 @@ def test_long_runs_on_cuda_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("sparkmim.pretraining.recipes.native_precision", lambda device: "bf16-mixed")
     monkeypatch.setattr("sparkmim.pretraining.recipes.compilation", lambda *asked: asked)
     cuda = torch.device("cuda")
-    long = auto(situation(device=cuda, processes=2, chosen={"batch_size": 10, "epochs": 800.0}))
+    long: Any = auto(situation(device=cuda, processes=2, chosen={"batch_size": 10, "epochs": 800.0}))
     assert long.run.compile == (cuda, 80_000, 2)
     assert auto(situation(chosen={"compile": "on"})).run.compile == "on"
 

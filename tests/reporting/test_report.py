@@ -304,7 +304,7 @@ def scale(page: Page, side: str, count: int) -> tuple[float, float]:
         for _, attributes, text in page.text
         if attributes.get("style", "").startswith(f"{side}:")
     ]
-    slope, start = np.polyfit(*zip(*ticks[:count], strict=True), 1)
+    slope, start = np.polyfit(*zip(*ticks[:count], strict=True), 1)  # type: ignore[call-overload]
     return float(start), float(slope)
 
 

@@ -15,7 +15,7 @@ from sparkmim import Backbone, UnsupportedOperation
 from sparkmim.cli import main
 from sparkmim.commands.figure import command as figure
 from sparkmim.reporting.vanishing.drawing import EMPTY, chosen_layers, density, heat, percent
-from sparkmim.reporting.vanishing.measure import InputValues, Layer, open_branches, vanishing
+from sparkmim.reporting.vanishing.measure import InputValues, Layer, Vanishing, open_branches, vanishing
 
 
 class Convolutions(nn.Module):
@@ -44,7 +44,7 @@ def view() -> Tensor:
     return torch.randn(1, 16, 24, generator=torch.Generator().manual_seed(0))
 
 
-def follow(view: Tensor, **settings: Any):
+def follow(view: Tensor, **settings: Any) -> Vanishing:
     torch.manual_seed(0)
     visible = torch.tensor([[False, True, False], [False, False, False]])
     return vanishing(Backbone(Convolutions(**settings).eval(), ["down"], in_chans=1), view, visible)
@@ -61,7 +61,7 @@ def test_a_mask_dissolves_by_one_position_a_convolution(view: Tensor, bias: bool
     assert second.dense_share == pytest.approx((12 * 10 - 64) / hidden)
     assert third.dense_share == 1.0
     rows, columns = torch.where(second.dense > 1e-6 * second.dense.max())
-    assert (rows.max(), columns.min(), columns.max()) == (9, 6, 17)
+    assert (rows.max(), columns.min(), columns.max()) == (9, 6, 17)  # type: ignore[comparison-overlap]
 
 
 def test_sparse_convolution_keeps_it(view: Tensor) -> None:

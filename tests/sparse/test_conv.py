@@ -30,7 +30,7 @@ CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 PATHS = {"halo": (0, math.inf), "matrix product": (10**6, math.inf), "whole map": (0, 0.0), "chosen": (4, 2.0)}
 
 
-@pytest.fixture(params=PATHS.values(), ids=PATHS.keys())
+@pytest.fixture(params=list(PATHS.values()), ids=list(PATHS))
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     take(request.param, monkeypatch)
 
@@ -280,7 +280,7 @@ def test_autocast(groups: int) -> None:
             (out,) = run(execution, layer, images)
         assert out.dtype == torch.bfloat16
         outs.append(out if isinstance(execution, SparseExecution) else grid.pack(out))
-        gradients.append(torch.autograd.grad(outs[-1].float().square().sum(), layer.parameters()))
+        gradients.append(torch.autograd.grad(outs[-1].float().square().sum(), list(layer.parameters())))
     torch.testing.assert_close(outs[0], outs[1], rtol=2e-2, atol=2e-2)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=2e-2, atol=0.5)
 

@@ -24,7 +24,15 @@ from engine_helpers import (
     refusal,
     values_and_gradients,
 )
-from sparkmim.sparse import Execution, MaskedDenseExecution, SparseExecution, UnsupportedOperation, dense_fallback, run
+from sparkmim.sparse import (
+    Execution,
+    MaskedDenseExecution,
+    PatchGrid,
+    SparseExecution,
+    UnsupportedOperation,
+    dense_fallback,
+    run,
+)
 
 
 class Unseen(nn.Module):
@@ -66,7 +74,7 @@ class TestDenseFallback:
         assert_close(values_and_gradients(packed, images, network), expected, "nothing hidden")
 
     @pytest.mark.parametrize("execution", [SparseExecution, MaskedDenseExecution])
-    def test_hidden(self, execution: type[Execution], block: tuple[int, int]) -> None:
+    def test_hidden(self, execution: Callable[[PatchGrid], Execution], block: tuple[int, int]) -> None:
         """The whole map with zeros where hidden, and the visible positions of what comes of it."""
         part, images, grid = dense_fallback(Unseen()), images_of(block), random_grid()
         network = Host(AroundUnseen(part))

@@ -18,7 +18,7 @@ from sparkmim.sparse import (
 from sparkmim.sparse.registry import RULES
 
 # Random, or without a value that a comparison could check.
-NOT_COMPARED = (
+NOT_COMPARED: tuple[str, ...] = (
     "bernoulli",
     "uniform",
     "normal_",

@@ -207,7 +207,8 @@ def test_compiled_activations(activation: Callable[[Tensor], Tensor]) -> None:
 def test_compiled_refuses_writes(write: Callable[[Tensor], object], request: pytest.FixtureRequest) -> None:
     """Hidden from modes, a function that writes into a map and returns nothing of use would go unnoticed."""
     model = build(small(lambda x: x))
-    model.encoder.activation = lambda x: (write(x), x)[1]
+    encoder: Any = model.encoder
+    encoder.activation = lambda x: (write(x), x)[1]
     images, visible = batch(height=16, width=24, patch=8)
     encode = torch.compile(model.encode_visible, fullgraph=True, backend="eager")
     with pytest.raises(Exception, match=f"{request.node.callspec.id} cannot be carried out on visible patches"):
@@ -218,7 +219,8 @@ def test_compiled_refuses_writes(write: Callable[[Tensor], object], request: pyt
 def test_compiled_refuses_by_name() -> None:
     """What cannot be carried out on patches is named under compilation too."""
     model = build(small(lambda x: x))
-    model.encoder.activation = lambda x: x.flip(2)
+    encoder: Any = model.encoder
+    encoder.activation = lambda x: x.flip(2)
     images, visible = batch(height=16, width=24, patch=8)
     with pytest.raises(UnsupportedOperation, match="flip cannot be carried out on visible patches"):
         model(images, visible)
@@ -621,14 +623,14 @@ class GlooSyncBatchNorm(torch.autograd.Function):
 
 def synchronize_without_gpu() -> None:
     """Let nn.SyncBatchNorm run on the CPU: it asks for a GPU, or for a device of the name given here."""
-    torch.nn.modules.batchnorm.sync_batch_norm = GlooSyncBatchNorm
+    torch.nn.modules.batchnorm.sync_batch_norm = GlooSyncBatchNorm  # type: ignore[assignment, misc]
     ordinary = nn.SyncBatchNorm.forward
 
     def forward(self: nn.SyncBatchNorm, x: Tensor) -> Tensor:
         with mock.patch.object(torch._C, "_get_privateuse1_backend_name", return_value="cpu"):
             return ordinary(self, x)
 
-    nn.SyncBatchNorm.forward = forward
+    nn.SyncBatchNorm.forward = forward  # type: ignore[assignment, method-assign]
 
 
 def share(name: str, rank: int) -> tuple[Tensor, Tensor]:
@@ -643,7 +645,7 @@ def process(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     results: dict[str, Any] = {}
     for name in ("convnext", "headed"):
-        model = MODELS[name][0]()
+        model: Any = MODELS[name][0]()
         parallel = DistributedDataParallel(model)
         for _ in range(2):  # a parameter without a gradient is noticed at the second pass
             out, gradients = step(parallel, *share(name, rank))

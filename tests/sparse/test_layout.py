@@ -129,8 +129,8 @@ MOVED = {
 JOINED = {
     "cat": lambda x: torch.cat([x, x * 2], 1),
     "cat_keyword": lambda x: torch.cat(tensors=(x, x.relu(), x * 2), dim=-3),
-    "cat_axis": lambda x: torch.cat([x, x * 2], axis=1),
-    "concatenate_axis": lambda x: torch.concatenate((x, x * 2), axis=1).sum(1, keepdim=True) * x,
+    "cat_axis": lambda x: torch.cat([x, x * 2], axis=1),  # type: ignore[call-arg]
+    "concatenate_axis": lambda x: torch.concatenate((x, x * 2), axis=1).sum(1, keepdim=True) * x,  # type: ignore[call-arg]
     "concat_last": channels_last(lambda x: torch.concat([x, x * 2], dim=-1)),
     "cat_gates": lambda x: x * torch.cat([x.mean((2, 3), True), x.amax((2, 3), True)], 1)[:, 4:12],
     "cat_samples_second": lambda x: torch.cat([x.transpose(0, 1)] * 2, 0).transpose(0, 1),
@@ -214,7 +214,7 @@ ALONG_CHANNELS = {
     "logsumexp": lambda x: x - x.logsumexp(1, True),
     "amax": lambda x: x - x.amax(dim=-3, keepdim=True),
     "sum_of_groups": lambda x: x.unflatten(1, (2, 4)).sum((1,)),
-    "sum_axis": lambda x: x * torch.sum(x, axis=1, keepdims=True),
+    "sum_axis": lambda x: x * torch.sum(x, axis=1, keepdims=True),  # type: ignore[call-overload]
     "prelu": lambda x: F.prelu(x, constant(8)),
     "prelu_shared": lambda x: F.prelu(x, constant(1)),
 }
@@ -301,10 +301,10 @@ GATES = {
     "logsumexp": lambda x: x - torch.logsumexp(x, (2, 3), True),
     "amax_list": lambda x: x - x.amax([2, 3], True),
     "amin": lambda x: x - torch.amin(x, dim=(-2, -1), keepdim=True),
-    "sum_axis": lambda x: x * torch.sum(x, axis=(2, 3), keepdims=True),
+    "sum_axis": lambda x: x * torch.sum(x, axis=(2, 3), keepdims=True),  # type: ignore[call-overload]
     "sum_by_position": lambda x: x * x.sum((2, 3))[..., None, None],
     "norm_by_position": lambda x: x / x.norm(2, (2, 3), True),
-    "normalize": lambda x: F.normalize(x, dim=(2, 3)),
+    "normalize": lambda x: F.normalize(x, dim=(2, 3)),  # type: ignore[arg-type]
     "norm_infinite": lambda x: x / x.norm(float("inf"), dim=(2, 3), keepdim=True),
     "vector_norm": lambda x: x / torch.linalg.vector_norm(x, 2, (2, 3), True),
     "samples_second": lambda x: (x.transpose(0, 1) - x.transpose(0, 1).mean((2, 3), keepdim=True)).transpose(0, 1),
@@ -432,7 +432,7 @@ MIXING = {
     "softmax_over_rows": lambda x: F.softmax(x, 2),
     "softmax_over_gates": lambda x: x * x.mean((2, 3), keepdim=True).softmax(0),
     "normalize_rows": lambda x: F.normalize(x, dim=2),
-    "normalize_samples_and_space": lambda x: F.normalize(x, dim=(0, 2, 3)),
+    "normalize_samples_and_space": lambda x: F.normalize(x, dim=(0, 2, 3)),  # type: ignore[arg-type]
     "normalize_channels_last": channels_last(F.normalize),
     "cumsum": lambda x: x.cumsum(3),
     "flip": lambda x: x.flip(-1),
@@ -450,7 +450,7 @@ MIXING = {
     "cat_samples": lambda x: torch.cat([x, x], 0),
     "cat_default": lambda x: torch.cat([x, x]),
     "cat_space": lambda x: torch.cat([x, x], -1),
-    "cat_axis_of_space": lambda x: torch.cat([x, x], axis=2),
+    "cat_axis_of_space": lambda x: torch.cat([x, x], axis=2),  # type: ignore[call-arg]
     "cat_map_and_gate": lambda x: torch.cat([x, x.mean((2, 3), keepdim=True)], 1),
     "cat_map_and_constant": lambda x: torch.cat([x, torch.ones(x.shape, dtype=x.dtype)], 1),
     "cat_different_axes": lambda x: torch.cat([x, x.transpose(2, 3)], 1),

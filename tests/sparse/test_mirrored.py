@@ -124,6 +124,8 @@ def test_corners(execution: Any) -> None:
 
 
 class _Pick(nn.Module):
+    weight: Tensor
+
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.register_buffer("weight", weight)

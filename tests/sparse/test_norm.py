@@ -154,7 +154,7 @@ def test_any_box(data: st.DataObject, dims: int, kind: str, training: bool) -> N
 def test_one_image(kind: str, training: bool) -> None:
     """The axis of images vanishes from memory layouts, and the gradient comes channels last, as a convolution sends it:
     torch's batch norm of a contiguous map mistakes the one for the other (seen in 2.15)."""
-    network = nn.Sequential(norms(2)[kind](), nn.Conv2d(4, 4, 3, padding=1))
+    network: nn.Module = nn.Sequential(norms(2)[kind](), nn.Conv2d(4, 4, 3, padding=1))
     network = randomized(network).train(training)
     assert_agrees_with_oracle(network, MASKS["boxes"][:1], 4, (3, 2))
     assert_agrees_with_crop(network, MASKS["boxes"][:1], 4, (3, 2))

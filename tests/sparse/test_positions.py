@@ -76,7 +76,7 @@ POSITIONS: dict[str, Function] = {
     "sums of products, heads": lambda x: x * torch.matmul(
         x.unflatten(1, (2, 2)).flatten(3), x.unflatten(1, (2, 2)).flatten(3).transpose(2, 3)
     ).reshape(x.shape[0], 8, 1, 1).mean(1, keepdim=True),
-    "normalized": lambda x: F.normalize(x.flatten(2), dim=-1).reshape(x.shape) + F.normalize(x, 1.0, (2, 3)),
+    "normalized": lambda x: F.normalize(x.flatten(2), dim=-1).reshape(x.shape) + F.normalize(x, 1.0, (2, 3)),  # type: ignore[arg-type]
     "windows of an unfolded map": lambda x: x * (
         x.reshape(*x.shape[:2], math.ceil(x.shape[2] / 1), 1 * x.shape[3])
     ).flatten(2).softmax(2).amax(2)[..., None, None],
@@ -281,7 +281,7 @@ def sizes_seen(function: Callable[[Tensor], Any]) -> Any:
     seen: list[Any] = []
     grid = PatchGrid(MASK, 3)
 
-    def network(x: Tensor) -> Tensor:
+    def network(x: Tensor) -> Any:
         seen.append(function(x))
         return x
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from engine_helpers import (
     random_grid,
     values_and_gradients,
 )
-from sparkmim.sparse import Execution, MaskedDenseExecution, SparseExecution, UnsupportedOperation, run
+from sparkmim.sparse import Execution, MaskedDenseExecution, PatchGrid, SparseExecution, UnsupportedOperation, run
 
 
 class Checkpointed(nn.Module):
@@ -61,7 +62,7 @@ def method(request: pytest.FixtureRequest) -> bool:
 @pytest.mark.parametrize("inner", RECOMPUTED)
 @pytest.mark.parametrize("execution", [SparseExecution, MaskedDenseExecution])
 def test_reentrant_checkpoint_is_refused(
-    inner: str, execution: type[Execution], method: bool, block: tuple[int, int]
+    inner: str, execution: Callable[[PatchGrid], Execution], method: bool, block: tuple[int, int]
 ) -> None:
     network = Host(Checkpointed(RECOMPUTED[inner](), method, use_reentrant=True))
     with pytest.raises(UnsupportedOperation, match="use_reentrant=False") as caught:
@@ -72,7 +73,9 @@ def test_reentrant_checkpoint_is_refused(
 @BLOCKS
 @pytest.mark.parametrize("inner", RECOMPUTED)
 @pytest.mark.parametrize("execution", [SparseExecution, MaskedDenseExecution])
-def test_recomputation_is_right(inner: str, execution: type[Execution], method: bool, block: tuple[int, int]) -> None:
+def test_recomputation_is_right(
+    inner: str, execution: Callable[[PatchGrid], Execution], method: bool, block: tuple[int, int]
+) -> None:
     """In backward the execution is over: what is computed again must not be computed as if nothing were hidden."""
     grid = random_grid()
     part = RECOMPUTED[inner]()

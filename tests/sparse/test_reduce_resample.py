@@ -57,7 +57,7 @@ STATISTICS: dict[str, Function] = {
     "mean without keepdim": lambda x: x.mean((2, 3))[:, :, None, None],
     "mean, axes as a list and from the end": lambda x: x.mean([-1, -2], True),
     "mean, free function": lambda x: torch.mean(x, dim=(2, 3), keepdim=True),
-    "mean, names of NumPy": lambda x: torch.mean(x, axis=(2, 3), keepdims=True),
+    "mean, names of NumPy": lambda x: torch.mean(x, axis=(2, 3), keepdims=True),  # type: ignore[call-overload]
     "mean of channels too": lambda x: x.mean((1, 2, 3), keepdim=True),
     "mean of channels too, without keepdim": lambda x: x.mean((1, 2, 3)).view(-1, 1, 1, 1),
     "sum": lambda x: x.sum((2, 3), keepdim=True),
@@ -362,7 +362,7 @@ def test_not_resampled(function: Function) -> None:
     assert_refused(Apply(function), MASKS["boxes"], 4, (4, 4))
 
 
-GATES: dict[str, Function] = {name: lambda x, f=f: x * f(x) for name, f in STATISTICS.items()}
+GATES: dict[str, Function] = {name: lambda x, f=f: x * f(x) for name, f in STATISTICS.items()}  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("function", [*GATES.values(), *DOWN.values()], ids=[*GATES, *DOWN])

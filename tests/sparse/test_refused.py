@@ -270,7 +270,7 @@ MIXING = {
     "overload_packet": Case(lambda x: torch.ops.aten.mul(x, 2), "mul"),
     "gradient": Case(lambda x: torch.autograd.grad(x, x, torch.ones_like(x))[0] * x, "grad"),
     "gradient_hook": Case(lambda x: x.register_hook(lambda g: g.roll(1, 2)) and x, "register_hook"),
-    "set_data": Case(lambda x: setattr(y := x * 2, "data", x) or y, "set"),
+    "set_data": Case(lambda x: setattr(y := x * 2, "data", x) or y, "set"),  # type: ignore[func-returns-value]
     "bytes": Case(lambda x: x.view(torch.int64), "view"),
     # writing what the engine must not lose sight of
     "write_row": Case(lambda x: (x * 1).index_fill_(2, torch.tensor([0]), 0.0), "index_fill_"),

@@ -30,13 +30,13 @@ from engine_helpers import (
 from sparkmim.sparse import SparseExecution, UnsupportedOperation, run
 
 KEYWORD_FORMS: dict[str, tuple[Any, ...]] = {
-    "cat_axis": (lambda x: torch.cat([x, x * 2], axis=1), RIGHT),
-    "concatenate": (lambda x: torch.concatenate((x, x * 2), axis=1).sum(1, keepdim=True) * x, RIGHT),
+    "cat_axis": (lambda x: torch.cat([x, x * 2], axis=1), RIGHT),  # type: ignore[call-arg]
+    "concatenate": (lambda x: torch.concatenate((x, x * 2), axis=1).sum(1, keepdim=True) * x, RIGHT),  # type: ignore[call-arg]
     "chunk": (lambda x: torch.chunk(x, chunks=2, dim=1)[0], RIGHT),
     "split": (lambda x: torch.split(x, split_size_or_sections=4, dim=1)[1], RIGHT),
     "split_method": (lambda x: x.split(split_size=4, dim=1)[1], RIGHT),
     "tensor_split": (lambda x: torch.tensor_split(x, sections=2, dim=1)[0], RIGHT),
-    "stack_axis": (lambda x: torch.stack([x, x * 2], axis=1).sum(1), RIGHT),
+    "stack_axis": (lambda x: torch.stack([x, x * 2], axis=1).sum(1), RIGHT),  # type: ignore[call-arg]
     "mean_input": (lambda x: x * torch.mean(input=x, dim=(2, 3), keepdim=True), RIGHT),
     "linear_input": (channels_last(lambda x: F.linear(input=x, weight=constant(8, 8))), RIGHT),
     "layer_norm_input": (channels_last(lambda x: F.layer_norm(input=x, normalized_shape=(8,))), RIGHT),

@@ -70,7 +70,7 @@ def test_gpu_equals_the_plain_path(
 
     launches: list[int] = []
     convolve = kernels.convolve
-    monkeypatch.setattr(kernels, "convolve", lambda *args: launches.append(1) or convolve(*args))
+    monkeypatch.setattr(kernels, "convolve", lambda *args: launches.append(1) or convolve(*args))  # type: ignore[func-returns-value]
     grid = PatchGrid(VISIBLE.cuda(), 3)
     for channels in (40, 96, 128):
         layer = nn.Conv2d(channels, channels, kernel, padding="same", groups=channels).to("cuda", dtype)

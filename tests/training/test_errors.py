@@ -15,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import load
 
-import sparkmim.utils.io
 from helpers import STEPS, TINY_PRETRAIN, assert_same_training, final, interrupt_at, lines, make_images
 from sparkmim import SparK
 from sparkmim.cli import main
@@ -171,7 +170,7 @@ class SmallDisk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, room: int, code: int = errno.ENOSPC) -> None:
         self.left, self.code = room, code
-        monkeypatch.setattr(sparkmim.utils.io.os, "fdopen", self.open)
+        monkeypatch.setattr(os, "fdopen", self.open)
 
     def open(self, *args: Any) -> Any:
         file = FDOPEN(*args)

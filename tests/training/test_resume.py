@@ -215,7 +215,7 @@ def test_a_run_that_ends_right_after_it_went_back(
     run(4)
     named = RunFolder(run.folder).list_checkpoints()[1]
     folder = run.folder if where == "same" else tmp_path / "elsewhere"
-    where_it_ends = (RunFolder, "truncate_metrics") if moment == "metrics" else (Trainer, "train_step")
+    where_it_ends: tuple[Any, str] = (RunFolder, "truncate_metrics") if moment == "metrics" else (Trainer, "train_step")
     with monkeypatch.context() as patch:
         patch.setattr(*where_it_ends, die)
         with pytest.raises(KeyboardInterrupt):

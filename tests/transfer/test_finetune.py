@@ -284,7 +284,8 @@ def test_views_of_an_image_are_mixed_with_other_images(begins_at: int, way: str)
     labels = torch.arange(begins_at, begins_at + 12) // 3  # three views of each image, as they lie in a batch
     images = labels.float().view(-1, 1, 1, 1).expand(-1, 3, 16, 16)
     torch.manual_seed(3)
-    mixed, targets = mix(images, labels, AugmentConfig(repeats=3, **{way: 1.0}), 5)
+    chosen: dict[str, Any] = {way: 1.0}
+    mixed, targets = mix(images, labels, AugmentConfig(repeats=3, **chosen), 5)
     assert ((targets > 0).sum(1) == 2).all()
     torch.testing.assert_close(mixed.mean((1, 2, 3)), targets @ torch.arange(5.0))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -17,7 +18,7 @@ from sparkmim.transfer.layer_decay import decayed_groups, layer_groups
 from sparkmim.transfer.network import Network, PooledNetwork
 
 
-def classifier_of(name: str, **settings: object) -> Network:
+def classifier_of(name: str, **settings: Any) -> Network:
     module = timm.create_model(name, num_classes=5, **settings)
     return Network(module, Backbone(module), module)
 

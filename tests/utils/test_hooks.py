@@ -63,6 +63,7 @@ def test_hooks_are_removed_after_an_error() -> None:
 def test_running_modules_are_a_stack() -> None:
     module = network()
     seen: list[list[str]] = []
+    running: list[str]
     module[1][1].register_forward_hook(lambda *_: seen.append(list(running)))
     module[2].register_forward_pre_hook(lambda *_: seen.append(list(running)))
     with running_modules(module) as running:

@@ -21,18 +21,18 @@ def test_old_names_are_the_new_ones(module: str, name: str) -> None:
 
 def test_imports_of_the_0_1_documentation() -> None:
     with pytest.warns(DeprecationWarning, match=r"from sparkmim.transfer.recipes import Situation"):
-        from sparkmim.evaluate.finetune import Situation
+        from sparkmim.evaluate.finetune import Situation  # type: ignore[import-not-found]
     with pytest.warns(DeprecationWarning, match=r"from sparkmim.transfer.recipes import small_data"):
-        from sparkmim.evaluate.finetune.recipes import small_data
+        from sparkmim.evaluate.finetune.recipes import small_data  # type: ignore[import-not-found]
     with pytest.warns(DeprecationWarning, match=r"from sparkmim.pretraining.config import PretrainConfig"):
-        from sparkmim.train import PretrainConfig
+        from sparkmim.train import PretrainConfig  # type: ignore[import-not-found]
     assert Situation.__name__ == "Situation"
     assert callable(small_data)
     assert PretrainConfig.__name__ == "PretrainConfig"
 
 
 def test_unknown_names_and_modules() -> None:
-    import sparkmim.masking
+    import sparkmim.masking  # type: ignore[import-not-found]
 
     with pytest.raises(AttributeError, match=r"module 'sparkmim.masking' has no attribute 'nothing'"):
         sparkmim.masking.nothing  # noqa: B018

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_types_of_numbers(tmp_path: Path, dtype: str, scale: int | None) -> None
 @pytest.mark.parametrize(("shape", "axes"), [((13, 6, 8), "CYX"), ((6, 8, 13), "YXS"), ((5, 6, 8), "CYX")])
 def test_tiff_of_many_channels(tmp_path: Path, shape: tuple[int, ...], axes: str) -> None:
     array = NOISE.integers(0, 65536, shape).astype(np.uint16)
-    settings = {"planarconfig": "separate"} if axes == "CYX" else {"planarconfig": "contig"}
+    settings: dict[str, Any] = {"planarconfig": "separate"} if axes == "CYX" else {"planarconfig": "contig"}
     tifffile.imwrite(tmp_path / "x.tif", array, photometric="minisblack", **settings)
     planes = array if axes == "CYX" else array.transpose(2, 0, 1)
     image = read_image(tmp_path / "x.tif", len(planes))

@@ -5,6 +5,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def colors() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
-def save(image: Image.Image, path: Path, **settings: object) -> Path:
+def save(image: Image.Image, path: Path, **settings: Any) -> Path:
     image.save(path, **settings)
     return path
 
@@ -128,7 +129,7 @@ def deep_png(path: Path, pixels: np.ndarray, *more: bytes) -> Path:
     return path
 
 
-def deep_tiff(path: Path, pixels: np.ndarray, **settings: object) -> Path:
+def deep_tiff(path: Path, pixels: np.ndarray, **settings: Any) -> Path:
     settings = {"photometric": "rgb" if pixels.shape[2] > 2 else "minisblack"} | settings
     tifffile.imwrite(
         path, pixels.transpose(2, 0, 1) if settings.get("planarconfig") == "separate" else pixels, **settings
@@ -186,7 +187,7 @@ def test_the_one_color_that_is_transparent(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("photometric", ["rgb", "minisblack"])
 def test_a_fourth_band_that_is_no_opacity_is_kept(tmp_path: Path, dtype: type, photometric: str) -> None:
-    bands = np.random.default_rng(5).integers(0, 256, (HEIGHT, WIDTH, 4)).astype(dtype)
+    bands: np.ndarray = np.random.default_rng(5).integers(0, 256, (HEIGHT, WIDTH, 4)).astype(dtype)
     settings = {"planarconfig": "contig", "extrasamples": ["unspecified"] * (1 if photometric == "rgb" else 3)}
     path = deep_tiff(tmp_path / "x.tif", bands, photometric=photometric, **settings)
     wanted = planes(bands) if dtype is np.uint8 else planes(bands.astype(np.float32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def decoded(path: Path, by: int = 1) -> np.ndarray:
         return np.array(ImageOps.exif_transpose(file).convert("RGB"))
 
 
-VARIANTS: dict[str, dict[str, object]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "progressive": {"progressive": True},
     "full color": {"subsampling": 0},
