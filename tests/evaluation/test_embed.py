@@ -52,7 +52,7 @@ def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_features_are_the_ordinary_networks(run: Path, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "features.npz"
-    assert embed(run / "encoder.safetensors", output, data=images, workers=0, batch_size=4) == 0
+    assert embed(run / "encoder.safetensors", output, data=str(images), workers=0, batch_size=4) == 0
     network = timm.create_model("test_resnet", num_classes=0)
     network.load_state_dict(load_file(run / "encoder.safetensors"))
     network.eval()
@@ -68,7 +68,7 @@ def test_features_are_the_ordinary_networks(run: Path, images: Path, tmp_path: P
 
 def test_any_map_and_size(run: Path, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "features.npz"
-    embed(run / "encoder.safetensors", output, data=images, stage=0, image_size=96, workers=0)
+    embed(run / "encoder.safetensors", output, data=str(images), stage=0, image_size=96, workers=0)
     assert np.load(output)["features"].shape[1] == sparkmim.Backbone.create("test_resnet").channels[0]
 
 
@@ -89,8 +89,8 @@ def test_broken_images_are_skipped_and_named(run: Path, tmp_path: Path, capsys: 
 
 
 def test_parquet(run: Path, images: Path, tmp_path: Path) -> None:
-    embed(run / "encoder.safetensors", tmp_path / "x.parquet", data=images, workers=0)
-    embed(run / "encoder.safetensors", tmp_path / "x.npz", data=images, workers=0)
+    embed(run / "encoder.safetensors", tmp_path / "x.parquet", data=str(images), workers=0)
+    embed(run / "encoder.safetensors", tmp_path / "x.npz", data=str(images), workers=0)
     table = parquet.read_table(tmp_path / "x.parquet").to_pydict()
     assert table["name"] == [f"{i}.png" for i in range(6)]
     np.testing.assert_array_equal(
@@ -126,14 +126,14 @@ def test_embed_refuses(run: Path, tmp_path: Path, settings: dict[str, object], m
 def test_weights_that_do_not_know_their_network_are_named(images: Path, tmp_path: Path) -> None:
     torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "weights.pth")
     with pytest.raises(ValueError, match="--model"):
-        embed(tmp_path / "weights.pth", tmp_path / "x.npz", data=images)
-    embed(tmp_path / "weights.pth", tmp_path / "x.npz", data=images, model="test_resnet", image_size=64, workers=0)
+        embed(tmp_path / "weights.pth", tmp_path / "x.npz", data=str(images))
+    embed(tmp_path / "weights.pth", tmp_path / "x.npz", data=str(images), model="test_resnet", image_size=64, workers=0)
     assert len(np.load(tmp_path / "x.npz")["names"]) == 6
 
 
 def test_reconstruct(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    reconstruct(run, tmp_path / "a.png", data=images, count=3)
-    reconstruct(run, tmp_path / "b.png", data=images, count=3, seed=1)
+    reconstruct(run, tmp_path / "a.png", data=str(images), count=3)
+    reconstruct(run, tmp_path / "b.png", data=str(images), count=3, seed=1)
     assert "3 reconstructions after step 2" in capsys.readouterr().out
     a, b = (np.array(Image.open(tmp_path / name)) for name in ("a.png", "b.png"))
     assert a.shape == b.shape
@@ -173,7 +173,7 @@ def test_a_run_without_checkpoint_has_nothing_to_show(run: Path, tmp_path: Path)
 def test_embed_returns_what_the_command_writes(run: Path, images: Path, tmp_path: Path, capsys: Any) -> None:
     found = sparkmim.embed(run, images, workers=0)
     assert capsys.readouterr() == ("", "")
-    embed(run, tmp_path / "x.npz", data=images, workers=0)
+    embed(run, tmp_path / "x.npz", data=str(images), workers=0)
     written = np.load(tmp_path / "x.npz")
     assert found.names == written["names"].tolist()
     np.testing.assert_array_equal(found.features, written["features"])
@@ -190,5 +190,5 @@ def test_reconstruct_returns_images_and_picture(run: Path, images: Path, tmp_pat
     assert found.step == 2
     seen = found.visible.repeat_interleave(32, 1).repeat_interleave(32, 2).unsqueeze(1).expand_as(found.images)
     assert torch.equal(found.reconstructions[seen], found.images[seen])
-    reconstruct(run, tmp_path / "x.png", data=images, count=2)
+    reconstruct(run, tmp_path / "x.png", data=str(images), count=2)
     assert (np.asarray(found.picture) == np.asarray(Image.open(tmp_path / "x.png"))).all()
