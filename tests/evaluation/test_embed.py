@@ -78,14 +78,14 @@ def test_broken_images_are_skipped_and_named(run: Path, tmp_path: Path, capsys: 
     Image.new("RGB", (64, 64)).save(folder / "good.png")
     (folder / "bad.png").write_bytes(b"no image")
     with printing():
-        embed(run / "encoder.safetensors", tmp_path / "x.npz", data=folder, workers=0)
+        embed(run / "encoder.safetensors", tmp_path / "x.npz", data=str(folder), workers=0)
     assert np.load(tmp_path / "x.npz")["names"].tolist() == ["good.png"]
     printed = capsys.readouterr()
     assert "skipped bad.png" in printed.err
     assert "1 skipped" in printed.out
     (folder / "good.png").unlink()
     with pytest.raises(ValueError, match="none of the 1 images can be read"):
-        embed(run / "encoder.safetensors", tmp_path / "y.npz", data=folder, workers=0)
+        embed(run / "encoder.safetensors", tmp_path / "y.npz", data=str(folder), workers=0)
 
 
 def test_parquet(run: Path, images: Path, tmp_path: Path) -> None:
