@@ -21,10 +21,10 @@ HOG = f"{Path(__file__).parents[2] / 'examples' / 'custom_objective.py'}:Hog"
 
 
 def test_found_by_name() -> None:
-    assert plugin_names("sparkmim.objectives") == ["pixels"]
+    assert "pixels" in plugin_names("sparkmim.objectives")
     assert find_objective("pixels").__name__ == "Pixels"
     assert issubclass(find_objective(HOG), Objective)
-    with pytest.raises(ValueError, match=r"--objective 'pixel' is unknown; use one of pixels, or FILE\.py:CLASS"):
+    with pytest.raises(ValueError, match=r"--objective 'pixel' is unknown; use one of .*pixels.*, or FILE\.py:CLASS"):
         find_objective("pixel")
     with pytest.raises(ValueError, match=r"expected a subclass of sparkmim\.Objective, got .*:HogSettings"):
         find_objective(HOG.replace(":Hog", ":HogSettings"))
