@@ -49,7 +49,12 @@ def test_your_own_convnet() -> None:
 
 @pytest.mark.usefixtures("kept_rules")
 def test_operations() -> None:
-    run_blocks("extending/operations.md", 4)
+    run_blocks("extending/operations.md", 5)
+
+
+def test_engine() -> None:
+    whole = run_blocks("concepts/engine.md", 1)["whole"]
+    assert [m.shape[-1] for m in whole] == [112, 56, 28, 14, 7]
 
 
 def test_objectives() -> None:

@@ -175,6 +175,7 @@ def test_compiled_counts_the_mask_it_is_given() -> None:
         nn.Sigmoid(),
         nn.Tanh(),
         nn.SiLU(),
+        nn.ChannelShuffle(2),
         F.sigmoid,
         F.tanh,
         F.relu_,

@@ -223,6 +223,7 @@ MIXING = {
     "cropping_pad_unaligned": Case(lambda x: F.avg_pool2d(F.pad(x, (-1, 0, -1, 0)), 1), "avg_pool2d"),
     "padding_of_images": Case(lambda x: F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0)), "pad"),
     "padded_activation": Case(lambda x: F.pad(x, (1, 1, 1, 1)).sigmoid(), "sigmoid"),
+    "padded_shuffle": Case(lambda x: F.channel_shuffle(F.pad(x, (1, 1, 1, 1)), 2), "channel_shuffle"),
     "padded_norm": Case(lambda x: F.batch_norm(F.pad(x, [1] * 4), None, None, training=True), "batch_norm"),
     "padded_mean": Case(lambda x: x - F.pad(x, (1, 1, 1, 1)).mean((2, 3), keepdim=True), "mean"),
     "padded_crop": Case(lambda x: F.pad(x, (1, 1, 1, 1))[..., 2:, 2:], "getitem"),

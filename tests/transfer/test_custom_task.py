@@ -57,9 +57,9 @@ def settings(tables: Path) -> dict[str, object]:
 
 
 def test_found_by_name() -> None:
-    assert plugin_names("sparkmim.transfer.tasks") == ["classification"]
+    assert "classification" in plugin_names("sparkmim.transfer.tasks")
     assert find_task("classification").__name__ == "Classification"
-    with pytest.raises(ValueError, match=r"--task 'classify' is unknown; use one of classification, or FILE\.py:CLASS"):
+    with pytest.raises(ValueError, match=r"--task 'classify' is unknown; use one of .*classification.*, or FILE"):
         find_task("classify")
 
 

@@ -44,9 +44,10 @@ def command(
     if outcome is None:
         return 0
     run = shlex.quote(str(output))
+    pictures = any((output / "reconstructions").glob("step-*.png"))  # some objectives predict none
     advice = [
-        "More pictures, features of images, and a classifier from labeled ones:",
-        f"    sparkmim reconstruct --run {run} --data FOLDER --output picture.png",
+        f"{'More pictures, features' if pictures else 'Features'} of images, and a classifier from labeled ones:",
+        *([f"    sparkmim reconstruct --run {run} --data FOLDER --output picture.png"] if pictures else []),
         f"    sparkmim embed --encoder {run}/encoder.safetensors --data FOLDER --output features.npz",
         f"    sparkmim finetune --encoder {run} --data LABELED --output runs/classifier",
     ]

@@ -195,6 +195,13 @@ def along_channels(execution: Execution, func: Any, input: Tensor, *args: Any, *
     return execution.mark(func(input, *args, **kwargs), layout)
 
 
+@Execution.register(torch.channel_shuffle)
+def channel_shuffle(execution: Execution, func: Any, input: Tensor, groups: int) -> Tensor:
+    """Interleave groups of axis 1, which must be of channels, as ShuffleNet does."""
+    layout = samples_and_channels_first(execution, func, input)
+    return execution.mark(func(input, groups), layout)
+
+
 @Execution.register(*functions_named("layer_norm rms_norm"))
 def layer_norm(
     execution: Execution, func: Any, input: Tensor, normalized_shape: Sequence[int], *args: Any, **kwargs: Any
