@@ -115,7 +115,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         raise error
 
     monkeypatch.setattr("sparkmim.diagnostics.check.load_backbone", fail)
-    monkeypatch.setattr("sparkmim.data.sources.folder.find_images", fail)
+    monkeypatch.setattr("sparkmim.data.sources.address.open_source", fail)
 
 
 # --- check ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from ..training.config import Device, Precision
 
 def command(
     model: str = "resnet50",
-    data: Path | None = None,
+    data: str | None = None,
     image_size: int = 224,
     batch_size: int = 8,
     precision: Precision = "32",

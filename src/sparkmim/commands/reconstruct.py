@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 def command(
-    run: Path, output: Path, data: Path | None = None, count: int = 8, seed: int = 0, mask_ratio: float | None = None
+    run: Path, output: Path, data: str | None = None, count: int = 8, seed: int = 0, mask_ratio: float | None = None
 ) -> int:
     """Draw images, what the network sees of them, and its reconstructions.
 
     Args:
         run: folder of a run.
         output: the PNG file to write.
-        data: folder of images; the built-in photographs if not given.
+        data: folder of images, or an address (SCHEME://...); the built-in photographs if not given.
         count: number of images, spread evenly over the folder, at most 8.
         seed: of the masks.
         mask_ratio: share of patches to hide; that of the run if not given.

@@ -16,9 +16,8 @@ from ..checkpoints.encoder import load_trained_encoder
 from ..data.config import ViewConfig
 from ..data.loader import PlainViews, plain_batches, read
 from ..data.normalize import Normalize, join
+from ..data.sources.address import open_source
 from ..data.sources.base import ImageSource
-from ..data.sources.builtin import builtin_photographs
-from ..data.sources.folder import find_images
 from ..data.views import evaluation_view
 from ..models.backbone import Backbone
 from ..training.config import Device, LoopConfig
@@ -99,7 +98,7 @@ def embed(
     Args:
         encoder: an `encoder.safetensors` or the run folder that holds one, other weights, "timm" or "none"; see
             :func:`sparkmim.load_encoder`.
-        data: folder of images; the built-in photographs by default.
+        data: folder or address of images; the built-in photographs by default.
         model: the network's name, for weights that do not record it.
         image_size: side of the square view in pixels; that of the pretraining by default.
         stage: index of the feature map, from 0, the highest resolution, to -1, the lowest.
@@ -116,7 +115,7 @@ def embed(
     validate_as(ViewConfig, workers=workers)
     network = load_trained_encoder(encoder, model)
     config = network.data if image_size is None else replace(network.data, image_size=(image_size, image_size))
-    source = find_images(Path(data)) if data is not None else builtin_photographs()
+    source = open_source(data)
     where = pick_device(device)
     network.backbone.module.to(where)
     found = pooled_features(

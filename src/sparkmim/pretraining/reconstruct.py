@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ..data.loader import MaskedViews
 from ..data.normalize import Normalize, join
-from ..data.sources.builtin import builtin_photographs
-from ..data.sources.folder import find_images
+from ..data.sources.address import open_source
 from ..data.statistics import first_readable
 from ..data.views import evaluation_view
 from ..models.config import ModelConfig
@@ -54,7 +53,7 @@ def reconstruct(
 
     Args:
         run: folder of a pretraining run.
-        data: folder of images; the built-in photographs by default.
+        data: folder or address of images; the built-in photographs by default.
         count: number of images, spread evenly over the folder, at most 8.
         seed: of the masks.
         mask_ratio: share of patches to hide; that of the run by default.
@@ -69,7 +68,7 @@ def reconstruct(
         validate_as(ModelConfig, mask_ratio=mask_ratio)
     trained = load_run(run)
     config = trained.config
-    source = find_images(Path(data)) if data is not None else builtin_photographs()
+    source = open_source(data)
     first_readable(source, config.model.in_chans)
     grid = trained.model.grid_shape(config.data.image_size)
     ratio = config.model.mask_ratio if mask_ratio is None else mask_ratio

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..checkpoints.run_folder import RunFolder
 from ..data.config import ViewConfig
-from ..data.sources.folder import find_images
+from ..data.sources.address import open_source
 from ..training.config import Device, LoopConfig
 from ..utils.devices import pick_device
 from ..utils.fields import validate_as
@@ -54,7 +54,7 @@ def predict(
 
     Args:
         run: folder of a fine-tuning run, or its `model.safetensors`.
-        data: folder of images, flat or nested.
+        data: folder of images, flat or nested, or an address.
         top_k: number of classes that a classifier returns for each image.
         image_size: side of the square view in pixels; that of the fine-tuning by default.
         batch_size: images per forward pass.
@@ -77,7 +77,7 @@ def predict(
     if names is not None and not 1 <= top_k <= len(names):
         raise ValueError(f"--top-k {top_k} must be 1 to {len(names)}, the number of classes")
     view = saved.view if image_size is None else replace(saved.view, image_size=(image_size, image_size))
-    source = find_images(Path(data))
+    source = open_source(data)
     where = pick_device(device)
     found = compute_outputs(
         saved.module.to(where),

@@ -12,8 +12,7 @@ import torch
 
 from ...data.config import DataConfig
 from ...data.loader import MaskedViews
-from ...data.sources.builtin import builtin_photographs
-from ...data.sources.folder import find_images
+from ...data.sources.address import open_source
 from ...data.views import training_view
 from ...models.config import Execution, ModelConfig
 from ...models.factory import code_of, load_backbone
@@ -154,7 +153,7 @@ def benchmark(
 
 def _time_to_read(data: str | Path | None, model: SparK, size: tuple[int, int], grid: tuple[int, ...]) -> float:
     """Return the median seconds in which one process decodes and crops an image, of up to 64 images."""
-    source = builtin_photographs() if data is None else find_images(Path(data))
+    source = open_source(data)
     channels = model.backbone.in_chans
     config = DataConfig(image_size=size, mean=(0.0,) * channels, std=(1.0,) * channels)
     views = MaskedViews(source, training_view(config), channels, grid, model.mask_ratio, seed=0)
