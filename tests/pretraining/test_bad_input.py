@@ -374,7 +374,7 @@ def test_a_folder_in_which_another_process_has_trained_since(
         return lock(run)
 
     monkeypatch.setattr("sparkmim.training.run.lock", claim_late)
-    with pytest.raises(ValueError, match=r" was changed by another run after .* give the command again, to go on"):
+    with pytest.raises(ValueError, match=r" was changed by another run after .* give the command again, to continue"):
         pretrain(folder, chosen=chosen)
     now = contents(folder)
     assert {name for name in held.keys() | now.keys() if held.get(name) != now.get(name)} <= {".lock"}
