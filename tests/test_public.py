@@ -5,12 +5,16 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
 import sparkmim
+from helpers import make_images
 from sparkmim.cli import COMMANDS
+from sparkmim.data.labels import labeled_splits
 
 
 def run(program: str) -> str:
@@ -80,3 +84,29 @@ def test_the_list_of_commands_says_what_their_help_says(name: str) -> None:
     help_text = inspect.getdoc(import_module(f"sparkmim.commands.{name}").command)
     assert help_text is not None
     assert " ".join(help_text.split("\n\n")[0].split()) == COMMANDS[name]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sparkmim.check("test_resnet", precision="64"), "--precision takes float64 or float32, not '64'"),
+        (lambda: sparkmim.check("test_resnet", in_chans=0), "--in-chans is a number of channels, at least 1, not 0"),
+        (lambda: sparkmim.check("test_resnet", stages="layer1"), r"stages takes .* not 'layer1'; write \['layer1'\]"),
+        (lambda: sparkmim.load_encoder("none", "test_resnet", stages="layer1"), "stages takes .* not 'layer1'"),
+        (lambda: sparkmim.embed("none", model="test_resnet", device="gpu"), "--device takes .*, not 'gpu'"),
+        (lambda: sparkmim.embed("none", model="test_resnet", batch_size="4"), "--batch-size takes int, not '4'"),
+        (lambda: sparkmim.linear_probe("none", "nowhere", seed=-1), "--seed must be at least 0, not -1"),
+        (lambda: sparkmim.knn("none", "nowhere", seed=-1), "--seed must be at least 0, not -1"),
+    ],
+)
+def test_bad_values_are_named(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_one_set_of_test_images_needs_no_list(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_images(tmp_path / name, 2)
+    for paths in (str(tmp_path), tmp_path, [tmp_path]):
+        splits = labeled_splits(tmp_path, None, paths)
+        assert [len(test) for test in splits.test] == [4]

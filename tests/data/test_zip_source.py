@@ -19,6 +19,8 @@ from sparkmim.data.sources.address import open_source, source_type
 from sparkmim.data.sources.base import ImageSource
 from sparkmim.data.sources.folder import find_images
 from sparkmim.data.views import evaluation_view, training_view
+from sparkmim.evaluation.features import embed
+from sparkmim.pretraining.reconstruct import reconstruct
 from sparkmim.pretraining.run import pretrain
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "zip_source.py"
@@ -104,8 +106,17 @@ def test_pretraining_from_a_zip_file(
     assert numbers(tmp_path / "zip") == numbers(tmp_path / "folder")
     # The address is recorded in full, and a run continues from any folder.
     assert f"ZipImages://{clean}" in (tmp_path / "zip" / "config.json").read_text()
+    found = [reconstruct(tmp_path / "zip", data).images for data in (f"{EXAMPLE}:ZipImages://photos.zip", folder)]
+    assert torch.equal(*found)
     monkeypatch.chdir("/")
     assert pretrain(tmp_path / "zip", chosen={}) is not None
+
+
+def test_features_of_a_zip_file(address: str, folder: Path) -> None:
+    zipped, plain = (embed("none", data, model="test_resnet", image_size=64, workers=0) for data in (address, folder))
+    assert torch.equal(torch.from_numpy(zipped.features), torch.from_numpy(plain.features))
+    assert zipped.names == [f"photos/{name}" for name in plain.names]
+    assert [name for name, _ in zipped.skipped] == ["other/broken.png"]
 
 
 def test_files_that_are_no_zip_are_refused(address: str, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from sparkmim.data.normalize import Normalize
 from sparkmim.data.views import evaluation_view
 from sparkmim.utils.logging import printing
 
+OLD = Path(__file__).parents[1] / "fixtures" / "v0_1_0"
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -148,7 +150,9 @@ def test_reconstruct(run: Path, images: Path, tmp_path: Path, capsys: pytest.Cap
         ({"count": 9}, "--count 9 is not a number of images from 1 to 8"),
         ({"seed": -1}, "--seed must be at least 0"),
         ({"output": Path(__file__) / "x.png"}, "x.png cannot be written .*; name another file"),
-        ({"run": Path("nowhere")}, "there is no run in nowhere"),
+        ({"run": Path("nowhere")}, "there is no run in nowhere; --run takes the folder of a pretraining"),
+        ({"run": Path(__file__).parent}, "there is no run in .*; --run takes the folder of a pretraining"),
+        ({"run": OLD / "finetune"}, "holds a run of `sparkmim finetune`; --run takes the folder of a pretraining"),
         ({"mask_ratio": 1.0}, "--mask-ratio is the share of patches to hide, between 0 and 1, not 1.0"),
         ({"mask_ratio": 0.99}, "hides all"),
     ],

@@ -374,7 +374,7 @@ def test_a_folder_in_which_another_process_has_trained_since(
         return lock(run)
 
     monkeypatch.setattr("sparkmim.training.run.lock", claim_late)
-    with pytest.raises(ValueError, match=r" was changed by another run after .* give the command again, to go on"):
+    with pytest.raises(ValueError, match=r" was changed by another run after .* give the command again, to continue"):
         pretrain(folder, chosen=chosen)
     now = contents(folder)
     assert {name for name in held.keys() | now.keys() if held.get(name) != now.get(name)} <= {".lock"}
@@ -420,3 +420,29 @@ def test_unreadable_images_are_counted_not_refused(tmp_path: Path) -> None:
     assert outcome.interrupted is None
     (line,) = (tmp_path / "run" / "broken_images.txt").read_text().splitlines()
     assert line.startswith("cut\\n\\t.png\t")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("crop", "nativ", "--crop takes resized or native, not 'nativ'"),
+        ("optimizer", "sgd", "--optimizer takes lamb or adamw, not 'sgd'"),
+        ("flip", "off", "--flip takes True or False, not 'off'"),
+        ("epochs", "2", "--epochs takes float, not '2'"),
+        ("workers", True, "--workers takes int, not True"),
+        ("image_size", "64", r"--image-size takes tuple\[int, ...\] or int, not '64'"),
+        ("crop_scale", 0.5, r"--crop-scale takes tuple\[float, float\], not 0.5"),
+        ("stages", "layer1", r"--stages takes tuple\[str, ...\], not 'layer1'"),
+        ("init", None, "--init takes str, not None"),
+    ],
+)
+def test_values_of_another_type_are_refused(tmp_path: Path, field: str, value: object, message: str) -> None:
+    """Python code may give any value, and none of them may stand for another one silently."""
+    with pytest.raises(ValueError, match=message):
+        pretrain(tmp_path / "run", chosen={"model": "test_resnet", field: value})
+    assert not (tmp_path / "run").exists()
+
+
+def test_values_may_be_integers_lists_and_paths(tmp_path: Path, images: Path) -> None:
+    alike = {"data": images, "epochs": 1, "image_size": [64, 64], "crop_scale": [0.5, 1], "compile": False}
+    assert pretrain(tmp_path / "run", plan=True, chosen=TINY_PRETRAIN | alike) is None

@@ -142,7 +142,7 @@ def load_trained_encoder(
 ) -> TrainedEncoder:
     """Load an encoder's network as :func:`load_encoder` does, with what is known of it."""
     if str(encoder) in ("none", "timm"):
-        return _named_network(str(encoder), model, seed, tuple(stages), in_chans)
+        return _named_network(str(encoder), model, seed, stages, in_chans)
     path = RunFolder(encoder).encoder if Path(encoder).is_dir() else Path(encoder)
     if not path.is_file() and RunFolder(encoder).classifier.is_file():
         raise ValueError(f"{encoder} is the folder of a fine-tuning; take {RunFolder(encoder).classifier}")
@@ -155,7 +155,7 @@ def load_trained_encoder(
     name = model or known.get("model")
     if name is None:
         raise ValueError(f"{path} does not say which network it is of; name it with --model")
-    stages = tuple(stages or known.get("stages", ()))
+    stages = stages or known.get("stages", ())
     with code_of(name):
         backbone = load_backbone(name, stages, known.get("in_chans", in_chans))
     try:
@@ -168,11 +168,11 @@ def load_trained_encoder(
         ) from error
     backbone.module.eval()
     step = None if "classes" in known else known.get("step")  # a classifier's steps are not those of a pretraining
-    return TrainedEncoder(name, backbone, _input_of(backbone, known), step, stages)
+    return TrainedEncoder(name, backbone, _input_of(backbone, known), step, tuple(stages))
 
 
 def _named_network(
-    weights: str, model: str | None, seed: int, stages: tuple[str, ...], in_chans: int | None
+    weights: str, model: str | None, seed: int, stages: Sequence[str], in_chans: int | None
 ) -> TrainedEncoder:
     """Build a network with timm's weights or with random ones."""
     if model is None:
@@ -190,7 +190,7 @@ def _named_network(
     known = {key: published[key] for key in ("mean", "std") if len(published.get(key, ())) == backbone.in_chans}
     if "input_size" in published:
         known["image_size"] = published["input_size"][1:]
-    return TrainedEncoder(model, backbone, _input_of(backbone, known), stages=stages)
+    return TrainedEncoder(model, backbone, _input_of(backbone, known), stages=tuple(stages))
 
 
 def _input_of(backbone: Backbone, known: Mapping[str, Any]) -> DataConfig:

@@ -24,7 +24,7 @@ def command(
 
     Args:
         run: the folder of a fine-tuning, or its model.safetensors.
-        data: folder of images, flat or nested, or their address (SCHEME://...).
+        data: folder of images, flat or nested, or an address (SCHEME://...).
         output: CSV file to write.
         top_k: how many classes a classifier gives, the most likely first.
         image_size: side of the square view in pixels; that of the fine-tuning if not given.

@@ -13,7 +13,7 @@ def command(
     Args:
         run: folder of a run.
         output: the PNG file to write.
-        data: folder of images, or their address (SCHEME://...); the built-in photographs if not given.
+        data: folder of images, or an address (SCHEME://...); the built-in photographs if not given.
         count: number of images, spread evenly over the folder, at most 8.
         seed: of the masks.
         mask_ratio: share of patches to hide; that of the run if not given.

@@ -9,7 +9,7 @@ def command(data: str, in_chans: int = 3, limit: int = 256) -> int:
     """Measure the mean and standard deviation of the channels of images, as flags for `sparkmim pretrain`.
 
     Args:
-        data: folder of images, or their address (SCHEME://...).
+        data: folder of images, or an address (SCHEME://...).
         in_chans: channels of the images.
         limit: maximum number of images to read, spread evenly over the folder.
     """

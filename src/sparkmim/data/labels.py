@@ -258,7 +258,9 @@ class LabeledSplits(NamedTuple):
     test: list[LabeledImages]
 
 
-def labeled_splits(data: str | Path, val_data: str | Path | None, test_data: Sequence[str | Path]) -> LabeledSplits:
+def labeled_splits(
+    data: str | Path, val_data: str | Path | None, test_data: str | Path | Sequence[str | Path]
+) -> LabeledSplits:
     """Return training, validation and test images; `val` and `test` beside `train` in `data` where none are named.
 
     Raises:
@@ -266,6 +268,8 @@ def labeled_splits(data: str | Path, val_data: str | Path | None, test_data: Seq
     """
     train, val = read_splits(data, val_data)
     root = Path(data).expanduser()
+    if isinstance(test_data, (str, Path)):
+        test_data = [test_data]
     if not test_data and (root / "train").is_dir() and (root / "test").is_dir():
         test_data = [root / "test"]
     tests = [read_matching(path, train.classes, "the training images", "--test-data") for path in test_data]

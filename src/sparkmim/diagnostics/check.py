@@ -63,6 +63,8 @@ def check(
     Raises:
         ValueError: for an unknown network, one without feature maps, or settings that do not fit it.
     """
+    if precision not in ("float64", "float32"):
+        raise ValueError(f"--precision takes float64 or float32, not {precision!r}")
     name = model if isinstance(model, str) else type(getattr(model, "module", model)).__name__
     with code_of(name):
         if isinstance(model, str):

@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.labels import labeled_splits
-from ..training.config import Device
+from ..training.config import Device, LoopConfig
+from ..utils.fields import validate_as
 from .config import NEIGHBOURS
 from .frozen import FrozenEncoder
 
@@ -86,7 +87,7 @@ def knn(
     encoder: str | Path,
     data: str | Path,
     *,
-    test_data: Sequence[str | Path] = (),
+    test_data: str | Path | Sequence[str | Path] = (),
     model: str | None = None,
     stage: int = -1,
     image_size: int | None = None,
@@ -104,7 +105,7 @@ def knn(
         encoder: an `encoder.safetensors` or the run folder that holds one, other weights, "timm" or "none"; see
             :func:`sparkmim.load_encoder`.
         data: labeled images: class folders, a CSV file, or a folder that contains train, val and test.
-        test_data: labeled images to classify, pooled into one set; by default test beside train, else val.
+        test_data: labeled images to classify; several sets are pooled into one; by default test beside train, else val.
         model: the network's name, for weights that do not record it.
         stage: index of the feature map, from 0, the highest resolution, to -1, the lowest.
         image_size: side of the square view in pixels; that of the pretraining by default.
@@ -117,9 +118,10 @@ def knn(
     Raises:
         ValueError: for an invalid setting, an encoder or labels that cannot be loaded, or too few images.
     """
+    validate_as(LoopConfig, seed=seed)
     if not neighbours or min(neighbours) < 1:
         raise ValueError(f"--neighbours {' '.join(map(str, neighbours))} must be at least 1")
-    splits = labeled_splits(Path(data), None, tuple(map(Path, test_data)))
+    splits = labeled_splits(data, None, test_data)
     frozen = FrozenEncoder(encoder, model, stage, image_size, batch_size, workers, device, seed)
     classes = splits.train.classes
     train = frozen(splits.train)

@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.labels import fold, labeled_splits
-from ..training.config import Device
+from ..training.config import Device, LoopConfig
+from ..utils.fields import validate_as
 from .frozen import FrozenEncoder, LabeledFeatures
 from .knn import Accuracy, accuracy
 
@@ -121,7 +122,7 @@ def linear_probe(
     data: str | Path,
     *,
     val_data: str | Path | None = None,
-    test_data: Sequence[str | Path] = (),
+    test_data: str | Path | Sequence[str | Path] = (),
     model: str | None = None,
     stage: int = -1,
     image_size: int | None = None,
@@ -140,7 +141,7 @@ def linear_probe(
             :func:`sparkmim.load_encoder`.
         data: labeled images: class folders, a CSV file, or a folder that contains train, val and test.
         val_data: labeled images that choose the penalty; val beside train by default.
-        test_data: labeled images to score, pooled into one set; test beside train by default.
+        test_data: labeled images to score; several sets are pooled into one; test beside train by default.
         model: the network's name, for weights that do not record it.
         stage: index of the feature map, from 0, the highest resolution, to -1, the lowest.
         image_size: side of the square view in pixels; that of the pretraining by default.
@@ -152,7 +153,8 @@ def linear_probe(
     Raises:
         ValueError: for an invalid setting, or an encoder or labels that cannot be loaded.
     """
-    splits = labeled_splits(Path(data), None if val_data is None else Path(val_data), tuple(map(Path, test_data)))
+    validate_as(LoopConfig, seed=seed)
+    splits = labeled_splits(data, val_data, test_data)
     rest, held = (splits.train, splits.val) if splits.val is not None else fold(splits.train, FOLDS, 0, seed)
     frozen = FrozenEncoder(encoder, model, stage, image_size, batch_size, workers, device, seed)
     classes = splits.train.classes

@@ -55,6 +55,8 @@ class Backbone:
     """
 
     def __init__(self, module: nn.Module, stages: Sequence[str] | None = None, *, in_chans: int = 3) -> None:
+        if isinstance(stages, str):
+            raise ValueError(f"stages takes a sequence of names, not {stages!r}; write [{stages!r}]")
         self.module = module
         self.in_chans = in_chans
         self.dims = _spatial_dims(module)

@@ -64,6 +64,8 @@ def load_backbone(
         ValueError: for an unknown model, file or function, one that takes no stochastic depth where some is wanted, or
             a Backbone that has other stages or channels.
     """
+    if in_chans is not None and in_chans < 1:
+        raise ValueError(f"--in-chans is a number of channels, at least 1, not {in_chans}")
     if model.endswith(".py"):
         raise ValueError(f"expected FILE.py:FUNCTION, got {model!r}")
     settings = {"drop_path_rate": drop_path} if drop_path else {}

@@ -18,6 +18,7 @@ from ..models.config import ModelConfig
 from ..models.factory import load_backbone
 from ..models.spark import SparK
 from ..objectives.base import find_objective
+from ..training.resume import TASK
 from .config import PretrainConfig
 
 
@@ -141,9 +142,13 @@ def load_run(folder: str | Path) -> TrainedRun:
         ValueError: if the folder holds no run, or one without a checkpoint.
     """
     run = RunFolder(folder)
-    recorded = run.read_config()
+    recorded = run.read_config() if run.config.is_file() else None
     if recorded is None:
-        raise ValueError(f"there is no run in {run.root}; see --run")
+        raise ValueError(f"there is no run in {run.root}; --run takes the folder of a pretraining")
+    if TASK in recorded:
+        raise ValueError(
+            f"{run.root} holds a run of `sparkmim {recorded[TASK]}`; --run takes the folder of a pretraining"
+        )
     config = PretrainConfig.from_dict(recorded)
     newest = run.newest_checkpoint()
     if newest is None:

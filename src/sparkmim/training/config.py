@@ -279,7 +279,7 @@ class TrainingConfig(Protocol):
         """See :meth:`Configuration.flat`."""
 
 
-def require_known(names: Iterable[str], settings: Mapping[str, Setting]) -> None:
+def require_known(names: Iterable[str], settings: Mapping[str, Any]) -> None:
     """Raise if a field does not exist.
 
     Args:

@@ -8,9 +8,9 @@ from typing import Any
 
 from ..checkpoints.run_folder import RunFolder, read_checkpoint
 from ..data.sources.address import absolute_address
-from ..utils.fields import Setting, flag, normalize, show, validate
+from ..utils.fields import flag, normalize, require_type, show, validate
 from ..utils.specs import absolute_spec, is_function
-from .config import Configuration, TrainingConfig, differences, require_known
+from .config import ConfigField, Configuration, TrainingConfig, differences, require_known
 from .resume import config_of_checkpoint, newest_state, recorded_run
 from .task import ConfigT, DataT, Preparation, TrainingKind
 
@@ -46,9 +46,10 @@ def prepare(
     """
     run = RunFolder(output)
     found = run.contents()
-    settings = kind.config_type.settings({**kind.config_type.plugins_of(run.read_config() or {}), **chosen})
-    chosen = normalize_fields(chosen, settings)
-    validate(chosen, settings)
+    plugins = kind.config_type.plugins_of(run.read_config() or {})
+    described = {field.flat: field for field in kind.config_type.describe({**plugins, **chosen})}
+    chosen = normalize_fields(chosen, described)
+    validate(chosen, {name: field.setting for name, field in described.items()})
     kind.validate_values(chosen)
     if recipe is not None and ".py:" in recipe:
         recipe = absolute_spec(recipe)
@@ -80,20 +81,22 @@ def prepare(
     return ready
 
 
-def normalize_fields(chosen: Mapping[str, Any], settings: Mapping[str, Setting]) -> dict[str, Any]:
+def normalize_fields(chosen: Mapping[str, Any], described: Mapping[str, ConfigField]) -> dict[str, Any]:
     """Return choices in the form in which a configuration records them: tuples, sizes per axis, absolute paths.
 
     Args:
         chosen: values by flat name.
-        settings: descriptions of all fields, by flat name.
+        described: all fields, by flat name.
 
     Raises:
-        ValueError: for an unknown name, or a size below 1.
+        ValueError: for an unknown name, a value of another type, or a size below 1.
     """
-    require_known(chosen, settings)
-    normalized = {name: normalize(name, value, settings[name]) for name, value in chosen.items()}
+    require_known(chosen, described)
+    for name, value in chosen.items():
+        require_type(name, value, described[name].type, described[name].setting)
+    normalized = {name: normalize(name, value, described[name].setting) for name, value in chosen.items()}
     addresses = {
-        name for name, field in settings.items() if field.kind == "images" and normalized.get(name) is not None
+        name for name in normalized if described[name].setting.kind == "images" and normalized[name] is not None
     }
     return normalized | {name: absolute_address(normalized[name]) for name in addresses}
 

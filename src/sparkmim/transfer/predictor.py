@@ -54,7 +54,7 @@ def predict(
 
     Args:
         run: folder of a fine-tuning run, or its `model.safetensors`.
-        data: folder of images, flat or nested, or their address.
+        data: folder of images, flat or nested, or an address.
         top_k: number of classes that a classifier returns for each image.
         image_size: side of the square view in pixels; that of the fine-tuning by default.
         batch_size: images per forward pass.

@@ -7,16 +7,21 @@ import platform
 
 import torch
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
+"""Names of devices."""
+
 
 def pick_device(name: str) -> torch.device:
     """Return the device of this process.
 
     Args:
-        name: "auto" (CUDA, else MPS, else CPU) or a torch device type; "cuda" becomes the device of the local rank.
+        name: "auto" (CUDA, else MPS, else CPU), "cpu", "cuda" or "mps"; "cuda" becomes the device of the local rank.
 
     Raises:
-        ValueError: if the machine has no such device, or fewer CUDA devices than processes.
+        ValueError: for another name, if the machine has no such device, or fewer CUDA devices than processes.
     """
+    if name not in DEVICES:
+        raise ValueError(f"--device takes {' or '.join(DEVICES)}, not {name!r}")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

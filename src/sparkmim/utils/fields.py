@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_type_hints
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from .specs import absolute_spec
 
@@ -158,13 +159,65 @@ def validate(values: Mapping[str, Any], settings: Mapping[str, Setting]) -> None
 
 
 def validate_as(group: type[Any], **values: Any) -> None:
-    """Validate values given to a function against the ranges of a group's fields of the same names.
+    """Validate values given to a function against the types and ranges of a group's fields of the same names.
 
     Raises:
         ValueError: naming the field, what it must be, and what it is.
     """
-    settings = {field.name: field.setting for field in describe(group)}
-    validate(values, {name: settings[name] for name in values})
+    described = {field.name: field for field in describe(group) if field.name in values}
+    for name, field in described.items():
+        require_type(name, values[name], field.type, field.setting)
+    validate(values, {name: field.setting for name, field in described.items()})
+
+
+def require_type(name: str, value: Any, kind: Any, described: Setting) -> None:
+    """Raise unless a value, in a form that :func:`normalize` takes, is of a field's type; Python code may give any.
+
+    Raises:
+        ValueError: naming the field, what it must be, and what it is.
+    """
+    if described.per_axis and not isinstance(value, (list, tuple)):
+        kind = kind | int
+    if described.kind in ("images", "weights") and isinstance(value, Path):
+        return
+    if get_origin(kind) is Literal and described.valid is not None:
+        return  # it accepts more, as what older versions recorded
+    if not _fits(tuple(value) if isinstance(value, list) else value, kind):
+        options = [_spelled(part) for part in (get_args(kind) if _is_union(kind) else (kind,))]
+        raise ValueError(f"{flag(name)} takes {' or '.join(options)}, not {value!r}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value is of a type of a field; an integer serves as a float too, and unknown types fit."""
+    if _is_union(kind):
+        return any(_fits(value, part) for part in get_args(kind))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        parts = get_args(kind)
+        if not isinstance(value, tuple):
+            return False
+        if parts[-1] is Ellipsis:
+            return all(_fits(part, parts[0]) for part in value)
+        return len(value) == len(parts) and all(map(_fits, value, parts))
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    if kind is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, kind) if isinstance(kind, type) and get_origin(kind) is None else True
+
+
+def _is_union(kind: Any) -> bool:
+    return get_origin(kind) in (Union, UnionType)
+
+
+def _spelled(kind: Any) -> str:
+    """Return a type as a message names it: `packed or zero-out`, `True or False`, `int`, or `tuple[float, float]`."""
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    if kind is bool:
+        return "True or False"
+    return "None" if kind is type(None) else kind.__name__ if get_origin(kind) is None else str(kind)
 
 
 def normalize(name: str, value: Any, described: Setting) -> Any:

@@ -121,6 +121,7 @@ def test_addresses_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos.zip").write_bytes(b"")
     assert absolute_address("images") == absolute_address(Path("images")) == f"{tmp_path}/images"
+    assert absolute_address("folder://images") == f"{tmp_path}/images"
     assert absolute_address("~/images") == os.path.expanduser("~/images")
     for place in ("builtin://", "s3://bucket/photos", f"zip://{tmp_path}/photos.zip"):
         assert absolute_address(place) == place
