@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparkmim import TransferTask
 from sparkmim.data.sources.folder import Files
 from sparkmim.data.targets import ImagesWithArrays
-from sparkmim.transfer.tasks.base import TransferTask
 
 
 @dataclass(frozen=True, kw_only=True)

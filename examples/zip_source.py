@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sparkmim import ImageSource
 from sparkmim.data.decoding.encoded import EncodedImage, UnreadableImage
 from sparkmim.data.decoding.images import EncodedFile, image_extensions
-from sparkmim.data.sources.base import ImageSource
 
 
 @dataclass(frozen=True)

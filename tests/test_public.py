@@ -89,12 +89,12 @@ def test_the_list_of_commands_says_what_their_help_says(name: str) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: sparkmim.check("test_resnet", precision="64"), "--precision takes float64 or float32, not '64'"),
+        (lambda: sparkmim.check("test_resnet", precision="64"), "--precision takes float64 or float32, not '64'"),  # type: ignore[arg-type]
         (lambda: sparkmim.check("test_resnet", in_chans=0), "--in-chans is a number of channels, at least 1, not 0"),
         (lambda: sparkmim.check("test_resnet", stages="layer1"), r"stages takes .* not 'layer1'; write \['layer1'\]"),
         (lambda: sparkmim.load_encoder("none", "test_resnet", stages="layer1"), "stages takes .* not 'layer1'"),
-        (lambda: sparkmim.embed("none", model="test_resnet", device="gpu"), "--device takes .*, not 'gpu'"),
-        (lambda: sparkmim.embed("none", model="test_resnet", batch_size="4"), "--batch-size takes int, not '4'"),
+        (lambda: sparkmim.embed("none", model="test_resnet", device="gpu"), "--device takes .*, not 'gpu'"),  # type: ignore[arg-type]
+        (lambda: sparkmim.embed("none", model="test_resnet", batch_size="4"), "--batch-size takes int, not '4'"),  # type: ignore[arg-type]
         (lambda: sparkmim.linear_probe("none", "nowhere", seed=-1), "--seed must be at least 0, not -1"),
         (lambda: sparkmim.knn("none", "nowhere", seed=-1), "--seed must be at least 0, not -1"),
     ],

@@ -14,6 +14,7 @@ from .utils import moved
 if TYPE_CHECKING:
     from . import recipes, sparse
     from .checkpoints.encoder import load_encoder
+    from .data.sources.base import ImageSource
     from .diagnostics.check import check
     from .evaluation.features import embed
     from .evaluation.knn import knn
@@ -28,14 +29,17 @@ if TYPE_CHECKING:
     from .sparse import UnsupportedOperation
     from .transfer.predictor import predict
     from .transfer.run import finetune
+    from .transfer.tasks.base import TransferTask
 
     __version__: str
 
 __all__ = [
     "Backbone",
+    "ImageSource",
     "Objective",
     "SparK",
     "SparKOutput",
+    "TransferTask",
     "UnsupportedOperation",
     "__version__",
     "check",
@@ -55,9 +59,11 @@ __all__ = [
 
 _HOMES = {
     "Backbone": "models.backbone",
+    "ImageSource": "data.sources.base",
     "Objective": "objectives.base",
     "SparK": "models.spark",
     "SparKOutput": "models.spark",
+    "TransferTask": "transfer.tasks.base",
     "UnsupportedOperation": "sparse",
     "check": "diagnostics.check",
     "embed": "evaluation.features",

@@ -163,8 +163,10 @@ def test_processes_agree_on_a_stop_by_the_clock(tmp_path: Path, images: Path) ->
 AGREE = """
 import os, sys
 from sparkmim.training.run import agree, launch
-from sparkmim.pretraining.prepare import prepare
-ready = prepare(sys.argv[1], None, "auto", {"model": "test_resnet", "data": sys.argv[2], "batch_size": 8}, 2)
+from sparkmim.pretraining.prepare import Pretraining
+from sparkmim.training.prepare import prepare
+chosen = {"model": "test_resnet", "data": sys.argv[2], "batch_size": 8}
+ready = prepare(Pretraining(), sys.argv[1], None, "auto", chosen, 2)
 config = ready.config.replace({"accumulate": 1 + int(os.environ["RANK"])})
 sys.stdout.write(f"parts: {agree(config, launch(config.run)).run.accumulate}\\n")  # at once: two processes write here
 """
