@@ -88,7 +88,7 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             chosen=chosen,
             build=lambda config, seed: self._build(task, config, targets, seed),
         )
-        with code_of(recipe if ".py:" in recipe else encoder.name):
+        with code_of(recipe if ".py:" in recipe else encoder.name, chosen.get("task", CLASSIFICATION)):
             config = make(situation)
         if not isinstance(config, self.config_type):
             raise ValueError(f"recipe {recipe} returns a {type(config).__name__}, not a {self.config_type.__name__}")
@@ -118,7 +118,7 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         """Return the task of a run."""
         config = ready.config
         targets = self.task.describe_targets(ready.data.train)
-        with code_of(config.model.model):
+        with code_of(config.model.model, config.model.task):
             network = self._build(self.task, config.model, targets, config.run.seed)
         if ready.state is None and self.encoder is not None:
             load_weights(network, self.encoder)
