@@ -107,3 +107,15 @@ def test_its_settings_are_flags(
     assert code == 0, out
     assert "objective    custom_objective.py:Hog" in out
     assert json.loads((tmp_path / "run" / "config.json").read_text())["objective"] == {"cell_size": 8, "bins": 9}
+
+
+def test_a_plan_does_not_go_past_the_last_step(tmp_path: Path, images: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from sparkmim.objectives.pixels import Pixels\n\n\n"
+        "class Watched(Pixels):\n"
+        "    def after_step(self, model, progress):\n"
+        "        assert 0 < progress <= 1, progress\n"
+    )
+    chosen = TINY_PRETRAIN | {"data": images, "epochs": 0.8, "warmup_epochs": 0.0, "objective": f"{own}:Watched"}
+    assert pretrain(tmp_path / "run", chosen=chosen, plan=True) is None
