@@ -29,6 +29,7 @@ from .network import Network, load_weights, require_image_size
 from .recipes import RECIPES, Situation
 from .task import FinetuningTask
 from .tasks.base import TransferTask, find_task
+from .tasks.classification import Classification
 
 Ready = Preparation[TransferConfig, Splits[Any]]
 
@@ -157,7 +158,13 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         }
 
     def _task(self, chosen: Mapping[str, Any], settings: Any = None) -> TransferTask[Any]:
-        kind = find_task(chosen.get("task", CLASSIFICATION))
+        name = chosen.get("task", CLASSIFICATION)
+        kind = find_task(name)
+        if name != CLASSIFICATION and issubclass(kind, Classification):
+            raise ValueError(
+                f"--task {name} derives from Classification, whose augmentations and loss are settings of --task "
+                f"{CLASSIFICATION} alone; derive it from TransferTask"
+            )
         if settings is None:
             own = {name.removeprefix("task."): value for name, value in chosen.items() if name.startswith("task.")}
             settings = kind.settings_type(**own)
