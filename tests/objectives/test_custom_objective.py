@@ -119,3 +119,19 @@ def test_a_plan_does_not_go_past_the_last_step(tmp_path: Path, images: Path) -> 
     )
     chosen = TINY_PRETRAIN | {"data": images, "epochs": 0.8, "warmup_epochs": 0.0, "objective": f"{own}:Watched"}
     assert pretrain(tmp_path / "run", chosen=chosen, plan=True) is None
+
+
+def test_its_file_has_moved(tmp_path: Path, images: Path) -> None:
+    here, there = tmp_path / "here.py", tmp_path / "there.py"
+    here.write_text(Path(HOG.partition(":")[0]).read_text())
+    chosen = TINY_PRETRAIN | {"data": images, "objective": f"{here}:Hog", "objective.cell_size": 16}
+    pretrain(tmp_path / "run", chosen=chosen, after_step=interrupt_at(3))
+    pretrain(tmp_path / "whole", chosen=chosen)
+    here.rename(there)
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000000003.pt"
+    with pytest.raises(
+        ValueError, match=rf"here\.py, which does not exist.*--resume {checkpoint} --objective FILE\.py:Hog"
+    ):
+        pretrain(tmp_path / "run")
+    pretrain(tmp_path / "new", resume=str(checkpoint), chosen={"objective": f"{there}:Hog"})
+    assert numbers(tmp_path / "new") == numbers(tmp_path / "whole")[3:]

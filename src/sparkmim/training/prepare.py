@@ -11,7 +11,7 @@ from ..data.sources.address import absolute_address
 from ..utils.fields import Setting, flag, normalize, show, validate
 from ..utils.specs import absolute_spec, is_function
 from .config import Configuration, TrainingConfig, differences, require_known
-from .resume import config_of_checkpoint, newest_state, recorded_run
+from .resume import config_of_checkpoint, newest_state, recorded_run, require_plugin_files
 from .task import ConfigT, DataT, Preparation, TrainingKind
 
 
@@ -46,7 +46,9 @@ def prepare(
     """
     run = RunFolder(output)
     found = run.contents()
-    settings = kind.config_type.settings({**kind.config_type.plugins_of(run.read_config() or {}), **chosen})
+    plugins = kind.config_type.plugins_of(run.read_config() or {})
+    require_plugin_files(run, plugins)
+    settings = kind.config_type.settings({**plugins, **chosen})
     chosen = normalize_fields(chosen, settings)
     validate(chosen, settings)
     kind.validate_values(chosen)
@@ -63,13 +65,13 @@ def prepare(
             state, warnings = newest_state(run)
     elif state is not None and recipe is None:
         name = f"of {Path(resume).name}"
-        config = config_of_checkpoint(resume, state, kind.config_type, kind.not_this_kind).replace(chosen)
+        config = config_of_checkpoint(resume, state, kind.config_type, kind.not_this_kind, chosen).replace(chosen)
         data = kind.read_data(config)
     else:
         name = recipe or kind.default_recipe
         config, data = kind.resolve(name, chosen, processes)
     if state is not None and resume != "auto":
-        before = config_of_checkpoint(resume, state, kind.config_type, kind.not_this_kind)
+        before = config_of_checkpoint(resume, state, kind.config_type, kind.not_this_kind, chosen)
         require_same_model(resume, before, config, kind.weights_remedy)
     validate(config.flat(), type(config).settings(config.flat()))
     kind.validate_values(config.flat())
