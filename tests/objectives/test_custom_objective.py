@@ -106,6 +106,8 @@ def test_its_settings_are_flags(
     code, out = sparkmim(*flags.split())
     assert code == 0, out
     assert "objective    custom_objective.py:Hog" in out
+    assert "sparkmim embed" in out
+    assert "sparkmim reconstruct" not in out, "which would be refused"
     assert json.loads((tmp_path / "run" / "config.json").read_text())["objective"] == {"cell_size": 8, "bins": 9}
 
 
