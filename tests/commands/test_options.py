@@ -77,3 +77,83 @@ def test_commands_take_the_settings_of_what_they_are_told(capsys: pytest.Capture
 def test_unknown_plugins(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["pretrain", "--output", "x", "--objective", "pixel"]) == 2
     assert "--objective 'pixel' is unknown" in capsys.readouterr().err
+
+
+PLUGINS = """
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from sparkmim import Objective
+from sparkmim.objectives.pixels import Pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    ALL: ClassVar[tuple[int, ...]] = (1, 2)
+    '''Not a field.'''
+
+    n: Literal[1, 2] = 1
+    '''A number.'''
+
+
+@dataclass(frozen=True, kw_only=True)
+class Required:
+    n: int
+    '''A number.'''
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths:
+    where: Path = Path("x")
+    '''A path.'''
+
+
+class Plain:
+    n: int = 1
+
+
+class Good(Pixels):
+    settings_type = Numbers
+
+
+class WithoutDefault(Pixels):
+    settings_type = Required
+
+
+class WithPath(Pixels):
+    settings_type = Paths
+
+
+class NoDataclass(Pixels):
+    settings_type = Plain
+
+
+class Unfinished(Objective):
+    pass
+
+
+class Wrong(Pixels):
+    def loss(self, prediction, target, grid):
+        raise KeyError("own")
+"""
+
+
+def test_plugins_that_do_not_keep_the_contract(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(PLUGINS)
+    tiny = f"--model test_resnet --data {images} --image-size 64 --batch-size 4 --decoder-width 32 --device cpu"
+    expected = {
+        "WithoutDefault": "expected settings Required to be a dataclass whose fields all have defaults",
+        "WithPath": "expected settings Paths to be a dataclass whose fields all have defaults",
+        "NoDataclass": "expected settings Plain to be a dataclass whose fields all have defaults",
+        "Unfinished": f"expected {file}:Unfinished to define target",
+        "Wrong": f"{file}:Wrong fails at line {PLUGINS[: PLUGINS.index('raise')].count(chr(10)) + 1}: KeyError: 'own'",
+    }
+    for name, message in expected.items():
+        command = f"pretrain --output {tmp_path / name} {tiny} --objective {file}:{name}"
+        assert run_command(command.split()) == 2
+        assert message in capsys.readouterr().err, "which does not blame the network"
+    assert parsed(PretrainConfig, "--objective", f"{file}:Good", "--objective.n", "2")["objective.n"] == 2

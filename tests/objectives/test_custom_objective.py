@@ -109,3 +109,31 @@ def test_its_settings_are_flags(
     assert "sparkmim embed" in out
     assert "sparkmim reconstruct" not in out, "it would be refused"
     assert json.loads((tmp_path / "run" / "config.json").read_text())["objective"] == {"cell_size": 8, "bins": 9}
+
+
+def test_a_plan_does_not_go_past_the_last_step(tmp_path: Path, images: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from sparkmim.objectives.pixels import Pixels\n\n\n"
+        "class Watched(Pixels):\n"
+        "    def after_step(self, model, progress):\n"
+        "        assert 0 < progress <= 1, progress\n"
+    )
+    chosen = TINY_PRETRAIN | {"data": images, "epochs": 0.8, "warmup_epochs": 0.0, "objective": f"{own}:Watched"}
+    assert pretrain(tmp_path / "run", chosen=chosen, plan=True) is None
+
+
+def test_its_file_has_moved(tmp_path: Path, images: Path) -> None:
+    here, there = tmp_path / "here.py", tmp_path / "there.py"
+    here.write_text(Path(HOG.partition(":")[0]).read_text())
+    chosen = TINY_PRETRAIN | {"data": images, "objective": f"{here}:Hog", "objective.cell_size": 16}
+    pretrain(tmp_path / "run", chosen=chosen, after_step=interrupt_at(3))
+    pretrain(tmp_path / "whole", chosen=chosen)
+    here.rename(there)
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000000003.pt"
+    with pytest.raises(
+        ValueError, match=rf"here\.py, which does not exist.*--resume {checkpoint} --objective FILE\.py:Hog"
+    ):
+        pretrain(tmp_path / "run")
+    pretrain(tmp_path / "new", resume=str(checkpoint), chosen={"objective": f"{there}:Hog"})
+    assert numbers(tmp_path / "new") == numbers(tmp_path / "whole")[3:]

@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import TINY_FINETUNE, assert_same_training, interrupt_at, lines
-from sparkmim import finetune, predict
+from helpers import TINY_FINETUNE, TINY_PRETRAIN, assert_same_training, interrupt_at, lines
+from sparkmim import finetune, predict, pretrain
 from sparkmim.cli import main
+from sparkmim.training.errors import RunStopped
 from sparkmim.transfer.model_file import load_model
 from sparkmim.transfer.tasks.base import find_task
 from sparkmim.utils.specs import plugin_names
@@ -80,6 +81,39 @@ def test_a_run(tables: Path, tmp_path: Path) -> None:
     finetune(tmp_path / "parts")
     assert_same_training(tmp_path / "parts", tmp_path / "whole")
     assert json.loads((tmp_path / "parts" / "results.json").read_text()) == results
+
+
+def test_a_checkpoint_brings_its_task(tables: Path, images: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain.py"  # without settings, so that its configuration has the groups of a pretraining
+    source = Path(REGRESSION.partition(":")[0]).read_text().replace("    settings_type = RegressionSettings\n", "")
+    plain.write_text(source.replace('self.settings.loss == "squared"', "True"))
+    finetune(tmp_path / "run", chosen=settings(tables) | {"task": f"{plain}:Regression"}, after_step=interrupt_at(3))
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    finetune(tmp_path / "other", resume=str(checkpoint), chosen={"epochs": 2.0})
+    assert json.loads((tmp_path / "other" / "config.json").read_text())["model"]["task"] == f"{plain}:Regression"
+    with pytest.raises(ValueError, match=r"another task \(.*plain\.py:Regression there, classification asked for"):
+        finetune(tmp_path / "new", resume=str(checkpoint), chosen={"task": "classification"})
+    with pytest.raises(ValueError, match=r"another task \(.*plain\.py:Regression there, classification asked for"):
+        finetune(tmp_path / "run", chosen={"task": "classification"})
+    with pytest.raises(ValueError, match="is a checkpoint of a fine-tuning; start from the weights of its run"):
+        pretrain(tmp_path / "new", resume=str(checkpoint))
+    pretrain(tmp_path / "pixels", chosen=TINY_PRETRAIN | {"data": images}, after_step=interrupt_at(2))
+    (checkpoint,) = (tmp_path / "pixels" / "checkpoints").iterdir()
+    with pytest.raises(ValueError, match="is a checkpoint of a pretraining; start from the encoder of its run"):
+        finetune(tmp_path / "new", resume=str(checkpoint), chosen={"task": f"{plain}:Regression"})
+
+
+def test_tasks_that_do_not_keep_the_contract(tables: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    source = Path(REGRESSION.partition(":")[0]).read_text().replace('metric = "mae"', 'metric = "rmse"')
+    own.write_text(
+        f"{source}\n\nfrom sparkmim.transfer.tasks.classification import Classification\n\n\n"
+        "class Finer(Classification):\n    pass\n"
+    )
+    with pytest.raises(RunStopped, match=r"own\.py:Regression names 'rmse' its metric, but scores loss, mae, r2"):
+        finetune(tmp_path / "run", chosen=settings(tables) | {"task": f"{own}:Regression"})
+    with pytest.raises(ValueError, match=r"own\.py:Finer derives from Classification"):
+        finetune(tmp_path / "new", chosen=settings(tables) | {"task": f"{own}:Finer"})
 
 
 def test_its_model_is_used(tables: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from sparkmim.transfer.layer_decay import decayed_groups
 from sparkmim.transfer.model_file import load_model
 from sparkmim.transfer.network import load_weights
 from sparkmim.transfer.run import finetune
+from sparkmim.transfer.task import FinetuningTask
 
 OWN = """
 from torch import nn
@@ -183,3 +185,14 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
     assert list(score["unreadable"]) == ["red/1.png"]
     assert "UnidentifiedImageError" in score["unreadable"]["red/1.png"]
     assert "1 image could not be read:" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_views_can_be_sent_to_processes_that_are_spawned(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS, where processes that read images do not inherit them."""
+    sent = []
+    monkeypatch.setattr(FinetuningTask, "publish", lambda task: sent.append(pickle.dumps(task.views)))
+    finetune(tmp_path / "run", chosen=TINY_FINETUNE | {"data": data})
+    views = pickle.loads(sent[0])
+    assert views[0, 0].indices == [0]

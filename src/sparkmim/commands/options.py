@@ -73,7 +73,7 @@ def _metavar(kind: Any) -> str:
     options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     kind = next(option for option in options if option is not NoneType)
     if get_origin(kind) is Literal:
-        return "|".join(get_args(kind))
+        return "|".join(map(str, get_args(kind)))
     if get_origin(kind) is tuple:
         return " ".join("[...]" if part is Ellipsis else part.__name__.upper() for part in get_args(kind))
     return kind.__name__.upper()

@@ -38,16 +38,19 @@ def command(
             from.
         plan: measure a few steps, print time and memory, and exit.
     """
+    from ..checkpoints.run_folder import RunFolder
+    from ..objectives.base import find_objective
     from ..pretraining.run import pretrain
 
     outcome = pretrain(output, recipe=recipe, resume=resume, plan=plan, chosen=settings)
     if outcome is None:
         return 0
     run = shlex.quote(str(output))
-    pictures = any((output / "reconstructions").glob("step-*.png"))  # some objectives predict none
+    recorded = PretrainConfig.plugins_of(RunFolder(output).read_config() or {})
+    pictures = find_objective(recorded.get("objective", "pixels")).reconstructs
     advice = [
         f"{'More pictures, features' if pictures else 'Features'} of images, and a classifier from labeled ones:",
-        *([f"    sparkmim reconstruct --run {run} --data FOLDER --output picture.png"] if pictures else []),
+        *[f"    sparkmim reconstruct --run {run} --data FOLDER --output picture.png"] * pictures,
         f"    sparkmim embed --encoder {run}/encoder.safetensors --data FOLDER --output features.npz",
         f"    sparkmim finetune --encoder {run} --data LABELED --output runs/classifier",
     ]

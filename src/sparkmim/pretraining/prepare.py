@@ -97,7 +97,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             chosen=chosen,
             builder=self.builder,
         )
-        with code_of(recipe if ".py:" in recipe else chosen["model"]):
+        with code_of(recipe if ".py:" in recipe else chosen["model"], chosen.get("objective", "pixels")):
             try:
                 config = make(situation)
             except OSError as error:

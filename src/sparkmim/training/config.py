@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -158,9 +159,11 @@ class Configuration:
         types: dict[str, type[Any]] = {}
         for group in fields(cls):
             described: Plugin | None = group.metadata.get("plugin")
-            types[group.name] = (
-                hints[group.name] if described is None else described.settings_of(chosen.get(described.chooser))
-            )
+            if described is None:
+                types[group.name] = hints[group.name]
+            else:
+                types[group.name] = described.settings_of(chosen.get(described.chooser))
+                require_plain_defaults(types[group.name])
         return types
 
     @classmethod
@@ -277,6 +280,21 @@ class TrainingConfig(Protocol):
 
     def flat(self) -> dict[str, Any]:
         """See :meth:`Configuration.flat`."""
+
+
+def require_plain_defaults(settings: type[Any]) -> None:
+    """Raise unless the settings of a plug-in can be made of nothing and recorded as JSON.
+
+    Raises:
+        ValueError: naming the class, and what stands against it.
+    """
+    try:
+        json.dumps(dataclasses.asdict(settings()))
+    except TypeError as error:
+        raise ValueError(
+            f"expected settings {settings.__name__} to be a dataclass whose fields all have defaults, numbers or text "
+            f"({error})"
+        ) from error
 
 
 def require_known(names: Iterable[str], settings: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from ..data.sources.address import absolute_address
 from ..utils.fields import flag, normalize, require_type, show, validate
 from ..utils.specs import absolute_spec, is_function
 from .config import ConfigField, Configuration, TrainingConfig, differences, require_known
-from .resume import config_of_checkpoint, newest_state, recorded_run
+from .resume import config_of_checkpoint, newest_state, recorded_run, require_plugin_files
 from .task import ConfigT, DataT, Preparation, TrainingKind
 
 
@@ -47,6 +47,7 @@ def prepare(
     run = RunFolder(output)
     found = run.contents()
     plugins = kind.config_type.plugins_of(run.read_config() or {})
+    require_plugin_files(run, plugins)
     described = {field.flat: field for field in kind.config_type.describe({**plugins, **chosen})}
     chosen = normalize_fields(chosen, described)
     validate(chosen, {name: field.setting for name, field in described.items()})
@@ -64,13 +65,13 @@ def prepare(
             state, warnings = newest_state(run)
     elif state is not None and recipe is None:
         name = f"of {Path(resume).name}"
-        config = config_of_checkpoint(resume, state, kind.config_type, kind.not_this_kind).replace(chosen)
+        config = config_of_checkpoint(resume, state, kind.config_type, kind.not_this_kind, chosen).replace(chosen)
         data = kind.read_data(config)
     else:
         name = recipe or kind.default_recipe
         config, data = kind.resolve(name, chosen, processes)
     if state is not None and resume != "auto":
-        before = config_of_checkpoint(resume, state, kind.config_type, kind.not_this_kind)
+        before = config_of_checkpoint(resume, state, kind.config_type, kind.not_this_kind, chosen)
         require_same_model(resume, before, config, kind.weights_remedy)
     validate(config.flat(), type(config).settings(config.flat()))
     kind.validate_values(config.flat())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ..checkpoints.run_folder import RunFolder
 from ..data.sources.base import ImageSource, fingerprint
+from ..utils.fields import flag
 from .config import Configuration, differences
 
 KindT = TypeVar("KindT", bound=Configuration)
@@ -96,22 +98,53 @@ def recorded_run(
     return RecordedRun(run, name, config.replace(chosen), recorded)
 
 
-def config_of_checkpoint(path: str, state: Mapping[str, Any], kind: type[KindT], not_this_kind: str) -> KindT:
-    """Return the configuration under which a checkpoint was written.
+def require_plugin_files(run: RunFolder, plugins: Mapping[str, Any]) -> None:
+    """Raise unless the files of a recorded run's plug-ins are where they were.
+
+    Args:
+        run: the folder.
+        plugins: fields that name plug-ins, by flat name, as recorded.
+
+    Raises:
+        ValueError: naming the file, and how to resume with one that has moved.
+    """
+    for name, spec in plugins.items():
+        path, found, rest = str(spec).partition(".py:")
+        if found and not Path(f"{path}.py").is_file():
+            newest = [f"--resume {path}" for path in run.list_checkpoints()[-1:]]
+            remedy = " ".join([*newest, f"{flag(name)} FILE.py:{rest}"])
+            raise ValueError(
+                f"{run.config} names {path}.py, which does not exist. Put it back, or resume in another --output with "
+                f"the file that has moved: {remedy}"
+            )
+
+
+def config_of_checkpoint(
+    path: str, state: Mapping[str, Any], kind: type[KindT], not_this_kind: str, chosen: Mapping[str, Any]
+) -> KindT:
+    """Return the configuration under which a checkpoint was written, with plug-ins where their files are now.
 
     Args:
         path: of the checkpoint.
         state: its content.
         kind: of the configuration that is wanted.
         not_this_kind: what it is if its run was of another kind, and what can be done with that.
+        chosen: fields that are asked for, by flat name; a plug-in of a file that has moved is the same one.
 
     Raises:
         ValueError: if it was, or the configuration does not fit this version.
     """
     recorded = json.loads(state["config"])
     required = kind.required_groups()
-    if not required <= recorded.keys() <= required | kind.optional_groups():
+    known = {field.name for field in kind.describe() if field.group == "model"}
+    alike = recorded.get("model", {}).keys() <= known  # some tasks have the groups of a pretraining
+    if not (alike and required <= recorded.keys() <= required | kind.optional_groups()):
         raise ValueError(f"{path} is {not_this_kind}")
+    for name, there in kind.plugins_of(recorded).items():
+        here = chosen.get(name, there)
+        if ".py:" in str(there) and ".py:" in here and there.rpartition(":")[2] == here.rpartition(":")[2]:
+            group = next(group for group, values in recorded.items() if name in values)
+            recorded[group][name] = here
     return kind.from_dict(recorded)
 
 

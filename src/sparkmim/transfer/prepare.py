@@ -29,6 +29,7 @@ from .network import Network, load_weights, require_image_size
 from .recipes import RECIPES, Situation
 from .task import FinetuningTask
 from .tasks.base import TransferTask, find_task
+from .tasks.classification import Classification
 
 Ready = Preparation[TransferConfig, Splits[Any]]
 
@@ -88,7 +89,7 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             chosen=chosen,
             build=lambda config, seed: self._build(task, config, targets, seed),
         )
-        with code_of(recipe if ".py:" in recipe else encoder.name):
+        with code_of(recipe if ".py:" in recipe else encoder.name, chosen.get("task", CLASSIFICATION)):
             config = make(situation)
         if not isinstance(config, self.config_type):
             raise ValueError(f"recipe {recipe} returns a {type(config).__name__}, not a {self.config_type.__name__}")
@@ -118,7 +119,7 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         """Return the task of a run."""
         config = ready.config
         targets = self.task.describe_targets(ready.data.train)
-        with code_of(config.model.model):
+        with code_of(config.model.model, config.model.task):
             network = self._build(self.task, config.model, targets, config.run.seed)
         if ready.state is None and self.encoder is not None:
             load_weights(network, self.encoder)
@@ -157,7 +158,13 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         }
 
     def _task(self, chosen: Mapping[str, Any], settings: Any = None) -> TransferTask[Any]:
-        kind = find_task(chosen.get("task", CLASSIFICATION))
+        name = chosen.get("task", CLASSIFICATION)
+        kind = find_task(name)
+        if name != CLASSIFICATION and issubclass(kind, Classification):
+            raise ValueError(
+                f"--task {name} derives from Classification, whose augmentations and loss are settings of --task "
+                f"{CLASSIFICATION} alone; derive it from TransferTask"
+            )
         if settings is None:
             own = {name.removeprefix("task."): value for name, value in chosen.items() if name.startswith("task.")}
             settings = kind.settings_type(**own)

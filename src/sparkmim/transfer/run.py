@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.run_folder import RunFolder
+from ..checkpoints.run_folder import RunFolder, read_checkpoint
 from ..training.loop import Outcome
 from ..training.run import train
+from .config import CLASSIFICATION, config_type_of
 from .prepare import FineTuning
 
 
@@ -45,8 +47,15 @@ def finetune(
         >>> finetune("runs/classifier", chosen={"encoder": "runs/mine", "data": "labeled"})
     """
     chosen = chosen or {}
+    recorded = recorded_task(output, resume)
+    task = chosen.get("task", recorded)
+    if recorded is not None and config_type_of(task) is not config_type_of(recorded):
+        raise ValueError(
+            f"{output if RunFolder(output).config.exists() else resume} is of another task ({recorded} there, {task} "
+            "asked for); leave --task to it, or begin a new run from its weights: --encoder RUN/model.safetensors"
+        )
     return train(
-        FineTuning(chosen.get("task", recorded_task(output))),
+        FineTuning(task),
         output,
         recipe=recipe,
         resume=resume,
@@ -56,12 +65,16 @@ def finetune(
     )
 
 
-def recorded_task(output: str | Path) -> str | None:
-    """Return the task of the run in a folder, None for classification or where there is no run.
+def recorded_task(output: str | Path, resume: str) -> str | None:
+    """Return the task of the run in a folder, or of the checkpoint that a new one resumes; None without either.
 
     Raises:
-        ValueError: if the folder holds something that is not a run.
+        ValueError: if the folder holds something that is not a run, or the checkpoint cannot be read.
     """
-    recorded = RunFolder(output).read_config() or {}
-    model = recorded.get("model")
-    return model.get("task") if isinstance(model, dict) else None
+    recorded = RunFolder(output).read_config()
+    if recorded is None and resume not in ("auto", "never"):
+        recorded = json.loads(read_checkpoint(Path(resume).expanduser())["config"])
+    model = (recorded or {}).get("model")
+    if not isinstance(model, dict) or "encoder" not in model:  # of a pretraining
+        return None
+    return str(model.get("task", CLASSIFICATION))

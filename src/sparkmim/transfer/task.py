@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ class FinetuningTask(TrainingTask[TargetBatch]):
             self.average.module.to(fabric.device)
         train, seed = splits.train, config.run.seed
         self.views: TargetViews = TargetViews(
-            train.source, lambda index: task.target(train, index), task.view(config), config.model.in_chans, seed
+            train.source, partial(task.target, train), task.view(config), config.model.in_chans, seed
         )
         self.repeats = task.repeats(config)
         self.evaluators = [] if splits.val is None else [Evaluator(config.run.val_every, self.validate)]
@@ -111,6 +112,8 @@ class FinetuningTask(TrainingTask[TargetBatch]):
         images = self.splits.val
         scores = self.task.evaluate(self._outputs(images), images, self.settings)
         metric = self.task.metric
+        if metric not in scores:
+            raise RunStopped(f"{self.settings.model.task} names {metric!r} its metric, but scores {', '.join(scores)}")
         if self.best is None or self.task.is_better(scores[metric], self.best[metric]):
             weights = {name: tensor.detach().cpu().clone() for name, tensor in self.scored.state_dict().items()}
             self.best = {metric: scores[metric], "step": self.step, "model": weights, "images": self.scored_on}

@@ -112,7 +112,7 @@ def describe(group: type[Any]) -> tuple[Field, ...]:
     found: list[Field] = []
     for part in group.__mro__[:-1]:
         texts = attribute_docstrings(part)
-        for name in inspect.get_annotations(part):
+        for name in filter(settings.__contains__, inspect.get_annotations(part)):
             if name not in texts:
                 raise ValueError(f"{part.__name__}.{name} is not documented: write a text below it")
             found.append(Field(name, types[name], texts[name], settings[name]))

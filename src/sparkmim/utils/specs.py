@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import sys
 from difflib import get_close_matches
@@ -125,6 +126,8 @@ def plugin_of(module: ModuleType, base: type[Any]) -> type[Any]:
 def _require_subclass(found: Any, base: type[Any], name: str) -> type[Any]:
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(f"expected a subclass of sparkmim.{base.__name__}, got {name}: {found!r}")
+    if inspect.isabstract(found):
+        raise ValueError(f"expected {name} to define {', '.join(sorted(found.__abstractmethods__))}")
     return found
 
 
