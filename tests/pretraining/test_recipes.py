@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from sparkmim import Backbone
+from helpers import TINY_PRETRAIN, interrupt_at
+from sparkmim import Backbone, pretrain
+from sparkmim.checkpoints.encoder import save_encoder
+from sparkmim.models.config import ModelConfig
 from sparkmim.pretraining.config import PretrainConfig
+from sparkmim.pretraining.model import ModelBuilder
 from sparkmim.pretraining.recipes import FAST_DECODER_WIDTH, RECIPES, Situation, auto, demo, fast, paper
 from sparkmim.training.recipes import find_recipe
+from sparkmim.utils.fields import NoSettings
 
 
 class Images:
-    """So many images, which are never read unless asked for."""
+    """So many images, which are never opened unless asked for."""
 
     def __init__(self, count: int, dtype: torch.dtype = torch.uint8) -> None:
         self.count, self.dtype = count, dtype
@@ -26,7 +33,10 @@ class Images:
     def name(self, index: int) -> str:
         return f"{index}.png"
 
-    def read(self, index: int, channels: int) -> torch.Tensor:
+    def open(self, index: int) -> Images:
+        return self
+
+    def decode(self, channels: int, reduction: int = 1) -> torch.Tensor:
         return torch.full((channels, 8, 8), 51, dtype=self.dtype)
 
 
@@ -186,3 +196,34 @@ def test_processes_share_the_batch(recipe: str, images: int, processes: int, acc
 
     parts, alone = processes * accumulate, batch_size(1, 1)
     assert batch_size(processes, accumulate) == alone // parts * parts
+
+
+def test_values_that_a_recipe_sets_are_recorded_as_flags_are(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.py").write_text(
+        "from sparkmim.objectives.pixels import Pixels\nfrom sparkmim.recipes import auto\n\n\n"
+        "class Own(Pixels):\n    pass\n\n\n"
+        "def recipe(situation):\n"
+        "    return auto(situation).replace({'image_size': 64, 'objective': 'own.py:Own'})\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    chosen = {name: value for name, value in TINY_PRETRAIN.items() if name != "image_size"} | {"data": images}
+    pretrain("run", recipe="own.py:recipe", chosen=chosen, after_step=interrupt_at(1))
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert recorded["data"]["image_size"] == [64, 64]
+    assert recorded["model"]["objective"] == f"{tmp_path / 'own.py'}:Own"
+
+
+def test_a_recipe_may_change_what_the_memory_was_estimated_for(tmp_path: Path) -> None:
+    """The networks of two models are never the same one: each model sets up its own."""
+    config = ModelConfig(model="test_resnet", patch_size=(32, 32), decoder_width=32)
+    other = ModelBuilder().model(config, NoSettings(), 1)
+    save_encoder(other.encoder, tmp_path / "weights.safetensors", {})
+    builder = ModelBuilder()
+    estimated = builder.model(replace(config, init=str(tmp_path / "weights.safetensors")), NoSettings(), 2)
+    trained, fresh = builder.model(config, NoSettings(), 2), ModelBuilder().model(config, NoSettings(), 2)
+    assert builder.model(config, NoSettings(), 2) is trained
+    assert trained.encoder is not estimated.encoder
+    for key, tensor in fresh.state_dict().items():
+        torch.testing.assert_close(trained.state_dict()[key], tensor, rtol=0, atol=0)

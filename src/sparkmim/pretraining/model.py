@@ -72,9 +72,12 @@ class ModelBuilder:
         known = next((model for key, model in self._models if key == asked), None)
         if known is not None:
             return known
-        backbone, state = self._network(
-            config.model, config.stages, config.in_chans, seed, config.drop_path, config.init == "timm"
-        )
+        network = config.model, config.stages, config.in_chans, seed, config.drop_path, config.init == "timm"
+        backbone, state = self._network(*network)
+        if any(model.backbone is backbone for _, model in self._models):  # which has set up the network for itself
+            self._networks.clear()
+            self._models.clear()
+            backbone, state = self._network(*network)
         with torch.random.fork_rng(devices=()):
             torch.set_rng_state(state)
             made = build_model(config, objective, backbone)

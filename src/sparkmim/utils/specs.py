@@ -127,7 +127,7 @@ def _require_subclass(found: Any, base: type[Any], name: str) -> type[Any]:
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(f"expected a subclass of sparkmim.{base.__name__}, got {name}: {found!r}")
     if inspect.isabstract(found):
-        raise ValueError(f"expected {name} to define {', '.join(sorted(found.__abstractmethods__))}")
+        raise ValueError(f"expected {name} to define {', '.join(sorted(vars(found)['__abstractmethods__']))}")
     return found
 
 
