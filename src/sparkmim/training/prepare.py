@@ -70,7 +70,8 @@ def prepare(
     else:
         name = recipe or kind.default_recipe
         config, data = kind.resolve(name, chosen, processes)
-        config = config.replace(normalize_fields(config.flat(), type(config).settings(config.flat())))
+        values = config.flat()
+        config = config.replace(normalize_fields(values, {f.flat: f for f in kind.config_type.describe(values)}))
     if state is not None and resume != "auto":
         before = config_of_checkpoint(resume, state, kind.config_type, kind.not_this_kind, chosen)
         require_same_model(resume, before, config, kind.weights_remedy)
