@@ -44,6 +44,17 @@ def refused(folder: Path, message: str, **chosen: Any) -> None:
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("option", ["data", "val_data", "test_data"])
+def test_labels_are_not_read_by_address(tmp_path: Path, data: Path, option: str) -> None:
+    chosen = {"data": data, option: f"own.py:Own://{data}"}
+    flag = "--" + option.replace("_", "-")
+    refused(
+        tmp_path / "run",
+        f"there is no folder .*own.py:Own:.*; labeled images cannot be read by address; see {flag}",
+        **chosen,
+    )
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_other_classes_in_another_split(tmp_path: Path, copy: Path, split: str) -> None:
     (copy / split / "red").rename(copy / split / "yellow")

@@ -197,7 +197,8 @@ def _read(path: Path, option: str) -> LabeledImages:
     if not (path.is_file() if table else path.is_dir()):
         if path.is_file():
             raise ValueError(f"expected a folder of class folders or a CSV file, got {path}; see {option}")
-        raise ValueError(f"there is no {'file' if table else 'folder'} {path}; see {option}")
+        address = "; labeled images cannot be read by address" if ":/" in str(path) else ""
+        raise ValueError(f"there is no {'file' if table else 'folder'} {path}{address}; see {option}")
     return _read_table(path) if table else _read_folders(path)
 
 

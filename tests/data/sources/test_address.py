@@ -127,6 +127,9 @@ def test_addresses_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert absolute_address(place) == place
     assert absolute_address("zip://photos.zip") == f"zip://{tmp_path}/photos.zip"
     assert absolute_address("own.py:Own://photos.zip") == f"{tmp_path}/own.py:Own://{tmp_path}/photos.zip"
+    (tmp_path / "shards").mkdir()
+    assert absolute_address("own.py:Own://shards") == f"{tmp_path}/own.py:Own://{tmp_path}/shards"
+    assert absolute_address("own.py:Own://") == f"{tmp_path}/own.py:Own://"
 
 
 def test_every_source_is_found_in_its_module() -> None:

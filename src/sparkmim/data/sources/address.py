@@ -85,15 +85,15 @@ def source_type(address: str | Path | None, option: str = "--data") -> type[Imag
 def absolute_address(address: str | Path) -> str:
     """Return an address that holds in any working directory.
 
-    Folders, FILE.py and the part after `://`, if it is an existing file, become absolute paths; `folder://` is left
-    out.
+    Folders, FILE.py and the part after `://`, if it is an existing file or folder, become absolute paths; `folder://`
+    is left out.
     """
     scheme, found, rest = str(address).partition(SEPARATOR)
     path = Path(rest if found else address).expanduser()
     if not found or scheme in Files.schemes:
         return str(path.absolute())
     scheme = absolute_spec(scheme) if ".py:" in scheme else scheme
-    return f"{scheme}{SEPARATOR}{path.absolute() if path.is_file() else rest}"
+    return f"{scheme}{SEPARATOR}{path.absolute() if rest and path.exists() else rest}"
 
 
 def _classes() -> dict[str, type[ImageSource]]:
