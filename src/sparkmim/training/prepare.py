@@ -77,7 +77,16 @@ def prepare(
         require_same_model(resume, before, config, kind.weights_remedy)
     validate(config.flat(), type(config).settings(config.flat()))
     kind.validate_values(config.flat())
-    ready = Preparation(recipe=name, config=config, data=data, run=run, found=found, state=state, warnings=warnings)
+    ready = Preparation(
+        recipe=name,
+        config=config,
+        data=data,
+        run=run,
+        found=found,
+        state=state,
+        resume=resume,
+        warnings=warnings,
+    )
     kind.validate(ready, processes)
     if recorded is None:
         require_output_outside_images(run.root, config)

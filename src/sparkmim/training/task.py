@@ -132,6 +132,7 @@ class Preparation(Generic[ConfigT, DataT]):
         run: the folder.
         found: in the folder, when it was looked into.
         state: of the checkpoint to continue from; None for a new run.
+        resume: "auto", "never", or the checkpoint file that the user has named.
         warnings: for the user.
     """
 
@@ -141,6 +142,7 @@ class Preparation(Generic[ConfigT, DataT]):
     run: RunFolder
     found: Contents
     state: dict[str, Any] | None
+    resume: str = "auto"
     warnings: Sequence[str] = ()
 
 

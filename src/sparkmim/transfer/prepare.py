@@ -110,7 +110,8 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         if state is None and self.encoder is None:
             self.encoder = read_encoder(config.flat())
         if state is not None and config.optimizer.ema and state.get("average") is None:
-            raise ValueError(f"--ema {config.optimizer.ema:g}, but the checkpoint holds no average; use --ema 0")
+            held = "the newest checkpoint" if ready.resume == "auto" else ready.resume
+            raise ValueError(f"--ema {config.optimizer.ema:g}, but {held} holds no average of weights; use --ema 0")
         validate_training(config, len(ready.data.train), config.model.in_chans, processes)
         micro_batch = config.run.batch_size // (config.run.accumulate * processes)
         self.task.validate(config, ready.data.train, micro_batch)
