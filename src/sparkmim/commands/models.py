@@ -44,8 +44,10 @@ def command(
         raise ValueError(f"--output {output} is a Markdown file; write {output.with_suffix('.md')}")
     from ..diagnostics.sweep.run import sweep
     from ..diagnostics.sweep.table import all_pass, document, summary, table
-    from ..utils.io import write_text
+    from ..utils.io import require_writable, write_text
 
+    if output is not None:
+        require_writable(output)
     if journal is None and output is not None:
         journal = output.with_suffix(".jsonl")
     verdicts = sweep(
