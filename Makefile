@@ -19,7 +19,7 @@ $(VENV)/installed: pyproject.toml
 demo: $(VENV)/installed  ## pretrain on built-in photographs: minutes on a CPU
 	$(BIN)/sparkmim demo
 
-quick: $(VENV)/installed  ## the tests that take less than five seconds each, without GPU and integration tests
+quick: $(VENV)/installed  ## the tests that are not marked slow, without GPU and integration tests: below three minutes
 	$(PYTEST) -m "not slow and not gpu" --ignore tests/integration $(TESTS)
 
 test: $(VENV)/installed  ## all tests

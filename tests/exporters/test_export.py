@@ -21,6 +21,8 @@ from sparkmim.exporters.equivalence import Mismatch, counterpart_weights
 from sparkmim.exporters.openmmlab import to_openmmlab
 from sparkmim.exporters.torchvision import to_torchvision
 
+pytestmark = pytest.mark.slow
+
 
 def trained(network: nn.Module, seed: int = 0) -> nn.Module:
     """With weights and running statistics that differ from layer to layer, in evaluation mode."""

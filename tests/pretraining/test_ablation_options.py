@@ -14,6 +14,8 @@ from sparkmim.cli import main
 from sparkmim.pretraining.model import build_model, load_run
 from sparkmim.pretraining.run import pretrain
 
+pytestmark = pytest.mark.slow
+
 ABLATIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "zero-out": (["--execution", "zero-out"], {"execution": "zero-out"}),
     "single scale": (["--hierarchy", "off"], {"hierarchy": False}),

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from sparkmim import cli
 
+pytestmark = pytest.mark.slow
+
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["sparkmim", *map(str, arguments)])

@@ -38,6 +38,8 @@ from sparkmim.sparse import checkpointing, dense_fallback
 from sparkmim.training.memory import kept_bytes
 from sparkmim.training.step import synchronized
 
+pytestmark = pytest.mark.slow
+
 
 def build(network: str | Callable[[], Backbone], dtype: torch.dtype = torch.float64, **settings: Any) -> SparK:
     torch.manual_seed(0)

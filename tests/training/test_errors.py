@@ -22,6 +22,8 @@ from sparkmim.pretraining.run import pretrain
 from sparkmim.training.errors import RunStopped
 from sparkmim.training.step import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 def run(folder: Path, images: Path, **settings: Any) -> Any:
     return pretrain(folder, chosen=TINY_PRETRAIN | {"data": images} | settings)

@@ -34,6 +34,8 @@ from sparkmim.pretraining.run import pretrain
 from sparkmim.training.loop import Outcome
 from sparkmim.training.step import Trainer
 
+pytestmark = pytest.mark.slow
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "stochastic-depth": {"model": "test_convnext", "drop_path": 0.5},

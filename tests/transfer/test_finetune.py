@@ -32,6 +32,8 @@ from sparkmim.transfer.outputs import compute_outputs
 from sparkmim.transfer.prepare import FineTuning
 from sparkmim.transfer.run import finetune
 
+pytestmark = pytest.mark.slow
+
 
 def run(
     folder: Path, after_step: Callable[[int], None] | None = None, recipe: str | None = None, **chosen: Any

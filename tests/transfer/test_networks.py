@@ -23,6 +23,8 @@ from sparkmim.transfer.network import load_weights
 from sparkmim.transfer.run import finetune
 from sparkmim.transfer.task import FinetuningTask
 
+pytestmark = pytest.mark.slow
+
 OWN = """
 from torch import nn
 

@@ -14,6 +14,8 @@ from sparkmim.checkpoints.run_folder import RunFolder
 from sparkmim.pretraining.run import pretrain
 from sparkmim.transfer.run import finetune
 
+pytestmark = pytest.mark.slow
+
 SHORT = FOUR_STEPS | {"epochs": 0.5, "warmup_epochs": 0.1}
 
 
