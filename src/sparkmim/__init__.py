@@ -1,4 +1,4 @@
-"""sparkmim: masked-image pretraining for any convolutional network, with sparsity that is real and exact.
+"""sparkmim: masked-image pretraining of convolutional networks, with sparsity that is real and exact.
 
 Public names are imported when they are first used, so that `import sparkmim` alone does not import torch.
 """

@@ -73,7 +73,10 @@ def dispatch(arguments: Sequence[str]) -> int:
         command = module.command_for(arguments) if hasattr(module, "command_for") else module.command
         code: int = tyro.cli(command, prog=f"sparkmim {arguments[0]}", args=arguments[1:], config=options)
         return code
-    about = f"Masked-image pretraining of convolutional networks (SparK), version {version('sparkmim')}."
+    about = (
+        f"Masked-image pretraining of convolutional networks (SparK), version {version('sparkmim')}. A command with "
+        "--help lists its flags; --version prints the version alone."
+    )
     names = {name: _described(text) for name, text in COMMANDS.items()}
     tyro.extras.subcommand_cli_from_dict(names, prog="sparkmim", description=about, args=arguments, config=options)
     return BAD_INPUT
