@@ -210,8 +210,7 @@ def _adapt_first_conv(found: dict[str, Tensor], module: nn.Module) -> str:
     if weight is None or weight.ndim != 4 or weight.shape == conv.weight.shape:
         return ""
     came, wanted = weight.shape[1], conv.weight.shape[1]
-    with suppress(NotImplementedError):
-        found[f"{name}.weight"] = adapt_input_conv(wanted, weight, base_chans=came)
+    found[f"{name}.weight"] = adapt_input_conv(wanted, weight, base_chans=came)
     return f", {name} adapted from {came} to {wanted} channels" * (came != wanted)
 
 
