@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,9 @@ def prepare(
     found = run.contents()
     plugins = kind.config_type.plugins_of(run.read_config() or {})
     require_plugin_files(run, plugins)
-    described = {field.flat: field for field in kind.config_type.describe({**plugins, **chosen})}
-    chosen = normalize_fields(chosen, described)
-    validate(chosen, {name: field.setting for name, field in described.items()})
+    named = {**plugins, **chosen}
+    chosen = normalize_fields(chosen, kind.config_type.describe(named))
+    validate(chosen, kind.config_type.settings(named))
     kind.validate_values(chosen)
     if recipe is not None and ".py:" in recipe:
         recipe = absolute_spec(recipe)
@@ -71,7 +71,7 @@ def prepare(
         name = recipe or kind.default_recipe
         config, data = kind.resolve(name, chosen, processes)
         values = config.flat()
-        config = config.replace(normalize_fields(values, {f.flat: f for f in kind.config_type.describe(values)}))
+        config = config.replace(normalize_fields(values, kind.config_type.describe(values)))
     if state is not None and resume != "auto":
         before = config_of_checkpoint(resume, state, kind.config_type, kind.not_this_kind, chosen)
         require_same_model(resume, before, config, kind.weights_remedy)
@@ -93,16 +93,17 @@ def prepare(
     return ready
 
 
-def normalize_fields(chosen: Mapping[str, Any], described: Mapping[str, ConfigField]) -> dict[str, Any]:
+def normalize_fields(chosen: Mapping[str, Any], fields: Iterable[ConfigField]) -> dict[str, Any]:
     """Return choices in the form in which a configuration records them: tuples, sizes per axis, absolute paths.
 
     Args:
         chosen: values by flat name.
-        described: all fields, by flat name.
+        fields: all fields.
 
     Raises:
         ValueError: for an unknown name, a value of another type, or a size below 1.
     """
+    described = {field.flat: field for field in fields}
     require_known(chosen, described)
     for name, value in chosen.items():
         require_type(name, value, described[name].type, described[name].setting)
