@@ -129,7 +129,14 @@ class Execution(TorchFunctionMode):
         return tensor
 
     def layout(self, value: Any) -> Layout | None:
-        """Return the layout of `value`, None if it does not descend from the input."""
+        """Return the layout of `value`, None if it does not descend from the input; raise if it is unfinished."""
+        layout = self.layout_as_is(value)
+        if layout is not None and layout.unfinished is not None:
+            raise unsupported(layout.unfinished.function, layout.unfinished.why)
+        return layout
+
+    def layout_as_is(self, value: Any) -> Layout | None:
+        """Return the layout of `value`, unfinished or not, None if it does not descend from the input."""
         layout = self.marked(value)
         if layout is not None and layout.origin is not self:
             raise UnsupportedOperation(
@@ -159,7 +166,7 @@ class Execution(TorchFunctionMode):
                 marked = self.marked(value)
                 if marked is not None and self.coarser is not None and marked.origin is self.coarser:
                     return self.coarser
-                found = None if self.layout(value) is None else self
+                found = None if self.layout_as_is(value) is None else self
             elif isinstance(value, (list, tuple)):
                 found = self.owner(value)
             elif isinstance(value, dict):

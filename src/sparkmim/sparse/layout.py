@@ -11,9 +11,12 @@ maps, whose batch axis it shares.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from .extent import Degrees, unit
+from .reduction import Reduction
 
 
 class Padding(NamedTuple):
@@ -39,6 +42,30 @@ class Padding(NamedTuple):
         return [side for pair in pairs for side in pair]
 
 
+class Unfinished(NamedTuple):
+    """Why a tensor cannot be used as it is: a reduction of one spatial axis waits for those of the others.
+
+    Attributes:
+        function: that made the tensor, which errors name.
+        why: it cannot be used, for errors.
+        source: the map that was reduced; None if nothing can finish the tensor.
+        layout: of the map.
+        axes: of the map that are reduced already.
+        kept: for each axis of the tensor, the axis of the map that it is.
+        version: of the map when it was reduced: it must not change before the reduction is finished.
+        reduce: the reduction.
+    """
+
+    function: Any
+    why: str
+    source: Tensor | None = None
+    layout: Layout | None = None
+    axes: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
+    version: int = 0
+    reduce: Reduction | None = None
+
+
 class Layout:
     """The meaning of a tensor's axes. Immutable by convention; axes are non-negative.
 
@@ -48,9 +75,10 @@ class Layout:
         space: the spatial axes in the order of the image's axes; empty for a per-image value.
         padding: spatial padding asked for by ``F.pad`` but not yet carried out, or None.
         flattened: if all of space has become one axis, the extents that it had; else empty.
+        unfinished: why the tensor cannot be used as it is, or None; :meth:`Execution.layout` raises it.
     """
 
-    __slots__ = ("batch", "flattened", "origin", "padding", "space")
+    __slots__ = ("batch", "flattened", "origin", "padding", "space", "unfinished")
 
     def __init__(
         self,
@@ -59,12 +87,14 @@ class Layout:
         space: tuple[int, ...],
         padding: Padding | None = None,
         flattened: tuple[int, ...] = (),
+        unfinished: Unfinished | None = None,
     ) -> None:
         self.origin = origin
         self.batch = batch
         self.space = space
         self.padding = padding
         self.flattened = flattened
+        self.unfinished = unfinished
 
     @property
     def is_map(self) -> bool:

@@ -3,9 +3,10 @@
 from .dense import coarse_rules
 from .dense import rules as dense_rules
 from .packed import conv, norm, pool, resample
-from .shared import axes, noise, pad, pointwise, positions, reduce
+from .shared import along, axes, noise, pad, pointwise, positions, reduce
 
 __all__ = [
+    "along",
     "axes",
     "coarse_rules",
     "conv",

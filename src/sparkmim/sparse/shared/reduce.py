@@ -17,13 +17,16 @@ from ..layout import Layout
 from ..reduction import REDUCTIONS, Reduction, bound_arguments
 from ..window import per_axis
 from .axes import without_axes
+from .in_turn import begun, continued
 from .pointwise import own_layout
 
 
 @Execution.register(*REDUCTIONS)
 def reduction(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Reduce named axes: free axes as they are, all of space over an image's visible positions."""
-    layout = own_layout(execution, func, input)
+    """Reduce named axes: free axes as they are, all of space over an image's visible positions.
+
+    A reduction of one spatial axis waits for the same of the others, and they are carried out together.
+    """
     arguments = bound_arguments(func, args, kwargs)
     dims = arguments.pop("dim", None)
     keep = bool(arguments.pop("keepdim", False))
@@ -38,13 +41,16 @@ def reduction(execution: Execution, func: Any, input: Tensor, *args: Any, **kwar
     if dims is None or dims == ():
         raise unsupported(func, "it reduces all axes, samples included")
     axes = tuple(d % input.ndim for d in ((dims,) if isinstance(dims, int) else dims))
+    reduce = Reduction(func, keep, arguments)
+    waits = execution.layout_as_is(input)
+    if waits is not None and waits.unfinished is not None and waits.unfinished.source is not None:
+        return continued(execution, reduce, waits, axes)
+    layout = own_layout(execution, func, input)
     if layout.batch in axes:
         raise unsupported(func, "it mixes images")
     spatial = [a for a in layout.space if a in axes]
     if spatial and len(spatial) != len(layout.space):
-        raise unsupported(func, "it reduces one spatial axis and not the others")
-
-    reduce = Reduction(func, keep, arguments)
+        return begun(execution, reduce, input, layout, axes)
 
     def marked(out: Tensor) -> Tensor:
         new = layout.per_image(layout.batch) if spatial else layout
