@@ -1,15 +1,19 @@
 """Import every module of rules, which registers them."""
 
-from .dense import coarse_rules
+from .dense import coarse_pool, coarse_rules
+from .dense import pool as dense_pool
 from .dense import rules as dense_rules
 from .packed import conv, norm, pool, resample
-from .shared import along, axes, noise, pad, pointwise, positions, reduce
+from .shared import along, axes, compose, noise, pad, pointwise, positions, reduce
 
 __all__ = [
     "along",
     "axes",
+    "coarse_pool",
     "coarse_rules",
+    "compose",
     "conv",
+    "dense_pool",
     "dense_rules",
     "noise",
     "norm",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,9 +10,8 @@ from torch import Tensor
 
 from ..errors import unsupported
 from ..layout import Layout
-from ..shared.reduce import is_whole_map, over_whole_map
 from ..shared.smooth import NEAREST
-from ..window import per_axis, sees_one_position, window_over
+from ..window import sees_one_position, window_over
 from .coarse import CoarseExecution
 from .moments import Moments, at_least_single
 
@@ -41,59 +39,6 @@ def conv(
         return execution.leaving(func, func(shown, weight, bias, stride, padding, dilation, groups), layout)
     execution.require_no_padding(layout, func)
     return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
-
-
-@CoarseExecution.register(F.max_pool2d, torch.max_pool2d)
-def max_pool2d(
-    execution: CoarseExecution,
-    func: Any,
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Tensor:
-    if return_indices:
-        raise unsupported(func, "the indices it returns have no meaning on patches")
-    layout = execution.require_map(func, input)
-    kernel = per_axis(kernel_size, 2)
-    if is_whole_map(input, layout, kernel, padding):
-        return over_whole_map(execution, torch.amax, input)
-    window = window_over(
-        execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
-    )
-    if any(after < 0 for after in window.after):
-        raise unsupported(func, "it passes over positions, which may be the only visible ones of several patches")
-    shown = execution.seen_by(func, input, window)
-    return execution.leaving(func, F.max_pool2d(shown, kernel, stride, padding, dilation, ceil_mode), layout)
-
-
-@CoarseExecution.register(F.avg_pool2d, torch._C._nn.avg_pool2d)
-def avg_pool2d(
-    execution: CoarseExecution,
-    func: Any,
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Tensor:
-    layout = execution.require_map(func, input)
-    kernel = per_axis(kernel_size, 2)
-    if is_whole_map(input, layout, kernel, padding) and divisor_override is None:
-        return over_whole_map(execution, torch.mean, input)
-    window = window_over(execution, func, input, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
-    divisor: Tensor | int = divisor_override or math.prod(kernel)
-    if not (count_include_pad or divisor_override is not None or layout.padding is not None):
-        visible = execution.mask(input.shape[2:]).unsqueeze(1).to(input.dtype)
-        divisor = F.avg_pool2d(visible, kernel, stride, padding, ceil_mode, divisor_override=1).clamp_min(1)
-    shown = execution.seen_by(func, input, window)
-    total = F.avg_pool2d(shown, kernel, stride, padding, ceil_mode, divisor_override=1)
-    return execution.leaving(func, total / divisor, layout)
 
 
 @CoarseExecution.register(F.interpolate)

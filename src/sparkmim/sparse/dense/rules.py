@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +12,8 @@ from torch import Tensor
 from ..errors import unsupported
 from ..layout import Layout
 from ..shared.pointwise import samples_and_channels_first
-from ..shared.reduce import is_whole_map, over_whole_map
 from ..shared.smooth import NEAREST, smooth
-from ..window import per_axis, sees_one_position, window_over
+from ..window import sees_one_position, window_over
 from .execution import MaskedDenseExecution
 
 
@@ -45,68 +43,6 @@ def conv(
         return func(x, weight, bias, stride, padding, dilation, groups)
 
     out = execution.with_windows(func, convolve, input, window, padding)
-    return execution.leaving(func, out, layout)
-
-
-@MaskedDenseExecution.register(F.max_pool2d, torch.max_pool2d)
-def max_pool2d(
-    execution: MaskedDenseExecution,
-    func: Any,
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Tensor:
-    if return_indices:
-        raise unsupported(func, "the indices it returns have no meaning on patches")
-    layout = execution.require_map(func, input)
-    kernel = per_axis(kernel_size, 2)
-    if is_whole_map(input, layout, kernel, padding):
-        return over_whole_map(execution, torch.amax, input)
-    window = window_over(
-        execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
-    )
-
-    if any(after < 0 for after in window.after) and not execution.in_patches(window.out):
-        raise unsupported(func, "it passes over positions, which may be the only visible ones of several patches")
-
-    def largest(x: Tensor, padding: Any) -> Tensor:
-        return F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode)
-
-    out = execution.with_windows(func, largest, input, window, padding)
-    return execution.leaving(func, out, layout)
-
-
-@MaskedDenseExecution.register(F.avg_pool2d, torch._C._nn.avg_pool2d)
-def avg_pool2d(
-    execution: MaskedDenseExecution,
-    func: Any,
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Tensor:
-    layout = execution.require_map(func, input)
-    kernel = per_axis(kernel_size, 2)
-    if is_whole_map(input, layout, kernel, padding) and divisor_override is None:
-        return over_whole_map(execution, torch.mean, input)
-    window = window_over(execution, func, input, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
-
-    def summed(x: Tensor, padding: Any) -> Tensor:
-        return F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, divisor_override=1)
-
-    out = execution.with_windows(func, summed, input, window, padding)
-    if count_include_pad or divisor_override is not None or layout.padding is not None:
-        out = out / (divisor_override or math.prod(kernel))
-    else:
-        there = execution.mask(input.shape[2:]).unsqueeze(1).to(input.dtype)
-        out = out / summed(there, padding).clamp_min(1)
     return execution.leaving(func, out, layout)
 
 

@@ -39,10 +39,8 @@ def begun(execution: Execution, reduce: Reduction, x: Tensor, layout: Layout, ax
 
 def continued(execution: Execution, reduce: Reduction, waits: Layout, axes: tuple[int, ...]) -> Any:
     """Reduce further axes of what waits; once they hold all of space, the map it was made of is reduced."""
-    begun_before = waits.unfinished
-    assert begun_before is not None and begun_before.source is not None and begun_before.layout is not None
+    begun_before: Any = waits.unfinished
     first, source, layout = begun_before.reduce, begun_before.source, begun_before.layout
-    assert first is not None
     if (first.name, first.arguments) != (reduce.name, reduce.arguments):
         raise unsupported(begun_before.function, begun_before.why)
     if version_of(source) != begun_before.version:

@@ -20,7 +20,10 @@ from .reduce import reduction
 LARGEST = {"max": torch.amax, "min": torch.amin}
 """Functions that return values and indices, and what returns their values."""
 
-WITHOUT_ORDER = "median nanmedian quantile nanquantile kthvalue topk prod any all count_nonzero".split()
+WITHOUT_ORDER = (
+    *("median", "nanmedian", "quantile", "nanquantile", "kthvalue", "topk"),
+    *("prod", "any", "all", "count_nonzero"),
+)
 """What has a meaning for positions in any order."""
 
 

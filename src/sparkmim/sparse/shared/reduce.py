@@ -17,8 +17,11 @@ from ..layout import Layout
 from ..reduction import REDUCTIONS, Reduction, bound_arguments
 from ..window import per_axis
 from .axes import without_axes
+from .calls import call
 from .in_turn import begun, continued
 from .pointwise import own_layout
+from .pointwise import sizes as read_sizes
+from .pooling import NO_INDICES
 
 
 @Execution.register(*REDUCTIONS)
@@ -69,26 +72,55 @@ _ADAPTIVE: dict[Any, tuple[Any, int]] = {
     F.adaptive_max_pool3d: (torch.amax, 3),
 }
 
+_AVERAGES = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+_MAXIMA = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+
 
 @Execution.register(*_ADAPTIVE)
 def adaptive_pool(
     execution: Execution, func: Any, input: Tensor, output_size: Any, return_indices: bool = False
 ) -> Tensor:
-    """Pool the whole map to one value a channel."""
+    """Pool the whole map to one value a channel, or to a whole part of its own size."""
     layout = own_layout(execution, func, input)
     statistic, dims = _ADAPTIVE[func]
     if return_indices:
-        raise unsupported(func, "the indices it returns have no meaning on patches")
+        raise unsupported(func, NO_INDICES)
     if not layout.is_map:
         if layout.batch != 0:
             raise unsupported(func, f"it needs samples first, its argument is {layout}")
         return execution.on_one_row_per_image(lambda x: func(x, output_size), input, layout)
     if len(execution.require_map(func, input).space) != dims:
         raise unsupported(func, f"it pools along {dims} axes and the map has {len(layout.space)}")
-    sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size,)
-    if any(size != 1 or degrees_of(size) for size in sizes):
-        raise unsupported(func, f"only pooling to size 1 has a rule, not to {output_size}")
-    return over_whole_map(execution, statistic, input)
+    sizes = per_axis(output_size, dims) if output_size is not None else (None,) * dims
+    if all(size == 1 and not degrees_of(size) for size in sizes):
+        return over_whole_map(execution, statistic, input)
+    windows = _windows(execution, input, layout, sizes)
+    if windows is None:
+        raise unsupported(
+            func,
+            f"its windows follow from the size of the whole map, and patches are not cut along them: it has a rule for "
+            f"pooling to size 1, or to a whole part of the map's own size (x.shape[2] // 2), not to {output_size}",
+        )
+    pools = _AVERAGES if statistic is torch.mean else _MAXIMA
+    out: Tensor = call(execution, pools[dims - 1], input, windows)
+    return out
+
+
+def _windows(execution: Execution, x: Tensor, layout: Layout, sizes: Sequence[int | None]) -> tuple[int, ...] | None:
+    """Return the windows that pool a map to sizes read off it, which divide its own; None if there are none such."""
+    windows = []
+    for axis, (own, size) in enumerate(zip(shape_as_read(execution, x)[2:], sizes, strict=True), start=2):
+        wanted = own if size is None else size
+        if degrees_of(wanted) != layout.degrees(axis) or int(wanted) < 1 or int(own) % int(wanted):
+            return None
+        windows.append(int(own) // int(wanted))
+    return tuple(windows)
+
+
+def shape_as_read(execution: Execution, x: Tensor) -> Sequence[int]:
+    """Return the shape of a tensor as the network reads it."""
+    shape: Sequence[int] = read_sizes(execution, torch.Tensor.size, x)
+    return shape
 
 
 def over_whole_map(execution: Execution, statistic: Any, x: Tensor) -> Tensor:
@@ -100,7 +132,15 @@ def over_whole_map(execution: Execution, statistic: Any, x: Tensor) -> Tensor:
 
 
 def is_whole_map(x: Tensor, layout: Layout, kernel: Sequence[int], padding: Any) -> bool:
-    """Return whether a pooling's window is all of a map: its sizes were read off the map, axis by axis."""
+    """Return whether a pooling's window is all of a map: its sizes were read off axes of the map of the same extent."""
+    if layout.padding is not None or any(per_axis(padding, len(kernel))) or len(kernel) != len(layout.space):
+        return False
+    grid = layout.origin.grid_shape[1:]  # type: ignore[attr-defined]
     own = [layout.degrees(axis) for axis in layout.space]
-    unpadded = layout.padding is None and not any(per_axis(padding, len(own)))
-    return unpadded and [degrees_of(size) for size in kernel] == own and tuple(kernel) == tuple(x.shape[2:])
+    for axis, size in enumerate(kernel):
+        if degrees_of(size) not in own or getattr(size, "local", int(size)) != x.shape[2 + axis]:
+            return False
+        other = own.index(degrees_of(size))
+        if (grid[other], x.shape[2 + other]) != (grid[axis], x.shape[2 + axis]):
+            return False
+    return True

@@ -1,0 +1,82 @@
+"""Functions that are compositions of others: each part is answered by its own rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import unsupported
+from ..execution import Execution
+from ..functions import functions_named
+from ..window import per_axis
+from .axes import cat
+from .calls import call
+from .pointwise import own_layout
+from .reduce import is_whole_map
+
+_LP_POOL = {F.lp_pool1d: F.avg_pool1d, F.lp_pool2d: F.avg_pool2d, F.lp_pool3d: F.avg_pool3d}
+
+
+@Execution.register(*_LP_POOL)
+def lp_pool(
+    execution: Execution,
+    func: Any,
+    input: Tensor,
+    norm_type: float,
+    kernel_size: Any,
+    stride: Any = None,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """Pool by a norm: the root of the sum of powers in each window, as torch composes it of an average."""
+    layout = execution.require_map(func, input)
+    kernel = per_axis(kernel_size, len(layout.space))
+    powers = call(execution, torch.pow, input, norm_type)
+    if is_whole_map(input, layout, kernel, 0):
+        total = call(execution, torch.sum, powers, layout.space, True)
+    else:
+        mean = call(execution, _LP_POOL[func], powers, kernel_size, stride, 0, ceil_mode)
+        total = call(execution, torch.mul, mean, math.prod(kernel))
+    size = call(execution, torch.relu, call(execution, torch.abs, total))
+    signed = call(execution, torch.mul, call(execution, torch.sign, total), size)
+    return call(execution, torch.pow, signed, 1.0 / norm_type)  # type: ignore[no-any-return]
+
+
+_STACKED: dict[Any, int] = {
+    **dict.fromkeys(functions_named("vstack row_stack"), 0),
+    **dict.fromkeys(functions_named("hstack"), 1),
+    **dict.fromkeys(functions_named("dstack"), 2),
+}
+
+
+@Execution.register(*_STACKED)
+def joined(execution: Execution, func: Any, tensors: Sequence[Tensor]) -> Tensor:
+    """Join along the axis that the function's name says, which must be free."""
+    if any(tensor.ndim < 3 for tensor in tensors):
+        raise unsupported(func, "it adds axes to tensors of few; use cat")
+    return cat(execution, func, tensors, _STACKED[func])
+
+
+@Execution.register(F.unfold, torch._C._nn.im2col)
+def unfold(
+    execution: Execution,
+    func: Any,
+    input: Tensor,
+    kernel_size: Any,
+    dilation: Any = 1,
+    padding: Any = 0,
+    stride: Any = 1,
+) -> Tensor:
+    """List what a window sees at each position, `(N, C * prod(kernel), positions)`: a convolution that picks it out."""
+    layout = own_layout(execution, func, input)
+    if layout.is_channels_first(input.ndim) and input.ndim != 4:
+        raise unsupported(func, f"its windows have two axes and the map {len(layout.space)}")
+    kernel = per_axis(kernel_size, 2)
+    channels, area = input.shape[1], math.prod(kernel)
+    picks = torch.eye(area, dtype=input.dtype, device=input.device).view(area, 1, *kernel).repeat(channels, 1, 1, 1)
+    out = call(execution, F.conv2d, input, picks, None, stride, padding, dilation, channels)
+    return call(execution, torch.flatten, out, 2)  # type: ignore[no-any-return]
