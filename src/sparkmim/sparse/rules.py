@@ -4,7 +4,7 @@ from .dense import coarse_pool, coarse_rules
 from .dense import pool as dense_pool
 from .dense import rules as dense_rules
 from .packed import conv, norm, pool, resample
-from .shared import along, axes, compose, noise, pad, pointwise, positions, reduce
+from .shared import along, axes, compose, contract, noise, pad, pointwise, positions, reduce
 
 __all__ = [
     "along",
@@ -12,6 +12,7 @@ __all__ = [
     "coarse_pool",
     "coarse_rules",
     "compose",
+    "contract",
     "conv",
     "dense_pool",
     "dense_rules",

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import unsupported
 from ..execution import Execution
 from ..extent import Degrees, added, degrees_of, unit, with_degrees
-from ..functions import functions_named
+from ..functions import attributes_named, functions_named
 from ..layout import Layout
 from .pointwise import broadcast_layout, free_axes, own_layout, require_no_input
 
@@ -159,6 +159,11 @@ def transpose(execution: Execution, func: Any, input: Tensor, dim0: int, dim1: i
     a, b = dim0 % input.ndim, dim1 % input.ndim
     order[a], order[b] = b, a
     return execution.mark(input.permute(order), _permuted(layout, order))
+
+
+@Execution.register(*attributes_named("mT"))
+def matrix_transpose(execution: Execution, func: Any, input: Tensor) -> Tensor:
+    return transpose(execution, func, input, -2, -1)
 
 
 @Execution.register(*functions_named("movedim moveaxis"))
