@@ -1,9 +1,10 @@
 """Import every module of rules, which registers them."""
 
-from .dense import coarse_pool, coarse_rules
+from .dense import coarse_pool, coarse_rules, coarse_transposed
 from .dense import pool as dense_pool
 from .dense import rules as dense_rules
-from .packed import conv, norm, pool, resample
+from .dense import transposed as dense_transposed
+from .packed import conv, norm, pool, resample, transposed
 from .shared import along, axes, compose, contract, noise, pad, pointwise, positions, reduce
 
 __all__ = [
@@ -11,11 +12,13 @@ __all__ = [
     "axes",
     "coarse_pool",
     "coarse_rules",
+    "coarse_transposed",
     "compose",
     "contract",
     "conv",
     "dense_pool",
     "dense_rules",
+    "dense_transposed",
     "noise",
     "norm",
     "pad",
@@ -24,4 +27,5 @@ __all__ = [
     "positions",
     "reduce",
     "resample",
+    "transposed",
 ]

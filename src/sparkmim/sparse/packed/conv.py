@@ -59,7 +59,7 @@ def conv(
     if execution.outgrows(input, per_axis(stride, len(layout.space))):
         return execution.answer_coarser(func, input, weight, bias, stride, padding, dilation, groups)
     window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)
-    input, weight, bias = _autocast(input, weight, bias)
+    input, weight, bias = autocast_arguments(input, weight, bias)
     with torch.autocast(input.device.type, enabled=False):
         if window.needs_halo and window.edge != "constant":
             around = with_mirrored_halo(execution.grid, input, window.before, window.after, window.edge)
@@ -73,7 +73,7 @@ def conv(
     return execution.mark(out, layout.padded(None))
 
 
-def _autocast(*tensors: Tensor | None) -> list[Any]:
+def autocast_arguments(*tensors: Tensor | None) -> list[Any]:
     """Convert the arguments of a convolution as autocast would."""
     device = next(t.device.type for t in tensors if t is not None)
     if not torch.is_autocast_enabled(device):
