@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .extent import Degrees, unit
+from .extent import BATCH, Degrees, area, unit
 
 
 class Padding(NamedTuple):
@@ -82,9 +82,11 @@ class Layout:
 
     def degrees(self, axis: int) -> Degrees:
         """Return how the extent of an axis scales with those of the map; `()` if it does not."""
+        if axis == self.batch:
+            return BATCH
         if axis not in self.space:
             return ()
-        return (1,) * len(self.flattened) or unit(self.space.index(axis), len(self.space))
+        return area(len(self.flattened)) if self.flattened else unit(self.space.index(axis))
 
     def moved(self, batch: int, space: tuple[int, ...]) -> Layout:
         """Return the same meaning with the axes at other places."""

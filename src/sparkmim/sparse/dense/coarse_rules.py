@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import unsupported
+from ..extent import of_whole_map
 from ..layout import Layout
+from ..registry import understands_sizes
 from ..shared.reduce import is_whole_map, over_whole_map
-from ..shared.smooth import NEAREST
+from ..shared.smooth import NEAREST, local_sizes
 from ..window import per_axis, sees_one_position, window_over
 from .coarse import CoarseExecution
 from .moments import Moments, at_least_single
@@ -43,6 +45,7 @@ def conv(
     return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
 
 
+@understands_sizes(F.max_pool2d, torch.max_pool2d)
 @CoarseExecution.register(F.max_pool2d, torch.max_pool2d)
 def max_pool2d(
     execution: CoarseExecution,
@@ -59,8 +62,10 @@ def max_pool2d(
         raise unsupported(func, "the indices it returns have no meaning on patches")
     layout = execution.require_map(func, input)
     kernel = per_axis(kernel_size, 2)
-    if is_whole_map(input, layout, kernel, padding):
+    if is_whole_map(execution, func, input, layout, kernel, padding):
         return over_whole_map(execution, torch.amax, input)
+    kernel, stride = of_whole_map(kernel), of_whole_map(stride)
+    padding = of_whole_map(padding)
     window = window_over(
         execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
     )
@@ -70,6 +75,7 @@ def max_pool2d(
     return execution.leaving(func, F.max_pool2d(shown, kernel, stride, padding, dilation, ceil_mode), layout)
 
 
+@understands_sizes(F.avg_pool2d, torch._C._nn.avg_pool2d)
 @CoarseExecution.register(F.avg_pool2d, torch._C._nn.avg_pool2d)
 def avg_pool2d(
     execution: CoarseExecution,
@@ -84,8 +90,10 @@ def avg_pool2d(
 ) -> Tensor:
     layout = execution.require_map(func, input)
     kernel = per_axis(kernel_size, 2)
-    if is_whole_map(input, layout, kernel, padding) and divisor_override is None:
+    if is_whole_map(execution, func, input, layout, kernel, padding) and divisor_override is None:
         return over_whole_map(execution, torch.mean, input)
+    kernel, stride = of_whole_map(kernel), of_whole_map(stride)
+    padding = of_whole_map(padding)
     window = window_over(execution, func, input, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
     divisor: Tensor | int = divisor_override or math.prod(kernel)
     if not (count_include_pad or divisor_override is not None or layout.padding is not None):
@@ -96,6 +104,7 @@ def avg_pool2d(
     return execution.leaving(func, total / divisor, layout)
 
 
+@understands_sizes(F.interpolate)
 @CoarseExecution.register(F.interpolate)
 def interpolate(
     execution: CoarseExecution,
@@ -109,6 +118,8 @@ def interpolate(
 ) -> Tensor:
     layout = execution.require_map(func, input)
     execution.require_no_padding(layout, func)
+    scale_factor = of_whole_map(scale_factor)
+    size = None if size is None else local_sizes(execution, func, layout, input, size)
     if mode not in NEAREST:
         raise unsupported(func, f"{mode} resampling has no rule where positions of a map hold several patches")
     shown = execution.where_visible(input, 0.0, func)

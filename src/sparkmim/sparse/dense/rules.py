@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import unsupported
+from ..extent import of_whole_map
 from ..layout import Layout
+from ..registry import understands_sizes
 from ..shared.pointwise import samples_and_channels_first
 from ..shared.reduce import is_whole_map, over_whole_map
-from ..shared.smooth import NEAREST, smooth
+from ..shared.smooth import NEAREST, local_sizes, smooth
 from ..window import per_axis, sees_one_position, window_over
 from .execution import MaskedDenseExecution
 
@@ -48,6 +50,7 @@ def conv(
     return execution.leaving(func, out, layout)
 
 
+@understands_sizes(F.max_pool2d, torch.max_pool2d)
 @MaskedDenseExecution.register(F.max_pool2d, torch.max_pool2d)
 def max_pool2d(
     execution: MaskedDenseExecution,
@@ -64,8 +67,10 @@ def max_pool2d(
         raise unsupported(func, "the indices it returns have no meaning on patches")
     layout = execution.require_map(func, input)
     kernel = per_axis(kernel_size, 2)
-    if is_whole_map(input, layout, kernel, padding):
+    if is_whole_map(execution, func, input, layout, kernel, padding):
         return over_whole_map(execution, torch.amax, input)
+    kernel, stride = of_whole_map(kernel), of_whole_map(stride)
+    padding = of_whole_map(padding)
     window = window_over(
         execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
     )
@@ -80,6 +85,7 @@ def max_pool2d(
     return execution.leaving(func, out, layout)
 
 
+@understands_sizes(F.avg_pool2d, torch._C._nn.avg_pool2d)
 @MaskedDenseExecution.register(F.avg_pool2d, torch._C._nn.avg_pool2d)
 def avg_pool2d(
     execution: MaskedDenseExecution,
@@ -94,12 +100,14 @@ def avg_pool2d(
 ) -> Tensor:
     layout = execution.require_map(func, input)
     kernel = per_axis(kernel_size, 2)
-    if is_whole_map(input, layout, kernel, padding) and divisor_override is None:
+    if is_whole_map(execution, func, input, layout, kernel, padding) and divisor_override is None:
         return over_whole_map(execution, torch.mean, input)
+    kernel, stride = of_whole_map(kernel), of_whole_map(stride)
+    padding = of_whole_map(padding)
     window = window_over(execution, func, input, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
 
     def summed(x: Tensor, padding: Any) -> Tensor:
-        return F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, divisor_override=1)
+        return F.avg_pool2d(x, kernel, stride, padding, ceil_mode, divisor_override=1)
 
     out = execution.with_windows(func, summed, input, window, padding)
     if count_include_pad or divisor_override is not None or layout.padding is not None:
@@ -150,6 +158,7 @@ def _norms_of_images(
     return execution.of_each_image(of_rows, execution.visible_rows(x, layout), execution.mask_of(x, layout))
 
 
+@understands_sizes(F.interpolate)
 @MaskedDenseExecution.register(F.interpolate)
 def interpolate(
     execution: MaskedDenseExecution,
@@ -164,6 +173,8 @@ def interpolate(
 ) -> Tensor:
     layout = execution.require_map(func, input)
     execution.require_no_padding(layout, func)
+    scale_factor = of_whole_map(scale_factor)
+    size = None if size is None else local_sizes(execution, func, layout, input, size)
     whole = execution.where_visible(input, 0.0, func)
     if mode in NEAREST:
         out = func(whole, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import unsupported
+from ..extent import of_whole_map
+from ..registry import understands_sizes
 from ..shared.reduce import is_whole_map, over_whole_map
 from ..window import Window, per_axis, window_over
 from .execution import SparseExecution
@@ -19,6 +21,7 @@ from .halo import gather_halo, scatter_halo
 from .mirrored import with_mirrored_halo
 
 
+@understands_sizes(F.max_pool2d, torch.max_pool2d, F.max_pool2d_with_indices)
 @SparseExecution.register(F.max_pool2d, torch.max_pool2d, F.max_pool2d_with_indices)
 def max_pool2d(
     execution: SparseExecution,
@@ -35,8 +38,10 @@ def max_pool2d(
     if return_indices or func is F.max_pool2d_with_indices:
         raise unsupported(func, "the indices it returns have no meaning on patches")
     kernel = per_axis(kernel_size, 2)
-    if is_whole_map(input, layout, kernel, padding):
+    if is_whole_map(execution, func, input, layout, kernel, padding):
         return over_whole_map(execution, torch.amax, input)
+    kernel, stride = of_whole_map(kernel), of_whole_map(stride)
+    padding = of_whole_map(padding)
     if execution.outgrows(input, per_axis(stride or kernel, 2)):
         return execution.answer_coarser(func, input, kernel, stride, padding, dilation, ceil_mode)
     window = window_over(
@@ -84,6 +89,7 @@ def _of_halo_shape(grad: Tensor, window: Window) -> Tensor:
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
 
 
+@understands_sizes(F.avg_pool2d, torch._C._nn.avg_pool2d)
 @SparseExecution.register(F.avg_pool2d, torch._C._nn.avg_pool2d)
 def avg_pool2d(
     execution: SparseExecution,
@@ -98,8 +104,10 @@ def avg_pool2d(
 ) -> Tensor:
     layout = execution.require_map(func, input)
     kernel = per_axis(kernel_size, 2)
-    if is_whole_map(input, layout, kernel, padding) and divisor_override is None:
+    if is_whole_map(execution, func, input, layout, kernel, padding) and divisor_override is None:
         return over_whole_map(execution, torch.mean, input)
+    kernel, stride = of_whole_map(kernel), of_whole_map(stride)
+    padding = of_whole_map(padding)
     if execution.outgrows(input, per_axis(stride or kernel, 2)):
         return execution.answer_coarser(
             func, input, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override

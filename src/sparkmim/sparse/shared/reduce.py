@@ -80,7 +80,7 @@ def adaptive_pool(
     if len(execution.require_map(func, input).space) != dims:
         raise unsupported(func, f"it pools along {dims} axes and the map has {len(layout.space)}")
     sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size,)
-    if any(size != 1 or degrees_of(size) for size in sizes):
+    if any(size != 1 for size in sizes):
         raise unsupported(func, f"only pooling to size 1 has a rule, not to {output_size}")
     return over_whole_map(execution, statistic, input)
 
@@ -93,8 +93,17 @@ def over_whole_map(execution: Execution, statistic: Any, x: Tensor) -> Tensor:
     return out
 
 
-def is_whole_map(x: Tensor, layout: Layout, kernel: Sequence[int], padding: Any) -> bool:
-    """Return whether a pooling's window is all of a map: its sizes were read off the map, axis by axis."""
-    own = [layout.degrees(axis) for axis in layout.space]
-    unpadded = layout.padding is None and not any(per_axis(padding, len(own)))
-    return unpadded and [degrees_of(size) for size in kernel] == own and tuple(kernel) == tuple(x.shape[2:])
+def is_whole_map(
+    execution: Execution, func: Any, x: Tensor, layout: Layout, kernel: Sequence[Any], padding: Any
+) -> bool:
+    """Return whether a pooling's window is all of a map: its sizes were read off a map, and are those of this one.
+
+    Raises:
+        UnsupportedOperation: while compiling, where that is not known of a size.
+    """
+    whole = [execution.extent_of_whole(layout, axis, x.shape[axis]) for axis in layout.space]
+    if list(kernel) != whole or layout.padding is not None or any(per_axis(padding, len(whole))):
+        return False
+    if torch.compiler.is_compiling() and execution.told.read:
+        raise unsupported(func, "its window is as large as the map; use x.mean((2, 3)) or F.adaptive_avg_pool2d(x, 1)")
+    return all(degrees_of(size) for size in kernel)
