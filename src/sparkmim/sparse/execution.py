@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from .checkpointing import recompute_under
 from .errors import OUTSIDER, WAYS_OUT, UnsupportedOperation, unsupported
-from .extent import Told, extent, has_extent, of_whole_map
+from .extent import MEASURED, Told, extent, has_extent, of_whole_map
 from .layout import Layout
 from .reduction import Reduction
 from .registry import UNDERSTAND_SIZES, Rule, factory_for, register, rule_for
@@ -80,7 +80,7 @@ class Execution(TorchFunctionMode):
                 if owner.hides_input(value):
                     raise unsupported(func, f"{OUTSIDER} may descend from it by a way that is not traced")
                 if self.told.read and hasattr(value, "_sparkmim_measured"):
-                    raise unsupported(func, f"{MEASURED} {REMEDY}")
+                    raise unsupported(func, MEASURED)
         out = owner.answer(func, args, kwargs)
         return out if owner is self else self.returned(out)
 
@@ -209,19 +209,16 @@ class Execution(TorchFunctionMode):
 
     def _answer_untraced(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function whose arguments do not descend from the input, but for sizes that may be among them."""
-        if torch.compiler.is_compiling():
-            factory = factory_for(func)
-            made = None if factory is None else factory(self, func, *args, **kwargs)
-            return func(*args, **kwargs) if made is None else made
         measured = False
         if self.told.read:
             factory = factory_for(func)
             made = None if factory is None else factory(self, func, *args, **kwargs)
             if made is not None:
                 return made
-            measured = has_extent(args) or has_extent(kwargs)
-            measured = measured or any(hasattr(t, "_sparkmim_measured") for t in tensors_in((args, kwargs)))
-            args, kwargs = of_whole_map(args), of_whole_map(kwargs)
+            if not torch.compiler.is_compiling():
+                measured = has_extent(args) or has_extent(kwargs)
+                measured = measured or any(hasattr(t, "_sparkmim_measured") for t in tensors_in((args, kwargs)))
+                args, kwargs = of_whole_map(args), of_whole_map(kwargs)
         out = func(*args, **kwargs)
         if measured:
             for tensor in tensors_in(out):
@@ -272,6 +269,11 @@ class Execution(TorchFunctionMode):
             raise unsupported(func, f"{what} was padded, and only a convolution or pooling can follow a padding")
 
     # --- what the two executions do differently -----------------------------------------------------------------
+
+    @property
+    def rows(self) -> int:
+        """Rows along the axis of samples."""
+        raise NotImplementedError
 
     def one_row_per_image(self, values: Tensor, axis: int) -> Tensor:
         """Return one row an image of per-image values (which may be repeated)."""
@@ -345,13 +347,6 @@ class Execution(TorchFunctionMode):
         """Compute `func` of per-image values once an image; the batch axis must stay where it is."""
         out = func(self.one_row_per_image(values, layout.batch))
         return self.mark(self.all_rows(out, layout.batch), layout)
-
-
-MEASURED = "it computes with the size of the map,"
-REMEDY = (
-    "which is that of all positions while it sees the visible ones alone; for an average over the map use "
-    "x.mean((2, 3))"
-)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -15,11 +15,18 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-Degrees = tuple[int, ...]
-"""How often each extent of a map is a factor: first that of the batch, then of each spatial axis, without zeros at the
-end. `(1,)` for the number of images, `(0, 1, 1)` for height x width, `()` for an ordinary number."""
+from torch import Tensor
 
-BATCH: Degrees = (1,)
+from .errors import unsupported
+
+Degrees = tuple[int, ...]
+"""How often the extent of each spatial axis is a factor, without zeros at the end: `(1,)` for the height of a map,
+`(1, 1)` for height x width, `()` for an ordinary number. (The number of images is one.)"""
+
+MEASURED = (
+    "it computes with the size of the map, which is that of all positions while it sees the visible ones alone; for an "
+    "average over the map use x.mean((2, 3))"
+)
 
 SMALLEST_LOST = 5
 """Sizes below it are common as constants, and not looked for among the numbers that meet a tensor."""
@@ -69,9 +76,9 @@ class Extent:
         return float(self.value)
 
     def _lose(self) -> None:
-        if self.degrees != BATCH and self.value >= SMALLEST_LOST:
-            root = math.sqrt(self.value)
-            self.lost.update((self.value, 1 / self.value, root, 1 / root))
+        for number in (self.value, math.sqrt(abs(self.value))):
+            if number >= SMALLEST_LOST:
+                self.lost.update((number, 1 / number))
 
     def __bool__(self) -> bool:
         return bool(self.value)
@@ -87,31 +94,13 @@ class Extent:
 
     # --- comparisons, which the whole map decides ---------------------------------------------------------------
 
-    def __eq__(self, other: object) -> bool:
-        return bool(self.value == value_of(other))
-
-    def __ne__(self, other: object) -> bool:
-        return bool(self.value != value_of(other))
-
-    def __lt__(self, other: Any) -> Any:
-        return self.value < value_of(other)
-
-    def __le__(self, other: Any) -> Any:
-        return self.value <= value_of(other)
-
-    def __gt__(self, other: Any) -> Any:
-        return self.value > value_of(other)
-
-    def __ge__(self, other: Any) -> Any:
-        return self.value >= value_of(other)
-
     # --- arithmetic that stays proportional ---------------------------------------------------------------------
 
     def __mul__(self, other: Any) -> Any:
         if isinstance(other, (tuple, list, str)):
             return other * self.value  # type: ignore[operator]
         if not _is_number(other):
-            return NotImplemented
+            return _meeting(operator.mul, self, other)
         value = self.value * value_of(other)
         if not _follow(self, other):
             return _derived(value, self, other)
@@ -177,15 +166,14 @@ def _follow(*operands: Any) -> bool:
 
 
 def _derived(value: Any, *operands: Any) -> Any:
-    """Return a number that is not proportional to the map: an ordinary one if only the number of images is in it."""
-    extents = [operand for operand in operands if type(operand) is Extent]
-    return value if all(e.degrees == BATCH for e in extents) else Extent(value, lost=extents[0].lost)
+    """Return a number that is not proportional to the map."""
+    return Extent(value, lost=next(operand.lost for operand in operands if type(operand) is Extent))
 
 
 def _quotient(a: Any, b: Any, divide: Callable[[Any, Any], Any]) -> Any:
     """Divide: a quotient that is exact on the whole map and on the tensor at hand scales with the map."""
     if not (_is_number(a) and _is_number(b)):
-        return NotImplemented
+        return _meeting(divide, a, b)
     value = divide(value_of(a), value_of(b))
     if not _follow(a, b) or value_of(a) % value_of(b) or local_of(a) % local_of(b):
         return _derived(value, a, b)
@@ -198,10 +186,10 @@ def _unfollowed(compute: Callable[..., Any], reflected: bool) -> Callable[[Exten
     """Return the method of an operator whose result is a number of the whole map and not proportional to it."""
 
     def method(self: Extent, other: Any) -> Any:
+        operands = (other, self) if reflected else (self, other)
         if not _is_number(other):
-            return NotImplemented
-        operands = (value_of(other), self.value) if reflected else (self.value, value_of(other))
-        return _derived(compute(*operands), self, other)
+            return _meeting(compute, *operands)
+        return _derived(compute(*map(value_of, operands)), self, other)
 
     return method
 
@@ -213,6 +201,35 @@ for _name in ("add", "sub", "mod", "pow", "lshift", "rshift", "and", "or", "xor"
 for _name in ("neg", "abs", "invert"):
     _compute = getattr(operator, f"__{_name}__")
     setattr(Extent, f"__{_name}__", lambda self, compute=_compute: _derived(compute(self.value), self))
+
+
+def _comparison(compare: Callable[[Any, Any], Any]) -> Callable[[Extent, Any], Any]:
+    """Return the method of a comparison, which the whole map decides."""
+
+    def method(self: Extent, other: Any) -> Any:
+        return compare(self.value, value_of(other)) if _is_number(other) else _meeting(compare, self, other)
+
+    return method
+
+
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    setattr(Extent, f"__{_name}__", _comparison(getattr(operator, f"__{_name}__")))
+
+
+def _meeting(compute: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
+    """Compute with an extent and a tensor, which must not descend from the input; what comes out is known for it.
+
+    Raises:
+        UnsupportedOperation: for a tensor of the input.
+    """
+    tensor = next((operand for operand in (a, b) if isinstance(operand, Tensor)), None)
+    if tensor is None:
+        return NotImplemented
+    if hasattr(tensor, "_sparkmim_layout"):
+        raise unsupported(compute, MEASURED)
+    out = compute(value_of(a), value_of(b))
+    out._sparkmim_measured = True
+    return out
 
 
 class Told:
@@ -267,12 +284,12 @@ def extent(value: float, local: float, degrees: Degrees, lost: set[float] | None
 
 def unit(axis: int) -> Degrees:
     """Return the degrees of the extent of one spatial axis."""
-    return (*[0] * (axis + 1), 1)
+    return (*[0] * axis, 1)
 
 
 def area(dims: int) -> Degrees:
     """Return the degrees of the product of all spatial extents."""
-    return (0, *[1] * dims)
+    return (1,) * dims
 
 
 def degrees_of(value: Any) -> Degrees:

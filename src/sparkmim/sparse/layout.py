@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .extent import BATCH, Degrees, area, unit
+from .extent import Degrees, area, unit
 
 
 class Padding(NamedTuple):
@@ -82,8 +82,6 @@ class Layout:
 
     def degrees(self, axis: int) -> Degrees:
         """Return how the extent of an axis scales with those of the map; `()` if it does not."""
-        if axis == self.batch:
-            return BATCH
         if axis not in self.space:
             return ()
         return area(len(self.flattened)) if self.flattened else unit(self.space.index(axis))

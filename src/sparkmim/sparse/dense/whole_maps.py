@@ -89,6 +89,10 @@ class WholeMaps(Execution):
             told, own = (told[place],), (own[place],)
         return local * math.prod(told) // math.prod(own)
 
+    @property
+    def rows(self) -> int:
+        return self.grid_shape[0]
+
     def one_row_per_image(self, values: Tensor, axis: int) -> Tensor:
         return values
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import unsupported
 from ..execution import Execution
-from ..extent import BATCH, Degrees, Extent, area, degrees_of, of_whole_map, unit, value_of
+from ..extent import Degrees, Extent, area, degrees_of, of_whole_map, unit, value_of
 from ..functions import functions_named
 from ..layout import Layout
 from ..registry import understands_sizes
@@ -358,7 +358,7 @@ def _places(
     def fits(axes: list[int], segment: list[int], cells: Fraction, behind_batch: bool) -> bool:
         if not segment and axes and not behind_batch and cells == 1:
             return False
-        return math.prod(axes) == math.prod(segment) * cells and not any(degrees_of(a) for a in axes)
+        return not any(degrees_of(a) for a in axes) and math.prod(map(value_of, axes)) == math.prod(segment) * cells
 
     def search(index: int, start: int, cells: Fraction) -> list[tuple[tuple[int, ...], ...]]:
         behind_batch = index > 0 and tracked[index - 1].start == layout.batch
@@ -373,7 +373,7 @@ def _places(
             if all(_is_extent(new[a], e, d) for a, e, d in zip(taken, here.extents, here.degrees, strict=True)):
                 if stays or all(degrees_of(new[a]) for a in taken):
                     found += [(tuple(taken), *rest) for rest in search(index + 1, taken.stop, Fraction(1))]
-            elif stays and degrees_of(new[axis]) == here.degrees[0] not in ((), BATCH) and not layout.flattened:
+            elif stays and degrees_of(new[axis]) == here.degrees[0] != () and not layout.flattened:
                 inner = Fraction(here.extents[0], max(value_of(new[axis]), 1))  # positions a cell, or cells a position
                 if 1 in inner.as_integer_ratio():
                     found += [((axis,), *rest) for rest in search(index + 1, axis + 1, inner)]
@@ -434,8 +434,8 @@ def space_of(sizes: Sequence[Any]) -> tuple[int, ...] | None:
 
     A shape without any has the space `()`.
     """
-    degrees = {axis: degrees_of(size) for axis, size in enumerate(sizes) if degrees_of(size) not in ((), BATCH)}
-    dims = max((len(own) - 1 for own in degrees.values()), default=0)
+    degrees = {axis: degrees_of(size) for axis, size in enumerate(sizes) if degrees_of(size)}
+    dims = max((len(own) for own in degrees.values()), default=0)
     space = tuple(axis for d in range(dims) for axis, own in degrees.items() if own == unit(d))
     return space if set(space) == set(degrees) and len(space) == dims else None
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..execution import Execution
-from ..extent import BATCH, degrees_of, of_whole_map, value_of
+from ..extent import of_whole_map, value_of
 from ..functions import functions_named
 from ..layout import Layout
 from ..registry import register_factory, understands_sizes
@@ -28,33 +28,36 @@ def new_tensor(execution: Execution, func: Any, input: Tensor, *shape: Any, **kw
     name = "size" if "size" in kwargs else "fill_value" if func is torch.Tensor.new_full else ""
     sizes = kwargs.pop("size") if name == "size" else shape[0] if isinstance(shape[0], (tuple, list)) else shape
     others = shape[1:] if isinstance(shape[0], (tuple, list)) else ()
-    meaning = _meaning(execution, sizes, layout)
+    meaning = _meaning(execution, sizes, channels=layout.batch == 0 and len(sizes) == input.ndim)
     if meaning is None:
         out: Tensor = func(input, of_whole_map(tuple(sizes)), *of_whole_map(others), **of_whole_map(kwargs))
         return out  # a constant: should it vary over samples or positions after all, combining it with a map raises
     return _made(execution, *meaning, lambda local: func(input, local, *of_whole_map(others), **of_whole_map(kwargs)))
 
 
-def _meaning(execution: Execution, sizes: Sequence[Any], like: Layout | None) -> tuple[Layout, list[int]] | None:
+def _meaning(execution: Execution, sizes: Sequence[Any], channels: bool) -> tuple[Layout, list[int]] | None:
     """Return the layout of a new tensor whose shape on the whole map is `sizes`, and its shape here.
 
-    One that is led by the number of images has a value per image (its shape is that of one row an image), or is a map
-    if it has the extents of one too; None for any other. A number of images that is an ordinary number (`len(x)`) is
-    known by its value, where the other sizes are ones.
+    One that is led by the number of images and has ones elsewhere holds a value per image (its shape here is that of
+    one row an image); with the extents of a map behind it, it is a map. None for any other.
+
+    Args:
+        execution: answers, or has as `coarser` what does.
+        sizes: of the new tensor, as a network gives them.
+        channels: whether values per image may have channels, `(B, C, 1, 1)`.
     """
     space = space_of(sizes)
-    batches = [axis for axis, size in enumerate(sizes) if degrees_of(size) == BATCH]
     images = execution.grid_shape[0]
-    if not batches and not space and len(sizes) > 1 and images > 1 and sizes[0] == images:
-        batches = [0] if all(size == 1 for size in sizes[1:]) else []
-    if space is None or len(batches) != 1:
+    if space is None or len(sizes) < 2 or sizes[0] != images or 0 in space:
         return None
-    (batch,) = batches
-    layout = Layout(execution if like is None else like.origin, batch, space)
-    local = [size.local if degrees_of(size) else value_of(size) for size in sizes]
-    if not space:
-        local[batch] = images
-    return layout, local
+    if space:
+        whole = all(sizes[axis].local == sizes[axis].value for axis in space)
+        owner = execution.coarser if whole and execution.coarser is not None else execution
+        local = [size.local if axis in space else value_of(size) for axis, size in enumerate(sizes)]
+        return Layout(owner, 0, space), [owner.rows, *local[1:]]
+    if images == 1 or any(size != 1 for size in sizes[1 + channels :]):
+        return None
+    return Layout(execution, 0, ()), [value_of(size) for size in sizes]
 
 
 def _made(execution: Execution, layout: Layout, local: list[int], make: Callable[[list[int]], Tensor]) -> Tensor:
@@ -79,7 +82,7 @@ def shaped(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Tensor
         sizes = args[place] if len(args) > place else None
     if not isinstance(sizes, (tuple, list)) or not sizes:
         return None
-    meaning = _meaning(execution, sizes, None)
+    meaning = _meaning(execution, sizes, channels=False)
     if meaning is None:
         return None
 

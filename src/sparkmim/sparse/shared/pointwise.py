@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import OUTSIDER, unsupported
-from ..execution import MEASURED, REMEDY, Execution
-from ..extent import BATCH, Extent, MapSize
+from ..execution import Execution
+from ..extent import MEASURED, Extent, MapSize
 from ..functions import attributes_named, functions_named, operators_in_place, operators_named
 from ..layout import Layout
 from ..registry import understands_sizes
@@ -171,11 +171,9 @@ def pointwise(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any
 
 
 def operand(execution: Execution, func: Any, value: Any) -> Any:
-    """Return an operand; a number of images as an ordinary number. Raise for one computed from other sizes of a map."""
-    if type(value) is Extent and value.degrees == BATCH:
-        return value.value
+    """Return an operand; raise for a number computed from sizes of a map."""
     if type(value) is Extent or (type(value) in (int, float) and abs(value) in execution.told.lost):
-        raise unsupported(func, f"{MEASURED} {REMEDY}")
+        raise unsupported(func, MEASURED)
     return value
 
 
