@@ -29,7 +29,7 @@ from engine_helpers import (
     draw_visible,
 )
 from sparkmim.sparse import PatchGrid, SparseExecution, run
-from sparkmim.sparse.extent import Extent, degrees_of
+from sparkmim.sparse.extent import Extent, degrees_of, local_of
 
 Function = Callable[[Tensor], Any]
 
@@ -289,39 +289,73 @@ def sizes_seen(function: Callable[[Tensor], Any]) -> Any:
     return seen[0]
 
 
-def test_sizes() -> None:
-    assert [degrees_of(s) for s in sizes_seen(lambda x: x.shape)] == [(), (), (1, 0), (0, 1)]
-    assert [degrees_of(s) for s in sizes_seen(lambda x: x.permute(0, 3, 1, 2).size())] == [(), (0, 1), (), (1, 0)]
-    assert degrees_of(sizes_seen(lambda x: x.size(-1))) == (0, 1)
-    assert degrees_of(sizes_seen(lambda x: x.size(dim=2))) == (1, 0)
-    assert degrees_of(sizes_seen(lambda x: x.flatten(2).shape[2])) == (1, 1)
-    assert degrees_of(sizes_seen(lambda x: math.prod(x.shape[2:]))) == (1, 1)
-    assert sizes_seen(lambda x: x.mean((2, 3)).shape) == (6, 4)
-    assert sizes_seen(lambda x: x.shape) == (6, 4, 4, 6)
+def test_sizes_are_those_of_the_whole_map() -> None:
+    h, w, area = (1,), (0, 1), (1, 1)
+    assert [degrees_of(s) for s in sizes_seen(lambda x: x.shape)] == [(), (), h, w]
+    assert [degrees_of(s) for s in sizes_seen(lambda x: x.permute(0, 3, 1, 2).size())] == [(), w, (), h]
+    assert degrees_of(sizes_seen(lambda x: x.size(-1))) == w
+    assert degrees_of(sizes_seen(lambda x: x.size(dim=2))) == h
+    assert degrees_of(sizes_seen(lambda x: x.flatten(2).shape[2])) == area
+    assert degrees_of(sizes_seen(lambda x: math.prod(x.shape[2:]))) == area
+    assert degrees_of(sizes_seen(lambda x: x.shape[2:].numel())) == area
+    assert degrees_of(sizes_seen(lambda x: x.numel() / (x.shape[0] * 4))) == area
+    assert sizes_seen(lambda x: x.mean((2, 3)).shape) == (2, 4)
+    assert sizes_seen(lambda x: x.shape) == (2, 4, 12, 18)
+    assert sizes_seen(len) == 2
+    assert sizes_seen(lambda x: x.permute(0, 2, 3, 1).stride()) == (864, 72, 4, 1)
+    assert sizes_seen(lambda x: F.pad(x, (1, 2, 0, 0)).shape) == (2, 4, 12, 21)
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_extents_are_copied(copied: Callable[[Any], Any]) -> None:
-    assert degrees_of(copied(Extent(4, (1, 0)))) == (1, 0)
+    size = copied(Extent(12, 4, (1,)))
+    assert (size, degrees_of(size), local_of(size)) == (12, (1,), 4)
 
 
 def test_arithmetic_of_extents() -> None:
-    rows, columns = Extent(4, (1, 0)), Extent(6, (0, 1))
+    rows, columns = Extent(12, 4, (1,)), Extent(18, 6, (0, 1))
     kept = {
-        "product": (rows * columns, 24, (1, 1)),
-        "times a number": (3 * rows, 12, (1, 0)),
-        "half": (rows // 2, 2, (1, 0)),
-        "half, as a fraction": (rows / 2, 2, (1, 0)),
-        "rounded up": (math.ceil(rows / 2) * 2, 4, (1, 0)),
-        "rounded down": (math.floor(rows), 4, (1, 0)),
-        "square": (rows * rows, 16, (2, 0)),
-        "one of two": (rows * columns // rows, 6, (0, 1)),
+        "product": (rows * columns, 216, 24, (1, 1)),
+        "times a number": (3 * rows, 36, 12, (1,)),
+        "times a fraction": (0.5 * rows, 6, 2, (1,)),
+        "half": (rows // 2, 6, 2, (1,)),
+        "half, as a fraction": (rows / 2, 6, 2, (1,)),
+        "rounded up": (math.ceil(rows / 2) * 2, 12, 4, (1,)),
+        "rounded down": (math.floor(rows), 12, 4, (1,)),
+        "square": (rows * rows, 144, 16, (2,)),
+        "one of two": (rows * columns // rows, 18, 6, (0, 1)),
+        "largest": (max(7, rows), 12, 4, (1,)),
     }
-    for name, (size, value, degrees) in kept.items():
-        assert (size, degrees_of(size)) == (value, degrees), name
-    lost = [rows // 3, rows + 1, rows - 1, -rows, rows % 2, rows // rows, 8 // rows, int(rows), rows // columns]
-    assert [degrees_of(size) for size in lost] == [()] * len(lost)
-    assert (rows / 8, rows * 0.5, 1 / rows) == (0.5, 2.0, 0.25)
+    for name, (size, value, local, degrees) in kept.items():
+        assert (size, local_of(size), degrees_of(size)) == (value, local, degrees), name
+    derived = {
+        "rounded": (rows // 5, 2),
+        "a quarter of a patch": (rows // 12, 1),
+        "more": (rows + 1, 13),
+        "less": (rows - 1, 11),
+        "from the other side": (20 - rows, 8),
+        "negative": (-rows, -12),
+        "rest": (rows % 5, 2),
+        "root": (rows**0.5, 12**0.5),
+        "inverse": (1 / rows, 1 / 12),
+        "inverse of a fraction": (1.0 / rows, 1 / 12),
+        "two axes": (rows / columns, 12 / 18),
+        "float times": (2.5 * (rows - 1), 27.5),
+    }
+    for name, (size, value) in derived.items():
+        assert type(size) is Extent, name
+        assert (size, degrees_of(size)) == (value, ()), name
+    assert type(rows // rows) is int
+
+
+def test_extents_count_as_the_numbers_that_they_are_on_the_whole_map() -> None:
+    rows = Extent(12, 4, (1,))
+    assert isinstance(rows, int)
+    assert isinstance(rows / 5, float)
+    assert {12: "twelve"}[rows] == "twelve"
+    assert (rows > 11, rows < 13, rows == 12, rows != 4, rows >= 13) == (True, True, True, True, False)
+    assert (list(range(rows)), [0] * rows, f"{rows:3d}") == (list(range(12)), [0] * 12, " 12")
+    assert (int(rows), float(rows), math.log2(rows), divmod(rows, 5)) == (12, 12.0, math.log2(12), (2, 2))
 
 
 @pytest.mark.parametrize("function", [*POSITIONS.values(), *EXPANDED.values()], ids=[*POSITIONS, *EXPANDED])

@@ -20,9 +20,10 @@ from torch.overrides import TorchFunctionMode
 
 from .checkpointing import recompute_under
 from .errors import OUTSIDER, WAYS_OUT, UnsupportedOperation, unsupported
+from .extent import MEASURED, Told, extent, has_extent, of_whole_map
 from .layout import Layout
 from .reduction import Reduction
-from .registry import Rule, register, rule_for
+from .registry import UNDERSTAND_SIZES, Rule, factory_for, register, rule_for
 
 
 class Execution(TorchFunctionMode):
@@ -36,6 +37,7 @@ class Execution(TorchFunctionMode):
         grad_enabled: whether gradients were on when the run began.
         traced: tensors and their layouts while compiling.
         reenter: makes the context in which checkpointed functions of the network under way are computed again.
+        told: what the network has been told of sizes.
     """
 
     @classmethod
@@ -52,6 +54,7 @@ class Execution(TorchFunctionMode):
         self.names = [c.__name__ for c in classes[: classes.index(Execution) + 1]]
         self.grad_enabled = True
         self.traced: list[tuple[Tensor, Layout]] = []
+        self.told = Told(())
         self.reenter: Callable[[Execution], AbstractContextManager[Any]] | None = None
 
     def __torch_function__(
@@ -64,7 +67,7 @@ class Execution(TorchFunctionMode):
         kwargs = kwargs or {}
         owner = self.owner(args) or (self.owner(kwargs.values()) if kwargs else None)
         if owner is None:
-            return self._note_constant(func(*args, **kwargs), args, kwargs)
+            return self._answer_untraced(func, args, kwargs)
         if torch.is_grad_enabled() != self.grad_enabled:
             raise unsupported(
                 func,
@@ -73,8 +76,11 @@ class Execution(TorchFunctionMode):
             )
         if not torch.compiler.is_compiling():
             recompute_under(self.recomputing, func)
-            if any(owner.hides_input(value) for value in tensors_in((args, kwargs))):
-                raise unsupported(func, f"{OUTSIDER} may descend from it by a way that is not traced")
+            for value in tensors_in((args, kwargs)):
+                if owner.hides_input(value):
+                    raise unsupported(func, f"{OUTSIDER} may descend from it by a way that is not traced")
+                if self.told.read and hasattr(value, "_sparkmim_measured"):
+                    raise unsupported(func, MEASURED)
         out = owner.answer(func, args, kwargs)
         return out if owner is self else self.returned(out)
 
@@ -83,6 +89,8 @@ class Execution(TorchFunctionMode):
         rule = rule_for(func, self.names)
         if rule is None:
             raise unsupported(func, "it has no rule")
+        if self.told.read and func not in UNDERSTAND_SIZES:
+            args, kwargs = of_whole_map(args), of_whole_map(kwargs)
         if torch.compiler.is_compiling():
             return rule(self, func, *args, **kwargs)
         try:
@@ -179,6 +187,51 @@ class Execution(TorchFunctionMode):
         """Return what `coarser` has answered as the network gets it."""
         return out
 
+    # --- sizes --------------------------------------------------------------------------------------------------
+
+    def size_of(self, layout: Layout, axis: int, local: int) -> Any:
+        """Return the size of an axis as the network reads it: of the whole map, as an ordinary number to Dynamo.
+
+        Args:
+            layout: of the tensor.
+            axis: of it.
+            local: its extent.
+        """
+        whole = self.extent_of_whole(layout, axis, local)
+        if torch.compiler.is_compiling():
+            return whole
+        return extent(whole, local, layout.degrees(axis), self.told.lost)
+
+    def extent_of_whole(self, layout: Layout, axis: int, local: int) -> int:
+        """Return the extent on the whole map of an axis that has `local` here."""
+        raise NotImplementedError
+
+    def local_extent(self, layout: Layout, axis: int, own: int, whole: int) -> int | None:
+        """Return what the extent `whole` of a whole map is here, along an axis whose extent here is `own`.
+
+        None if it is no whole number of positions.
+        """
+        local, rest = divmod(whole * own, self.extent_of_whole(layout, axis, own))
+        return None if rest else local
+
+    def _answer_untraced(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function whose arguments do not descend from the input, but for sizes that may be among them."""
+        measured = False
+        if self.told.read:
+            factory = factory_for(func)
+            made = None if factory is None else factory(self, func, *args, **kwargs)
+            if made is not None:
+                return made
+            if not torch.compiler.is_compiling():
+                measured = has_extent(args) or has_extent(kwargs)
+                measured = measured or any(hasattr(t, "_sparkmim_measured") for t in tensors_in((args, kwargs)))
+                args, kwargs = of_whole_map(args), of_whole_map(kwargs)
+        out = func(*args, **kwargs)
+        if measured:
+            for tensor in tensors_in(out):
+                tensor._sparkmim_measured = True  # type: ignore[attr-defined]
+        return self._note_constant(out, args, kwargs)
+
     def _note_constant(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Remember that a result of tensors from outside the input is traced (see `hides_input`)."""
         if not torch.compiler.is_compiling():
@@ -223,6 +276,11 @@ class Execution(TorchFunctionMode):
             raise unsupported(func, f"{what} was padded, and only a convolution or pooling can follow a padding")
 
     # --- what the two executions do differently -----------------------------------------------------------------
+
+    @property
+    def rows(self) -> int:
+        """Rows along the axis of samples."""
+        raise NotImplementedError
 
     def one_row_per_image(self, values: Tensor, axis: int) -> Tensor:
         """Return one row an image of per-image values (which may be repeated)."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .extent import Degrees, unit
+from .extent import Degrees, area, unit
 from .reduction import Reduction
 
 
@@ -114,7 +114,7 @@ class Layout:
         """Return how the extent of an axis scales with those of the map; `()` if it does not."""
         if axis not in self.space:
             return ()
-        return (1,) * len(self.flattened) or unit(self.space.index(axis), len(self.space))
+        return area(len(self.flattened)) if self.flattened else unit(self.space.index(axis))
 
     def moved(self, batch: int, space: tuple[int, ...]) -> Layout:
         """Return the same meaning with the axes at other places."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import unsupported
+from ..extent import of_whole_map
+from ..registry import understands_sizes
 from ..shared.pooling import AVG_POOL, MAX_POOL, NO_INDICES, WITH_INDICES, sum_pool
 from ..shared.pooling import max_pool as largest_in_windows
 from ..shared.reduce import is_whole_map, over_whole_map
@@ -16,6 +18,7 @@ from ..window import per_axis, window_over
 from .coarse import CoarseExecution
 
 
+@understands_sizes(*MAX_POOL, *WITH_INDICES)
 @CoarseExecution.register(*MAX_POOL, *WITH_INDICES)
 def max_pool(
     execution: CoarseExecution,
@@ -33,8 +36,9 @@ def max_pool(
     layout = execution.require_map(func, input)
     dims = MAX_POOL[func]
     kernel = per_axis(kernel_size, dims)
-    if is_whole_map(input, layout, kernel, padding):
+    if is_whole_map(execution, func, input, layout, kernel, padding):
         return over_whole_map(execution, torch.amax, input)
+    kernel, stride, padding = of_whole_map((kernel, stride, padding))
     window = window_over(
         execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
     )
@@ -45,6 +49,7 @@ def max_pool(
     return execution.leaving(func, out, layout)
 
 
+@understands_sizes(*AVG_POOL)
 @CoarseExecution.register(*AVG_POOL)
 def avg_pool(
     execution: CoarseExecution,
@@ -60,8 +65,9 @@ def avg_pool(
     layout = execution.require_map(func, input)
     dims = AVG_POOL[func]
     kernel = per_axis(kernel_size, dims)
-    if is_whole_map(input, layout, kernel, padding) and divisor_override is None:
+    if is_whole_map(execution, func, input, layout, kernel, padding) and divisor_override is None:
         return over_whole_map(execution, torch.mean, input)
+    kernel, stride, padding = of_whole_map((kernel, stride, padding))
     window = window_over(execution, func, input, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
     own = per_axis(padding, dims)
     divisor: Tensor | int = divisor_override or math.prod(kernel)

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import unsupported
+from ..extent import of_whole_map
 from ..layout import Layout
-from ..shared.smooth import NEAREST
+from ..shared.smooth import NEAREST, local_sizes
 from ..window import sees_one_position, window_over
 from .coarse import CoarseExecution
 from .moments import Moments, at_least_single
@@ -54,6 +55,8 @@ def interpolate(
 ) -> Tensor:
     layout = execution.require_map(func, input)
     execution.require_no_padding(layout, func)
+    scale_factor = of_whole_map(scale_factor)
+    size = None if size is None else local_sizes(execution, func, layout, input, size)
     if mode not in NEAREST:
         raise unsupported(func, f"{mode} resampling has no rule where positions of a map hold several patches")
     shown = execution.where_visible(input, 0.0, func)

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import unsupported
+from ..extent import of_whole_map
 from ..layout import Layout
+from ..registry import understands_sizes
 from ..shared.pointwise import samples_and_channels_first
-from ..shared.smooth import NEAREST, smooth
+from ..shared.smooth import NEAREST, local_sizes, smooth
 from ..window import sees_one_position, window_over
 from .execution import MaskedDenseExecution
 
@@ -86,6 +88,7 @@ def _norms_of_images(
     return execution.of_each_image(of_rows, execution.visible_rows(x, layout), execution.mask_of(x, layout))
 
 
+@understands_sizes(F.interpolate)
 @MaskedDenseExecution.register(F.interpolate)
 def interpolate(
     execution: MaskedDenseExecution,
@@ -100,6 +103,8 @@ def interpolate(
 ) -> Tensor:
     layout = execution.require_map(func, input)
     execution.require_no_padding(layout, func)
+    scale_factor = of_whole_map(scale_factor)
+    size = None if size is None else local_sizes(execution, func, layout, input, size)
     whole = execution.where_visible(input, 0.0, func)
     if mode in NEAREST:
         out = func(whole, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)

@@ -10,6 +10,7 @@ are answered by :class:`sparkmim.sparse.dense.coarse.CoarseExecution`, on whole 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ..dense.coarse import CoarseExecution
 from ..execution import Execution
+from ..extent import Told
 from ..grid import PatchGrid
 from ..layout import Layout
 from ..reduction import Reduction
@@ -56,12 +58,25 @@ class SparseExecution(Execution):
         self.grid = grid
         self.triton = triton
         self.grid_shape = tuple(grid.visible.shape)
+        self.told = Told(self.grid_shape[1:])
         self.coarser = CoarseExecution(grid)
-        self.coarser.traced = self.traced
+        self.coarser.traced, self.coarser.told = self.traced, self.told
 
     def prepare(self, images: Tensor) -> Tensor:
         self.patch_size = self.grid.block_size(images.shape[2:])
         return self.start(self.grid.pack(images))
+
+    def extent_of_whole(self, layout: Layout, axis: int, local: int) -> int:
+        if axis == layout.batch:
+            return self.grid.batch
+        if axis not in layout.space:
+            return local
+        patches = self.told.grid if layout.flattened else (self.told.grid[layout.space.index(axis)],)
+        return local * math.prod(patches)
+
+    @property
+    def rows(self) -> int:
+        return self.grid.patches
 
     def one_row_per_image(self, values: Tensor, axis: int) -> Tensor:
         return self.grid.by_image(values, axis).select(axis + 1, 0)

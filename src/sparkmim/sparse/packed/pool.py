@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import unsupported
+from ..extent import of_whole_map
+from ..registry import understands_sizes
 from ..shared.pooling import AVG_POOL, MAX_POOL, NO_INDICES, WITH_INDICES, sum_pool, two_or_more, two_or_three
 from ..shared.pooling import max_pool as largest_in_windows
 from ..shared.reduce import is_whole_map, over_whole_map
@@ -20,6 +22,7 @@ from .halo import gather_halo, scatter_halo
 from .mirrored import with_mirrored_halo
 
 
+@understands_sizes(*MAX_POOL, *WITH_INDICES)
 @SparseExecution.register(*MAX_POOL, *WITH_INDICES)
 def max_pool(
     execution: SparseExecution,
@@ -37,8 +40,9 @@ def max_pool(
         raise unsupported(func, NO_INDICES)
     dims = MAX_POOL[func]
     kernel = per_axis(kernel_size, dims)
-    if is_whole_map(input, layout, kernel, padding):
+    if is_whole_map(execution, func, input, layout, kernel, padding):
         return over_whole_map(execution, torch.amax, input)
+    kernel, stride, padding = of_whole_map((kernel, stride, padding))
     if execution.outgrows(input, per_axis(stride or kernel, dims)):
         return execution.answer_coarser(func, input, kernel, stride, padding, dilation, ceil_mode)
     window = window_over(
@@ -97,6 +101,7 @@ def _of_halo_shape(grad: Tensor, window: Window) -> Tensor:
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=channels_last)
 
 
+@understands_sizes(*AVG_POOL)
 @SparseExecution.register(*AVG_POOL)
 def avg_pool(
     execution: SparseExecution,
@@ -112,8 +117,9 @@ def avg_pool(
     layout = execution.require_map(func, input)
     dims = AVG_POOL[func]
     kernel = per_axis(kernel_size, dims)
-    if is_whole_map(input, layout, kernel, padding) and divisor_override is None:
+    if is_whole_map(execution, func, input, layout, kernel, padding) and divisor_override is None:
         return over_whole_map(execution, torch.mean, input)
+    kernel, stride, padding = of_whole_map((kernel, stride, padding))
     if execution.outgrows(input, per_axis(stride or kernel, dims)):
         further = (divisor_override,) if dims > 1 else ()
         return execution.answer_coarser(func, input, kernel, stride, padding, ceil_mode, count_include_pad, *further)

@@ -8,12 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import unsupported
-from ..shared.smooth import NEAREST, smooth
+from ..extent import of_whole_map
+from ..registry import understands_sizes
+from ..shared.smooth import NEAREST, local_sizes, smooth
 from ..window import require_near_edges
 from .execution import SparseExecution
 from .mirrored import with_mirrored_halo
 
 
+@understands_sizes(F.interpolate)
 @SparseExecution.register(F.interpolate)
 def interpolate(
     execution: SparseExecution,
@@ -31,10 +34,11 @@ def interpolate(
     dims = len(layout.space)
     block = input.shape[2:]
     if size is None:
+        scale_factor = of_whole_map(scale_factor)
         factors = (scale_factor,) * dims if isinstance(scale_factor, (int, float)) else tuple(scale_factor)
         out = [b * f for b, f in zip(block, factors, strict=True)]
     else:
-        out = list((size,) * dims if isinstance(size, int) else size)
+        out = local_sizes(execution, func, layout, input, size)
     patch = execution.patch_size
     for b, o, p in zip(block, out, patch, strict=True):
         if o != int(o) or o < 1 or (o % b and b % o) or p % int(o):

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ..errors import unsupported
 from ..execution import Execution
+from ..extent import of_whole_map
 from ..functions import functions_named
+from ..registry import understands_sizes
 from ..window import per_axis
 from .axes import cat
 from .calls import call
@@ -22,6 +24,7 @@ from .reduce import is_whole_map
 _LP_POOL = {F.lp_pool1d: F.avg_pool1d, F.lp_pool2d: F.avg_pool2d, F.lp_pool3d: F.avg_pool3d}
 
 
+@understands_sizes(*_LP_POOL)
 @Execution.register(*_LP_POOL)
 def lp_pool(
     execution: Execution,
@@ -36,11 +39,11 @@ def lp_pool(
     layout = execution.require_map(func, input)
     kernel = per_axis(kernel_size, len(layout.space))
     powers = call(execution, torch.pow, input, norm_type)
-    if is_whole_map(input, layout, kernel, 0):
+    if is_whole_map(execution, func, input, layout, kernel, 0):
         total = call(execution, torch.sum, powers, layout.space, True)
     else:
         mean = call(execution, _LP_POOL[func], powers, kernel_size, stride, 0, ceil_mode)
-        total = call(execution, torch.mul, mean, math.prod(kernel))
+        total = call(execution, torch.mul, mean, math.prod(of_whole_map(kernel)))
     size = call(execution, torch.relu, call(execution, torch.abs, total))
     signed = call(execution, torch.mul, call(execution, torch.sign, total), size)
     return call(execution, torch.pow, signed, 1.0 / norm_type)  # type: ignore[no-any-return]

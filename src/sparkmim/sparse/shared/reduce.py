@@ -11,16 +11,16 @@ from torch import Tensor
 
 from ..errors import unsupported
 from ..execution import Execution
-from ..extent import degrees_of
+from ..extent import degrees_of, of_whole_map, value_of
 from ..functions import functions_named
 from ..layout import Layout
 from ..reduction import REDUCTIONS, Reduction, bound_arguments
+from ..registry import understands_sizes
 from ..window import per_axis
 from .axes import without_axes
 from .calls import call
 from .in_turn import begun, continued
 from .pointwise import own_layout
-from .pointwise import sizes as read_sizes
 from .pooling import NO_INDICES
 
 
@@ -76,6 +76,7 @@ _AVERAGES = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 _MAXIMA = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 
 
+@understands_sizes(*_ADAPTIVE)
 @Execution.register(*_ADAPTIVE)
 def adaptive_pool(
     execution: Execution, func: Any, input: Tensor, output_size: Any, return_indices: bool = False
@@ -88,7 +89,8 @@ def adaptive_pool(
     if not layout.is_map:
         if layout.batch != 0:
             raise unsupported(func, f"it needs samples first, its argument is {layout}")
-        return execution.on_one_row_per_image(lambda x: func(x, output_size), input, layout)
+        size = of_whole_map(output_size)
+        return execution.on_one_row_per_image(lambda x: func(x, size), input, layout)
     if len(execution.require_map(func, input).space) != dims:
         raise unsupported(func, f"it pools along {dims} axes and the map has {len(layout.space)}")
     sizes = per_axis(output_size, dims) if output_size is not None else (None,) * dims
@@ -106,21 +108,16 @@ def adaptive_pool(
     return out
 
 
-def _windows(execution: Execution, x: Tensor, layout: Layout, sizes: Sequence[int | None]) -> tuple[int, ...] | None:
+def _windows(execution: Execution, x: Tensor, layout: Layout, sizes: Sequence[Any]) -> tuple[int, ...] | None:
     """Return the windows that pool a map to sizes read off it, which divide its own; None if there are none such."""
     windows = []
-    for axis, (own, size) in enumerate(zip(shape_as_read(execution, x)[2:], sizes, strict=True), start=2):
-        wanted = own if size is None else size
-        if degrees_of(wanted) != layout.degrees(axis) or int(wanted) < 1 or int(own) % int(wanted):
+    for axis, size in zip(layout.space, sizes, strict=True):
+        whole = execution.extent_of_whole(layout, axis, x.shape[axis])
+        wanted = whole if size is None else value_of(size)
+        if (size is not None and degrees_of(size) != layout.degrees(axis)) or wanted < 1 or whole % wanted:
             return None
-        windows.append(int(own) // int(wanted))
+        windows.append(int(whole // wanted))
     return tuple(windows)
-
-
-def shape_as_read(execution: Execution, x: Tensor) -> Sequence[int]:
-    """Return the shape of a tensor as the network reads it."""
-    shape: Sequence[int] = read_sizes(execution, torch.Tensor.size, x)
-    return shape
 
 
 def over_whole_map(execution: Execution, statistic: Any, x: Tensor) -> Tensor:
@@ -131,16 +128,17 @@ def over_whole_map(execution: Execution, statistic: Any, x: Tensor) -> Tensor:
     return out
 
 
-def is_whole_map(x: Tensor, layout: Layout, kernel: Sequence[int], padding: Any) -> bool:
-    """Return whether a pooling's window is all of a map: its sizes were read off axes of the map of the same extent."""
-    if layout.padding is not None or any(per_axis(padding, len(kernel))) or len(kernel) != len(layout.space):
+def is_whole_map(
+    execution: Execution, func: Any, x: Tensor, layout: Layout, kernel: Sequence[Any], padding: Any
+) -> bool:
+    """Return whether a pooling's window is all of a map: its sizes were read off a map, and are those of this one.
+
+    Raises:
+        UnsupportedOperation: while compiling, where that is not known of a size.
+    """
+    whole = [execution.extent_of_whole(layout, axis, x.shape[axis]) for axis in layout.space]
+    if list(kernel) != whole or layout.padding is not None or any(per_axis(padding, len(whole))):
         return False
-    grid = layout.origin.grid_shape[1:]  # type: ignore[attr-defined]
-    own = [layout.degrees(axis) for axis in layout.space]
-    for axis, size in enumerate(kernel):
-        if degrees_of(size) not in own or getattr(size, "local", int(size)) != x.shape[2 + axis]:
-            return False
-        other = own.index(degrees_of(size))
-        if (grid[other], x.shape[2 + other]) != (grid[axis], x.shape[2 + axis]):
-            return False
-    return True
+    if torch.compiler.is_compiling() and execution.told.read:
+        raise unsupported(func, "its window is as large as the map; use x.mean((2, 3)) or F.adaptive_avg_pool2d(x, 1)")
+    return all(degrees_of(size) for size in kernel)

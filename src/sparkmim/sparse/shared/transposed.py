@@ -20,7 +20,6 @@ CONV_TRANSPOSE: dict[Any, int] = {
 """Transposed convolutions under all their names, and their number of spatial axes."""
 
 
-
 class Upward(NamedTuple):
     """The geometry of a transposed convolution that makes `n * stride` positions of `n`, per spatial axis.
 
