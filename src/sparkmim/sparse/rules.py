@@ -5,7 +5,7 @@ from .dense import pool as dense_pool
 from .dense import rules as dense_rules
 from .dense import transposed as dense_transposed
 from .packed import conv, norm, pool, resample, transposed
-from .shared import along, axes, compose, contract, noise, pad, pointwise, positions, reduce
+from .shared import along, axes, compose, contract, draws, noise, pad, pointwise, positions, reduce, repeat
 
 __all__ = [
     "along",
@@ -19,6 +19,7 @@ __all__ = [
     "dense_pool",
     "dense_rules",
     "dense_transposed",
+    "draws",
     "noise",
     "norm",
     "pad",
@@ -26,6 +27,7 @@ __all__ = [
     "pool",
     "positions",
     "reduce",
+    "repeat",
     "resample",
     "transposed",
 ]

@@ -20,6 +20,7 @@ from ..extent import Degrees, Extent, area, degrees_of, of_whole_map, unit, valu
 from ..functions import attributes_named, functions_named
 from ..layout import Layout
 from ..registry import understands_sizes
+from .masks import is_mask_of_input, write_where
 from .pointwise import broadcast_layout, free_axes, operand, own_layout, require_no_input, shape_of_whole
 
 # --- joining and splitting ------------------------------------------------------------------------------------------
@@ -108,9 +109,23 @@ def _indexed(execution: Execution, func: Any, x: Tensor, index: Any) -> tuple[La
             places[axis] = new
             new += 1
         elif type(entry) is not int:  # True is an int to Python and a mask to torch
-            raise unsupported(func, "it indexes with something other than integers and slices")
+            count = _axes_of_index(execution, func, entry, entries)
+            new += count
         axis += 1
     return layout.moved(places[layout.batch], tuple(places[a] for a in layout.space)), tuple(entries)
+
+
+def _axes_of_index(execution: Execution, func: Any, entry: Any, entries: Sequence[Any]) -> int:
+    """Return how many axes an index of places along a free axis makes of it; raise for what is no such index."""
+    if not isinstance(entry, (Tensor, list)):
+        raise unsupported(func, "it indexes with something other than integers, slices, lists and tensors")
+    if execution.any_layout([entry]):
+        raise unsupported(func, "its index descends from the input; use gather, or torch.where for a mask")
+    index = torch.as_tensor(entry)
+    lists = [other for other in entries if isinstance(other, (Tensor, list)) or type(other) is int]
+    if len(lists) > 1 or (index.dtype == torch.bool and index.ndim != 1):
+        raise unsupported(func, "it indexes several axes at once by numbers and lists; index one after the other")
+    return index.ndim
 
 
 def _reaches_end(execution: Execution, layout: Layout, axis: int, x: Tensor, entry: slice) -> bool:
@@ -131,6 +146,9 @@ def getitem(execution: Execution, func: Any, x: Tensor, index: Any) -> Tensor:
 @understands_sizes(torch.Tensor.__setitem__)
 @Execution.register(torch.Tensor.__setitem__)
 def setitem(execution: Execution, func: Any, x: Tensor, index: Any, value: Any) -> None:
+    if is_mask_of_input(execution, index):
+        write_where(execution, func, x, index, value)
+        return
     target, place = _indexed(execution, func, x, index)
     if isinstance(value, Tensor):
         written = execution.mark(x.detach()[place], target)
@@ -160,7 +178,7 @@ def _permuted(layout: Layout, order: Sequence[int]) -> Layout:
 @Execution.register(*functions_named("permute"))
 def permute(execution: Execution, func: Any, input: Tensor, *dims: Any, **kwargs: Any) -> Tensor:
     layout = own_layout(execution, func, input)
-    order = [d % input.ndim for d in _sizes(dims, kwargs, "dims")]
+    order = [d % input.ndim for d in numbers_of(dims, kwargs, "dims")]
     return execution.mark(input.permute(order), _permuted(layout, order))
 
 
@@ -244,7 +262,7 @@ def reshape(execution: Execution, func: Any, input: Tensor, *shape: Any, **kwarg
     own_layout(execution, func, input)
     if (shape and isinstance(shape[0], torch.dtype)) or "dtype" in kwargs:
         raise unsupported(func, "it reinterprets the bytes of a map")
-    return _reshape(execution, func, input, _sizes(shape, kwargs, "size" if "size" in kwargs else "shape"))
+    return _reshape(execution, func, input, numbers_of(shape, kwargs, "size" if "size" in kwargs else "shape"))
 
 
 @Execution.register(*functions_named("view_as reshape_as"))
@@ -264,7 +282,7 @@ def _reshape(execution: Execution, func: Any, input: Tensor, shape: Sequence[Any
     return execution.mark(input.reshape(local), out)
 
 
-def _sizes(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> list[int]:
+def numbers_of(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> list[int]:
     """Return a list of numbers given as one argument, as several, or by name."""
     if name in kwargs:
         args = (kwargs[name],)
@@ -406,7 +424,7 @@ def expand(execution: Execution, func: Any, input: Tensor, *shape: Any, **kwargs
             raise unsupported(func, "it does not fit the tensor it is expanded to")
         return execution.mark(input.expand(other.shape), layout)
     layout = own_layout(execution, func, input)
-    sizes = _sizes(shape, kwargs, "size")
+    sizes = numbers_of(shape, kwargs, "size")
     shift = len(sizes) - input.ndim
     whole = shape_of_whole(execution, input)
     for axis in layout.tracked_axes:
