@@ -5,7 +5,21 @@ from .dense import pool as dense_pool
 from .dense import rules as dense_rules
 from .dense import transposed as dense_transposed
 from .packed import conv, norm, pool, resample, transposed
-from .shared import along, axes, compose, contract, draws, noise, pad, pointwise, positions, reduce, repeat
+from .shared import (
+    along,
+    axes,
+    compose,
+    contract,
+    conversions,
+    draws,
+    hooks,
+    noise,
+    pad,
+    pointwise,
+    positions,
+    reduce,
+    repeat,
+)
 
 __all__ = [
     "along",
@@ -16,10 +30,12 @@ __all__ = [
     "compose",
     "contract",
     "conv",
+    "conversions",
     "dense_pool",
     "dense_rules",
     "dense_transposed",
     "draws",
+    "hooks",
     "noise",
     "norm",
     "pad",

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import unsupported
 from ..extent import of_whole_map
 from ..layout import Layout
+from ..shared.constant_maps import constant_map
 from ..shared.smooth import NEAREST, local_sizes
 from ..window import sees_one_position, window_over
 from .coarse import CoarseExecution
@@ -53,6 +54,9 @@ def interpolate(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
+    values = execution.layout(input)
+    if values is not None and not values.is_map:
+        return constant_map(execution, func, input, values, size)
     layout = execution.require_map(func, input)
     execution.require_no_padding(layout, func)
     scale_factor = of_whole_map(scale_factor)

@@ -13,6 +13,7 @@ from ..errors import unsupported
 from ..extent import of_whole_map
 from ..layout import Layout
 from ..registry import understands_sizes
+from ..shared.constant_maps import constant_map
 from ..shared.pointwise import samples_and_channels_first
 from ..shared.smooth import NEAREST, local_sizes, smooth
 from ..window import sees_one_position, window_over
@@ -101,6 +102,9 @@ def interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Tensor:
+    values = execution.layout(input)
+    if values is not None and not values.is_map:
+        return constant_map(execution, func, input, values, size)
     layout = execution.require_map(func, input)
     execution.require_no_padding(layout, func)
     scale_factor = of_whole_map(scale_factor)

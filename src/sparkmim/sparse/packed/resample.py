@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import unsupported
 from ..extent import of_whole_map
 from ..registry import understands_sizes
+from ..shared.constant_maps import constant_map
 from ..shared.smooth import NEAREST, local_sizes, smooth
 from ..window import require_near_edges
 from .execution import SparseExecution
@@ -29,6 +30,9 @@ def interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Tensor:
+    values = execution.layout(input)
+    if values is not None and not values.is_map:
+        return constant_map(execution, func, input, values, size)
     layout = execution.require_map(func, input)
     execution.require_no_padding(layout, func)
     dims = len(layout.space)

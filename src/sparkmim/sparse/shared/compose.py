@@ -14,6 +14,7 @@ from ..errors import unsupported
 from ..execution import Execution
 from ..extent import of_whole_map
 from ..functions import functions_named
+from ..layout import Layout
 from ..registry import understands_sizes
 from ..window import per_axis
 from .axes import cat
@@ -79,7 +80,50 @@ def unfold(
     if layout.is_channels_first(input.ndim) and input.ndim != 4:
         raise unsupported(func, f"its windows have two axes and the map {len(layout.space)}")
     kernel = per_axis(kernel_size, 2)
-    channels, area = input.shape[1], math.prod(kernel)
-    picks = torch.eye(area, dtype=input.dtype, device=input.device).view(area, 1, *kernel).repeat(channels, 1, 1, 1)
+    channels = input.shape[1]
+    picks = _picks(input, channels, kernel)
     out = call(execution, F.conv2d, input, picks, None, stride, padding, dilation, channels)
     return call(execution, torch.flatten, out, 2)  # type: ignore[no-any-return]
+
+
+@Execution.register(F.fold, torch._C._nn.col2im)
+def fold(
+    execution: Execution,
+    func: Any,
+    input: Tensor,
+    output_size: Any,
+    kernel_size: Any,
+    dilation: Any = 1,
+    padding: Any = 0,
+    stride: Any = 1,
+) -> Tensor:
+    """Add up windows `(N, C * prod(kernel), positions)` where they overlap: a transposed convolution."""
+    layout = own_layout(execution, func, input)
+    kernel = per_axis(kernel_size, 2)
+    channels, rest = divmod(input.shape[1], math.prod(kernel))
+    if layout.space != (2,) or len(layout.flattened) != 2 or rest:
+        raise unsupported(func, f"it needs windows (batch, channel, positions), its argument is {layout}")
+    apart = Layout(layout.origin, layout.batch, (2, 3))
+    windows = execution.mark(input.unflatten(2, layout.flattened), apart)
+    steps = per_axis(stride, 2)
+    size = [execution.extent_of_whole(apart, a, extent) for a, extent in enumerate(layout.flattened, start=2)]
+    if [extent * step for extent, step in zip(size, steps, strict=True)] != list(per_axis(output_size, 2)):
+        raise unsupported(func, f"its windows, of {tuple(size)} positions, are not as far apart as their stride")
+    extra = []
+    for extent, step, pad in zip(_reach(kernel, dilation), steps, per_axis(padding, 2), strict=True):
+        extra.append(step + 2 * pad - extent)
+    if any(not 0 <= amount < max(steps) for amount in extra) and any(extra):
+        raise unsupported(func, "its windows reach beyond the map")
+    picks = _picks(input, channels, kernel)
+    out: Tensor = call(execution, F.conv_transpose2d, windows, picks, None, steps, padding, extra, channels, dilation)
+    return out
+
+
+def _picks(x: Tensor, channels: int, kernel: Sequence[int]) -> Tensor:
+    """Return the kernels that pick out each place of a window, of each channel."""
+    area = math.prod(kernel)
+    return torch.eye(area, dtype=x.dtype, device=x.device).view(area, 1, *kernel).repeat(channels, 1, 1, 1)
+
+
+def _reach(kernel: Sequence[int], dilation: Any) -> list[int]:
+    return [(k - 1) * d + 1 for k, d in zip(kernel, per_axis(dilation, len(kernel)), strict=True)]
