@@ -67,7 +67,7 @@ def max_pool2d(
         raise unsupported(func, "the indices it returns have no meaning on patches")
     layout = execution.require_map(func, input)
     kernel = per_axis(kernel_size, 2)
-    if is_whole_map(execution, func, input, layout, kernel, padding):
+    if is_whole_map(execution, input, layout, kernel, padding):
         return over_whole_map(execution, torch.amax, input)
     kernel, stride = of_whole_map(kernel), of_whole_map(stride)
     padding = of_whole_map(padding)
@@ -100,7 +100,7 @@ def avg_pool2d(
 ) -> Tensor:
     layout = execution.require_map(func, input)
     kernel = per_axis(kernel_size, 2)
-    if is_whole_map(execution, func, input, layout, kernel, padding) and divisor_override is None:
+    if is_whole_map(execution, input, layout, kernel, padding) and divisor_override is None:
         return over_whole_map(execution, torch.mean, input)
     kernel, stride = of_whole_map(kernel), of_whole_map(stride)
     padding = of_whole_map(padding)

@@ -358,7 +358,10 @@ def _places(
     def fits(axes: list[int], segment: list[int], cells: Fraction, behind_batch: bool) -> bool:
         if not segment and axes and not behind_batch and cells == 1:
             return False
-        return not any(degrees_of(a) for a in axes) and math.prod(map(value_of, axes)) == math.prod(segment) * cells
+        return (
+            not any(degrees_of(a) for a in axes)
+            and math.prod([value_of(a) for a in axes]) == math.prod(segment) * cells
+        )
 
     def search(index: int, start: int, cells: Fraction) -> list[tuple[tuple[int, ...], ...]]:
         behind_batch = index > 0 and tracked[index - 1].start == layout.batch
