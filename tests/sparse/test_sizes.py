@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine_helpers import Apply, assert_agrees_with_crop, assert_agrees_with_oracle, assert_refused, weights_of
-from sparkmim.sparse import PatchGrid, SparseExecution, UnsupportedOperation, run
+from sparkmim.sparse import PatchGrid, SparseExecution, UnsupportedOperation, require_compilable, run
 
 Function = Callable[[Tensor], Any]
 
@@ -178,3 +178,22 @@ def test_sizes_told_of_a_rectangle() -> None:
 def test_raw_errors_of_torch_name_the_module() -> None:
     with pytest.raises(UnsupportedOperation, match="size of the map"):
         run(SparseExecution(PatchGrid(EVERYTHING, 12)), Apply(lambda x: x.add(x.shape[2])), torch.zeros(2, 4, 12, 24))
+
+
+COMPILED = {"branch": DECISIONS["comparison"], "table": DECISIONS["table"], "batch": DECISIONS["size of the batch"]}
+
+
+@pytest.mark.parametrize("function", COMPILED.values(), ids=COMPILED)
+def test_a_network_that_decides_by_sizes_is_not_compiled(function: Function) -> None:
+    with pytest.raises(UnsupportedOperation, match="cannot be compiled"):
+        require_compilable(PatchGrid(MASK, 6), Apply(function), torch.randn(2, 4, 12, 24))
+
+
+SAME = {"view": SIZES["view"], "noise": stochastic_depth(NOISE["rand of numbers"]), "no sizes": torch.relu}
+
+
+@pytest.mark.parametrize("function", SAME.values(), ids=SAME)
+def test_a_network_that_gives_sizes_back_can_be_compiled(function: Function) -> None:
+    images, state = torch.randn(2, 4, 12, 24).double(), torch.get_rng_state()
+    require_compilable(PatchGrid(MASK, 6), Apply(function), images)
+    assert torch.equal(torch.get_rng_state(), state)
