@@ -65,7 +65,7 @@ class Extent:
 
     def __index__(self) -> int:
         self._lose()
-        return operator.index(self.value)  # type: ignore[call-overload,no-any-return]
+        return operator.index(self.value)  # type: ignore[arg-type]
 
     def __int__(self) -> int:
         self._lose()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import unsupported
 from ..execution import Execution
-from ..extent import Degrees, Extent, area, degrees_of, of_whole_map, unit, value_of
+from ..extent import Degrees, Extent, area, degrees_of, local_of, of_whole_map, unit, value_of
 from ..functions import functions_named
 from ..layout import Layout
 from ..registry import understands_sizes
@@ -415,7 +415,7 @@ def expand(execution: Execution, func: Any, input: Tensor, *shape: Any, **kwargs
         out = layout.moved(layout.batch + shift, tuple(a + shift for a in layout.space))
         return execution.mark(input.expand(of_whole_map(sizes)), out)
     out = _with_space(func, input, layout, sizes)
-    local = [size.local if degrees_of(size) else value_of(size) for size in sizes]
+    local = [local_of(size) if degrees_of(size) else value_of(size) for size in sizes]
     return execution.mark(input.expand(local), out)
 
 
