@@ -196,7 +196,7 @@ class Execution(TorchFunctionMode):
     # --- sizes --------------------------------------------------------------------------------------------------
 
     def size_of(self, layout: Layout, axis: int, local: int) -> Any:
-        """Return the size of an axis as the network reads it: of the whole map, as an ordinary number to Dynamo.
+        """Return the size of an axis as the network reads it.
 
         Args:
             layout: of the tensor.
@@ -204,12 +204,18 @@ class Execution(TorchFunctionMode):
             local: its extent.
         """
         whole = self.extent_of_whole(layout, axis, local)
-        if torch.compiler.is_compiling():
-            return whole
-        return extent(whole, local, layout.degrees(axis), self.told.lost)
+        return local if self.plain_sizes else extent(whole, local, layout.degrees(axis), self.told.lost)
+
+    @property
+    def plain_sizes(self) -> bool:
+        """Whether the network gets the sizes of the tensors at hand as ordinary numbers, as it does from Dynamo."""
+        return self.told.plain or torch.compiler.is_compiling()
 
     def extent_of_whole(self, layout: Layout, axis: int, local: int) -> int:
-        """Return the extent on the whole map of an axis that has `local` here."""
+        """Return the extent on the whole map of an axis that has `local` here, as far as the network knows."""
+        return local if self.plain_sizes or axis not in layout.tracked_axes else self._whole(layout, axis, local)
+
+    def _whole(self, layout: Layout, axis: int, local: int) -> int:
         raise NotImplementedError
 
     def local_extent(self, layout: Layout, axis: int, own: int, whole: int) -> int | None:
@@ -223,12 +229,12 @@ class Execution(TorchFunctionMode):
     def _answer_untraced(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function whose arguments do not descend from the input, but for sizes that may be among them."""
         measured = False
-        if self.told.read:
+        if self.told.read or self.plain_sizes:
             factory = factory_for(func)
             made = None if factory is None else factory(self, func, *args, **kwargs)
             if made is not None:
                 return made
-            if not torch.compiler.is_compiling():
+            if not self.plain_sizes:
                 measured = has_extent(args) or has_extent(kwargs)
                 measured = measured or any(hasattr(t, "_sparkmim_measured") for t in tensors_in((args, kwargs)))
                 args, kwargs = of_whole_map(args), of_whole_map(kwargs)

@@ -29,7 +29,7 @@ MEASURED = (
 )
 
 SMALLEST_LOST = 5
-"""Sizes below it are common as constants, and not looked for among the numbers that meet a tensor."""
+"""Whole numbers below it are common as constants, and not looked for among the numbers that meet a tensor."""
 
 
 class Extent:
@@ -65,7 +65,7 @@ class Extent:
 
     def __index__(self) -> int:
         self._lose()
-        return operator.index(self.value)  # type: ignore[call-overload,no-any-return]
+        return operator.index(self.value)  # type: ignore[arg-type]
 
     def __int__(self) -> int:
         self._lose()
@@ -77,7 +77,7 @@ class Extent:
 
     def _lose(self) -> None:
         for number in (self.value, math.sqrt(abs(self.value))):
-            if number >= SMALLEST_LOST:
+            if number >= SMALLEST_LOST or number % 1:
                 self.lost.update((number, 1 / number))
 
     def __bool__(self) -> bool:
@@ -240,12 +240,15 @@ class Told:
             tells it those of the rectangle.)
         lost: sizes that it has made ordinary numbers of, and numbers near at hand that are computed from these.
         read: whether it has read any size of a map.
+        plain: whether it is told sizes of the tensors at hand as ordinary numbers, as Dynamo tells them. (A pass in
+            this way, compared with an ordinary one, shows whether a network can be compiled.)
     """
 
     def __init__(self, grid: Sequence[int]) -> None:
         self.grid = tuple(grid)
         self.lost: set[float] = set()
         self.read = False
+        self.plain = False
 
 
 class MapSize(tuple[Any, ...]):

@@ -47,6 +47,7 @@ def conv(
     return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
 
 
+@understands_sizes(F.interpolate)
 @CoarseExecution.register(F.interpolate)
 def interpolate(
     execution: CoarseExecution,

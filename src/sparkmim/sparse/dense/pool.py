@@ -44,7 +44,7 @@ def _largest(
     layout = execution.require_map(func, input)
     dims = (MAX_POOL | WITH_INDICES)[func]
     kernel = per_axis(kernel_size, dims)
-    if is_whole_map(execution, func, input, layout, kernel, padding):
+    if is_whole_map(execution, input, layout, kernel, padding):
         return over_whole_map(execution, torch.amax, input)
     kernel, stride, padding = of_whole_map((kernel, stride, padding))
     window = window_over(
@@ -76,7 +76,7 @@ def avg_pool(
     layout = execution.require_map(func, input)
     dims = AVG_POOL[func]
     kernel = per_axis(kernel_size, dims)
-    if is_whole_map(execution, func, input, layout, kernel, padding) and divisor_override is None:
+    if is_whole_map(execution, input, layout, kernel, padding) and divisor_override is None:
         return over_whole_map(execution, torch.mean, input)
     kernel, stride, padding = of_whole_map((kernel, stride, padding))
     window = window_over(execution, func, input, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)

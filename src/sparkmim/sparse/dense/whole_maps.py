@@ -80,8 +80,8 @@ class WholeMaps(Execution):
     def prepare(self, images: Tensor) -> Tensor:
         return self.start(self.where_visible(images))
 
-    def extent_of_whole(self, layout: Layout, axis: int, local: int) -> int:
-        if axis not in layout.space or self.told.grid == self.grid_shape[1:]:
+    def _whole(self, layout: Layout, axis: int, local: int) -> int:
+        if axis == layout.batch or self.told.grid == self.grid_shape[1:]:
             return local
         told, own = self.told.grid, self.grid_shape[1:]
         if not layout.flattened:

@@ -67,11 +67,9 @@ class SparseExecution(Execution):
         self.patch_size = self.grid.block_size(images.shape[2:])
         return self.start(self.grid.pack(images))
 
-    def extent_of_whole(self, layout: Layout, axis: int, local: int) -> int:
+    def _whole(self, layout: Layout, axis: int, local: int) -> int:
         if axis == layout.batch:
             return self.grid.batch
-        if axis not in layout.space:
-            return local
         patches = self.told.grid if layout.flattened else (self.told.grid[layout.space.index(axis)],)
         return local * math.prod(patches)
 

@@ -37,6 +37,7 @@ def interpolate(
     execution.require_no_padding(layout, func)
     dims = len(layout.space)
     block = input.shape[2:]
+    out: list[Any]
     if size is None:
         scale_factor = of_whole_map(scale_factor)
         factors = (scale_factor,) * dims if isinstance(scale_factor, (int, float)) else tuple(scale_factor)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import unsupported
 from ..execution import Execution
-from ..extent import Degrees, Extent, area, degrees_of, of_whole_map, unit, value_of
+from ..extent import Degrees, Extent, area, degrees_of, local_of, of_whole_map, unit, value_of
 from ..functions import attributes_named, functions_named
 from ..layout import Layout
 from ..registry import understands_sizes
@@ -384,7 +384,10 @@ def _places(
     def fits(axes: list[int], segment: list[int], cells: Fraction, behind_batch: bool) -> bool:
         if not segment and axes and not behind_batch and cells == 1:
             return False
-        return not any(degrees_of(a) for a in axes) and math.prod(map(value_of, axes)) == math.prod(segment) * cells
+        return (
+            not any(degrees_of(a) for a in axes)
+            and math.prod([value_of(a) for a in axes]) == math.prod(segment) * cells
+        )
 
     def search(index: int, start: int, cells: Fraction) -> list[tuple[tuple[int, ...], ...]]:
         behind_batch = index > 0 and tracked[index - 1].start == layout.batch
@@ -438,7 +441,7 @@ def expand(execution: Execution, func: Any, input: Tensor, *shape: Any, **kwargs
         out = layout.moved(layout.batch + shift, tuple(a + shift for a in layout.space))
         return execution.mark(input.expand(of_whole_map(sizes)), out)
     out = _with_space(func, input, layout, sizes)
-    local = [size.local if degrees_of(size) else value_of(size) for size in sizes]
+    local = [local_of(size) if degrees_of(size) else value_of(size) for size in sizes]
     return execution.mark(input.expand(local), out)
 
 

@@ -40,7 +40,7 @@ def lp_pool(
     layout = execution.require_map(func, input)
     kernel = per_axis(kernel_size, len(layout.space))
     powers = call(execution, torch.pow, input, norm_type)
-    if is_whole_map(execution, func, input, layout, kernel, 0):
+    if is_whole_map(execution, input, layout, kernel, 0):
         total = call(execution, torch.sum, powers, layout.space, True)
     else:
         mean = call(execution, _LP_POOL[func], powers, kernel_size, stride, 0, ceil_mode)

@@ -48,7 +48,8 @@ def _meaning(execution: Execution, sizes: Sequence[Any], channels: bool) -> tupl
     """
     space = space_of(sizes)
     images = execution.grid_shape[0]
-    if space is None or len(sizes) < 2 or sizes[0] != images or 0 in space:
+    lead = execution.rows if execution.plain_sizes else images
+    if space is None or len(sizes) < 2 or sizes[0] != lead or 0 in space:
         return None
     if space:
         whole = all(sizes[axis].local == sizes[axis].value for axis in space)
@@ -57,7 +58,7 @@ def _meaning(execution: Execution, sizes: Sequence[Any], channels: bool) -> tupl
         return Layout(owner, 0, space), [owner.rows, *local[1:]]
     if images == 1 or any(size != 1 for size in sizes[1 + channels :]):
         return None
-    return Layout(execution, 0, ()), [value_of(size) for size in sizes]
+    return Layout(execution, 0, ()), [images, *[value_of(size) for size in sizes[1:]]]
 
 
 def _made(execution: Execution, layout: Layout, local: list[int], make: Callable[[list[int]], Tensor]) -> Tensor:

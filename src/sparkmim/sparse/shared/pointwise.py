@@ -102,12 +102,12 @@ def metadata(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any:
 
 @Execution.register(torch.Tensor.size, torch.Tensor.shape.__get__)  # type: ignore[attr-defined]
 def size(execution: Execution, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Return sizes of the whole map: extents, but to Dynamo, which knows no such numbers, ordinary ones."""
+    """Return sizes of the whole map. (Dynamo does not ask: it knows those of the tensor at hand.)"""
     sizes = shape_of_whole(execution, x)
     execution.told.read = True
     if args or kwargs:
         return sizes[args[0] if args else kwargs["dim"]]
-    return torch.Size(sizes) if torch.compiler.is_compiling() else MapSize(sizes)
+    return torch.Size(sizes) if execution.plain_sizes else MapSize(sizes)
 
 
 def shape_of_whole(execution: Execution, x: Tensor) -> list[Any]:
@@ -155,7 +155,7 @@ def stride(execution: Execution, func: Any, x: Tensor, dim: int | None = None) -
 def pointwise(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any:
     if func in WHERE and len(args) + len(kwargs) < 3:
         raise unsupported(func, "it lists positions")
-    if execution.told.read and not torch.compiler.is_compiling():
+    if execution.told.read and not execution.plain_sizes:
         args = tuple(operand(execution, func, value) for value in args)
         kwargs = {name: operand(execution, func, value) for name, value in kwargs.items()}
     layout, ndim = broadcast_layout(execution, func, [*args, *kwargs.values()])

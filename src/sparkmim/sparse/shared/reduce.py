@@ -138,17 +138,9 @@ def over_whole_map(execution: Execution, statistic: Any, x: Tensor) -> Tensor:
     return out
 
 
-def is_whole_map(
-    execution: Execution, func: Any, x: Tensor, layout: Layout, kernel: Sequence[Any], padding: Any
-) -> bool:
-    """Return whether a pooling's window is all of a map: its sizes were read off a map, and are those of this one.
-
-    Raises:
-        UnsupportedOperation: while compiling, where that is not known of a size.
-    """
+def is_whole_map(execution: Execution, x: Tensor, layout: Layout, kernel: Sequence[Any], padding: Any) -> bool:
+    """Return whether a pooling's window is all of a map: its sizes were read off a map, and are those of this one."""
     whole = [execution.extent_of_whole(layout, axis, x.shape[axis]) for axis in layout.space]
     if list(kernel) != whole or layout.padding is not None or any(per_axis(padding, len(whole))):
         return False
-    if torch.compiler.is_compiling() and execution.told.read:
-        raise unsupported(func, "its window is as large as the map; use x.mean((2, 3)) or F.adaptive_avg_pool2d(x, 1)")
     return all(degrees_of(size) for size in kernel)

@@ -84,7 +84,5 @@ def local_sizes(execution: Execution, func: Any, layout: Layout, x: Tensor, size
     local = [execution.local_extent(layout, axis, x.shape[axis], extent) for axis, extent in axes]
     if any(extent is None or extent < 1 for extent in local):
         old = [execution.extent_of_whole(layout, axis, x.shape[axis]) for axis in layout.space]
-        raise unsupported(
-            func, f"a map of {tuple(old)} positions resampled to {tuple(whole)} cannot be cut into patches"
-        )
+        raise unsupported(func, f"maps of {tuple(old)} positions cannot be resampled to {tuple(whole)} patch by patch")
     return [extent for extent in local if extent is not None]
