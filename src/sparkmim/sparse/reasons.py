@@ -9,8 +9,8 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 _REASONS = {
     "scaled_dot_product_attention multi_head_attention_forward _native_multi_head_attention is_nested": (
-        "positions attend to one another, and what a visible one should see of hidden ones is a choice; a rule that lets "
-        "it see the visible ones is in docs/extending/operations.md"
+        "positions attend to one another, and what a visible one should see of hidden ones is a choice; a rule that "
+        "lets it see the visible ones is in docs/extending/operations.md"
     ),
     "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell": (
         "a recurrence along an axis of the map runs through hidden patches; run the recurrent module on the whole map"
@@ -23,16 +23,16 @@ _REASONS = {
         "it lists values of all images together; how many there are, and in what order, depends on what is visible"
     ),
     "item tolist __bool__ __int__ __float__ __index__ __array__ numpy equal allclose is_nonzero": (
-        "it takes values out of the tensor, of all visible patches of all images together, and Python goes on with them; "
-        "keep them a tensor, one value an image, as in x.amax((1, 2, 3), keepdim=True), and branch with torch.where"
+        "it takes values out of the tensor, of all images together, and Python goes on with them; keep them a tensor, "
+        "one value an image, as in x.amax((1, 2, 3), keepdim=True), and branch with torch.where"
     ),
     "fractional_max_pool2d fractional_max_pool3d": "it draws windows over the whole map, which do not keep to patches",
     "max_unpool1d max_unpool2d max_unpool3d": "it writes to places of the whole map, which patches do not have",
-    "unfold": "its windows run from patch to patch along one axis; use F.unfold(x, kernel, padding=...), which has a rule",
+    "unfold": "its windows run from patch to patch; use torch.nn.functional.unfold, which has a rule",
     "native_layer_norm native_batch_norm native_group_norm": "call the norm by its public name, as F.layer_norm",
     "multinomial normal poisson": "it draws for each patch what the network draws for an image",
     "complex view_as_complex view_as_real real imag": "complex maps have no rules; keep two real ones",
-    "cumulative_trapezoid trapezoid tril triu diagonal diag": "it treats rows and columns of a patch as those of the map",
+    "cumulative_trapezoid trapezoid tril triu diagonal diag": "it takes rows and columns of patches for the map's",
 }
 _BY_NAME = {name: reason for names, reason in _REASONS.items() for name in names.split()}
 

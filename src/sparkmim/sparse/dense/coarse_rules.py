@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import unsupported
 from ..extent import of_whole_map
 from ..layout import Layout
+from ..registry import understands_sizes
 from ..shared.constant_maps import constant_map
 from ..shared.overhang import overhanging
 from ..shared.smooth import NEAREST, local_sizes
