@@ -21,7 +21,8 @@ from torch.overrides import TorchFunctionMode
 from .checkpointing import recompute_under
 from .errors import OUTSIDER, WAYS_OUT, UnsupportedOperation, unsupported
 from .extent import MEASURED, Told, extent, has_extent, of_whole_map
-from .layout import Layout
+from .layout import Layout, Unfinished
+from .reasons import reason_for
 from .reduction import Reduction
 from .registry import UNDERSTAND_SIZES, Rule, factory_for, register, rule_for
 
@@ -88,7 +89,7 @@ class Execution(TorchFunctionMode):
         """Call the rule of a function for arguments that descend from the input."""
         rule = rule_for(func, self.names)
         if rule is None:
-            raise unsupported(func, "it has no rule")
+            raise unsupported(func, reason_for(func))
         if self.told.read and func not in UNDERSTAND_SIZES:
             args, kwargs = of_whole_map(args), of_whole_map(kwargs)
         if torch.compiler.is_compiling():
@@ -152,6 +153,11 @@ class Execution(TorchFunctionMode):
                 f"(a patch is smaller than the network's total stride) meets one that is finer. {WAYS_OUT}"
             )
         return layout
+
+    def unfinished(self, value: Any) -> Unfinished | None:
+        """Return why a tensor cannot be used as it is; None if it can, or does not descend from the input."""
+        layout = self.layout_as_is(value)
+        return None if layout is None else layout.unfinished
 
     def marked(self, value: Any) -> Layout | None:
         """Return the layout of `value` by this execution or another."""

@@ -13,10 +13,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from .extent import Degrees, area, unit
-from .reduction import Reduction
 
 
 class Padding(NamedTuple):
@@ -43,27 +40,17 @@ class Padding(NamedTuple):
 
 
 class Unfinished(NamedTuple):
-    """Why a tensor cannot be used as it is: a reduction of one spatial axis waits for those of the others.
+    """Why a tensor cannot be used as it is, and what may finish it.
 
     Attributes:
         function: that made the tensor, which errors name.
         why: it cannot be used, for errors.
-        source: the map that was reduced; None if nothing can finish the tensor.
-        layout: of the map.
-        axes: of the map that are reduced already.
-        kept: for each axis of the tensor, the axis of the map that it is.
-        version: of the map when it was reduced: it must not change before the reduction is finished.
-        reduce: the reduction.
+        waits: what a function that finishes the tensor needs; None if nothing can.
     """
 
     function: Any
     why: str
-    source: Tensor | None = None
-    layout: Layout | None = None
-    axes: tuple[int, ...] = ()
-    kept: tuple[int, ...] = ()
-    version: int = 0
-    reduce: Reduction | None = None
+    waits: Any = None
 
 
 class Layout:

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..errors import unsupported
 from ..extent import of_whole_map
 from ..registry import understands_sizes
-from ..shared.pooling import AVG_POOL, MAX_POOL, NO_INDICES, WITH_INDICES, sum_pool
+from ..shared.places import without_meaning
+from ..shared.pooling import AVG_POOL, MAX_POOL, WITH_INDICES, sum_pool
 from ..shared.pooling import max_pool as largest_in_windows
 from ..shared.reduce import is_whole_map, over_whole_map
 from ..window import per_axis, window_over
@@ -21,6 +22,16 @@ from .coarse import CoarseExecution
 @understands_sizes(*MAX_POOL, *WITH_INDICES)
 @CoarseExecution.register(*MAX_POOL, *WITH_INDICES)
 def max_pool(
+    execution: CoarseExecution, func: Any, input: Tensor, *args: Any, return_indices: bool = False, **kwargs: Any
+) -> Any:
+    """Return the largest values, and with `return_indices` indices that raise when they are used."""
+    if len(args) > 5:
+        *args, return_indices = args  # type: ignore[assignment]
+    out = _largest(execution, func, input, *args, **kwargs)
+    return (out, without_meaning(execution, func, out)) if return_indices or func in WITH_INDICES else out
+
+
+def _largest(
     execution: CoarseExecution,
     func: Any,
     input: Tensor,
@@ -29,12 +40,9 @@ def max_pool(
     padding: Any = 0,
     dilation: Any = 1,
     ceil_mode: bool = False,
-    return_indices: bool = False,
 ) -> Tensor:
-    if return_indices or func in WITH_INDICES:
-        raise unsupported(func, NO_INDICES)
     layout = execution.require_map(func, input)
-    dims = MAX_POOL[func]
+    dims = (MAX_POOL | WITH_INDICES)[func]
     kernel = per_axis(kernel_size, dims)
     if is_whole_map(execution, input, layout, kernel, padding):
         return over_whole_map(execution, torch.amax, input)

@@ -11,7 +11,9 @@ from torch import Tensor
 from ..errors import unsupported
 from ..extent import of_whole_map
 from ..layout import Layout
+from ..registry import understands_sizes
 from ..shared.constant_maps import constant_map
+from ..shared.overhang import overhanging
 from ..shared.smooth import NEAREST, local_sizes
 from ..window import sees_one_position, window_over
 from .coarse import CoarseExecution
@@ -36,6 +38,9 @@ def conv(
     if layout is None or execution.layout(weight) is not None or execution.layout(bias) is not None:
         raise unsupported(func, "its weight descends from the input")
     if layout.is_map and not sees_one_position(layout, weight.shape[2:], stride, padding):
+        waiting = overhanging(execution, func, input, weight, bias, stride, padding, dilation, groups)
+        if waiting is not None:
+            return waiting
         window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)
         shown = execution.seen_by(func, input, window)
         return execution.leaving(func, func(shown, weight, bias, stride, padding, dilation, groups), layout)
@@ -43,6 +48,7 @@ def conv(
     return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
 
 
+@understands_sizes(F.interpolate)
 @CoarseExecution.register(F.interpolate)
 def interpolate(
     execution: CoarseExecution,

@@ -14,6 +14,7 @@ from ..extent import of_whole_map
 from ..layout import Layout
 from ..registry import understands_sizes
 from ..shared.constant_maps import constant_map
+from ..shared.overhang import overhanging
 from ..shared.pointwise import samples_and_channels_first
 from ..shared.smooth import NEAREST, local_sizes, smooth
 from ..window import sees_one_position, window_over
@@ -40,6 +41,9 @@ def conv(
     if sees_one_position(layout, weight.shape[2:], stride, padding):
         execution.require_no_padding(layout, func)
         return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
+    waiting = overhanging(execution, func, input, weight, bias, stride, padding, dilation, groups)
+    if waiting is not None:
+        return waiting
     window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)
 
     def convolve(x: Tensor, padding: Any) -> Tensor:

@@ -22,7 +22,8 @@ from ..extent import Told
 from ..grid import PatchGrid
 from ..layout import Layout
 from ..reduction import Reduction
-from ..shared.pad import require_unchanged, version_of
+from ..shared.pad import require_unchanged
+from ..versions import version_of
 from .depthwise import require_triton
 
 

@@ -13,7 +13,8 @@ from torch.autograd.function import once_differentiable
 from ..errors import unsupported
 from ..extent import of_whole_map
 from ..registry import understands_sizes
-from ..shared.pooling import AVG_POOL, MAX_POOL, NO_INDICES, WITH_INDICES, sum_pool, two_or_more, two_or_three
+from ..shared.places import without_meaning
+from ..shared.pooling import AVG_POOL, MAX_POOL, VALUES, WITH_INDICES, sum_pool, two_or_more, two_or_three
 from ..shared.pooling import max_pool as largest_in_windows
 from ..shared.reduce import is_whole_map, over_whole_map
 from ..window import Window, per_axis, window_over
@@ -25,6 +26,16 @@ from .mirrored import with_mirrored_halo
 @understands_sizes(*MAX_POOL, *WITH_INDICES)
 @SparseExecution.register(*MAX_POOL, *WITH_INDICES)
 def max_pool(
+    execution: SparseExecution, func: Any, input: Tensor, *args: Any, return_indices: bool = False, **kwargs: Any
+) -> Any:
+    """Return the largest values, and with `return_indices` indices that raise when they are used."""
+    if len(args) > 5:
+        *args, return_indices = args  # type: ignore[assignment]
+    out = _largest(execution, func, input, *args, **kwargs)
+    return (out, without_meaning(execution, func, out)) if return_indices or func in WITH_INDICES else out
+
+
+def _largest(
     execution: SparseExecution,
     func: Any,
     input: Tensor,
@@ -33,18 +44,15 @@ def max_pool(
     padding: Any = 0,
     dilation: Any = 1,
     ceil_mode: bool = False,
-    return_indices: bool = False,
 ) -> Tensor:
     layout = execution.require_map(func, input)
-    if return_indices or func in WITH_INDICES:
-        raise unsupported(func, NO_INDICES)
-    dims = MAX_POOL[func]
+    dims = (MAX_POOL | WITH_INDICES)[func]
     kernel = per_axis(kernel_size, dims)
     if is_whole_map(execution, input, layout, kernel, padding):
         return over_whole_map(execution, torch.amax, input)
     kernel, stride, padding = of_whole_map((kernel, stride, padding))
     if execution.outgrows(input, per_axis(stride or kernel, dims)):
-        return execution.answer_coarser(func, input, kernel, stride, padding, dilation, ceil_mode)
+        return execution.answer_coarser(VALUES[dims], input, kernel, stride, padding, dilation, ceil_mode)  # type: ignore[no-any-return]
     window = window_over(
         execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
     )

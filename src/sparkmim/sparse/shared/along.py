@@ -62,8 +62,7 @@ def along_axis(execution: Execution, func: Any, input: Tensor, *args: Any, **kwa
             "name the axes, as in x.amax((1, 2, 3), keepdim=True)",
         )
     axes = tuple(d % input.ndim for d in ((dim,) if isinstance(dim, int) else dim))
-    waits = execution.layout_as_is(input)
-    if name in LARGEST and waits is not None and waits.unfinished is not None:
+    if name in LARGEST and execution.unfinished(input) is not None:
         return largest(execution, func, name, input, axes, bool(arguments.get("keepdim", False)))
     layout = own_layout(execution, func, input)
     if layout.batch not in axes and set(axes) & set(layout.space):

@@ -21,6 +21,7 @@ from ..functions import attributes_named, functions_named
 from ..layout import Layout
 from ..registry import understands_sizes
 from .masks import is_mask_of_input, write_where
+from .overhang import cropped_by_index, is_overhang
 from .pointwise import broadcast_layout, free_axes, operand, own_layout, require_no_input, shape_of_whole
 
 # --- joining and splitting ------------------------------------------------------------------------------------------
@@ -137,6 +138,8 @@ def _reaches_end(execution: Execution, layout: Layout, axis: int, x: Tensor, ent
 @understands_sizes(torch.Tensor.__getitem__)
 @Execution.register(torch.Tensor.__getitem__)
 def getitem(execution: Execution, func: Any, x: Tensor, index: Any) -> Tensor:
+    if is_overhang(execution, x):
+        return cropped_by_index(execution, x, index)
     if execution.layout(x) is None:
         raise unsupported(func, "its index descends from the input")
     layout, place = _indexed(execution, func, x, index)

@@ -6,7 +6,7 @@ waits, as the map that it was made of, until the same reduction of the other spa
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +15,30 @@ from ..errors import unsupported
 from ..execution import Execution
 from ..layout import Layout, Unfinished
 from ..reduction import Reduction
-from .pad import version_of
+from ..versions import version_of
 
 _IN_TURN = ("mean", "sum", "nansum", "amax", "amin", "logsumexp", "norm", "vector_norm")
 """Reductions for which one axis after the other is all of them at once."""
+
+
+class InTurn(NamedTuple):
+    """A map that has been reduced along some of its spatial axes.
+
+    Attributes:
+        reduce: the reduction.
+        source: the map.
+        layout: of the map.
+        axes: of the map that are reduced already.
+        kept: for each axis of the reduced tensor, the axis of the map that it is.
+        version: of the map when it was reduced: it must not change before the reduction is finished.
+    """
+
+    reduce: Reduction
+    source: Tensor
+    layout: Layout
+    axes: tuple[int, ...]
+    kept: tuple[int, ...]
+    version: int
 
 
 def begun(execution: Execution, reduce: Reduction, x: Tensor, layout: Layout, axes: tuple[int, ...]) -> Any:
@@ -37,19 +57,18 @@ def begun(execution: Execution, reduce: Reduction, x: Tensor, layout: Layout, ax
     return _waiting(execution, reduce, x, layout, axes, tuple(range(x.ndim)), reduce.keep)
 
 
-def continued(execution: Execution, reduce: Reduction, waits: Layout, axes: tuple[int, ...]) -> Any:
+def continued(execution: Execution, reduce: Reduction, unfinished: Unfinished, axes: tuple[int, ...]) -> Any:
     """Reduce further axes of what waits; once they hold all of space, the map it was made of is reduced."""
-    begun_before: Any = waits.unfinished
-    first, source, layout = begun_before.reduce, begun_before.source, begun_before.layout
+    before: InTurn = unfinished.waits
+    first, source, layout, kept = before.reduce, before.source, before.layout, before.kept
     if (first.name, first.arguments) != (reduce.name, reduce.arguments):
-        raise unsupported(begun_before.function, begun_before.why)
-    if version_of(source) != begun_before.version:
+        raise unsupported(unfinished.function, unfinished.why)
+    if version_of(source) != before.version:
         raise unsupported(reduce.function, "the map was written to between its reduction along one axis and the others")
-    axes = tuple(begun_before.kept[axis] for axis in axes)
+    axes = tuple(kept[axis] for axis in axes)
     if layout.batch in axes:
         raise unsupported(reduce.function, "it mixes images")
-    everything = tuple(sorted({*begun_before.axes, *axes}))
-    kept = begun_before.kept
+    everything = tuple(sorted({*before.axes, *axes}))
     if not set(layout.space) <= set(everything):
         return _waiting(execution, first, source, layout, everything, kept, reduce.keep, axes)
     kept = kept if reduce.keep else tuple(axis for axis in kept if axis not in axes)
@@ -90,6 +109,7 @@ def _waiting(
     )
     # Where torch counts no versions, a copy of the map waits, which cannot be written to meanwhile.
     source = x.clone() if torch.compiler.is_compiling() or x.is_inference() else x
-    unfinished = Unfinished(reduce.function, why, source, layout, everything, kept, version_of(source), reduce)
+    waits = InTurn(reduce, source, layout, everything, kept, version_of(source))
+    unfinished = Unfinished(reduce.function, why, waits)
     space = tuple(kept.index(axis) for axis in layout.space if axis in kept and axis not in everything)
     return execution.mark(out, Layout(layout.origin, kept.index(layout.batch), space, unfinished=unfinished))

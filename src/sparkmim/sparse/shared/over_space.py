@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..errors import unsupported
 from ..execution import Execution
-from ..layout import Layout, Unfinished
+from ..layout import Layout
 from .axes import without_axes
+from .places import without_meaning
 from .reduce import reduction
 
 LARGEST = {"max": torch.amax, "min": torch.amin}
@@ -99,26 +100,14 @@ def over_space(
     out = execution.reduce_space(reduce, x, layout, axes)
     if isinstance(out, Tensor):
         return execution.mark(out, own)
-    values, indices = out
-    return _returned(name, execution.mark(values, own), _without_meaning(execution, func, indices, own))
+    values = execution.mark(out[0], own)
+    return _returned(name, values, without_meaning(execution, func, values))
 
 
 def largest(execution: Execution, func: Any, name: str, x: Tensor, axes: tuple[int, ...], keep: bool) -> Any:
     """Return the largest (or smallest) values along axes of space, and indices that must not be used."""
     values = reduction(execution, LARGEST[name], x, axes, keep)
-    layout = execution.layout_as_is(values)
-    assert layout is not None
-    indices = torch.zeros_like(values, dtype=torch.int64)
-    return _returned(name, values, _without_meaning(execution, func, indices, layout))
-
-
-def _without_meaning(execution: Execution, func: Any, indices: Tensor, layout: Layout) -> Tensor:
-    why = (
-        "the index it returns is a place among the positions of the whole map, which visible patches do not have; only "
-        "its values can be used, as in x.flatten(2).max(-1)[0]"
-    )
-    own = Layout(layout.origin, layout.batch, layout.space, unfinished=Unfinished(func, why))
-    return execution.mark(indices, own)
+    return _returned(name, values, without_meaning(execution, func, values))
 
 
 def _returned(name: str, *parts: Tensor) -> Any:

@@ -20,18 +20,15 @@ WITH_INDICES: dict[Any, int] = {
 }  # fmt: skip
 """Those forms of it that return indices too."""
 
+VALUES = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+"""That which returns values alone, by the number of axes."""
+
 AVG_POOL: dict[Any, int] = {
     F.avg_pool1d: 1, F.avg_pool2d: 2, F.avg_pool3d: 3, torch._C._nn.avg_pool2d: 2, torch._C._nn.avg_pool3d: 3,
 }  # fmt: skip
 """Average pooling likewise."""
 
-_MAX = {2: F.max_pool2d, 3: F.max_pool3d}
 _AVG = {2: F.avg_pool2d, 3: F.avg_pool3d}
-
-NO_INDICES = (
-    "the indices it returns are places in the whole map, which patches do not have; take the values alone "
-    "(return_indices=False)"
-)
 
 
 def two_or_more(x: Tensor) -> Tensor:
@@ -55,7 +52,7 @@ def max_pool(
     """Pool a map `(N, C, *size)` of one to three dimensions by its largest values; all arguments are per axis."""
     arguments = two_or_three(kernel, 1), two_or_three(stride, 1), two_or_three(padding, 0), two_or_three(dilation, 1)
     lifted = two_or_more(x)
-    out: Tensor = _MAX[lifted.ndim - 2](lifted, *arguments, ceil_mode)
+    out: Tensor = VALUES[lifted.ndim - 2](lifted, *arguments, ceil_mode)
     return out if lifted is x else out.squeeze(2)
 
 

@@ -19,9 +19,9 @@ from ..registry import understands_sizes
 from ..window import per_axis
 from .axes import without_axes
 from .calls import call
-from .in_turn import begun, continued
+from .in_turn import InTurn, begun, continued
+from .places import without_meaning
 from .pointwise import own_layout
-from .pooling import NO_INDICES
 
 
 @Execution.register(*REDUCTIONS)
@@ -45,9 +45,9 @@ def reduction(execution: Execution, func: Any, input: Tensor, *args: Any, **kwar
         raise unsupported(func, "it reduces all axes, samples included")
     axes = tuple(d % input.ndim for d in ((dims,) if isinstance(dims, int) else dims))
     reduce = Reduction(func, keep, arguments)
-    waits = execution.layout_as_is(input)
-    if waits is not None and waits.unfinished is not None and waits.unfinished.source is not None:
-        return continued(execution, reduce, waits, axes)
+    unfinished = execution.unfinished(input)
+    if unfinished is not None and isinstance(unfinished.waits, InTurn):
+        return continued(execution, reduce, unfinished, axes)
     layout = own_layout(execution, func, input)
     if layout.batch in axes:
         raise unsupported(func, "it mixes images")
@@ -63,34 +63,44 @@ def reduction(execution: Execution, func: Any, input: Tensor, *args: Any, **kwar
     return marked(out) if isinstance(out, Tensor) else tuple(marked(part) for part in out)
 
 
-# Adaptive pooling: what it takes of its windows, and its number of spatial dimensions. (The other forms of max pooling
-# that torch has return indices as well.)
+# Adaptive pooling: what it takes of its windows, and its number of spatial dimensions.
 _ADAPTIVE: dict[Any, tuple[Any, int]] = {
     **{f: (torch.mean, n) for n in (1, 2, 3) for f in functions_named(f"adaptive_avg_pool{n}d")},
     F.adaptive_max_pool1d: (torch.amax, 1),
     F.adaptive_max_pool2d: (torch.amax, 2),
     F.adaptive_max_pool3d: (torch.amax, 3),
 }
-
+# Those that return indices too.
+_ADAPTIVE_INDICES: dict[Any, tuple[Any, int]] = {
+    torch.adaptive_max_pool1d: (torch.amax, 1),
+    F.adaptive_max_pool1d_with_indices: (torch.amax, 1),
+    F.adaptive_max_pool2d_with_indices: (torch.amax, 2),
+    F.adaptive_max_pool3d_with_indices: (torch.amax, 3),
+}
+_ADAPTIVE_VALUES = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
 _AVERAGES = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 _MAXIMA = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 
 
-@understands_sizes(*_ADAPTIVE)
-@Execution.register(*_ADAPTIVE)
+@understands_sizes(*_ADAPTIVE, *_ADAPTIVE_INDICES)
+@Execution.register(*_ADAPTIVE, *_ADAPTIVE_INDICES)
 def adaptive_pool(
     execution: Execution, func: Any, input: Tensor, output_size: Any, return_indices: bool = False
-) -> Tensor:
+) -> Any:
     """Pool the whole map to one value a channel, or to a whole part of its own size."""
+    out = _adaptive_pool(execution, func, input, output_size)
+    return (out, without_meaning(execution, func, out)) if return_indices or func in _ADAPTIVE_INDICES else out
+
+
+def _adaptive_pool(execution: Execution, func: Any, input: Tensor, output_size: Any) -> Tensor:
     layout = own_layout(execution, func, input)
-    statistic, dims = _ADAPTIVE[func]
-    if return_indices:
-        raise unsupported(func, NO_INDICES)
+    statistic, dims = (_ADAPTIVE | _ADAPTIVE_INDICES)[func]
     if not layout.is_map:
         if layout.batch != 0:
             raise unsupported(func, f"it needs samples first, its argument is {layout}")
         size = of_whole_map(output_size)
-        return execution.on_one_row_per_image(lambda x: func(x, size), input, layout)
+        pool = func if func in _ADAPTIVE else _ADAPTIVE_VALUES[dims - 1]
+        return execution.on_one_row_per_image(lambda x: pool(x, size), input, layout)
     if len(execution.require_map(func, input).space) != dims:
         raise unsupported(func, f"it pools along {dims} axes and the map has {len(layout.space)}")
     sizes = per_axis(output_size, dims) if output_size is not None else (None,) * dims
