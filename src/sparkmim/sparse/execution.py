@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from .checkpointing import recompute_under
 from .errors import OUTSIDER, WAYS_OUT, UnsupportedOperation, unsupported
 from .layout import Layout
+from .memory import CONTIGUOUS, RESHAPING, VIEWING, Memory, settle
 from .reduction import Reduction
 from .registry import Rule, register, rule_for
 
@@ -35,6 +36,7 @@ class Execution(TorchFunctionMode):
         names: of the classes whose rules apply, the execution's own first.
         grad_enabled: whether gradients were on when the run began.
         traced: tensors and their layouts while compiling.
+        memory: which memory tensors share in the ordinary network.
         reenter: makes the context in which checkpointed functions of the network under way are computed again.
     """
 
@@ -52,6 +54,7 @@ class Execution(TorchFunctionMode):
         self.names = [c.__name__ for c in classes[: classes.index(Execution) + 1]]
         self.grad_enabled = True
         self.traced: list[tuple[Tensor, Layout]] = []
+        self.memory = Memory()
         self.reenter: Callable[[Execution], AbstractContextManager[Any]] | None = None
 
     def __torch_function__(
@@ -83,15 +86,23 @@ class Execution(TorchFunctionMode):
         rule = rule_for(func, self.names)
         if rule is None:
             raise unsupported(func, "it has no rule")
+        memory = self.memory
+        before = memory.writes(func, args, kwargs) if memory.doubtful else None
         if torch.compiler.is_compiling():
-            return rule(self, func, *args, **kwargs)
-        try:
-            return rule(self, func, *args, **kwargs)
-        except TypeError as error:
-            trace = error.__traceback__
-            if trace is not None and trace.tb_next is None:  # raised by the call itself, not within the rule
-                raise unsupported(func, f"its rule does not know arguments of this form ({error})") from None
-            raise
+            out = rule(self, func, *args, **kwargs)
+        else:
+            try:
+                out = rule(self, func, *args, **kwargs)
+            except TypeError as error:
+                trace = error.__traceback__
+                if trace is not None and trace.tb_next is None:  # raised by the call itself, not within the rule
+                    raise unsupported(func, f"its rule does not know arguments of this form ({error})") from None
+                raise
+        if before:
+            memory.written(before)
+        if func in VIEWING or func in RESHAPING or (memory.strided and func not in CONTIGUOUS):
+            return settle(self, func, args, kwargs, out)
+        return out
 
     def recomputing(self) -> AbstractContextManager[Any]:
         """Return the context in which a checkpointed function is computed again; a run sets `reenter`."""
@@ -113,6 +124,7 @@ class Execution(TorchFunctionMode):
                 "to NumPy on the way hides it. " + WAYS_OUT
             )
         assert isinstance(tensor, Tensor)
+        self.memory.require_current(None, [tensor])
         self.require_no_padding(self.require_map(None, tensor, what), None, what)
         return tensor
 
@@ -240,6 +252,10 @@ class Execution(TorchFunctionMode):
     def total_per_image(self, values: Tensor, axis: int) -> Tensor:
         """Add up sums over positions, taken of each row, for each image; `axis` counts rows."""
         raise NotImplementedError
+
+    def ordinary_shape(self, x: Tensor, layout: Layout) -> tuple[int, ...]:
+        """Return the shape that `x`, of this layout, has in the ordinary network."""
+        return tuple(x.shape)
 
     def where_seen(self, x: Tensor, layout: Layout) -> Tensor:
         """Return `x` with zeros at hidden positions, if it has such."""

@@ -17,6 +17,7 @@ from ..execution import Execution
 from ..extent import Extent, with_degrees
 from ..functions import attributes_named, functions_named, operators_in_place, operators_named
 from ..layout import Layout
+from ..memory import FORMATTING, KEEPING, TO, in_format
 
 METADATA = operators_named(
     "dim is_floating_point is_complex numel stride is_contiguous element_size get_device ndimension nelement "
@@ -49,6 +50,8 @@ WHERE = functions_named("where")
 SAME_VALUES = functions_named(
     "clone contiguous to type_as float double half bfloat16 detach detach_ alias cpu cuda requires_grad_"
 ) | attributes_named("data")
+
+KEEPING.update(POINTWISE | SAME_VALUES | functions_named("dropout zeros_like ones_like full_like prelu rrelu"))
 
 # --- what the axes of the result mean -------------------------------------------------------------------------------
 
@@ -133,8 +136,10 @@ def pointwise(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any
 @Execution.register(*SAME_VALUES)
 def same_values(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Return the first argument's values in another form; other arguments may only lend their dtype or device."""
-    out: Tensor = func(input, *args, **kwargs)
     layout = execution.layout(input)
+    if layout is not None and func in FORMATTING and (func not in TO or "memory_format" in kwargs):
+        return in_format(execution, func, input, args, kwargs)
+    out: Tensor = func(input, *args, **kwargs)
     return out if layout is None else execution.mark(out, layout)
 
 
