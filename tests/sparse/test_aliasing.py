@@ -99,7 +99,7 @@ WRITES: dict[str, Callable[[Tensor], Any]] = {
     "mul_": lambda y: y.mul_(2),
     "relu": lambda y: F.relu(y, inplace=True),
     "operator": lambda y: operator.iadd(y, 1.5),
-    "part": lambda y: operator.setitem(y, ..., 0.5 * y),
+    "part": lambda y: y.__setitem__(..., 0.5 * y),
     "data": lambda y: y.data.add_(1),
     "view": lambda y: y.unsqueeze(1).clamp_(min=0),
 }

@@ -1,6 +1,7 @@
 """Import every module of rules, which registers them."""
 
 from .dense import coarse_rules
+from .dense import positions as dense_positions
 from .dense import rules as dense_rules
 from .packed import conv, norm, pool, resample
 from .shared import axes, noise, pad, pointwise, positions, reduce
@@ -9,6 +10,7 @@ __all__ = [
     "axes",
     "coarse_rules",
     "conv",
+    "dense_positions",
     "dense_rules",
     "noise",
     "norm",
