@@ -293,11 +293,12 @@ def test_operation_equals_the_reference(name: str) -> None:
 
 
 def test_the_reference_shares_no_rule_with_what_it_checks() -> None:
-    """But those that every execution shares."""
+    """But those that every execution shares, and those that move positions."""
     grid = grid_of(some_visible())
     coarse, reference = CoarseExecution(grid).names, MaskedDenseExecution(grid).names
-    shared = set(coarse) & set(reference) - {"Execution"}
-    assert not shared & {name for rules in RULES.values() for name in rules}
+    assert set(coarse) & set(reference) == {"WholeMaps", "Execution"}
+    moving = [rules["WholeMaps"] for rules in RULES.values() if "WholeMaps" in rules]
+    assert {rule.__module__ for rule in moving} == {"sparkmim.sparse.dense.positions"}
     for rules in RULES.values():
         assert rules.get("CoarseExecution") is None or rules["CoarseExecution"] is not rules.get("MaskedDenseExecution")
 

@@ -22,6 +22,7 @@ from .checkpointing import recompute_under
 from .errors import OUTSIDER, WAYS_OUT, UnsupportedOperation, unsupported
 from .extent import MEASURED, Told, extent, has_extent, of_whole_map
 from .layout import Layout, Unfinished
+from .memory import CONTIGUOUS, RESHAPING, VIEWING, Memory, settle
 from .reasons import reason_for
 from .reduction import Reduction
 from .registry import UNDERSTAND_SIZES, Rule, factory_for, register, rule_for
@@ -37,6 +38,7 @@ class Execution(TorchFunctionMode):
         names: of the classes whose rules apply, the execution's own first.
         grad_enabled: whether gradients were on when the run began.
         traced: tensors and their layouts while compiling.
+        memory: which memory tensors share in the ordinary network.
         reenter: makes the context in which checkpointed functions of the network under way are computed again.
         told: what the network has been told of sizes.
     """
@@ -56,6 +58,7 @@ class Execution(TorchFunctionMode):
         self.grad_enabled = True
         self.traced: list[tuple[Tensor, Layout]] = []
         self.told = Told(())
+        self.memory = Memory()
         self.reenter: Callable[[Execution], AbstractContextManager[Any]] | None = None
 
     def __torch_function__(
@@ -92,15 +95,25 @@ class Execution(TorchFunctionMode):
             raise unsupported(func, reason_for(func))
         if self.told.read and func not in UNDERSTAND_SIZES:
             args, kwargs = of_whole_map(args), of_whole_map(kwargs)
+        memory = self.memory
+        before = memory.writes(func, args, kwargs) if memory.doubtful else None
         if torch.compiler.is_compiling():
-            return rule(self, func, *args, **kwargs)
-        try:
-            return rule(self, func, *args, **kwargs)
-        except TypeError as error:
-            trace = error.__traceback__
-            if trace is not None and trace.tb_next is None:  # raised by the call itself, not within the rule
-                raise unsupported(func, f"its rule does not know arguments of this form ({error})") from None
-            raise
+            out = rule(self, func, *args, **kwargs)
+        else:
+            try:
+                out = rule(self, func, *args, **kwargs)
+            except TypeError as error:
+                trace = error.__traceback__
+                if trace is not None and trace.tb_next is None:  # raised by the call itself, not within the rule
+                    raise unsupported(func, f"its rule does not know arguments of this form ({error})") from None
+                raise
+        if before:
+            memory.written(before)
+        if func in VIEWING or func in RESHAPING or (memory.strided and func not in CONTIGUOUS):
+            if self.told.read:
+                args, kwargs = of_whole_map(args), of_whole_map(kwargs)
+            return settle(self, func, args, kwargs, out)
+        return out
 
     def recomputing(self) -> AbstractContextManager[Any]:
         """Return the context in which a checkpointed function is computed again; a run sets `reenter`."""
@@ -122,6 +135,7 @@ class Execution(TorchFunctionMode):
                 "to NumPy on the way hides it. " + WAYS_OUT
             )
         assert isinstance(tensor, Tensor)
+        self.memory.require_current(None, [tensor])
         self.require_no_padding(self.require_map(None, tensor, what), None, what)
         return tensor
 
@@ -317,6 +331,10 @@ class Execution(TorchFunctionMode):
     def total_per_image(self, values: Tensor, axis: int) -> Tensor:
         """Add up sums over positions, taken of each row, for each image; `axis` counts rows."""
         raise NotImplementedError
+
+    def ordinary_shape(self, x: Tensor, layout: Layout) -> tuple[int, ...]:
+        """Return the shape that `x`, of this layout, has in the ordinary network."""
+        return tuple(x.shape)
 
     def where_seen(self, x: Tensor, layout: Layout) -> Tensor:
         """Return `x` with zeros at hidden positions, if it has such."""

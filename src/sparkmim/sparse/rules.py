@@ -2,6 +2,7 @@
 
 from .dense import coarse_pool, coarse_rules, coarse_transposed
 from .dense import pool as dense_pool
+from .dense import positions as dense_positions
 from .dense import rules as dense_rules
 from .dense import transposed as dense_transposed
 from .packed import conv, norm, pool, resample, transposed
@@ -32,6 +33,7 @@ __all__ = [
     "conv",
     "conversions",
     "dense_pool",
+    "dense_positions",
     "dense_rules",
     "dense_transposed",
     "draws",

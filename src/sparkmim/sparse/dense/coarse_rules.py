@@ -100,7 +100,7 @@ def batch_norm(
             unbiased = moments.variance * moments.number / (moments.number - 1).clamp_min(1)
             running_mean.lerp_(moments.mean.flatten().to(running_mean.dtype), momentum)
             running_var.lerp_(unbiased.flatten().to(running_var.dtype), momentum)
-    return execution.mark(_affine(moments.normalized(eps), weight, bias).to(input.dtype), layout)
+    return execution.settled(_affine(moments.normalized(eps), weight, bias).to(input.dtype), layout)
 
 
 @CoarseExecution.register(torch.batch_norm)
@@ -137,7 +137,7 @@ def group_norm(
     visible = execution.mask(input.shape[2:]).view(input.shape[0], 1, 1, *input.shape[2:])
     groups = at_least_single(input).unflatten(1, (num_groups, -1))
     out = Moments.of(groups, visible, tuple(range(2, groups.ndim))).normalized(eps).flatten(1, 2)
-    return execution.mark(_affine(out, weight, bias).to(input.dtype), layout)
+    return execution.settled(_affine(out, weight, bias).to(input.dtype), layout)
 
 
 @CoarseExecution.register(F.instance_norm)

@@ -19,6 +19,7 @@ from ..execution import Execution
 from ..extent import Told
 from ..grid import CoarseGrid, PatchGrid, has_mask, mask_at
 from ..layout import Layout
+from .cut import CutLayout
 
 
 class WholeMaps(Execution):
@@ -33,19 +34,27 @@ class WholeMaps(Execution):
         self.visible = grid.visible
         self.grid_shape = tuple(grid.visible.shape)
         self.told = Told(self.grid_shape[1:])
+        self._masks: dict[tuple[int, ...], Tensor] = {}
+        self._first: dict[tuple[int, ...], list[Tensor]] = {}
 
     def mask(self, size: Sequence[int], func: Any = None) -> Tensor:
         """Return the mask at the resolution of a map: bool `(B, *size)`."""
-        try:
-            return mask_at(self.visible, size)
-        except ValueError as error:
-            raise unsupported(func, str(error)) from None
+        size = tuple(size)
+        if size not in self._masks:
+            try:
+                self._masks[size] = mask_at(self.visible, size)
+            except ValueError as error:
+                raise unsupported(func, str(error)) from None
+        return self._masks[size]
 
     def mask_of(self, x: Tensor, layout: Layout) -> Tensor:
         """Return the mask of the positions of any map: bool `(B, *spatial axes)`."""
         if layout.flattened:
             return self.mask(layout.flattened).flatten(1)
-        return self.mask([x.shape[a] for a in layout.space])
+        extents = [x.shape[a] for a in layout.space]
+        if isinstance(layout, CutLayout):
+            return self.mask(layout.sizes(extents)).view(-1, *extents)
+        return self.mask(extents)
 
     def mask_along(self, x: Tensor, layout: Layout) -> Tensor:
         """Return the mask of the positions of any map, shaped to broadcast against it."""
@@ -63,22 +72,66 @@ class WholeMaps(Execution):
     def where_seen(self, x: Tensor, layout: Layout) -> Tensor:
         return torch.where(self.mask_along(x, layout), x, 0.0)
 
+    def with_stand_ins(self, x: Tensor, layout: Layout) -> Tensor:
+        """Return a map whose hidden patches hold what the first visible patch of their image holds.
+
+        What stands at hidden positions is never looked at, but it is computed with, and its gradient, which is zero,
+        becomes NaN where a function has an infinite derivative: with zeros there, `x.sqrt()` would be enough. With the
+        values of a visible patch every function of single positions, and every one that stays within a patch, does
+        there what it does at visible ones. Where positions hold several patches, a position takes a patch's place.
+        """
+        extents = layout.flattened or tuple(x.shape[a] for a in layout.space)
+        sizes = layout.sizes(extents) if isinstance(layout, CutLayout) else extents
+        grid = self.grid_shape[1:]
+        cells = [g if s % g == 0 else s for s, g in zip(sizes, grid, strict=True)]
+        order = _space_first(x, layout)
+        moved = x.permute(order)
+        free = moved.shape[1 + len(layout.space) :]
+        dims = len(cells)
+        pairs = [side for c, s in zip(cells, sizes, strict=True) for side in (c, s // c)]
+        apart = moved.reshape(len(moved), *pairs, *free)  # (B, cells, pixels of a cell, cells, ..., *free)
+        visible, *first = self._first_visible(tuple(cells))
+        cells_first = [0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), *range(2 * dims + 1, apart.ndim)]
+        held = apart.detach().permute(cells_first)[(torch.arange(len(x), device=x.device), *first)]
+        for axis in range(dims):
+            held = held.unsqueeze(1 + 2 * axis)
+        shown = visible.view(len(x), *[e for c in cells for e in (c, 1)], *[1] * len(free))
+        filled = torch.where(shown, apart, held).reshape(moved.shape)
+        return filled.permute([order.index(a) for a in range(x.ndim)])
+
+    def _first_visible(self, cells: tuple[int, ...]) -> list[Tensor]:
+        """Return the mask of `cells`, bool `(B, *cells)`, and where its first True lies: int64 `(B,)` an axis."""
+        if cells not in self._first:
+            visible = self.mask(cells)
+            place = visible.flatten(1).to(torch.uint8).argmax(1)
+            coordinates = []
+            for extent in reversed(cells):
+                coordinates.append(place % extent)
+                place = torch.div(place, extent, rounding_mode="floor")
+            self._first[cells] = [visible, *coordinates[::-1]]
+        return self._first[cells]
+
     def leaving(self, func: Any, x: Tensor, layout: Layout) -> Tensor:
-        """Return the map that a window made of one of this layout, marked, zero where hidden."""
-        return self.mark(self.where_visible(x, 0.0, func), layout.padded(None))
+        """Return the map that a window made of one of this layout, marked, harmless where hidden."""
+        self.mask(x.shape[2:], func)
+        return self.settled(x, layout.padded(None))
+
+    def settled(self, x: Tensor, layout: Layout) -> Tensor:
+        """Return a map of this layout marked, harmless where hidden."""
+        return self.mark(self.with_stand_ins(x, layout), layout)
 
     def visible_rows(self, x: Tensor, layout: Layout) -> Tensor:
         return x.permute(_space_first(x, layout))[self.mask_of(x, layout)]
 
     def from_visible_rows(self, rows: Tensor, x: Tensor, layout: Layout) -> Tensor:
-        """Put rows back as in :class:`Execution`, zero where hidden."""
+        """Put rows back as in :class:`Execution`, harmless where hidden."""
         order = _space_first(x, layout)
         out = rows.new_zeros(*[x.shape[a] for a in order])
         out[self.mask_of(x, layout)] = rows
-        return out.permute([order.index(a) for a in range(x.ndim)])
+        return self.with_stand_ins(out.permute([order.index(a) for a in range(x.ndim)]), layout)
 
     def prepare(self, images: Tensor) -> Tensor:
-        return self.start(self.where_visible(images))
+        return self.from_map(images)
 
     def _whole(self, layout: Layout, axis: int, local: int) -> int:
         if axis == layout.batch or self.told.grid == self.grid_shape[1:]:
@@ -106,7 +159,7 @@ class WholeMaps(Execution):
         return self.where_visible(x)
 
     def from_map(self, whole: Tensor) -> Tensor:
-        return self.start(self.where_visible(whole))
+        return self.settled(whole, Layout(self, 0, tuple(range(2, whole.ndim))))
 
 
 def _space_first(x: Tensor, layout: Layout) -> list[int]:

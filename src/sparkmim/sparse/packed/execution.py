@@ -61,7 +61,7 @@ class SparseExecution(Execution):
         self.grid_shape = tuple(grid.visible.shape)
         self.told = Told(self.grid_shape[1:])
         self.coarser = CoarseExecution(grid)
-        self.coarser.traced, self.coarser.told = self.traced, self.told
+        self.coarser.traced, self.coarser.told, self.coarser.memory = self.traced, self.told, self.memory
 
     def prepare(self, images: Tensor) -> Tensor:
         self.patch_size = self.grid.block_size(images.shape[2:])
@@ -76,6 +76,14 @@ class SparseExecution(Execution):
     @property
     def rows(self) -> int:
         return self.grid.patches
+
+    def ordinary_shape(self, x: Tensor, layout: Layout) -> tuple[int, ...]:
+        batch, *grid = self.grid_shape
+        shape = list(x.shape)
+        shape[layout.batch] = batch
+        for axis, cells in zip(layout.space, [math.prod(grid)] if layout.flattened else grid, strict=False):
+            shape[axis] *= cells  # (a value per image has no axis of space)
+        return tuple(shape)
 
     def one_row_per_image(self, values: Tensor, axis: int) -> Tensor:
         return self.grid.by_image(values, axis).select(axis + 1, 0)
@@ -123,7 +131,9 @@ class SparseExecution(Execution):
         layout = self.coarser.marked(out)
         if layout is None or layout.origin is not self.coarser or not layout.is_channels_first(out.ndim):
             return out
-        return self.from_map(out) if layout.padding is None and self.has_grid(out.shape[2:]) else out
+        if layout.padding is not None or not self.has_grid(out.shape[2:]):
+            return out
+        return self.memory.note(self.from_map(out), self.memory.noted(out))
 
     def total_per_image(self, values: Tensor, axis: int) -> Tensor:
         return self.grid.repeat(self.grid.by_image(values, axis).sum(axis + 1), axis)

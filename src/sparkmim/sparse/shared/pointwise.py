@@ -18,6 +18,7 @@ from ..execution import Execution
 from ..extent import MEASURED, Extent, MapSize
 from ..functions import attributes_named, functions_named, operators_in_place, operators_named
 from ..layout import Layout
+from ..memory import FORMATTING, KEEPING, TO, UNKNOWN, in_format
 from ..registry import understands_sizes
 
 METADATA = operators_named(
@@ -50,6 +51,8 @@ WHERE = functions_named("where")
 SAME_VALUES = functions_named(
     "clone contiguous to type_as float double half bfloat16 detach detach_ alias cpu cuda requires_grad_"
 ) | attributes_named("data")
+
+KEEPING.update(POINTWISE | SAME_VALUES | functions_named("dropout zeros_like ones_like full_like prelu rrelu"))
 
 # --- what the axes of the result mean -------------------------------------------------------------------------------
 
@@ -141,13 +144,17 @@ def length(execution: Execution, func: Any, x: Tensor) -> int:
 
 @Execution.register(torch.Tensor.stride)
 def stride(execution: Execution, func: Any, x: Tensor, dim: int | None = None) -> Any:
-    """Return the strides of the whole map with its axes in the same order in memory."""
+    """Return the strides that the tensor has in the ordinary network.
+
+    Raises:
+        UnsupportedOperation: where they are not known, because they depend on the device.
+    """
+    layout = execution.layout(x)
+    found = x.stride() if layout is None else execution.memory.strides(x, execution.ordinary_shape(x, layout))
+    if found == UNKNOWN:
+        raise unsupported(func, "how the ordinary network's map lies in memory is not known here")
     execution.told.read = True
-    sizes, strides, step = shape_of_whole(execution, x), [0] * x.ndim, 1
-    for axis in sorted(range(x.ndim), key=lambda a: (x.stride(a), -a)):
-        strides[axis] = step
-        step = step * sizes[axis]
-    return tuple(strides) if dim is None else strides[dim]
+    return found if dim is None else found[dim]
 
 
 @understands_sizes(*POINTWISE)
@@ -180,8 +187,10 @@ def operand(execution: Execution, func: Any, value: Any) -> Any:
 @Execution.register(*SAME_VALUES)
 def same_values(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Return the first argument's values in another form; other arguments may only lend their dtype or device."""
-    out: Tensor = func(input, *args, **kwargs)
     layout = execution.layout(input)
+    if layout is not None and func in FORMATTING and (func not in TO or "memory_format" in kwargs):
+        return in_format(execution, func, input, args, kwargs)
+    out: Tensor = func(input, *args, **kwargs)
     return out if layout is None else execution.mark(out, layout)
 
 

@@ -1,0 +1,434 @@
+"""Which memory tensors of the ordinary network share: whether a function copies or aliases, and what it means to write.
+
+Packed maps lie in memory with their channels last, so that `x.permute(0, 2, 3, 1).contiguous()`, a copy in the ordinary
+network, would be a view here, and `x.contiguous()`, there `x` itself, a copy. Once somebody writes in place, that is
+part of what these functions mean. So the strides that a tensor has in the ordinary network are followed where they are
+not those of a contiguous tensor, and decide. Where they are not known (they may depend on the device), such a function
+copies, and once one of the two tensors has been written to, using the other is refused.
+
+The ordinary network is the one whose images and weights are contiguous, `(B, C, *size)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from .errors import unsupported
+from .functions import attributes_named, functions_named
+
+Strides = tuple[int, ...]
+
+UNKNOWN: Strides = ()
+"""Stands for strides that are not known."""
+
+
+class Order(NamedTuple):
+    """The strides of a tensor without gaps: its axes, that of the largest stride first."""
+
+    axes: tuple[int, ...]
+
+
+Note = Strides | Order
+"""What is noted of a tensor that is not contiguous in the ordinary network."""
+
+RESHAPING = functions_named("reshape reshape_as flatten")
+"""Functions that alias their argument where its strides allow that, and else copy."""
+
+_ORDERS = functions_named("permute transpose swapaxes swapdims movedim moveaxis")
+_PARTS = functions_named("narrow chunk split tensor_split split_with_sizes detach detach_ alias requires_grad_")
+_SELECTING = functions_named("select unbind")
+_AS_SIZES = functions_named("view view_as unflatten")
+_EXPANDING = functions_named("expand expand_as")
+_INDEXING = {torch.Tensor.__getitem__: "getitem"}
+_SQUEEZING = functions_named("unsqueeze squeeze")
+
+VIEWING = {
+    **_ORDERS, **_PARTS, **_SELECTING, **_AS_SIZES, **_EXPANDING, **_INDEXING, **_SQUEEZING, **attributes_named("data"),
+}  # fmt: skip
+"""Functions that alias their argument."""
+
+CONTIGUOUS = functions_named("linear layer_norm rms_norm matmul pad") | {torch.Tensor.__matmul__: "matmul"}
+"""Functions whose result is contiguous whatever the strides of their argument."""
+
+_BY_FORMAT = functions_named(
+    "conv1d conv2d conv3d max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
+    "adaptive_avg_pool2d adaptive_avg_pool3d batch_norm group_norm instance_norm interpolate cat concat concatenate "
+    "pixel_shuffle pixel_unshuffle channel_shuffle"
+)
+"""Functions whose result is contiguous but for an argument with channels last, where it depends on the device."""
+
+KEEPING: dict[Any, Any] = {}
+"""Functions whose result has its axes in memory in the order of their argument's; modules of rules add theirs."""
+
+
+class Memory:
+    """What is known of the ordinary network's memory during one run.
+
+    Attributes:
+        strided: whether a tensor of the input is not contiguous in the ordinary network.
+        traced: tensors and their strides while compiling.
+        doubts: pairs of memory of which it is not known whether they are one in the ordinary network.
+        stale: memory that may have been written to in the ordinary network, as that in doubt with it has been.
+    """
+
+    def __init__(self) -> None:
+        self.strided = False
+        self.doubtful = False
+        self.traced: list[tuple[Tensor, Note | None]] = []
+        self.doubts: list[tuple[StorageWeakRef, StorageWeakRef]] = []
+        self.stale: list[StorageWeakRef] = []
+
+    # --- strides ------------------------------------------------------------------------------------------------
+
+    def noted(self, tensor: Tensor) -> Note | None:
+        """Return what is noted of a tensor; None if it is contiguous in the ordinary network."""
+        if not self.strided:
+            return None
+        if not torch.compiler.is_compiling():
+            return getattr(tensor, "_sparkmim_strides", None)
+        for traced, note in reversed(self.traced):
+            if traced is tensor:
+                return note
+        return None
+
+    def note(self, tensor: Tensor, note: Note | None) -> Tensor:
+        """Remember the strides of `tensor` in the ordinary network, None if it is contiguous, and return it."""
+        if note is None and not self.strided:
+            return tensor
+        self.strided = True
+        if torch.compiler.is_compiling():
+            self.traced.append((tensor, note))
+        else:
+            tensor._sparkmim_strides = note  # type: ignore[attr-defined]
+        return tensor
+
+    def strides(self, tensor: Tensor, shape: Sequence[int]) -> Strides:
+        """Return the strides of `tensor`, of this shape in the ordinary network, or UNKNOWN."""
+        note = self.noted(tensor)
+        if note is None:
+            return contiguous_strides(shape)
+        return strides_in_order(shape, note.axes) if isinstance(note, Order) else note
+
+    # --- doubts -------------------------------------------------------------------------------------------------
+
+    def doubt(self, a: Tensor, b: Tensor) -> None:
+        """Remember that two tensors, which share no memory here, may do so in the ordinary network."""
+        self.doubtful = True
+        if not torch.compiler.is_compiling():
+            self.doubts = [pair for pair in self.doubts if not any(side.expired() for side in pair)]
+            self.doubts.append((StorageWeakRef(a.untyped_storage()), StorageWeakRef(b.untyped_storage())))
+
+    def writes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, int]]:
+        """Return the tensors in doubt that a call may write to and their versions; raise for what may be outdated.
+
+        Raises:
+            UnsupportedOperation: if an argument may hold something else in the ordinary network.
+        """
+        if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+            if _may_write(func, args, kwargs):
+                raise unsupported(func, f"it writes in place, and {_IN_DOUBT}")
+            return []
+        given = list(_tensors_in((args, kwargs)))
+        if self.stale:
+            self.require_current(func, given)
+        return [(tensor, tensor._version) for tensor in given if not tensor.is_inference()]
+
+    def written(self, before: list[tuple[Tensor, int]]) -> None:
+        """Remember what has become outdated since :meth:`writes`."""
+        for tensor, version in before:
+            if tensor._version == version:
+                continue
+            storage = tensor.untyped_storage()._cdata
+            for pair in self.doubts:
+                if storage in (pair[0].cdata, pair[1].cdata):
+                    self.stale.append(pair[storage == pair[0].cdata])
+
+    def require_current(self, func: Any, tensors: Sequence[Tensor]) -> None:
+        """Raise if one of `tensors` may hold something else in the ordinary network."""
+        outdated = {reference.cdata for reference in self.stale if not reference.expired()}
+        if outdated and any(tensor.untyped_storage()._cdata in outdated for tensor in tensors):
+            raise unsupported(func, f"one of its arguments may have been written to in place: {_IN_DOUBT}")
+
+
+_IN_DOUBT = (
+    "whether a contiguous() or reshape() before copied depends on how the ordinary network's maps lie in memory, which "
+    "is not known here (write out of place, or clone() first)"
+)
+
+
+def contiguous_strides(shape: Sequence[int]) -> Strides:
+    """Return the strides of a contiguous tensor."""
+    return strides_in_order(shape, range(len(shape)))
+
+
+def strides_in_order(shape: Sequence[int], order: Sequence[int]) -> Strides:
+    """Return the strides of a dense tensor whose axes lie in memory in this order, the last one without gaps."""
+    strides, step = [0] * len(shape), 1
+    for axis in reversed(order):
+        strides[axis] = step
+        step *= max(shape[axis], 1)
+    return tuple(strides)
+
+
+def _alike(shape: Sequence[int], a: Strides, b: Strides) -> bool:
+    """Return whether two strides mean the same for a tensor of this shape."""
+    return all(s == t for extent, s, t in zip(shape, a, b, strict=True) if extent != 1)
+
+
+def _note_of(shape: Sequence[int], strides: Strides) -> Note | None:
+    """Return what to note of strides, which is nothing for those of a contiguous tensor."""
+    return None if strides != UNKNOWN and _alike(shape, strides, contiguous_strides(shape)) else strides
+
+
+def _dense(note: Note) -> Note:
+    """Return the note of a tensor without gaps whose axes lie in the same order."""
+    if isinstance(note, Order) or note == UNKNOWN:
+        return note
+    return Order(tuple(sorted(range(len(note)), key=lambda axis: -note[axis])))
+
+
+def channels_last_strides(shape: Sequence[int]) -> Strides:
+    """Return the strides of a tensor `(B, C, *size)` in the format torch.channels_last (or channels_last_3d)."""
+    return strides_in_order(shape, [0, *range(2, len(shape)), 1])
+
+
+def _has_channels_last(shape: Sequence[int], strides: Strides) -> bool:
+    """Return whether torch would take a tensor for one with channels last (or it is not known)."""
+    if strides == UNKNOWN:
+        return True
+    if len(shape) not in (4, 5) or strides[1] == 0:
+        return False
+    least = 0
+    for axis in (1, *range(len(shape) - 1, 1, -1), 0):
+        if strides[axis] < least or (axis == 0 and least == strides[1]):
+            return False
+        least = strides[axis] * max(shape[axis], 1)
+    return True
+
+
+def _as_shape(shape: Sequence[int], strides: Strides, new: Sequence[int]) -> Strides | None:
+    """Return the strides of a view of another shape, None if a tensor of these strides has none (as torch decides)."""
+    out, place = [0] * len(new), len(new) - 1
+    base, old_count, new_count = strides[-1], 1, 1
+    for axis in reversed(range(len(shape))):
+        old_count *= shape[axis]
+        if axis > 0 and (shape[axis - 1] == 1 or strides[axis - 1] == old_count * base):
+            continue
+        while place >= 0 and (new_count < old_count or new[place] == 1):
+            out[place] = new_count * base
+            new_count *= new[place]
+            place -= 1
+        if new_count != old_count:
+            return None
+        if axis > 0:
+            base, old_count, new_count = strides[axis - 1], 1, 1
+    return tuple(out) if place == -1 else None
+
+
+# --- what functions do ----------------------------------------------------------------------------------------------
+
+
+def in_format(execution: Any, func: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Carry out `contiguous`, or `to` with a memory format: return `x` itself where the ordinary network does, or copy.
+
+    Args:
+        x: a tensor with a layout, which the result has too.
+    """
+    memory, layout, kwargs = execution.memory, execution.layout(x), dict(kwargs)
+    shape = execution.ordinary_shape(x, layout)
+    strides = memory.strides(x, shape)
+    wanted = kwargs.pop("memory_format", torch.contiguous_format)
+    to = func in TO
+    if not to and args:
+        wanted = args[0]
+    out = x.to(*args, **kwargs) if to else x
+    if wanted is torch.preserve_format:
+        note = memory.noted(x)
+        return x if out is x else memory.note(execution.mark(out, layout), note and _dense(note))
+    last = wanted in (torch.channels_last, torch.channels_last_3d)
+    target = channels_last_strides(shape) if last else contiguous_strides(shape)
+    if out is x:
+        known = strides != UNKNOWN
+        if known and (_has_channels_last(shape, strides) == last if to else _alike(shape, strides, target)):
+            return x
+        out = x.clone()
+        if not known:
+            memory.doubt(x, out)
+    return memory.note(execution.mark(out, layout), _note_of(shape, target))
+
+
+TO = functions_named("to")
+FORMATTING = functions_named("contiguous") | TO
+
+
+def settle(execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Return the result of a rule, copied if the ordinary network copies and this one did not; note its strides."""
+    if func in RESHAPING or func in VIEWING:
+        source = args[0] if args else kwargs["input"]
+        if out is source:
+            return out
+        if func in RESHAPING:
+            return _reshaped(execution, source, out)
+        _view(execution, func, args, kwargs, source, out)
+    else:
+        _follow(execution, func, args, kwargs, out)
+    return out
+
+
+def _view(execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], source: Tensor, out: Any) -> None:
+    """Note the strides of views of `source` that `func` has made."""
+    memory = execution.memory
+    note = memory.noted(source)
+    if note is None and func in _AS_SIZES:
+        return
+    if func in _ORDERS:
+        order = _order(_ORDERS[func], source.ndim, args[1:], kwargs)
+        if note is None or isinstance(note, Order):
+            moved = tuple(order.index(axis) for axis in (range(source.ndim) if note is None else note.axes))
+            memory.note(out, None if moved == tuple(range(source.ndim)) else Order(moved))
+        else:
+            memory.note(out, tuple(note[axis] for axis in order) if note != UNKNOWN else UNKNOWN)
+        return
+    shape = execution.ordinary_shape(source, execution.marked(source))
+    strides = memory.strides(source, shape)
+    for part in _tensors_in(out):
+        layout = execution.marked(part)
+        if layout is not None:
+            new = execution.ordinary_shape(part, layout)
+            found = UNKNOWN if strides == UNKNOWN else _viewed(func, args, kwargs, shape, strides, new)
+            memory.note(part, _note_of(new, found))
+
+
+def _reshaped(execution: Any, source: Tensor, out: Tensor) -> Tensor:
+    """Return a reshaped tensor, copied if the ordinary network copies it, its strides noted."""
+    memory = execution.memory
+    note = memory.noted(source)
+    shares, known, found = True, True, None
+    if note is not None:
+        shape = execution.ordinary_shape(source, execution.marked(source))
+        new = execution.ordinary_shape(out, execution.marked(out))
+        strides = memory.strides(source, shape)
+        if shape == new:
+            viewed: Strides | None = strides
+        else:
+            known = strides != UNKNOWN
+            viewed = _as_shape(shape, strides, new) if known else None
+        shares = viewed is not None
+        found = UNKNOWN if not known else None if viewed is None else _note_of(new, viewed)
+    here = torch.compiler.is_compiling() or out.untyped_storage()._cdata == source.untyped_storage()._cdata
+    if here and not shares:
+        out = execution.mark(out.clone(), execution.marked(out))
+    if not known or (shares and not here):
+        memory.doubt(source, out)
+    return memory.note(out, found)
+
+
+def _viewed(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Sequence[int], strides: Strides, new: Sequence[int]
+) -> Strides:
+    """Return the strides of a view, of shape `new`, which `func` made of a tensor; UNKNOWN where they are not known."""
+    ndim = len(shape)
+    if func in _EXPANDING:
+        shift = len(new) - ndim
+        own = [0 if extent != wide else s for extent, s, wide in zip(shape, strides, new[shift:], strict=True)]
+        return (0,) * shift + tuple(own)
+    if func in _AS_SIZES or func in _SQUEEZING:
+        return _as_shape(shape, strides, new) or UNKNOWN
+    if func in _SELECTING:
+        axis = (kwargs["dim"] if "dim" in kwargs else args[1] if len(args) > 1 else 0) % ndim
+        return strides[:axis] + strides[axis + 1 :]
+    if func in _INDEXING:
+        return _indexed(args[1], shape, strides)
+    return strides
+
+
+def _order(name: str, ndim: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+    """Return the axes of a tensor in the order that a function gives them."""
+    values = [*args, *kwargs.values()]
+    if name == "permute":
+        dims = values[0] if isinstance(values[0], (tuple, list)) else values
+        return [d % ndim for d in dims]
+    first, second = ([d % ndim for d in ((v,) if isinstance(v, int) else v)] for v in values[:2])
+    order = list(range(ndim))
+    if name not in ("movedim", "moveaxis"):
+        order[first[0]], order[second[0]] = second[0], first[0]
+        return order
+    rest = iter([axis for axis in range(ndim) if axis not in first])
+    return [first[second.index(axis)] if axis in second else next(rest) for axis in range(ndim)]
+
+
+def _indexed(index: Any, shape: Sequence[int], strides: Strides) -> Strides:
+    """Return the strides of `x[index]` for an index of integers, slices, None and an ellipsis; UNKNOWN for others."""
+    entries = list(index) if isinstance(index, (tuple, list)) else [index]
+    if not all(entry is None or entry is Ellipsis or isinstance(entry, (int, slice)) for entry in entries):
+        return UNKNOWN
+    used = sum(entry is not None and entry is not Ellipsis for entry in entries)
+    if Ellipsis not in entries:
+        entries.append(Ellipsis)
+    place = entries.index(Ellipsis)
+    entries[place : place + 1] = [slice(None)] * (len(shape) - used)
+    out: list[int] = []
+    axis = 0
+    for entry in entries:
+        if entry is None:
+            out.append(shape[axis] * strides[axis] if axis < len(shape) else 1)
+            continue
+        if isinstance(entry, slice):
+            out.append(strides[axis] * (entry.step or 1))
+        axis += 1
+    return tuple(out)
+
+
+def _follow(execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Note the strides of what a function made that neither aliases its argument nor reshapes it."""
+    memory = execution.memory
+    first = args[0] if args else None
+    if func in KEEPING and isinstance(first, Tensor) and isinstance(out, Tensor) and first.shape == out.shape:
+        note = memory.noted(first)
+        if note is not None and out is not first:
+            memory.note(out, _dense(note))
+        return
+    given = [(t, memory.noted(t)) for t in _tensors_in(args)]
+    if kwargs:
+        given += [(t, memory.noted(t)) for t in _tensors_in(kwargs)]
+    if all(note is None for _, note in given) or any(out is t for t, _ in given):
+        return
+    for part in (out,) if isinstance(out, Tensor) else _tensors_in(out):
+        found: Note | None = UNKNOWN
+        if func in KEEPING:
+            leading = [note for t, note in given if t.shape == part.shape]
+            found = _dense(leading[0]) if leading and leading[0] is not None else None if leading else UNKNOWN
+        elif func in _BY_FORMAT:
+            found = UNKNOWN if any(_may_have_channels_last(execution, t, note) for t, note in given) else None
+        if found is not None:
+            memory.note(part, found)
+
+
+def _may_have_channels_last(execution: Any, tensor: Tensor, note: Note | None) -> bool:
+    if note is None or isinstance(note, Order):
+        return note is not None and note.axes[-1] == 1
+    return _has_channels_last(execution.ordinary_shape(tensor, execution.marked(tensor)), note)
+
+
+def _may_write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether a call may write to its first argument, by its name and arguments."""
+    name = str(getattr(func, "__name__", ""))
+    in_place = name.endswith("_") and not name.endswith("__")
+    operator = name.startswith("__i") and name not in ("__invert__", "__index__", "__int__")
+    flagged = kwargs.get("inplace") is True or any(a is True for a in args[1:])
+    return in_place or operator or flagged or name == "__setitem__"
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _tensors_in(part)
+    elif isinstance(value, dict):
+        yield from _tensors_in(tuple(value.values()))
