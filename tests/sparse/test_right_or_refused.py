@@ -92,34 +92,30 @@ def test_odd_arguments(case: Function, block: tuple[int, int], expected: str) ->
     assert outcome_of(case, block) == expected
 
 
-# What a network reads from `x.shape` is the size of a patch and the number of patches. A rule sees a number and cannot
-# know where it comes from, so not all of these can be refused: then `check` must find them.
+# What a network reads from `x.shape` is the size of the whole map; where that meets a tensor it is refused.
 SIZES_READ: dict[str, tuple[Any, ...]] = {
     "sum_over_area": (lambda x: x - x.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3]), REFUSED),
-    "simam": (lambda x: x / (x.square().sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3] + 1)), FOUND),
+    "simam": (lambda x: x / (x.square().sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3] + 1)), REFUSED),
     "pool_by_size_gate": (lambda x: x * F.avg_pool2d(x, x.shape[2:]), RIGHT),
     "pool_by_size": (lambda x: F.avg_pool2d(x, x.size()[2:]), REFUSED),
     "pool_by_size_max": (lambda x: x * F.max_pool2d(x, kernel_size=x.size()[2:]), RIGHT),
-    "pool_by_size_and_back": (lambda x: x + F.interpolate(F.avg_pool2d(x, x.shape[2:]), size=x.shape[2:]), REFUSED),
+    "pool_by_size_and_back": (lambda x: x + F.interpolate(F.avg_pool2d(x, x.shape[2:]), size=x.shape[2:]), RIGHT),
     "pool_to_its_own_size": (lambda x: x + F.adaptive_avg_pool2d(x, x.shape[2:]), REFUSED),
-    "position_embedding": (lambda x: x + constant(1, CHANNELS, *x.shape[2:]), REFUSED, FOUND),
+    "position_embedding": (lambda x: x + constant(1, CHANNELS, *x.shape[2:]), REFUSED),
     "position_embedding_interpolated": (
         lambda x: x + F.interpolate(constant(1, CHANNELS, 8, 12), size=x.shape[2:], mode="bilinear"),
         REFUSED,
-        FOUND,
     ),
     "position_embedding_cropped": (
         lambda x: x + constant(1, CHANNELS, 8, 12)[..., : x.shape[2], : x.shape[3]],
         REFUSED,
-        FOUND,
     ),
-    "coordinates": (lambda x: x + torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype), REFUSED, FOUND),
-    "noise_by_position": (lambda x: x * constant(*x.shape[2:]), REFUSED, FOUND),
-    "scaled_by_size": (lambda x: x / x.shape[-1] ** 0.5, FOUND),
+    "coordinates": (lambda x: x + torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype), REFUSED),
+    "noise_by_position": (lambda x: x * constant(*x.shape[2:]), REFUSED),
+    "scaled_by_size": (lambda x: x / x.shape[-1] ** 0.5, REFUSED),
     "written_constant": (
         lambda x: torch.cat([x, torch.ones_like(x[:, :1]) * torch.arange(x.shape[3])], 1),
         REFUSED,
-        FOUND,
     ),
 }
 
@@ -130,32 +126,32 @@ def test_sizes_read_from_a_patch(case: Function, block: tuple[int, int], expecte
 
 
 RESAMPLED: dict[str, tuple[Any, tuple[int, int], str]] = {
-    "1, patches of 1 x 1": (1, (1, 1), FOUND),
-    "1, patches of 2 x 2": (1, (2, 2), FOUND),
-    "1, patches of 4 x 4": (1, (4, 4), FOUND),
-    "1, patches of 8 x 8": (1, (8, 8), FOUND),
+    "1, patches of 1 x 1": (1, (1, 1), REFUSED),
+    "1, patches of 2 x 2": (1, (2, 2), REFUSED),
+    "1, patches of 4 x 4": (1, (4, 4), REFUSED),
+    "1, patches of 8 x 8": (1, (8, 8), REFUSED),
     "2, patches of 1 x 1": (2, (1, 1), REFUSED),
-    "2, patches of 2 x 2": (2, (2, 2), FOUND),
-    "2, patches of 4 x 4": (2, (4, 4), FOUND),
-    "2, patches of 8 x 8": (2, (8, 8), FOUND),
+    "2, patches of 2 x 2": (2, (2, 2), REFUSED),
+    "2, patches of 4 x 4": (2, (4, 4), REFUSED),
+    "2, patches of 8 x 8": (2, (8, 8), REFUSED),
     "4, patches of 1 x 1": (4, (1, 1), REFUSED),
     "4, patches of 2 x 2": (4, (2, 2), REFUSED),
-    "4, patches of 4 x 4": (4, (4, 4), FOUND),
-    "4, patches of 8 x 8": (4, (8, 8), FOUND),
+    "4, patches of 4 x 4": (4, (4, 4), REFUSED),
+    "4, patches of 8 x 8": (4, (8, 8), REFUSED),
     "8, patches of 1 x 1": (8, (1, 1), REFUSED),
     "8, patches of 2 x 2": (8, (2, 2), REFUSED),
     "8, patches of 4 x 4": (8, (4, 4), REFUSED),
-    "8, patches of 8 x 8": (8, (8, 8), FOUND),
+    "8, patches of 8 x 8": (8, (8, 8), REFUSED),
     "(4, 8), patches of 1 x 1": ((4, 8), (1, 1), REFUSED),
     "(4, 8), patches of 2 x 2": ((4, 8), (2, 2), REFUSED),
     "(4, 8), patches of 4 x 4": ((4, 8), (4, 4), REFUSED),
-    "(4, 8), patches of 8 x 8": ((4, 8), (8, 8), FOUND),
+    "(4, 8), patches of 8 x 8": ((4, 8), (8, 8), REFUSED),
 }
 
 
 @pytest.mark.parametrize(("size", "block", "expected"), RESAMPLED.values(), ids=RESAMPLED)
 def test_resampling_to_a_number_of_pixels(size: Any, block: tuple[int, int], expected: str) -> None:
-    """A size written into the network is that of the whole map, `x.shape` is that of a patch."""
+    """A size written into the network is that of the whole map, which patches cannot be resampled to."""
     assert outcome_of(lambda x: F.interpolate(x, size=size), block) == expected
 
 
@@ -168,19 +164,18 @@ def test_resampling_to_the_size_of_another_map(block: tuple[int, int]) -> None:
 
 NOISE_OF_AN_IMAGE: dict[str, tuple[Any, ...]] = {
     "new_empty": (lambda x: x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(0.5), RIGHT),
-    "new_empty_by_channel": (lambda x: x * x.new_empty(x.shape[0], x.shape[1], 1, 1).bernoulli_(0.5), RIGHT, REFUSED),
-    "new_ones_by_channel": (lambda x: x * x.new_ones((*x.shape[:2], 1, 1)).uniform_(), RIGHT, REFUSED),
+    "new_empty_by_channel": (lambda x: x * x.new_empty(x.shape[0], x.shape[1], 1, 1).bernoulli_(0.5), RIGHT),
+    "new_ones_by_channel": (lambda x: x * x.new_ones((*x.shape[:2], 1, 1)).uniform_(), RIGHT),
     "new_full_bernoulli": (
         lambda x: x * torch.bernoulli(x.new_full((x.shape[0], x.shape[1], 1, 1), 0.5)),
         RIGHT,
-        REFUSED,
     ),
-    "new_tensor_like": (lambda x: x * torch.rand_like(x.new_zeros((x.shape[0], x.shape[1], 1, 1))), RIGHT, REFUSED),
+    "new_tensor_like": (lambda x: x * torch.rand_like(x.new_zeros((x.shape[0], x.shape[1], 1, 1))), RIGHT),
     "gate_like": (lambda x: x * torch.rand_like(x.mean((2, 3), keepdim=True)), RIGHT),
     "gate_dropout": (lambda x: x * F.dropout(x.mean((2, 3), keepdim=True) * 0 + 1, 0.5), RIGHT),
     "dropout2d": (lambda x: F.dropout2d(x, 0.5), RIGHT),
 }
-"""Noise that an image draws once. With patches of one pixel, noise for every channel has the shape of a map."""
+"""Noise that an image draws once."""
 
 
 @table(NOISE_OF_AN_IMAGE, SIZES)
