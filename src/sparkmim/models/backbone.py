@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from ..sparse import CheckReport, check, random_factor
-from ..utils.modules import eval_mode
+from ..utils.copies import copied
+from ..utils.modules import eval_mode, preserved_attributes
 from .alignment import Alignment
 from .levels import MAX_LEVELS, Level, NotProportionalError, measure_levels, pyramid
 from .stages import find_stages
@@ -132,7 +132,7 @@ class Backbone:
             self._taps = StageTaps(self.module, self._find_stages())
         elif stages is not None and self._taps is None:
             self._taps = StageTaps(self.module, stages)
-        with eval_mode(self.module), torch.no_grad():
+        with eval_mode(self.module), preserved_attributes(self.module), torch.no_grad():
             levels = measure_levels(lambda size: self(self.blank_image(size)), self.dims, type(self.module).__name__)
         self._chosen = pyramid(levels)
         return [levels[index] for index in self._chosen]
@@ -141,7 +141,11 @@ class Backbone:
         """Return the names of the submodules that end a stage, found by running the network."""
         sizes = ((64, 64, 64), (96, 128, 96)) if self.dims == 3 else ((224, 224), (256, 288))
         try:
-            with eval_mode(self.module), nullcontext() if self._alignment is None else self._alignment:
+            with (
+                eval_mode(self.module),
+                preserved_attributes(self.module),
+                nullcontext() if self._alignment is None else self._alignment,
+            ):
                 images = [self.blank_image(size[: self.dims]) for size in sizes]
                 return find_stages(self.module, *images)
         except (ValueError, RuntimeError, TypeError) as error:
@@ -189,7 +193,7 @@ class Backbone:
             patch_size: pixels of a patch; the total stride by default.
             settings: of :func:`sparkmim.sparse.check`.
         """
-        other = copy.deepcopy(self)
+        other = copied(self)
         size = self.resolve_patch_size(patch_size)
         stride = self.strides[-1]
         return check(other.module, other, patch_size=size, stride=stride, in_chans=self.in_chans, **settings)
@@ -200,7 +204,7 @@ class Backbone:
         These are a classifier's, or a last norm's.
         """
         size = max(s for stride in self.strides for s in stride)
-        with eval_mode(self.module), torch.enable_grad():
+        with eval_mode(self.module), preserved_attributes(self.module), torch.enable_grad():
             frozen = [p for p in self.module.parameters() if not p.requires_grad]
             maps = self(self.blank_image([2 * size] * self.dims).requires_grad_())
         reached = _leaves(maps[-levels:])
