@@ -24,6 +24,9 @@ from .taps import StageTaps
 
 random_factor(StochasticDepth)
 
+MOST_CHECKED_IMAGES = 128
+"""Of a batch of training that a check compares: as many small images take as long as ten of 224 pixels."""
+
 
 class Backbone:
     """Wrap a convolutional network and return its feature maps, highest resolution first.
@@ -186,17 +189,36 @@ class Backbone:
         """Return what image sizes must be a multiple of: the least common multiple of patch size and total stride."""
         return tuple(math.lcm(p, s) for p, s in zip(patch_size, self.strides[-1], strict=True))
 
-    def check(self, patch_size: int | Sequence[int] | None = None, **settings: Any) -> CheckReport:
-        """Check on a copy that the network works on visible patches: identity, crop, leak and oracle.
+    def check(
+        self,
+        patch_size: int | Sequence[int] | None = None,
+        *,
+        image_size: int | Sequence[int] | None = None,
+        batch_size: int = 1,
+        **settings: Any,
+    ) -> CheckReport:
+        """Check on a copy that the network works on visible patches: identity, crop, leak and oracle on small images.
 
         Args:
             patch_size: pixels of a patch; the total stride by default.
+            image_size: of training, an int or one an axis: with nothing hidden, feature maps of one such image are
+                compared too. A network may compute something else on large images than on small ones.
+            batch_size: images that training sees at a time. With more than one, feature maps of as many small images
+                are compared too, up to 128.
             settings: of :func:`sparkmim.sparse.check`.
+
+        Raises:
+            ValueError: for an image size that the patch size or the total stride does not divide.
         """
         other = copied(self)
         size = self.resolve_patch_size(patch_size)
-        stride = self.strides[-1]
-        return check(other.module, other, patch_size=size, stride=stride, in_chans=self.in_chans, **settings)
+        shapes: list[tuple[int, ...]] = []
+        if image_size is not None:
+            shapes.append((1, *((image_size,) * self.dims if isinstance(image_size, int) else image_size)))
+        if batch_size > 1:
+            shapes.append((min(batch_size, MOST_CHECKED_IMAGES), *[2 * s for s in self.size_divisor(size)]))
+        settings = {"stride": self.strides[-1], "in_chans": self.in_chans, "shapes": shapes} | settings
+        return check(other.module, other, patch_size=size, **settings)
 
     def unreached_parameters(self, levels: int = MAX_LEVELS) -> list[str]:
         """Return the names of trainable parameters that none of the deepest `levels` maps depends on.
