@@ -95,6 +95,11 @@ def switched_gradients() -> str | None:
     kind = next(filter(None, map(_autograd_function_of, callers())), None)
     if kind is None:
         return None
+    if kind is torch.nn.modules._functions.BackwardHookFunction:
+        return (
+            "full backward hooks on all modules (torch.nn.modules.module.register_module_full_backward_hook) are not "
+            "supported; register them on the modules that they are to observe"
+        )
     if kind is torch.utils.checkpoint.CheckpointFunction:
         return (
             "it is called where gradients are switched off, as re-entrant checkpointing does (torch.utils.checkpoint "

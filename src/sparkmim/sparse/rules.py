@@ -3,7 +3,7 @@
 from .dense import coarse_rules
 from .dense import rules as dense_rules
 from .packed import conv, norm, pool, resample
-from .shared import axes, noise, pad, pointwise, positions, reduce
+from .shared import axes, noise, observe, pad, pointwise, positions, reduce
 
 __all__ = [
     "axes",
@@ -12,6 +12,7 @@ __all__ = [
     "dense_rules",
     "noise",
     "norm",
+    "observe",
     "pad",
     "pointwise",
     "pool",
