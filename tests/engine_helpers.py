@@ -448,3 +448,8 @@ class StoragesMade(TorchDispatchMode):
 
     def bytes_alive(self) -> int:
         return sum(size for reference, size in self.made.values() if not reference.expired())
+
+
+def weights_of(*shape: int) -> Tensor:
+    """Return weights of a shape, the same every time."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)

@@ -156,7 +156,6 @@ def test_signals_and_volumes(dims: int) -> None:
 
 
 REFUSED: dict[str, Function] = {
-    "noise that does not descend from the input": lambda x: x * torch.empty(x.shape[0], 1, 1, 1).bernoulli_(0.5),
     "noise of each position that does not": lambda x: x + torch.rand(1, 1, *x.shape[2:]).double(),
     "noise of one axis": lambda x: x + x.new_zeros(x.shape[0], 1, 1, x.shape[3]).normal_(),
     "alpha dropout": lambda x: F.alpha_dropout(x, 0.5, training=True),

@@ -27,9 +27,10 @@ from engine_helpers import (
     assert_refused,
     draw_rectangles,
     draw_visible,
+    weights_of,
 )
 from sparkmim.sparse import PatchGrid, SparseExecution, run
-from sparkmim.sparse.extent import Extent, degrees_of
+from sparkmim.sparse.extent import Extent, degrees_of, local_of
 
 Function = Callable[[Tensor], Any]
 
@@ -44,13 +45,9 @@ BOXES = torch.tensor([
 PATCHES = [(4, 6), (1, 1), (1, 3), (3, 1)]
 
 
-def weights(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-
-
 def gate(x: Tensor) -> Tensor:
     """A map of one channel, and its positions as one axis: `(N, 1, h * w)`."""
-    one = F.conv2d(x, weights(1, x.shape[1], 1, 1).to(x))
+    one = F.conv2d(x, weights_of(1, x.shape[1], 1, 1).to(x))
     return one.reshape(x.shape[0], 1, x.shape[2] * x.shape[3])
 
 
@@ -81,7 +78,7 @@ POSITIONS: dict[str, Function] = {
         x.reshape(*x.shape[:2], math.ceil(x.shape[2] / 1), 1 * x.shape[3])
     ).flatten(2).softmax(2).amax(2)[..., None, None],
     "batch norm": lambda x: F.batch_norm(x.flatten(2), None, None, training=True).reshape(x.shape) * x,
-    "convolution of each": lambda x: F.conv1d(x.flatten(2), weights(4, 4, 1).to(x)).reshape(x.shape),
+    "convolution of each": lambda x: F.conv1d(x.flatten(2), weights_of(4, 4, 1).to(x)).reshape(x.shape),
     "group norm": lambda x: F.group_norm(x.flatten(2), 2).reshape(x.shape),
     "group norm of groups": lambda x: F.group_norm(x.reshape(x.shape[0], 2, 2, -1), 1).reshape(x.shape),
     "mean": lambda x: x - x.flatten(2).mean(-1)[..., None, None],
@@ -90,7 +87,9 @@ POSITIONS: dict[str, Function] = {
     "deviation of groups": lambda x: x / x.reshape(x.shape[0], 2, 2, -1).std((2, 3)).sum(1)[:, None, None, None],
     "there and back": lambda x: x.flatten(2).transpose(1, 2).relu().transpose(1, 2).reshape(x.shape) * x,
     "there and back, tokens": lambda x: (
-        F.linear(F.layer_norm(x.flatten(2).transpose(1, 2), (4,)), weights(4, 4).to(x)).transpose(1, 2).view(*x.shape)
+        F.linear(F.layer_norm(x.flatten(2).transpose(1, 2), (4,)), weights_of(4, 4).to(x))
+        .transpose(1, 2)
+        .view(*x.shape)
     ),
     "joined": lambda x: torch.cat([x.flatten(2), 2 * x.flatten(2)], 1).reshape(x.shape[0], -1, *x.shape[2:]),
     "softmax of channels": lambda x: x.flatten(2).softmax(1).reshape(x.shape),
@@ -104,7 +103,7 @@ EXPANDED: dict[str, Function] = {
         x.shape[0], 2, 2, *x.shape[2:]
     ).reshape(x.shape),
     "convolved": lambda x: x + F.conv2d(
-        x.mean((2, 3), keepdim=True).expand(x.shape), weights(4, 4, 3, 3).to(x), padding=1
+        x.mean((2, 3), keepdim=True).expand(x.shape), weights_of(4, 4, 3, 3).to(x), padding=1
     ),
     "pooled again": lambda x: x * x.amax((2, 3), keepdim=True).expand(x.shape).sum((2, 3), keepdim=True),
     "channels behind": lambda x: x * last(x).mean((1, 2), keepdim=True).expand(last(x).shape).movedim(-1, 1),
@@ -134,7 +133,7 @@ def test_context_of_any_mask(
         share = F.linear(positions.transpose(1, 2), query).softmax(1)
         return x * (positions @ share).mean(2)[(..., *[None] * dims)]
 
-    network = Apply(context, query=weights(heads, 2))
+    network = Apply(context, query=weights_of(heads, 2))
     assert_agrees_with_oracle(network, data.draw(draw_visible(dims, largest=3)), 2, patch)
     assert_agrees_with_crop(network, data.draw(draw_rectangles(dims, largest=3)), 2, patch)
 
@@ -212,7 +211,7 @@ def test_layers(layer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # which some use to gain precision, not to lose it
     network = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), copy.deepcopy(layer)).double()
     for p in network.parameters():
-        p.data.add_(0.3 * weights(*p.shape))
+        p.data.add_(0.3 * weights_of(*p.shape))
     assert_agrees_with_oracle(network, MASK, 4, (4, 8))
     assert_agrees_with_crop(network, BOXES, 4, (4, 8))
 
@@ -243,9 +242,9 @@ REFUSED: dict[str, Function] = {
     "half the positions": lambda x: x.reshape(x.shape[0], -1, x.shape[2] * x.shape[3] // 2).mean(2).mean(1),
     "positions, columns first": lambda x: x.flatten(2).reshape(*x.shape[:2], x.shape[3], x.shape[2]),
     "positions as a map": lambda x: x.reshape(*x.shape[:2], x.shape[2] * x.shape[3], 1),
-    "convolution of neighbors": lambda x: F.conv1d(x.flatten(2), weights(4, 4, 3), padding=1).reshape(x.shape),
-    "convolution of some": lambda x: F.conv1d(x.flatten(2), weights(4, 4, 1), stride=2),
-    "convolution of positions as channels": lambda x: F.conv1d(x.flatten(2).mT, weights(4, 16, 1)),
+    "convolution of neighbors": lambda x: F.conv1d(x.flatten(2), weights_of(4, 4, 3), padding=1).reshape(x.shape),
+    "convolution of some": lambda x: F.conv1d(x.flatten(2), weights_of(4, 4, 1), stride=2),
+    "convolution of positions as channels": lambda x: F.conv1d(x.flatten(2).mT, weights_of(4, 16, 1)),
     "softmax of rows": lambda x: x.softmax(2),
     "softmax of samples": lambda x: x.flatten(2).softmax(0),
     "softmax that names no axis": lambda x: F.softmax(x.flatten(2), None, 3),
@@ -289,39 +288,72 @@ def sizes_seen(function: Callable[[Tensor], Any]) -> Any:
     return seen[0]
 
 
-def test_sizes() -> None:
-    assert [degrees_of(s) for s in sizes_seen(lambda x: x.shape)] == [(), (), (1, 0), (0, 1)]
-    assert [degrees_of(s) for s in sizes_seen(lambda x: x.permute(0, 3, 1, 2).size())] == [(), (0, 1), (), (1, 0)]
-    assert degrees_of(sizes_seen(lambda x: x.size(-1))) == (0, 1)
-    assert degrees_of(sizes_seen(lambda x: x.size(dim=2))) == (1, 0)
-    assert degrees_of(sizes_seen(lambda x: x.flatten(2).shape[2])) == (1, 1)
-    assert degrees_of(sizes_seen(lambda x: math.prod(x.shape[2:]))) == (1, 1)
-    assert sizes_seen(lambda x: x.mean((2, 3)).shape) == (6, 4)
-    assert sizes_seen(lambda x: x.shape) == (6, 4, 4, 6)
+def test_sizes_are_those_of_the_whole_map() -> None:
+    h, w, area = (1,), (0, 1), (1, 1)
+    assert [degrees_of(s) for s in sizes_seen(lambda x: x.shape)] == [(), (), h, w]
+    assert [degrees_of(s) for s in sizes_seen(lambda x: x.permute(0, 3, 1, 2).size())] == [(), w, (), h]
+    assert degrees_of(sizes_seen(lambda x: x.size(-1))) == w
+    assert degrees_of(sizes_seen(lambda x: x.size(dim=2))) == h
+    assert degrees_of(sizes_seen(lambda x: x.flatten(2).shape[2])) == area
+    assert degrees_of(sizes_seen(lambda x: math.prod(x.shape[2:]))) == area
+    assert degrees_of(sizes_seen(lambda x: x.shape[2:].numel())) == area
+    assert degrees_of(sizes_seen(lambda x: x.numel() / (x.shape[0] * 4))) == area
+    assert sizes_seen(lambda x: x.mean((2, 3)).shape) == (2, 4)
+    assert sizes_seen(lambda x: x.shape) == (2, 4, 12, 18)
+    assert sizes_seen(len) == 2
+    assert sizes_seen(lambda x: F.pad(x, (1, 2, 0, 0)).shape) == (2, 4, 12, 21)
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_extents_are_copied(copied: Callable[[Any], Any]) -> None:
-    assert degrees_of(copied(Extent(4, (1, 0)))) == (1, 0)
+    size = copied(Extent(12, 4, (1,)))
+    assert (size, degrees_of(size), local_of(size)) == (12, (1,), 4)
 
 
 def test_arithmetic_of_extents() -> None:
-    rows, columns = Extent(4, (1, 0)), Extent(6, (0, 1))
+    rows, columns = Extent(12, 4, (1,)), Extent(18, 6, (0, 1))
     kept = {
-        "product": (rows * columns, 24, (1, 1)),
-        "times a number": (3 * rows, 12, (1, 0)),
-        "half": (rows // 2, 2, (1, 0)),
-        "half, as a fraction": (rows / 2, 2, (1, 0)),
-        "rounded up": (math.ceil(rows / 2) * 2, 4, (1, 0)),
-        "rounded down": (math.floor(rows), 4, (1, 0)),
-        "square": (rows * rows, 16, (2, 0)),
-        "one of two": (rows * columns // rows, 6, (0, 1)),
+        "product": (rows * columns, 216, 24, (1, 1)),
+        "times a number": (3 * rows, 36, 12, (1,)),
+        "times a fraction": (0.5 * rows, 6, 2, (1,)),
+        "half": (rows // 2, 6, 2, (1,)),
+        "half, as a fraction": (rows / 2, 6, 2, (1,)),
+        "rounded up": (math.ceil(rows / 2) * 2, 12, 4, (1,)),
+        "rounded down": (math.floor(rows), 12, 4, (1,)),
+        "square": (rows * rows, 144, 16, (2,)),
+        "one of two": (rows * columns // rows, 18, 6, (0, 1)),
+        "largest": (max(7, rows), 12, 4, (1,)),
     }
-    for name, (size, value, degrees) in kept.items():
-        assert (size, degrees_of(size)) == (value, degrees), name
-    lost = [rows // 3, rows + 1, rows - 1, -rows, rows % 2, rows // rows, 8 // rows, int(rows), rows // columns]
-    assert [degrees_of(size) for size in lost] == [()] * len(lost)
-    assert (rows / 8, rows * 0.5, 1 / rows) == (0.5, 2.0, 0.25)
+    for name, (size, value, local, degrees) in kept.items():
+        assert (size, local_of(size), degrees_of(size)) == (value, local, degrees), name
+    derived = {
+        "rounded": (rows // 5, 2),
+        "a quarter of a patch": (rows // 12, 1),
+        "more": (rows + 1, 13),
+        "less": (rows - 1, 11),
+        "from the other side": (20 - rows, 8),
+        "negative": (-rows, -12),
+        "rest": (rows % 5, 2),
+        "root": (rows**0.5, 12**0.5),
+        "inverse": (1 / rows, 1 / 12),
+        "inverse of a fraction": (1.0 / rows, 1 / 12),
+        "two axes": (rows / columns, 12 / 18),
+        "float times": (2.5 * (rows - 1), 27.5),
+    }
+    for name, (size, value) in derived.items():
+        assert type(size) is Extent, name
+        assert (size, degrees_of(size)) == (value, ()), name
+    assert type(rows // rows) is int
+
+
+def test_extents_count_as_the_numbers_that_they_are_on_the_whole_map() -> None:
+    rows = Extent(12, 4, (1,))
+    assert isinstance(rows, int)
+    assert isinstance(rows / 5, float)
+    assert {12: "twelve"}[rows] == "twelve"
+    assert (rows > 11, rows < 13, rows == 12, rows != 4, rows >= 13) == (True, True, True, True, False)
+    assert (list(range(rows)), [0] * rows, f"{rows:3d}") == (list(range(12)), [0] * 12, " 12")
+    assert (int(rows), float(rows), math.log2(rows), divmod(rows, 5)) == (12, 12.0, math.log2(12), (2, 2))
 
 
 @pytest.mark.parametrize("function", [*POSITIONS.values(), *EXPANDED.values()], ids=[*POSITIONS, *EXPANDED])

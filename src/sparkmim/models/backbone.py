@@ -12,7 +12,7 @@ import timm
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
+from torchvision.ops import DropBlock2d, DropBlock3d, StochasticDepth
 
 from ..sparse import CheckReport, check, random_factor
 from ..utils.copies import copied
@@ -23,6 +23,9 @@ from .stages import find_stages
 from .taps import StageTaps
 
 random_factor(StochasticDepth)
+for drop_block in (DropBlock2d, DropBlock3d):
+    random_factor(drop_block, of_positions=True)
+random_factor(timm.layers.DropBlock2d, of_positions=True, unless="with_noise")
 
 MOST_CHECKED_IMAGES = 128
 """Of a batch of training that a check compares: as many small images take as long as ten of 224 pixels."""

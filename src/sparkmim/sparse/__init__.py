@@ -2,6 +2,7 @@
 
 from . import rules
 from .check import CheckReport, CheckResult, check
+from .compilable import require_compilable
 from .compiling import show_functions_to_modes
 from .dense.coarse import CoarseExecution
 from .dense.execution import MaskedDenseExecution
@@ -32,6 +33,7 @@ __all__ = [
     "mask_at",
     "random_factor",
     "register",
+    "require_compilable",
     "require_triton",
     "rules",
     "run",

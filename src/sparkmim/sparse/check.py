@@ -33,6 +33,7 @@ from .errors import UnsupportedOperation
 from .execution import Execution
 from .expectation import ExpectedNoise
 from .grid import PatchGrid, mask_at
+from .overrides import draws_positions
 from .packed.execution import SparseExecution
 from .run import run
 
@@ -181,6 +182,8 @@ def randomize(network: nn.Module, features: Features, images: Tensor, generator:
     for module in network.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
+        if draws_positions(module):  # what DropBlock drops of a cropped image is no crop of what it drops of the whole
+            module.register_forward_pre_hook(_in_evaluation)
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -196,6 +199,10 @@ def randomize(network: nn.Module, features: Features, images: Tensor, generator:
             norm.running_var.add_(norm.running_var.mean())
             norm.running_mean.add_(0.2 * shift * norm.running_var.sqrt())
             norm.running_var.mul_(1 + 0.5 * scale.tanh())
+
+
+def _in_evaluation(module: nn.Module, args: Any) -> None:
+    module.eval()
 
 
 class _LowestPrecision(TorchFunctionMode):

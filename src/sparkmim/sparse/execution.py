@@ -20,9 +20,11 @@ from torch.overrides import TorchFunctionMode
 
 from .checkpointing import recompute_under, switched_gradients
 from .errors import OUTSIDER, WAYS_OUT, UnsupportedOperation, unsupported
-from .layout import Layout
+from .extent import MEASURED, Told, extent, has_extent, of_whole_map
+from .layout import Layout, Unfinished
+from .reasons import reason_for
 from .reduction import Reduction
-from .registry import Rule, register, rule_for
+from .registry import UNDERSTAND_SIZES, Rule, factory_for, register, rule_for
 
 
 class Execution(TorchFunctionMode):
@@ -36,6 +38,7 @@ class Execution(TorchFunctionMode):
         grad_enabled: whether gradients were on when the run began.
         traced: tensors and their layouts while compiling.
         reenter: makes the context in which checkpointed functions of the network under way are computed again.
+        told: what the network has been told of sizes.
     """
 
     @classmethod
@@ -52,6 +55,7 @@ class Execution(TorchFunctionMode):
         self.names = [c.__name__ for c in classes[: classes.index(Execution) + 1]]
         self.grad_enabled = True
         self.traced: list[tuple[Tensor, Layout]] = []
+        self.told = Told(())
         self.reenter: Callable[[Execution], AbstractContextManager[Any]] | None = None
 
     def __torch_function__(
@@ -64,13 +68,16 @@ class Execution(TorchFunctionMode):
         kwargs = kwargs or {}
         owner = self.owner(args) or (self.owner(kwargs.values()) if kwargs else None)
         if owner is None:
-            return self._note_constant(func(*args, **kwargs), args, kwargs)
+            return self._answer_untraced(func, args, kwargs)
         if torch.is_grad_enabled() != self.grad_enabled:
             self.require_ordinary_gradients(func)
         if not torch.compiler.is_compiling():
             recompute_under(self.recomputing, func)
-            if any(owner.hides_input(value) for value in tensors_in((args, kwargs))):
-                raise unsupported(func, f"{OUTSIDER} may descend from it by a way that is not traced")
+            for value in tensors_in((args, kwargs)):
+                if owner.hides_input(value):
+                    raise unsupported(func, f"{OUTSIDER} may descend from it by a way that is not traced")
+                if self.told.read and hasattr(value, "_sparkmim_measured"):
+                    raise unsupported(func, MEASURED)
         out = owner.answer(func, args, kwargs)
         return out if owner is self else self.returned(out)
 
@@ -87,7 +94,9 @@ class Execution(TorchFunctionMode):
         """Call the rule of a function for arguments that descend from the input."""
         rule = rule_for(func, self.names)
         if rule is None:
-            raise unsupported(func, "it has no rule")
+            raise unsupported(func, reason_for(func))
+        if self.told.read and func not in UNDERSTAND_SIZES:
+            args, kwargs = of_whole_map(args), of_whole_map(kwargs)
         if torch.compiler.is_compiling():
             return rule(self, func, *args, **kwargs)
         try:
@@ -134,7 +143,14 @@ class Execution(TorchFunctionMode):
         return tensor
 
     def layout(self, value: Any) -> Layout | None:
-        """Return the layout of `value`, None if it does not descend from the input."""
+        """Return the layout of `value`, None if it does not descend from the input; raise if it is unfinished."""
+        layout = self.layout_as_is(value)
+        if layout is not None and layout.unfinished is not None:
+            raise unsupported(layout.unfinished.function, layout.unfinished.why)
+        return layout
+
+    def layout_as_is(self, value: Any) -> Layout | None:
+        """Return the layout of `value`, unfinished or not, None if it does not descend from the input."""
         layout = self.marked(value)
         if layout is not None and layout.origin is not self:
             raise UnsupportedOperation(
@@ -142,6 +158,11 @@ class Execution(TorchFunctionMode):
                 f"(a patch is smaller than the network's total stride) meets one that is finer. {WAYS_OUT}"
             )
         return layout
+
+    def unfinished(self, value: Any) -> Unfinished | None:
+        """Return why a tensor cannot be used as it is; None if it can, or does not descend from the input."""
+        layout = self.layout_as_is(value)
+        return None if layout is None else layout.unfinished
 
     def marked(self, value: Any) -> Layout | None:
         """Return the layout of `value` by this execution or another."""
@@ -164,7 +185,7 @@ class Execution(TorchFunctionMode):
                 marked = self.marked(value)
                 if marked is not None and self.coarser is not None and marked.origin is self.coarser:
                     return self.coarser
-                found = None if self.layout(value) is None else self
+                found = None if self.layout_as_is(value) is None else self
             elif isinstance(value, (list, tuple)):
                 found = self.owner(value)
             elif isinstance(value, dict):
@@ -176,6 +197,57 @@ class Execution(TorchFunctionMode):
     def returned(self, out: Any) -> Any:
         """Return what `coarser` has answered as the network gets it."""
         return out
+
+    # --- sizes --------------------------------------------------------------------------------------------------
+
+    def size_of(self, layout: Layout, axis: int, local: int) -> Any:
+        """Return the size of an axis as the network reads it.
+
+        Args:
+            layout: of the tensor.
+            axis: of it.
+            local: its extent.
+        """
+        whole = self.extent_of_whole(layout, axis, local)
+        return local if self.plain_sizes else extent(whole, local, layout.degrees(axis), self.told.lost)
+
+    @property
+    def plain_sizes(self) -> bool:
+        """Whether the network gets the sizes of the tensors at hand as ordinary numbers, as it does from Dynamo."""
+        return self.told.plain or torch.compiler.is_compiling()
+
+    def extent_of_whole(self, layout: Layout, axis: int, local: int) -> int:
+        """Return the extent on the whole map of an axis that has `local` here, as far as the network knows."""
+        return local if self.plain_sizes or axis not in layout.tracked_axes else self._whole(layout, axis, local)
+
+    def _whole(self, layout: Layout, axis: int, local: int) -> int:
+        raise NotImplementedError
+
+    def local_extent(self, layout: Layout, axis: int, own: int, whole: int) -> int | None:
+        """Return what the extent `whole` of a whole map is here, along an axis whose extent here is `own`.
+
+        None if it is no whole number of positions.
+        """
+        local, rest = divmod(whole * own, self.extent_of_whole(layout, axis, own))
+        return None if rest else local
+
+    def _answer_untraced(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function whose arguments do not descend from the input, but for sizes that may be among them."""
+        measured = False
+        if self.told.read or self.plain_sizes:
+            factory = factory_for(func)
+            made = None if factory is None else factory(self, func, *args, **kwargs)
+            if made is not None:
+                return made
+            if not self.plain_sizes:
+                measured = has_extent(args) or has_extent(kwargs)
+                measured = measured or any(hasattr(t, "_sparkmim_measured") for t in tensors_in((args, kwargs)))
+                args, kwargs = of_whole_map(args), of_whole_map(kwargs)
+        out = func(*args, **kwargs)
+        if measured:
+            for tensor in tensors_in(out):
+                tensor._sparkmim_measured = True  # type: ignore[attr-defined]
+        return self._note_constant(out, args, kwargs)
 
     def _note_constant(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Remember that a result of tensors from outside the input is traced (see `hides_input`)."""
@@ -221,6 +293,11 @@ class Execution(TorchFunctionMode):
             raise unsupported(func, f"{what} was padded, and only a convolution or pooling can follow a padding")
 
     # --- what the two executions do differently -----------------------------------------------------------------
+
+    @property
+    def rows(self) -> int:
+        """Rows along the axis of samples."""
+        raise NotImplementedError
 
     def one_row_per_image(self, values: Tensor, axis: int) -> Tensor:
         """Return one row an image of per-image values (which may be repeated)."""

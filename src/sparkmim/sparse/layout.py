@@ -11,9 +11,9 @@ maps, whose batch axis it shares.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from .extent import Degrees, unit
+from .extent import Degrees, area, unit
 
 MARK = "_sparkmim_layout"
 """Attribute of a tensor that holds its layout."""
@@ -42,6 +42,20 @@ class Padding(NamedTuple):
         return [side for pair in pairs for side in pair]
 
 
+class Unfinished(NamedTuple):
+    """Why a tensor cannot be used as it is, and what may finish it.
+
+    Attributes:
+        function: that made the tensor, which errors name.
+        why: it cannot be used, for errors.
+        waits: what a function that finishes the tensor needs; None if nothing can.
+    """
+
+    function: Any
+    why: str
+    waits: Any = None
+
+
 class Layout:
     """The meaning of a tensor's axes. Immutable by convention; axes are non-negative.
 
@@ -51,9 +65,10 @@ class Layout:
         space: the spatial axes in the order of the image's axes; empty for a per-image value.
         padding: spatial padding asked for by ``F.pad`` but not yet carried out, or None.
         flattened: if all of space has become one axis, the extents that it had; else empty.
+        unfinished: why the tensor cannot be used as it is, or None; :meth:`Execution.layout` raises it.
     """
 
-    __slots__ = ("batch", "flattened", "origin", "padding", "space")
+    __slots__ = ("batch", "flattened", "origin", "padding", "space", "unfinished")
 
     def __init__(
         self,
@@ -62,12 +77,14 @@ class Layout:
         space: tuple[int, ...],
         padding: Padding | None = None,
         flattened: tuple[int, ...] = (),
+        unfinished: Unfinished | None = None,
     ) -> None:
         self.origin = origin
         self.batch = batch
         self.space = space
         self.padding = padding
         self.flattened = flattened
+        self.unfinished = unfinished
 
     @property
     def is_map(self) -> bool:
@@ -87,7 +104,7 @@ class Layout:
         """Return how the extent of an axis scales with those of the map; `()` if it does not."""
         if axis not in self.space:
             return ()
-        return (1,) * len(self.flattened) or unit(self.space.index(axis), len(self.space))
+        return area(len(self.flattened)) if self.flattened else unit(self.space.index(axis))
 
     def moved(self, batch: int, space: tuple[int, ...]) -> Layout:
         """Return the same meaning with the axes at other places."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,21 +30,47 @@ def dense_fallback(module: nn.Module, enable: bool = True) -> nn.Module:
     return module
 
 
-_FACTORS: set[type[nn.Module]] = set()
+class _Factor(NamedTuple):
+    """How modules of a class draw what they multiply their input by; see :func:`random_factor`."""
+
+    of_positions: bool
+    unless: str
 
 
-def random_factor(kind: type[nn.Module]) -> type[nn.Module]:
-    """Declare that modules of a class multiply each image by a number that they draw themselves, in training mode.
+_FACTORS: dict[type[nn.Module], _Factor] = {}
 
-    Stochastic depth that draws its noise from a tensor of the input needs no such declaration. One that draws it by
-    `torch.empty(len(x), 1, 1, 1)`, as torchvision's, does: samples are patches there. It is then given ones, one an
-    image, and what it makes of them is the factor.
+
+def random_factor(kind: type[nn.Module], *, of_positions: bool = False, unless: str = "") -> type[nn.Module]:
+    """Declare that modules of a class multiply their input by numbers that they draw themselves, in training mode.
+
+    Stochastic depth that draws its noise in a tensor of the shape `(batch, 1, 1, 1)` needs no such declaration. One
+    whose noise the engine cannot follow does, and so does DropBlock, which draws where on the whole map it drops: the
+    module is given ones instead, and what it makes of them is the factor.
 
     Args:
-        kind: a class whose modules take a map `(B, C, *size)` and return that times `(B, 1, ...)` or `(1, 1, ...)`.
+        kind: a class whose modules take a map `(B, C, *size)` and return it times a factor.
+        of_positions: whether the factor differs from position to position, `(B, C, *size)`. If not, it is one number an
+            image, `(B, 1, ...)` or `(1, 1, ...)`.
+        unless: an attribute which, where it is true, says that a module does something else (adding noise, say). Such
+            a module is traced as any other.
+
+    Examples:
+        >>> sparkmim.sparse.random_factor(DropPath)
+        >>> sparkmim.sparse.random_factor(DropBlock2d, of_positions=True)
     """
-    _FACTORS.add(kind)
+    _FACTORS[kind] = _Factor(of_positions, unless)
     return kind
+
+
+def draws_positions(module: nn.Module) -> bool:
+    """Return whether a module multiplies its input by numbers that it draws for positions of the whole map."""
+    factor = _FACTORS.get(type(module))
+    return factor is not None and factor.of_positions
+
+
+def _factor_of(module: nn.Module) -> _Factor | None:
+    factor = _FACTORS.get(type(module)) if module.training else None
+    return None if factor is None or (factor.unless and getattr(module, factor.unless, False)) else factor
 
 
 def attach_to_modules(execution: Execution, network: nn.Module) -> list[RemovableHandle | MovedHooks]:
@@ -60,8 +86,8 @@ def attach_to_modules(execution: Execution, network: nn.Module) -> list[Removabl
         hooks = None
         if getattr(module, _FALLBACK, False):
             hooks = _on_whole_map(execution)
-        elif type(module) in _FACTORS and module.training:
-            hooks = _on_ones(execution)
+        elif (factor := _factor_of(module)) is not None:
+            hooks = _on_ones(execution, factor)
         elif synchronized and isinstance(module, nn.SyncBatchNorm):
             hooks = _on_rows(execution)
         if hooks is not None:
@@ -107,30 +133,40 @@ def _each_tensor(function: Any, values: Any) -> Any:
     return values
 
 
-def _on_ones(execution: Execution) -> tuple[Any, Any]:
-    """Draw one factor per image: what the module makes of ones."""
-    calls: list[tuple[Execution | None, Tensor]] = []  # those under way: whose map it is, and the map
+def _on_ones(execution: Execution, factor: _Factor) -> tuple[Any, Any]:
+    """Draw a factor for each image, or for each position of the whole map: what the module makes of ones."""
+    calls: list[tuple[Execution | None, Tensor, Tensor]] = []  # those under way: whose map it is, the map, and the ones
 
     def before(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         x, *others = args
         owner = execution.owner([x])
-        calls.append((owner, x))
         if owner is None:
+            calls.append((None, x, x))
             return args, kwargs
-        owner.require_no_padding(owner.require_map(None, x), None)
+        layout = owner.require_map(None, x)
+        owner.require_no_padding(layout, None)
         with torch._C.DisableTorchFunction():
-            return (x.new_ones(execution.grid_shape[0], *[1] * (x.ndim - 1)), *others), kwargs
+            size = [owner.extent_of_whole(layout, a, x.shape[a]) if factor.of_positions else 1 for a in layout.space]
+            ones = x.new_ones(execution.grid_shape[0], x.shape[1] if factor.of_positions else 1, *size)
+        calls.append((owner, x, ones))
+        return (ones, *others), kwargs
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        owner, x = calls.pop()
+        owner, x, ones = calls.pop()
         if owner is None:
             return output
+        if output is ones and not torch.compiler.is_compiling() and ones._version == 0:
+            return x  # nothing is dropped
         layout = owner.require_map(None, x)
         with torch._C.DisableTorchFunction():
-            factor = owner.mark(owner.all_rows(output, 0), layout.per_image(0))
-            out: Tensor = owner.answer(torch.mul, (x, factor), {})
+            if factor.of_positions:
+                drawn = owner.visible_part(output)
+            else:
+                drawn = owner.mark(owner.all_rows(output, 0), layout.per_image(0))
+            multiply = torch.Tensor.mul_ if output is ones else torch.mul
+            out: Tensor = owner.answer(multiply, (x, drawn), {})
             return out
 
     return before, after

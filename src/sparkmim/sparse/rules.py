@@ -1,15 +1,42 @@
 """Import every module of rules, which registers them."""
 
-from .dense import coarse_rules
+from .dense import coarse_pool, coarse_rules, coarse_transposed
+from .dense import pool as dense_pool
 from .dense import rules as dense_rules
-from .packed import conv, norm, pool, resample
-from .shared import axes, noise, observe, pad, pointwise, positions, reduce
+from .dense import transposed as dense_transposed
+from .packed import conv, norm, pool, resample, transposed
+from .shared import (
+    along,
+    axes,
+    compose,
+    contract,
+    conversions,
+    draws,
+    hooks,
+    noise,
+    observe,
+    pad,
+    pointwise,
+    positions,
+    reduce,
+    repeat,
+)
 
 __all__ = [
+    "along",
     "axes",
+    "coarse_pool",
     "coarse_rules",
+    "coarse_transposed",
+    "compose",
+    "contract",
     "conv",
+    "conversions",
+    "dense_pool",
     "dense_rules",
+    "dense_transposed",
+    "draws",
+    "hooks",
     "noise",
     "norm",
     "observe",
@@ -18,5 +45,7 @@ __all__ = [
     "pool",
     "positions",
     "reduce",
+    "repeat",
     "resample",
+    "transposed",
 ]

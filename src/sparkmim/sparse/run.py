@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ..utils.modules import preserved_buffers
 from .backward_hooks import MovedHooks
 from .compiling import show_functions_to_modes
-from .errors import UnsupportedOperation, path_of_running_module
+from .errors import WAYS_OUT, UnsupportedOperation, path_of_running_module
 from .execution import Execution
+from .extent import MEASURED, Extent
 from .overrides import attach_to_modules
 
 
@@ -52,11 +53,13 @@ def run(
                 handle.require_finished()
         maps = [maps] if isinstance(maps, Tensor) else maps
         return [(execution.owner([m]) or execution).finish(m, f"feature map {i}") for i, m in enumerate(maps)]
-    except UnsupportedOperation as error:
-        path = None if torch.compiler.is_compiling() else path_of_running_module(error, network)
-        if path is None:
+    except (UnsupportedOperation, TypeError) as error:
+        if isinstance(error, TypeError) and Extent.__name__ not in str(error):
             raise
-        raise UnsupportedOperation(f"in module '{path}': {error}") from None
+        path = None if torch.compiler.is_compiling() else path_of_running_module(error, network)
+        if isinstance(error, TypeError):  # torch itself takes no sizes of a map where it wants a tensor
+            error = UnsupportedOperation(f"{MEASURED} ({str(error).splitlines()[0]}). {WAYS_OUT}")
+        raise UnsupportedOperation(f"in module '{path}': {error}" if path else str(error)) from None
     finally:
         for handle in handles:
             handle.remove()

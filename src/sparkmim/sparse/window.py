@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .errors import unsupported
 from .execution import Execution
-from .extent import degrees_of
 from .layout import Layout, Padding
 from .shared.pad import require_no_crop, require_unchanged
 
@@ -78,13 +77,6 @@ def window_over(
     dims = len(layout.space)
     if len(kernel) != dims:
         raise unsupported(func, f"its window has {len(kernel)} axes and the map {dims}")
-    for value in (kernel, stride, padding, dilation):
-        if any(degrees_of(size) for size in (value if isinstance(value, (tuple, list)) else (value,))):
-            raise unsupported(
-                func,
-                "its window grows with the map, and here the map is a patch; to pool over all of the map use "
-                "F.adaptive_avg_pool2d(x, 1)",
-            )
     kernel, stride, dilation = tuple(kernel), per_axis(stride, dims), per_axis(dilation, dims)
     extents = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
     if isinstance(padding, str):

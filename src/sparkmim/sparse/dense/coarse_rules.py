@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,10 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import unsupported
+from ..extent import of_whole_map
 from ..layout import Layout
-from ..shared.reduce import is_whole_map, over_whole_map
-from ..shared.smooth import NEAREST
-from ..window import per_axis, sees_one_position, window_over
+from ..registry import understands_sizes
+from ..shared.constant_maps import constant_map
+from ..shared.overhang import overhanging
+from ..shared.smooth import NEAREST, local_sizes
+from ..window import sees_one_position, window_over
 from .coarse import CoarseExecution
 from .moments import Moments, at_least_single
 
@@ -36,6 +38,9 @@ def conv(
     if layout is None or execution.layout(weight) is not None or execution.layout(bias) is not None:
         raise unsupported(func, "its weight descends from the input")
     if layout.is_map and not sees_one_position(layout, weight.shape[2:], stride, padding):
+        waiting = overhanging(execution, func, input, weight, bias, stride, padding, dilation, groups)
+        if waiting is not None:
+            return waiting
         window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)
         shown = execution.seen_by(func, input, window)
         return execution.leaving(func, func(shown, weight, bias, stride, padding, dilation, groups), layout)
@@ -43,59 +48,7 @@ def conv(
     return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
 
 
-@CoarseExecution.register(F.max_pool2d, torch.max_pool2d)
-def max_pool2d(
-    execution: CoarseExecution,
-    func: Any,
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Tensor:
-    if return_indices:
-        raise unsupported(func, "the indices it returns have no meaning on patches")
-    layout = execution.require_map(func, input)
-    kernel = per_axis(kernel_size, 2)
-    if is_whole_map(input, layout, kernel, padding):
-        return over_whole_map(execution, torch.amax, input)
-    window = window_over(
-        execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
-    )
-    if any(after < 0 for after in window.after):
-        raise unsupported(func, "it passes over positions, which may be the only visible ones of several patches")
-    shown = execution.seen_by(func, input, window)
-    return execution.leaving(func, F.max_pool2d(shown, kernel, stride, padding, dilation, ceil_mode), layout)
-
-
-@CoarseExecution.register(F.avg_pool2d, torch._C._nn.avg_pool2d)
-def avg_pool2d(
-    execution: CoarseExecution,
-    func: Any,
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Tensor:
-    layout = execution.require_map(func, input)
-    kernel = per_axis(kernel_size, 2)
-    if is_whole_map(input, layout, kernel, padding) and divisor_override is None:
-        return over_whole_map(execution, torch.mean, input)
-    window = window_over(execution, func, input, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
-    divisor: Tensor | int = divisor_override or math.prod(kernel)
-    if not (count_include_pad or divisor_override is not None or layout.padding is not None):
-        visible = execution.mask(input.shape[2:]).unsqueeze(1).to(input.dtype)
-        divisor = F.avg_pool2d(visible, kernel, stride, padding, ceil_mode, divisor_override=1).clamp_min(1)
-    shown = execution.seen_by(func, input, window)
-    total = F.avg_pool2d(shown, kernel, stride, padding, ceil_mode, divisor_override=1)
-    return execution.leaving(func, total / divisor, layout)
-
-
+@understands_sizes(F.interpolate)
 @CoarseExecution.register(F.interpolate)
 def interpolate(
     execution: CoarseExecution,
@@ -107,8 +60,13 @@ def interpolate(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
+    values = execution.layout(input)
+    if values is not None and not values.is_map:
+        return constant_map(execution, func, input, values, size)
     layout = execution.require_map(func, input)
     execution.require_no_padding(layout, func)
+    scale_factor = of_whole_map(scale_factor)
+    size = None if size is None else local_sizes(execution, func, layout, input, size)
     if mode not in NEAREST:
         raise unsupported(func, f"{mode} resampling has no rule where positions of a map hold several patches")
     shown = execution.where_visible(input, 0.0, func)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import unsupported
+from ..extent import of_whole_map
 from ..layout import Layout
+from ..registry import understands_sizes
+from ..shared.constant_maps import constant_map
+from ..shared.overhang import overhanging
 from ..shared.pointwise import samples_and_channels_first
-from ..shared.reduce import is_whole_map, over_whole_map
-from ..shared.smooth import NEAREST, smooth
-from ..window import per_axis, sees_one_position, window_over
+from ..shared.smooth import NEAREST, local_sizes, smooth
+from ..window import sees_one_position, window_over
 from .execution import MaskedDenseExecution
 
 
@@ -39,74 +41,15 @@ def conv(
     if sees_one_position(layout, weight.shape[2:], stride, padding):
         execution.require_no_padding(layout, func)
         return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
+    waiting = overhanging(execution, func, input, weight, bias, stride, padding, dilation, groups)
+    if waiting is not None:
+        return waiting
     window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)
 
     def convolve(x: Tensor, padding: Any) -> Tensor:
         return func(x, weight, bias, stride, padding, dilation, groups)
 
     out = execution.with_windows(func, convolve, input, window, padding)
-    return execution.leaving(func, out, layout)
-
-
-@MaskedDenseExecution.register(F.max_pool2d, torch.max_pool2d)
-def max_pool2d(
-    execution: MaskedDenseExecution,
-    func: Any,
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Tensor:
-    if return_indices:
-        raise unsupported(func, "the indices it returns have no meaning on patches")
-    layout = execution.require_map(func, input)
-    kernel = per_axis(kernel_size, 2)
-    if is_whole_map(input, layout, kernel, padding):
-        return over_whole_map(execution, torch.amax, input)
-    window = window_over(
-        execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
-    )
-
-    if any(after < 0 for after in window.after) and not execution.in_patches(window.out):
-        raise unsupported(func, "it passes over positions, which may be the only visible ones of several patches")
-
-    def largest(x: Tensor, padding: Any) -> Tensor:
-        return F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode)
-
-    out = execution.with_windows(func, largest, input, window, padding)
-    return execution.leaving(func, out, layout)
-
-
-@MaskedDenseExecution.register(F.avg_pool2d, torch._C._nn.avg_pool2d)
-def avg_pool2d(
-    execution: MaskedDenseExecution,
-    func: Any,
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Tensor:
-    layout = execution.require_map(func, input)
-    kernel = per_axis(kernel_size, 2)
-    if is_whole_map(input, layout, kernel, padding) and divisor_override is None:
-        return over_whole_map(execution, torch.mean, input)
-    window = window_over(execution, func, input, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
-
-    def summed(x: Tensor, padding: Any) -> Tensor:
-        return F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, divisor_override=1)
-
-    out = execution.with_windows(func, summed, input, window, padding)
-    if count_include_pad or divisor_override is not None or layout.padding is not None:
-        out = out / (divisor_override or math.prod(kernel))
-    else:
-        there = execution.mask(input.shape[2:]).unsqueeze(1).to(input.dtype)
-        out = out / summed(there, padding).clamp_min(1)
     return execution.leaving(func, out, layout)
 
 
@@ -150,6 +93,7 @@ def _norms_of_images(
     return execution.of_each_image(of_rows, execution.visible_rows(x, layout), execution.mask_of(x, layout))
 
 
+@understands_sizes(F.interpolate)
 @MaskedDenseExecution.register(F.interpolate)
 def interpolate(
     execution: MaskedDenseExecution,
@@ -162,8 +106,13 @@ def interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Tensor:
+    values = execution.layout(input)
+    if values is not None and not values.is_map:
+        return constant_map(execution, func, input, values, size)
     layout = execution.require_map(func, input)
     execution.require_no_padding(layout, func)
+    scale_factor = of_whole_map(scale_factor)
+    size = None if size is None else local_sizes(execution, func, layout, input, size)
     whole = execution.where_visible(input, 0.0, func)
     if mode in NEAREST:
         out = func(whole, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)

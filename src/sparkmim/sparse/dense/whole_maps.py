@@ -7,6 +7,7 @@ seeing that garbage is a matter of each execution: :mod:`sparkmim.sparse.dense.e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..errors import unsupported
 from ..execution import Execution
+from ..extent import Told
 from ..grid import CoarseGrid, PatchGrid, has_mask, mask_at
 from ..layout import Layout
 
@@ -30,6 +32,7 @@ class WholeMaps(Execution):
         super().__init__()
         self.visible = grid.visible
         self.grid_shape = tuple(grid.visible.shape)
+        self.told = Told(self.grid_shape[1:])
 
     def mask(self, size: Sequence[int], func: Any = None) -> Tensor:
         """Return the mask at the resolution of a map: bool `(B, *size)`."""
@@ -76,6 +79,19 @@ class WholeMaps(Execution):
 
     def prepare(self, images: Tensor) -> Tensor:
         return self.start(self.where_visible(images))
+
+    def _whole(self, layout: Layout, axis: int, local: int) -> int:
+        if axis == layout.batch or self.told.grid == self.grid_shape[1:]:
+            return local
+        told, own = self.told.grid, self.grid_shape[1:]
+        if not layout.flattened:
+            place = layout.space.index(axis)
+            told, own = (told[place],), (own[place],)
+        return local * math.prod(told) // math.prod(own)
+
+    @property
+    def rows(self) -> int:
+        return self.grid_shape[0]
 
     def one_row_per_image(self, values: Tensor, axis: int) -> Tensor:
         return values

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from ..errors import unsupported
 from ..grid import PatchGrid, maps_of, rows_of
+from ..shared.overhang import overhanging
 from ..window import Window, per_axis, sees_one_position, window_over
 from .depthwise import depthwise, has_kernel
 from .execution import SparseExecution
@@ -56,10 +57,13 @@ def conv(
     if sees_one_position(layout, weight.shape[2:], stride, padding):
         execution.require_no_padding(layout, func)
         return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
+    waiting = overhanging(execution, func, input, weight, bias, stride, padding, dilation, groups)
+    if waiting is not None:
+        return waiting
     if execution.outgrows(input, per_axis(stride, len(layout.space))):
         return execution.answer_coarser(func, input, weight, bias, stride, padding, dilation, groups)
     window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)
-    input, weight, bias = _autocast(input, weight, bias)
+    input, weight, bias = autocast_arguments(input, weight, bias)
     with torch.autocast(input.device.type, enabled=False):
         if window.needs_halo and window.edge != "constant":
             around = with_mirrored_halo(execution.grid, input, window.before, window.after, window.edge)
@@ -73,7 +77,7 @@ def conv(
     return execution.mark(out, layout.padded(None))
 
 
-def _autocast(*tensors: Tensor | None) -> list[Any]:
+def autocast_arguments(*tensors: Tensor | None) -> list[Any]:
     """Convert the arguments of a convolution as autocast would."""
     device = next(t.device.type for t in tensors if t is not None)
     if not torch.is_autocast_enabled(device):

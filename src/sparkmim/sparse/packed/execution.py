@@ -10,6 +10,7 @@ are answered by :class:`sparkmim.sparse.dense.coarse.CoarseExecution`, on whole 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,10 +18,12 @@ from torch import Tensor
 
 from ..dense.coarse import CoarseExecution
 from ..execution import Execution
+from ..extent import Told
 from ..grid import PatchGrid
 from ..layout import Layout
 from ..reduction import Reduction
-from ..shared.pad import require_unchanged, version_of
+from ..shared.pad import require_unchanged
+from ..versions import version_of
 from .depthwise import require_triton
 
 
@@ -56,12 +59,23 @@ class SparseExecution(Execution):
         self.grid = grid
         self.triton = triton
         self.grid_shape = tuple(grid.visible.shape)
+        self.told = Told(self.grid_shape[1:])
         self.coarser = CoarseExecution(grid)
-        self.coarser.traced = self.traced
+        self.coarser.traced, self.coarser.told = self.traced, self.told
 
     def prepare(self, images: Tensor) -> Tensor:
         self.patch_size = self.grid.block_size(images.shape[2:])
         return self.start(self.grid.pack(images))
+
+    def _whole(self, layout: Layout, axis: int, local: int) -> int:
+        if axis == layout.batch:
+            return self.grid.batch
+        patches = self.told.grid if layout.flattened else (self.told.grid[layout.space.index(axis)],)
+        return local * math.prod(patches)
+
+    @property
+    def rows(self) -> int:
+        return self.grid.patches
 
     def one_row_per_image(self, values: Tensor, axis: int) -> Tensor:
         return self.grid.by_image(values, axis).select(axis + 1, 0)

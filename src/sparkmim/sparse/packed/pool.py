@@ -7,11 +7,15 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import unsupported
+from ..extent import of_whole_map
+from ..registry import understands_sizes
+from ..shared.places import without_meaning
+from ..shared.pooling import AVG_POOL, MAX_POOL, VALUES, WITH_INDICES, sum_pool, two_or_more, two_or_three
+from ..shared.pooling import max_pool as largest_in_windows
 from ..shared.reduce import is_whole_map, over_whole_map
 from ..window import Window, per_axis, window_over
 from .execution import SparseExecution
@@ -19,8 +23,19 @@ from .halo import gather_halo, scatter_halo
 from .mirrored import with_mirrored_halo
 
 
-@SparseExecution.register(F.max_pool2d, torch.max_pool2d, F.max_pool2d_with_indices)
-def max_pool2d(
+@understands_sizes(*MAX_POOL, *WITH_INDICES)
+@SparseExecution.register(*MAX_POOL, *WITH_INDICES)
+def max_pool(
+    execution: SparseExecution, func: Any, input: Tensor, *args: Any, return_indices: bool = False, **kwargs: Any
+) -> Any:
+    """Return the largest values, and with `return_indices` indices that raise when they are used."""
+    if len(args) > 5:
+        *args, return_indices = args  # type: ignore[assignment]
+    out = _largest(execution, func, input, *args, **kwargs)
+    return (out, without_meaning(execution, func, out)) if return_indices or func in WITH_INDICES else out
+
+
+def _largest(
     execution: SparseExecution,
     func: Any,
     input: Tensor,
@@ -29,28 +44,28 @@ def max_pool2d(
     padding: Any = 0,
     dilation: Any = 1,
     ceil_mode: bool = False,
-    return_indices: bool = False,
 ) -> Tensor:
     layout = execution.require_map(func, input)
-    if return_indices or func is F.max_pool2d_with_indices:
-        raise unsupported(func, "the indices it returns have no meaning on patches")
-    kernel = per_axis(kernel_size, 2)
-    if is_whole_map(input, layout, kernel, padding):
+    dims = (MAX_POOL | WITH_INDICES)[func]
+    kernel = per_axis(kernel_size, dims)
+    if is_whole_map(execution, input, layout, kernel, padding):
         return over_whole_map(execution, torch.amax, input)
-    if execution.outgrows(input, per_axis(stride or kernel, 2)):
-        return execution.answer_coarser(func, input, kernel, stride, padding, dilation, ceil_mode)
+    kernel, stride, padding = of_whole_map((kernel, stride, padding))
+    if execution.outgrows(input, per_axis(stride or kernel, dims)):
+        return execution.answer_coarser(VALUES[dims], input, kernel, stride, padding, dilation, ceil_mode)  # type: ignore[no-any-return]
     window = window_over(
         execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
     )
+    inside = (0,) * dims
     if window.needs_halo and window.edge != "constant":
         around = with_mirrored_halo(execution.grid, input, window.before, window.after, window.edge)
-        out = F.max_pool2d(around, window.kernel, window.stride, 0, window.dilation)
+        out = largest_in_windows(around, window.kernel, window.stride, inside, window.dilation)
     elif window.needs_halo:
         table = execution.grid.halo(window.block, window.before, window.after)
         readers = execution.grid.readers(window.block, window.before, window.after)
         out = _MaxPool.apply(input, table, readers, window)  # type: ignore[no-untyped-call]
     else:
-        out = F.max_pool2d(input, window.kernel, window.stride, 0, window.dilation)
+        out = largest_in_windows(input, window.kernel, window.stride, inside, window.dilation)
     return execution.mark(out, layout.padded(None))
 
 
@@ -59,33 +74,44 @@ class _MaxPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: Tensor, readers: Tensor, window: Window) -> Tensor:  # type: ignore[override]
-        halo = gather_halo(x, table, window.fill)
-        out, places = torch.ops.aten.max_pool2d_with_indices(
-            halo, window.kernel, window.stride, (0, 0), window.dilation
-        )
+        halo = two_or_more(gather_halo(x, table, window.fill))
+        function = torch.ops.aten.max_pool2d_with_indices if halo.ndim == 4 else torch.ops.aten.max_pool3d_with_indices
+        out, places = function(halo, *_arguments(window, dilated=True))
         ctx.save_for_backward(places, readers)
         ctx.window = window
-        return out  # type: ignore[no-any-return]
+        return out if x.ndim == halo.ndim else out.squeeze(2)  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         places, readers = ctx.saved_tensors
         window = Window(*ctx.window)
-        halo_grad = torch.ops.aten.max_pool2d_with_indices_backward(
-            grad, _of_halo_shape(grad, window), window.kernel, window.stride, (0, 0), window.dilation, False, places
+        lifted = two_or_more(grad)
+        flat = lifted.ndim == 4
+        function = (
+            torch.ops.aten.max_pool2d_with_indices_backward if flat else torch.ops.aten.max_pool3d_with_indices_backward
         )
+        halo_grad = function(lifted, _of_halo_shape(lifted, window), *_arguments(window, dilated=True), False, places)
+        halo_grad = halo_grad if grad.ndim == lifted.ndim else halo_grad.squeeze(2)
         return scatter_halo(halo_grad, readers, window.block), None, None, None
+
+
+def _arguments(window: Window, dilated: bool) -> list[list[int]]:
+    """Return kernel, stride and padding of a pooling of halos, and its dilation."""
+    kernel, stride = two_or_three(window.kernel, 1), two_or_three(window.stride, 1)
+    return [kernel, stride, [0] * len(kernel), *([two_or_three(window.dilation, 1)] if dilated else [])]
 
 
 def _of_halo_shape(grad: Tensor, window: Window) -> Tensor:
     """Return an empty tensor, for a pooling's backward reads its shape and memory layout alone."""
-    shape = (*grad.shape[:2], *window.span)
-    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+    shape = (*grad.shape[:2], *two_or_three(window.span, 1))
+    channels_last = torch.channels_last if grad.ndim == 4 else torch.channels_last_3d
+    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=channels_last)
 
 
-@SparseExecution.register(F.avg_pool2d, torch._C._nn.avg_pool2d)
-def avg_pool2d(
+@understands_sizes(*AVG_POOL)
+@SparseExecution.register(*AVG_POOL)
+def avg_pool(
     execution: SparseExecution,
     func: Any,
     input: Tensor,
@@ -97,22 +123,23 @@ def avg_pool2d(
     divisor_override: int | None = None,
 ) -> Tensor:
     layout = execution.require_map(func, input)
-    kernel = per_axis(kernel_size, 2)
-    if is_whole_map(input, layout, kernel, padding) and divisor_override is None:
+    dims = AVG_POOL[func]
+    kernel = per_axis(kernel_size, dims)
+    if is_whole_map(execution, input, layout, kernel, padding) and divisor_override is None:
         return over_whole_map(execution, torch.mean, input)
-    if execution.outgrows(input, per_axis(stride or kernel, 2)):
-        return execution.answer_coarser(
-            func, input, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override
-        )
+    kernel, stride, padding = of_whole_map((kernel, stride, padding))
+    if execution.outgrows(input, per_axis(stride or kernel, dims)):
+        further = (divisor_override,) if dims > 1 else ()
+        return execution.answer_coarser(func, input, kernel, stride, padding, ceil_mode, count_include_pad, *further)
     window = window_over(execution, func, input, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
     divisor = divisor_override or math.prod(kernel)
     if not window.needs_halo or window.edge != "constant":
         around = input
         if window.needs_halo:
             around = with_mirrored_halo(execution.grid, input, window.before, window.after, window.edge)
-        out = F.avg_pool2d(around, window.kernel, window.stride, 0, divisor_override=divisor)
+        out = sum_pool(around, window.kernel, window.stride, (0,) * dims, divisor=divisor)
         return execution.mark(out, layout.padded(None))
-    own = per_axis(padding, 2)
+    own = per_axis(padding, dims)
     if ceil_mode and any(a > p for a, p in zip(window.after, own, strict=True)):
         raise unsupported(func, "with ceil_mode its divisor shrinks where a window leaves the padded map")
     leaves_out = not count_include_pad and divisor_override is None
@@ -125,7 +152,7 @@ def avg_pool2d(
     out = _SumPool.apply(input, table, readers, window) / divisor  # type: ignore[no-untyped-call]
     if leaves_out:
         there = (table != input.shape[0] * math.prod(window.block)).to(out.dtype).unsqueeze(1)
-        out = out / F.avg_pool2d(there, window.kernel, window.stride)
+        out = out / sum_pool(there, window.kernel, window.stride, (0,) * dims, divisor=math.prod(kernel))
     return execution.mark(out, layout.padded(None))
 
 
@@ -137,14 +164,15 @@ class _SumPool(torch.autograd.Function):
         ctx.save_for_backward(readers)
         ctx.window = window
         halo = gather_halo(x, table, window.fill)
-        return F.avg_pool2d(halo, window.kernel, window.stride, divisor_override=1)
+        return sum_pool(halo, window.kernel, window.stride, (0,) * len(window.kernel))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (readers,) = ctx.saved_tensors
         window = Window(*ctx.window)
-        halo_grad = torch.ops.aten.avg_pool2d_backward(
-            grad, _of_halo_shape(grad, window), window.kernel, window.stride, (0, 0), False, True, 1
-        )
+        lifted = two_or_more(grad)
+        function = torch.ops.aten.avg_pool2d_backward if lifted.ndim == 4 else torch.ops.aten.avg_pool3d_backward
+        halo_grad = function(lifted, _of_halo_shape(lifted, window), *_arguments(window, dilated=False), False, True, 1)
+        halo_grad = halo_grad if grad.ndim == lifted.ndim else halo_grad.squeeze(2)
         return scatter_halo(halo_grad, readers, window.block), None, None, None

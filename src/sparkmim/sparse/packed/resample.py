@@ -8,12 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import unsupported
-from ..shared.smooth import NEAREST, smooth
+from ..extent import of_whole_map
+from ..registry import understands_sizes
+from ..shared.constant_maps import constant_map
+from ..shared.smooth import NEAREST, local_sizes, smooth
 from ..window import require_near_edges
 from .execution import SparseExecution
 from .mirrored import with_mirrored_halo
 
 
+@understands_sizes(F.interpolate)
 @SparseExecution.register(F.interpolate)
 def interpolate(
     execution: SparseExecution,
@@ -26,15 +30,20 @@ def interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Tensor:
+    values = execution.layout(input)
+    if values is not None and not values.is_map:
+        return constant_map(execution, func, input, values, size)
     layout = execution.require_map(func, input)
     execution.require_no_padding(layout, func)
     dims = len(layout.space)
     block = input.shape[2:]
+    out: list[Any]
     if size is None:
+        scale_factor = of_whole_map(scale_factor)
         factors = (scale_factor,) * dims if isinstance(scale_factor, (int, float)) else tuple(scale_factor)
         out = [b * f for b, f in zip(block, factors, strict=True)]
     else:
-        out = list((size,) * dims if isinstance(size, int) else size)
+        out = local_sizes(execution, func, layout, input, size)
     patch = execution.patch_size
     for b, o, p in zip(block, out, patch, strict=True):
         if o != int(o) or o < 1 or (o % b and b % o) or p % int(o):

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from ..errors import unsupported
 from ..execution import Execution
-from ..extent import Degrees, added, degrees_of, unit, with_degrees
-from ..functions import functions_named
+from ..extent import Degrees, Extent, area, degrees_of, local_of, of_whole_map, unit, value_of
+from ..functions import attributes_named, functions_named
 from ..layout import Layout
-from .pointwise import broadcast_layout, free_axes, own_layout, require_no_input
+from ..registry import understands_sizes
+from .masks import is_mask_of_input, write_where
+from .overhang import cropped_by_index, is_overhang
+from .pointwise import broadcast_layout, free_axes, operand, own_layout, require_no_input, shape_of_whole
 
 # --- joining and splitting ------------------------------------------------------------------------------------------
 
@@ -70,8 +73,10 @@ def part_of_axis(execution: Execution, func: Any, input: Tensor, dim: int, *args
     return execution.mark(out, layout if out.ndim == input.ndim else without_axes(layout, (axis,)))
 
 
-def _indexed_layout(execution: Execution, func: Any, x: Tensor, index: Any) -> Layout:
+def _indexed(execution: Execution, func: Any, x: Tensor, index: Any) -> tuple[Layout, Any]:
+    """Return the layout of a part of `x`, and the index of that part in the tensor at hand."""
     layout = own_layout(execution, func, x)
+    index = of_whole_map(index)
     entries = list(index) if isinstance(index, tuple) else [index]
     consumed = sum(entry is not None and entry is not Ellipsis for entry in entries)
     if Ellipsis not in [e for e in entries if not isinstance(e, Tensor)]:
@@ -80,52 +85,80 @@ def _indexed_layout(execution: Execution, func: Any, x: Tensor, index: Any) -> L
     entries[position : position + 1] = [slice(None)] * (x.ndim - consumed)
     places: dict[int, int] = {}
     axis = new = 0
-    for entry in entries:
+    for position, entry in enumerate(entries):
         if entry is None:
             new += 1
             continue
         if axis in layout.tracked_axes:
-            whole = (
-                isinstance(entry, slice) and entry.start in (None, 0) and entry.stop is None and entry.step in (None, 1)
-            )
+            whole = isinstance(entry, slice) and _reaches_end(execution, layout, axis, x, entry)
+            step = (entry.step or 1) if whole else 0
+            begins_here = whole and entry.start in (None, 0)
             strided = (
-                isinstance(entry, slice)
+                whole
                 and axis in layout.space
                 and not layout.flattened
-                and entry.stop is None
-                and entry.step is not None
-                and x.shape[axis] % entry.step == 0
-                and 0 <= (entry.start or 0) < entry.step
+                and x.shape[axis] % step == 0
+                and 0 <= (entry.start or 0) < step
             )
+            whole = begins_here and step == 1
             if not (whole or strided):
                 raise unsupported(func, f"it picks out samples or positions along axis {axis} ({layout})")
+            entries[position] = slice(entry.start, None, entry.step)
             places[axis] = new
             new += 1
         elif isinstance(entry, slice):
             places[axis] = new
             new += 1
         elif type(entry) is not int:  # True is an int to Python and a mask to torch
-            raise unsupported(func, "it indexes with something other than integers and slices")
+            count = _axes_of_index(execution, func, entry, entries)
+            new += count
         axis += 1
-    return layout.moved(places[layout.batch], tuple(places[a] for a in layout.space))
+    return layout.moved(places[layout.batch], tuple(places[a] for a in layout.space)), tuple(entries)
 
 
+def _axes_of_index(execution: Execution, func: Any, entry: Any, entries: Sequence[Any]) -> int:
+    """Return how many axes an index of places along a free axis makes of it; raise for what is no such index."""
+    if not isinstance(entry, (Tensor, list)):
+        raise unsupported(func, "it indexes with something other than integers, slices, lists and tensors")
+    if execution.any_layout([entry]):
+        raise unsupported(func, "its index descends from the input; use gather, or torch.where for a mask")
+    index = torch.as_tensor(entry)
+    lists = [other for other in entries if isinstance(other, (Tensor, list)) or type(other) is int]
+    if len(lists) > 1 or (index.dtype == torch.bool and index.ndim != 1):
+        raise unsupported(func, "it indexes several axes at once by numbers and lists; index one after the other")
+    return index.ndim
+
+
+def _reaches_end(execution: Execution, layout: Layout, axis: int, x: Tensor, entry: slice) -> bool:
+    """Return whether a slice with a step forwards goes on to the end of the whole map, or beyond it."""
+    end = entry.stop is None or entry.stop >= execution.extent_of_whole(layout, axis, x.shape[axis])
+    return end and (entry.step is None or entry.step > 0)
+
+
+@understands_sizes(torch.Tensor.__getitem__)
 @Execution.register(torch.Tensor.__getitem__)
 def getitem(execution: Execution, func: Any, x: Tensor, index: Any) -> Tensor:
+    if is_overhang(execution, x):
+        return cropped_by_index(execution, x, index)
     if execution.layout(x) is None:
         raise unsupported(func, "its index descends from the input")
-    return execution.mark(func(x, index), _indexed_layout(execution, func, x, index))
+    layout, place = _indexed(execution, func, x, index)
+    return execution.mark(func(x, place), layout)
 
 
+@understands_sizes(torch.Tensor.__setitem__)
 @Execution.register(torch.Tensor.__setitem__)
 def setitem(execution: Execution, func: Any, x: Tensor, index: Any, value: Any) -> None:
-    target = _indexed_layout(execution, func, x, index)
+    if is_mask_of_input(execution, index):
+        write_where(execution, func, x, index, value)
+        return
+    target, place = _indexed(execution, func, x, index)
     if isinstance(value, Tensor):
-        written = execution.mark(x.detach()[index], target)
+        written = execution.mark(x.detach()[place], target)
         layout, _ = broadcast_layout(execution, func, [written, value])
         if layout != target:
             raise unsupported(func, "it writes a value whose axes mean something else")
-    func(x, index, value)
+    func(x, place, operand(execution, func, value))
 
 
 # --- axes moved, added, removed, split and joined -------------------------------------------------------------------
@@ -148,7 +181,7 @@ def _permuted(layout: Layout, order: Sequence[int]) -> Layout:
 @Execution.register(*functions_named("permute"))
 def permute(execution: Execution, func: Any, input: Tensor, *dims: Any, **kwargs: Any) -> Tensor:
     layout = own_layout(execution, func, input)
-    order = [d % input.ndim for d in _sizes(dims, kwargs, "dims")]
+    order = [d % input.ndim for d in numbers_of(dims, kwargs, "dims")]
     return execution.mark(input.permute(order), _permuted(layout, order))
 
 
@@ -159,6 +192,11 @@ def transpose(execution: Execution, func: Any, input: Tensor, dim0: int, dim1: i
     a, b = dim0 % input.ndim, dim1 % input.ndim
     order[a], order[b] = b, a
     return execution.mark(input.permute(order), _permuted(layout, order))
+
+
+@Execution.register(*attributes_named("mT"))
+def matrix_transpose(execution: Execution, func: Any, input: Tensor) -> Tensor:
+    return transpose(execution, func, input, -2, -1)
 
 
 @Execution.register(*functions_named("movedim moveaxis"))
@@ -201,92 +239,130 @@ def flatten(execution: Execution, func: Any, input: Tensor, start_dim: int = 0, 
     return execution.mark(input.flatten(start, end), without_axes(layout, range(start, end)))
 
 
-@Execution.register(*functions_named("unflatten"))
+_UNFLATTEN = functions_named("unflatten")
+
+
+@understands_sizes(*_UNFLATTEN)
+@Execution.register(*_UNFLATTEN)
 def unflatten(execution: Execution, func: Any, input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     layout = own_layout(execution, func, input)
-    (axis,) = free_axes(func, layout, input.ndim, dim)
+    axis = dim % input.ndim
+    if axis in layout.tracked_axes:
+        shape = shape_of_whole(execution, input)
+        return _reshape(execution, func, input, [*shape[:axis], *sizes, *shape[axis + 1 :]])
     out = layout
     for _ in range(len(sizes) - 1):
         out = _with_new_axis(out, axis + 1)
-    return execution.mark(input.unflatten(axis, tuple(sizes)), out)
+    return execution.mark(input.unflatten(axis, tuple(of_whole_map(sizes))), out)
 
 
-@Execution.register(*functions_named("reshape view"))
+_RESHAPE = functions_named("reshape view")
+
+
+@understands_sizes(*_RESHAPE)
+@Execution.register(*_RESHAPE)
 def reshape(execution: Execution, func: Any, input: Tensor, *shape: Any, **kwargs: Any) -> Tensor:
-    layout = own_layout(execution, func, input)
+    own_layout(execution, func, input)
     if (shape and isinstance(shape[0], torch.dtype)) or "dtype" in kwargs:
         raise unsupported(func, "it reinterprets the bytes of a map")
-    new = _without_unknown(_sizes(shape, kwargs, "size" if "size" in kwargs else "shape"), layout, input)
-    if math.prod(new) != input.numel():
-        raise unsupported(
-            func, f"a patch here is {tuple(input.shape)}, which does not fill {tuple(new)}; use a larger patch size"
-        )
-    return execution.mark(input.reshape(new), _reshaped(func, layout, list(input.shape), new))
+    return _reshape(execution, func, input, numbers_of(shape, kwargs, "size" if "size" in kwargs else "shape"))
 
 
 @Execution.register(*functions_named("view_as reshape_as"))
 def reshape_as(execution: Execution, func: Any, input: Tensor, other: Tensor) -> Tensor:
-    return reshape(execution, func, input, list(other.shape))
+    return _reshape(execution, func, input, shape_of_whole(execution, other))
 
 
-def _sizes(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> list[int]:
+def _reshape(execution: Execution, func: Any, input: Tensor, shape: Sequence[Any]) -> Tensor:
+    """Reshape a tensor to a shape of the whole map."""
+    layout = own_layout(execution, func, input)
+    new = _without_unknown(execution, shape, input)
+    out, local = _reshaped(execution, func, input, layout, new)
+    if math.prod(local) != input.numel():
+        raise unsupported(
+            func, f"a patch here is {tuple(input.shape)}, which does not fill {tuple(local)}; use a larger patch size"
+        )
+    return execution.mark(input.reshape(local), out)
+
+
+def numbers_of(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> list[int]:
     """Return a list of numbers given as one argument, as several, or by name."""
     if name in kwargs:
         args = (kwargs[name],)
     return list(args[0] if len(args) == 1 and not isinstance(args[0], int) else args)
 
 
-def _without_unknown(shape: Sequence[int], layout: Layout, x: Tensor) -> list[int]:
-    """Resolve the -1 of `shape`, if any: how large it is, and how it scales with the map."""
-    known = math.prod([int(s) for s in shape if s != -1])
-    degrees: Degrees = ()
-    if not torch.compiler.is_compiling():
-        for axis in layout.space:
-            degrees = added(degrees, layout.degrees(axis))
-        for size in shape:
-            degrees = added(degrees, degrees_of(size), -1)
-    return [with_degrees(x.numel() // max(known, 1), degrees) if s == -1 else s for s in shape]
+def _without_unknown(execution: Execution, shape: Sequence[Any], x: Tensor) -> list[Any]:
+    """Resolve the -1 of a shape, if any, as on the whole map."""
+    unknown = [axis for axis, size in enumerate(shape) if size == -1]
+    if not unknown:
+        return list(shape)
+    known = math.prod([size for size in shape if size != -1])
+    whole = math.prod(shape_of_whole(execution, x))
+    size = whole // known if known and whole % known == 0 else -1
+    return [size if axis in unknown else given for axis, given in enumerate(shape)]
 
 
-def _reshaped(func: Any, layout: Layout, old: list[int], new: list[int]) -> Layout:
-    """Return where samples and space are after a reshape; raise unless they stay axes, and space all axes or one.
+def _reshaped(execution: Execution, func: Any, x: Tensor, layout: Layout, new: list[Any]) -> tuple[Layout, list[int]]:
+    """Return where samples and space are after a reshape, and its shape here; raise unless they stay axes of their own.
 
     The tracked axes cut the shape into segments of free axes. A reshape keeps their meaning if the new shape has the
     same tracked extents in the same order, with as many elements between them. Where no axis lay between two of them,
-    or behind the last, none may come, even of extent 1: space of extent 1 would leave open which axis is which, and
-    what is accepted must not depend on the size of a patch. (Before the first spatial axis one may.)
+    or behind the last, none may come, even of extent 1: space of extent 1 would leave open which axis is which.
+    (Before the first spatial axis one may.)
 
     Two things more are possible with sizes that are known to scale with the map
     (:class:`~sparkmim.sparse.extent.Extent`). A spatial axis may be cut into cells: one axis counts the cells, a free
     one behind it the positions in a cell. And all spatial axes, where they are neighbors, may become one, or that one
     become them again.
     """
+    old = [value_of(size) for size in shape_of_whole(execution, x)]
     whole = [_Tracked(axis, axis + 1, [old[axis]], [layout.degrees(axis)]) for axis in layout.tracked_axes]
     readings = [sorted(whole)]
     dims = len(layout.flattened)
     if dims:
         (axis,) = layout.space
-        apart = _Tracked(axis, axis + 1, list(layout.flattened), [unit(i, dims) for i in range(dims)])
+        extents = _extents_of_flattened(execution, layout)
+        apart = _Tracked(axis, axis + 1, extents, [unit(i) for i in range(dims)])
         readings.append(sorted([whole[0], apart]))
     elif len(layout.space) > 1 and layout.space == tuple(range(layout.space[0], layout.space[-1] + 1)):
         extents = [old[a] for a in layout.space]
-        together = _Tracked(layout.space[0], layout.space[-1] + 1, [math.prod(extents)], [(1,) * len(extents)])
+        together = _Tracked(layout.space[0], layout.space[-1] + 1, [math.prod(extents)], [area(len(extents))])
         readings.append(sorted([whole[0], together]))
     found = [(reading, places) for reading in readings for places in _places(reading, layout, old, new)]
     if len(found) != 1:
+        cut = any(type(size) is Extent and not size.degrees for size in new)
+        too_small = f" (a patch here is {tuple(x.shape)}; a larger patch size may do)" if cut else ""
         raise unsupported(
             func,
-            f"reshaping {tuple(old)} ({layout}) to {tuple(new)} does not keep samples and space as axes of their own",
+            f"reshaping {tuple(old)} ({layout}) to {tuple(new)} does not keep samples and space as axes of their own"
+            + too_small,
         )
     reading, places = found[0]
     moved = dict(zip([tracked.start for tracked in reading], places, strict=True))
     batch = moved[layout.batch][0]
+    local = [value_of(size) for size in new]
+    local[batch] = x.shape[layout.batch]
     if reading is readings[0]:
-        return layout.moved(batch, tuple(moved[a][0] for a in layout.space))
+        for axis in layout.space:
+            (place,) = moved[axis]
+            cells = degrees_of(new[place]) == layout.degrees(axis) and new[place] != old[axis]
+            local[place] = new[place].local if cells else x.shape[axis]
+        return layout.moved(batch, tuple(moved[a][0] for a in layout.space)), local
     space = moved[layout.space[0]]
     if dims:
-        return Layout(layout.origin, batch, space, layout.padding)
-    return layout.flat(batch, space[0], tuple(old[a] for a in layout.space))
+        for place, extent in zip(space, layout.flattened, strict=True):
+            local[place] = extent
+        return Layout(layout.origin, batch, space, layout.padding), local
+    here = tuple(x.shape[a] for a in layout.space)
+    local[space[0]] = math.prod(here)
+    return layout.flat(batch, space[0], here), local
+
+
+def _extents_of_flattened(execution: Execution, layout: Layout) -> list[int]:
+    """Return the extents on the whole map of the spatial axes that have become one."""
+    apart = Layout(layout.origin, -1, tuple(range(len(layout.flattened))))
+    return [execution.extent_of_whole(apart, axis, extent) for axis, extent in enumerate(layout.flattened)]
 
 
 class _Tracked(NamedTuple):
@@ -308,7 +384,10 @@ def _places(
     def fits(axes: list[int], segment: list[int], cells: Fraction, behind_batch: bool) -> bool:
         if not segment and axes and not behind_batch and cells == 1:
             return False
-        return math.prod(axes) == math.prod(segment) * cells and not any(degrees_of(a) for a in axes)
+        return (
+            not any(degrees_of(a) for a in axes)
+            and math.prod([value_of(a) for a in axes]) == math.prod(segment) * cells
+        )
 
     def search(index: int, start: int, cells: Fraction) -> list[tuple[tuple[int, ...], ...]]:
         behind_batch = index > 0 and tracked[index - 1].start == layout.batch
@@ -324,7 +403,7 @@ def _places(
                 if stays or all(degrees_of(new[a]) for a in taken):
                     found += [(tuple(taken), *rest) for rest in search(index + 1, taken.stop, Fraction(1))]
             elif stays and degrees_of(new[axis]) == here.degrees[0] != () and not layout.flattened:
-                inner = Fraction(here.extents[0], max(int(new[axis]), 1))  # positions a cell, or cells a position
+                inner = Fraction(here.extents[0], max(value_of(new[axis]), 1))  # positions a cell, or cells a position
                 if 1 in inner.as_integer_ratio():
                     found += [((axis,), *rest) for rest in search(index + 1, axis + 1, inner)]
         return found
@@ -332,12 +411,16 @@ def _places(
     return search(0, 0, Fraction(1))
 
 
-def _is_extent(size: int, extent: int, degrees: Degrees) -> bool:
+def _is_extent(size: Any, extent: int, degrees: Degrees) -> bool:
     """Return whether a size is that of a tracked axis: one known to scale with the map must scale alike."""
     return size == extent and (degrees_of(size) or degrees) == degrees
 
 
-@Execution.register(*functions_named("expand expand_as"))
+_EXPAND = functions_named("expand expand_as")
+
+
+@understands_sizes(*_EXPAND)
+@Execution.register(*_EXPAND)
 def expand(execution: Execution, func: Any, input: Tensor, *shape: Any, **kwargs: Any) -> Tensor:
     """Repeat along free axes, and a value per image along all of space."""
     if (shape and isinstance(shape[0], Tensor)) or "other" in kwargs:
@@ -347,29 +430,43 @@ def expand(execution: Execution, func: Any, input: Tensor, *shape: Any, **kwargs
             raise unsupported(func, "it does not fit the tensor it is expanded to")
         return execution.mark(input.expand(other.shape), layout)
     layout = own_layout(execution, func, input)
-    sizes = _sizes(shape, kwargs, "size")
+    sizes = numbers_of(shape, kwargs, "size")
     shift = len(sizes) - input.ndim
-    out = input.expand(sizes)
-    if any(out.shape[a + shift] != input.shape[a] for a in layout.tracked_axes):
-        raise unsupported(func, "it repeats samples or positions")
+    whole = shape_of_whole(execution, input)
+    for axis in layout.tracked_axes:
+        if sizes[axis + shift] not in (-1, whole[axis]):
+            raise unsupported(func, "it repeats samples or positions")
+        sizes[axis + shift] = -1
     if layout.is_map:
-        return execution.mark(out, layout.moved(layout.batch + shift, tuple(a + shift for a in layout.space)))
-    return execution.mark(out, _with_space(func, input, layout, sizes))
+        out = layout.moved(layout.batch + shift, tuple(a + shift for a in layout.space))
+        return execution.mark(input.expand(of_whole_map(sizes)), out)
+    out = _with_space(func, input, layout, sizes)
+    local = [local_of(size) if degrees_of(size) else value_of(size) for size in sizes]
+    return execution.mark(input.expand(local), out)
 
 
-def _with_space(func: Any, x: Tensor, layout: Layout, sizes: Sequence[int]) -> Layout:
+def _with_space(func: Any, x: Tensor, layout: Layout, sizes: Sequence[Any]) -> Layout:
     """Return the layout of a value per image that is repeated along axes whose sizes are the extents of a map."""
     shift = len(sizes) - x.ndim
-    degrees = {axis: degrees_of(size) for axis, size in enumerate(sizes) if degrees_of(size)}
-    dims = len(next(iter(degrees.values()), ()))
-    space = tuple(axis for d in range(dims) for axis, own in degrees.items() if own == unit(d, dims))
-    if not dims or set(space) != set(degrees) or len(space) != dims:
+    space = space_of(sizes)
+    if space is None:
         raise unsupported(
             func, "it repeats a value per image along axes that are not known to be those of a map; use expand_as"
         )
     if any(axis >= shift and x.shape[axis - shift] != 1 for axis in space):
         raise unsupported(func, "it takes an axis of a value per image for one of space")
     return Layout(layout.origin, layout.batch + shift, space)
+
+
+def space_of(sizes: Sequence[Any]) -> tuple[int, ...] | None:
+    """Return which sizes of a shape are the extents of a map, in the order of its axes; None unless each is there once.
+
+    A shape without any has the space `()`.
+    """
+    degrees = {axis: degrees_of(size) for axis, size in enumerate(sizes) if degrees_of(size)}
+    dims = max((len(own) for own in degrees.values()), default=0)
+    space = tuple(axis for d in range(dims) for axis, own in degrees.items() if own == unit(d))
+    return space if set(space) == set(degrees) and len(space) == dims else None
 
 
 _PIXELS = functions_named("pixel_unshuffle pixel_shuffle")

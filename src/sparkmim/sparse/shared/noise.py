@@ -2,36 +2,105 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import unsupported
 from ..execution import Execution
+from ..extent import of_whole_map, value_of
 from ..functions import functions_named
 from ..layout import Layout
+from ..registry import register_factory, understands_sizes
+from .axes import space_of
 from .pointwise import own_layout
 
+_NEW = functions_named("new_empty new_zeros new_ones new_full")
 
-@Execution.register(*functions_named("new_empty new_zeros new_ones new_full"))
-def new_tensor(execution: Execution, func: Any, input: Tensor, *shape: Any, **kwargs: Any) -> Tensor:
-    """Make a tensor shaped after one of the input; per image if samples are in their place and space has no extent."""
+
+@understands_sizes(*_NEW)
+@Execution.register(*_NEW)
+def new_tensor(execution: Execution, func: Any, input: Tensor, *shape: Any, **kwargs: Any) -> Any:
+    """Make a tensor of a shape with the dtype and device of one of the input."""
     layout = own_layout(execution, func, input)
-    out: Tensor = func(input, *shape, **kwargs)
-    if out.ndim < input.ndim or out.shape[layout.batch] != input.shape[layout.batch]:
+    name = "size" if "size" in kwargs else "fill_value" if func is torch.Tensor.new_full else ""
+    sizes = kwargs.pop("size") if name == "size" else shape[0] if isinstance(shape[0], (tuple, list)) else shape
+    others = shape[1:] if isinstance(shape[0], (tuple, list)) else ()
+    meaning = _meaning(execution, sizes, channels=layout.batch == 0 and len(sizes) == input.ndim)
+    if meaning is None:
+        out: Tensor = func(input, of_whole_map(tuple(sizes)), *of_whole_map(others), **of_whole_map(kwargs))
         return out  # a constant: should it vary over samples or positions after all, combining it with a map raises
-    # Where patches have no extent, a map and a value per image look alike. For a constant that does not matter.
-    flat = all(input.shape[axis] == 1 for axis in layout.space)
-    constant = func is not torch.Tensor.new_empty
-    if layout.is_map and all(out.shape[axis] == input.shape[axis] for axis in layout.space) and (constant or not flat):
-        return execution.mark(out, layout)
-    only_samples = all(extent == 1 for axis, extent in enumerate(out.shape) if axis != layout.batch)
-    without_space = out.ndim == input.ndim and all(out.shape[axis] == 1 for axis in layout.space)
-    if without_space and (only_samples or not flat):
-        return execution.mark(out, layout.per_image(layout.batch))
-    raise unsupported(func, f"what the axes of a new tensor of shape {tuple(out.shape)} mean is not known")
+    return _made(execution, *meaning, lambda local: func(input, local, *of_whole_map(others), **of_whole_map(kwargs)))
+
+
+def _meaning(execution: Execution, sizes: Sequence[Any], channels: bool) -> tuple[Layout, list[int]] | None:
+    """Return the layout of a new tensor whose shape on the whole map is `sizes`, and its shape here.
+
+    One that is led by the number of images and has ones elsewhere holds a value per image (its shape here is that of
+    one row an image); with the extents of a map behind it, it is a map. None for any other.
+
+    Args:
+        execution: answers, or has as `coarser` what does.
+        sizes: of the new tensor, as a network gives them.
+        channels: whether values per image may have channels, `(B, C, 1, 1)`.
+    """
+    space = space_of(sizes)
+    images = execution.grid_shape[0]
+    lead = execution.rows if execution.plain_sizes else images
+    if space is None or len(sizes) < 2 or sizes[0] != lead or 0 in space:
+        return None
+    if space:
+        whole = all(sizes[axis].local == sizes[axis].value for axis in space)
+        owner = execution.coarser if whole and execution.coarser is not None else execution
+        local = [size.local if axis in space else value_of(size) for axis, size in enumerate(sizes)]
+        return Layout(owner, 0, space), [owner.rows, *local[1:]]
+    if images == 1 or any(size != 1 for size in sizes[1 + channels :]):
+        return None
+    return Layout(execution, 0, ()), [images, *[value_of(size) for size in sizes[1:]]]
+
+
+def _made(execution: Execution, layout: Layout, local: list[int], make: Callable[[list[int]], Tensor]) -> Tensor:
+    """Make a new tensor and mark it; values per image are made once an image."""
+    out = make(local)
+    return execution.mark(out if layout.is_map else execution.all_rows(out, layout.batch), layout)
+
+
+_SHAPED = (torch.rand, torch.randn, torch.empty, torch.zeros, torch.ones)
+
+
+@register_factory(*_SHAPED, torch.full, torch.normal, torch.randint)
+def shaped(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Tensor | None:
+    """Make a tensor whose shape is led by the number of images: drawn once an image, as in the ordinary network."""
+    name, place = _SIZE_ARGUMENT.get(func, ("size", 0))
+    if name in kwargs:
+        sizes = kwargs[name]
+    elif func in _SHAPED:
+        sizes = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
+    else:
+        place = 1 if func is torch.randint and len(args) == 2 else place
+        sizes = args[place] if len(args) > place else None
+    if not isinstance(sizes, (tuple, list)) or not sizes:
+        return None
+    meaning = _meaning(execution, sizes, channels=False)
+    if meaning is None:
+        return None
+
+    def make(local: list[int]) -> Tensor:
+        named, given = dict(kwargs), args
+        if name in kwargs:
+            named[name] = local
+        else:
+            given = (local,) if func in _SHAPED else (*args[:place], local, *args[place + 1 :])
+        out: Tensor = func(*of_whole_map(given), **of_whole_map(named))
+        return out
+
+    return _made(execution, *meaning, make)
+
+
+_SIZE_ARGUMENT = {torch.full: ("size", 0), torch.normal: ("size", 2), torch.randint: ("size", 2)}
+"""Name and place of the shape among the arguments. (Without its lower bound, that of randint is one place earlier.)"""
 
 
 @Execution.register(*functions_named("empty_like zeros_like ones_like full_like"))
@@ -44,7 +113,6 @@ def like(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: A
 def random_like(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     layout = own_layout(execution, func, input)
     if layout.is_map:
-        _require_extent(func, input, layout)
         return execution.mark(func(input, *args, **kwargs), layout)
     return execution.on_one_row_per_image(lambda rows: func(rows, *args, **kwargs), input, layout)
 
@@ -53,16 +121,9 @@ def random_like(execution: Execution, func: Any, input: Tensor, *args: Any, **kw
 def random_in_place(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     layout = own_layout(execution, func, input)
     if layout.is_map:
-        _require_extent(func, input, layout)
         return execution.mark(func(input, *args, **kwargs), layout)
     drawn = func(execution.one_row_per_image(input, layout.batch).clone(), *args, **kwargs)
     return execution.mark(input.copy_(execution.all_rows(drawn, layout.batch)), layout)
-
-
-def _require_extent(func: Any, x: Tensor, layout: Layout) -> None:
-    """Raise for patches of one pixel, where noise shaped like a map may be meant for positions or for images."""
-    if all(x.shape[axis] == 1 for axis in layout.space):
-        raise unsupported(func, "patches have one pixel here, so noise per position looks like noise per image")
 
 
 @Execution.register(F.dropout, torch.dropout, torch.dropout_)

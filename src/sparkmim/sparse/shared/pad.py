@@ -15,6 +15,8 @@ from torch import Tensor
 from ..errors import unsupported
 from ..execution import Execution
 from ..layout import Padding
+from ..versions import counts_versions, version_of
+from .overhang import cropped_by_pad, is_overhang
 
 
 @Execution.register(F.pad, torch._C._nn.pad)
@@ -26,6 +28,8 @@ def pad(
     mode: str = "constant",
     value: float | None = None,
 ) -> Tensor:
+    if is_overhang(execution, input):
+        return cropped_by_pad(execution, input, pad, mode)
     layout = execution.layout(input)
     if layout is None:
         raise unsupported(func, "its padding descends from the input, but not what is padded")
@@ -59,7 +63,7 @@ def pad(
         raise unsupported(func, f"it crops the map and pads it by its {mode} values at once")
     # The result shares its input's memory until it is consumed, and must not change with it in between. Where torch
     # counts no versions to compare, it is a copy (what is being compiled pays nothing for it).
-    out = out.view_as(out) if _counts_versions(out) else out.clone()
+    out = out.view_as(out) if counts_versions(out) else out.clone()
     before = tuple(b for b, _ in spatial)
     after = tuple(a for _, a in spatial)
     if layout.padding is not None:
@@ -94,12 +98,3 @@ def require_unchanged(func: Any, padded: Tensor, padding: Padding) -> None:
     """Raise if a map was written to between its padding and the operation that consumes it."""
     if version_of(padded) != padding.version:
         raise unsupported(func, "its argument was padded, and what was padded has been written to since")
-
-
-def version_of(tensor: Tensor) -> int:
-    """Return how often a tensor has been written to; 0 where torch does not count."""
-    return tensor._version if _counts_versions(tensor) else 0
-
-
-def _counts_versions(tensor: Tensor) -> bool:
-    return not (torch.compiler.is_compiling() or tensor.is_inference())

@@ -5,6 +5,7 @@ The same for every execution, since nothing here mixes positions or images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,16 +15,16 @@ from torch import Tensor
 
 from ..errors import OUTSIDER, unsupported
 from ..execution import Execution
-from ..extent import Extent, with_degrees
+from ..extent import MEASURED, Extent, MapSize
 from ..functions import attributes_named, functions_named, operators_in_place, operators_named
 from ..layout import Layout
+from ..registry import understands_sizes
 
 METADATA = operators_named(
-    "dim is_floating_point is_complex numel stride is_contiguous element_size get_device ndimension nelement "
-    "storage_offset is_inference len"
+    "dim is_floating_point is_complex is_contiguous element_size get_device ndimension storage_offset is_inference"
 ) | attributes_named(
     "ndim dtype device requires_grad is_cuda layout is_leaf grad_fn is_sparse is_quantized is_mkldnn is_meta "
-    "is_mps is_xpu itemsize nbytes"
+    "is_mps is_xpu itemsize"
 )
 
 ARITHMETIC = """
@@ -100,24 +101,63 @@ def metadata(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 @Execution.register(torch.Tensor.size, torch.Tensor.shape.__get__)  # type: ignore[attr-defined]
-def sizes(execution: Execution, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Return sizes that remember being read off spatial axes (but not to Dynamo, which knows no such numbers)."""
-    out = func(x, *args, **kwargs)
+def size(execution: Execution, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Return sizes of the whole map. (Dynamo does not ask: it knows those of the tensor at hand.)"""
+    sizes = shape_of_whole(execution, x)
+    execution.told.read = True
+    if args or kwargs:
+        return sizes[args[0] if args else kwargs["dim"]]
+    return torch.Size(sizes) if execution.plain_sizes else MapSize(sizes)
+
+
+def shape_of_whole(execution: Execution, x: Tensor) -> list[Any]:
+    """Return the shape of the map that a tensor of the input is part of, a padding that waits included."""
     layout = execution.layout(x)
-    if layout is None or layout.padding is not None or torch.compiler.is_compiling():
-        return out
-    own = [with_degrees(extent, layout.degrees(axis)) for axis, extent in enumerate(x.shape)]
-    if isinstance(out, torch.Size):
-        return torch.Size(own)
-    return own[args[0] if args else kwargs["dim"]]
+    if layout is None:
+        return list(x.shape)
+    sizes = [execution.size_of(layout, axis, extent) for axis, extent in enumerate(x.shape)]
+    if layout.padding is not None:
+        for axis, before, after in zip(layout.space, layout.padding.before, layout.padding.after, strict=True):
+            sizes[axis] = sizes[axis] + before + after
+    return sizes
 
 
+@Execution.register(*functions_named("numel nelement"), *attributes_named("nbytes"))
+def numel(execution: Execution, func: Any, x: Tensor) -> Any:
+    bytes_each = x.element_size() if func in _BYTES else 1
+    execution.told.read = True
+    return math.prod(shape_of_whole(execution, x)) * bytes_each
+
+
+_BYTES = attributes_named("nbytes")
+
+
+@Execution.register(torch.Tensor.__len__)
+def length(execution: Execution, func: Any, x: Tensor) -> int:
+    """Return the first size, which Python makes an ordinary number."""
+    execution.told.read = True
+    return int(shape_of_whole(execution, x)[0])
+
+
+@Execution.register(torch.Tensor.stride)
+def stride(execution: Execution, func: Any, x: Tensor, dim: int | None = None) -> Any:
+    """Return the strides of the whole map with its axes in the same order in memory."""
+    execution.told.read = True
+    sizes, strides, step = shape_of_whole(execution, x), [0] * x.ndim, 1
+    for axis in sorted(range(x.ndim), key=lambda a: (x.stride(a), -a)):
+        strides[axis] = step
+        step = step * sizes[axis]
+    return tuple(strides) if dim is None else strides[dim]
+
+
+@understands_sizes(*POINTWISE)
 @Execution.register(*POINTWISE)
 def pointwise(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any:
     if func in WHERE and len(args) + len(kwargs) < 3:
         raise unsupported(func, "it lists positions")
-    if any(isinstance(value, Extent) for value in (*args, *kwargs.values())):
-        raise unsupported(func, "it computes with the size of the map, and here it is that of a patch")
+    if execution.told.read and not execution.plain_sizes:
+        args = tuple(operand(execution, func, value) for value in args)
+        kwargs = {name: operand(execution, func, value) for name, value in kwargs.items()}
     layout, ndim = broadcast_layout(execution, func, [*args, *kwargs.values()])
     if "out" in kwargs or func in IN_PLACE:
         target = kwargs.get("out", args[0])
@@ -128,6 +168,13 @@ def pointwise(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any
     if out.ndim != ndim:
         raise unsupported(func, f"its result has {out.ndim} axes instead of {ndim}")
     return execution.mark(out, layout)
+
+
+def operand(execution: Execution, func: Any, value: Any) -> Any:
+    """Return an operand; raise for a number computed from sizes of a map."""
+    if type(value) is Extent or (type(value) in (int, float) and abs(value) in execution.told.lost):
+        raise unsupported(func, MEASURED)
+    return value
 
 
 @Execution.register(*SAME_VALUES)

@@ -1,7 +1,6 @@
-"""Softmax and normalization over all positions of an image, and sums over them written as products of matrices.
+"""Softmax and normalization over all positions of an image: over the visible ones alone.
 
-As in global context blocks and additive attention. They mean what they mean for the visible positions alone. Products
-that relate positions to one another, as in attention proper, are refused.
+As in global context blocks and additive attention. (Sums over positions written as products are in `contract.py`.)
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from torch import Tensor
 from ..errors import unsupported
 from ..execution import Execution
 from ..functions import functions_named
-from ..layout import Layout
 from ..reduction import Reduction
 from .pointwise import free_axes, own_layout
 
@@ -61,31 +59,3 @@ def _accurate(x: Tensor) -> torch.dtype:
     """Return the precision that autocast gives a softmax."""
     low = torch.is_autocast_enabled(x.device.type) and x.dtype in (torch.float16, torch.bfloat16)
     return torch.float32 if low else x.dtype
-
-
-@Execution.register(torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
-def matmul(execution: Execution, func: Any, input: Tensor, other: Tensor) -> Tensor:
-    """Map the last axis linearly, or sum products of two maps over all positions of an image."""
-    layout = own_layout(execution, func, input)
-    weights = execution.layout(other)
-    if weights is None and other.ndim == 2:
-        free_axes(func, layout, input.ndim, -1)
-        return execution.mark(func(input, other), layout)
-    if weights is None or not _sums_over_space(input, layout, other, weights):
-        raise unsupported(func, "it multiplies two tensors of the input with each other, as attention does")
-    execution.require_no_padding(weights, func)
-    out = torch.matmul(execution.where_seen(input, layout), execution.where_seen(other, weights))
-    batch = layout.batch + out.ndim - input.ndim
-    return execution.mark(execution.total_per_image(out, batch), layout.per_image(batch))
-
-
-def _sums_over_space(a: Tensor, a_layout: Layout, b: Tensor, b_layout: Layout) -> bool:
-    """Return whether a product of matrices sums over the positions of two maps of the same sizes, sample by sample."""
-    return (
-        a_layout.space == (a.ndim - 1,)
-        and b_layout.space == (b.ndim - 2,)
-        and a.shape[-1] == b.shape[-2]
-        and a_layout.flattened == b_layout.flattened
-        and a_layout.batch - a.ndim == b_layout.batch - b.ndim < -2
-        and a.shape[a_layout.batch] == b.shape[b_layout.batch]
-    )

@@ -11,19 +11,25 @@ from torch import Tensor
 
 from ..errors import unsupported
 from ..execution import Execution
-from ..extent import degrees_of
+from ..extent import degrees_of, of_whole_map, value_of
 from ..functions import functions_named
 from ..layout import Layout
 from ..reduction import REDUCTIONS, Reduction, bound_arguments
+from ..registry import understands_sizes
 from ..window import per_axis
 from .axes import without_axes
+from .calls import call
+from .in_turn import InTurn, begun, continued
+from .places import without_meaning
 from .pointwise import own_layout
 
 
 @Execution.register(*REDUCTIONS)
 def reduction(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Reduce named axes: free axes as they are, all of space over an image's visible positions."""
-    layout = own_layout(execution, func, input)
+    """Reduce named axes: free axes as they are, all of space over an image's visible positions.
+
+    A reduction of one spatial axis waits for the same of the others, and they are carried out together.
+    """
     arguments = bound_arguments(func, args, kwargs)
     dims = arguments.pop("dim", None)
     keep = bool(arguments.pop("keepdim", False))
@@ -38,13 +44,16 @@ def reduction(execution: Execution, func: Any, input: Tensor, *args: Any, **kwar
     if dims is None or dims == ():
         raise unsupported(func, "it reduces all axes, samples included")
     axes = tuple(d % input.ndim for d in ((dims,) if isinstance(dims, int) else dims))
+    reduce = Reduction(func, keep, arguments)
+    unfinished = execution.unfinished(input)
+    if unfinished is not None and isinstance(unfinished.waits, InTurn):
+        return continued(execution, reduce, unfinished, axes)
+    layout = own_layout(execution, func, input)
     if layout.batch in axes:
         raise unsupported(func, "it mixes images")
     spatial = [a for a in layout.space if a in axes]
     if spatial and len(spatial) != len(layout.space):
-        raise unsupported(func, "it reduces one spatial axis and not the others")
-
-    reduce = Reduction(func, keep, arguments)
+        return begun(execution, reduce, input, layout, axes)
 
     def marked(out: Tensor) -> Tensor:
         new = layout.per_image(layout.batch) if spatial else layout
@@ -54,35 +63,71 @@ def reduction(execution: Execution, func: Any, input: Tensor, *args: Any, **kwar
     return marked(out) if isinstance(out, Tensor) else tuple(marked(part) for part in out)
 
 
-# Adaptive pooling: what it takes of its windows, and its number of spatial dimensions. (The other forms of max pooling
-# that torch has return indices as well.)
+# Adaptive pooling: what it takes of its windows, and its number of spatial dimensions.
 _ADAPTIVE: dict[Any, tuple[Any, int]] = {
     **{f: (torch.mean, n) for n in (1, 2, 3) for f in functions_named(f"adaptive_avg_pool{n}d")},
     F.adaptive_max_pool1d: (torch.amax, 1),
     F.adaptive_max_pool2d: (torch.amax, 2),
     F.adaptive_max_pool3d: (torch.amax, 3),
 }
+# Those that return indices too.
+_ADAPTIVE_INDICES: dict[Any, tuple[Any, int]] = {
+    torch.adaptive_max_pool1d: (torch.amax, 1),
+    F.adaptive_max_pool1d_with_indices: (torch.amax, 1),
+    F.adaptive_max_pool2d_with_indices: (torch.amax, 2),
+    F.adaptive_max_pool3d_with_indices: (torch.amax, 3),
+}
+_ADAPTIVE_VALUES = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
+_AVERAGES = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+_MAXIMA = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 
 
-@Execution.register(*_ADAPTIVE)
+@understands_sizes(*_ADAPTIVE, *_ADAPTIVE_INDICES)
+@Execution.register(*_ADAPTIVE, *_ADAPTIVE_INDICES)
 def adaptive_pool(
     execution: Execution, func: Any, input: Tensor, output_size: Any, return_indices: bool = False
-) -> Tensor:
-    """Pool the whole map to one value a channel."""
+) -> Any:
+    """Pool the whole map to one value a channel, or to a whole part of its own size."""
+    out = _adaptive_pool(execution, func, input, output_size)
+    return (out, without_meaning(execution, func, out)) if return_indices or func in _ADAPTIVE_INDICES else out
+
+
+def _adaptive_pool(execution: Execution, func: Any, input: Tensor, output_size: Any) -> Tensor:
     layout = own_layout(execution, func, input)
-    statistic, dims = _ADAPTIVE[func]
-    if return_indices:
-        raise unsupported(func, "the indices it returns have no meaning on patches")
+    statistic, dims = (_ADAPTIVE | _ADAPTIVE_INDICES)[func]
     if not layout.is_map:
         if layout.batch != 0:
             raise unsupported(func, f"it needs samples first, its argument is {layout}")
-        return execution.on_one_row_per_image(lambda x: func(x, output_size), input, layout)
+        size = of_whole_map(output_size)
+        pool = func if func in _ADAPTIVE else _ADAPTIVE_VALUES[dims - 1]
+        return execution.on_one_row_per_image(lambda x: pool(x, size), input, layout)
     if len(execution.require_map(func, input).space) != dims:
         raise unsupported(func, f"it pools along {dims} axes and the map has {len(layout.space)}")
-    sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size,)
-    if any(size != 1 or degrees_of(size) for size in sizes):
-        raise unsupported(func, f"only pooling to size 1 has a rule, not to {output_size}")
-    return over_whole_map(execution, statistic, input)
+    sizes = per_axis(output_size, dims) if output_size is not None else (None,) * dims
+    if all(size == 1 and not degrees_of(size) for size in sizes):
+        return over_whole_map(execution, statistic, input)
+    windows = _windows(execution, input, layout, sizes)
+    if windows is None:
+        raise unsupported(
+            func,
+            f"its windows follow from the size of the whole map, and patches are not cut along them: it has a rule for "
+            f"pooling to size 1, or to a whole part of the map's own size (x.shape[2] // 2), not to {output_size}",
+        )
+    pools = _AVERAGES if statistic is torch.mean else _MAXIMA
+    out: Tensor = call(execution, pools[dims - 1], input, windows)
+    return out
+
+
+def _windows(execution: Execution, x: Tensor, layout: Layout, sizes: Sequence[Any]) -> tuple[int, ...] | None:
+    """Return the windows that pool a map to sizes read off it, which divide its own; None if there are none such."""
+    windows = []
+    for axis, size in zip(layout.space, sizes, strict=True):
+        whole = execution.extent_of_whole(layout, axis, x.shape[axis])
+        wanted = whole if size is None else value_of(size)
+        if (size is not None and degrees_of(size) != layout.degrees(axis)) or wanted < 1 or whole % wanted:
+            return None
+        windows.append(int(whole // wanted))
+    return tuple(windows)
 
 
 def over_whole_map(execution: Execution, statistic: Any, x: Tensor) -> Tensor:
@@ -93,8 +138,9 @@ def over_whole_map(execution: Execution, statistic: Any, x: Tensor) -> Tensor:
     return out
 
 
-def is_whole_map(x: Tensor, layout: Layout, kernel: Sequence[int], padding: Any) -> bool:
-    """Return whether a pooling's window is all of a map: its sizes were read off the map, axis by axis."""
-    own = [layout.degrees(axis) for axis in layout.space]
-    unpadded = layout.padding is None and not any(per_axis(padding, len(own)))
-    return unpadded and [degrees_of(size) for size in kernel] == own and tuple(kernel) == tuple(x.shape[2:])
+def is_whole_map(execution: Execution, x: Tensor, layout: Layout, kernel: Sequence[Any], padding: Any) -> bool:
+    """Return whether a pooling's window is all of a map: its sizes were read off a map, and are those of this one."""
+    whole = [execution.extent_of_whole(layout, axis, x.shape[axis]) for axis in layout.space]
+    if list(kernel) != whole or layout.padding is not None or any(per_axis(padding, len(whole))):
+        return False
+    return all(degrees_of(size) for size in kernel)

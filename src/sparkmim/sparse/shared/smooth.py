@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import unsupported
+from ..execution import Execution
+from ..extent import of_whole_map
+from ..layout import Layout
 from ..window import Window
 
 NEAREST = ("nearest", "nearest-exact")
@@ -68,3 +71,18 @@ def smooth(
         ring.append(0 if b == s else reach if s > b else b // s if reach > 1 else 0)
     margin = [r * s // b for r, s, b in zip(ring, size, block, strict=True)]
     return Smooth(mode, tuple(ring), tuple(size), tuple(margin))
+
+
+def local_sizes(execution: Execution, func: Any, layout: Layout, x: Tensor, size: Any) -> list[int]:
+    """Return the sizes here of a map that is resampled to `size` on the whole map.
+
+    Raises:
+        UnsupportedOperation: where they are no whole numbers.
+    """
+    whole = of_whole_map([size] * len(layout.space) if isinstance(size, int) else list(size))
+    axes = list(zip(layout.space, whole, strict=True))
+    local = [execution.local_extent(layout, axis, x.shape[axis], extent) for axis, extent in axes]
+    if any(extent is None or extent < 1 for extent in local):
+        old = [execution.extent_of_whole(layout, axis, x.shape[axis]) for axis in layout.space]
+        raise unsupported(func, f"maps of {tuple(old)} positions cannot be resampled to {tuple(whole)} patch by patch")
+    return [extent for extent in local if extent is not None]

@@ -1,0 +1,73 @@
+"""Find out, before a network is compiled, whether the compiled network computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..utils.modules import preserved_buffers
+from .errors import UnsupportedOperation
+from .grid import PatchGrid
+from .packed.execution import SparseExecution
+from .run import run
+
+TOLERANCE = 1e-4
+"""Largest difference, relative to the largest value of a map, that is rounding."""
+
+
+def require_compilable(
+    grid: PatchGrid,
+    network: nn.Module,
+    images: Tensor,
+    features: Callable[[Tensor], Sequence[Tensor]] | None = None,
+) -> None:
+    """Raise if a compiled network would compute something else than the network does.
+
+    Dynamo tells a network the sizes of the tensors at hand, packed patches, where eagerly it reads those of the whole
+    map. A network that only gives them back to functions computes the same; one that decides by them does not. So it
+    runs eagerly in both ways, without gradients; its buffers and random numbers stay as they were.
+
+    Args:
+        grid: the visible patches.
+        network: the module.
+        images: `(B, C, *size)`.
+        features: calls it and returns its feature maps, see :func:`~sparkmim.sparse.run.run`.
+
+    Raises:
+        UnsupportedOperation: for a network that decides by sizes, or that is refused eagerly.
+    """
+    told, execution = _maps(grid, network, images, features, plain=False)
+    if not execution.told.read:
+        return
+    try:
+        plain, _ = _maps(grid, network, images, features, plain=True)
+    except (RuntimeError, TypeError, ValueError, LookupError):
+        return  # so would the compiled network raise, by itself
+    if not all(_same(a, b) for a, b in zip(told, plain, strict=True)):
+        raise UnsupportedOperation(
+            f"{type(network).__name__} decides by the sizes of its maps, which a compiler takes for those of patches: "
+            "it cannot be compiled; uncompiled it works"
+        )
+
+
+def _maps(
+    grid: PatchGrid,
+    network: nn.Module,
+    images: Tensor,
+    features: Callable[[Tensor], Sequence[Tensor]] | None,
+    plain: bool,
+) -> tuple[list[Tensor], SparseExecution]:
+    execution = SparseExecution(grid)
+    execution.told.plain = plain
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.no_grad(), preserved_buffers(network), torch.random.fork_rng(devices):
+        return run(execution, network, images, features), execution
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    scale = a.abs().max().item()
+    return bool((a - b).abs().max().item() <= TOLERANCE * scale)

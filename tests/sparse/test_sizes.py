@@ -1,0 +1,199 @@
+"""Sizes that a network reads are those of the whole map: it behaves as on the whole map, or is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine_helpers import Apply, assert_agrees_with_crop, assert_agrees_with_oracle, assert_refused, weights_of
+from sparkmim.sparse import PatchGrid, SparseExecution, UnsupportedOperation, require_compilable, run
+
+Function = Callable[[Tensor], Any]
+
+MASK = torch.tensor([
+    [[True, True, False, False], [True, False, False, True], [False, False, True, True]],
+    [[False, True, True, False], [True, False, True, True], [False, True, False, False]],
+])  # fmt: skip
+EVERYTHING = torch.ones_like(MASK)
+PATCHES = [(4, 6), (1, 1), (2, 1)]
+
+
+def depthwise(x: Tensor, kernel: int, **options: Any) -> Tensor:
+    return F.conv2d(x, weights_of(4, 1, kernel, kernel), groups=4, **options)
+
+
+def stochastic_depth(draw: Callable[..., Tensor]) -> Function:
+    """A branch that is dropped for some images, whose noise `draw` makes of a map."""
+    return lambda x: x + depthwise(x, 3, padding=1) * draw(x).floor() / 0.8
+
+
+def ones(x: Tensor) -> tuple[int, ...]:
+    return (1,) * (x.ndim - 1)
+
+
+DECISIONS: dict[str, Function] = {
+    "comparison": lambda x: x * 2 if x.shape[2] > 8 else x * 3,
+    "equality": lambda x: x * 2 if x.size(-1) == 24 else x * 3,
+    "between two axes": lambda x: x * 2 if x.shape[3] > x.shape[2] + 5 else x * 3,
+    "kernel": lambda x: depthwise(x, 7 if x.shape[2] >= 10 else 3, padding=3 if x.shape[2] >= 10 else 1),
+    "dilation": lambda x: depthwise(x, 3, padding=max(1, x.shape[2] // 3), dilation=max(1, x.shape[2] // 3)),
+    "table": lambda x: x * {12: 2.0, 3: 3.0, 6: 5.0, 24: 7.0, 4: 11.0}[x.shape[3 if x.shape[3] == 24 else 2]],
+    "logarithm": lambda x: x * int(math.log2(x.shape[3])),
+    "number of values": lambda x: x * 2 if x.numel() > 100 else x * 3,
+    "repetitions": lambda x: sum([x] * (x.shape[2] // 3)),
+    "loop": lambda x: [x := x * 1.5 for _ in range(x.shape[2] // 3)][-1],
+    "number of images": lambda x: x / len(x) if len(x) == 2 else x,
+    "size of the batch": lambda x: x / x.shape[0],
+    "size after padding": lambda x: x * 2 if F.pad(x, (1, 1)).shape[3] % 2 else x * 3,
+    "channels": lambda x: x * torch.arange(x.shape[1]).view(1, -1, 1, 1),
+    "slice of channels": lambda x: x[:, : min(2, x.shape[2])],
+}
+
+SIZES: dict[str, Function] = {
+    "view": lambda x: x.view(x.shape[0], 2, 2, *x.shape[2:]).transpose(1, 2).reshape(x.shape),
+    "ordinary numbers": lambda x: x.view(int(x.shape[0]), 2, 2, int(x.shape[2]), int(x.shape[3])).sum(1),
+    "positions": lambda x: x.view(x.shape[0], 4, x.numel() // (x.shape[0] * 4)).exp().view(x.shape),
+    "positions and channels": lambda x: (
+        x.permute(0, 2, 3, 1).reshape(len(x), x.shape[2] * x.shape[3], 4).transpose(1, 2).reshape(x.shape)
+    ),
+    "unflatten": lambda x: x.flatten(2).cumsum(1).unflatten(2, x.shape[2:]),
+    "slices of everything": lambda x: x[:, :, : x.size(2), : x.shape[3]] * 2,
+    "expand": lambda x: x + x.mean((2, 3), keepdim=True).expand(-1, -1, x.shape[2], x.shape[3]),
+    "expand to a shape": lambda x: x + x.amax((2, 3), keepdim=True).expand(x.shape),
+    "zeros per image": lambda x: x + x.new_zeros(x.shape[0], 4, 1, 1),
+    "map of ones": lambda x: x * torch.ones(x.shape[0], 1, x.shape[2], x.shape[3], dtype=x.dtype),
+    "pooling to one": lambda x: x * F.avg_pool2d(x, x.shape[2:]),
+    "normalization of what is seen": lambda x: (
+        depthwise(x, 3, padding=1)
+        / F.conv2d(torch.ones(len(x), 1, *x.shape[2:], dtype=x.dtype), weights_of(1, 1, 3, 3).abs(), padding=1)
+    ),
+}
+
+NOISE: dict[str, Function] = {
+    "rand of a tuple": lambda x: torch.rand((x.shape[0], *ones(x)), dtype=x.dtype) + 0.5,
+    "rand of numbers": lambda x: torch.rand(x.shape[0], 1, 1, 1, dtype=x.dtype) + 0.5,
+    "rand of a list": lambda x: torch.rand([x.shape[0], 1, 1, 1], dtype=x.dtype) + 0.5,
+    "rand of len": lambda x: torch.rand(len(x), 1, 1, 1, dtype=x.dtype) + 0.5,
+    "rand of int": lambda x: torch.rand(int(x.size(0)), 1, 1, 1, dtype=x.dtype) + 0.5,
+    "rand by name": lambda x: torch.rand(size=(x.shape[0], 1, 1, 1), dtype=x.dtype) + 0.5,
+    "empty": lambda x: torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype).bernoulli_(0.5),
+    "ones": lambda x: torch.ones((x.shape[0], *ones(x)), dtype=x.dtype).bernoulli_(0.5),
+    "zeros": lambda x: torch.zeros(x.shape[0], 1, 1, 1, dtype=x.dtype).uniform_(0, 2),
+    "full": lambda x: torch.bernoulli(torch.full((x.shape[0], 1, 1, 1), 0.5, dtype=x.dtype)),
+    "new empty": lambda x: x.new_empty((x.shape[0], *ones(x))).bernoulli_(0.5),
+    "random integers": lambda x: torch.randint(0, 2, (x.shape[0], 1, 1, 1)).to(x),
+    "normal": lambda x: torch.randn(x.shape[0], 1, 1, 1, dtype=x.dtype),
+    "comparison": lambda x: (torch.rand(x.shape[0], 1, 1, 1, dtype=x.dtype) < 0.5).to(x.dtype) * 2,
+}
+
+RIGHT = DECISIONS | SIZES | {f"stochastic depth, {name}": stochastic_depth(draw) for name, draw in NOISE.items()}
+
+REFUSED: dict[str, Function] = {
+    "sum over number": lambda x: x.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3]) + x,
+    "inverse": lambda x: x * (1 / (x.shape[2] * x.shape[3])),
+    "inverse of a fraction": lambda x: x * (1.0 / (x.shape[2] * x.shape[3])),
+    "less one": lambda x: x / (x.shape[2] * x.shape[3] - 1),
+    "root": lambda x: x / (x.shape[2] * x.shape[3]) ** 0.5,
+    "root of math": lambda x: x / math.sqrt(x.shape[2] * x.shape[3]),
+    "int": lambda x: x / int(x.shape[2] * x.shape[3]),
+    "float": lambda x: x * float(x.shape[2] * x.shape[3]),
+    "tensor": lambda x: x / torch.tensor(x.shape[2] * x.shape[3]),
+    "tensor of several": lambda x: x * torch.tensor([x.shape[2], x.shape[3]]).prod().sqrt(),
+    "numel of a shape": lambda x: x / x.shape[2:].numel(),
+    "numel by images": lambda x: x * (x.numel() / x.shape[0]),
+    "function": lambda x: torch.sub(x, x.shape[2]),
+    "method": lambda x: x.mul(x.shape[3]),
+    "on the left": lambda x: x.shape[3] * x,
+    "bound": lambda x: x.clamp(max=x.shape[2]),
+    "compared": lambda x: x * (x > x.shape[2]),
+    "in place": lambda x: x.clone().div_(x.shape[2]),
+    "written": lambda x: x.clone().fill_(x.shape[2]),
+    "positions": lambda x: x * torch.linspace(-1, 1, x.shape[3], dtype=x.dtype),
+    "table of positions": lambda x: x + weights_of(1, 4, 40, 40)[:, :, : x.shape[2], : x.shape[3]],
+    "resampled table": lambda x: x + F.interpolate(weights_of(1, 4, 5, 5), size=x.shape[2:]),
+    "weight scaled by size": lambda x: F.conv2d(x, weights_of(4, 4, 1, 1) / x.shape[2]),
+}
+
+
+@pytest.mark.parametrize("patch", PATCHES)
+@pytest.mark.parametrize("function", RIGHT.values(), ids=RIGHT)
+def test_behaves_as_on_the_whole_map(function: Function, patch: tuple[int, int]) -> None:
+    assert_agrees_with_oracle(Apply(function), MASK, 4, patch)
+    assert_agrees_with_crop(Apply(function), EVERYTHING, 4, patch)
+
+
+@pytest.mark.parametrize("patch", PATCHES)
+@pytest.mark.parametrize("function", REFUSED.values(), ids=REFUSED)
+def test_is_refused_where_a_size_meets_the_input(function: Function, patch: tuple[int, int]) -> None:
+    assert_refused(Apply(function), EVERYTHING, 4, patch, match="size of the map")
+
+
+WITHIN_PATCHES: dict[str, Function] = {
+    "upsampled to the size of a map": lambda x: depthwise(
+        F.interpolate(F.max_pool2d(x, 2), size=x.shape[2:]), 3, padding=1
+    ),
+    "half of a size": lambda x: F.interpolate(x, size=(x.shape[2] // 2, x.shape[3] // 2)),
+    "cells": lambda x: x.view(len(x), 4, x.shape[2] // 2, 2, x.shape[3] // 2, 2).amax((3, 5)),
+    "padding to even": lambda x: F.conv2d(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)), weights_of(4, 4, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("function", WITHIN_PATCHES.values(), ids=WITHIN_PATCHES)
+def test_behaves_as_on_the_whole_map_within_patches(function: Function) -> None:
+    assert_agrees_with_oracle(Apply(function), MASK, 4, (4, 6))
+    assert_agrees_with_crop(Apply(function), EVERYTHING, 4, (4, 6))
+
+
+def test_fixed_sizes_are_of_the_whole_map() -> None:
+    def resampled(x: Tensor) -> Tensor:
+        return F.interpolate(x, size=(6, 8)) * 2
+
+    assert_agrees_with_crop(Apply(resampled), EVERYTHING, 4, (4, 6))
+    assert_agrees_with_oracle(Apply(resampled), MASK, 4, (4, 6))
+    assert_refused(Apply(lambda x: F.interpolate(x, size=(4, 4))), EVERYTHING, 4, (4, 6), match="patch by patch")
+
+
+def test_sizes_told_of_a_rectangle() -> None:
+    """A check of a rectangle of patches tells the network its sizes, as the ordinary network reads them."""
+    visible = torch.zeros(1, 3, 4, dtype=torch.bool)
+    visible[:, :2, :3] = True
+    execution = SparseExecution(PatchGrid(visible, 6))
+    execution.told.grid = (2, 3)
+    seen: list[Any] = []
+
+    def network(x: Tensor) -> Tensor:
+        seen.append(x.shape)
+        return x
+
+    run(execution, Apply(network), torch.zeros(1, 4, 12, 24))
+    assert seen == [(1, 4, 8, 18)]
+
+
+def test_raw_errors_of_torch_name_the_module() -> None:
+    with pytest.raises(UnsupportedOperation, match="size of the map"):
+        run(SparseExecution(PatchGrid(EVERYTHING, 12)), Apply(lambda x: x.add(x.shape[2])), torch.zeros(2, 4, 12, 24))
+
+
+COMPILED = {"branch": DECISIONS["comparison"], "table": DECISIONS["table"], "batch": DECISIONS["size of the batch"]}
+
+
+@pytest.mark.parametrize("function", COMPILED.values(), ids=COMPILED)
+def test_a_network_that_decides_by_sizes_is_not_compiled(function: Function) -> None:
+    with pytest.raises(UnsupportedOperation, match="cannot be compiled"):
+        require_compilable(PatchGrid(MASK, 6), Apply(function), torch.randn(2, 4, 12, 24))
+
+
+SAME = {"view": SIZES["view"], "noise": stochastic_depth(NOISE["rand of numbers"]), "no sizes": torch.relu}
+
+
+@pytest.mark.parametrize("function", SAME.values(), ids=SAME)
+def test_a_network_that_gives_sizes_back_can_be_compiled(function: Function) -> None:
+    images, state = torch.randn(2, 4, 12, 24).double(), torch.get_rng_state()
+    require_compilable(PatchGrid(MASK, 6), Apply(function), images)
+    assert torch.equal(torch.get_rng_state(), state)
