@@ -85,14 +85,16 @@ def _checkpoints_of_callers() -> Iterator[tuple[Any, Sequence[Any]]]:
                 yield record, caller.f_locals.get("args", ())
 
 
-def switched_gradients() -> str | None:
-    """Return why gradients are off, or on, where they were not when a run began; None where that does no harm.
+def switched_gradients(func: Any) -> str | None:
+    """Return why `func` is refused where gradients are off, or on, where they were not when a run began; None where that does no harm.
 
     A network may switch them by `torch.no_grad()`. But re-entrant checkpointing computes without gradients first and
     once more in backward, when nothing is known of patches, and what a custom autograd function computes is
     differentiated by its own `backward`.
     """
     kind = next(filter(None, map(_autograd_function_of, callers())), None)
+    if kind is None and func is torch.Tensor.view_as:  # so torch makes the result of a function that returns its input
+        return "it is called with gradients switched off, as by a custom autograd function that returns its input"
     if kind is None:
         return None
     if kind is torch.nn.modules._functions.BackwardHookFunction:

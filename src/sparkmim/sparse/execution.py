@@ -86,7 +86,7 @@ class Execution(TorchFunctionMode):
         """Raise for a function called where gradients are not those of the run, unless the network switched them."""
         if torch.compiler.is_compiling():
             raise unsupported(func, "it is called where the network has switched gradients off or on")
-        why = switched_gradients()
+        why = switched_gradients(func)
         if why is not None:
             raise unsupported(func, why)
 
