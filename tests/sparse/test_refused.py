@@ -285,7 +285,7 @@ MIXING = {
     "write_outside_out": Case(lambda x: torch.mul(x.detach(), 2, out=torch.zeros(x.shape, dtype=x.dtype)), "mul"),
     "write_running_mean": Case(lambda x: torch.zeros(8, dtype=x.dtype).lerp_(x.detach().mean((2, 3)), 0.1), "lerp_"),
     "scatter": Case(lambda x: torch.zeros(x.shape, dtype=x.dtype).scatter_(2, x.to(torch.int64) * 0, x), "scatter_"),
-    "without_gradients": Case(lambda x: without_gradients(lambda: x * 2), "mul"),
+    "without_gradients": Case(lambda x: without_gradients(lambda: x.roll(1, 2)), "roll"),
 }  # fmt: skip
 
 

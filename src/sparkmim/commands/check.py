@@ -14,8 +14,9 @@ def command(
     patch_size: int | None = None,
     in_chans: int | None = None,
     precision: Literal["float64", "float32"] = "float64",
+    image_size: tuple[int, ...] = (),
 ) -> int:
-    """Check that a network works on visible patches: identity, crop, leak and oracle.
+    """Check that a network works on visible patches: identity, crop, leak, oracle, and identity at the image size.
 
     Args:
         model: a timm model name, or FILE.py:FUNCTION or MODULE:FUNCTION (torchvision.models:resnet50) that returns a
@@ -24,9 +25,18 @@ def command(
         patch_size: side of a patch in pixels; the network's total stride by default, or a multiple or a divisor of it.
         in_chans: channels of the images; 3 by default, or those of a sparkmim.Backbone.
         precision: of the computation; the tolerance is 1e-8 in float64 and 2e-3 in float32.
+        image_size: pixels of the images of training, one number or one an axis: the feature maps of one such image
+            are compared too, in float32.
     """
     from ..diagnostics.check import check
 
-    report = check(model, stages=stages, patch_size=patch_size, in_chans=in_chans, precision=precision)
+    report = check(
+        model,
+        stages=stages,
+        patch_size=patch_size,
+        in_chans=in_chans,
+        precision=precision,
+        image_size=image_size if len(image_size) > 1 else next(iter(image_size), None),
+    )
     print(report)
     return 0 if report.passed else 1

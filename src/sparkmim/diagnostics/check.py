@@ -15,7 +15,7 @@ from ..sparse.check import CheckReport as PropertyReport
 
 
 class CheckReport(NamedTuple):
-    """Feature maps of a network, how much of it pretraining reaches, and the outcome of the four checks.
+    """Feature maps of a network, how much of it pretraining reaches, and the outcome of the checks.
 
     Attributes:
         model: name of the network.
@@ -50,6 +50,7 @@ def check(
     patch_size: int | None = None,
     in_chans: int | None = None,
     precision: Literal["float64", "float32"] = "float64",
+    image_size: int | Sequence[int] | None = None,
 ) -> CheckReport:
     """Check that a network computes the same on visible patches as a masked network would on whole images.
 
@@ -59,6 +60,8 @@ def check(
         patch_size: side of a patch in pixels, a multiple or a divisor of the total stride, which is the default.
         in_chans: channels of the images; 3 by default, or those of a Backbone.
         precision: of the computation; deviations up to 1e-8 pass in float64, up to 2e-3 in float32.
+        image_size: pixels of the images of training, one number or one an axis: the feature maps of one such image are
+            compared as well, since a network may compute something else on large images.
 
     Raises:
         ValueError: for an unknown network, one without feature maps, or settings that do not fit it.
@@ -76,7 +79,7 @@ def check(
     unreached = set(backbone.unreached_parameters())
     sizes = {name: parameter.numel() for name, parameter in backbone.module.named_parameters()}
     with code_of(name):
-        properties = backbone.check(patch_size, dtype=getattr(torch, precision))
+        properties = backbone.check(patch_size, dtype=getattr(torch, precision), image_size=image_size)
     return CheckReport(
         model=name,
         levels=tuple(backbone.levels),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..utils.copies import copied
 from ..utils.hooks import Call, record_calls
 
 IMAGE_SIZE = 224
@@ -45,7 +45,7 @@ def counterpart_weights(own: nn.Module, other: nn.Module) -> dict[str, Tensor]:
     """
     images = torch.randn(1, _in_chans(own), IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
     own_state, other_state = own.state_dict(), other.state_dict()
-    own_uses, own_result = _uses(copy.deepcopy(own).double(), images.double())
+    own_uses, own_result = _uses(copied(own).double(), images.double())
     other_uses, _ = _uses(other, images)
     if len(own_uses) > len(other_uses):
         raise Mismatch(f"it has {len(other_uses)} layers with weights and not {len(own_uses)}")

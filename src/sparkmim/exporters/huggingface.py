@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +14,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from ..checkpoints.encoder import TrainedEncoder
+from ..utils.copies import copied
 from ..utils.io import SUFFIX, write_text
 from .equivalence import Mismatch, compare_maps
 
@@ -147,7 +147,7 @@ def _check(name: str, network: nn.Module, folder: str, size: tuple[int, ...]) ->
     images = torch.randn(1, *size, generator=torch.Generator().manual_seed(0), dtype=torch.double)
     try:
         loaded: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().double()
-        own: Any = copy.deepcopy(network).double()
+        own: Any = copied(network).double()
         with torch.no_grad():
             compare_maps(own.forward_features(images), loaded.forward_features(images), "its head")
             compare_maps(own(images), loaded(images), "its end")

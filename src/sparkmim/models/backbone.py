@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from torchvision.ops import DropBlock2d, DropBlock3d, StochasticDepth
 
 from ..sparse import CheckReport, check, random_factor
-from ..utils.modules import eval_mode
+from ..utils.copies import copied
+from ..utils.modules import eval_mode, preserved_attributes
 from .alignment import Alignment
 from .levels import MAX_LEVELS, Level, NotProportionalError, measure_levels, pyramid
 from .stages import find_stages
@@ -26,6 +26,9 @@ random_factor(StochasticDepth)
 for drop_block in (DropBlock2d, DropBlock3d):
     random_factor(drop_block, of_positions=True)
 random_factor(timm.layers.DropBlock2d, of_positions=True, unless="with_noise")
+
+MOST_CHECKED_IMAGES = 128
+"""Of a batch of training that a check compares: as many small images take as long as ten of 224 pixels."""
 
 
 class Backbone:
@@ -135,7 +138,7 @@ class Backbone:
             self._taps = StageTaps(self.module, self._find_stages())
         elif stages is not None and self._taps is None:
             self._taps = StageTaps(self.module, stages)
-        with eval_mode(self.module), torch.no_grad():
+        with eval_mode(self.module), preserved_attributes(self.module), torch.no_grad():
             levels = measure_levels(lambda size: self(self.blank_image(size)), self.dims, type(self.module).__name__)
         self._chosen = pyramid(levels)
         return [levels[index] for index in self._chosen]
@@ -144,7 +147,11 @@ class Backbone:
         """Return the names of the submodules that end a stage, found by running the network."""
         sizes = ((64, 64, 64), (96, 128, 96)) if self.dims == 3 else ((224, 224), (256, 288))
         try:
-            with eval_mode(self.module), nullcontext() if self._alignment is None else self._alignment:
+            with (
+                eval_mode(self.module),
+                preserved_attributes(self.module),
+                nullcontext() if self._alignment is None else self._alignment,
+            ):
                 images = [self.blank_image(size[: self.dims]) for size in sizes]
                 return find_stages(self.module, *images)
         except (ValueError, RuntimeError, TypeError) as error:
@@ -185,17 +192,36 @@ class Backbone:
         """Return what image sizes must be a multiple of: the least common multiple of patch size and total stride."""
         return tuple(math.lcm(p, s) for p, s in zip(patch_size, self.strides[-1], strict=True))
 
-    def check(self, patch_size: int | Sequence[int] | None = None, **settings: Any) -> CheckReport:
-        """Check on a copy that the network works on visible patches: identity, crop, leak and oracle.
+    def check(
+        self,
+        patch_size: int | Sequence[int] | None = None,
+        *,
+        image_size: int | Sequence[int] | None = None,
+        batch_size: int = 1,
+        **settings: Any,
+    ) -> CheckReport:
+        """Check on a copy that the network works on visible patches: identity, crop, leak and oracle on small images.
 
         Args:
             patch_size: pixels of a patch; the total stride by default.
+            image_size: of training, an int or one an axis: with nothing hidden, feature maps of one such image are
+                compared too. A network may compute something else on large images than on small ones.
+            batch_size: images that training sees at a time. With more than one, feature maps of as many small images
+                are compared too, up to 128.
             settings: of :func:`sparkmim.sparse.check`.
+
+        Raises:
+            ValueError: for an image size that the patch size or the total stride does not divide.
         """
-        other = copy.deepcopy(self)
+        other = copied(self)
         size = self.resolve_patch_size(patch_size)
-        stride = self.strides[-1]
-        return check(other.module, other, patch_size=size, stride=stride, in_chans=self.in_chans, **settings)
+        shapes: list[tuple[int, ...]] = []
+        if image_size is not None:
+            shapes.append((1, *((image_size,) * self.dims if isinstance(image_size, int) else image_size)))
+        if batch_size > 1:
+            shapes.append((min(batch_size, MOST_CHECKED_IMAGES), *[2 * s for s in self.size_divisor(size)]))
+        settings = {"stride": self.strides[-1], "in_chans": self.in_chans, "shapes": shapes} | settings
+        return check(other.module, other, patch_size=size, **settings)
 
     def unreached_parameters(self, levels: int = MAX_LEVELS) -> list[str]:
         """Return the names of trainable parameters that none of the deepest `levels` maps depends on.
@@ -203,7 +229,7 @@ class Backbone:
         These are a classifier's, or a last norm's.
         """
         size = max(s for stride in self.strides for s in stride)
-        with eval_mode(self.module), torch.enable_grad():
+        with eval_mode(self.module), preserved_attributes(self.module), torch.enable_grad():
             frozen = [p for p in self.module.parameters() if not p.requires_grad]
             maps = self(self.blank_image([2 * size] * self.dims).requires_grad_())
         reached = _leaves(maps[-levels:])

@@ -146,7 +146,8 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         model = ready.config.model
         if ready.state is not None or model.execution != "packed":
             return
-        report = task.model.backbone.check(model.patch_size, modes=["train"])
+        size, images = ready.config.data.image_size, task.micro_batch
+        report = task.model.backbone.check(model.patch_size, modes=["train"], image_size=size, batch_size=images)
         if not report.passed:
             raise ValueError(
                 f"{model.model} does not work on visible patches:\n{report}\n"

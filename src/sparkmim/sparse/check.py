@@ -7,22 +7,31 @@ Each is compared in values, gradients and running statistics.
    oracle and tests halos, fills and statistics at once. (The rectangle's sides are multiples of the total stride.)
 3. *leak*: hidden pixels, even NaN, change nothing.
 4. *oracle*: on random masks, they equal the masked-dense reference's.
+
+These are compared on small images. With image sizes given, a fifth is cheap enough to be compared on those:
+
+5. *size*: identity in values, in evaluation mode and float32. A network may compute something else on large images.
+
+Noise within images is answered by its expectation (:class:`~sparkmim.sparse.expectation.ExpectedNoise`), since no two
+of these runs draw it in the same order; noise that is a number an image is drawn alike.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..utils.random import seed_everything, seeded
+from .check_report import FLOOR, GRADIENT_TOLERANCE, TOLERANCE, CheckReport, CheckResult
 from .dense.execution import MaskedDenseExecution
 from .errors import UnsupportedOperation
 from .execution import Execution
+from .expectation import ExpectedNoise
 from .grid import PatchGrid, mask_at
 from .overrides import draws_positions
 from .packed.execution import SparseExecution
@@ -30,85 +39,8 @@ from .run import run
 
 Features = Callable[[Tensor], Any]
 
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3}
-"""Largest relative deviation that passes, by precision."""
-
-GRADIENT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 5e-2}
-"""Largest relative deviation of gradients that passes, which batch norm over few positions makes less exact."""
-
-FLOOR = {torch.float64: 1e-5, torch.float32: 1e-3}
-"""Share of the norm of all gradients below which one is zero but for rounding (that of a bias before batch norm)."""
-
 FEWEST_PIXELS = 8192
 """Of the images of a check, by default."""
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """Outcome of one property in one mode.
-
-    Attributes:
-        check: "identity", "crop", "leak" or "oracle".
-        mode: "eval" or "train".
-        values, gradients, statistics: the largest relative deviation of feature maps, of parameter and input
-            gradients, and of running statistics; infinite where NaN.
-        error: the message of an :class:`UnsupportedOperation`, if one was raised.
-    """
-
-    check: str
-    mode: str
-    tolerance: float
-    gradient_tolerance: float
-    values: float = math.inf
-    gradients: float = math.inf
-    statistics: float = math.inf
-    error: str | None = None
-
-    @property
-    def deviation(self) -> float:
-        """Largest of the three."""
-        return max(self.values, self.gradients, self.statistics)
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing was raised and all deviations are within the tolerance."""
-        exact = max(self.values, self.statistics) <= self.tolerance and self.gradients <= self.gradient_tolerance
-        return self.error is None and exact
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """All outcomes of :func:`check`. `str(report)` is a table.
-
-    Attributes:
-        results: of each property in each mode.
-        precision: the lowest in which the network computes, whose tolerance applies.
-    """
-
-    results: list[CheckResult] = field(default_factory=list)
-    precision: torch.dtype = torch.float64
-
-    @property
-    def passed(self) -> bool:
-        """Whether every property holds in every mode."""
-        return all(result.passed for result in self.results)
-
-    @property
-    def errors(self) -> list[str]:
-        """Distinct errors raised."""
-        return list(dict.fromkeys(result.error for result in self.results if result.error is not None))
-
-    @property
-    def deviation(self) -> float:
-        """Largest deviation of all."""
-        return max((result.deviation for result in self.results), default=math.inf)
-
-    def __str__(self) -> str:
-        lines = [f"{'check':<10}{'mode':<7}{'values':>10}{'gradients':>11}{'statistics':>12}  verdict"]
-        for r in self.results:
-            numbers = f"{r.values:>10.1e}{r.gradients:>11.1e}{r.statistics:>12.1e}" if r.error is None else " " * 33
-            lines.append(f"{r.check:<10}{r.mode:<7}{numbers}  {'pass' if r.passed else 'FAIL'}")
-        return "\n".join([*lines, *self.errors[:1]])
 
 
 class _Pass(NamedTuple):
@@ -131,8 +63,9 @@ def check(
     modes: Sequence[str] = ("eval", "train"),
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
+    shapes: Sequence[Sequence[int]] = (),
 ) -> CheckReport:
-    """Check the four properties of a network on random images.
+    """Check the properties of a network on random images.
 
     The network is changed: converted to `dtype`, parameters that are constant (a layer scale of 1e-6 would hide what
     its branch does) and running statistics randomized, element-wise dropout switched off. Pass a copy.
@@ -149,43 +82,90 @@ def check(
         modes: of "eval" and "train".
         dtype: precision; the tolerance depends on it, or on a lower one that the network itself converts maps to.
         seed: of images, masks and randomized parameters.
+        shapes: numbers of images and their sizes, `(images, *size)`, on each of which "size" is compared too.
 
     Raises:
-        ValueError: for a grid that does not fit the stride.
+        ValueError: for a grid that does not fit the stride, or a size that does not.
     """
     unit = [math.lcm(p, s) // p for p, s in zip(patch_size, stride or patch_size, strict=True)]
     grid = tuple(grid or [n * u for n, u in enumerate(unit, start=3)])
     if any(g % u or g < 2 * u for g, u in zip(grid, unit, strict=True)):
         raise ValueError(f"a grid of {grid} patches must hold multiples of {tuple(unit)}, at least twice")
-    device = next(network.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    network.to(dtype)
-    size = [g * p for g, p in zip(grid, patch_size, strict=True)]
-    batch = batch or max(2, math.ceil(FEWEST_PIXELS / math.prod(size)))
-    images = torch.randn(batch, in_chans, *size, generator=generator, dtype=dtype).to(device)
-    with _LowestPrecision(dtype) as computed:
-        randomize(network, features or network, images, generator)
-    tolerance = TOLERANCE[computed.dtype], GRADIENT_TOLERANCE[computed.dtype]
-    runner = _Runner(network, features or network, images, patch_size, unit, seed)
-    results = []
-    for mode in modes:
-        network.train(mode == "train")
-        for name, compare in (("identity", _identity), ("crop", _crop), ("leak", _leak), ("oracle", _oracle)):
-            try:
-                ours, wanted = compare(runner, torch.Generator().manual_seed(seed + 1))
-                result = CheckResult(
-                    name,
-                    mode,
-                    *tolerance,
-                    _deviation(ours.maps, wanted.maps),
-                    _deviation(ours.gradients, wanted.gradients, floor=FLOOR[computed.dtype]),
-                    _deviation(ours.statistics, wanted.statistics),
-                )
-                del ours, wanted  # gradients of all parameters, twice: not beside those of the next two passes
-            except UnsupportedOperation as error:
-                result = CheckResult(name, mode, *tolerance, error=str(error))
-            results.append(result)
+    for _, *size in shapes:
+        require_multiples(size, [p * u for p, u in zip(patch_size, unit, strict=True)])
+    features = network if features is None else features
+    with seeded(seed, network):
+        generator = torch.Generator().manual_seed(seed)
+        network.to(dtype)
+        size = [g * p for g, p in zip(grid, patch_size, strict=True)]
+        batch = batch or max(2, math.ceil(FEWEST_PIXELS / math.prod(size)))
+        images = _images((batch, in_chans, *size), network, dtype, generator)
+        with _LowestPrecision(dtype) as computed:
+            randomize(network, features, images, generator)
+        runner = _Runner(network, features, images, patch_size, unit, seed)
+        results = []
+        for mode in modes:
+            network.train(mode == "train")
+            results += [_compared(name, mode, runner, computed.dtype) for name in _PROPERTIES]
+        results += [_at_size(network, features, shape, in_chans, patch_size, seed) for shape in shapes]
     return CheckReport(results, computed.dtype)
+
+
+def require_multiples(size: Sequence[int], unit: Sequence[int]) -> None:
+    """Raise unless images of a size divide into patches and into positions of all maps.
+
+    Raises:
+        ValueError: with the nearest size that does.
+    """
+    if len(size) != len(unit) or any(s < 1 or s % u for s, u in zip(size, unit, strict=True)):
+        sides = size if len(size) == len(unit) else unit
+        nearest = " x ".join(str(max(1, round(s / u)) * u) for s, u in zip(sides, unit, strict=True))
+        raise ValueError(
+            f"image size {' x '.join(map(str, size))} is not divisible by {' x '.join(map(str, unit))}, as patches and "
+            f"the total stride need; use {nearest}, for example"
+        )
+
+
+def _images(shape: Sequence[int], network: nn.Module, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    images = torch.randn(*shape, generator=generator, dtype=dtype)
+    return images.to(next(network.parameters()).device)
+
+
+def _compared(name: str, mode: str, runner: _Runner, computed: torch.dtype) -> CheckResult:
+    """Return the outcome of a property, of the network in its present mode."""
+    tolerance = TOLERANCE[computed], GRADIENT_TOLERANCE[computed]
+    try:
+        ours, wanted = _PROPERTIES[name](runner, torch.Generator().manual_seed(runner.seed + 1))
+    except UnsupportedOperation as error:
+        return CheckResult(name, mode, *tolerance, error=str(error))
+    return CheckResult(
+        name,
+        mode,
+        *tolerance,
+        _deviation(ours.maps, wanted.maps),
+        _deviation(ours.gradients, wanted.gradients, floor=FLOOR[computed]),
+        _deviation(ours.statistics, wanted.statistics),
+    )
+
+
+@torch.no_grad()
+def _at_size(
+    network: nn.Module, features: Features, shape: Sequence[int], in_chans: int, patch_size: Sequence[int], seed: int
+) -> CheckResult:
+    """Compare feature maps with nothing hidden, on images of a size, in evaluation mode and float32."""
+    network.float().eval()
+    count, *size = shape
+    tolerance = TOLERANCE[torch.float32], GRADIENT_TOLERANCE[torch.float32]
+    images = _images((count, in_chans, *size), network, torch.float32, torch.Generator().manual_seed(seed))
+    visible = torch.ones(count, *[s // p for s, p in zip(size, patch_size, strict=True)], dtype=torch.bool)
+    grid = PatchGrid(visible.to(images.device), math.prod(visible.shape[1:]))
+    with ExpectedNoise():
+        try:
+            ours = _maps(SparseExecution, grid, network, images, features)
+        except UnsupportedOperation as error:
+            return CheckResult("size", "eval", *tolerance, error=str(error), shape=tuple(shape))
+        deviation = _deviation(ours, list(_as_list(features(images))))
+    return CheckResult("size", "eval", *tolerance, deviation, 0.0, 0.0, shape=tuple(shape))
 
 
 def randomize(network: nn.Module, features: Features, images: Tensor, generator: torch.Generator) -> None:
@@ -263,11 +243,16 @@ class _Runner:
         state = [buffer.clone() for buffer in self.network.buffers()]
         self.network.zero_grad(set_to_none=True)
         images = images.detach().clone().requires_grad_()
-        torch.manual_seed(self.seed)  # for stochastic depth
+        seed_everything(self.seed)  # for stochastic depth
+        with ExpectedNoise():
+            return self._differentiated(images, visible, kind, state)
+
+    def _differentiated(
+        self, images: Tensor, visible: Tensor | None, kind: type[Execution] | None, state: list[Tensor]
+    ) -> _Pass:
         try:
             if visible is None or kind is None:
-                maps = self.features(images)
-                maps = [maps] if isinstance(maps, Tensor) else list(maps)
+                maps = _as_list(self.features(images))
                 numbers = [m.numel() for m in maps]
             else:
                 grid = PatchGrid(visible.to(images.device), int(visible[0].sum()))
@@ -299,11 +284,17 @@ def _maps(
     kind: type[Execution], grid: PatchGrid, network: nn.Module, images: Tensor, features: Features
 ) -> list[Tensor]:
     """Return the feature maps of an execution as whole maps, zero where hidden."""
-    if kind is SparseExecution:
-        packed = SparseExecution(grid)
-        return [packed.whole_map(m) for m in run(packed, network, images, features)]
-    dense = MaskedDenseExecution(grid)
-    return [dense.whole_map(m) for m in run(dense, network, images, features)]
+    execution = _execution(kind, grid)
+    return [execution.whole_map(m) for m in run(execution, network, images, features)]
+
+
+def _execution(kind: type[Execution], grid: PatchGrid) -> SparseExecution | MaskedDenseExecution:
+    """Return the execution of a pass: all that a check runs are made here."""
+    return SparseExecution(grid) if kind is SparseExecution else MaskedDenseExecution(grid)
+
+
+def _as_list(maps: Any) -> list[Tensor]:
+    return [maps] if isinstance(maps, Tensor) else list(maps)
 
 
 def _identity(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
@@ -352,6 +343,9 @@ def _leak(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
 def _oracle(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
     visible = _random_visible(runner, generator)
     return runner(runner.images, visible, SparseExecution), runner(runner.images, visible, MaskedDenseExecution)
+
+
+_PROPERTIES = {"identity": _identity, "crop": _crop, "leak": _leak, "oracle": _oracle}
 
 
 def _random_visible(runner: _Runner, generator: torch.Generator) -> Tensor:

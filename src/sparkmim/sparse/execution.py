@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .checkpointing import recompute_under
+from .checkpointing import recompute_under, switched_gradients
 from .errors import OUTSIDER, WAYS_OUT, UnsupportedOperation, unsupported
 from .extent import MEASURED, Told, extent, has_extent, of_whole_map
 from .layout import Layout, Unfinished
@@ -73,11 +73,7 @@ class Execution(TorchFunctionMode):
         if owner is None:
             return self._answer_untraced(func, args, kwargs)
         if torch.is_grad_enabled() != self.grad_enabled:
-            raise unsupported(
-                func,
-                "it is called where the network has switched gradients off or on, as re-entrant checkpointing does "
-                "(torch.utils.checkpoint with use_reentrant=False works)",
-            )
+            self.require_ordinary_gradients(func)
         if not torch.compiler.is_compiling():
             recompute_under(self.recomputing, func)
             for value in tensors_in((args, kwargs)):
@@ -87,6 +83,15 @@ class Execution(TorchFunctionMode):
                     raise unsupported(func, MEASURED)
         out = owner.answer(func, args, kwargs)
         return out if owner is self else self.returned(out)
+
+    @staticmethod
+    def require_ordinary_gradients(func: Any) -> None:
+        """Raise for a function called where gradients are not those of the run, unless the network switched them."""
+        if torch.compiler.is_compiling():
+            raise unsupported(func, "it is called where the network has switched gradients off or on")
+        why = switched_gradients(func)
+        if why is not None:
+            raise unsupported(func, why)
 
     def answer(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the rule of a function for arguments that descend from the input."""

@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 
 from .extent import Degrees, area, unit
 
+MARK = "_sparkmim_layout"
+"""Attribute of a tensor that holds its layout."""
+
 
 class Padding(NamedTuple):
     """An ``F.pad`` that waits for the convolution or pooling after it.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .backward_hooks import MovedHooks, has_backward_hooks
 from .execution import Execution
 
 _FALLBACK = "_sparkmim_dense_fallback"
@@ -72,23 +73,30 @@ def _factor_of(module: nn.Module) -> _Factor | None:
     return None if factor is None or (factor.unless and getattr(module, factor.unless, False)) else factor
 
 
-def attach_to_opaque_modules(execution: Execution, network: nn.Module) -> list[RemovableHandle]:
-    """Give opaque modules of `network` maps (or rows) they understand, until the handles are removed."""
-    handles: list[RemovableHandle] = []
+def attach_to_modules(execution: Execution, network: nn.Module) -> list[RemovableHandle | MovedHooks]:
+    """Give opaque modules of `network` maps (or rows) they understand, and its backward hooks traced tensors.
+
+    Returns:
+        What undoes it, by `remove()`.
+    """
+    handles: list[RemovableHandle | MovedHooks] = []
     synchronized = torch.distributed.is_available() and torch.distributed.is_initialized()
+    eager = not torch.compiler.is_compiling()
     for module in network.modules():
+        hooks = None
         if getattr(module, _FALLBACK, False):
-            before, after = _on_whole_map(execution)
+            hooks = _on_whole_map(execution)
         elif (factor := _factor_of(module)) is not None:
-            before, after = _on_ones(execution, factor)
+            hooks = _on_ones(execution, factor)
         elif synchronized and isinstance(module, nn.SyncBatchNorm):
-            before, after = _on_rows(execution)
-        else:
-            continue
-        handles += [
-            module.register_forward_pre_hook(before, with_kwargs=True),
-            module.register_forward_hook(after, prepend=True),  # other hooks, a backbone's among them, see the result
-        ]
+            hooks = _on_rows(execution)
+        if hooks is not None:
+            before, after = hooks
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            # Other hooks, a backbone's among them, see the result.
+            handles.append(module.register_forward_hook(after, prepend=True))
+        if eager and has_backward_hooks(module):
+            handles.append(MovedHooks(execution, module))
     return handles
 
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.modules import preserved_buffers
+from .backward_hooks import MovedHooks
 from .compiling import show_functions_to_modes
 from .errors import WAYS_OUT, UnsupportedOperation, path_of_running_module
 from .execution import Execution
 from .extent import MEASURED, Extent
-from .overrides import attach_to_opaque_modules
+from .overrides import attach_to_modules
 
 
 def run(
@@ -42,11 +43,14 @@ def run(
         execution.reenter = partial(_again, network)
     features = network if features is None else features
     execution.grad_enabled = torch.is_grad_enabled()
-    handles = attach_to_opaque_modules(execution, network)
+    handles = attach_to_modules(execution, network)
     try:
         inputs = execution.prepare(images)
         with execution:
             maps = features(inputs)
+        for handle in handles:
+            if isinstance(handle, MovedHooks):
+                handle.require_finished()
         maps = [maps] if isinstance(maps, Tensor) else maps
         return [(execution.owner([m]) or execution).finish(m, f"feature map {i}") for i, m in enumerate(maps)]
     except (UnsupportedOperation, TypeError) as error:
@@ -67,7 +71,7 @@ def _again(network: nn.Module, execution: Execution) -> Iterator[None]:
 
     Running statistics stay as they are: the first pass has updated them.
     """
-    handles = attach_to_opaque_modules(execution, network)
+    handles = attach_to_modules(execution, network)
     try:
         with preserved_buffers(network), execution:
             yield

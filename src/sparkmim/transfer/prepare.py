@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ..training.prepare import validate_training
 from ..training.recipes import cores_per_process, find_recipe, local_processes
 from ..training.schedule import steps_of
 from ..training.task import Preparation, TrainingKind
+from ..utils.copies import copied
 from ..utils.devices import device_name, pick_device
 from ..utils.fields import show
 from .config import CLASSIFICATION, LabeledDataConfig, NetworkConfig, TransferConfig, config_type_of
@@ -228,7 +228,7 @@ def require_batch(network: Network, config: TransferConfig, processes: int) -> N
     if config.run.batch_size > config.run.accumulate * processes:
         return
     try:
-        copy.deepcopy(network.module).train()(torch.zeros(1, config.model.in_chans, *size))
+        copied(network.module).train()(torch.zeros(1, config.model.in_chans, *size))
     except ValueError as error:
         raise ValueError(
             f"one image of --image-size {show(size)} at a time leaves batch norm one value for each channel ({error}); "

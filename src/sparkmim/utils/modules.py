@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
+
+_OF_TORCH = frozenset(nn.Module().__dict__)
+"""Attributes that every module has: its mode, parameters, submodules and hooks."""
+
+_CONTAINERS = (list, dict, set, OrderedDict, defaultdict, deque)
 
 
 @contextmanager
@@ -30,3 +38,35 @@ def preserved_buffers(*modules: nn.Module) -> Iterator[None]:
     finally:
         for buffer, value in zip(buffers, values, strict=True):
             buffer.data.copy_(value)  # `.data`: the version counter that backward checks must not change
+
+
+@contextmanager
+def preserved_attributes(module: nn.Module) -> Iterator[None]:
+    """Restore on exit what a forward pass sets on the module and its submodules.
+
+    These are features kept as attributes, or in lists, dicts and sets of theirs, and weights that the older
+    `weight_norm`, `spectral_norm` and `prune` compute.
+    """
+    found = [(m, {k: v for k, v in m.__dict__.items() if k not in _OF_TORCH}) for m in module.modules()]
+    holders = [(value, copy.copy(value)) for _, attributes in found for value in _containers_in(attributes.values())]
+    try:
+        yield
+    finally:
+        for m, attributes in found:
+            for name in m.__dict__.keys() - _OF_TORCH - attributes.keys():
+                del m.__dict__[name]
+            m.__dict__.update(attributes)
+        for holder, content in holders:
+            holder.clear()
+            if isinstance(holder, (list, deque)):
+                holder.extend(content)
+            else:
+                holder.update(content)
+
+
+def _containers_in(values: Iterable[Any]) -> Iterator[Any]:
+    """Yield the containers among values, and those within them."""
+    for value in values:
+        if type(value) in _CONTAINERS:
+            yield value
+            yield from _containers_in(value.values() if isinstance(value, dict) else value)

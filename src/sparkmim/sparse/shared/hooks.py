@@ -8,28 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import unsupported
+from ..errors import UnsupportedOperation, unsupported
 from ..execution import Execution
-from .pointwise import own_layout
 
 
 @Execution.register(torch.Tensor.register_hook)
 def register_hook(execution: Execution, func: Any, x: Tensor, hook: Callable[[Tensor], Tensor | None]) -> Any:
-    """Register a hook that is given the gradient with the layout of its map, and may return another such gradient."""
-    layout = own_layout(execution, func, x)
-    if not layout.is_map:
-        raise unsupported(
-            func, "the gradient of a value per image is kept in parts, one for each patch; hook the map it gates"
-        )
+    """Register a hook that is given the gradient with the layout of its map, and may return another such gradient.
+
+    A hook that only observes may compute what has no rule, or observe a value per image, whose gradient is kept in
+    parts, one for each patch: it is given the tensor that the gradient is kept as.
+    """
     if torch.compiler.is_compiling():
         raise unsupported(func, "hooks on gradients of the input have no rule while compiling")
+    layout = execution.layout(x)
 
     def answered(grad: Tensor) -> Tensor | None:
+        if layout is None or not layout.is_map or layout.padding is not None:
+            return _observed(func, hook, grad)
         given = execution.mark(grad.view_as(grad), layout)
         before, execution.grad_enabled = execution.grad_enabled, torch.is_grad_enabled()
         try:
             with execution:
                 out = hook(given)
+        except UnsupportedOperation:
+            return _observed(func, hook, grad)
         finally:
             execution.grad_enabled = before
         if out is None:
@@ -39,6 +42,16 @@ def register_hook(execution: Execution, func: Any, x: Tensor, hook: Callable[[Te
         return out
 
     return func(x, answered)
+
+
+def _observed(func: Any, hook: Callable[[Tensor], Tensor | None], grad: Tensor) -> None:
+    """Call a hook that returns nothing."""
+    if hook(grad) is not None:
+        raise unsupported(
+            func,
+            "its hook returns a gradient that it computes by functions without a rule, or that of a value per image, "
+            "which is kept in parts, one for each patch",
+        )
 
 
 @Execution.register(torch.Tensor.retain_grad)

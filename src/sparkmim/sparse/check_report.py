@@ -1,0 +1,99 @@
+"""Outcome of a check."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3}
+"""Largest relative deviation that passes, by precision."""
+
+GRADIENT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 5e-2}
+"""Largest relative deviation of gradients that passes, which batch norm over few positions makes less exact."""
+
+FLOOR = {torch.float64: 1e-5, torch.float32: 1e-3}
+"""Share of the norm of all gradients below which one is zero but for rounding (that of a bias before batch norm)."""
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Outcome of one property in one mode.
+
+    Attributes:
+        check: "identity", "crop", "leak", "oracle" or "size".
+        mode: "eval" or "train".
+        values, gradients, statistics: the largest relative deviation of feature maps, of parameter and input
+            gradients, and of running statistics; infinite where NaN. "size" measures values alone.
+        error: the message of an :class:`UnsupportedOperation`, if one was raised.
+        shape: of "size", the number of images and their size.
+    """
+
+    check: str
+    mode: str
+    tolerance: float
+    gradient_tolerance: float
+    values: float = math.inf
+    gradients: float = math.inf
+    statistics: float = math.inf
+    error: str | None = None
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def deviation(self) -> float:
+        """Largest of the three."""
+        return max(self.values, self.gradients, self.statistics)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was raised and all deviations are within the tolerance."""
+        exact = max(self.values, self.statistics) <= self.tolerance and self.gradients <= self.gradient_tolerance
+        return self.error is None and exact
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """All outcomes of :func:`check`. `str(report)` is a table.
+
+    Attributes:
+        results: of each property in each mode.
+        precision: the lowest in which the network computes, whose tolerance applies.
+    """
+
+    results: list[CheckResult] = field(default_factory=list)
+    precision: torch.dtype = torch.float64
+
+    @property
+    def passed(self) -> bool:
+        """Whether every property holds in every mode."""
+        return all(result.passed for result in self.results)
+
+    @property
+    def errors(self) -> list[str]:
+        """Distinct errors raised."""
+        return list(dict.fromkeys(result.error for result in self.results if result.error is not None))
+
+    @property
+    def deviation(self) -> float:
+        """Largest deviation of all."""
+        return max((result.deviation for result in self.results), default=math.inf)
+
+    def __str__(self) -> str:
+        lines = [f"{'check':<10}{'mode':<7}{'values':>10}{'gradients':>11}{'statistics':>12}  verdict"]
+        return "\n".join([*lines, *map(_line, self.results), *self.errors[:1]])
+
+
+def _line(result: CheckResult) -> str:
+    numbers = " " * 33
+    if result.error is None:
+        others = (result.gradients, result.statistics) if result.shape is None else (None, None)
+        numbers = f"{result.values:>10.1e}" + "".join(
+            "-".rjust(width) if number is None else f"{number:>{width}.1e}"
+            for number, width in zip(others, (11, 12), strict=True)
+        )
+    verdict = "pass" if result.passed else "FAIL"
+    if result.shape is not None:
+        images, *size = result.shape
+        verdict += f"  ({images} image{'s' * (images != 1)} of {' x '.join(map(str, size))})"
+    return f"{result.check:<10}{result.mode:<7}{numbers}  {verdict}"

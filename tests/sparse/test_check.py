@@ -1,0 +1,165 @@
+"""The check itself: what it finds that only shows where training happens, and what must not mislead it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sparkmim import Backbone
+from sparkmim.sparse import check
+from sparkmim.sparse.expectation import ExpectedNoise
+
+Function = Callable[[Any, Tensor], Tensor]
+
+
+class Between(nn.Module):
+    """A function between two convolutions; it is given the network too, whose mode it may ask for."""
+
+    def __init__(self, function: Function, **parts: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 3, 2, 1)
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.function(self, self.stem(x)))
+
+
+def backbone(function: Function, **parts: nn.Module) -> Backbone:
+    return Backbone(Between(function, **parts), stages=["stem", "down"])
+
+
+# --- at the size of training ----------------------------------------------------------------------------------------
+
+
+def unseen_shape(x: Tensor) -> tuple[int, ...]:
+    """The shape that memory has, by a way that the engine does not see: there are others (NumPy, C++)."""
+    with torch._C.DisableTorchFunction():
+        return tuple(x.shape)
+
+
+def test_a_branch_on_large_images_is_found_at_their_size() -> None:
+    network = backbone(lambda net, x: x * 2 if unseen_shape(x)[2] > 32 else x)
+    assert network.check().passed
+    report = network.check(image_size=224)
+    assert [result.check for result in report.results if not result.passed] == ["size"]
+    assert "(1 image of 224 x 224)" in str(report)
+
+
+def test_a_branch_on_large_batches_is_found_at_their_size() -> None:
+    network = backbone(lambda net, x: x * 2 if unseen_shape(x)[0] > 200 else x)
+    report = network.check(batch_size=120)
+    assert [result.shape for result in report.results if not result.passed] == [(120, 16, 16)]
+
+
+def test_an_ordinary_network_passes_at_each_size() -> None:
+    network = backbone(lambda net, x: x.relu())
+    report = network.check(image_size=(64, 96), batch_size=5, modes=["train"])
+    assert report.passed
+    assert [result.shape for result in report.results if result.check == "size"] == [(1, 64, 96), (5, 16, 16)]
+
+
+@pytest.mark.parametrize("size", [(60, 64), (64,), (64, 64, 64), (0, 64)])
+def test_a_size_that_does_not_fit_is_refused(size: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"is not divisible by 8 x 8, .* use "):
+        backbone(lambda net, x: x).check(image_size=size)
+
+
+# --- noise ----------------------------------------------------------------------------------------------------------
+
+
+def noisy(function: Function) -> Function:
+    return lambda net, x: function(net, x) if net.training else x
+
+
+def stochastic_depth(x: Tensor, noise: Tensor) -> Tensor:
+    return x + x * noise / 0.8
+
+
+WITHIN_IMAGES = {
+    "dropout": lambda net, x: F.dropout(x, 0.3, net.training),
+    "dropout by names": lambda net, x: F.dropout(input=x, p=0.3, training=net.training, inplace=False),
+    "dropout in place": lambda net, x: F.dropout(x, 0.3, net.training, inplace=True),
+    "torch.dropout": lambda net, x: torch.dropout(x, 0.3, net.training),
+    "torch.dropout_": lambda net, x: torch.dropout_(x, 0.3, net.training),
+    "dropout2d": lambda net, x: F.dropout2d(x, 0.3, net.training),
+    "dropout of a pooled gate": lambda net, x: x * F.dropout(x.mean((2, 3), keepdim=True), 0.3, net.training),
+    "nn.Dropout": lambda net, x: net.part(x),
+    "rand_like": noisy(lambda net, x: x + 0.1 * torch.rand_like(x)),
+    "randn_like": noisy(lambda net, x: x + 0.1 * torch.randn_like(x)),
+    "a multiplied randn_like": noisy(lambda net, x: x * (1 + 0.1 * torch.randn_like(x))),
+    "bernoulli": noisy(lambda net, x: x * torch.bernoulli(torch.full_like(x, 0.7))),
+    "bernoulli_": noisy(lambda net, x: x * torch.empty_like(x).bernoulli_(0.7)),
+    "uniform_": noisy(lambda net, x: x + torch.empty_like(x).uniform_(-1, 2)),
+    "normal_": noisy(lambda net, x: x + torch.empty_like(x).normal_(0.1, std=0.2)),
+    "exponential_": noisy(lambda net, x: x + torch.empty_like(x).exponential_(2.0)),
+    "channel noise": noisy(lambda net, x: x * torch.rand_like(x.mean((2, 3), keepdim=True))),
+    "rrelu": lambda net, x: F.rrelu(x, 0.1, 0.4, net.training),
+    "rrelu in place": lambda net, x: F.rrelu(x, training=net.training, inplace=True),
+    "in a checkpoint": lambda net, x: checkpoint(
+        lambda x: F.dropout(x, 0.3, net.training).sigmoid(), x, use_reentrant=False
+    ),
+}
+
+
+@pytest.mark.parametrize("function", WITHIN_IMAGES.values(), ids=WITHIN_IMAGES.keys())
+def test_noise_within_images_does_not_mislead(function: Function) -> None:
+    report = backbone(function, part=nn.Dropout(0.3)).check(grid=(2, 3))
+    assert report.passed, str(report)
+
+
+PER_IMAGE = {
+    "bernoulli_": noisy(lambda net, x: stochastic_depth(x, x.new_empty(len(x), 1, 1, 1).bernoulli_(0.8))),
+    "dropout of ones": noisy(lambda net, x: stochastic_depth(x, F.dropout(x.new_ones(len(x), 1, 1, 1), 0.2))),
+    "rand_like": noisy(lambda net, x: x * torch.rand_like(x[:, :1].mean((2, 3), keepdim=True))),
+    "Python's random": noisy(lambda net, x: x if random.random() < 0.5 else x * 2),
+    "a number": noisy(lambda net, x: x * torch.rand(()).to(x.dtype)),
+}
+
+
+@pytest.mark.parametrize("function", PER_IMAGE.values(), ids=PER_IMAGE.keys())
+def test_noise_per_image_is_drawn_alike(function: Function) -> None:
+    """It passes, and it was drawn: in training mode the maps are not those of evaluation mode."""
+    network = backbone(function)
+    report = network.check(grid=(2, 3))
+    assert report.passed, str(report)
+    images = torch.randn(8, 3, 16, 16)
+    torch.manual_seed(0)
+    random.seed(0)
+    with ExpectedNoise():
+        drawn = network.module.train()(images)
+    assert not torch.allclose(drawn, network.module.eval()(images))
+
+
+def test_wrong_noise_is_still_found() -> None:
+    """Only what is random is replaced: a wrong number around it counts."""
+    function = noisy(lambda net, x: F.dropout(x, 0.3) * unseen_shape(x)[0])
+    assert not backbone(function).check(grid=(2, 3), batch=2).passed
+
+
+@pytest.mark.parametrize("draw", [torch.rand, torch.randn])
+def test_expectations(draw: Callable[..., Tensor]) -> None:
+    with ExpectedNoise():
+        noise, number = draw(2, 3, 4), draw(5, 1, 1)
+    mean = 0.5 if draw is torch.rand else 0.0
+    assert torch.equal(noise, torch.full_like(noise, mean))
+    assert len(set(number.flatten().tolist())) == 5
+
+
+# --- nothing is left behind -----------------------------------------------------------------------------------------
+
+
+def test_generators_are_left_as_they_were() -> None:
+    network = Between(lambda net, x: F.dropout(x))
+    states = torch.get_rng_state(), random.getstate()
+    check(network, patch_size=(8, 8), grid=(2, 2))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
