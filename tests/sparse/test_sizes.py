@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine_helpers import Apply, assert_agrees_with_crop, assert_agrees_with_oracle, assert_refused, weights_of
-from sparkmim.sparse import PatchGrid, SparseExecution, UnsupportedOperation, require_compilable, run
+from sparkmim.sparse import PatchGrid, SparseExecution, UnsupportedOperation, check, require_compilable, run
 
 Function = Callable[[Tensor], Any]
 
@@ -197,3 +197,10 @@ def test_a_network_that_gives_sizes_back_can_be_compiled(function: Function) -> 
     images, state = torch.randn(2, 4, 12, 24).double(), torch.get_rng_state()
     require_compilable(PatchGrid(MASK, 6), Apply(function), images)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("threshold", range(4, 20, 2))
+def test_a_check_tells_a_rectangle_its_own_sizes(threshold: int) -> None:
+    """Wherever a network decides between the size of the images and that of their rectangle, the check passes."""
+    network = nn.Sequential(nn.Conv2d(4, 4, 1), Apply(lambda x: x * (2 if x.shape[2] >= threshold else 3)))
+    assert check(network, patch_size=(4, 4), in_chans=4, modes=["eval"]).passed

@@ -238,17 +238,31 @@ class _Runner:
         self.patch_size, self.unit = tuple(patch_size), tuple(unit)
         self.grid = tuple(s // p for s, p in zip(images.shape[2:], patch_size, strict=True))
 
-    def __call__(self, images: Tensor, visible: Tensor | None = None, kind: type[Execution] | None = None) -> _Pass:
-        """Run one pass forward and backward. Maps are `(B, C, *size)`, zero where hidden."""
+    def __call__(
+        self,
+        images: Tensor,
+        visible: Tensor | None = None,
+        kind: type[Execution] | None = None,
+        told: Sequence[int] | None = None,
+    ) -> _Pass:
+        """Run one pass forward and backward. Maps are `(B, C, *size)`, zero where hidden.
+
+        `told` is the grid whose sizes the network is told, by default that of the mask.
+        """
         state = [buffer.clone() for buffer in self.network.buffers()]
         self.network.zero_grad(set_to_none=True)
         images = images.detach().clone().requires_grad_()
         seed_everything(self.seed)  # for stochastic depth
         with ExpectedNoise():
-            return self._differentiated(images, visible, kind, state)
+            return self._differentiated(images, visible, kind, told, state)
 
     def _differentiated(
-        self, images: Tensor, visible: Tensor | None, kind: type[Execution] | None, state: list[Tensor]
+        self,
+        images: Tensor,
+        visible: Tensor | None,
+        kind: type[Execution] | None,
+        told: Sequence[int] | None,
+        state: list[Tensor],
     ) -> _Pass:
         try:
             if visible is None or kind is None:
@@ -256,7 +270,7 @@ class _Runner:
                 numbers = [m.numel() for m in maps]
             else:
                 grid = PatchGrid(visible.to(images.device), int(visible[0].sum()))
-                maps = _maps(kind, grid, self.network, images, self.features)
+                maps = _maps(kind, grid, self.network, images, self.features, told)
                 numbers = [int(mask_at(visible, m.shape[2:]).sum()) * m.shape[1] for m in maps]
             # Gradients of a fixed function of the maps, each visible value counting alike. (Scaled, for sines of large
             # numbers would hold nothing but rounding.)
@@ -281,16 +295,17 @@ class _Runner:
 
 
 def _maps(
-    kind: type[Execution], grid: PatchGrid, network: nn.Module, images: Tensor, features: Features
+    kind: type[Execution],
+    grid: PatchGrid,
+    network: nn.Module,
+    images: Tensor,
+    features: Features,
+    told: Sequence[int] | None = None,
 ) -> list[Tensor]:
     """Return the feature maps of an execution as whole maps, zero where hidden."""
-    execution = _execution(kind, grid)
+    execution = SparseExecution(grid) if kind is SparseExecution else MaskedDenseExecution(grid)
+    execution.told.grid = grid.shape if told is None else tuple(told)
     return [execution.whole_map(m) for m in run(execution, network, images, features)]
-
-
-def _execution(kind: type[Execution], grid: PatchGrid) -> SparseExecution | MaskedDenseExecution:
-    """Return the execution of a pass: all that a check runs are made here."""
-    return SparseExecution(grid) if kind is SparseExecution else MaskedDenseExecution(grid)
 
 
 def _as_list(maps: Any) -> list[Tensor]:
@@ -322,7 +337,8 @@ def _crop(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
             cut.append(values)
         return torch.stack(cut)
 
-    ours = runner(runner.images, visible, SparseExecution)
+    rectangle = [g - u for g, u in zip(runner.grid, runner.unit, strict=True)]
+    ours = runner(runner.images, visible, SparseExecution, rectangle)
     wanted = runner(cropped(runner.images))
     hidden = ~mask_at(visible, runner.images.shape[2:]).unsqueeze(1).to(runner.images.device)
     elsewhere = ours.gradients[-1].where(hidden, 0)
