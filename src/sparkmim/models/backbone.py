@@ -213,15 +213,14 @@ class Backbone:
         try:
             with alignment.record_padded(self.module):
                 padded = self._read(stages, levels, alignment)
-        except NotProportionalError:
-            padded = None
-        if padded is not None and (
-            isinstance(plain, NotProportionalError) or (padded.offered >= plain.offered and not padded.unaligned)
-        ):
-            return padded if alignment.padded else padded._replace(alignment=None)
+        except Exception as error:  # NotProportionalError, or the network's own where it cuts off its padding
+            if isinstance(plain, _Reading):
+                return plain
+            raise plain from (None if isinstance(error, NotProportionalError) else error)
         if isinstance(plain, NotProportionalError):
-            raise plain
-        return plain
+            return padded if alignment.padded else padded._replace(alignment=None)
+        better = padded.offered >= plain.offered and not padded.unaligned and (padded.ended is None or plain.ended)
+        return padded if better and alignment.padded else plain
 
     def _read(self, stages: Sequence[str] | None, count: int | None, alignment: Alignment | None) -> _Reading:
         """Find the maps, measure them and choose among them.
@@ -246,7 +245,8 @@ class Backbone:
             return passes[tuple(size)].maps
 
         others = (2, 4, 8) if self._probe.computes else ()
-        everything = measure_levels(run, self.dims, name, self._probe_sizes(), others)
+        sizes = PROBE_SIZES[:5] if unaligned else self._probe_sizes()  # no size helps where only padding does
+        everything = measure_levels(run, self.dims, name, sizes, others)
         chosen = pyramid(everything, MAX_LEVELS if count is None else count)
         if count is not None and len(chosen) < count:
             raise ValueError(
@@ -310,7 +310,7 @@ class Backbone:
             error = error or larger.error
             if found.stages and (best is None or _rank(found) > _rank(best[0])):
                 best = found, larger, extent
-            if found.stages and found.last_fits and found.smallest > 2:
+            if found.stages and (found.unaligned or found.last_fits and found.smallest > 2):
                 break
         name = type(self.module).__name__
         if best is None:

@@ -77,7 +77,7 @@ def measure_levels(
 
 
 def verifying_size(levels: Sequence[Level]) -> tuple[int, ...]:
-    """Return the size of an image that tells strides apart along every axis: of another number of patches along each."""
+    """Return the size of an image that tells strides apart along every axis."""
     patch = math.lcm(*[s for level in levels for s in level.stride])
     return tuple((PROBE_PATCHES + axis) * patch for axis in range(len(levels[0].stride)))
 

@@ -89,8 +89,20 @@ def proportional(trace: Trace, larger: Trace, size: Size) -> tuple[list[Step], b
             fitting.add(event.size)
             steps.append(Step(event, tuple(n // s for n, s in zip(size, event.size, strict=True)), time))
         elif event.function in WINDOWED and event.given in fitting:
-            unaligned = True
+            unaligned = unaligned or _is_unaligned(event.given, event.size, other)
     return steps, unaligned, last_fits
+
+
+def _is_unaligned(given: Size, small: Size, large: Size) -> bool:
+    """Return whether a window's stride divides the map that it was given, but not the size of what it returned.
+
+    Args:
+        given: size of the map.
+        small: of the result.
+        large: of the result for a map twice as large.
+    """
+    grown = [(g, b - a, a) for g, a, b in zip(given, small, large, strict=True)]
+    return all(g % more == 0 and g % (g // more) == 0 for g, more, _ in grown) and any(a != more for _, more, a in grown)
 
 
 def _choose(trace: Trace, steps: list[Step], image: int) -> list[Step]:
@@ -111,12 +123,22 @@ def _choose(trace: Trace, steps: list[Step], image: int) -> list[Step]:
     trunk = set() if parallel else flow.on_every_way(end.event.node)
     chosen = []
     finer = {s.stride for s in outer if s.pixels < end.pixels and all(map(int.__le__, s.stride, end.stride))}
+    halfway = _between(steps, [step for step in outer if step.event.node in trunk], end)
     for stride in sorted(finer, key=math.prod):
         here = [step for step in outer if step.stride == stride and (parallel or step.time < end.time)]
-        here = [step for step in here if step.event.node in trunk] or here
+        on_trunk = [step for step in here if step.event.node in trunk]
+        here = on_trunk or [step for step in here if not halfway.intersection(step.event.within)]
         chosen += _named(_up_to_last_module(here), trace)
+    if chosen and _is_pooled_away(chosen[-1], end):
+        return chosen
     deep = _up_to_last_module([s for s in outer if s.stride == end.stride and s.time <= end.time])
     return chosen + (_named(deep, trace, deep[-1]) or [end])
+
+
+def _is_pooled_away(before: Step, end: Step) -> bool:
+    """Return whether the last map is a classifier's pooling: by more than 2, with nothing trained after the map before."""
+    factors = [e // b for b, e in zip(before.stride, end.stride, strict=True)]
+    return min(factors) > 2 and leaves_of([end.event.node]) <= leaves_of([before.event.node])
 
 
 def _up_to_last_module(steps: list[Step]) -> list[Step]:
@@ -144,6 +166,19 @@ def _outside_downsampling(steps: list[Step]) -> list[Step]:
         and following.get(step.event.given or ()) == step.event.size
     }
     return [s for s in steps if not any((name, s.event.size) in leading for name in s.event.within)]
+
+
+def _between(steps: list[Step], trunk: list[Step], end: Step) -> set[str]:
+    """Return the modules that lead from a resolution of the trunk to the next.
+
+    A resolution that is met nowhere else belongs to them: that of a strided convolution along some axes, say, which one
+    along the others follows.
+    """
+    image = tuple(s * t for s, t in zip(end.event.size, end.stride, strict=True))
+    sizes = sorted({image, end.event.size, *(step.event.size for step in trunk)}, key=math.prod, reverse=True)
+    following = dict(pairwise(sizes))
+    outputs = [step.event for step in steps if step.event.kind == "output" and step.event.module]
+    return {event.module for event in outputs if following.get(event.given or ()) == event.size}
 
 
 def _is_parallel(

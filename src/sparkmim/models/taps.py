@@ -150,6 +150,7 @@ class _Reading:
         return not torch.compiler.is_compiling() and threading.get_ident() != self.thread
 
     def keep(self, name: str, value: Any) -> None:
+        """Keep a map, and end the pass if it was the last one."""
         if name not in self.maps:
             self.maps[name] = value
             if len(self.maps) == self.wanted:
@@ -157,7 +158,7 @@ class _Reading:
 
     @contextmanager
     def hooks(self, network: nn.Module) -> Iterator[None]:
-        """Hook the modules whose inputs and outputs are read."""
+        """Attach hooks to the modules whose inputs and outputs are read."""
         after: list[tuple[nn.Module, Any]] = []
         before: list[tuple[nn.Module, Any]] = []
         for tap in self.taps:
@@ -195,7 +196,7 @@ class _Reading:
 
 @contextmanager
 def _traced_hooks(before: list[tuple[nn.Module, Any]], after: list[tuple[nn.Module, Any]]) -> Iterator[None]:
-    """Hook modules while Dynamo traces: it follows the assignment of attributes, and not the registering of hooks."""
+    """Attach hooks while Dynamo traces: it follows the assignment of attributes, and not the registering of hooks."""
     saved = []
     for name, hooks in (("_forward_pre_hooks", before), ("_forward_hooks", after)):
         for number, (part, hook) in enumerate(hooks):

@@ -56,7 +56,6 @@ class Trace(NamedTuple):
         used: names of the parameters that functions were called on.
         calls: how often each module was called.
         error: what ended the pass early.
-        reached: names of the parameters that what the pass returned depends on.
     """
 
     events: list[Event]
@@ -85,9 +84,11 @@ class Recorder(TorchFunctionMode):
         self.frames: list[_Frame] = []
 
     def is_map(self, value: Any) -> bool:
+        """Return whether a value is shaped like a map of one image."""
         return isinstance(value, Tensor) and value.ndim == self.dims + 2 and value.shape[0] == 1
 
     def add(self, value: Tensor, name: str, kind: str, frame: _Frame, **more: Any) -> None:
+        """Record a map that belongs to a call of a module."""
         within = tuple(f.name for f in self.frames if f.name)
         shape = tuple(value.shape)
         self.events.append(
@@ -122,6 +123,8 @@ class Recorder(TorchFunctionMode):
         return out
 
     def enter(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        """Return the hook that runs before a module."""
+
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             given = next((a for a in args if self.is_map(a)), None)
             node, size = (None, None) if given is None else (given.grad_fn, tuple(given.shape[2:]))
@@ -134,6 +137,7 @@ class Recorder(TorchFunctionMode):
         return hook
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Record what a module returns; the hook that runs after it."""
         frame = self.frames.pop()
         if self.is_map(output):
             unchanged = output is frame.given and output.grad_fn is frame.node
