@@ -146,13 +146,19 @@ class Backbone:
             ValueError: for a name that timm does not know (the error suggests the nearest names), or a network without
                 feature maps of images of any size.
         """
+        module = cls.create_module(name, in_chans=in_chans, pretrained=pretrained, **kwargs)
+        with code_of(name):
+            return cls(module, in_chans=in_chans, levels=levels)
+
+    @staticmethod
+    def create_module(name: str, *, in_chans: int = 3, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        """Return a timm network by name, without its classifier; see :meth:`create`."""
         if not timm.is_model(name.split(".")[0]) and not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
             close = get_close_matches(name, timm.list_models(), n=4, cutoff=0.4)
             hint = f"; did you mean {', '.join(close)}?" if close else "; timm.list_models() lists the names"
             raise ValueError(f"timm knows no model called {name!r}{hint}")
-        module = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, num_classes=0, **kwargs)
-        with code_of(name):
-            return cls(module, in_chans=in_chans, levels=levels)
+        module: nn.Module = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, num_classes=0, **kwargs)
+        return module
 
     @property
     def stages(self) -> list[str]:
@@ -310,7 +316,7 @@ class Backbone:
             error = error or larger.error
             if found.stages and (best is None or _rank(found) > _rank(best[0])):
                 best = found, larger, extent
-            if found.stages and (found.unaligned or found.last_fits and found.smallest > 2):
+            if found.stages and (found.unaligned or (found.last_fits and found.smallest > 2)):
                 break
         name = type(self.module).__name__
         if best is None:

@@ -19,6 +19,7 @@ def load_backbone(
     stages: Sequence[str] = (),
     in_chans: int | None = None,
     *,
+    levels: int | None = None,
     drop_path: float = 0.0,
     pretrained: bool = False,
 ) -> Backbone:
@@ -28,6 +29,7 @@ def load_backbone(
         model: a timm name, or `FILE.py:FUNCTION` or `MODULE:FUNCTION`, a function that returns a module or a Backbone.
         stages: names of the submodules whose outputs are the feature maps.
         in_chans: channels of the images; 3 if not given, or those of a Backbone.
+        levels: number of feature maps to keep, see :class:`Backbone`.
         drop_path: highest rate of stochastic depth; a function is called with it as `drop_path_rate`.
         pretrained: start from timm's weights.
 
@@ -42,8 +44,10 @@ def load_backbone(
     settings = {"drop_path_rate": drop_path} if drop_path else {}
     if not is_function(model):
         with stochastic_depth(model, drop_path):
-            backbone = Backbone.create(model, in_chans=in_chans or 3, pretrained=pretrained, **settings)
-        return Backbone(backbone.module, stages, in_chans=backbone.in_chans) if stages else backbone
+            if not stages:
+                return Backbone.create(model, in_chans=in_chans or 3, pretrained=pretrained, levels=levels, **settings)
+            module = Backbone.create_module(model, in_chans=in_chans or 3, pretrained=pretrained, **settings)
+        return Backbone(module, stages, in_chans=in_chans or 3, levels=levels)
     if pretrained:
         raise ValueError(f"timm has no weights for {model}; use --init none or a file")
     function = load_object(model)
@@ -58,10 +62,15 @@ def load_backbone(
                 f"--in-chans {in_chans}, but {model} returns a sparkmim.Backbone for {made.in_chans} channels; leave "
                 f"it out, or make the Backbone with in_chans={in_chans}"
             )
+        if levels not in (None, len(made.levels)):
+            raise ValueError(
+                f"--levels {levels}, but {model} returns a sparkmim.Backbone of {len(made.levels)} feature maps; leave "
+                f"it out, or make the Backbone with levels={levels}"
+            )
         return made
     if not isinstance(made, nn.Module):
         raise ValueError(f"{model} returns a {type(made).__name__}, not a torch.nn.Module or a sparkmim.Backbone")
-    return Backbone(made, stages or None, in_chans=in_chans or 3)
+    return Backbone(made, stages or None, in_chans=in_chans or 3, levels=levels)
 
 
 @contextmanager

@@ -41,9 +41,29 @@ def require_traceable(module: nn.Module) -> None:
             f"{where} is scripted or traced (torch.jit), which hides what it computes; use the module that it was made "
             "from"
         )
-    lazy = [path for path, part in module.named_modules() if nn.parameter.is_lazy(next(part.parameters(False), None))]
+    lazy = [path for path, part in module.named_modules() if any(map(nn.parameter.is_lazy, part.parameters(False)))]
     if lazy:
         raise ValueError(
             f"{name} has lazy modules without parameters yet ({', '.join(lazy[:4])}); run it once on an image, as in "
             "network(torch.zeros(1, 3, 224, 224)), before it is wrapped"
         )
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Return the dtype of a network's first parameter of floating-point numbers, in which it takes images."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+
+def require_full_precision(module: nn.Module) -> torch.dtype:
+    """Return the dtype of a network's parameters; raise for one of 16 bits, whose weights small steps do not change.
+
+    Raises:
+        ValueError: with what to do instead.
+    """
+    dtype = dtype_of(module)
+    if dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"the parameters of {type(module).__name__} are {dtype}; pretraining takes them in float32 "
+            "(network.float()), and computes in 16 bits under torch.autocast (--precision on the command line)"
+        )
+    return dtype

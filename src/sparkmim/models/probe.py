@@ -70,7 +70,8 @@ class Probe:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            if "torch._dynamo" in sys.modules:  # else nothing has been compiled
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(_preserved_generators(self.module))
             stack.enter_context(eval_mode(self.module))
             parameter = self._parameter()
@@ -120,9 +121,13 @@ class _NormsOfNothing(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if not kwargs and (func is F.instance_norm or (func is F.batch_norm and args[5:6] == (False,))):
-            x, weight, bias = args[0], *(args[3:5] or (None, None))
-            if x.ndim > 2 and all(isinstance(v, Tensor) and len(v) == x.shape[1] for v in (weight, bias)):
+        if func is F.batch_norm or func is F.instance_norm:
+            call = dict(zip(("input", "running_mean", "running_var", "weight", "bias", "training"), args, strict=False))
+            call |= kwargs or {}
+            x, weight, bias = call["input"], call.get("weight"), call.get("bias")
+            plain = func is F.instance_norm or not call.get("training")
+            fits = isinstance(weight, Tensor) and isinstance(bias, Tensor) and len(weight) == len(bias) == x.shape[1]
+            if plain and fits and x.ndim > 2:
                 shape = (1, -1, *[1] * (x.ndim - 2))
                 return torch.addcmul(bias.view(shape), x, weight.view(shape))
         return func(*args, **(kwargs or {}))

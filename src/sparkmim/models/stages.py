@@ -102,7 +102,9 @@ def _is_unaligned(given: Size, small: Size, large: Size) -> bool:
         large: of the result for a map twice as large.
     """
     grown = [(g, b - a, a) for g, a, b in zip(given, small, large, strict=True)]
-    return all(g % more == 0 and g % (g // more) == 0 for g, more, _ in grown) and any(a != more for _, more, a in grown)
+    return all(g % more == 0 and g % (g // more) == 0 for g, more, _ in grown) and any(
+        a != more for _, more, a in grown
+    )
 
 
 def _choose(trace: Trace, steps: list[Step], image: int) -> list[Step]:
@@ -136,7 +138,7 @@ def _choose(trace: Trace, steps: list[Step], image: int) -> list[Step]:
 
 
 def _is_pooled_away(before: Step, end: Step) -> bool:
-    """Return whether the last map is a classifier's pooling: by more than 2, with nothing trained after the map before."""
+    """Return whether the last map is a classifier's pooling: by more than 2, and nothing is trained after `before`."""
     factors = [e // b for b, e in zip(before.stride, end.stride, strict=True)]
     return min(factors) > 2 and leaves_of([end.event.node]) <= leaves_of([before.event.node])
 
@@ -235,7 +237,7 @@ def _deepest_of_all(outer: list[Step]) -> int:
 def _named(steps: list[Step], trace: Trace, end: Step | None = None) -> list[Step]:
     """Return the step that names the latest map best, or that of `end`, of those that a tap can tell apart."""
     readable = [step for step in steps if _is_readable(step.event, trace)]
-    for step in [*([end] * (end is not None)), *reversed(readable)]:
+    for step in [*([] if end is None else [end]), *reversed(readable)]:
         same = [other for other in readable if other is step or other.event.node is step.event.node is not None]
         if same:
             return [max(same, key=lambda step: _preference(step, trace))]
