@@ -33,7 +33,8 @@ def network_metadata(model: str, stages: Sequence[str], in_chans: int, data: Vie
         stages: names of the submodules whose outputs are the feature maps, if given by the user.
         in_chans: channels of the images.
         data: how images are prepared.
-        more: further values: `step`, and `classes` of a classifier.
+        more: further values: `step`, `levels` (number of feature maps, if given by the user), and `classes` of a
+            classifier.
     """
     values = {
         "model": model,
@@ -99,6 +100,7 @@ class TrainedEncoder(NamedTuple):
         data: how its input is prepared.
         step: number of pretraining steps, None if unknown.
         stages: names of the submodules whose outputs are the feature maps, if given by the user.
+        levels: number of feature maps, if given by the user.
     """
 
     name: str
@@ -106,6 +108,7 @@ class TrainedEncoder(NamedTuple):
     data: DataConfig
     step: int | None = None
     stages: tuple[str, ...] = ()
+    levels: int | None = None
 
 
 def load_encoder(
@@ -138,11 +141,12 @@ def load_trained_encoder(
     seed: int = 0,
     *,
     stages: Sequence[str] = (),
+    levels: int | None = None,
     in_chans: int | None = None,
 ) -> TrainedEncoder:
     """Load an encoder's network as :func:`load_encoder` does, with what is known of it."""
     if str(encoder) in ("none", "timm"):
-        return _named_network(str(encoder), model, seed, stages, in_chans)
+        return _named_network(str(encoder), model, seed, stages, in_chans, levels)
     path = RunFolder(encoder).encoder if Path(encoder).is_dir() else Path(encoder)
     if not path.is_file() and RunFolder(encoder).classifier.is_file():
         raise ValueError(f"{encoder} is the folder of a fine-tuning; take {RunFolder(encoder).classifier}")
@@ -156,8 +160,9 @@ def load_trained_encoder(
     if name is None:
         raise ValueError(f"{path} does not say which network it is of; name it with --model")
     stages = stages or known.get("stages", ())
+    levels = levels or known.get("levels")
     with code_of(name):
-        backbone = load_backbone(name, stages, known.get("in_chans", in_chans))
+        backbone = load_backbone(name, stages, known.get("in_chans", in_chans), levels=levels)
     try:
         load_weights(backbone.module, path)
     except ValueError as error:
@@ -168,11 +173,11 @@ def load_trained_encoder(
         ) from error
     backbone.module.eval()
     step = None if "classes" in known else known.get("step")  # a classifier's steps are not those of a pretraining
-    return TrainedEncoder(name, backbone, _input_of(backbone, known), step, tuple(stages))
+    return TrainedEncoder(name, backbone, _input_of(backbone, known), step, tuple(stages), levels)
 
 
 def _named_network(
-    weights: str, model: str | None, seed: int, stages: Sequence[str], in_chans: int | None
+    weights: str, model: str | None, seed: int, stages: Sequence[str], in_chans: int | None, levels: int | None
 ) -> TrainedEncoder:
     """Build a network with timm's weights or with random ones."""
     if model is None:
@@ -180,7 +185,7 @@ def _named_network(
     with torch.random.fork_rng(devices=()), code_of(model):
         torch.manual_seed(seed)
         try:
-            backbone = load_backbone(model, stages, in_chans, pretrained=weights == "timm")
+            backbone = load_backbone(model, stages, in_chans, levels=levels, pretrained=weights == "timm")
         except (OSError, RuntimeError) as error:
             if weights != "timm":
                 raise
@@ -190,7 +195,7 @@ def _named_network(
     known = {key: published[key] for key in ("mean", "std") if len(published.get(key, ())) == backbone.in_chans}
     if "input_size" in published:
         known["image_size"] = published["input_size"][1:]
-    return TrainedEncoder(model, backbone, _input_of(backbone, known), stages=tuple(stages))
+    return TrainedEncoder(model, backbone, _input_of(backbone, known), stages=tuple(stages), levels=levels)
 
 
 def _input_of(backbone: Backbone, known: Mapping[str, Any]) -> DataConfig:

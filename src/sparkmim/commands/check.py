@@ -11,6 +11,7 @@ def command(
     model: Annotated[str, tyro.conf.Positional],
     /,
     stages: tuple[str, ...] = (),
+    levels: int | None = None,
     patch_size: int | None = None,
     in_chans: int | None = None,
     precision: Literal["float64", "float32"] = "float64",
@@ -22,6 +23,8 @@ def command(
         model: a timm model name, or FILE.py:FUNCTION or MODULE:FUNCTION (torchvision.models:resnet50) that returns a
             module or a sparkmim.Backbone.
         stages: names of the submodules whose outputs are the feature maps, if the network does not offer them itself.
+        levels: number of feature maps, the deepest ones; 4 by default, or as many as there are, without one of stride
+            1.
         patch_size: side of a patch in pixels; the network's total stride by default, or a multiple or a divisor of it.
         in_chans: channels of the images; 3 by default, or those of a sparkmim.Backbone.
         precision: of the computation; the tolerance is 1e-8 in float64 and 2e-3 in float32.
@@ -33,6 +36,7 @@ def command(
     report = check(
         model,
         stages=stages,
+        levels=levels,
         patch_size=patch_size,
         in_chans=in_chans,
         precision=precision,

@@ -23,6 +23,8 @@ class CheckReport(NamedTuple):
         parameters: number of parameters.
         reached: number of parameters that a feature map depends on, which pretraining trains.
         properties: deviations in identity, crop, leak and oracle; see :mod:`sparkmim.sparse.check`.
+        stages: name of each feature map; empty for a network that offers them itself.
+        notes: what is unusual: padding that is added, parameters that are overlooked.
     """
 
     model: str
@@ -30,6 +32,8 @@ class CheckReport(NamedTuple):
     parameters: int
     reached: int
     properties: PropertyReport
+    stages: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -37,16 +41,24 @@ class CheckReport(NamedTuple):
         return self.properties.passed
 
     def __str__(self) -> str:
-        levels = (f"stride {' x '.join(map(str, v.stride)):<9} {v.channels} channels" for v in self.levels)
+        names = [f"  {name or 'the output'}" for name in self.stages] or [""] * len(self.levels)
+        levels = [
+            f"stride {' x '.join(map(str, v.stride)):<9} {v.channels} channels{name}"
+            for v, name in zip(self.levels, names, strict=True)
+        ]
+        notes = [f"note: {note}" for note in self.notes]
         reached = f"{self.reached / 1e6:.2f} of {self.parameters / 1e6:.2f} million parameters"
         verdict = f"{self.model} {'works' if self.passed else 'does NOT work'} on visible patches"
-        return "\n".join([*levels, f"{reached} are reached by pretraining", "", str(self.properties), "", verdict])
+        return "\n".join(
+            [*levels, f"{reached} are reached by pretraining", *notes, "", str(self.properties), "", verdict]
+        )
 
 
 def check(
     model: str | nn.Module | Backbone,
     *,
     stages: Sequence[str] = (),
+    levels: int | None = None,
     patch_size: int | None = None,
     in_chans: int | None = None,
     precision: Literal["float64", "float32"] = "float64",
@@ -57,6 +69,7 @@ def check(
     Args:
         model: a timm name, `FILE.py:FUNCTION`, `MODULE:FUNCTION`, a module, or a Backbone.
         stages: names of the submodules whose outputs are the feature maps, if the network does not offer them itself.
+        levels: number of feature maps, the deepest ones; 4 by default, or as many as there are.
         patch_size: side of a patch in pixels, a multiple or a divisor of the total stride, which is the default.
         in_chans: channels of the images; 3 by default, or those of a Backbone.
         precision: of the computation; deviations up to 1e-8 pass in float64, up to 2e-3 in float32.
@@ -71,11 +84,11 @@ def check(
     name = model if isinstance(model, str) else type(getattr(model, "module", model)).__name__
     with code_of(name):
         if isinstance(model, str):
-            backbone = load_backbone(model, stages, in_chans)
+            backbone = load_backbone(model, stages, in_chans, levels=levels)
         elif isinstance(model, Backbone):
             backbone = model
         else:
-            backbone = Backbone(model, stages or None, in_chans=in_chans or 3)
+            backbone = Backbone(model, stages or None, in_chans=in_chans or 3, levels=levels)
     unreached = set(backbone.unreached_parameters())
     sizes = {name: parameter.numel() for name, parameter in backbone.module.named_parameters()}
     with code_of(name):
@@ -86,4 +99,6 @@ def check(
         parameters=sum(sizes.values()),
         reached=sum(size for name, size in sizes.items() if name not in unreached),
         properties=properties,
+        stages=tuple(backbone.stages),
+        notes=tuple(backbone.notes),
     )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -16,11 +16,16 @@ from torchvision.ops import DropBlock2d, DropBlock3d, StochasticDepth
 
 from ..sparse import CheckReport, check, random_factor
 from ..utils.copies import copied
-from ..utils.modules import eval_mode, preserved_attributes
+from ..utils.logging import log
 from .alignment import Alignment
-from .levels import MAX_LEVELS, Level, NotProportionalError, measure_levels, pyramid
-from .stages import find_stages
+from .dataflow import leaves
+from .levels import COMPUTED_SIZES, MAX_LEVELS, PROBE_SIZES, Level, NotProportionalError, measure_levels, pyramid
+from .networks import require_traceable, spatial_dims
+from .probe import Probe
+from .stages import Findings, find_stages, proportional
 from .taps import StageTaps
+from .trace import Trace, record
+from .user_code import code_of
 
 random_factor(StochasticDepth)
 for drop_block in (DropBlock2d, DropBlock3d):
@@ -31,28 +36,67 @@ MOST_CHECKED_IMAGES = 128
 """Of a batch of training that a check compares: as many small images take as long as ten of 224 pixels."""
 
 
+FINDING_SIZES = {1: (4096, 6720, 32768, 53760, 322560), 2: (512, 672, 480, 720, 2048, 3360, 8192)}
+"""Image sizes on which stages are looked for, by number of dimensions (2 stands for more): until the deepest map still
+has a few positions, and every map is the image's size divided by a stride."""
+
+COMPUTED_FINDING_SIZES = {1: (4096, 6720, 32768), 2: (128, 224, 240, 512), 3: (32, 48, 64)}
+"""The same for networks that must be computed."""
+
+
+class _Reading(NamedTuple):
+    """A way to read maps from a network, and what is known of them; see the attributes of :class:`Backbone`."""
+
+    taps: StageTaps | None
+    alignment: Alignment | None
+    offered: int
+    chosen: list[int]
+    levels: list[Level]
+    unaligned: bool
+    overlooked: list[str]
+    ended: str | None
+
+
+class _Pass(NamedTuple):
+    """A pass over the network: all that it computes, the maps, and the parameters that each of them depends on."""
+
+    trace: Trace
+    maps: list[Any]
+    reached: list[set[str]]
+
+
 class Backbone:
     """Wrap a convolutional network and return its feature maps, highest resolution first.
 
-    Of all maps the network offers, the last of each resolution is kept, and of those the four deepest.
+    Of all maps the network offers, the last of each resolution is kept, and of those the four deepest, or as many as
+    asked for. Nothing is computed to find them: the network runs on tensors without values (device `meta`) where it
+    can, and is left as it was.
 
     Args:
         module: the network. One with timm's `forward_intermediates` offers its maps itself.
-        stages: names of the submodules whose outputs are the maps; each must return one `(B, C, *size)` tensor. If not
-            given, for a network without `forward_intermediates`, they are found by running it, see
-            :func:`~sparkmim.models.stages.find_stages`.
+        stages: names of the submodules whose outputs are the maps, or of other maps in the notation of
+            :mod:`~sparkmim.models.taps`; each must be one `(B, C, *size)` tensor. If not given, for a network without
+            `forward_intermediates`, they are found by running it, see :mod:`~sparkmim.models.stages`.
         in_chans: channels of the images.
+        levels: number of maps to keep. By default the four deepest, without a map of stride 1; if given, such a map may
+            be among them.
+        dims: number of spatial dimensions; by default that of most of the network's convolutions.
 
     Attributes:
-        module: the network, unchanged except for the hooks that read the outputs of `stages`.
+        module: the network, unchanged. It carries hooks during a forward pass only.
         levels: channels and stride of each map, measured by running the network on blank images.
+        stages: names of the maps; empty for a network that offers them itself.
         dims: number of spatial dimensions.
         aligned: names of the modules whose convolutions or poolings :class:`Alignment` pads while this backbone runs;
             empty for a network whose maps are proportional to the image as they are.
+        overlooked: names of the trainable parameters that a pass uses before its last map, but none of the maps
+            depends on: they would not be trained.
+        notes: what is unusual, in sentences: padding that is added, parameters that are overlooked, a forward pass that
+            ends in an error. They are logged as warnings too.
 
     Raises:
-        ValueError: if the network offers no maps, an unknown stage is named, or its maps are not proportional to the
-            image and no padding makes them so.
+        ValueError: if the network offers no maps, an unknown stage is named, its maps are not proportional to the image
+            and no padding makes them so, it has scripted or lazy parts, or fewer maps than `levels`.
 
     Examples:
         >>> backbone = Backbone(torchvision.models.resnet18())
@@ -60,46 +104,74 @@ class Backbone:
         [64, 128, 256, 512]
     """
 
-    def __init__(self, module: nn.Module, stages: Sequence[str] | None = None, *, in_chans: int = 3) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        stages: Sequence[str] | None = None,
+        *,
+        in_chans: int = 3,
+        levels: int | None = None,
+        dims: int | None = None,
+    ) -> None:
         if isinstance(stages, str):
             raise ValueError(f"stages takes a sequence of names, not {stages!r}; write [{stages!r}]")
+        if levels is not None and levels < 1:
+            raise ValueError(f"levels is a number of feature maps, at least 1, not {levels}")
+        if dims not in (None, 1, 2, 3):
+            raise ValueError(f"dims is the number of spatial dimensions, 1, 2 or 3, not {dims}")
+        require_traceable(module)
         self.module = module
         self.in_chans = in_chans
-        self.dims = _spatial_dims(module)
+        self.dims = spatial_dims(module) if dims is None else dims
+        self._probe = Probe(module, in_chans)
         self._taps: StageTaps | None = None
         self._chosen: list[int] | None = None  # indices of the kept maps among all that the network offers
         self._alignment: Alignment | None = None
-        try:
-            self.levels = self._find_levels(stages)
-        except NotProportionalError as unpadded:
-            self._alignment = Alignment()
-            try:
-                with self._alignment.record_padded(module):
-                    self.levels = self._find_levels(stages)
-            except NotProportionalError:
-                raise unpadded from None
+        self.levels: list[Level] = []
+        reading = self._read_plain_or_padded(stages, levels)
+        self._use(reading)
+        self.overlooked = reading.overlooked
+        self.notes = self._notes(reading)
+        for note in self.notes:
+            log.warning(note)
 
     @classmethod
-    def create(cls, name: str, *, in_chans: int = 3, pretrained: bool = False, **kwargs: Any) -> Backbone:
+    def create(
+        cls, name: str, *, in_chans: int = 3, pretrained: bool = False, levels: int | None = None, **kwargs: Any
+    ) -> Backbone:
         """Create a timm network by name, without its classifier.
 
         Args:
             name: a timm model name.
             in_chans: channels of the images.
             pretrained: load timm's weights.
+            levels: number of maps to keep, see :class:`Backbone`.
             kwargs: passed on to `timm.create_model`.
 
         Raises:
-            ValueError: for a name that timm does not know; the error suggests the nearest names.
+            ValueError: for a name that timm does not know (the error suggests the nearest names), or a network without
+                feature maps of images of any size.
         """
+        module = cls.create_module(name, in_chans=in_chans, pretrained=pretrained, **kwargs)
+        with code_of(name):
+            return cls(module, in_chans=in_chans, levels=levels)
+
+    @staticmethod
+    def create_module(name: str, *, in_chans: int = 3, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        """Return a timm network by name, without its classifier; see :meth:`create`."""
         if not timm.is_model(name.split(".")[0]) and not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
             close = get_close_matches(name, timm.list_models(), n=4, cutoff=0.4)
             hint = f"; did you mean {', '.join(close)}?" if close else "; timm.list_models() lists the names"
             raise ValueError(f"timm knows no model called {name!r}{hint}")
-        return cls(
-            timm.create_model(name, pretrained=pretrained, in_chans=in_chans, num_classes=0, **kwargs),
-            in_chans=in_chans,
-        )
+        module: nn.Module = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, num_classes=0, **kwargs)
+        return module
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of the maps; empty for a network that offers them itself."""
+        if self._taps is None:
+            return []
+        return [self._taps.names[i] for i in self._chosen or range(len(self._taps.names))]
 
     @property
     def aligned(self) -> list[str]:
@@ -118,49 +190,182 @@ class Backbone:
 
     def __call__(self, images: Float[Tensor, "batch channel *size"]) -> list[Float[Tensor, "batch _ *_size"]]:
         """Return the feature maps `(B, C_i, *size / stride_i)`, highest resolution first."""
+        return self.maps(self.module, images)
+
+    def maps(self, module: nn.Module, images: Tensor) -> list[Tensor]:
+        """Return the feature maps of `module`, which is the network or a replica of it."""
         with nullcontext() if self._alignment is None else self._alignment:
-            return self._maps(images)
+            if self._taps is not None:
+                maps = self._taps(module, images)
+                return maps if self._chosen is None else [maps[i] for i in self._chosen]
+            if self._chosen is None:
+                return list(module.forward_intermediates(images, intermediates_only=True))  # type: ignore[operator]
+            indices = sorted(self._chosen)
+            maps = module.forward_intermediates(  # type: ignore[operator]
+                images, indices=indices, stop_early=True, intermediates_only=True
+            )
+            return [maps[indices.index(i)] for i in self._chosen]
 
-    def _maps(self, images: Tensor) -> list[Tensor]:
-        if self._taps is not None:
-            maps = self._taps(self.module, images)
-            return maps if self._chosen is None else [maps[i] for i in self._chosen]
-        if self._chosen is None:
-            return list(self.module.forward_intermediates(images, intermediates_only=True))  # type: ignore[operator]
-        indices = sorted(self._chosen)
-        maps = self.module.forward_intermediates(  # type: ignore[operator]
-            images, indices=indices, stop_early=True, intermediates_only=True
-        )
-        return [maps[indices.index(i)] for i in self._chosen]
+    # --- how the maps are read ------------------------------------------------------------------------------------
 
-    def _find_levels(self, stages: Sequence[str] | None) -> list[Level]:
-        if stages is None and not hasattr(self.module, "forward_intermediates"):
-            self._taps = StageTaps(self.module, self._find_stages())
-        elif stages is not None and self._taps is None:
-            self._taps = StageTaps(self.module, stages)
-        with eval_mode(self.module), preserved_attributes(self.module), torch.no_grad():
-            levels = measure_levels(lambda size: self(self.blank_image(size)), self.dims, type(self.module).__name__)
-        self._chosen = pyramid(levels)
-        return [levels[index] for index in self._chosen]
+    def _use(self, reading: _Reading) -> None:
+        self._taps, self._alignment, self._chosen = reading.taps, reading.alignment, reading.chosen
+        self.levels = reading.levels
 
-    def _find_stages(self) -> list[str]:
-        """Return the names of the submodules that end a stage, found by running the network."""
-        sizes = ((64, 64, 64), (96, 128, 96)) if self.dims == 3 else ((224, 224), (256, 288))
+    def _read_plain_or_padded(self, stages: Sequence[str] | None, levels: int | None) -> _Reading:
+        """Return how maps are read: with padding where only that gives maps of each resolution."""
+        plain: _Reading | NotProportionalError
         try:
-            with (
-                eval_mode(self.module),
-                preserved_attributes(self.module),
-                nullcontext() if self._alignment is None else self._alignment,
-            ):
-                images = [self.blank_image(size[: self.dims]) for size in sizes]
-                return find_stages(self.module, *images)
-        except (ValueError, RuntimeError, TypeError) as error:
-            children = ", ".join(name for name, _ in self.module.named_children())
+            plain = self._read(stages, levels, None)
+        except NotProportionalError as error:
+            plain = error
+        if isinstance(plain, _Reading) and not plain.unaligned:
+            return plain
+        alignment = Alignment()
+        try:
+            with alignment.record_padded(self.module):
+                padded = self._read(stages, levels, alignment)
+        except Exception as error:  # NotProportionalError, or the network's own where it cuts off its padding
+            if isinstance(plain, _Reading):
+                return plain
+            raise plain from (None if isinstance(error, NotProportionalError) else error)
+        if isinstance(plain, NotProportionalError):
+            return padded if alignment.padded else padded._replace(alignment=None)
+        better = padded.offered >= plain.offered and not padded.unaligned and (padded.ended is None or plain.ended)
+        return padded if better and alignment.padded else plain
+
+    def _read(self, stages: Sequence[str] | None, count: int | None, alignment: Alignment | None) -> _Reading:
+        """Find the maps, measure them and choose among them.
+
+        Raises:
+            NotProportionalError: if their sizes are not the image's divided by a stride.
+        """
+        self._taps, self._alignment, self._chosen = None, alignment, None
+        ended = None
+        unaligned = False
+        if stages is not None:
+            self._taps = StageTaps(self.module, stages)
+        elif not hasattr(self.module, "forward_intermediates"):
+            found, ended = self._find_stages(full=count is not None)
+            self._taps = StageTaps(self.module, found.stages)
+            unaligned = found.unaligned
+        name = type(self.module).__name__
+        passes: dict[tuple[int, ...], _Pass] = {}
+
+        def run(size: Sequence[int]) -> list[Any]:
+            passes[tuple(size)] = self._run_to_last_stage(size)
+            return passes[tuple(size)].maps
+
+        others = (2, 4, 8) if self._probe.computes else ()
+        sizes = PROBE_SIZES[:5] if unaligned else self._probe_sizes()  # no size helps where only padding does
+        everything = measure_levels(run, self.dims, name, sizes, others)
+        chosen = pyramid(everything, MAX_LEVELS if count is None else count)
+        if count is not None and len(chosen) < count:
+            raise ValueError(
+                f"levels={count}, but {name} has maps of {len(chosen)} resolutions"
+                + (f" ({', '.join(self._taps.names)})" if self._taps is not None else "")
+            )
+        self._chosen = chosen
+        self.levels = [everything[index] for index in chosen]
+        size = tuple(passes)[-1]
+        if alignment is not None:
+            alignment.padded.clear()  # while stages were looked for, the classifier ran too
+        larger = self._run_to_last_stage([2 * s for s in size])
+        _, astray, _ = proportional(passes[size].trace, larger.trace, size)
+        used = passes[size].trace.used.difference(*[passes[size].reached[index] for index in chosen])
+        overlooked = [n for n, p in self.module.named_parameters() if p.requires_grad and n in used]
+        offered = len({level.stride for level in everything})
+        return _Reading(self._taps, alignment, offered, chosen, self.levels, unaligned or astray, overlooked, ended)
+
+    def _probe_sizes(self) -> Iterator[int]:
+        """Yield the sizes on which levels are measured, fewer once the network turns out to be computed."""
+        for size in PROBE_SIZES:
+            if not self._probe.computes:
+                yield size
+        if self._probe.computes:
+            yield from COMPUTED_SIZES[self.dims]
+
+    def _run_to_last_stage(self, size: Sequence[int]) -> _Pass:
+        """Run the network on a blank image, record what it computes and return its maps."""
+
+        def use(image: Tensor, names: Mapping[int, str]) -> _Pass:
+            maps: list[Any] = []
+            trace = record(self.module, lambda: maps.extend(self(image)), self.dims, names)
+            if trace.error is not None:
+                raise trace.error
+            found = [leaves([m]) if isinstance(m, Tensor) else set() for m in maps]
+            reached = [{name for key, name in names.items() if key in ids} for ids in found]
+            return _Pass(trace, [m.detach() if isinstance(m, Tensor) else m for m in maps], reached)
+
+        return self._probe(size, use)
+
+    def _run_to_end(self, size: Sequence[int]) -> tuple[Trace, int]:
+        """Run the network on a blank image; return what it computes, and the id of the image in the autograd graph."""
+
+        def use(image: Tensor, names: Mapping[int, str]) -> tuple[Trace, int]:
+            assert image.grad_fn is not None
+            source = image.grad_fn.next_functions[0][0].variable  # type: ignore[union-attr]
+            with nullcontext() if self._alignment is None else self._alignment:
+                return record(self.module, lambda: self.module(image), self.dims, names), id(source)
+
+        return self._probe(size, use)
+
+    def _find_stages(self, full: bool) -> tuple[Findings, str | None]:
+        """Return the stages of the network, and how its forward pass ended if it did so in an error."""
+        best: tuple[Findings, Trace, int] | None = None
+        error: Exception | None = None
+        for extent in self._finding_sizes():
+            size = (extent,) * self.dims
+            trace, image = self._run_to_end(size)
+            larger, _ = self._run_to_end([2 * extent] * self.dims)
+            found = find_stages(trace, larger, image, size, full)
+            error = error or larger.error
+            if found.stages and (best is None or _rank(found) > _rank(best[0])):
+                best = found, larger, extent
+            if found.stages and (found.unaligned or (found.last_fits and found.smallest > 2)):
+                break
+        name = type(self.module).__name__
+        if best is None:
+            children = ", ".join(child for child, _ in self.module.named_children())
+            reason = error or (
+                f"no submodule of {name} gives a feature map (1, C, *size) of an image"
+                + ("" if full else ", but for maps of stride 1, which levels=1 admits")
+            )
             raise NotProportionalError(
-                f"{type(self.module).__name__} does not offer its feature maps, and they cannot be found by running it "
-                f"({error}); name the submodules that end its stages: sparkmim.Backbone(module, stages=[...]), of "
-                f"{children}, or deeper ones"
+                f"{name} does not offer its feature maps, and they cannot be found by running it ({reason}); name the "
+                f"submodules that end its stages: sparkmim.Backbone(module, stages=[...]), of {children}, or deeper "
+                "ones"
             ) from error
+        found, trace, extent = best
+        ended = None if trace.error is None else " ".join(str(trace.error).split())[:200]
+        return found, ended
+
+    def _finding_sizes(self) -> Iterator[int]:
+        for size in FINDING_SIZES[min(self.dims, 2)]:
+            if not self._probe.computes:
+                yield size
+        if self._probe.computes:
+            yield from COMPUTED_FINDING_SIZES[self.dims]
+
+    def _notes(self, reading: _Reading) -> list[str]:
+        name = type(self.module).__name__
+        notes = []
+        if reading.ended is not None:
+            notes.append(
+                f"the forward pass of {name} ends in an error on images of other sizes than its own ({reading.ended}); "
+                f"the maps before that are used: {', '.join(self.stages)}"
+            )
+        if self.aligned:
+            notes.append(
+                f"padding is added to {_some(self.aligned, 'module')} of {name}, because patches must be aligned with "
+                "its maps: away from the border they are the unpadded network's on a shifted image"
+            )
+        if self.overlooked:
+            notes.append(
+                f"no feature map of {name} depends on {_some(self.overlooked, 'parameter')} that it uses before the "
+                "last one, so they are not trained; name other stages to have them trained"
+            )
+        return notes
 
     def blank_image(self, size: Sequence[int]) -> Float[Tensor, "1 channel *size"]:
         """Return a batch of one image of zeros, of the network's dtype and device."""
@@ -223,57 +428,42 @@ class Backbone:
         settings = {"stride": self.strides[-1], "in_chans": self.in_chans, "shapes": shapes} | settings
         return check(other.module, other, patch_size=size, **settings)
 
-    def unreached_parameters(self, levels: int = MAX_LEVELS) -> list[str]:
-        """Return the names of trainable parameters that none of the deepest `levels` maps depends on.
+    def unreached_parameters(self, levels: int | None = None) -> list[str]:
+        """Return the names of trainable parameters that none of the deepest `levels` maps (all of them) depends on.
 
         These are a classifier's, or a last norm's.
         """
-        size = max(s for stride in self.strides for s in stride)
-        with eval_mode(self.module), preserved_attributes(self.module), torch.enable_grad():
-            frozen = [p for p in self.module.parameters() if not p.requires_grad]
-            maps = self(self.blank_image([2 * size] * self.dims).requires_grad_())
-        reached = _leaves(maps[-levels:])
-        skip = {id(p) for p in frozen}
-        return [name for name, p in self.module.named_parameters() if id(p) not in reached and id(p) not in skip]
+        reached = self._reached(levels)
+        return [name for name, p in self.module.named_parameters() if name not in reached and p.requires_grad]
 
     def unreached_tensors(self) -> set[str]:
         """Return the names in the network's state dict that no map depends on.
 
         These are parameters, frozen or not, and the buffers of modules whose parameters are all among them.
         """
-        frozen = [parameter for parameter in self.module.parameters() if not parameter.requires_grad]
-        for parameter in frozen:
-            parameter.requires_grad_()
-        parameters = set(self.unreached_parameters())
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        parameters = {name for name, _ in self.module.named_parameters()} - self._reached(None)
         own = {
             prefix: {name for name, _ in part.named_parameters(prefix)} for prefix, part in self.module.named_modules()
         }
         spare = tuple(f"{prefix}." for prefix, names in own.items() if names and names <= parameters)
         return parameters | {name for name in self.module.state_dict() if name.startswith(spare)}
 
+    def _reached(self, levels: int | None) -> set[str]:
+        """Return the names of the parameters that one of the deepest `levels` maps depends on."""
+        size = 2 * max(s for stride in self.strides for s in stride)
 
-def _spatial_dims(module: nn.Module) -> int:
-    kernels = [p.ndim - 2 for p in module.parameters() if p.ndim > 2]
-    if not kernels:
-        raise ValueError(
-            f"{type(module).__name__} has no convolution, so it offers no feature maps; expected a convnet"
-        )
-    return kernels[0]
+        def use(image: Tensor, names: Mapping[int, str]) -> set[str]:
+            found = leaves(self(image)[-(levels or 0) :])
+            return {name for key, name in names.items() if key in found}
+
+        return self._probe([size] * self.dims, use)
 
 
-def _leaves(outputs: Sequence[Tensor]) -> set[int]:
-    """Return the ids of the leaf tensors that the outputs depend on, read from the autograd graph."""
-    found: set[int] = set()
-    seen: set[Any] = set()
-    queue = [t.grad_fn for t in outputs if t.grad_fn is not None]
-    while queue:
-        node = queue.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        queue.extend(parent for parent, _ in node.next_functions if parent is not None)
-    return found
+def _rank(found: Findings) -> tuple[bool, int]:
+    return found.last_fits, len(found.stages)
+
+
+def _some(names: Sequence[str], what: str, most: int = 8) -> str:
+    """Return a number of things, and the names of the first ones."""
+    shown = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    return f"{len(names)} {what}{'s' * (len(names) != 1)} ({shown})"

@@ -25,6 +25,12 @@ class ModelConfig:
     stages: tuple[str, ...] = setting((), shapes_model=True)
     """Names of the submodules whose outputs are the feature maps, if the network does not offer them itself."""
 
+    levels: int | None = setting(
+        None, Valid(lambda v: v is None or v >= 1, "is a number of feature maps, at least 1"), shapes_model=True
+    )
+    """Number of feature maps to use, the deepest ones; 4 if not given, or as many as there are, without one of stride
+    1."""
+
     in_chans: int = setting(3, at_least(1, "a number of channels"), shapes_model=True)
     """Channels of the images: 1 (gray), 3 (RGB), 4 (RGBA), or those of .npy and TIFF files."""
 

@@ -139,13 +139,20 @@ class UNetDecoder(nn.Module):
         width: channels at the deepest scale.
         out_chans: channels of the prediction.
         block: "unet", the paper's :class:`UNetBlock`, or "convnext", the cheaper :class:`ConvNeXtBlock`.
+        dims: number of spatial dimensions; by default that of the steps, or 2 if there are none (a map of stride 1).
 
     Raises:
         ValueError: for a width that cannot be halved once per block, or an unknown block.
     """
 
     def __init__(
-        self, steps: Sequence[Upsampling], width: int = 768, out_chans: int = 3, *, block: DecoderBlock = "unet"
+        self,
+        steps: Sequence[Upsampling],
+        width: int = 768,
+        out_chans: int = 3,
+        *,
+        block: DecoderBlock = "unet",
+        dims: int | None = None,
     ) -> None:
         super().__init__()
         if block not in _BLOCKS:
@@ -156,7 +163,7 @@ class UNetDecoder(nn.Module):
             )
         self.steps = list(steps)
         self.widths = [width // 2**i for i in range(len(steps) + 1)]
-        dims = len(steps[0].factor) if steps else 2
+        dims = len(steps[0].factor) if steps else dims or 2
         self.blocks = nn.ModuleList(
             _BLOCKS[block](self.widths[i], self.widths[i + 1], step.factor) for i, step in enumerate(steps)
         )

@@ -3,50 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import timm
 from torch import nn
 
-from ..sparse import UnsupportedOperation
-from ..utils.devices import out_of_memory
 from ..utils.specs import is_function, load_object
 from .backbone import Backbone
-
-
-@contextmanager
-def code_of(spec: str, *others: str) -> Iterator[None]:
-    """Report in words where the code of a user's file fails, or that a timm network has no feature maps.
-
-    Args:
-        spec: the network or recipe whose code runs.
-        others: plug-ins whose code it calls, as `FILE.py:CLASS`; what fails in their files is reported as theirs.
-
-    Raises:
-        ValueError: in place of what other code than this package's raised.
-    """
-    try:
-        yield
-    except UnsupportedOperation:
-        raise
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        frames = traceback.extract_tb(error.__traceback__)
-        if isinstance(error, ValueError) and Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1]):
-            raise
-        what = f"{type(error).__name__}: {error}"
-        theirs = [other for frame in frames for other in others if f"{frame.filename}:" in other]
-        spec = theirs[-1] if theirs else spec
-        if ".py:" not in spec:
-            raise ValueError(
-                f"{spec} does not give feature maps of images of any size ({what}); expected a convolutional network"
-            ) from error
-        own = [frame.lineno for frame in frames if f"{frame.filename}:" in spec]
-        raise ValueError(f"{spec} fails{f' at line {own[-1]}' if own else ''}: {what}") from error
+from .user_code import code_of as code_of  # documented here
 
 
 def load_backbone(
@@ -54,6 +19,7 @@ def load_backbone(
     stages: Sequence[str] = (),
     in_chans: int | None = None,
     *,
+    levels: int | None = None,
     drop_path: float = 0.0,
     pretrained: bool = False,
 ) -> Backbone:
@@ -63,6 +29,7 @@ def load_backbone(
         model: a timm name, or `FILE.py:FUNCTION` or `MODULE:FUNCTION`, a function that returns a module or a Backbone.
         stages: names of the submodules whose outputs are the feature maps.
         in_chans: channels of the images; 3 if not given, or those of a Backbone.
+        levels: number of feature maps to keep, see :class:`Backbone`.
         drop_path: highest rate of stochastic depth; a function is called with it as `drop_path_rate`.
         pretrained: start from timm's weights.
 
@@ -77,8 +44,10 @@ def load_backbone(
     settings = {"drop_path_rate": drop_path} if drop_path else {}
     if not is_function(model):
         with stochastic_depth(model, drop_path):
-            backbone = Backbone.create(model, in_chans=in_chans or 3, pretrained=pretrained, **settings)
-        return Backbone(backbone.module, stages, in_chans=backbone.in_chans) if stages else backbone
+            if not stages:
+                return Backbone.create(model, in_chans=in_chans or 3, pretrained=pretrained, levels=levels, **settings)
+            module = Backbone.create_module(model, in_chans=in_chans or 3, pretrained=pretrained, **settings)
+        return Backbone(module, stages, in_chans=in_chans or 3, levels=levels)
     if pretrained:
         raise ValueError(f"timm has no weights for {model}; use --init none or a file")
     function = load_object(model)
@@ -93,10 +62,15 @@ def load_backbone(
                 f"--in-chans {in_chans}, but {model} returns a sparkmim.Backbone for {made.in_chans} channels; leave "
                 f"it out, or make the Backbone with in_chans={in_chans}"
             )
+        if levels not in (None, len(made.levels)):
+            raise ValueError(
+                f"--levels {levels}, but {model} returns a sparkmim.Backbone of {len(made.levels)} feature maps; leave "
+                f"it out, or make the Backbone with levels={levels}"
+            )
         return made
     if not isinstance(made, nn.Module):
         raise ValueError(f"{model} returns a {type(made).__name__}, not a torch.nn.Module or a sparkmim.Backbone")
-    return Backbone(made, stages or None, in_chans=in_chans or 3)
+    return Backbone(made, stages or None, in_chans=in_chans or 3, levels=levels)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ scale with mask tokens, decode with a light UNet, and regress the normalized pix
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,6 +21,7 @@ from .config import DecoderBlock, Execution, LossOn
 from .decoder import UNetDecoder, upsampling_steps
 from .densify import build_densify, densify_norm_of
 from .masking import count_visible, random_visible, visible_patches
+from .networks import dtype_of, require_full_precision
 
 
 class SparKOutput(NamedTuple):
@@ -51,6 +53,8 @@ class SparK(nn.Module):
         decoder_block: what the decoder is made of: "unet", the paper's blocks, or "convnext", cheaper ones.
         densify_norm: "batch" or "layer"; by default batch norm if the network has batch norms, else layer norm.
         in_chans: channels of the images (for a :class:`~sparkmim.Backbone`, its own).
+        levels: number of feature maps to pretrain with; by default the four deepest, see :class:`~sparkmim.Backbone`.
+        dims: number of spatial dimensions; by default that of most of the network's convolutions.
         hierarchy: False decodes from the deepest map alone (the paper's ablation).
         execution: "packed" computes visible patches only. "masked-dense" computes the same numbers the official way,
             at the price of the whole image. "zero-out" runs the ordinary network on images with hidden pixels set to
@@ -90,6 +94,8 @@ class SparK(nn.Module):
         decoder_block: DecoderBlock = "unet",
         densify_norm: Literal["batch", "layer"] | None = None,
         in_chans: int = 3,
+        levels: int | None = None,
+        dims: int | None = None,
         hierarchy: bool = True,
         execution: Execution = "packed",
         objective: str | Objective = "pixels",
@@ -99,9 +105,16 @@ class SparK(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(backbone, str):
-            backbone = Backbone.create(backbone, in_chans=in_chans)
+            backbone = Backbone.create(backbone, in_chans=in_chans, levels=levels)
         elif isinstance(backbone, nn.Module):
-            backbone = Backbone(backbone, in_chans=in_chans)
+            backbone = Backbone(backbone, in_chans=in_chans, levels=levels, dims=dims)
+        elif levels not in (None, len(backbone.levels)):
+            raise ValueError(
+                f"levels={levels}, but the Backbone has {len(backbone.levels)} maps; give it to the Backbone"
+            )
+        if dims not in (None, backbone.dims):
+            raise ValueError(f"dims={dims}, but the network takes images of {backbone.dims} spatial dimensions")
+        dtype = require_full_precision(backbone.module)
         require_one_of("execution", execution, get_args(Execution))
         require_one_of("loss_on", loss_on, get_args(LossOn))
         if densify_norm not in (None, "batch", "layer"):
@@ -122,22 +135,38 @@ class SparK(nn.Module):
                 kind.settings_type(), in_chans=backbone.in_chans, patch_size=self.patch_size, loss_on=loss_on
             )
         self.objective = objective
-        levels = backbone.levels[::-1] if hierarchy else backbone.levels[-1:]  # deepest first
+        used = backbone.levels[::-1] if hierarchy else backbone.levels[-1:]  # deepest first
         end = objective.stride  # maps finer than the prediction have no place in the decoder
-        levels = [level for level in levels if all(s >= e for s, e in zip(level.stride, end, strict=True))]
-        if not levels:
+        used = [level for level in used if all(s >= e for s, e in zip(level.stride, end, strict=True))]
+        if not used:
             raise ValueError(
                 f"the objective predicts at stride {end}, coarser than the deepest map {backbone.strides[-1]}"
             )
-        self.levels = len(levels)
-        steps = upsampling_steps([level.stride for level in levels], end)
-        self.decoder = UNetDecoder(steps, decoder_width, objective.channels, block=decoder_block)
+        self.levels = len(used)
+        steps = upsampling_steps([level.stride for level in used], end)
+        self.decoder = UNetDecoder(steps, decoder_width, objective.channels, block=decoder_block, dims=backbone.dims)
         norm = densify_norm or densify_norm_of(self.encoder)
-        self.densify = build_densify(levels, self.decoder, norm, shared_mask_token=shared_mask_token)
+        self.densify = build_densify(used, self.decoder, norm, shared_mask_token=shared_mask_token)
+        if dtype != torch.get_default_dtype():
+            self.decoder.to(dtype)
+            self.densify.to(dtype)
         self.unreached = backbone.unreached_parameters(self.levels)
         for name in self.unreached:
             self.encoder.get_parameter(name).requires_grad_(False)
         objective.attach(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, but for another encoder: everything else was built for the one that there is.
+
+        Raises:
+            AttributeError: with what to do instead.
+        """
+        if name == "encoder" and "backbone" in self.__dict__ and value is not self.backbone.module:
+            raise AttributeError(
+                "the encoder of a SparK model cannot be replaced, as decoder and mask tokens fit its feature maps; "
+                "load weights with model.encoder.load_state_dict(...), or build SparK(network) of the other network"
+            )
+        super().__setattr__(name, value)
 
     def forward(
         self,
@@ -155,7 +184,7 @@ class SparK(nn.Module):
             generator: where a random mask comes from.
 
         Raises:
-            ValueError: if the size of the images or the mask does not fit.
+            ValueError: if the shape or dtype of the images, or the mask, does not fit.
         """
         # Mask: hide a random share of the patches.
         grid = self.mask(images, visible, generator)
@@ -181,7 +210,13 @@ class SparK(nn.Module):
         visible: Bool[Tensor, "batch *grid"] | None = None,
         generator: torch.Generator | None = None,
     ) -> PatchGrid:
-        """Return the visible patches of a batch: of the mask given, or of a random one."""
+        """Return the visible patches of a batch: of the mask given, or of a random one.
+
+        Raises:
+            ValueError: for images or a mask that do not fit, see :meth:`forward`.
+        """
+        if not torch.compiler.is_compiling():
+            self._require_images(images)
         shape = self.grid_shape(images.shape[2:])
         if images.shape[1] != self.backbone.in_chans:
             raise ValueError(
@@ -201,6 +236,26 @@ class SparK(nn.Module):
         else:
             count = count_visible(visible)
         return PatchGrid(visible.to(images.device, non_blocking=images.device.type != "cpu"), count)
+
+    def _require_images(self, images: Tensor) -> None:
+        dims, channels = self.backbone.dims, self.backbone.in_chans
+        wanted = f"(batch, {channels}, {', '.join(('depth', 'height', 'width')[-dims:] if dims > 1 else ('length',))})"
+        if images.ndim != dims + 2:
+            hint = "; images[None] makes a batch of one" if images.ndim == dims + 1 else ""
+            raise ValueError(f"expected images of shape {wanted}, got {tuple(images.shape)}{hint}")
+        if not len(images):
+            raise ValueError(f"expected at least one image, of shape {wanted}, got {tuple(images.shape)}")
+        dtype = dtype_of(self.encoder)
+        if not images.is_floating_point():
+            raise ValueError(
+                f"expected images of {dtype}, got {images.dtype}; scale and normalize them, for example "
+                "(images / 255 - mean) / std"
+            )
+        if images.dtype != dtype and not torch.is_autocast_enabled(images.device.type):
+            raise ValueError(
+                f"expected images of {dtype}, as the network's parameters are, got {images.dtype}; use "
+                f"images.to({dtype})"
+            )
 
     def grid_shape(self, size: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
         """Return the number of patches along each axis of images of `size`.
@@ -224,13 +279,14 @@ class SparK(nn.Module):
         They are `(N, C_i, *patch_size / stride_i)`; maps of strides larger than a patch are whole,
         `(B, C_i, *size / stride_i)`, see :meth:`grids`.
         """
+        maps_of = partial(self.backbone.maps, self.encoder)  # of the replica, where DataParallel runs replicas
         if self.execution == "packed":
-            features = run(SparseExecution(grid, triton=self.triton), self.encoder, images, self.backbone)
+            features = run(SparseExecution(grid, triton=self.triton), self.encoder, images, maps_of)
         elif self.execution == "masked-dense":
-            maps = run(MaskedDenseExecution(grid), self.encoder, images, self.backbone)
+            maps = run(MaskedDenseExecution(grid), self.encoder, images, maps_of)
             features = [grid.at(m.shape[2:]).pack(m) for m in maps]
         else:
-            maps = self.backbone(grid.unpack(grid.pack(images)))
+            maps = maps_of(grid.unpack(grid.pack(images)))
             features = [grid.at(m.shape[2:]).pack(m) for m in maps]
         return features[-self.levels :]
 

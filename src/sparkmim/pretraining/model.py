@@ -39,20 +39,28 @@ class ModelBuilder:
         in_chans: int | None,
         seed: int,
         *,
+        levels: int | None = None,
         drop_path: float = 0.0,
         pretrained: bool = False,
     ) -> Backbone:
         """Return a backbone, see :func:`~sparkmim.models.factory.load_backbone`."""
-        return self._network(model, stages, in_chans, seed, drop_path, pretrained)[0]
+        return self._network(model, stages, levels, in_chans, seed, drop_path, pretrained)[0]
 
     def _network(
-        self, model: str, stages: Sequence[str], in_chans: int | None, seed: int, drop_path: float, pretrained: bool
+        self,
+        model: str,
+        stages: Sequence[str],
+        levels: int | None,
+        in_chans: int | None,
+        seed: int,
+        drop_path: float,
+        pretrained: bool,
     ) -> tuple[Backbone, Tensor]:
-        key = (model, tuple(stages), seed, drop_path, pretrained)
+        key = (model, tuple(stages), levels, seed, drop_path, pretrained)
         if (*key, in_chans) not in self._networks:
             with torch.random.fork_rng(devices=()):
                 torch.manual_seed(keyed_seed(seed, Stream.PRETRAIN_WEIGHTS))
-                made = load_backbone(model, stages, in_chans, drop_path=drop_path, pretrained=pretrained)
+                made = load_backbone(model, stages, in_chans, levels=levels, drop_path=drop_path, pretrained=pretrained)
                 built = made, torch.get_rng_state()
             self._networks |= {(*key, in_chans): built, (*key, made.in_chans): built}
         return self._networks[*key, in_chans]
@@ -72,7 +80,10 @@ class ModelBuilder:
         known = next((model for key, model in self._models if key == asked), None)
         if known is not None:
             return known
-        network = config.model, config.stages, config.in_chans, seed, config.drop_path, config.init == "timm"
+        network = (
+            *(config.model, config.stages, config.levels, config.in_chans),
+            *(seed, config.drop_path, config.init == "timm"),
+        )
         backbone, state = self._network(*network)
         if any(model.backbone is backbone for _, model in self._models):  # which has set up the network for itself
             self._networks.clear()
@@ -98,7 +109,12 @@ def build_model(config: ModelConfig, objective: Any = None, backbone: Backbone |
     """
     if backbone is None:
         backbone = load_backbone(
-            config.model, config.stages, config.in_chans, drop_path=config.drop_path, pretrained=config.init == "timm"
+            config.model,
+            config.stages,
+            config.in_chans,
+            levels=config.levels,
+            drop_path=config.drop_path,
+            pretrained=config.init == "timm",
         )
     if config.init not in ("none", "timm"):
         load_weights(backbone.module, config.init)

@@ -14,6 +14,7 @@ from ..data.seeding import Stream
 from ..data.sources.address import open_source, source_type
 from ..data.sources.base import ImageSource, held_out
 from ..data.statistics import first_readable
+from ..models.backbone import Backbone
 from ..models.factory import code_of
 from ..models.masking import visible_patches
 from ..training.config import COMPUTATION
@@ -81,6 +82,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
                 chosen.get("stages", ()),
                 chosen.get("in_chans"),
                 seed,
+                levels=chosen.get("levels"),
                 drop_path=chosen.get("drop_path", 0.0),
             )
         if "image_size" in chosen:  # before a recipe runs the network on it
@@ -182,6 +184,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             + (f"; {len(ready.data.held_out):,} held out" if ready.data.held_out is not None else ""),
             "views": f"{_by(data.image_size)} pixels, {patches} patches of {_by(model.patch_size)}, "
             f"{patches - shown} hidden",
+            **_maps(model.backbone),
             **({} if config.model.objective == "pixels" else {"objective": Path(config.model.objective).name}),
             "batch": f"{run.batch_size} images"
             + (f" ({', '.join(parts)}: {task.micro_batch} at a time)" if parts else "")
@@ -235,6 +238,16 @@ def require_whole_patches(image_size: Sequence[int], patch_size: Sequence[int]) 
             below, above = size // patch * patch, (size // patch + 1) * patch
             use = f"{below} or {above}" if below else str(above)
             raise ValueError(f"image {name} {size} is not divisible by the patch size {patch}; use --image-size {use}")
+
+
+def _maps(backbone: Backbone) -> dict[str, str]:
+    """Return the lines of the plan on the feature maps: where they were found, and what is unusual."""
+    names = backbone.stages or ["the network's own"] * len(backbone.levels)
+    maps = ", ".join(
+        f"{_by(level.stride)}: {name or 'its output'}" for level, name in zip(backbone.levels, names, strict=True)
+    )
+    lines = {"maps": f"of strides {maps}"} if backbone.stages else {}
+    return lines | {f"note {number}": note for number, note in enumerate(backbone.notes, start=1)}
 
 
 def _by(size: Sequence[int]) -> str:

@@ -121,4 +121,4 @@ class PretrainingTask(TrainingTask[Batch]):
 def encoder_metadata(config: PretrainConfig, step: int) -> dict[str, str]:
     """Return the metadata of the encoder's file: enough to build the network and to prepare its input."""
     model = config.model
-    return network_metadata(model.model, model.stages, model.in_chans, config.data, step=step)
+    return network_metadata(model.model, model.stages, model.in_chans, config.data, step=step, levels=model.levels)

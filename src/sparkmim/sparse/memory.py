@@ -349,7 +349,9 @@ def _viewed(
 
 def _order(name: str, ndim: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
     """Return the axes of a tensor in the order that a function gives them."""
-    named = [kwargs[key] for key in ("dims", "source", "destination", "dim0", "dim1", "axis0", "axis1") if key in kwargs]
+    named = [
+        kwargs[key] for key in ("dims", "source", "destination", "dim0", "dim1", "axis0", "axis1") if key in kwargs
+    ]
     values = [*args, *named]
     if name == "permute":
         dims = values[0] if isinstance(values[0], (tuple, list)) else values

@@ -27,6 +27,11 @@ class NetworkConfig:
     stages: tuple[str, ...] = setting((), shapes_model=True)
     """Names of the submodules whose outputs are the feature maps, if the network does not offer them itself."""
 
+    levels: int | None = setting(
+        None, Valid(lambda v: v is None or v >= 1, "is a number of feature maps, at least 1"), shapes_model=True
+    )
+    """Number of feature maps, the deepest ones; those of the encoder if not given."""
+
     in_chans: int = setting(3, at_least(1, "a number of channels"), shapes_model=True)
     """Channels of the images."""
 

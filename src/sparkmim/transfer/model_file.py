@@ -43,7 +43,9 @@ def save_model(
         known = dict(targets)
     else:
         known = {"task": model.task, "settings": config.to_dict().get("task_settings", {}), "targets": targets}
-    metadata = network_metadata(model.model, model.stages, model.in_chans, config.data, step=step, **known)
+    metadata = network_metadata(
+        model.model, model.stages, model.in_chans, config.data, step=step, levels=model.levels, **known
+    )
     save_weights(weights, path, metadata)
 
 
@@ -63,7 +65,13 @@ def load_model(path: Path) -> SavedModel:
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in known.get("settings", {}).items()}
     task = kind(kind.settings_type(**settings))
     targets = known["targets"] if "targets" in known else {"classes": known["classes"]}
-    config = NetworkConfig(task=name, model=known["model"], stages=tuple(known["stages"]), in_chans=known["in_chans"])
+    config = NetworkConfig(
+        task=name,
+        model=known["model"],
+        stages=tuple(known["stages"]),
+        levels=known.get("levels"),
+        in_chans=known["in_chans"],
+    )
     with code_of(config.model):
         module = task.build(config, targets).module
     try:

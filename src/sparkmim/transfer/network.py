@@ -52,7 +52,7 @@ def pooled_network(backbone: Backbone, head: nn.Module) -> Network:
 
 def load_config_backbone(config: Any) -> Backbone:
     """Return the backbone that a :class:`~sparkmim.transfer.config.NetworkConfig` describes, with random weights."""
-    return load_backbone(config.model, config.stages, config.in_chans, drop_path=config.drop_path)
+    return load_backbone(config.model, config.stages, config.in_chans, levels=config.levels, drop_path=config.drop_path)
 
 
 def timm_network(config: Any, outputs: int) -> Network:
@@ -60,7 +60,7 @@ def timm_network(config: Any, outputs: int) -> Network:
     settings: dict[str, Any] = {"drop_path_rate": config.drop_path} if config.drop_path else {}
     with stochastic_depth(config.model, config.drop_path):
         module = timm.create_model(config.model, num_classes=outputs, in_chans=config.in_chans, **settings)
-    backbone = Backbone(module, config.stages or None, in_chans=config.in_chans)
+    backbone = Backbone(module, config.stages or None, in_chans=config.in_chans, levels=config.levels)
     return Network(module, backbone, module)
 
 

@@ -68,7 +68,7 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         if "encoder" not in chosen:
             raise ValueError("--encoder is required: a file of weights, a run folder, timm, or none")
         encoder = self.encoder = read_encoder(chosen)
-        chosen = {**chosen, "model": encoder.name, "stages": encoder.stages}
+        chosen = {**chosen, "model": encoder.name, "stages": encoder.stages, "levels": encoder.levels}
         task = self._task(chosen)
         data = {name: chosen[name] for name in LabeledDataConfig.__annotations__ if name in chosen}
         view = {"image_size": (1, 1), "mean": (0.0,), "std": (1.0,)}
@@ -205,6 +205,7 @@ def read_encoder(chosen: Mapping[str, Any]) -> TrainedEncoder:
             chosen.get("model"),
             chosen.get("seed", 0),
             stages=chosen.get("stages", ()),
+            levels=chosen.get("levels"),
             in_chans=chosen.get("in_chans"),
         )
     if encoder.backbone.dims != 2:
