@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..utils.modules import eval_mode, preserved_buffers
+from ..utils.modules import eval_mode, preserved_attributes, preserved_buffers
 
 Result = TypeVar("Result")
 
@@ -74,6 +74,7 @@ class Probe:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(_preserved_generators(self.module))
             stack.enter_context(eval_mode(self.module))
+            stack.enter_context(preserved_attributes(self.module))
             parameter = self._parameter()
             stack.enter_context(nullcontext() if meta else preserved_buffers(self.module))
             stack.enter_context(nullcontext() if meta else _all_trainable(self.module))
