@@ -37,6 +37,7 @@ class Execution(TorchFunctionMode):
     Attributes:
         names: of the classes whose rules apply, the execution's own first.
         grad_enabled: whether gradients were on when the run began.
+        compiling: whether Dynamo traces the run.
         traced: tensors and their layouts while compiling.
         memory: which memory tensors share in the ordinary network.
         reenter: makes the context in which checkpointed functions of the network under way are computed again.
@@ -56,6 +57,7 @@ class Execution(TorchFunctionMode):
         classes = type(self).__mro__
         self.names = [c.__name__ for c in classes[: classes.index(Execution) + 1]]
         self.grad_enabled = True
+        self.compiling = torch.compiler.is_compiling()
         self.traced: list[tuple[Tensor, Layout]] = []
         self.told = Told(())
         self.memory = Memory()
@@ -74,24 +76,34 @@ class Execution(TorchFunctionMode):
             return self._answer_untraced(func, args, kwargs)
         if torch.is_grad_enabled() != self.grad_enabled:
             self.require_ordinary_gradients(func)
-        if not torch.compiler.is_compiling():
+        if not self.compiling:
             recompute_under(self.recomputing, func)
-            for value in tensors_in((args, kwargs)):
-                if owner.hides_input(value):
-                    raise unsupported(func, f"{OUTSIDER} may descend from it by a way that is not traced")
-                if self.told.read and hasattr(value, "_sparkmim_measured"):
-                    raise unsupported(func, MEASURED)
+            self._require_traced(func, owner, args)
+            if kwargs:
+                self._require_traced(func, owner, kwargs.values())
         out = owner.answer(func, args, kwargs)
         return out if owner is self else self.returned(out)
 
-    @staticmethod
-    def require_ordinary_gradients(func: Any) -> None:
+    def require_ordinary_gradients(self, func: Any) -> None:
         """Raise for a function called where gradients are not those of the run, unless the network switched them."""
-        if torch.compiler.is_compiling():
+        if self.compiling:
             raise unsupported(func, "it is called where the network has switched gradients off or on")
         why = switched_gradients(func)
         if why is not None:
             raise unsupported(func, why)
+
+    def _require_traced(self, func: Any, owner: Execution, values: Iterable[Any]) -> None:
+        """Raise if a tensor among the arguments may hide the input, or was computed with the size of a map."""
+        for value in values:
+            if isinstance(value, Tensor):
+                if owner.hides_input(value):
+                    raise unsupported(func, f"{OUTSIDER} may descend from it by a way that is not traced")
+                if self.told.read and hasattr(value, "_sparkmim_measured"):
+                    raise unsupported(func, MEASURED)
+            elif isinstance(value, (list, tuple)):
+                self._require_traced(func, owner, value)
+            elif isinstance(value, dict):
+                self._require_traced(func, owner, value.values())
 
     def answer(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the rule of a function for arguments that descend from the input."""
@@ -102,7 +114,7 @@ class Execution(TorchFunctionMode):
             args, kwargs = of_whole_map(args), of_whole_map(kwargs)
         memory = self.memory
         before = memory.writes(func, args, kwargs) if memory.doubtful else None
-        if torch.compiler.is_compiling():
+        if self.compiling:
             out = rule(self, func, *args, **kwargs)
         else:
             try:
@@ -150,7 +162,7 @@ class Execution(TorchFunctionMode):
 
     def mark(self, tensor: Tensor, layout: Layout) -> Tensor:
         """Give `tensor` (in place) its layout, and return it."""
-        if torch.compiler.is_compiling():
+        if self.compiling:
             self.traced.append((tensor, layout))
         else:
             tensor._sparkmim_layout = layout  # type: ignore[attr-defined]
@@ -182,7 +194,7 @@ class Execution(TorchFunctionMode):
         """Return the layout of `value` by this execution or another."""
         if not isinstance(value, Tensor):
             return None
-        if torch.compiler.is_compiling():
+        if self.compiling:
             for tensor, layout in reversed(self.traced):
                 if tensor is value:
                     return layout
@@ -228,7 +240,7 @@ class Execution(TorchFunctionMode):
     @property
     def plain_sizes(self) -> bool:
         """Whether the network gets the sizes of the tensors at hand as ordinary numbers, as it does from Dynamo."""
-        return self.told.plain or torch.compiler.is_compiling()
+        return self.told.plain or self.compiling
 
     def extent_of_whole(self, layout: Layout, axis: int, local: int) -> int:
         """Return the extent on the whole map of an axis that has `local` here, as far as the network knows."""
@@ -265,7 +277,7 @@ class Execution(TorchFunctionMode):
 
     def _note_constant(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Remember that a result of tensors from outside the input is traced (see `hides_input`)."""
-        if not torch.compiler.is_compiling():
+        if not self.compiling:
             results = [tensor for tensor in tensors_in(result) if tensor.grad_fn is not None]
             if results and not any(self.hides_input(value) for value in tensors_in((args, kwargs))):
                 self.note_constants(results)
@@ -285,7 +297,7 @@ class Execution(TorchFunctionMode):
         from a scripted module, a custom autograd function or the like. Known only while gradients are on, and not
         while compiling.
         """
-        if torch.compiler.is_compiling() or tensor.grad_fn is None:
+        if self.compiling or tensor.grad_fn is None:
             return False
         return not hasattr(tensor, "_sparkmim_constant") and self.marked(tensor) is None
 
