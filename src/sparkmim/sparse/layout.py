@@ -106,6 +106,10 @@ class Layout:
             return ()
         return area(len(self.flattened)) if self.flattened else unit(self.space.index(axis))
 
+    def image_axis(self, axis: int) -> int | None:
+        """Return which axis of the image an axis runs along; None for one that does not, or along all of them."""
+        return self.space.index(axis) if axis in self.space and not self.flattened else None
+
     def moved(self, batch: int, space: tuple[int, ...]) -> Layout:
         """Return the same meaning with the axes at other places."""
         return Layout(self.origin, batch, space, self.padding, self.flattened)

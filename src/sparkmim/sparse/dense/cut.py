@@ -55,7 +55,10 @@ class CutLayout(Layout):
         return Layout(self.origin, self.batch, self.cells, self.padding)
 
     def degrees(self, axis: int) -> Degrees:
-        return unit(self.cells.index(axis), len(self.parts)) if axis in self.cells else ()
+        return unit(self.cells.index(axis)) if axis in self.cells else ()
+
+    def image_axis(self, axis: int) -> int | None:
+        return self.cells.index(axis) if axis in self.cells else None
 
     def moved(self, batch: int, space: tuple[int, ...]) -> Layout:
         return CutLayout(self.origin, batch, space, self.parts, self.padding)

@@ -136,11 +136,12 @@ class WholeMaps(Execution):
     def _whole(self, layout: Layout, axis: int, local: int) -> int:
         if axis == layout.batch or self.told.grid == self.grid_shape[1:]:
             return local
-        told, own = self.told.grid, self.grid_shape[1:]
-        if not layout.flattened:
-            place = layout.space.index(axis)
-            told, own = (told[place],), (own[place],)
-        return local * math.prod(told) // math.prod(own)
+        place = layout.image_axis(axis)
+        if place is not None:
+            return local * self.told.grid[place] // self.grid_shape[1 + place]
+        if layout.flattened:
+            return local * math.prod(self.told.grid) // math.prod(self.grid_shape[1:])
+        return local
 
     @property
     def rows(self) -> int:
