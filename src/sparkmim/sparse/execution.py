@@ -81,7 +81,7 @@ class Execution(TorchFunctionMode):
                 if owner.hides_input(value):
                     raise unsupported(func, f"{OUTSIDER} may descend from it by a way that is not traced")
                 if self.told.read and hasattr(value, "_sparkmim_measured"):
-                    raise unsupported(func, MEASURED)
+                    raise unsupported(func, MEASURED if rule_for(func, owner.names) else reason_for(func))
         out = owner.answer(func, args, kwargs)
         return out if owner is self else self.returned(out)
 
