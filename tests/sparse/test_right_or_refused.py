@@ -100,8 +100,8 @@ SIZES_READ: dict[str, tuple[Any, ...]] = {
     "pool_by_size_gate": (lambda x: x * F.avg_pool2d(x, x.shape[2:]), RIGHT),
     "pool_by_size": (lambda x: F.avg_pool2d(x, x.size()[2:]), REFUSED),
     "pool_by_size_max": (lambda x: x * F.max_pool2d(x, kernel_size=x.size()[2:]), RIGHT),
-    "pool_by_size_and_back": (lambda x: x + F.interpolate(F.avg_pool2d(x, x.shape[2:]), size=x.shape[2:]), REFUSED),
-    "pool_to_its_own_size": (lambda x: x + F.adaptive_avg_pool2d(x, x.shape[2:]), REFUSED),
+    "pool_by_size_and_back": (lambda x: x + F.interpolate(F.avg_pool2d(x, x.shape[2:]), size=x.shape[2:]), RIGHT),
+    "pool_to_its_own_size": (lambda x: x + F.adaptive_avg_pool2d(x, x.shape[2:]), RIGHT),
     "position_embedding": (lambda x: x + constant(1, CHANNELS, *x.shape[2:]), REFUSED, FOUND),
     "position_embedding_interpolated": (
         lambda x: x + F.interpolate(constant(1, CHANNELS, 8, 12), size=x.shape[2:], mode="bilinear"),
