@@ -197,8 +197,10 @@ WINDOWS: dict[str, Function] = {
     "cropped_to_size": lambda x: F.conv2d(x, constant(8, 8, 3, 3), padding=2)[:, :, : x.shape[2], : x.size(3)],
     "cropped_dilated": lambda x: F.conv2d(x, constant(8, 8, 3, 3), padding=4, dilation=2)[..., 2:-2, :-4],
     "pooled_with_indices": lambda x: F.max_pool2d(x, 3, 1, 1, return_indices=True)[0],
-    "pooled_to_own_size": lambda x: F.adaptive_avg_pool2d(x, x.shape[2:]) + F.adaptive_max_pool2d(x, x.shape[2:]),
-    "lp_pool_of_the_map": lambda x: x * F.lp_pool2d(x, 2, x.shape[2:]),
+    "pooled_to_own_size": lambda x: (
+        F.adaptive_avg_pool2d(x, (x.shape[2], x.shape[3])) + F.adaptive_max_pool2d(x, x.shape[2:])
+    ),
+    "lp_pool_of_the_map": lambda x: x * F.lp_pool2d(x, 2, (x.shape[2], x.shape[3])),
 }
 
 WORKING: dict[str, Function] = {

@@ -71,11 +71,11 @@ TRANSPOSED = {
 """Kernel, stride, padding, output padding, groups, dilation."""
 
 
-def transposed(dims: int, arguments: tuple[int, ...]) -> nn.Module:
+def transposed(dims: int, arguments: tuple[int, ...], dtype: torch.dtype = torch.float64) -> nn.Module:
     kernel, stride, padding, extra, groups, dilation = arguments
     torch.manual_seed(0)
     made: nn.Module = of(dims, "ConvTranspose{}")(
-        3, 6, kernel, stride, padding, extra, groups, dilation=dilation, dtype=torch.float64
+        3, 6, kernel, stride, padding, extra, groups, dilation=dilation, dtype=dtype
     )
     return made
 
@@ -106,7 +106,7 @@ def test_transposed_convolution_that_is_not_aligned() -> None:
 def test_no_waiting_for_the_device(name: str, dims: int) -> None:
     assert_never_waits(lambda: POOLS[name](dims), (2, *(2,) * dims), 2, 3, (4,) * dims)
     assert_never_waits(
-        lambda: transposed(dims, TRANSPOSED["kernel 4, stride 2"]).float(), (2, *(2,) * dims), 2, 3, (4,) * dims
+        lambda: transposed(dims, TRANSPOSED["kernel 4, stride 2"], torch.float32), (2, *(2,) * dims), 2, 3, (4,) * dims
     )
 
 

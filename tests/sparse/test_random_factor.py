@@ -11,11 +11,9 @@ import torch.nn.functional as F
 import torchvision.ops
 from torch import Tensor, nn
 
-import sparkmim
 from engine_helpers import all_visible, cases, images_of, random_grid, stem
+from sparkmim.models.backbone import Backbone  # declares the classes of torchvision and timm
 from sparkmim.sparse import MaskedDenseExecution, PatchGrid, SparseExecution, UnsupportedOperation, random_factor, run
-
-assert sparkmim.Backbone  # whose module declares the classes of torchvision and timm
 
 
 class Dropped(nn.Module):
@@ -61,7 +59,7 @@ def test_blocks_pass_the_check() -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 8, 4, 4), torchvision.ops.DropBlock2d(0.3, 3), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU()
     )
-    assert sparkmim.Backbone(network, stages=["0", "2"]).check().passed
+    assert Backbone(network, stages=["0", "2"]).check().passed
 
 
 def test_blocks_filled_with_noise_are_no_factor() -> None:
