@@ -158,7 +158,6 @@ def test_signals_and_volumes(dims: int) -> None:
 REFUSED: dict[str, Function] = {
     "noise of each position that does not": lambda x: x + torch.rand(1, 1, *x.shape[2:]).double(),
     "noise of one axis": lambda x: x + x.new_zeros(x.shape[0], 1, 1, x.shape[3]).normal_(),
-    "alpha dropout": lambda x: F.alpha_dropout(x, 0.5, training=True),
     "channel dropout, channels last": lambda x: F.dropout2d(x.permute(0, 2, 3, 1), 0.5),
     "dropout after padding": lambda x: F.dropout(F.pad(x, (1, 1, 1, 1)), 0.5),
     "shuffled images": lambda x: x[torch.randperm(x.shape[0])],

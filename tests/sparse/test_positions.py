@@ -250,9 +250,6 @@ REFUSED: dict[str, Function] = {
     "softmax that names no axis": lambda x: F.softmax(x.flatten(2), None, 3),
     "sums of other positions": lambda x: x.flatten(2) @ x[..., ::2, ::2].flatten(2).transpose(1, 2),
     "products of positions": lambda x: x.flatten(2).transpose(1, 2) @ x.flatten(2),
-    "products with a value per image": lambda x: (
-        x.flatten(2).transpose(1, 2) @ (x.flatten(2) @ x.flatten(2).transpose(1, 2))
-    ),
     "sums of a padded map": lambda x: F.pad(x, (1, 1, 1, 1)).flatten(2).mean(2)[..., None, None] * x,
     "map and positions": lambda x: x[:, 0] + x.flatten(2),
     "expanded to plain sizes": lambda x: x * x.mean((2, 3), keepdim=True).expand(-1, -1, 4, 4),

@@ -99,7 +99,7 @@ class Execution(TorchFunctionMode):
                 if owner.hides_input(value):
                     raise unsupported(func, f"{OUTSIDER} may descend from it by a way that is not traced")
                 if self.told.read and hasattr(value, "_sparkmim_measured"):
-                    raise unsupported(func, MEASURED)
+                    raise unsupported(func, MEASURED if rule_for(func, owner.names) else reason_for(func))
             elif isinstance(value, (list, tuple)):
                 self._require_traced(func, owner, value)
             elif isinstance(value, dict):

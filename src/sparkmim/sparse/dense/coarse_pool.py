@@ -12,7 +12,7 @@ from ..errors import unsupported
 from ..extent import of_whole_map
 from ..registry import understands_sizes
 from ..shared.places import without_meaning
-from ..shared.pooling import AVG_POOL, MAX_POOL, WITH_INDICES, sum_pool
+from ..shared.pooling import AVG_POOL, MAX_POOL, WITH_INDICES, require_axes, sum_pool
 from ..shared.pooling import max_pool as largest_in_windows
 from ..shared.reduce import is_whole_map, over_whole_map
 from ..window import per_axis, window_over
@@ -43,6 +43,7 @@ def _largest(
 ) -> Tensor:
     layout = execution.require_map(func, input)
     dims = (MAX_POOL | WITH_INDICES)[func]
+    require_axes(func, layout, dims)
     kernel = per_axis(kernel_size, dims)
     if is_whole_map(execution, input, layout, kernel, padding):
         return over_whole_map(execution, torch.amax, input)
@@ -72,6 +73,7 @@ def avg_pool(
 ) -> Tensor:
     layout = execution.require_map(func, input)
     dims = AVG_POOL[func]
+    require_axes(func, layout, dims)
     kernel = per_axis(kernel_size, dims)
     if is_whole_map(execution, input, layout, kernel, padding) and divisor_override is None:
         return over_whole_map(execution, torch.mean, input)

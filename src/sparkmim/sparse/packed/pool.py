@@ -14,7 +14,7 @@ from ..errors import unsupported
 from ..extent import of_whole_map
 from ..registry import understands_sizes
 from ..shared.places import without_meaning
-from ..shared.pooling import AVG_POOL, MAX_POOL, VALUES, WITH_INDICES, sum_pool, two_or_more, two_or_three
+from ..shared.pooling import AVG_POOL, MAX_POOL, VALUES, WITH_INDICES, require_axes, sum_pool, two_or_more, two_or_three
 from ..shared.pooling import max_pool as largest_in_windows
 from ..shared.reduce import is_whole_map, over_whole_map
 from ..window import Window, per_axis, window_over
@@ -47,6 +47,7 @@ def _largest(
 ) -> Tensor:
     layout = execution.require_map(func, input)
     dims = (MAX_POOL | WITH_INDICES)[func]
+    require_axes(func, layout, dims)
     kernel = per_axis(kernel_size, dims)
     if is_whole_map(execution, input, layout, kernel, padding):
         return over_whole_map(execution, torch.amax, input)
@@ -124,6 +125,7 @@ def avg_pool(
 ) -> Tensor:
     layout = execution.require_map(func, input)
     dims = AVG_POOL[func]
+    require_axes(func, layout, dims)
     kernel = per_axis(kernel_size, dims)
     if is_whole_map(execution, input, layout, kernel, padding) and divisor_override is None:
         return over_whole_map(execution, torch.mean, input)

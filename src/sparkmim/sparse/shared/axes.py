@@ -142,6 +142,12 @@ def getitem(execution: Execution, func: Any, x: Tensor, index: Any) -> Tensor:
         return cropped_by_index(execution, x, index)
     if execution.layout(x) is None:
         raise unsupported(func, "its index descends from the input")
+    if is_mask_of_input(execution, index):
+        raise unsupported(
+            func,
+            "it lists the values that a mask shows, and how many there are depends on what is visible; use "
+            "torch.where(mask, a, b)",
+        )
     layout, place = _indexed(execution, func, x, index)
     return execution.mark(func(x, place), layout)
 

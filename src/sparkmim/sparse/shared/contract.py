@@ -134,8 +134,8 @@ def _broadcast(execution: Execution, operands: Sequence[tuple[Tensor, Labels]]) 
 
     These have an extent of 1, or have been expanded over samples, as in `weight.expand(len(x), -1, -1)`.
     """
-    batches = {labels[own.batch] for x, labels in operands if (own := execution.layout(x)) is not None}
-    found = []
+    batches = {labels[layout.batch] for x, labels in operands if (layout := execution.layout(x)) is not None}
+    found: list[tuple[Tensor, Labels]] = []
     for tensor, labels in operands:
         x, own = tensor, list(labels)
         if execution.layout(tensor) is None:

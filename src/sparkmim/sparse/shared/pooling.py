@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import unsupported
+from ..layout import Layout
+
 MAX_POOL: dict[Any, int] = {
     F.max_pool1d: 1, torch.max_pool1d: 1, F.max_pool2d: 2, torch.max_pool2d: 2, F.max_pool3d: 3, torch.max_pool3d: 3,
 }  # fmt: skip
@@ -29,6 +32,12 @@ AVG_POOL: dict[Any, int] = {
 """Average pooling likewise."""
 
 _AVG = {2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+def require_axes(func: Any, layout: Layout, dims: int) -> None:
+    """Raise unless a map has as many spatial axes as a pooling's windows."""
+    if len(layout.space) != dims:
+        raise unsupported(func, f"its windows have {dims} axes and the map {len(layout.space)}")
 
 
 def two_or_more(x: Tensor) -> Tensor:
