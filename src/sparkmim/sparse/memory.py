@@ -349,7 +349,8 @@ def _viewed(
 
 def _order(name: str, ndim: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
     """Return the axes of a tensor in the order that a function gives them."""
-    values = [*args, *kwargs.values()]
+    names = ("dims", "dim0", "axis0", "source", "dim1", "axis1", "destination")  # (whatever order they were given in)
+    values = [*args, *(kwargs[own] for own in names if own in kwargs)]
     if name == "permute":
         dims = values[0] if isinstance(values[0], (tuple, list)) else values
         return [d % ndim for d in dims]
