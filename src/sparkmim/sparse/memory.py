@@ -130,7 +130,7 @@ class Memory:
             UnsupportedOperation: if an argument may hold something else in the ordinary network.
         """
         if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
-            if _may_write(func, args, kwargs):
+            if may_write(func, args, kwargs):
                 raise unsupported(func, f"it writes in place, and {_IN_DOUBT}")
             return []
         given = list(_tensors_in((args, kwargs)))
@@ -416,7 +416,7 @@ def _may_have_channels_last(execution: Any, tensor: Tensor, note: Note | None) -
     return _has_channels_last(execution.ordinary_shape(tensor, execution.marked(tensor)), note)
 
 
-def _may_write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def may_write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Return whether a call may write to its first argument, by its name and arguments."""
     name = str(getattr(func, "__name__", ""))
     in_place = name.endswith("_") and not name.endswith("__")

@@ -4,6 +4,7 @@ from .dense import coarse_rules
 from .dense import positions as dense_positions
 from .dense import rules as dense_rules
 from .packed import conv, norm, pool, resample
+from .packed import positions as packed_positions
 from .shared import axes, noise, pad, pointwise, positions, reduce
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "dense_rules",
     "noise",
     "norm",
+    "packed_positions",
     "pad",
     "pointwise",
     "pool",
