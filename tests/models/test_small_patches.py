@@ -254,10 +254,128 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "group norm of torch": lambda x: torch.group_norm(x, 2, random(4)),
     "instance norm": lambda x: F.instance_norm(x, weight=random(4), bias=random(4)),
     "instance norm of torch": lambda x: torch.instance_norm(x, None, None, None, None, True, 0.1, 1e-5, False),
+    "batch norm in groups": lambda x: F.batch_norm(x.unflatten(1, (2, 2)), None, None, training=True).flatten(1, 2),
+    "batch norm of a row": lambda x: F.batch_norm(x.flatten(2), None, None, training=True).view(x.shape),
+    "group norm in groups": lambda x: F.group_norm(x.unflatten(1, (2, 2)), 2).flatten(1, 2),
+    "group norm of a row": lambda x: F.group_norm(x.flatten(2), 2, random(4)).view(x.shape),
+    "instance norm, evaluated": lambda x: F.instance_norm(x, random(4), random(4), use_input_stats=False),
     "softmax over positions": lambda x: x.flatten(2).softmax(-1).view(x.shape),
     "sum of products": lambda x: x * (x.flatten(2) @ x.flatten(2).transpose(1, 2)).sum(-1)[..., None, None],
     **{f"statistic, {name}": lambda x, f=f: x + f(x) for name, f in STATISTICS.items()},  # type: ignore[misc]
 }  # fmt: skip
+
+
+def cells_of(x: Tensor) -> Tensor:
+    """`(B, C, H, W)` to `(B, C, H / 2, 2, W / 3, 3)`."""
+    return x.view(*x.shape[:2], x.shape[2] // 2, 2, x.shape[3] // 3, 3)
+
+
+def to_depth(x: Tensor) -> Tensor:
+    whole = cells_of(x).permute(0, 1, 3, 5, 2, 4)
+    return whole.reshape(x.shape[0], 6 * x.shape[1], x.shape[2] // 2, x.shape[3] // 3)
+
+
+def patch_merging(x: Tensor) -> Tensor:
+    """Space to depth of a map with channels last."""
+    b, h, w, c = x.permute(0, 2, 3, 1).shape
+    cut = x.permute(0, 2, 3, 1).reshape(b, h // 2, 2, w // 3, 3 * c)
+    return cut.permute(0, 1, 3, 2, 4).flatten(3).permute(0, 3, 1, 2)
+
+
+MERGING: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "slices": (lambda x: x[..., ::2, 1::3], lambda x: F.conv2d(x, one_of_six(1), stride=(2, 3), groups=4)),
+    "slices of channels last": (
+        lambda x: x.permute(0, 2, 3, 1)[:, 1::2, ::3].permute(0, 3, 1, 2),
+        lambda x: F.conv2d(x, one_of_six(3), stride=(2, 3), groups=4),
+    ),
+    "depth": (to_depth, lambda x: F.conv2d(x, every_one_of_six(), stride=(2, 3), groups=4)),
+    "depth, padded": (
+        lambda x: F.pad(to_depth(x), (0, 0, 0, 0, 0, 0)),
+        lambda x: F.conv2d(x, every_one_of_six(), stride=(2, 3), groups=4),
+    ),
+    "depth of channels last": (
+        patch_merging,
+        lambda x: (
+            F.conv2d(x, every_one_of_six(), stride=(2, 3), groups=4).unflatten(1, (4, 6)).transpose(1, 2).flatten(1, 2)
+        ),
+    ),
+    "mean": (lambda x: cells_of(x).mean((3, 5)), lambda x: F.avg_pool2d(x, (2, 3))),
+    "sum": (lambda x: cells_of(x).sum((3, 5)), lambda x: F.avg_pool2d(x, (2, 3), divisor_override=1)),
+    "largest": (lambda x: cells_of(x).amax((3, 5)), lambda x: F.max_pool2d(x, (2, 3))),
+    "smallest": (lambda x: cells_of(x).amin((3, 5), True)[:, :, :, 0, :, 0], lambda x: -F.max_pool2d(-x, (2, 3))),
+    "norm": (
+        lambda x: torch.linalg.vector_norm(cells_of(x), dim=(3, 5)),
+        lambda x: F.avg_pool2d(x * x, (2, 3), divisor_override=1).sqrt(),
+    ),
+    "cut and joined": (lambda x: (cells_of(x) + 1).view(x.shape).sigmoid(), lambda x: (x + 1).sigmoid()),
+    "cut, moved and joined": (
+        lambda x: cells_of(x).permute(0, 2, 3, 4, 5, 1).reshape(len(x), x.shape[2], x.shape[3], 4).permute(0, 3, 1, 2),
+        lambda x: x,
+    ),
+    "one of each cell": (
+        lambda x: cells_of(x)[:, :, :, 0].unbind(4)[1],
+        lambda x: F.conv2d(x, one_of_six(1), stride=(2, 3), groups=4),
+    ),
+    "mean of the cells": (
+        lambda x: x * cells_of(x).mean((2, 3, 4, 5))[..., None, None],
+        lambda x: x * x.mean((2, 3), keepdim=True),
+    ),
+}  # fmt: skip
+"""Functions that merge or pick out positions, and the same said by a convolution or pooling."""
+
+
+def one_of_six(place: int) -> Tensor:
+    """A depthwise kernel of 2 x 3 that picks out one position."""
+    return torch.eye(6, dtype=torch.float64)[place].view(1, 1, 2, 3).expand(4, -1, -1, -1)
+
+
+def every_one_of_six() -> Tensor:
+    return torch.eye(6, dtype=torch.float64).view(6, 1, 2, 3).repeat(4, 1, 1, 1)
+
+
+@pytest.mark.parametrize("kind", [SparseExecution, MaskedDenseExecution])
+@pytest.mark.parametrize("name", MERGING)
+def test_merging_positions_sees_hidden_ones_as_outside(name: str, kind: type[Any]) -> None:
+    """As a convolution or pooling does, in values and gradients; whatever stands at hidden positions before."""
+    visible = some_visible(shown=7)
+    images = shown_images(visible)[0].requires_grad_()
+    conv = nn.Conv2d(4, 4, 1, dtype=torch.float64)
+    found, expected = (
+        _passed(
+            Calls(lambda self, x, f=f: f(self.conv(F.avg_pool2d(x, (2, 1), (2, 1)))), conv=conv), images, visible, kind
+        )
+        for f in MERGING[name]
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def _passed(network: nn.Module, images: Tensor, visible: Tensor, kind: type[Any]) -> list[Tensor]:
+    """Return the last map, zero where hidden, and the gradients of images and parameters."""
+    execution = kind(grid_of(visible))
+    out = execution.whole_map(run(execution, network, images)[-1])
+    return [out, *torch.autograd.grad(out, [images, *network.parameters()], random(*out.shape))]
+
+
+def test_running_statistics_of_instance_norm_are_the_mean_over_images() -> None:
+    """As torch takes them, of each image over its visible positions."""
+    visible = some_visible(shown=7)
+    images, _ = shown_images(visible)
+    norm = nn.InstanceNorm2d(4, affine=True, track_running_stats=True).double()
+    conv = nn.Conv2d(4, 4, 2, 2).double()
+    first = coarse_map(conv, images, visible)
+    coarse_map(nn.Sequential(conv, norm), images, visible)
+    rows = [image[:, mask] for image, mask in zip(first, mask_at(visible, (2, 3)), strict=True)]
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    torch.testing.assert_close(norm.running_mean, 0.1 * torch.stack([r.mean(1) for r in rows]).mean(0))
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * torch.stack([r.var(1) for r in rows]).mean(0))
+    other = nn.InstanceNorm2d(4, affine=True, track_running_stats=True).double()
+    grid = grid_of(visible)
+    run(MaskedDenseExecution(grid), nn.Sequential(conv, other), images)
+    torch.testing.assert_close(other.running_mean, norm.running_mean)
+    torch.testing.assert_close(other.running_var, norm.running_var)
+
 
 FROM_PATCHES: dict[str, Callable[[Tensor], Tensor]] = {
     "convolution": lambda x: F.conv2d(x, random(4, 4, 3, 3), stride=2, padding=1),
@@ -265,6 +383,15 @@ FROM_PATCHES: dict[str, Callable[[Tensor], Tensor]] = {
     "maximum": lambda x: F.max_pool2d(x, 3, 2, 1),
     "maximum, ceiled": lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
     "average": lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+    "slices": lambda x: x[:, :, ::2, 1::2],
+    "slices of one axis": lambda x: x[..., ::2],
+    "unshuffle": lambda x: F.pixel_unshuffle(x, 2),
+    "gate of coarse maps": lambda x: x * F.max_pool2d(x, 2).mean((2, 3), keepdim=True).sigmoid(),
+    "gate of fine maps": lambda x: F.max_pool2d(x, 2) * x.mean((2, 3), keepdim=True).sigmoid(),
+    "gates of both": lambda x: x * (x.mean((2, 3), True) + F.max_pool2d(x, 2).mean((2, 3), True)),
+    "gates joined": lambda x: (
+        x * F.glu(torch.cat([x.mean((2, 3)), F.max_pool2d(x, 2).amax((2, 3))], 1))[..., None, None]
+    ),
     "of one axis": lambda x: F.conv2d(x, random(4, 4, 2, 1), stride=(2, 1)),
 }
 
@@ -330,12 +457,14 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "stride that straddles": (lambda self, x: F.avg_pool2d(x, 3), "cannot be cut into a grid|does not divide a patch"),
     "mirrored": (lambda self, x: F.avg_pool2d(F.pad(x, (1, 1, 1, 1), "reflect"), 3, 2), "reflect padding has no rule"),
     "maxima of some": (lambda self, x: F.max_pool2d(x, 1, 2), "passes over positions"),
-    "fine and coarse": (lambda self, x: x * F.max_pool2d(x, 2).mean((2, 3), keepdim=True), "several patches"),
-    "norm of order zero": (lambda self, x: F.max_pool2d(x, 2).norm(p=0, dim=(2, 3)), "several patches"),
-    "running statistics": (
-        lambda self, x: F.instance_norm(F.max_pool2d(x, 2), torch.zeros(4), torch.ones(4)),
-        "running statistics have no rule",
+    "fine and coarse": (lambda self, x: x * F.max_pool2d(x, 2)[..., :1, :1], "picks out samples or positions"),
+    "maps of two scales": (lambda self, x: x + F.max_pool2d(x, 2), "several patches"),
+    "value of another scale written": (
+        lambda self, x: x.mean((2, 3), keepdim=True).mul_(F.max_pool2d(x, 2)),
+        "writes into a value per image that was made at another scale",
     ),
+    "deviation in cells": (lambda self, x: cells_of(F.avg_pool2d(x, (2, 1))).std((3, 5)), "several patches"),
+    "norm of order zero": (lambda self, x: F.max_pool2d(x, 2).norm(p=0, dim=(2, 3)), "several patches"),
 }
 
 

@@ -60,6 +60,11 @@ WAYS: dict[str, Way] = {
     "contiguous_twice": (lambda x: last(last(x).contiguous().permute(0, 3, 1, 2)).contiguous(), lambda y, x: first(y)),
     "channels_last": (lambda x: last(x).contiguous(), lambda y, x: first(y)),
     "channels_last_by_movedim": (lambda x: x.movedim(1, -1).contiguous(), lambda y, x: first(y)),
+    "channels_last_by_name": (lambda x: torch.permute(input=x, dims=(0, 2, 3, 1)).contiguous(), lambda y, x: first(y)),
+    "transposed_by_name": (
+        lambda x: torch.transpose(dim1=1, dim0=3, input=x).contiguous(),
+        lambda y, x: y.transpose(dim1=3, dim0=1),
+    ),
     "channels_last_by_reshape": (lambda x: last(x).reshape(last(x).shape), lambda y, x: first(y)),
     "channels_last_and_back": (lambda x: first(last(x)).contiguous(), lambda y, x: y),
     "clone": (lambda x: last(x).clone(), lambda y, x: first(y)),

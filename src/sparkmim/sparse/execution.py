@@ -52,6 +52,9 @@ class Execution(TorchFunctionMode):
     coarser: Execution | None = None
     """Answers instead of this one what is called on maps whose positions hold several patches, if it is another."""
 
+    has_scales = False
+    """Whether there are maps that `coarser` answers for."""
+
     def __init__(self) -> None:
         super().__init__()
         classes = type(self).__mro__
@@ -71,6 +74,8 @@ class Execution(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if self.has_scales:
+            args, kwargs = self.at_one_scale(func, args, kwargs)
         owner = self.owner(args) or (self.owner(kwargs.values()) if kwargs else None)
         if owner is None:
             return self._answer_untraced(func, args, kwargs)
@@ -219,6 +224,12 @@ class Execution(TorchFunctionMode):
             if found is not None:
                 return found
         return None
+
+    def at_one_scale(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return arguments with the values per image among them as the maps beside them have them."""
+        return args, kwargs
 
     def returned(self, out: Any) -> Any:
         """Return what `coarser` has answered as the network gets it."""
@@ -412,3 +423,15 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(part)
     elif isinstance(value, dict):
         yield from tensors_in(tuple(value.values()))
+
+
+def map_tensors(function: Any, values: Any) -> Any:
+    """Apply `function` to every tensor in nested lists, tuples and dicts."""
+    if isinstance(values, Tensor):
+        return function(values)
+    if isinstance(values, dict):
+        return {key: map_tensors(function, value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        parts = [map_tensors(function, value) for value in values]
+        return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)
+    return values

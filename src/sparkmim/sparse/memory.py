@@ -130,7 +130,7 @@ class Memory:
             UnsupportedOperation: if an argument may hold something else in the ordinary network.
         """
         if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
-            if _may_write(func, args, kwargs):
+            if may_write(func, args, kwargs):
                 raise unsupported(func, f"it writes in place, and {_IN_DOUBT}")
             return []
         given = list(_tensors_in((args, kwargs)))
@@ -349,10 +349,8 @@ def _viewed(
 
 def _order(name: str, ndim: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
     """Return the axes of a tensor in the order that a function gives them."""
-    named = [
-        kwargs[key] for key in ("dims", "source", "destination", "dim0", "dim1", "axis0", "axis1") if key in kwargs
-    ]
-    values = [*args, *named]
+    names = ("dims", "dim0", "axis0", "source", "dim1", "axis1", "destination")  # (whatever order they were given in)
+    values = [*args, *(kwargs[own] for own in names if own in kwargs)]
     if name == "permute":
         dims = values[0] if isinstance(values[0], (tuple, list)) else values
         return [d % ndim for d in dims]
@@ -418,7 +416,7 @@ def _may_have_channels_last(execution: Any, tensor: Tensor, note: Note | None) -
     return _has_channels_last(execution.ordinary_shape(tensor, execution.marked(tensor)), note)
 
 
-def _may_write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def may_write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Return whether a call may write to its first argument, by its name and arguments."""
     name = str(getattr(func, "__name__", ""))
     in_place = name.endswith("_") and not name.endswith("__")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .backward_hooks import MovedHooks, has_backward_hooks
-from .execution import Execution
+from .execution import Execution, map_tensors
 
 _FALLBACK = "_sparkmim_dense_fallback"
 
@@ -107,7 +107,7 @@ def _on_whole_map(execution: Execution) -> tuple[Any, Any]:
         owner = execution.owner([*args, *kwargs.values()])
         owners.append(owner)
         with torch._C.DisableTorchFunction():
-            return (args, kwargs) if owner is None else _each_tensor(execution.whole_map, (args, kwargs))
+            return (args, kwargs) if owner is None else map_tensors(execution.whole_map, (args, kwargs))
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         owner = owners.pop()
@@ -119,18 +119,6 @@ def _on_whole_map(execution: Execution) -> tuple[Any, Any]:
             return execution.returned(owner.visible_part(output))
 
     return before, after
-
-
-def _each_tensor(function: Any, values: Any) -> Any:
-    """Apply `function` to every tensor in nested lists, tuples and dicts."""
-    if isinstance(values, Tensor):
-        return function(values)
-    if isinstance(values, dict):
-        return {key: _each_tensor(function, value) for key, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        parts = [_each_tensor(function, value) for value in values]
-        return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)
-    return values
 
 
 def _on_ones(execution: Execution, factor: _Factor) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ from .dense import positions as dense_positions
 from .dense import rules as dense_rules
 from .dense import transposed as dense_transposed
 from .packed import conv, norm, pool, resample, transposed
+from .packed import positions as packed_positions
 from .shared import (
     along,
     axes,
@@ -42,6 +43,7 @@ __all__ = [
     "noise",
     "norm",
     "observe",
+    "packed_positions",
     "pad",
     "pointwise",
     "pool",

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..errors import unsupported
 from ..extent import of_whole_map
-from ..layout import Layout
 from ..registry import understands_sizes
 from ..shared.constant_maps import constant_map
 from ..shared.overhang import overhanging
+from ..shared.pointwise import samples_and_channels_first
 from ..shared.smooth import NEAREST, local_sizes
 from ..window import sees_one_position, window_over
 from .coarse import CoarseExecution
@@ -89,17 +89,16 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    layout = _layout_of_batches(execution, func, input)
-    if not (training and layout.is_map):
+    layout = samples_and_channels_first(execution, func, input)
+    if not ((training or running_mean is None) and layout.is_map):
         out = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
         return execution.mark(out, layout)
-    visible = execution.mask(input.shape[2:]).unsqueeze(1)
-    moments = Moments.of(at_least_single(input), visible, (0, *layout.space))
+    visible = execution.mask_along(input, layout)
+    moments = Moments.of(at_least_single(input), visible, (0, *range(2, input.ndim)))
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
-            unbiased = moments.variance * moments.number / (moments.number - 1).clamp_min(1)
             running_mean.lerp_(moments.mean.flatten().to(running_mean.dtype), momentum)
-            running_var.lerp_(unbiased.flatten().to(running_var.dtype), momentum)
+            running_var.lerp_(moments.unbiased().flatten().to(running_var.dtype), momentum)
     return execution.settled(_affine(moments.normalized(eps), weight, bias).to(input.dtype), layout)
 
 
@@ -131,10 +130,10 @@ def group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Tensor:
-    layout = _layout_of_batches(execution, func, input)
+    layout = samples_and_channels_first(execution, func, input)
     if not layout.is_map:
         return execution.mark(F.group_norm(input, num_groups, weight, bias, eps), layout)
-    visible = execution.mask(input.shape[2:]).view(input.shape[0], 1, 1, *input.shape[2:])
+    visible = execution.mask_along(input, layout).unsqueeze(1)
     groups = at_least_single(input).unflatten(1, (num_groups, -1))
     out = Moments.of(groups, visible, tuple(range(2, groups.ndim))).normalized(eps).flatten(1, 2)
     return execution.settled(_affine(out, weight, bias).to(input.dtype), layout)
@@ -153,9 +152,17 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    if running_mean is not None:
-        raise unsupported(func, "its running statistics have no rule where images differ in what is visible")
-    return group_norm(execution, func, input, input.shape[1], weight, bias, eps)
+    layout = execution.require_map(func, input)
+    execution.require_no_padding(layout, func)
+    if running_mean is None or running_var is None:
+        return group_norm(execution, func, input, input.shape[1], weight, bias, eps)
+    if not use_input_stats:
+        return execution.mark(F.batch_norm(input, running_mean, running_var, weight, bias, eps=eps), layout)
+    moments = Moments.of(at_least_single(input), execution.mask_along(input, layout), layout.space)
+    with torch.no_grad():  # as torch does: those of each image, and then their mean over images
+        running_mean.lerp_(moments.mean.mean(0).flatten().to(running_mean.dtype), momentum)
+        running_var.lerp_(moments.unbiased().mean(0).flatten().to(running_var.dtype), momentum)
+    return execution.settled(_affine(moments.normalized(eps), weight, bias).to(input.dtype), layout)
 
 
 @CoarseExecution.register(torch.instance_norm)
@@ -175,15 +182,6 @@ def instance_norm_of_torch(
     return instance_norm(
         execution, func, input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
     )
-
-
-def _layout_of_batches(execution: CoarseExecution, func: Any, input: Tensor) -> Layout:
-    """Return the layout of a norm's argument: a map or a value per image, samples first and channels second."""
-    layout = execution.layout(input)
-    if layout is None or layout.is_map or layout.batch != 0:
-        layout = execution.require_map(func, input)
-        execution.require_no_padding(layout, func)
-    return layout
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -35,6 +35,10 @@ class Moments(NamedTuple):
         centered = torch.where(visible, x - mean, 0)
         return cls(mean, centered.square().sum(axes, True) / number, number, centered)
 
+    def unbiased(self) -> Tensor:
+        """Return the unbiased variance."""
+        return self.variance * self.number / (self.number - 1).clamp_min(1)
+
     def normalized(self, eps: float) -> Tensor:
         """Return the values with mean 0 and variance 1."""
         return self.centered * (self.variance + eps).rsqrt()

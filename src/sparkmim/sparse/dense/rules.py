@@ -75,10 +75,26 @@ def group_norm(execution: MaskedDenseExecution, func: Any, input: Tensor, *args:
 def instance_norm(execution: MaskedDenseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     layout = execution.require_map(func, input)
     execution.require_no_padding(layout, func)
-    found = _norms_of_images(execution, lambda x: func(x, *args, **kwargs), input, layout)
     place = 0 if func is F.instance_norm else 2
-    if len(found) > 1 and kwargs.get("running_mean", args[place] if len(args) > place else None) is not None:
-        raise unsupported(func, "its running statistics have no rule where images differ in what is visible")
+    names = ("running_mean", "running_var")
+    running: list[Any] = [
+        kwargs.get(name, args[place + i] if len(args) > place + i else None) for i, name in enumerate(names)
+    ]
+    taken: list[list[Tensor]] = []
+
+    def norm(x: Tensor) -> Tensor:
+        """Normalize one image (or all, alike) with running statistics of its own, as torch does."""
+        if running[0] is None:
+            return func(x, *args, **kwargs)
+        own = [buffer.clone() for buffer in running]
+        taken.append(own)
+        places = {place: own[0], place + 1: own[1]}
+        given = [places.get(i, value) for i, value in enumerate(args)]
+        return func(x, *given, **{**kwargs, **{n: v for n, v in zip(names, own, strict=True) if n in kwargs}})
+
+    found = _norms_of_images(execution, norm, input, layout)
+    for index, buffer in enumerate(running if taken else ()):
+        buffer.copy_(torch.stack([own[index] for own in taken]).mean(0))
     return execution.mark(execution.from_visible_rows(torch.cat(found), input, layout), layout)
 
 

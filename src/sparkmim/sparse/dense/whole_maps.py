@@ -90,25 +90,27 @@ class WholeMaps(Execution):
         dims = len(cells)
         pairs = [side for c, s in zip(cells, sizes, strict=True) for side in (c, s // c)]
         apart = moved.reshape(len(moved), *pairs, *free)  # (B, cells, pixels of a cell, cells, ..., *free)
-        visible, *first = self._first_visible(tuple(cells))
+        first = self._first_visible(tuple(cells))
         cells_first = [0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), *range(2 * dims + 1, apart.ndim)]
         held = apart.detach().permute(cells_first)[(torch.arange(len(x), device=x.device), *first)]
         for axis in range(dims):
             held = held.unsqueeze(1 + 2 * axis)
-        shown = visible.view(len(x), *[e for c in cells for e in (c, 1)], *[1] * len(free))
-        filled = torch.where(shown, apart, held).reshape(moved.shape)
-        return filled.permute([order.index(a) for a in range(x.ndim)])
+        if any(s > c for s, c in zip(sizes, cells, strict=True)):
+            held = held.expand(apart.shape).reshape(moved.shape)
+        else:
+            held = held.reshape(len(x), *[1] * len(layout.space), *free)
+        # At the shape of `x`, so that the result lies in memory as `x` does: views of it stay views.
+        return torch.where(self.mask_along(x, layout), x, held.permute([order.index(a) for a in range(x.ndim)]))
 
     def _first_visible(self, cells: tuple[int, ...]) -> list[Tensor]:
-        """Return the mask of `cells`, bool `(B, *cells)`, and where its first True lies: int64 `(B,)` an axis."""
+        """Return where the first of `cells` lies that is visible in each image: int64 `(B,)` for each axis."""
         if cells not in self._first:
-            visible = self.mask(cells)
-            place = visible.flatten(1).to(torch.uint8).argmax(1)
+            place = self.mask(cells).flatten(1).to(torch.uint8).argmax(1)
             coordinates = []
             for extent in reversed(cells):
                 coordinates.append(place % extent)
                 place = torch.div(place, extent, rounding_mode="floor")
-            self._first[cells] = [visible, *coordinates[::-1]]
+            self._first[cells] = coordinates[::-1]
         return self._first[cells]
 
     def leaving(self, func: Any, x: Tensor, layout: Layout) -> Tensor:

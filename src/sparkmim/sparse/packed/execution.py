@@ -17,10 +17,12 @@ from typing import Any
 from torch import Tensor
 
 from ..dense.coarse import CoarseExecution
-from ..execution import Execution
+from ..errors import unsupported
+from ..execution import Execution, map_tensors, tensors_in
 from ..extent import Told
 from ..grid import PatchGrid
 from ..layout import Layout
+from ..memory import may_write
 from ..reduction import Reduction
 from ..shared.pad import require_unchanged
 from ..versions import version_of
@@ -118,6 +120,7 @@ class SparseExecution(Execution):
     def answer_coarser(self, func: Any, x: Tensor, *args: Any) -> Any:
         """Compute `func` of a map of patches, whose result has positions that hold several: `coarser` answers."""
         layout = self.require_map(func, x)
+        self.has_scales = True
         whole = self.grid.unpack(x)
         padding = layout.padding
         if padding is not None:
@@ -125,6 +128,42 @@ class SparseExecution(Execution):
             padding = padding._replace(version=version_of(whole))
         start = Layout(self.coarser, 0, layout.space, padding)
         return self.returned(self.coarser.answer(func, (self.coarser.mark(whole, start), *args), {}))
+
+    def at_one_scale(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        given = [t for t in tensors_in((args, kwargs)) if self.marked(t) is not None]
+        if len({id(self.origin_of(t)) for t in given}) < 2:
+            return args, kwargs
+        with_maps = {id(self.origin_of(t)) for t in given if self.is_map(t)}
+        if len(with_maps) > 1:
+            return args, kwargs  # maps of several scales meet, which is refused
+        fine = id(self) in with_maps
+        if args and isinstance(args[0], Tensor) and may_write(func, args, kwargs):
+            other = self.origin_of(args[0])
+            if other is not None and (other is self) != fine:
+                raise unsupported(func, "it writes into a value per image that was made at another scale")
+        return map_tensors(lambda value: self._at_scale(value, fine), (args, kwargs))
+
+    def origin_of(self, value: Tensor) -> object:
+        """Return the execution whose rules answer for a tensor, None if it does not descend from the input."""
+        layout = self.marked(value)
+        return None if layout is None else layout.origin
+
+    def is_map(self, value: Tensor) -> bool:
+        """Return whether a tensor has axes of space."""
+        layout = self.marked(value)
+        return layout is not None and layout.is_map
+
+    def _at_scale(self, value: Tensor, fine: bool) -> Tensor:
+        """Return a value per image with one row a patch (`fine`) or one row an image."""
+        layout = self.marked(value)
+        if layout is None or layout.is_map or (layout.origin is self) == fine:
+            return value
+        if fine:
+            return self.mark(self.all_rows(value, layout.batch), Layout(self, layout.batch, ()))
+        rows = self.one_row_per_image(value, layout.batch)
+        return self.coarser.mark(rows, Layout(self.coarser, layout.batch, ()))
 
     def returned(self, out: Any) -> Any:
         """Pack maps that have become as fine as patches again."""
