@@ -128,6 +128,8 @@ class Execution(TorchFunctionMode):
             )
         assert isinstance(tensor, Tensor)
         self.require_no_padding(self.require_map(None, tensor, what), None, what)
+        if not torch.compiler.is_compiling():
+            tensor.__getstate__ = _no_state  # type: ignore[method-assign, assignment]
         return tensor
 
     # --- provenance ---------------------------------------------------------------------------------------------
@@ -382,3 +384,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(part)
     elif isinstance(value, dict):
         yield from tensors_in(tuple(value.values()))
+
+
+def _no_state() -> None:
+    """Save a tensor without its layout, as its plain values: also to files that are loaded with `weights_only`."""
