@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import DropBlock2d, DropBlock3d, StochasticDepth
 
 from ..sparse import CheckReport, check, random_factor
+from ..sparse.traceable import require_traceable
 from ..utils.copies import copied
 from ..utils.modules import eval_mode, preserved_attributes
 from .alignment import Alignment
@@ -51,8 +52,8 @@ class Backbone:
             empty for a network whose maps are proportional to the image as they are.
 
     Raises:
-        ValueError: if the network offers no maps, an unknown stage is named, or its maps are not proportional to the
-            image and no padding makes them so.
+        ValueError: if the network offers no maps or holds scripted modules, an unknown stage is named, or its maps are
+            not proportional to the image and no padding makes them so.
 
     Examples:
         >>> backbone = Backbone(torchvision.models.resnet18())
@@ -63,6 +64,7 @@ class Backbone:
     def __init__(self, module: nn.Module, stages: Sequence[str] | None = None, *, in_chans: int = 3) -> None:
         if isinstance(stages, str):
             raise ValueError(f"stages takes a sequence of names, not {stages!r}; write [{stages!r}]")
+        require_traceable(module)
         self.module = module
         self.in_chans = in_chans
         self.dims = _spatial_dims(module)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +30,11 @@ def dense_fallback(module: nn.Module, enable: bool = True) -> nn.Module:
     """
     setattr(module, _FALLBACK, enable)
     return module
+
+
+def is_dense_fallback(module: nn.Module) -> bool:
+    """Return whether a module runs on the whole map."""
+    return bool(getattr(module, _FALLBACK, False))
 
 
 class _Factor(NamedTuple):
@@ -84,20 +91,26 @@ def attach_to_modules(execution: Execution, network: nn.Module) -> list[Removabl
     eager = not torch.compiler.is_compiling()
     for module in network.modules():
         hooks = None
-        if getattr(module, _FALLBACK, False):
+        if is_dense_fallback(module):
             hooks = _on_whole_map(execution)
         elif (factor := _factor_of(module)) is not None:
             hooks = _on_ones(execution, factor)
         elif synchronized and isinstance(module, nn.SyncBatchNorm):
             hooks = _on_rows(execution)
         if hooks is not None:
-            before, after = hooks
+            before, after = map(_in_this_thread, hooks) if eager else hooks
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
             # Other hooks, a backbone's among them, see the result.
             handles.append(module.register_forward_hook(after, prepend=True))
         if eager and has_backward_hooks(module):
             handles.append(MovedHooks(execution, module))
     return handles
+
+
+def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a hook that leaves passes of other threads over the same module alone: they have hooks of their own."""
+    thread = threading.get_ident()
+    return lambda *given: hook(*given) if threading.get_ident() == thread else None
 
 
 def _on_whole_map(execution: Execution) -> tuple[Any, Any]:
