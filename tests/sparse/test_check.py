@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sparkmim import Backbone
-from sparkmim.sparse import check
+from sparkmim.sparse import Execution, check
 from sparkmim.sparse.expectation import ExpectedNoise
+from sparkmim.sparse.registry import RULES
+from sparkmim.sparse.twin import GarbageAfterConvolutions
 
 Function = Callable[[Any, Tensor], Tensor]
 
@@ -112,7 +114,7 @@ WITHIN_IMAGES = {
 
 @pytest.mark.parametrize("function", WITHIN_IMAGES.values(), ids=WITHIN_IMAGES.keys())
 def test_noise_within_images_does_not_mislead(function: Function) -> None:
-    report = backbone(function, part=nn.Dropout(0.3)).check(grid=(2, 3))
+    report = backbone(function, part=nn.Dropout(0.3)).check(grid=(2, 3), modes=["train"])
     assert report.passed, str(report)
 
 
@@ -129,7 +131,7 @@ PER_IMAGE = {
 def test_noise_per_image_is_drawn_alike(function: Function) -> None:
     """It passes, and it was drawn: in training mode the maps are not those of evaluation mode."""
     network = backbone(function)
-    report = network.check(grid=(2, 3))
+    report = network.check(grid=(2, 3), modes=["train"])
     assert report.passed, str(report)
     images = torch.randn(8, 3, 16, 16)
     torch.manual_seed(0)
@@ -163,3 +165,59 @@ def test_generators_are_left_as_they_were() -> None:
     check(network, patch_size=(8, 8), grid=(2, 2))
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
+
+
+# --- hidden positions -----------------------------------------------------------------------------------------------
+
+
+class Coarse(nn.Module):
+    """A map of stride 8, whose positions hold several patches of 4 pixels, and a part after it."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.down, self.part = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 3, 2, 1, bias=False), part
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(self.down(self.stem(x)))
+
+
+SEES_NOTHING = {
+    "convolution": lambda: nn.Conv2d(8, 8, 3, 2, 1),
+    "pooling": lambda: nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(8, 8, 1)),
+    "norm": lambda: nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1)),
+    "transposed": lambda: nn.Sequential(nn.ConvTranspose2d(8, 4, 2, 2, groups=2), nn.Conv2d(4, 8, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("make", SEES_NOTHING.values(), ids=SEES_NOTHING.keys())
+def test_garbage_at_hidden_positions_changes_nothing(make: Callable[[], nn.Module]) -> None:
+    report = Backbone(Coarse(make()), stages=["stem", "down", "part"]).check(4)
+    assert report.passed, str(report)
+    assert [result.mode for result in report.results if result.check == "hidden"] == ["eval", "train"]
+
+
+def test_a_part_that_reads_hidden_positions_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed and in the reference alike, so that they agree with each other."""
+
+    def rolled(execution: Execution, func: Any, x: Tensor, *args: Any) -> Tensor:
+        return execution.mark(func(x, *args), execution.require_map(func, x))
+
+    monkeypatch.setitem(RULES, Tensor.roll, {"CoarseExecution": rolled, "MaskedDenseExecution": rolled})
+    network = Coarse(nn.Conv2d(8, 8, 3, 2, 1))
+    network.down.register_forward_hook(lambda module, args, output: output.roll(1, 2))
+    report = Backbone(network, stages=["stem", "part"]).check(4)
+    failed = {result.check for result in report.results if not result.passed}
+    assert "hidden" in failed
+    assert "oracle" not in failed
+
+
+def test_a_twin_is_the_same_function() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, groups=1),
+        nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=4, bias=False),
+        nn.ConvTranspose2d(8, 4, 2, 2, groups=2, output_padding=1),
+    ).double()
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    with GarbageAfterConvolutions():
+        twin = network(images)
+    torch.testing.assert_close(twin, network(images))

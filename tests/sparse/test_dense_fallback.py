@@ -255,3 +255,74 @@ def values_and_gradients_of_used(run: Callable[[Tensor], Tensor], images: Tensor
     wanted = [images, *network.parameters()]
     grads = torch.autograd.grad((out * projection).sum(), wanted, materialize_grads=True)
     return [out.detach(), *grads]
+
+
+class Writes(nn.Module):
+    """Writes into what it is given, after a convolution that no packed map could take."""
+
+    def __init__(self, write: Callable[..., Any]) -> None:
+        super().__init__()
+        self.write, self.scale = write, nn.Parameter(constant(8, 1, 1))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.write(self.scale, *args, **kwargs)
+
+
+def added_in_place(scale: Tensor, x: Tensor) -> Tensor:
+    x += x.roll(1, 2) * scale
+    return x
+
+
+def another_result(scale: Tensor, x: Tensor) -> Tensor:
+    x.mul_(scale).relu_()
+    return x.roll(1, 2)
+
+
+def through_a_view(scale: Tensor, x: Tensor) -> Tensor:
+    x[:, :4].mul_(2)
+    return x * scale
+
+
+def in_a_list(scale: Tensor, maps: list[Tensor]) -> Tensor:
+    maps[0].add_(maps[1].roll(1, 2))
+    return maps[1] * scale
+
+
+def the_same_twice(scale: Tensor, x: Tensor, *, other: Tensor) -> Tensor:
+    x.mul_(scale)
+    return other.roll(1, 2)
+
+
+WRITES: dict[str, tuple[Callable[..., Any], Callable[[nn.Module, Tensor], Tensor]]] = {
+    "the result": (added_in_place, lambda part, x: part(x) * 2 + x),
+    "another result": (another_result, lambda part, x: part(x) + x),
+    "through a view": (through_a_view, lambda part, x: part(x) + x),
+    "a channel slice": (added_in_place, lambda part, x: torch.cat([part(x), x.sigmoid()], 1)[:, :8] * x),
+    "in a list": (in_a_list, lambda part, x: part([x, x * 2]) + x),
+    "the same twice": (the_same_twice, lambda part, x: part(x, other=x) + x),
+    "written afterwards": (added_in_place, lambda part, x: (part(x).mul_(3), x)[1]),
+}
+
+
+@pytest.mark.parametrize("block", [(4, 6), (1, 1)], ids=["patches_4x6", "patches_1x1"])
+@pytest.mark.parametrize("case", WRITES)
+def test_writes_into_arguments_are_kept(case: str, block: tuple[int, int]) -> None:
+    """The ordinary network sees them afterwards; so do both executions, in values and gradients."""
+    write, call = WRITES[case]
+    part = dense_fallback(Writes(write))
+    assert whole_is_right(Owner(part, lambda x: call(part, x * 1)), block)
+
+
+@pytest.mark.parametrize("execution", [SparseExecution, MaskedDenseExecution])
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_writes_into_arguments_without_gradients(
+    execution: Callable[[PatchGrid], Execution], context: Callable[[], Any]
+) -> None:
+    part = dense_fallback(Writes(another_result))
+    network, grid = Host(Owner(part, lambda x: part(x * 1) + x)), all_visible()
+    wrote = Host(Owner(part, lambda x: (lambda y: part(y) + y)(x * 1)))
+    with context():
+        for host in (network, wrote):
+            (found,) = run(execution(grid), host, images_of((4, 4)))
+            found = grid.unpack(found) if execution is SparseExecution else found
+            torch.testing.assert_close(found, host(images_of((4, 4))))

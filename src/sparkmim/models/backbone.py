@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torchvision.ops import DropBlock2d, DropBlock3d, StochasticDepth
 
 from ..sparse import CheckReport, check, random_factor
+from ..sparse.traceable import require_traceable
 from ..utils.copies import copied
 from ..utils.logging import log
 from .alignment import Alignment
 from .dataflow import leaves
 from .levels import COMPUTED_SIZES, MAX_LEVELS, PROBE_SIZES, Level, NotProportionalError, measure_levels, pyramid
-from .networks import require_traceable, spatial_dims
+from .networks import spatial_dims
 from .probe import Probe
 from .stages import Findings, find_stages, proportional
 from .taps import StageTaps

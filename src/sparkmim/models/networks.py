@@ -27,28 +27,6 @@ def spatial_dims(module: nn.Module) -> int:
     return max(kernels, key=lambda p: p.numel()).ndim - 2
 
 
-def require_traceable(module: nn.Module) -> None:
-    """Raise for a network whose inside cannot be seen, or is not there yet.
-
-    Raises:
-        ValueError: for scripted or traced modules and lazy ones, with their names.
-    """
-    name = type(module).__name__
-    scripted = [path for path, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]
-    if scripted:
-        where = f"{name} itself" if scripted[0] == "" else f"the submodule {scripted[0]!r} of {name}"
-        raise ValueError(
-            f"{where} is scripted or traced (torch.jit), which hides what it computes; use the module that it was made "
-            "from"
-        )
-    lazy = [path for path, part in module.named_modules() if any(map(nn.parameter.is_lazy, part.parameters(False)))]
-    if lazy:
-        raise ValueError(
-            f"{name} has lazy modules without parameters yet ({', '.join(lazy[:4])}); run it once on an image, as in "
-            "network(torch.zeros(1, 3, 224, 224)), before it is wrapped"
-        )
-
-
 def dtype_of(module: nn.Module) -> torch.dtype:
     """Return the dtype of a network's first parameter of floating-point numbers, in which it takes images."""
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())

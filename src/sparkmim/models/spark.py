@@ -15,8 +15,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..objectives.base import Objective, find_objective
-from ..sparse import CoarseGrid, MaskedDenseExecution, PatchGrid, SparseExecution, mask_at, require_triton, run
+from ..sparse import (
+    CheckReport,
+    CoarseGrid,
+    MaskedDenseExecution,
+    PatchGrid,
+    SparseExecution,
+    mask_at,
+    require_triton,
+    run,
+)
 from .backbone import Backbone
+from .compiled import EagerFirst
 from .config import DecoderBlock, Execution, LossOn
 from .decoder import UNetDecoder, upsampling_steps
 from .densify import build_densify, densify_norm_of
@@ -340,6 +350,26 @@ class SparK(nn.Module):
             self.encoder.set_grad_checkpointing(enable)  # type: ignore[operator]
         except (AssertionError, NotImplementedError) as error:  # how timm's networks say that they cannot
             raise ValueError(f"{type(self.encoder).__name__} cannot checkpoint activations ({error})") from error
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile calls of the model as `nn.Module.compile` does, checked eagerly before the first of each shape.
+
+        `torch.compile(model)` cannot be checked so; use this.
+        """
+        super().compile(*args, **kwargs)
+        self._compiled_call_impl = EagerFirst(self, self._compiled_call_impl)  # type: ignore[arg-type, assignment]
+
+    def check(self, image_size: int | Sequence[int], batch_size: int = 1, **settings: Any) -> CheckReport:
+        """Check on a copy that the network works on visible patches, see :meth:`Backbone.check`.
+
+        The constructor does not: call it once before a training written by hand.
+
+        Args:
+            image_size: of training, an int or one an axis.
+            batch_size: images that training sees at a time.
+            settings: of :func:`sparkmim.sparse.check`.
+        """
+        return self.backbone.check(self.patch_size, image_size=image_size, batch_size=batch_size, **settings)
 
     def extra_repr(self) -> str:
         """Return the settings, for `print(model)`."""

@@ -8,9 +8,13 @@ Each is compared in values, gradients and running statistics.
 3. *leak*: hidden pixels, even NaN, change nothing.
 4. *oracle*: on random masks, they equal the masked-dense reference's.
 
-These are compared on small images. With image sizes given, a fifth is cheap enough to be compared on those:
+5. *hidden*, where positions of a map hold several patches: a network and its twin, which is the same function but has
+   other numbers at hidden positions (:mod:`sparkmim.sparse.twin`), are the same on random masks too, packed and in the
+   reference. Those two could be wrong alike.
 
-5. *size*: identity in values, in evaluation mode and float32. A network may compute something else on large images.
+These are compared on small images. With image sizes given, another one is cheap enough to be compared on those:
+
+6. *size*: identity in values, in evaluation mode and float32. A network may compute something else on large images.
 
 Noise within images is answered by its expectation (:class:`~sparkmim.sparse.expectation.ExpectedNoise`), since no two
 of these runs draw it in the same order; noise that is a number an image is drawn alike.
@@ -20,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +41,7 @@ from .grid import PatchGrid, mask_at
 from .overrides import draws_positions
 from .packed.execution import SparseExecution
 from .run import run
+from .twin import GarbageAfterConvolutions
 
 Features = Callable[[Tensor], Any]
 
@@ -106,7 +112,8 @@ def check(
         results = []
         for mode in modes:
             network.train(mode == "train")
-            results += [_compared(name, mode, runner, computed.dtype) for name in _PROPERTIES]
+            names = [name for name in _PROPERTIES if name != "hidden" or any(u > 1 for u in unit)]
+            results += [_compared(name, mode, runner, computed.dtype) for name in names]
         results += [_at_size(network, features, shape, in_chans, patch_size, seed) for shape in shapes]
     return CheckReport(results, computed.dtype)
 
@@ -238,6 +245,10 @@ class _Runner:
         self.patch_size, self.unit = tuple(patch_size), tuple(unit)
         self.grid = tuple(s // p for s, p in zip(images.shape[2:], patch_size, strict=True))
 
+    def with_features(self, features: Features) -> _Runner:
+        """Return a runner of the same network, called in another way."""
+        return _Runner(self.network, features, self.images, self.patch_size, self.unit, self.seed)
+
     def __call__(
         self,
         images: Tensor,
@@ -361,7 +372,29 @@ def _oracle(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
     return runner(runner.images, visible, SparseExecution), runner(runner.images, visible, MaskedDenseExecution)
 
 
-_PROPERTIES = {"identity": _identity, "crop": _crop, "leak": _leak, "oracle": _oracle}
+def _hidden(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
+    """Compare the network with its twin, in both executions."""
+    visible = _random_visible(runner, generator)
+    twin = runner.with_features(_with_garbage(runner.features))
+    kinds: tuple[type[Execution], ...] = (SparseExecution, MaskedDenseExecution)
+    ours, wanted = ([who(runner.images, visible, kind) for kind in kinds] for who in (twin, runner))
+    return _together(ours), _together(wanted)
+
+
+def _together(passes: Sequence[_Pass]) -> _Pass:
+    """Return several passes as one."""
+    return _Pass(*[[*chain.from_iterable(parts)] for parts in zip(*passes, strict=True)])
+
+
+def _with_garbage(features: Features) -> Features:
+    def run_twin(images: Tensor) -> Any:
+        with GarbageAfterConvolutions():
+            return features(images)
+
+    return run_twin
+
+
+_PROPERTIES = {"identity": _identity, "crop": _crop, "leak": _leak, "oracle": _oracle, "hidden": _hidden}
 
 
 def _random_visible(runner: _Runner, generator: torch.Generator) -> Tensor:

@@ -22,7 +22,7 @@ class CheckResult:
     """Outcome of one property in one mode.
 
     Attributes:
-        check: "identity", "crop", "leak", "oracle" or "size".
+        check: "identity", "crop", "leak", "oracle", "hidden" or "size".
         mode: "eval" or "train".
         values, gradients, statistics: the largest relative deviation of feature maps, of parameter and input
             gradients, and of running statistics; infinite where NaN. "size" measures values alone.

@@ -86,7 +86,7 @@ def _checkpoints_of_callers() -> Iterator[tuple[Any, Sequence[Any]]]:
 
 
 def switched_gradients(func: Any) -> str | None:
-    """Return why `func` is refused where gradients are off, or on, as they were not when a run began; else None.
+    """Return why `func` is refused where gradients are not as they were when a run began; None if it is not.
 
     A network may switch them by `torch.no_grad()`. But re-entrant checkpointing computes without gradients first and
     once more in backward, when nothing is known of patches, and what a custom autograd function computes is

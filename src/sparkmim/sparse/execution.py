@@ -159,6 +159,8 @@ class Execution(TorchFunctionMode):
         assert isinstance(tensor, Tensor)
         self.memory.require_current(None, [tensor])
         self.require_no_padding(self.require_map(None, tensor, what), None, what)
+        if not self.compiling:
+            tensor.__getstate__ = _no_state  # type: ignore[method-assign, assignment]
         return tensor
 
     # --- provenance ---------------------------------------------------------------------------------------------
@@ -435,3 +437,7 @@ def map_tensors(function: Any, values: Any) -> Any:
         parts = [map_tensors(function, value) for value in values]
         return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)
     return values
+
+
+def _no_state() -> None:
+    """Save a tensor without its layout, as its plain values: also to files that are loaded with `weights_only`."""

@@ -126,6 +126,13 @@ class Layout:
         """Return the same axes with other padding waiting."""
         return Layout(self.origin, self.batch, self.space, padding, self.flattened)
 
+    def __deepcopy__(self, memo: object) -> Layout:
+        return self  # the copy of a tensor belongs to the same run; nothing of that is copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the run: a tensor that is loaded belongs to none."""
+        return type(self), (None, self.batch, self.space, None, tuple(map(int, self.flattened)))
+
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Layout)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +30,11 @@ def dense_fallback(module: nn.Module, enable: bool = True) -> nn.Module:
     """
     setattr(module, _FALLBACK, enable)
     return module
+
+
+def is_dense_fallback(module: nn.Module) -> bool:
+    """Return whether a module runs on the whole map."""
+    return bool(getattr(module, _FALLBACK, False))
 
 
 class _Factor(NamedTuple):
@@ -84,14 +91,14 @@ def attach_to_modules(execution: Execution, network: nn.Module) -> list[Removabl
     eager = not torch.compiler.is_compiling()
     for module in network.modules():
         hooks = None
-        if getattr(module, _FALLBACK, False):
+        if is_dense_fallback(module):
             hooks = _on_whole_map(execution)
         elif (factor := _factor_of(module)) is not None:
             hooks = _on_ones(execution, factor)
         elif synchronized and isinstance(module, nn.SyncBatchNorm):
             hooks = _on_rows(execution)
         if hooks is not None:
-            before, after = hooks
+            before, after = map(_in_this_thread, hooks) if eager else hooks
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
             # Other hooks, a backbone's among them, see the result.
             handles.append(module.register_forward_hook(after, prepend=True))
@@ -100,25 +107,76 @@ def attach_to_modules(execution: Execution, network: nn.Module) -> list[Removabl
     return handles
 
 
+def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a hook that leaves passes of other threads over the same module alone: they have hooks of their own."""
+    thread = threading.get_ident()
+    return lambda *given: hook(*given) if threading.get_ident() == thread else None
+
+
 def _on_whole_map(execution: Execution) -> tuple[Any, Any]:
-    owners: list[Execution | None] = []  # of each call under way, whose maps it was given, if any
+    calls: list[_WholeMapCall] = []  # those under way
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        owner = execution.owner([*args, *kwargs.values()])
-        owners.append(owner)
+        calls.append(_WholeMapCall(execution, execution.owner([*args, *kwargs.values()])))
         with torch._C.DisableTorchFunction():
-            return (args, kwargs) if owner is None else map_tensors(execution.whole_map, (args, kwargs))
+            given: tuple[Any, Any] = map_tensors(calls[-1].whole_map, (args, kwargs))
+            return given
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        owner = owners.pop()
-        if owner is None:
-            return output
+        call = calls.pop()
         with torch._C.DisableTorchFunction():
+            call.write_back()
+            if call.owner is None:
+                return output
             if isinstance(output, (tuple, list)):
-                return type(output)([execution.returned(owner.visible_part(part)) for part in output])
-            return execution.returned(owner.visible_part(output))
+                return type(output)([call.visible_part(part) for part in output])
+            return call.visible_part(output)
 
     return before, after
+
+
+class _WholeMapCall:
+    """One call of a module on whole maps: its maps, and the whole ones that the module is given in their place.
+
+    Args:
+        execution: under way.
+        owner: whose maps the module was given, if any.
+    """
+
+    def __init__(self, execution: Execution, owner: Execution | None) -> None:
+        self.execution, self.owner = execution, owner
+        self.given: list[tuple[Tensor, Tensor, int | None]] = []  # a map, the whole one, and the version of that
+
+    def whole_map(self, value: Tensor) -> Tensor:
+        """Return a map as whole images, the same for the same map; other tensors as they are."""
+        for own, whole, _ in self.given:
+            if own is value:
+                return whole
+        whole = self.execution.whole_map(value)
+        if whole is not value:
+            self.given.append((value, whole, _version_of(whole)))
+        return whole
+
+    def write_back(self) -> None:
+        """Have what the module wrote into its arguments stand in the maps that it was called with."""
+        for own, whole, version in self.given:
+            if version is None or whole._version != version:
+                owner = self.execution.owner([own])
+                assert owner is not None
+                own.copy_(owner.visible_part(whole))
+
+    def visible_part(self, output: Any) -> Tensor:
+        """Return the visible part of an output; an argument that is returned is the map that the module was given."""
+        assert self.owner is not None
+        for own, whole, _ in self.given:
+            if whole is output:
+                return own
+        return self.execution.returned(self.owner.visible_part(output))  # type: ignore[no-any-return]
+
+
+def _version_of(tensor: Tensor) -> int | None:
+    """Return how often a tensor was written; None in inference mode, where that is not counted."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _on_ones(execution: Execution, factor: _Factor) -> tuple[Any, Any]:

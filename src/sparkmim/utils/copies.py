@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -19,7 +20,7 @@ def copied(value: T) -> T:
     after a forward pass if it keeps a feature (`self.features = x`), or has its weights from the older `weight_norm`,
     `spectral_norm` or `prune`. The copy holds their values, cut off from that computation.
     """
-    with _DetachedCopies():
+    with torch.no_grad(), _DetachedCopies():  # scripted modules copy their parameters by operations
         return copy.deepcopy(value)
 
 

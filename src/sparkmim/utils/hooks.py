@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import nn
 
 Record = TypeVar("Record")
@@ -36,7 +37,9 @@ def record_calls(
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         return lambda module, args, output: records.append(read(Call(name, module, args, output)))
 
-    handles = [module.register_forward_hook(hook(name), prepend=prepend) for name, module in modules]
+    handles = [
+        module.register_forward_hook(hook(name), prepend=prepend) for name, module in modules if _takes_hooks(module)
+    ]
     try:
         yield records
     finally:
@@ -58,6 +61,8 @@ def running_modules(network: nn.Module) -> Iterator[list[str]]:
 
     handles = []
     for name, module in network.named_modules():
+        if not _takes_hooks(module):
+            continue
         handles.append(module.register_forward_pre_hook(enter(name)))
         handles.append(module.register_forward_hook(leave, always_call=True))
     try:
@@ -66,3 +71,7 @@ def running_modules(network: nn.Module) -> Iterator[list[str]]:
         running.clear()
         for handle in handles:
             handle.remove()
+
+
+def _takes_hooks(module: nn.Module) -> bool:
+    return not isinstance(module, torch.jit.ScriptModule)

@@ -1,0 +1,60 @@
+"""Compile a model, having found out eagerly whether the compiled one computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..sparse import PatchGrid, require_compilable
+from .masking import random_visible, visible_patches
+
+FEW_IMAGES = 2
+"""Of a batch, that the eager passes compute."""
+
+
+class EagerFirst:
+    """A compiled call that is checked before the first image of each shape.
+
+    A compiler tells a network the sizes of packed patches where eagerly it reads those of whole maps, so what is
+    refused eagerly would be computed. See :func:`~sparkmim.sparse.require_compilable`.
+
+    Args:
+        model: a SparK model.
+        compiled: its compiled call.
+    """
+
+    def __init__(self, model: nn.Module, compiled: Callable[..., Any]) -> None:
+        self.model: Any = model
+        self.compiled = compiled
+        self.checked: set[tuple[Any, ...]] = set()
+
+    def __call__(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return what the compiled model does.
+
+        Raises:
+            UnsupportedOperation: if the network is refused, or decides by sizes.
+        """
+        key = (*images.shape[1:], images.dtype, self.model.training)
+        if key not in self.checked:
+            check_compilable(self.model, images)
+            self.checked.add(key)
+        return self.compiled(images, *args, **kwargs)
+
+
+def check_compilable(model: Any, images: Tensor) -> None:
+    """Raise if a SparK model, compiled, would compute something else for images of this shape.
+
+    Raises:
+        UnsupportedOperation: if its network is refused, or decides by sizes.
+        ValueError: if the images do not fit.
+    """
+    if model.execution != "packed":
+        return
+    few = images[:FEW_IMAGES]
+    shape = model.grid_shape(few.shape[2:])
+    visible = random_visible(len(few), shape, model.mask_ratio, torch.Generator().manual_seed(0)).to(images.device)
+    grid = PatchGrid(visible, visible_patches(shape, model.mask_ratio))
+    require_compilable(grid, model.encoder, few, model.backbone)
