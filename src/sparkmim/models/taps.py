@@ -120,7 +120,7 @@ class StageTaps:
             try:
                 module(images)
             except _AllStagesReached as reached:
-                if reached.reading is not reading:
+                if reached.args[0] is not reading:
                     raise
         missing = [name for name in self.names if name not in reading.maps]
         if missing:
@@ -129,11 +129,7 @@ class StageTaps:
 
 
 class _AllStagesReached(Exception):
-    """Ends a forward pass once every stage has been read."""
-
-    def __init__(self, reading: Any) -> None:
-        super().__init__()
-        self.reading = reading
+    """Ends a forward pass once every stage of a reading, its argument, has been read."""
 
 
 class _Reading:
