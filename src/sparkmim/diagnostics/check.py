@@ -11,7 +11,7 @@ from torch import nn
 from ..models.backbone import Backbone
 from ..models.factory import code_of, load_backbone
 from ..models.levels import Level
-from ..sparse.check import CheckReport as PropertyReport
+from ..sparse.check_report import CheckReport as PropertyReport
 
 
 class CheckReport(NamedTuple):

@@ -426,8 +426,8 @@ class Backbone:
             shapes.append((1, *((image_size,) * self.dims if isinstance(image_size, int) else image_size)))
         if batch_size > 1:
             shapes.append((min(batch_size, MOST_CHECKED_IMAGES), *[2 * s for s in self.size_divisor(size)]))
-        settings = {"stride": self.strides[-1], "in_chans": self.in_chans, "shapes": shapes} | settings
-        return check(other.module, other, patch_size=size, **settings)
+        given: dict[str, Any] = {"stride": self.strides[-1], "in_chans": self.in_chans, "shapes": shapes, **settings}
+        return check(other.module, other, patch_size=size, **given)
 
     def unreached_parameters(self, levels: int | None = None) -> list[str]:
         """Return the names of trainable parameters that none of the deepest `levels` maps (all of them) depends on.

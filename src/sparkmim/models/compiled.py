@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..sparse import PatchGrid, require_compilable
+from ..sparse import PatchGrid, UnsupportedOperation, require_compilable
 from .masking import random_visible, visible_patches
 
 FEW_IMAGES = 2
@@ -58,3 +58,18 @@ def check_compilable(model: Any, images: Tensor) -> None:
     visible = random_visible(len(few), shape, model.mask_ratio, torch.Generator().manual_seed(0)).to(images.device)
     grid = PatchGrid(visible, visible_patches(shape, model.mask_ratio))
     require_compilable(grid, model.encoder, few, model.backbone)
+    model.checked_eagerly = True
+
+
+def require_checked(model: Any) -> None:
+    """Raise if a model is being compiled whose network nobody has checked.
+
+    Raises:
+        UnsupportedOperation: with the way that checks it.
+    """
+    if not getattr(model, "checked_eagerly", False):
+        raise UnsupportedOperation(
+            "the network has not been checked before it is compiled, and a compiler tells it sizes of patches for those "
+            "of maps; compile with model.compile(), which checks it, in place of torch.compile(model), or call "
+            "sparkmim.models.compiled.check_compilable(model, images) before"
+        )

@@ -129,6 +129,8 @@ class _NormsOfNothing(TorchFunctionMode):
             plain = func is F.instance_norm or not call.get("training")
             fits = isinstance(weight, Tensor) and isinstance(bias, Tensor) and len(weight) == len(bias) == x.shape[1]
             if plain and fits and x.ndim > 2:
+                assert weight is not None
+                assert bias is not None
                 shape = (1, -1, *[1] * (x.ndim - 2))
                 return torch.addcmul(bias.view(shape), x, weight.view(shape))
         return func(*args, **(kwargs or {}))

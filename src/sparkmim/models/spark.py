@@ -26,7 +26,7 @@ from ..sparse import (
     run,
 )
 from .backbone import Backbone
-from .compiled import EagerFirst
+from .compiled import EagerFirst, require_checked
 from .config import DecoderBlock, Execution, LossOn
 from .decoder import UNetDecoder, upsampling_steps
 from .densify import build_densify, densify_norm_of
@@ -291,6 +291,8 @@ class SparK(nn.Module):
         """
         maps_of = partial(self.backbone.maps, self.encoder)  # of the replica, where DataParallel runs replicas
         if self.execution == "packed":
+            if torch.compiler.is_compiling():
+                require_checked(self)
             features = run(SparseExecution(grid, triton=self.triton), self.encoder, images, maps_of)
         elif self.execution == "masked-dense":
             maps = run(MaskedDenseExecution(grid), self.encoder, images, maps_of)
@@ -354,7 +356,7 @@ class SparK(nn.Module):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile calls of the model as `nn.Module.compile` does, checked eagerly before the first of each shape.
 
-        `torch.compile(model)` cannot be checked so; use this.
+        `torch.compile(model)` cannot be checked so, and is refused; use this.
         """
         super().compile(*args, **kwargs)
         self._compiled_call_impl = EagerFirst(self, self._compiled_call_impl)  # type: ignore[arg-type, assignment]

@@ -1,7 +1,8 @@
 """Sparse execution of untouched convolutional networks: only visible patches are computed. Depends on torch alone."""
 
 from . import rules
-from .check import CheckReport, CheckResult, check
+from .check import check
+from .check_report import CheckReport, CheckResult
 from .compilable import require_compilable
 from .compiling import show_functions_to_modes
 from .dense.coarse import CoarseExecution

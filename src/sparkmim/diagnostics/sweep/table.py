@@ -10,7 +10,7 @@ from datetime import date
 import timm
 import torch
 
-from ...sparse.check import GRADIENT_TOLERANCE, TOLERANCE
+from ...sparse.check_report import GRADIENT_TOLERANCE, TOLERANCE
 from .verdict import CHECKS, Verdict
 
 

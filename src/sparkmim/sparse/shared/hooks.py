@@ -25,14 +25,16 @@ def register_hook(execution: Execution, func: Any, x: Tensor, hook: Callable[[Te
 
     def answered(grad: Tensor) -> Tensor | None:
         if layout is None or not layout.is_map or layout.padding is not None:
-            return _observed(func, hook, grad)
+            _observed(func, hook, grad)
+            return None
         given = execution.mark(grad.view_as(grad), layout)
         before, execution.grad_enabled = execution.grad_enabled, torch.is_grad_enabled()
         try:
             with execution:
                 out = hook(given)
         except UnsupportedOperation:
-            return _observed(func, hook, grad)
+            _observed(func, hook, grad)
+            return None
         finally:
             execution.grad_enabled = before
         if out is None:
