@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import aot_eager
 
@@ -38,8 +37,10 @@ def compile_with(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], No
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
 
+    compile_model = SparK.compile
+
     def use(backend: Any) -> None:
-        monkeypatch.setattr(SparK, "compile", lambda self, **how: nn.Module.compile(self, backend=backend, **how))
+        monkeypatch.setattr(SparK, "compile", lambda self, **how: compile_model(self, backend=backend, **how))
 
     yield use
     torch._dynamo.reset()

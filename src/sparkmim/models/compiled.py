@@ -69,7 +69,7 @@ def require_checked(model: Any) -> None:
     """
     if not getattr(model, "checked_eagerly", False):
         raise UnsupportedOperation(
-            "the network has not been checked before it is compiled, and a compiler tells it sizes of patches for those "
-            "of maps; compile with model.compile(), which checks it, in place of torch.compile(model), or call "
+            "the network has not been checked before it is compiled, and a compiler tells it sizes of patches for those"
+            " of maps; compile with model.compile(), which checks it, in place of torch.compile(model), or call "
             "sparkmim.models.compiled.check_compilable(model, images) before"
         )

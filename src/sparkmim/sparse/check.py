@@ -255,17 +255,19 @@ class _Runner:
         visible: Tensor | None = None,
         kind: type[Execution] | None = None,
         told: Sequence[int] | None = None,
+        last_stands_in: bool = False,
     ) -> _Pass:
         """Run one pass forward and backward. Maps are `(B, C, *size)`, zero where hidden.
 
-        `told` is the grid whose sizes the network is told, by default that of the mask.
+        `told` is the grid whose sizes the network is told, by default that of the mask; `last_stands_in` has other
+        numbers stand at hidden positions.
         """
         state = [buffer.clone() for buffer in self.network.buffers()]
         self.network.zero_grad(set_to_none=True)
         images = images.detach().clone().requires_grad_()
         seed_everything(self.seed)  # for stochastic depth
         with ExpectedNoise():
-            return self._differentiated(images, visible, kind, told, state)
+            return self._differentiated(images, visible, kind, told, last_stands_in, state)
 
     def _differentiated(
         self,
@@ -273,6 +275,7 @@ class _Runner:
         visible: Tensor | None,
         kind: type[Execution] | None,
         told: Sequence[int] | None,
+        last_stands_in: bool,
         state: list[Tensor],
     ) -> _Pass:
         try:
@@ -281,7 +284,7 @@ class _Runner:
                 numbers = [m.numel() for m in maps]
             else:
                 grid = PatchGrid(visible.to(images.device), int(visible[0].sum()))
-                maps = _maps(kind, grid, self.network, images, self.features, told)
+                maps = _maps(kind, grid, self.network, images, self.features, told, last_stands_in)
                 numbers = [int(mask_at(visible, m.shape[2:]).sum()) * m.shape[1] for m in maps]
             # Gradients of a fixed function of the maps, each visible value counting alike. (Scaled, for sines of large
             # numbers would hold nothing but rounding.)
@@ -312,9 +315,16 @@ def _maps(
     images: Tensor,
     features: Features,
     told: Sequence[int] | None = None,
+    last_stands_in: bool = False,
 ) -> list[Tensor]:
     """Return the feature maps of an execution as whole maps, zero where hidden."""
-    execution = SparseExecution(grid) if kind is SparseExecution else MaskedDenseExecution(grid)
+    execution: SparseExecution | MaskedDenseExecution
+    if kind is SparseExecution:
+        execution = SparseExecution(grid)
+        execution.coarser.last_stands_in = last_stands_in
+    else:
+        execution = MaskedDenseExecution(grid)
+        execution.last_stands_in = last_stands_in
     execution.told.grid = grid.shape if told is None else tuple(told)
     return [execution.whole_map(m) for m in run(execution, network, images, features)]
 
@@ -373,12 +383,12 @@ def _oracle(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
 
 
 def _hidden(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
-    """Compare the network with its twin, in both executions."""
+    """Compare the network with its twin and other numbers at hidden positions, in both executions."""
     visible = _random_visible(runner, generator)
     twin = runner.with_features(_with_garbage(runner.features))
     kinds: tuple[type[Execution], ...] = (SparseExecution, MaskedDenseExecution)
-    ours, wanted = ([who(runner.images, visible, kind) for kind in kinds] for who in (twin, runner))
-    return _together(ours), _together(wanted)
+    ours = [twin(runner.images, visible, kind, last_stands_in=True) for kind in kinds]
+    return _together(ours), _together([runner(runner.images, visible, kind) for kind in kinds])
 
 
 def _together(passes: Sequence[_Pass]) -> _Pass:

@@ -27,6 +27,10 @@ class WholeMaps(Execution):
 
     Args:
         grid: the visible patches of the batch. Only its mask is used.
+
+    Attributes:
+        last_stands_in: whether hidden patches hold what the last visible one of their image holds, in place of the
+            first. It must make no difference, which a check looks at.
     """
 
     def __init__(self, grid: PatchGrid | CoarseGrid) -> None:
@@ -34,6 +38,7 @@ class WholeMaps(Execution):
         self.visible = grid.visible
         self.grid_shape = tuple(grid.visible.shape)
         self.told = Told(self.grid_shape[1:])
+        self.last_stands_in = False
         self._masks: dict[tuple[int, ...], Tensor] = {}
         self._first: dict[tuple[int, ...], list[Tensor]] = {}
 
@@ -105,7 +110,8 @@ class WholeMaps(Execution):
     def _first_visible(self, cells: tuple[int, ...]) -> list[Tensor]:
         """Return where the first of `cells` lies that is visible in each image: int64 `(B,)` for each axis."""
         if cells not in self._first:
-            place = self.mask(cells).flatten(1).to(torch.uint8).argmax(1)
+            visible = self.mask(cells).flatten(1).to(torch.uint8)
+            place = visible.shape[1] - 1 - visible.flip(1).argmax(1) if self.last_stands_in else visible.argmax(1)
             coordinates = []
             for extent in reversed(cells):
                 coordinates.append(place % extent)
