@@ -282,7 +282,7 @@ def settle(execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     """Return the result of a rule, copied if the ordinary network copies and this one did not; note its strides."""
     if func in RESHAPING or func in VIEWING:
         source = args[0] if args else kwargs["input"]
-        if out is source:
+        if out is source or execution.marked(source) is None:  # a constant, expanded as a map
             return out
         if func in RESHAPING:
             return _reshaped(execution, source, out)
