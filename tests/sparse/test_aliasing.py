@@ -169,6 +169,7 @@ DOUBTFUL: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "copy_written_through_a_view": (lambda x: (z := unknown(x)) * (written(z.contiguous()[:, 1:]), z)[1], REFUSED),
     "reshaped": (lambda x: (z := unknown(x)) * first(written(last(z).reshape(last(z).shape))), RIGHT),
     "flattened": (lambda x: (z := unknown(x)) * of_tokens(written(last(z).flatten(1, 2)), z), REFUSED),
+    "two_doubts": (lambda x: (z := unknown(x)) * of_tokens(written(tokens(z).contiguous()), z), REFUSED),
     "cloned_first": (lambda x: (z := unknown(x)) * first(written(last(z).contiguous().clone())), RIGHT),
     "not_written": (lambda x: (z := unknown(x)) * first(last(z).contiguous()), RIGHT),
     "other_map_written": (lambda x: (z := unknown(x)) * first(last(z).contiguous()) + written(unknown(x)), RIGHT),

@@ -62,6 +62,8 @@ _BY_FORMAT = functions_named(
 )
 """Functions whose result is contiguous but for an argument with channels last, where it depends on the device."""
 
+_OF_SHAPE = {torch.Tensor.size, torch.Tensor.shape.__get__, torch.Tensor.ndim.__get__}  # type: ignore[attr-defined]
+
 KEEPING: dict[Any, Any] = {}
 """Functions whose result has its axes in memory in the order of their argument's; modules of rules add theirs."""
 
@@ -72,15 +74,16 @@ class Memory:
     Attributes:
         strided: whether a tensor of the input is not contiguous in the ordinary network.
         traced: tensors and their strides while compiling.
-        doubts: pairs of memory of which it is not known whether they are one in the ordinary network.
-        stale: memory that may have been written to in the ordinary network, as that in doubt with it has been.
+        doubts: groups of memory of which it is not known whether they are one in the ordinary network.
+        doubtful: whether there are such groups.
+        stale: memory that may have been written to in the ordinary network, as another of its group has been.
     """
 
     def __init__(self) -> None:
         self.strided = False
         self.doubtful = False
         self.traced: list[tuple[Tensor, Note | None]] = []
-        self.doubts: list[tuple[StorageWeakRef, StorageWeakRef]] = []
+        self.doubts: list[list[StorageWeakRef]] = []
         self.stale: list[StorageWeakRef] = []
 
     # --- strides ------------------------------------------------------------------------------------------------
@@ -119,9 +122,18 @@ class Memory:
     def doubt(self, a: Tensor, b: Tensor) -> None:
         """Remember that two tensors, which share no memory here, may do so in the ordinary network."""
         self.doubtful = True
-        if not torch.compiler.is_compiling():
-            self.doubts = [pair for pair in self.doubts if not any(side.expired() for side in pair)]
-            self.doubts.append((StorageWeakRef(a.untyped_storage()), StorageWeakRef(b.untyped_storage())))
+        if torch.compiler.is_compiling():
+            return
+        joined = [StorageWeakRef(t.untyped_storage()) for t in (a, b)]
+        ends = {reference.cdata for reference in joined}
+        apart = []
+        for group in self.doubts:
+            alive = [reference for reference in group if not reference.expired()]
+            if ends & {reference.cdata for reference in alive}:
+                joined += alive
+            elif len(alive) > 1:
+                apart.append(alive)
+        self.doubts = [*apart, joined]
 
     def writes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Tensor, int]]:
         """Return the tensors in doubt that a call may write to and their versions; raise for what may be outdated.
@@ -134,7 +146,7 @@ class Memory:
                 raise unsupported(func, f"it writes in place, and {_IN_DOUBT}")
             return []
         given = list(_tensors_in((args, kwargs)))
-        if self.stale:
+        if self.stale and func not in _OF_SHAPE:
             self.require_current(func, given)
         return [(tensor, tensor._version) for tensor in given if not tensor.is_inference()]
 
@@ -144,9 +156,9 @@ class Memory:
             if tensor._version == version:
                 continue
             storage = tensor.untyped_storage()._cdata
-            for pair in self.doubts:
-                if storage in (pair[0].cdata, pair[1].cdata):
-                    self.stale.append(pair[storage == pair[0].cdata])
+            for group in self.doubts:
+                if storage in {reference.cdata for reference in group}:
+                    self.stale += [reference for reference in group if reference.cdata != storage]
 
     def require_current(self, func: Any, tensors: Sequence[Tensor]) -> None:
         """Raise if one of `tensors` may hold something else in the ordinary network."""
@@ -270,7 +282,7 @@ def settle(execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     """Return the result of a rule, copied if the ordinary network copies and this one did not; note its strides."""
     if func in RESHAPING or func in VIEWING:
         source = args[0] if args else kwargs["input"]
-        if out is source:
+        if out is source or execution.marked(source) is None:  # a constant, expanded as a map
             return out
         if func in RESHAPING:
             return _reshaped(execution, source, out)
