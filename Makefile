@@ -59,7 +59,7 @@ floor:  ## all tests, against the oldest supported torch, torchvision and timm
 	touch $@
 
 zoo: .venv-zoo/installed  ## check networks of other packages, and write docs/results/zoo.md; resumable
-	.venv-zoo/bin/python benchmarks/zoo.py --output docs/results/zoo.md --jobs $(WORKERS)
+	.venv-zoo/bin/python benchmarks/zoo.py --output docs/results/zoo.md --jobs $(WORKERS) $(ZOO)
 
 clean:  ## remove what the other targets make
 	rm -rf $(VENV) .venv-floor .venv-zoo .pytest_cache .mypy_cache .ruff_cache build dist site

@@ -100,14 +100,14 @@ table(
     on_width=lambda s: f"x = {s.conv()}(x) if x.size(-1) > {s.height} else x",
     on_smaller_side=lambda s: f"x = F.relu(x) if min(x.shape[-2:]) > {s.height} else x.sigmoid()",
     on_area=lambda s: f"x = x + 1 if x.shape[2] * x.shape[3] > {s.area} else x - 1",
-    on_numel=lambda s: f"x = x * 0.5 if x.numel() > {CHECK_BATCH * CHANNELS * s.area} else -x",
+    on_numel=lambda s: f"x = x * 0.5 if x.numel() > {BATCH * CHANNELS * 20 * s.cells**2} else -x",
     on_size_numel=lambda s: f"x = x * 0.5 if x.shape[2:].numel() > {s.area} else -x",
     on_batch=f"x = x * 2 if x.size(0) > {CHECK_BATCH} else x * 3",
     on_len=f"x = x * 2 if len(x) == {BATCH} else x * 3",
     on_equality=lambda s: f"x = x.tanh() if x.shape[-1] == {GRID[1] * s.cells} else x",
     on_product_unpacked=lambda s: f"b, c, h, w = x.shape\nx = x.exp().clamp(max=3) if h * w >= {s.area + 1} else x",
     on_difference=lambda s: f"x = x * 2 if x.shape[2] - {s.height} > 0 else x * 3",
-    on_remainder=lambda s: f"x = x * 2 if x.shape[3] % {5 * s.cells} == 0 else x * 3",
+    on_remainder=lambda s: f"x = x * 2 if x.shape[3] % {GRID[1] * s.cells} == 0 else x * 3",
     on_quotient=lambda s: f"x = x * 2 if x.shape[2] / {s.height} > 1 else x * 3",
     on_root=lambda s: f"x = x * 2 if math.sqrt(x.shape[2] * x.shape[3]) > {s.height} else x * 3",
     on_float=lambda s: f"x = x * 2 if float(x.shape[2]) > {s.height} else x * 3",
@@ -119,6 +119,27 @@ table(
     on_pooled_size=lambda s: (
         f"y = F.max_pool2d(x, 2)\nx = x * 2 if y.shape[2] > {s.height // 2} else x * 3" if s.cells % 2 == 0 else ""
     ),
+    on_power=lambda s: f"x = x * 2 if x.shape[2] ** 2 > {s.height**2} else x * 3",
+    on_shift=lambda s: f"x = x * 2 if x.shape[2] >> 1 > {s.height // 2 - (s.height < 5)} else x * 3",
+    on_divmod=lambda s: f"n, rest = divmod(x.shape[2], {s.height + 1})\nx = x * 2 if n else x * 3 + (rest > 0)",
+    on_sum=lambda s: f"x = x * 2 if sum(x.shape[2:]) > {2 * s.height} else x * 3",
+    on_ceil=lambda s: f"x = x * 2 if math.ceil(x.shape[2] / {s.height}) > 1 else x * 3",
+    on_round=lambda s: f"x = x * 2 if round(x.shape[2] * 0.5 + 0.1) > {s.height // 2} else x * 3",
+    on_integer_root=lambda s: f"x = x * 2 if math.isqrt(x.shape[2] * x.shape[3]) > {s.height} else x * 3",
+    on_negative=lambda s: f"x = x * 2 if -x.shape[2] < {-s.height} else x * 3",
+    on_membership=lambda s: f"x = x * 2 if x.shape[2] in ({GRID[0] * s.cells}, {GRID[1] * s.cells}) else x * 3",
+    on_equal_tuples=lambda s: (
+        f"x = x * 2 if tuple(x.shape[-2:]) == ({GRID[0] * s.cells}, {GRID[1] * s.cells}) else x * 3"
+    ),
+    on_largest_of_list=lambda s: f"x = x * 2 if sorted(list(x.shape)[2:])[-1] > {s.height} else x * 3",
+    on_range=lambda s: f"x = x * 2 if len(range(0, x.shape[2], 2)) > {(s.height + 1) // 2} else x * 3",
+    on_text=lambda s: f"x = x * 2 if f'{{x.shape[2]}}' == '{GRID[0] * s.cells}' else x * 3",
+    on_element_count=lambda s: f"x = x * 2 if x[0, 0].nelement() > {s.area} else x * 3",
+    on_memory_stride=lambda s: f"x = x * 2 if x.contiguous().stride(1) > {s.area} else x * 3",
+    on_size_of_coarse=lambda s: f"y = {s.conv(stride=2)}(x)\nx = x * 2 if y.size(2) > {(s.height + 1) // 2} else x * 3",
+    on_size_of_tokens=lambda s: f"y = x.flatten(2).transpose(1, 2)\nx = x * 2 if y.size(1) > {s.area} else x * 3",
+    on_size_of_gate="y = x.mean((2, 3), keepdim=True)\nx = x * 2 if y.shape[2] == 1 and y.shape[-1] < 2 else x * 3",
+    on_same_size=lambda s: f"y = {s.conv()}(x)\nx = x + y if y.shape == x.shape else x * y.mean()",
     on_loop=lambda s: f"for _ in range(x.shape[2] // {s.height + 1}):\n    x = {s.conv()}(x)",
 )
 
@@ -194,6 +215,34 @@ table(
     pool_of_half="x = x + F.interpolate(F.avg_pool2d(x, max(1, x.shape[2] // 2)), size=x.shape[2:])",
     pool_of_part=lambda s: (
         f"k = max(1, x.shape[2] // {GRID[0]})\nx = x + F.interpolate(F.avg_pool2d(x, k), size=x.shape[2:])"
+    ),
+    size_doubled=lambda s: (
+        "y = F.max_pool2d(x, 2)\nx = x + F.interpolate(y, size=[2 * n for n in y.shape[2:]])"
+        if s.cells % 2 == 0
+        else ""
+    ),
+    scale_of_sizes=lambda s: (
+        "y = F.avg_pool2d(x, 2)\nx = x + F.interpolate(y, scale_factor=x.shape[2] / y.shape[2])"
+        if s.cells % 2 == 0
+        else ""
+    ),
+    pool_by_ratio=lambda s: (
+        f"y = {s.conv(stride=2)}(x)\ny = y + F.avg_pool2d(x, x.shape[2] // y.shape[2])\n"
+        "x = x + F.interpolate(y, size=x.shape[2:])"
+        if s.cells % 2 == 0
+        else ""
+    ),
+    padded_by_difference=lambda s: (
+        "y = F.interpolate(F.max_pool2d(x, 2), scale_factor=2)\n"
+        "high, wide = x.size()[2] - y.size()[2], x.size()[3] - y.size()[3]\n"
+        f"x = {s.conv(1, 16)}(torch.cat([x, F.pad(y, [wide // 2, wide - wide // 2, high // 2, high - high // 2])], 1))"
+        if s.cells % 2 == 0
+        else ""
+    ),
+    view_by_other=lambda s: f"y = {s.conv()}(x)\nb, c, h, w = y.shape\nx = x.flatten(2).view(b, c, h, w) + y",
+    strips_split=(
+        "y = torch.cat([x.mean(3, keepdim=True), x.mean(2, keepdim=True).transpose(2, 3)], 2)\n"
+        "a, b = y.split([x.shape[2], x.shape[3]], 2)\nx = x * a.sigmoid() * b.transpose(2, 3).sigmoid()"
     ),
     expanded_like="x = x * x.mean((2, 3), keepdim=True).expand_as(x)",
     view_like="x = x.flatten(2).view_as(x)",
@@ -513,7 +562,7 @@ RARE = {
     "positions_arange", "positions_linspace", "positions_parameter", "positions_interpolated", "zeros_of_size",
     "ones_convolved", "border_left_out", "adaptive_to_itself", "adaptive_to_fixed", "resampled_to_fixed",
     "fixed_and_back", "pool_of_half", "pool_of_part", "coordinates_of_norm", "channel_attention", "depth_axis",
-    "transposed", "windows", "rows_of_all", "strip", "channels_by_size",
+    "transposed", "windows", "rows_of_all", "strip", "channels_by_size", "strips_split",
 }  # fmt: skip
 """Blocks that are refused, most of them for good reasons: a network with one of them shows nothing of its others."""
 
