@@ -587,14 +587,16 @@ def _block(rng: random.Random, depth: int) -> Block:
 
 
 def alone() -> Iterator[Network]:
-    """Yield each block by itself, between two convolutions, on patches of the total stride and of twice that."""
+    """Yield each block by itself: patches of a position, of two by two, and positions of two by two patches."""
     kinds: dict[str, Any] = {**BLOCKS, "join": JOINS, "crossing": CROSSINGS}
     for kind, names in kinds.items():
         for name in names:
             inner = (Block("pointwise", "conv", 1),)
             branches = {"join": (inner, (Block("pointwise", "gelu"),)), "crossing": (inner,)}.get(kind, ())
-            for patch in (2, 4):
-                yield Network(2, patch, (Block(kind, name, 3, branches),), seed=patch)
+            block, down = Block(kind, name, 3, branches), Block("down", "conv", 4)
+            yield Network(2, 2, (block,), seed=2)
+            yield Network(2, 4, (block,), seed=4)
+            yield Network(2, 2, (down, block, down), seed=1)
 
 
 def source(network: Network) -> str:
