@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import math
 import os
@@ -37,7 +38,6 @@ import torch
 from torch import nn
 
 import sparkmim
-from sparkmim.diagnostics.sweep.run import versions
 from zoo_networks import ENTRIES, HAND, Entry
 
 PASSES, REFUSED, FAILS, CRASHES, TIMEOUT, NOT_BUILT = "passes", "refused", "fails", "crashes", "time limit", "not built"
@@ -53,6 +53,14 @@ def package_version(entry: Entry) -> str:
         return "" if entry.package == HAND else version(entry.package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def engine() -> str:
+    """Return what outcomes depend on: a digest of the engine and the models, and versions."""
+    digest, root = hashlib.sha256(), Path(sparkmim.__file__).parent
+    for path in sorted(path for folder in ("sparse", "models") for path in (root / folder).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return f"engine {digest.hexdigest()[:12]}, torch {torch.__version__}, timm {version('timm')}"
 
 
 # --- one network ------------------------------------------------------------------------------------------------------
@@ -145,7 +153,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, dict[str, dict[str, Any]]()
-        self.engine = versions()
+        self.engine = engine()
         for line in path.read_text().splitlines() if path.exists() else ():
             row = json.loads(line)
             self.rows[row["key"]] = row
