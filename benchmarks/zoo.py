@@ -208,7 +208,7 @@ def document(rows: dict[str, dict[str, Any]], command: str) -> str:
         "`sparkmim.check`, three training steps, a strict load of the trained encoder into a fresh network, and",
         "`reconstruct`. The deviation is the largest, relative, of feature maps, gradients and running statistics in",
         "the four properties, in float64 (1e-08 passes). Of a whole segmentation network, detector or classifier the",
-        "maps of its encoder are wanted; what lies behind them is not reached. Any other network passes in part if more",
+        "maps of its encoder are wanted; what lies behind them is not reached. Any other passes in part if more",
         "than 1% of its parameters are not reached. Padding that is added is a remark.",
         "",
         f"Packages: {', '.join(packages)}. Checked: {'; '.join(f'{n} by {name}' for name, n in engines.items())}.",
