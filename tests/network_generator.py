@@ -728,6 +728,8 @@ def verdict_of(network: Network) -> Verdict:
         return Verdict("the check crashes", report)
     wrong = [r for r in report.results if not r.passed]
     failed = ", ".join(f"{r.check}/{r.mode} {r.error or f'{r.deviation:.0e}'}" for r in wrong)
+    if wrong and all(r.error for r in wrong):
+        return Verdict(REFUSED, f"{wrong[0].error} (at the size of the check)")
     if wrong and all(r.check == "crop" and r.error is None for r in wrong) and OF_SIZE & set(names(network.body)):
         return Verdict(REFUSED, "by the check: it is another function on the cropped image")
     return Verdict(f"equal, but the check fails: {failed}"[:300]) if failed else Verdict(EQUAL)
