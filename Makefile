@@ -6,7 +6,7 @@ WORKERS ?= 2
 TESTS ?= tests
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo quick test lint format docs wheel floor clean help
+.PHONY: demo quick test lint format docs wheel floor zoo clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*##/\1\t/'
@@ -51,5 +51,15 @@ floor:  ## all tests, against the oldest supported torch, torchvision and timm
 		"torch==2.6.0" "torchvision==0.21.0" "timm==1.0.31" --editable ".[dev]"
 	OMP_NUM_THREADS=1 .venv-floor/bin/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
+# Other packages pin what the project needs newer, so theirs are installed without dependencies, all of them by version.
+.venv-zoo/installed: benchmarks/zoo-requirements.txt pyproject.toml
+	test -x .venv-zoo/bin/python || $(PYTHON) -m venv .venv-zoo
+	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/zoo-requirements.txt
+	touch $@
+
+zoo: .venv-zoo/installed  ## check networks of other packages, and write docs/results/zoo.md; resumable
+	.venv-zoo/bin/python benchmarks/zoo.py --output docs/results/zoo.md --jobs $(WORKERS) $(ZOO)
+
 clean:  ## remove what the other targets make
-	rm -rf $(VENV) .venv-floor .pytest_cache .mypy_cache .ruff_cache build dist site
+	rm -rf $(VENV) .venv-floor .venv-zoo .pytest_cache .mypy_cache .ruff_cache build dist site

@@ -22,7 +22,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Point links at `../../benchmarks/results/NAME.md`, right in the repository, to the pages made of them."""
-    if page.file.src_uri == "results/timm-networks.md":
+    if page.file.src_uri in ("results/timm-networks.md", "results/zoo.md"):
         page.meta["hide"] = ["toc"]  # room for a wide table
     up = "../" * page.file.src_uri.count("/")
     return markdown.replace(f"]({up}../{RESULTS}/", f"]({up}results/benchmarks/")
