@@ -126,9 +126,8 @@ class _NormsOfNothing(TorchFunctionMode):
             call |= kwargs or {}
             x, weight, bias = call["input"], call.get("weight"), call.get("bias")
             plain = func is F.instance_norm or not call.get("training")
-            fits = isinstance(weight, Tensor) and isinstance(bias, Tensor) and len(weight) == len(bias) == x.shape[1]
-            if plain and fits and x.ndim > 2:
-                shape = (1, -1, *[1] * (x.ndim - 2))
+            if plain and x.ndim > 2 and isinstance(weight, Tensor) and isinstance(bias, Tensor):
+                shape = (1, x.shape[1], *[1] * (x.ndim - 2))
                 return torch.addcmul(bias.view(shape), x, weight.view(shape))
         return func(*args, **(kwargs or {}))
 
