@@ -261,7 +261,12 @@ class Backbone:
 
         others = (2, 4, 8) if self._probe.computes else ()
         sizes = PROBE_SIZES[:5] if unaligned else self._probe_sizes()  # no size helps where only padding does
-        everything = measure_levels(run, self.dims, name, sizes, others)
+        try:
+            everything = measure_levels(run, self.dims, name, sizes, others)
+        except Exception as error:
+            if not isinstance(error, ValueError):
+                self._probe.raise_computed(lambda image, _: self(image))
+            raise
         chosen = pyramid(everything, MAX_LEVELS if count is None else count)
         if count is not None and len(chosen) < count:
             raise ValueError(
