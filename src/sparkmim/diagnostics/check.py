@@ -41,16 +41,13 @@ class CheckReport(NamedTuple):
         return self.properties.passed
 
     def __str__(self) -> str:
-        names = [f"  {name or 'the output'}" for name in self.stages] or [""] * len(self.levels)
-        levels = [
-            f"stride {' x '.join(map(str, v.stride)):<9} {v.channels} channels{name}"
-            for v, name in zip(self.levels, names, strict=True)
-        ]
+        levels = [f"stride {' x '.join(map(str, v.stride)):<9} {v.channels} channels" for v in self.levels]
+        stages = [f"maps: {', '.join(name or 'the output' for name in self.stages)}"] * bool(self.stages)
         notes = [f"note: {note}" for note in self.notes]
         reached = f"{self.reached / 1e6:.2f} of {self.parameters / 1e6:.2f} million parameters"
         verdict = f"{self.model} {'works' if self.passed else 'does NOT work'} on visible patches"
         return "\n".join(
-            [*levels, f"{reached} are reached by pretraining", *notes, "", str(self.properties), "", verdict]
+            [*levels, f"{reached} are reached by pretraining", *stages, *notes, "", str(self.properties), "", verdict]
         )
 
 

@@ -20,7 +20,16 @@ from ..utils.copies import copied
 from ..utils.logging import log
 from .alignment import Alignment
 from .dataflow import leaves
-from .levels import COMPUTED_SIZES, MAX_LEVELS, PROBE_SIZES, Level, NotProportionalError, measure_levels, pyramid
+from .levels import (
+    COMPUTED_SIZES,
+    MAX_LEVELS,
+    PROBE_PATCHES,
+    PROBE_SIZES,
+    Level,
+    NotProportionalError,
+    measure_levels,
+    pyramid,
+)
 from .networks import spatial_dims
 from .probe import Probe
 from .stages import Findings, find_stages, proportional
@@ -259,7 +268,12 @@ class Backbone:
 
         others = (2, 4, 8) if self._probe.computes else ()
         sizes = PROBE_SIZES[:5] if unaligned else self._probe_sizes()  # no size helps where only padding does
-        everything = measure_levels(run, self.dims, name, sizes, others)
+        try:
+            everything = measure_levels(run, self.dims, name, sizes, others)
+        except Exception as error:
+            if not isinstance(error, ValueError):
+                self._probe.raise_computed(lambda image, _: self(image))
+            raise
         chosen = pyramid(everything, MAX_LEVELS if count is None else count)
         if count is not None and len(chosen) < count:
             raise ValueError(
@@ -451,13 +465,18 @@ class Backbone:
 
     def _reached(self, levels: int | None) -> set[str]:
         """Return the names of the parameters that one of the deepest `levels` maps depends on."""
-        size = 2 * max(s for stride in self.strides for s in stride)
+        pixels = max(s for stride in self.strides for s in stride)
 
         def use(image: Tensor, names: Mapping[int, str]) -> set[str]:
             found = leaves(self(image)[-(levels or 0) :])
             return {name for key, name in names.items() if key in found}
 
-        return self._probe([size] * self.dims, use)
+        if not self._probe.computes:
+            return self._probe([PROBE_PATCHES * pixels] * self.dims, use)
+        try:
+            return self._probe([2 * pixels] * self.dims, use)
+        except RuntimeError:  # a network that pools by 4 in a block needs larger images
+            return self._probe([8 * pixels] * self.dims, use)
 
 
 def _rank(found: Findings) -> tuple[bool, int]:

@@ -6,6 +6,7 @@ pass through (one that reads values, or converts to NumPy) runs on real ones.
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import sys
@@ -42,6 +43,7 @@ class Probe:
     def __init__(self, module: nn.Module, in_chans: int) -> None:
         self.module, self.in_chans = module, in_chans
         self.computes = False
+        self.failed: tuple[int, ...] | None = None  # size of the last image that a run on meta tensors failed for
 
     def __call__(self, size: Sequence[int], use: Callable[[Tensor, Mapping[int, str]], Result]) -> Result:
         """Return what `use` makes of a blank image, in evaluation mode and with gradients switched on.
@@ -58,9 +60,15 @@ class Probe:
                 return self._run(size, use, meta=True)
             except Exception as error:
                 if not needs_values(error):
+                    self.failed = tuple(size)
                     raise
                 self.computes = True
         return self._run(size, use, meta=False)
+
+    def raise_computed(self, use: Callable[[Tensor, Mapping[int, str]], object]) -> None:
+        """Repeat the run that failed with real tensors, whose errors say more, unless the image is huge."""
+        if self.failed is not None and math.prod(self.failed) <= 1 << 20:
+            self._run(self.failed, use, meta=False)
 
     def _parameter(self) -> Tensor:
         parameters = list(self.module.parameters())
@@ -127,11 +135,8 @@ class _NormsOfNothing(TorchFunctionMode):
             call |= kwargs or {}
             x, weight, bias = call["input"], call.get("weight"), call.get("bias")
             plain = func is F.instance_norm or not call.get("training")
-            fits = isinstance(weight, Tensor) and isinstance(bias, Tensor) and len(weight) == len(bias) == x.shape[1]
-            if plain and fits and x.ndim > 2:
-                assert weight is not None
-                assert bias is not None
-                shape = (1, -1, *[1] * (x.ndim - 2))
+            if plain and x.ndim > 2 and isinstance(weight, Tensor) and isinstance(bias, Tensor):
+                shape = (1, x.shape[1], *[1] * (x.ndim - 2))
                 return torch.addcmul(bias.view(shape), x, weight.view(shape))
         return func(*args, **(kwargs or {}))
 

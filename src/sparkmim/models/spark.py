@@ -250,9 +250,11 @@ class SparK(nn.Module):
     def _require_images(self, images: Tensor) -> None:
         dims, channels = self.backbone.dims, self.backbone.in_chans
         wanted = f"(batch, {channels}, {', '.join(('depth', 'height', 'width')[-dims:] if dims > 1 else ('length',))})"
-        if images.ndim != dims + 2:
+        if images.ndim <= dims + 1:
             hint = "; images[None] makes a batch of one" if images.ndim == dims + 1 else ""
             raise ValueError(f"expected images of shape {wanted}, got {tuple(images.shape)}{hint}")
+        if images.ndim > dims + 2:
+            return  # grid_shape says which sizes would do
         if not len(images):
             raise ValueError(f"expected at least one image, of shape {wanted}, got {tuple(images.shape)}")
         dtype = dtype_of(self.encoder)

@@ -60,9 +60,7 @@ def find_stages(trace: Trace, larger: Trace, image: int, size: Size, full: bool 
         full: also a map of stride 1.
     """
     steps, unaligned, last_fits = proportional(trace, larger, size)
-    if not full:
-        steps = [step for step in steps if step.pixels > 1]
-    chosen = _choose(trace, steps, image)
+    chosen = [step for step in _choose(trace, steps, image) if full or step.pixels > 1]
     smallest = min((s // t for step in chosen[-1:] for s, t in zip(size, step.stride, strict=True)), default=0)
     return Findings([step.event.name for step in chosen], [s.stride for s in chosen], smallest, unaligned, last_fits)
 
@@ -101,10 +99,13 @@ def _is_unaligned(given: Size, small: Size, large: Size) -> bool:
         small: of the result.
         large: of the result for a map twice as large.
     """
-    grown = [(g, b - a, a) for g, a, b in zip(given, small, large, strict=True)]
-    return all(g % more == 0 and g % (g // more) == 0 for g, more, _ in grown) and any(
-        a != more for _, more, a in grown
-    )
+    stays = False
+    for g, a, b in zip(given, small, large, strict=True):
+        grown = b - a  # what g more positions give, which is g / stride for an image that is large enough
+        if grown < 8 or g % grown or g % (g // grown):
+            return False
+        stays = stays or a != grown
+    return stays
 
 
 def _choose(trace: Trace, steps: list[Step], image: int) -> list[Step]:
@@ -121,7 +122,7 @@ def _choose(trace: Trace, steps: list[Step], image: int) -> list[Step]:
         flow, steps, outer, before, rise, flow.largest(dict.fromkeys(risen, 1))
     )
     outer = outer if parallel else before
-    end = _end(outer, steps, rise is not None and not parallel)
+    end = _end(outer, steps, goes_up=rise is not None and not parallel, parallel=parallel)
     trunk = set() if parallel else flow.on_every_way(end.event.node)
     chosen = []
     finer = {s.stride for s in outer if s.pixels < end.pixels and all(map(int.__le__, s.stride, end.stride))}
@@ -130,10 +131,12 @@ def _choose(trace: Trace, steps: list[Step], image: int) -> list[Step]:
         here = [step for step in outer if step.stride == stride and (parallel or step.time < end.time)]
         on_trunk = [step for step in here if step.event.node in trunk]
         here = on_trunk or [step for step in here if not halfway.intersection(step.event.within)]
-        chosen += _named(_up_to_last_module(here), trace)
+        chosen += _named(_up_to_last_module(here, here[-1]), trace) if here else []
     if chosen and _is_pooled_away(chosen[-1], end):
         return chosen
-    deep = _up_to_last_module([s for s in outer if s.stride == end.stride and s.time <= end.time])
+    node = end.event.node
+    deep = [s for s in outer if s.stride == end.stride and (s.time <= end.time or s.event.node is node is not None)]
+    deep = _up_to_last_module(deep, end)
     return chosen + (_named(deep, trace, deep[-1]) or [end])
 
 
@@ -143,14 +146,13 @@ def _is_pooled_away(before: Step, end: Step) -> bool:
     return min(factors) > 2 and leaves_of([end.event.node]) <= leaves_of([before.event.node])
 
 
-def _up_to_last_module(steps: list[Step]) -> list[Step]:
-    """Return the steps up to the output of the last module, if nothing that is trained comes after it."""
+def _up_to_last_module(steps: list[Step], last: Step) -> list[Step]:
+    """Return the steps up to the output of the last module, if nothing that is trained comes between it and `last`."""
     module = next((s for s in reversed(steps) if s.event.kind == "output" and s.event.module), None)
-    if module is None or module is steps[-1]:
+    if module is None or not leaves_of([last.event.node]) <= leaves_of([module.event.node]):
         return steps
-    if leaves_of([steps[-1].event.node]) <= leaves_of([module.event.node]):
-        return [step for step in steps if step.time <= module.time]
-    return steps
+    node = module.event.node
+    return [step for step in steps if step.time <= module.time or step.event.node is node is not None]
 
 
 def _outside_downsampling(steps: list[Step]) -> list[Step]:
@@ -206,9 +208,14 @@ def _is_parallel(
     return any(not first & flow.on_every_way(step.event.node) for step in beside[-1:])
 
 
-def _end(outer: list[Step], steps: list[Step], goes_up: bool) -> Step:
+def _end(outer: list[Step], steps: list[Step], goes_up: bool, parallel: bool) -> Step:
     """Return the last map of the deepest resolution, but for a classifier's."""
-    pixels = max(step.pixels for step in outer) if goes_up else _deepest_of_all(outer)
+    if parallel:  # what goes down and up again within a block is no resolution of the network
+        blocks = {step.event.module for step in steps if step.event.kind == "output" and step.event.module}
+        outside = [step for step in outer if not blocks.intersection(step.event.within)] or outer
+        pixels = max(step.pixels for step in outside)
+    else:
+        pixels = max(step.pixels for step in outer) if goes_up else _deepest_of_all(outer)
     here = [step for step in outer if step.pixels == pixels]
     whole = {s.event.module for s in steps if s.event.kind == "output" and s.pixels == pixels and s.event.module}
     top = [

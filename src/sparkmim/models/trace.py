@@ -136,9 +136,17 @@ class Recorder(TorchFunctionMode):
 
         return hook
 
-    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Record what a module returns; the hook that runs after it."""
-        frame = self.frames.pop()
+    def leave(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        """Return the hook that runs after a module, even where it fails, or a hook before it does."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if self.frames and self.frames[-1].name == name:
+                self.returned(self.frames.pop(), output)
+
+        return hook
+
+    def returned(self, frame: _Frame, output: Any) -> None:
+        """Record what a module returns."""
         if self.is_map(output):
             unchanged = output is frame.given and output.grad_fn is frame.node
             name = frame.name if frame.number == 0 else f"{frame.name}:call[{frame.number}]"
@@ -155,7 +163,7 @@ def _hooks(recorder: Recorder, module: nn.Module) -> Iterator[None]:
     handles = []
     for name, part in module.named_modules():
         handles.append(part.register_forward_pre_hook(recorder.enter(name)))
-        handles.append(part.register_forward_hook(recorder.leave, always_call=True))
+        handles.append(part.register_forward_hook(recorder.leave(name), always_call=True))
     try:
         yield
     finally:
