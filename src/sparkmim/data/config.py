@@ -8,9 +8,32 @@ from typing import Literal
 
 from ..utils.fields import Valid, at_least, setting, share
 
+MAX_PIXELS = 2**28
+"""Pixels of a square of 16,384, which take 768 MiB in RGB of 8 bits."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class ViewConfig:
+class FileConfig:
+    """How image files are read."""
+
+    pages: Literal["channels", "first"] = "channels"
+    """What the pages of a TIFF file are: channels, which must be as many as the network's; or separate images, of which
+    the first is taken."""
+
+    nodata: float | None = setting(None, Valid(lambda v: v is None or not math.isinf(v), "must be a number or nan"))
+    """Value of pixels without data in the files' own numbers, beside NaN and the one that a GeoTIFF names. They are
+    filled with the channel's mean, and left out of statistics and of the loss."""
+
+    max_pixels: int = setting(MAX_PIXELS, at_least(1, "a number of pixels"), resumable=True)
+    """Most pixels of an image; larger ones count as unreadable, by their header alone."""
+
+
+DEFAULT_FILES = FileConfig()
+"""How files are read where nobody says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig(FileConfig):
     """The views of images that a network takes."""
 
     image_size: tuple[int, ...] = setting(per_axis=True)
@@ -37,7 +60,7 @@ class ViewConfig:
     workers: int = setting(2, at_least(0, "a number of processes"), resumable=True)
     """Processes that read images; 0 reads them in the training process."""
 
-    max_broken: float = setting(0.1, share("the images"))
+    max_broken: float = setting(0.1, share("the images"), resumable=True)
     """Share of the images that may be unreadable before the run stops. Those within it are skipped and listed."""
 
 

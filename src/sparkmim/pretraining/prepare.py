@@ -74,7 +74,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         source, _ = open_images(
             chosen.get("data"), settings, chosen.get("val_data"), chosen.get("val_share", 0.0), seed
         )
-        first_readable(source, chosen.get("in_chans", 3))
+        first_readable(source, chosen.get("in_chans", 3), files_of(chosen))
         with code_of(chosen["model"]):
             backbone = self.builder.backbone(
                 chosen["model"],
@@ -127,7 +127,20 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         require_whole_patches(data.image_size, model.patch_size)
         visible_patches([s // p for s, p in zip(data.image_size, model.patch_size, strict=True)], model.mask_ratio)
         validate_training(ready.config, len(ready.data.source), model.in_chans, processes)
+        held_out = ready.data.held_out
+        if held_out is not None:
+            option = "--val-data" if data.val_data is not None else "--val-share"
+            require_readable(held_out, model.in_chans, data, data.max_broken, option)
         self.monitor = find_monitor(ready.config)
+
+    def validate_values(self, chosen: Mapping[str, Any]) -> None:
+        """Raise for settings that would have no effect.
+
+        Raises:
+            ValueError: naming the setting, and what it takes to have one.
+        """
+        held_out = chosen.get("val_data") is not None or chosen.get("val_share", 0.0)
+        self._require("val_every", LoopConfig, chosen, bool(held_out), "held-out images: --val-data or --val-share")
 
     def build(self, ready: Ready, fabric: Fabric) -> PretrainingTask:
         """Return the task of a run."""

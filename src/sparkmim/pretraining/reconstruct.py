@@ -15,10 +15,12 @@ from ..data.normalize import Normalize, join
 from ..data.sources.address import open_source
 from ..data.statistics import first_readable
 from ..data.views import evaluation_view
+from ..evaluation.features import log_skipped
 from ..models.config import ModelConfig
 from ..reporting.reconstructions import MOST_IMAGES, reconstruction_grid
 from ..training.config import LoopConfig
 from ..utils.fields import validate_as
+from .evaluators import readable_views
 from .model import load_run
 
 
@@ -31,6 +33,7 @@ class Reconstructions(NamedTuple):
         reconstructions: the images with hidden patches as predicted, normalized.
         picture: the three as a picture.
         step: number of pretraining steps of the model.
+        skipped: name and error of each image that could not be read.
     """
 
     images: Float[Tensor, "batch channel height width"]
@@ -38,6 +41,7 @@ class Reconstructions(NamedTuple):
     reconstructions: Float[Tensor, "batch channel height width"]
     picture: Image.Image
     step: int
+    skipped: list[tuple[str, str]]
 
 
 @torch.no_grad()
@@ -69,14 +73,17 @@ def reconstruct(
     trained = load_run(run)
     config = trained.config
     source = open_source(data)
-    first_readable(source, config.model.in_chans)
+    first_readable(source, config.model.in_chans, config.data)
     grid = trained.model.grid_shape(config.data.image_size)
     ratio = config.model.mask_ratio if mask_ratio is None else mask_ratio
-    views = MaskedViews(source, evaluation_view(config.data), config.model.in_chans, grid, ratio, seed)
-    count = min(count, len(source))
-    batch = [views[0, index * len(source) // count] for index in range(count)]
+    view = evaluation_view(config.data)
+    views = MaskedViews(source, view, config.model.in_chans, grid, ratio, seed, replace=False)
+    batch, broken = readable_views(views, count)
+    skipped = log_skipped(source, broken)
+    if not batch:
+        raise ValueError(f"none of {len(skipped)} images tried can be read; {skipped[0][0]}: {skipped[0][1]}")
     images = Normalize(config.data)(join([view.images for view in batch]))
     visible = torch.cat([view.visible for view in batch])
     reconstructions = trained.model.reconstruct(images, visible)
     picture = reconstruction_grid(images, visible, reconstructions, mean=config.data.mean, std=config.data.std)
-    return Reconstructions(images, visible, reconstructions, picture, trained.step)
+    return Reconstructions(images, visible, reconstructions, picture, trained.step, skipped)
