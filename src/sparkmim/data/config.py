@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from ..utils.fields import Valid, at_least, setting, share
 
@@ -20,7 +21,9 @@ class FileConfig:
     """What the pages of a TIFF file are: channels, which must be as many as the network's; or separate images, of which
     the first is taken."""
 
-    nodata: float | None = setting(None, Valid(lambda v: v is None or not math.isinf(v), "must be a number or nan"))
+    nodata: float | None = setting(
+        None, Valid(lambda v: v is None or math.isfinite(v), "must be a finite number (NaN is no data in any case)")
+    )
     """Value of pixels without data in the files' own numbers, beside NaN and the one that a GeoTIFF names. They are
     filled with the channel's mean, and left out of statistics and of the loss."""
 
@@ -30,6 +33,11 @@ class FileConfig:
 
 DEFAULT_FILES = FileConfig()
 """How files are read where nobody says."""
+
+
+def files_of(values: Mapping[str, Any]) -> FileConfig:
+    """Return the settings of files among settings of any kind, by name; those that are missing keep their defaults."""
+    return FileConfig(**{field.name: values[field.name] for field in fields(FileConfig) if field.name in values})
 
 
 @dataclass(frozen=True, kw_only=True)

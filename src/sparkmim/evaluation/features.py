@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checkpoints.encoder import load_trained_encoder
-from ..data.config import ViewConfig
+from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder
+from ..data.config import DataConfig, ViewConfig
 from ..data.loader import PlainViews, plain_batches, read
 from ..data.normalize import Normalize, join
 from ..data.sources.address import open_source
 from ..data.sources.base import ImageSource
+from ..data.statistics import input_statistics
 from ..data.views import evaluation_view
 from ..models.backbone import Backbone
 from ..training.config import Device, LoopConfig
@@ -114,8 +115,9 @@ def embed(
     validate_as(LoopConfig, batch_size=batch_size)
     validate_as(ViewConfig, workers=workers)
     network = load_trained_encoder(encoder, model)
-    config = network.data if image_size is None else replace(network.data, image_size=(image_size, image_size))
     source = open_source(data)
+    config = input_for(network, source)
+    config = config if image_size is None else replace(config, image_size=(image_size, image_size))
     where = pick_device(device)
     network.backbone.module.to(where)
     found = pooled_features(
@@ -125,6 +127,18 @@ def embed(
     if not found.indices:
         raise ValueError(f"none of the {len(source)} images can be read")
     return Embeddings([source.name(index) for index in found.indices], found.values.numpy(), skipped)
+
+
+def input_for(network: TrainedEncoder, source: ImageSource) -> DataConfig:
+    """Return how input is prepared: as the weights were trained, or by the images' statistics if that is unknown.
+
+    Raises:
+        ValueError: if no image can be read.
+    """
+    if network.statistics_known:
+        return network.data
+    mean, std = input_statistics(source, network.backbone.in_chans, network.data)
+    return replace(network.data, mean=mean, std=std)
 
 
 def log_skipped(source: ImageSource, broken: Sequence[tuple[int, str]]) -> list[tuple[str, str]]:

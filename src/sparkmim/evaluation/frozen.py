@@ -15,7 +15,7 @@ from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder
 from ..data.labels import LabeledImages
 from ..training.config import Device
 from ..utils.devices import pick_device
-from .features import log_skipped, pooled_features
+from .features import input_for, log_skipped, pooled_features
 
 
 class LabeledFeatures(NamedTuple):
@@ -84,9 +84,13 @@ class FrozenEncoder:
     def __call__(self, images: LabeledImages) -> LabeledFeatures:
         """Return the features of all readable images; log the others as skipped.
 
+        The first images tell mean and deviation of the input, where the weights do not.
+
         Raises:
             ValueError: if no image can be read.
         """
+        data = input_for(self.network, images.source)
+        self.network = self.network._replace(data=data, statistics_known=True)
         found = pooled_features(
             self.network.backbone,
             images.source,

@@ -218,5 +218,3 @@ def _frame(content: Path | bytes, index: int, page: Any) -> np.ndarray:
         values = np.array(file).astype(page.dtype)
     # Pillow turns gray of 8 bits around, and no other.
     return 255 - values if page.photometric == PHOTOMETRIC.MINISWHITE and page.dtype == np.uint8 else values
-
-

@@ -6,12 +6,14 @@ import html
 import re
 
 _FOLDERS = re.compile(
-    r"""(?<![\w./\\~-])(?:file:///?|[A-Za-z]:[\\/]|~?/(?!/))  # root of an absolute path, not within another word
+    r"""(?<![^\s'"`(\[{<>=:,;|])(?:file:///?|[A-Za-z]:[\\/]|~?/(?!/))  # root of an absolute path, not within another word
     (?:[^\s/\\'",;]+(?:[ ][^\s/\\'",;-]+)*[\\/])*  # folders, with spaces within but not at their ends
     (?=[^\s/\\'",;])  # followed by the last component, which stays
     """,
     re.VERBOSE,
 )
+
+_ABSOLUTE = re.compile(r"(file:)?/|~|[A-Za-z]:[\\/]")
 
 
 def without_folders(text: str) -> str:
@@ -28,6 +30,11 @@ def as_html(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(as_html, value)) if value else '<span class="none">none</span>'
     return html.escape(without_folders(str(value)))
+
+
+def name_as_html(name: str) -> str:
+    """Format the name of a file or class as HTML: as it is, but for the folders of an absolute path."""
+    return html.escape(re.split(r"[/\\]", name)[-1] if _ABSOLUTE.match(name) else name)
 
 
 def number(value: float, digits: int = 4) -> str:
