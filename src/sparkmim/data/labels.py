@@ -247,8 +247,8 @@ def _require_own_folders(root: Path, classes: Sequence[str], labels: np.ndarray)
             there = (root / other).resolve()
             if other != name and (here == there or here.is_relative_to(there) or there.is_relative_to(here)):
                 raise ValueError(
-                    f"{root}: the class folders {name} and {other} are the same folder, one by a link, and an image has "
-                    "one class; remove one of them"
+                    f"{root}: the class folders {name} and {other} are the same folder, one by a link, and an image "
+                    "has one class; remove one of them"
                 )
 
 

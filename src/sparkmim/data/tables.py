@@ -12,13 +12,13 @@ from typing import NamedTuple
 SEPARATORS = (",", ";", "\t")
 """Separators of columns, the first that fits."""
 
-PATHS = {"image", "images", "file", "files", "path", "paths", "filename", "file_name", "filepath", "file_path", "name"}
+PATHS = {"image", "file", "path", "filename", "filepath", "file_name", "file_path"}
 """Headings of the column of paths, in lower case."""
 
-CLASSES = {"label", "labels", "class", "classes", "target", "targets", "category"}
+CLASSES = {"label", "class", "target"}
 """Headings of the column of classes."""
 
-SPLIT = {"split", "splits", "fold", "set", "subset"}
+SPLIT = {"split", "fold"}
 """Headings of the column that says which split an image belongs to."""
 
 SPLIT_NAMES = {
@@ -69,8 +69,8 @@ class Columns(NamedTuple):
 def read_table(file: Path) -> Table:
     """Read a CSV file in UTF-8 of rows `path,class`.
 
-    Columns are separated by commas, semicolons or tabs. A first row may name them, by the words above; then there may be
-    others, which are passed over, and one that names splits. Spaces around values are trimmed.
+    Columns are separated by commas, semicolons or tabs. A first row may name them, by the words above; then there may
+    be others, which are passed over, and one that names splits. Spaces around values are trimmed.
 
     Raises:
         ValueError: if the file is none, rows are incomplete, files are missing or listed twice.

@@ -58,9 +58,7 @@ class PretrainingTask(TrainingTask[Batch]):
         self.normalize = Normalize(config.data, fabric.device)
         self.views: MaskedViews = self._views(source, train=True)
         self.evaluated = self._views(held_out or source, train=False)
-        self.unreadable = UnreadableImages(
-            self.evaluated.source, run, config.data.max_broken, run.root / "broken_held_out_images.txt"
-        )
+        self.unreadable = UnreadableImages(self.evaluated.source, run, config.data.max_broken, run.broken_held_out)
         self.pictures = config.run.pictures if model.objective.reconstructs else 0
         self.evaluators = []
         if held_out is not None:

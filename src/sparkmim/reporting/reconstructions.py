@@ -106,7 +106,7 @@ def as_colors(
     if images.shape[1] not in (1, 3):
         return images
     possible = all(0 <= m <= 1 and (s == 1 or s**2 <= m * (1 - m) + SLACK) for m, s in zip(mean, std, strict=True))
-    if possible and -OVERSHOOT <= float(reference.min()) and float(reference.max()) <= 1 + OVERSHOOT:
+    if possible and float(reference.min()) >= -OVERSHOOT and float(reference.max()) <= 1 + OVERSHOOT:
         return images
     middle, deviation = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
     return (images - middle) / (4 * deviation) + 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def decode_tiff(content: Path | bytes, channels: int, files: FileConfig) -> Tens
         ValueError: as tifffile raises it for damaged files.
     """
     with TiffFile(io.BytesIO(content) if isinstance(content, bytes) else content, _multifile=False) as file:
+        _require_all_pages(file)
         parts = _images(file)
         page: Any = parts[0].keyframe
         require_pixels(page.imagelength, page.imagewidth, files)
@@ -70,6 +72,21 @@ def decode_tiff(content: Path | bytes, channels: int, files: FileConfig) -> Tens
             raise UnreadableImage(_refusal(planes, declared, channels, parts))
         stack = np.concatenate([_bands_first(_array(content, part), axes) for part in parts])
         return _finished(stack, page, missing)
+
+
+def _require_all_pages(file: TiffFile) -> None:
+    """Raise if the file ends before its last page: those that are left would be taken for all.
+
+    Raises:
+        UnreadableImage: if the last page that is there names another one beyond the file's end.
+    """
+    handle, form, last = file.filehandle, file.tiff, file.pages[-1]
+    handle.seek(last.offset)
+    (tags,) = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))
+    handle.seek(last.offset + form.tagnosize + tags * form.tagsize)
+    (following,) = struct.unpack(form.offsetformat, handle.read(form.offsetsize))
+    if following >= handle.size:
+        raise UnreadableImage(f"the file is cut off after page {len(file.pages)}")
 
 
 def _images(file: TiffFile) -> list[Any]:

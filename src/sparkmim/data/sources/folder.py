@@ -13,7 +13,6 @@ from ..decoding.encoded import EncodedImage
 from ..decoding.images import EncodedFile, image_extensions
 from .base import ImageSource
 
-
 JUNK = {
     "__macosx",
     "lost+found",

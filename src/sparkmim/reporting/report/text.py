@@ -6,7 +6,7 @@ import html
 import re
 
 _FOLDERS = re.compile(
-    r"""(?<![^\s'"`(\[{<>=:,;|])(?:file:///?|[A-Za-z]:[\\/]|~?/(?!/))  # root of an absolute path, not within another word
+    r"""(?<![^\s'"`(\[{<>=:,;|])(?:file:///?|[A-Za-z]:[\\/]|~?/(?!/))  # root of an absolute path, not within a word
     (?:[^\s/\\'",;]+(?:[ ][^\s/\\'",;-]+)*[\\/])*  # folders, with spaces within but not at their ends
     (?=[^\s/\\'",;])  # followed by the last component, which stays
     """,
