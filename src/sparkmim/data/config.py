@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from ..utils.fields import Valid, at_least, setting, share
+from ..utils.fields import Valid, at_least, setting, share, validate_as
+
+Pages = Literal["channels", "first"]
 
 MAX_PIXELS = 2**28
 """Pixels of a square of 16,384, which take 768 MiB in RGB of 8 bits."""
@@ -17,7 +19,7 @@ MAX_PIXELS = 2**28
 class FileConfig:
     """How image files are read."""
 
-    pages: Literal["channels", "first"] = "channels"
+    pages: Pages = "channels"
     """What the pages of a TIFF file are: channels, which must be as many as the network's; or separate images, of which
     the first is taken."""
 
@@ -38,6 +40,18 @@ DEFAULT_FILES = FileConfig()
 def files_of(values: Mapping[str, Any]) -> FileConfig:
     """Return the settings of files among settings of any kind, by name; those that are missing keep their defaults."""
     return FileConfig(**{field.name: values[field.name] for field in fields(FileConfig) if field.name in values})
+
+
+def chosen_files(pages: Pages | None, nodata: float | None, max_pixels: int | None) -> dict[str, Any]:
+    """Return the settings of files that a caller has chosen, by name; the others are as recorded.
+
+    Raises:
+        ValueError: for a value out of range.
+    """
+    chosen = {"pages": pages, "nodata": nodata, "max_pixels": max_pixels}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    validate_as(FileConfig, **chosen)
+    return chosen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder
-from ..data.config import DataConfig, ViewConfig
+from ..data.config import DataConfig, Pages, ViewConfig, chosen_files
 from ..data.loader import PlainViews, plain_batches, read
 from ..data.normalize import Normalize, join
 from ..data.sources.address import open_source
@@ -93,6 +93,9 @@ def embed(
     batch_size: int = 32,
     workers: int = 1,
     device: Device = "auto",
+    pages: Pages | None = None,
+    nodata: float | None = None,
+    max_pixels: int | None = None,
 ) -> Embeddings:
     """Compute an encoder's features of a folder of images.
 
@@ -106,6 +109,9 @@ def embed(
         batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
+        pages: what the pages of a TIFF file are, "channels" or "first"; as recorded by default.
+        nodata: value of pixels without data; as recorded by default.
+        max_pixels: most pixels of an image; as recorded by default.
 
     Raises:
         ValueError: for an invalid setting, an encoder that cannot be loaded, or if no image can be read.
@@ -114,7 +120,9 @@ def embed(
         raise ValueError(f"--image-size {image_size} is not a number of pixels")
     validate_as(LoopConfig, batch_size=batch_size)
     validate_as(ViewConfig, workers=workers)
+    files = chosen_files(pages, nodata, max_pixels)
     network = load_trained_encoder(encoder, model)
+    network = network._replace(data=replace(network.data, **files))
     source = open_source(data)
     config = input_for(network, source)
     config = config if image_size is None else replace(config, image_size=(image_size, image_size))

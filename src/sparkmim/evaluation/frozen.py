@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +41,7 @@ class FrozenEncoder:
         workers: processes that read images.
         device: where to compute.
         seed: of random weights.
+        files: settings of :class:`~sparkmim.data.config.FileConfig` that differ from the recorded ones.
 
     Attributes:
         network: the encoder.
@@ -61,6 +62,7 @@ class FrozenEncoder:
         workers: int,
         device: Device,
         seed: int,
+        files: Mapping[str, Any] = {},
     ) -> None:
         if image_size is not None and image_size < 1:
             raise ValueError(f"--image-size {image_size} is not a number of pixels")
@@ -69,7 +71,7 @@ class FrozenEncoder:
         self.device = pick_device(device)
         network = load_trained_encoder(encoder, model, seed)
         size = network.data.image_size if image_size is None else (image_size, image_size)
-        self.network: TrainedEncoder = network._replace(data=replace(network.data, image_size=size))
+        self.network: TrainedEncoder = network._replace(data=replace(network.data, image_size=size, **files))
         self.network.backbone.module.to(self.device)
         self.stage, self.batch_size, self.workers = stage, batch_size, workers
         self.skipped = 0

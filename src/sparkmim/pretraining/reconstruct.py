@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
+from ..data.config import Pages, chosen_files
 from ..data.loader import MaskedViews
 from ..data.normalize import Normalize, join
 from ..data.sources.address import open_source
@@ -52,6 +53,9 @@ def reconstruct(
     count: int = 8,
     seed: int = 0,
     mask_ratio: float | None = None,
+    pages: Pages | None = None,
+    nodata: float | None = None,
+    max_pixels: int | None = None,
 ) -> Reconstructions:
     """Mask images and reconstruct them with the newest checkpoint of a run.
 
@@ -61,6 +65,9 @@ def reconstruct(
         count: number of images, spread evenly over the folder, at most 8.
         seed: of the masks.
         mask_ratio: share of patches to hide; that of the run by default.
+        pages: what the pages of a TIFF file are, "channels" or "first"; as recorded by default.
+        nodata: value of pixels without data; as recorded by default.
+        max_pixels: most pixels of an image; as recorded by default.
 
     Raises:
         ValueError: for an invalid setting, a folder without images or without a run, or unreadable images.
@@ -70,8 +77,9 @@ def reconstruct(
     validate_as(LoopConfig, seed=seed)
     if mask_ratio is not None:
         validate_as(ModelConfig, mask_ratio=mask_ratio)
+    files = chosen_files(pages, nodata, max_pixels)
     trained = load_run(run)
-    config = trained.config
+    config = trained.config.replace(files)
     source = open_source(data)
     first_readable(source, config.model.in_chans, config.data)
     grid = trained.model.grid_shape(config.data.image_size)

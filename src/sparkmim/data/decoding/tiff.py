@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import struct
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from .arrays import to_pixels
 from .colors import to_channels, upright
 from .encoded import UnreadableImage, require_pixels
 from .pillow import MODES, decode_with_pillow, open_with_pillow
+
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it says of damaged files is in their errors
 
 START = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of a file."""
