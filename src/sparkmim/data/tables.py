@@ -92,11 +92,12 @@ def read_table(file: Path) -> Table:
     names = [_name(row[columns.path], file.parent) for _, row in rows]
     missing = [name for name in names if not (file.parent / name).is_file()]
     if missing:
+        odd = ", or are not files" if any((file.parent / name).exists() for name in missing) else ""
         first = missing[0] == names[0] and not columns.header
         header = "; the first row is taken as a header if it is `path,class`, `filename,label` or the like"
         raise ValueError(
-            f"{len(missing)} of the {len(names)} images of {file} do not exist: {named(missing)}. Paths are relative "
-            f"to {file.parent}{header * first}"
+            f"{len(missing)} of the {len(names)} images of {file} do not exist{odd}: {named(missing)}. Paths are "
+            f"relative to {file.parent}{header * first}"
         )
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:

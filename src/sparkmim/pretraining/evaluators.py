@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -32,7 +33,7 @@ ToInput = Callable[[Tensor], Tensor]
 """Makes a network's input of pixels, on its device."""
 
 
-def gaps(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+def gaps(batch: Batch, device: torch.device) -> dict[str, Any]:
     """Return the argument of a model that says where images have no data, empty if they have everywhere."""
     return {} if batch.has_data is None else {"has_data": batch.has_data.to(device, non_blocking=True)}
 
