@@ -97,6 +97,7 @@ def test_formats_that_cannot_be_decoded_are_not_listed() -> None:
     assert {".jpg", ".png", ".tif", ".npy", ".npz", ".webp", ".gif", ".bmp", ".jp2", ".avif"} <= known
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of formats that Pillow will drop
 def test_formats_that_pillow_writes_can_be_read() -> None:
     Image.init()
     written = 0
