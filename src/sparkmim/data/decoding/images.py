@@ -50,7 +50,6 @@ class EncodedFile(EncodedImage):
             raise TypeError("expected the file's name along with its bytes, for messages")
         self._content = content
         self._extension = os.path.splitext(str(content) if name is None else name)[1].lower()
-        self._rest: bytes | None = None  # of the file, after its start
         self._opened: Image.Image | None = None
 
     def size(self, channels: int) -> tuple[int, int] | None:
@@ -108,31 +107,33 @@ class EncodedFile(EncodedImage):
 
     @cached_property
     def _start(self) -> bytes:
-        """Return the first bytes of the file.
+        """Return the first bytes of the file; arrays are read as far as they are needed, all others as a whole."""
+        if isinstance(self._content, bytes) or self._extension not in ARRAYS:
+            return self._data[:LONGEST_START]
+        self._require_regular()
+        with open(self._content, "rb") as file:
+            return file.read(LONGEST_START)
 
-        Raises:
-            UnreadableImage: if it is not a regular file; a pipe would never end.
-        """
-        if isinstance(self._content, bytes):
-            return self._content[:LONGEST_START]
-        if not stat.S_ISREG(os.stat(self._content).st_mode):
-            raise UnreadableImage("expected a regular file, got a folder, pipe, socket or device")
-        with self._content.open("rb") as file:
-            start = file.read(LONGEST_START)
-            if not _is_array(start):  # which is read as far as it is needed
-                self._rest = file.read()
-            return start
-
-    @property
+    @cached_property
     def _holds_array(self) -> bool:
-        return _is_array(self._start)
+        return self._start.startswith((NPY, NPZ, *tiff.START))
 
     @cached_property
     def _data(self) -> bytes:
         if isinstance(self._content, bytes):
             return self._content
-        start = self._start  # which reads the rest of a picture
-        return self._content.read_bytes() if self._rest is None else start + self._rest
+        self._require_regular()
+        with open(self._content, "rb", buffering=0) as file:
+            return file.readall()
+
+    def _require_regular(self) -> None:
+        """Raise for what is not a regular file: a pipe would never end.
+
+        Raises:
+            UnreadableImage: if it is not.
+        """
+        if not stat.S_ISREG(os.stat(self._content).st_mode):
+            raise UnreadableImage("expected a regular file, got a folder, pipe, socket or device")
 
     @cached_property
     def _jpeg_size(self) -> tuple[int, int] | None:
@@ -144,10 +145,6 @@ class EncodedFile(EncodedImage):
 
 LONGEST_START = 16
 """Bytes that tell an array from a picture."""
-
-
-def _is_array(start: bytes) -> bool:
-    return start.startswith((NPY, NPZ, *tiff.START))
 
 
 def read_image(path: str | Path, channels: int = 3) -> Tensor:

@@ -49,4 +49,4 @@ def number(value: float, digits: int = 4) -> str:
 def scientific(value: float, digits: int = 4) -> str:
     """Format a number in scientific notation: `4e-5`, `1.25e-3`, `0`."""
     mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
-    return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
+    return f"{float(mantissa):.{digits}g}e{int(exponent)}" if value else "0"
