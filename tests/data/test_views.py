@@ -140,7 +140,7 @@ def test_evaluation_view_is_the_middle(size: tuple[int, int], view: tuple[int, i
 @pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (3, 90_000), (10, 5000)])
 def test_evaluation_views_of_long_images_cost_what_the_view_does(size: tuple[int, int]) -> None:
     config = DataConfig(image_size=(224, 224), mean=(0.0,), std=(1.0,))
-    window = evaluation_view(config).place(*size)
+    window = evaluation_view(config).place(*size, None)
     assert max(window.size) <= 2 * 224 * max(1, 224 / min(size)) + 1
     assert window.size[0] * window.size[1] < 2.1 * 224 * max(224, 224 / min(size))
     assert abs(2 * window.left + window.width - size[1]) <= 0

@@ -165,6 +165,8 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             + "".join(f"; {text}" for text in others)
             + (f" (fold {data.fold} of {data.folds})" if data.folds else ""),
             "views": ", ".join([f"{data.image_size[0]} x {data.image_size[1]} pixels", *describe_training(config)]),
+            "values": f"mean {' '.join(f'{v:.10g}' for v in data.mean)}, deviation "
+            + " ".join(f"{v:.10g}" for v in data.std),
             "length": f"{schedule.epochs:g} epochs = {steps:,} steps of {run.batch_size} images, "
             f"{schedule.warmup_epochs:g} epochs of warm-up"
             + (f"; a step takes the images in {run.accumulate} parts" if run.accumulate > 1 else ""),

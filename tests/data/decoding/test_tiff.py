@@ -39,6 +39,7 @@ def write(array: np.ndarray, layout: str, **settings: Any) -> bytes:
     """A file of an array `(bands, H, W)`."""
     file = io.BytesIO()
     photometric = settings.pop("photometric", "minisblack")
+    extra: dict[str, Any]
     if layout == "interleaved":
         array, extra = np.ascontiguousarray(array.transpose(1, 2, 0)), {"planarconfig": "contig"}
         array = array[..., 0] if array.shape[2] == 1 else array

@@ -136,10 +136,10 @@ def test_one_channel_is_repeated_whatever_its_shape(
 
 
 def test_archives_of_several_arrays(tmp_path: Path) -> None:
-    arrays = {"image": np.ones((3, 4, 5), np.uint8), "mask": np.zeros((4, 5))}
-    np.savez(tmp_path / "x.npz", **arrays)
+    image, mask = np.ones((3, 4, 5), np.uint8), np.zeros((4, 5))
+    np.savez(tmp_path / "x.npz", image=image, mask=mask)
     assert read_image(tmp_path / "x.npz").float().mean() == 1
-    np.savez(tmp_path / "y.npz", a=arrays["image"], b=arrays["mask"])
+    np.savez(tmp_path / "y.npz", a=image, b=mask)
     with pytest.raises(UnreadableImage, match="expected one array, or one named 'image' among several, got a, b"):
         read_image(tmp_path / "y.npz")
     np.savez(tmp_path / "z.npz", image=np.array([{}], dtype=object))

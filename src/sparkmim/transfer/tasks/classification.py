@@ -51,7 +51,8 @@ class Classification(TransferTask[LabeledImages]):
         """Return the number of images, and digests of their names and labels."""
         if images is None:
             return "none"
-        digest = hashlib.sha256("\0".join(images.classes[label] for label in images.labels).encode())
+        classes = "\0".join(images.classes[label] for label in images.labels)
+        digest = hashlib.sha256(classes.encode(errors="surrogateescape"))
         return f"{fingerprint_of(images.source)}, labels {digest.hexdigest()[:16]}"
 
     def describe(self, train: LabeledImages) -> str:
