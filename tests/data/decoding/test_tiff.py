@@ -39,12 +39,12 @@ def write(array: np.ndarray, layout: str, **settings: Any) -> bytes:
     """A file of an array `(bands, H, W)`."""
     file = io.BytesIO()
     photometric = settings.pop("photometric", "minisblack")
-    extra: dict[str, Any]
     if layout == "interleaved":
-        array, extra = np.ascontiguousarray(array.transpose(1, 2, 0)), {"planarconfig": "contig"}
+        array = np.ascontiguousarray(array.transpose(1, 2, 0))
+        extra: dict[str, Any] = {"planarconfig": "contig"}
         array = array[..., 0] if array.shape[2] == 1 else array
     else:
-        extra = {
+        layouts: dict[str, dict[str, Any]] = {
             "planar": {"planarconfig": "separate"},
             "pages": {"metadata": None},
             "shaped pages": {},
@@ -54,7 +54,8 @@ def write(array: np.ndarray, layout: str, **settings: Any) -> bytes:
             "deflate": {"compression": "zlib", "planarconfig": "separate"},
             "big": {"bigtiff": True, "planarconfig": "separate"},
             "motorola": {"byteorder": ">", "planarconfig": "separate"},
-        }[layout]
+        }
+        extra = layouts[layout]
         if len(array) == 1 and layout not in ("imagej", "ome", "pages", "shaped pages"):
             array, extra = array[0], {k: v for k, v in extra.items() if k != "planarconfig"}
     if extra.get("planarconfig") == "separate" and layout == "tiled" and len(array) == 1:
