@@ -101,10 +101,6 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         require_effect(
             chosen,
             {
-                "val_every": (
-                    splits.val is not None,
-                    "without images to validate with; give --val-data or --folds too",
-                ),
                 "crop_scale": (
                     config.data.crop == "resized",
                     "with --crop native, which cuts at the image's resolution",
