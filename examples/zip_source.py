@@ -14,6 +14,7 @@ from typing import Any
 from sparkmim import ImageSource
 from sparkmim.data.decoding.encoded import EncodedImage, UnreadableImage
 from sparkmim.data.decoding.images import EncodedFile, image_extensions
+from sparkmim.data.sources.folder import is_junk
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,6 @@ class ZipImages(ImageSource):
 
 
 def is_image(path: PurePosixPath, inside: str, extensions: set[str]) -> bool:
-    """Return whether a file lies in a folder and has the extension of an image; hidden files are skipped."""
-    visible = not any(part.startswith(".") for part in path.parts)
-    return visible and path.suffix.lower() in extensions and path.is_relative_to(inside)
+    """Return whether a file lies in a folder and has the extension of an image; junk (`__MACOSX`) is skipped."""
+    wanted = not any(map(is_junk, path.parts))
+    return wanted and path.suffix.lower() in extensions and path.is_relative_to(inside)

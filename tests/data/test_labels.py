@@ -165,3 +165,43 @@ def test_folds_part_the_images() -> None:
         fold(labeled(2), 3, 2, 0)
     with pytest.raises(ValueError, match=r"every class has a single image, so none .*; name others with --val-data"):
         fold(labeled(1, 1), 3, 0, 0)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", ", "])
+@pytest.mark.parametrize("label", ["label", "Class", "target"])
+@pytest.mark.parametrize("path", ["image", "file", "Path", "filename"])
+def test_usual_headings_and_separators(tmp_path: Path, separator: str, label: str, path: str) -> None:
+    make(tmp_path, "a b.png", "c.png", "d.png")
+    rows = [(path, "width", label), ("a b.png ", "4", "cat"), ("./c.png", "4", "dog"), ("x/../d.png", "4", "dog ")]
+    for order in ((0, 2), (2, 0), (0, 1, 2), (2, 1, 0)):
+        lines = [separator.join(row[place] for place in order) for row in rows]
+        (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
+        labeled = read_labeled(tmp_path / "labels.csv")
+        assert [labeled.source.name(i) for i in range(3)] == ["a b.png", "c.png", "d.png"]
+        assert labeled.classes == ("cat", "dog")
+        assert labeled.labels.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "names", ["a.png,cat\n./a.png,dog\n", "a.png,cat\na.png ,cat\n", "a.png;cat\n{root}/a.png;dog\n"]
+)
+def test_one_file_has_one_name(tmp_path: Path, names: str) -> None:
+    make(tmp_path, "a.png")
+    (tmp_path / "labels.csv").write_text(names.format(root=tmp_path))
+    with pytest.raises(ValueError, match=r"lists images more than once: a\.png"):
+        read_labeled(tmp_path / "labels.csv")
+
+
+def test_a_column_of_splits(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{i}.png" for i in range(8)))
+    splits = ["train", "Training", "val", "valid", "test", "train", "train", "dev"]
+    rows = [f"{i}.png;{'ab'[i % 2]};{split}" for i, split in enumerate(splits)]
+    file = tmp_path / "labels.csv"
+    file.write_text("\n".join(["filename;class;split", *rows]))
+    train, val, test = labeled_splits(file, None, [])
+    assert val is not None
+    found = [[part.source.name(i) for i in range(len(part))] for part in (train, val, *test)]
+    assert found == [["0.png", "1.png", "5.png", "6.png"], ["2.png", "3.png", "7.png"], ["4.png"]]
+    file.write_text("\n".join(["filename;class;fold", *(f"{i}.png;a;{i % 4}" for i in range(8))]))
+    with pytest.raises(ValueError, match=r"line 2: expected a split \(train, val, test\), got '0'; name the column"):
+        read_labeled(file)

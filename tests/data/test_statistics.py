@@ -1,13 +1,23 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from sparkmim.data.config import FileConfig
 from sparkmim.data.sources.folder import find_images
-from sparkmim.data.statistics import channel_statistics, first_readable
+from sparkmim.data.statistics import (
+    Moments,
+    channel_statistics,
+    first_readable,
+    input_statistics,
+    peculiarities,
+    require_readable,
+)
 
 NOISE = np.random.default_rng(0)
 
@@ -38,3 +48,87 @@ def test_sources_without_a_readable_image_say_why(tmp_path: Path) -> None:
         ValueError, match=r"none of 3 images tried can be read as 13 channels; 0\.jpg: a \.jpg file has no"
     ):
         first_readable(find_images(tmp_path), 13)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [(101325, 5), (-40, 15), (287, 3), (0, 1), (0.5, 1e-3), (1e6, 1e-2), (3e-7, 1e-8)]
+)
+def test_digits_follow_the_deviation(tmp_path: Path, mean: float, std: float) -> None:
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", np.random.default_rng(number).normal(mean, std, (2, 64, 64)))
+    everything = np.concatenate([np.load(path).astype(np.float32).reshape(2, -1) for path in tmp_path.iterdir()], 1)
+    measured = channel_statistics(find_images(tmp_path), 2)
+    wanted = everything.astype(np.float64)
+    assert np.all(np.abs(measured.mean - wanted.mean(1)) <= 1e-3 * wanted.std(1) + 1e-12)
+    np.testing.assert_allclose(measured.std, wanted.std(1), rtol=1e-3)
+    assert all(len(repr(value)) < 16 for value in measured.mean + measured.std)
+
+
+def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
+    image = torch.from_numpy(NOISE.integers(0, 255, (3, 1200, 1600), dtype=np.uint8))
+    moments = Moments(3)
+    sizes: list[int] = []
+    merge = Moments._merge
+
+    def watched(self: Moments, place: int, values: torch.Tensor) -> None:
+        sizes.append(values.numel() * values.element_size())
+        merge(self, place, values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Moments, "_merge", watched)
+        moments.add(image)
+    assert max(sizes) <= 2**21
+    torch.testing.assert_close(moments.mean, image.double().mean((1, 2)) / 255)
+    torch.testing.assert_close(
+        (moments.squares / moments.count).sqrt(), image.double().flatten(1).std(1, correction=0) / 255
+    )
+
+
+def test_what_nothing_is_known_of_is_measured(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", NOISE.normal(300, 10, (3, 32, 32)))
+    mean, std = input_statistics(find_images(tmp_path), 3)
+    np.testing.assert_allclose(mean, [300] * 3, rtol=0.01)
+    np.testing.assert_allclose(std, [10] * 3, rtol=0.1)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    assert input_statistics(find_images(tmp_path), 3)[0] == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda n: np.full((8, 8), n), "10 of the first 12 are of one color"),
+        (lambda n: np.zeros((8, 8)), "10 of the first 12 are black"),
+        (
+            lambda n: NOISE.integers(0, 255, (8, 8)) * 0 + np.arange(64).reshape(8, 8),
+            "10 of the first 12 are equal to others",
+        ),
+    ],
+)
+def test_sets_of_constant_or_equal_images_are_told(
+    tmp_path: Path, make: Callable[[int], np.ndarray], said: str
+) -> None:
+    for number in range(12):
+        pixels = make(number + 1) if number < 10 else NOISE.integers(0, 255, (8, 8))
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{number:02}.png")
+    assert said in peculiarities(find_images(tmp_path), 1)
+
+
+def test_ordinary_sets_have_no_peculiarity(tmp_path: Path) -> None:
+    for number in range(12):
+        Image.fromarray(NOISE.integers(0, 255, (8, 8), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    Image.new("L", (8, 8)).save(tmp_path / "black.png")
+    assert peculiarities(find_images(tmp_path), 3) == []
+
+
+def test_sets_are_tried_before_they_are_needed(tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    source = find_images(tmp_path)
+    require_readable(source, 3, FileConfig(), 0.1, "--val-data")
+    for name in "bcdef":
+        (tmp_path / f"{name}.png").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"--val-data: 5 of 6 images tried cannot be read .*; b\.png.*by --max-broken"):
+        require_readable(find_images(tmp_path), 3, FileConfig(), 0.1, "--val-data")
+    require_readable(find_images(tmp_path), 3, FileConfig(), 0.9, "--val-data")
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ValueError, match="5 of 5 images tried cannot be read"):
+        require_readable(find_images(tmp_path), 3, FileConfig(), 1.0, "--val-data")

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from sparkmim.data.config import DataConfig
 from sparkmim.data.sources.folder import find_images
-from sparkmim.data.views import evaluation_view, training_view
+from sparkmim.data.views import Window, evaluation_view, training_view
 
 
 def test_native_crops_are_pieces_of_the_image() -> None:
@@ -135,3 +135,38 @@ def test_evaluation_view_is_the_middle(size: tuple[int, int], view: tuple[int, i
     torch.testing.assert_close(
         seen.mean((0, 2)).flip(0) + seen.mean((0, 2)), torch.full((view[0],), 2 * middle), atol=0.03, rtol=0
     )
+
+
+@pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (3, 90_000), (10, 5000)])
+def test_evaluation_views_of_long_images_cost_what_the_view_does(size: tuple[int, int]) -> None:
+    config = DataConfig(image_size=(224, 224), mean=(0.0,), std=(1.0,))
+    window = evaluation_view(config).place(*size, None)
+    assert max(window.size) <= 2 * 224 * max(1, 224 / min(size)) + 1
+    assert window.size[0] * window.size[1] < 2.1 * 224 * max(224, 224 / min(size))
+    assert abs(2 * window.left + window.width - size[1]) <= 0
+    assert abs(2 * window.top + window.height - size[0]) <= 0
+    assert evaluation_view(config)(torch.zeros(1, *size, dtype=torch.uint8)).shape == (1, 224, 224)
+
+
+@pytest.mark.parametrize("size", [(64, 152), (64, 304), (304, 64), (64, 1000)])
+def test_evaluation_views_are_those_of_the_whole_image(size: tuple[int, int]) -> None:
+    rows, columns = (torch.arange(length, dtype=torch.float32) for length in size)
+    image = (torch.sin(rows / 9)[:, None] * torch.cos(columns / 7))[None]
+    view = evaluation_view(DataConfig(image_size=(32, 32), mean=(0.0,), std=(1.0,)))
+    scale = 32 / min(size)
+    whole = Window(size, 0, 0, *size, (max(32, round(size[0] * scale)), max(32, round(size[1] * scale))))
+    assert (view(image) - view.cut(image, whole)).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("size", [(64, 128), (64, 200), (300, 64), (1, 4000)])
+@pytest.mark.parametrize("flip", [True, False])
+def test_random_crops_reach_both_ends_of_long_images(size: tuple[int, int], flip: bool) -> None:
+    view = training_view(replace(CONFIG, flip=flip))
+    generator = torch.Generator().manual_seed(0)
+    windows = [view.place(*size, generator) for _ in range(300)]
+    long = 0 if size[0] > size[1] else 1
+    starts = [(w.top, w.left)[long] for w in windows]
+    ends = [start + (w.height, w.width)[long] for start, w in zip(starts, windows, strict=True)]
+    assert min(starts) < 0.05 * size[long]
+    assert max(ends) > 0.95 * size[long]
+    assert len(set(starts)) > 10

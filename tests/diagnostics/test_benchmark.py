@@ -13,6 +13,7 @@ from sparkmim import SparK
 from sparkmim.cli import main
 from sparkmim.commands.benchmark import command as benchmark
 from sparkmim.diagnostics.benchmark.measure import forward_flops, peak_bytes
+from sparkmim.diagnostics.benchmark.run import benchmark as measure
 from sparkmim.diagnostics.benchmark.step import Step
 
 CPU = torch.device("cpu")
@@ -91,3 +92,9 @@ def test_mistakes_are_found_first(
         main()
     assert stop.value.code == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_images_that_are_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="none of 1 images tried can be read as 3 channels"):
+        measure("test_resnet", tmp_path, image_size=64, batch_size=2, rounds=1, device="cpu", decoder_width=32)

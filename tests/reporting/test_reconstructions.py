@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sparkmim.reporting.reconstructions import HIDDEN, LABEL_COLOR, reconstruction_grid, save_png
+from sparkmim.reporting.reconstructions import HIDDEN, LABEL_COLOR, as_colors, reconstruction_grid, save_png, to_rgb
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -197,3 +197,20 @@ def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
         save_png(Image.new("L", (3, 3)), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("mean", "std"), [(-40.0, 15.0), (287.0, 3.0), (0.5, 2.0), (1e5, 5.0)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_values_that_are_no_colors_are_stretched(mean: float, std: float, channels: int) -> None:
+    values = mean + std * torch.linspace(-2, 2, 64).expand(2, channels, 64, 64)
+    shown = to_rgb(as_colors(values, values, [mean] * channels, [std] * channels), values)
+    assert shown.float().mean().item() == pytest.approx(127.5, abs=1)
+    assert len(shown.unique()) > 60
+    low, high = shown.aminmax()
+    assert (low.item(), high.item()) == (0, 255)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.45, 0.22), (0.5, 0.5), (0.0, 1.0), (0.99, 0.05)])
+def test_colors_are_shown_as_they_are(mean: float, std: float) -> None:
+    colors = torch.rand(1, 3, 8, 8)
+    assert torch.equal(as_colors(colors, colors, [mean] * 3, [std] * 3), colors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
@@ -19,7 +20,7 @@ from sparkmim.reporting.report.axes import Axis, axis
 from sparkmim.reporting.report.curves import MOST_POINTS, curve, read_metrics, smooth, thin
 from sparkmim.reporting.report.page import planned_steps, write_report
 from sparkmim.reporting.report.tables import MOST_UNREADABLE
-from sparkmim.reporting.report.text import number, without_folders
+from sparkmim.reporting.report.text import name_as_html, number, without_folders
 from sparkmim.utils.text import duration
 
 
@@ -487,3 +488,39 @@ def test_numbers(value: float, text: str) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("low", [0.0, 1e-9, 3e-4, 0.5, 1.0000287, 250.0, 1e6])
+@pytest.mark.parametrize("extent", [1e-9, 2.7e-5, 2.6713e-3, 0.3, 7.0, 4e4])
+def test_no_two_ticks_of_an_axis_are_alike(low: float, extent: float) -> None:
+    high = low + extent * max(1.0, low)
+    made = axis(np.array([low, (low + high) / 2, high]))
+    labels = [made.label(tick) for tick in made.ticks]
+    assert len(set(labels)) == len(labels), labels
+    assert max(map(len, labels)) < 22
+
+
+NAMES = (
+    "photos (1)/x.jpg",
+    "roses [red]/12/x.jpg",
+    "a{b}/c.jpg",
+    "it's/x.jpg",
+    "a: b/c d/x.jpg",
+    "ä/é.jpg",
+    "a<b>&/x.jpg",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_images_are_printed_as_they_are(tmp_path: Path, name: str) -> None:
+    (tmp_path / "broken_images.txt").write_text(f"{name}\tOSError: cannot open /home/me/{name}\n")
+    (tmp_path / "broken_held_out_images.txt").write_text(f"held/{name}\tempty\n")
+    text = write_report(tmp_path).read_text()
+    assert f"<th scope=row>{html.escape(name)}</th>" in text
+    assert f"<th scope=row>held/{html.escape(name)}</th>" in text
+    assert "/home" not in text
+
+
+def test_of_names_outside_the_folder_the_last_part_is_printed() -> None:
+    assert name_as_html("/data/photos (1)/x.jpg") == "x.jpg"
+    assert name_as_html("C:\\photos\\x.jpg") == "x.jpg"

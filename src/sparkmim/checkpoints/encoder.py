@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..data.config import DataConfig, ViewConfig
+from ..data.config import DataConfig, ViewConfig, files_of
 from ..models.backbone import Backbone
 from ..models.factory import code_of, load_backbone
 from ..utils.io import write_atomically
@@ -45,6 +46,7 @@ def network_metadata(model: str, stages: Sequence[str], in_chans: int, data: Vie
         "flip": data.flip,
         "mean": data.mean,
         "std": data.std,
+        **asdict(files_of(vars(data))),
         **more,
     }
     return {METADATA_KEY: json.dumps(values)}
@@ -101,6 +103,8 @@ class TrainedEncoder(NamedTuple):
         step: number of pretraining steps, None if unknown.
         stages: names of the submodules whose outputs are the feature maps, if given by the user.
         levels: number of feature maps, if given by the user.
+        statistics_known: whether mean and deviation of `data` are those that the weights were trained with, rather
+            than ImageNet's for want of others.
     """
 
     name: str
@@ -109,6 +113,7 @@ class TrainedEncoder(NamedTuple):
     step: int | None = None
     stages: tuple[str, ...] = ()
     levels: int | None = None
+    statistics_known: bool = True
 
 
 def load_encoder(
@@ -173,7 +178,10 @@ def load_trained_encoder(
         ) from error
     backbone.module.eval()
     step = None if "classes" in known else known.get("step")  # a classifier's steps are not those of a pretraining
-    return TrainedEncoder(name, backbone, _input_of(backbone, known), step, tuple(stages), levels)
+    known = {**published_statistics(backbone), **known}
+    return TrainedEncoder(
+        name, backbone, _input_of(backbone, known), step, tuple(stages), levels, statistics_known="mean" in known
+    )
 
 
 def _named_network(
@@ -191,11 +199,39 @@ def _named_network(
                 raise
             raise ValueError(f"timm's weights of {model} cannot be had ({error})") from error
     backbone.module.eval()
+    known = {} if weights == "none" else published_statistics(backbone)
     published = (getattr(backbone.module, "pretrained_cfg", None) or {}) if weights == "timm" else {}
-    known = {key: published[key] for key in ("mean", "std") if len(published.get(key, ())) == backbone.in_chans}
     if "input_size" in published:
         known["image_size"] = published["input_size"][1:]
-    return TrainedEncoder(model, backbone, _input_of(backbone, known), stages=tuple(stages), levels=levels)
+    data = _input_of(backbone, known)
+    return TrainedEncoder(model, backbone, data, stages=tuple(stages), levels=levels, statistics_known="mean" in known)
+
+
+def published_statistics(backbone: Backbone) -> dict[str, Any]:
+    """Return mean and std that a timm network's configuration names, if they are for as many channels."""
+    published = getattr(backbone.module, "pretrained_cfg", None) or {}
+    found = {key: tuple(published.get(key) or ()) for key in ("mean", "std")}
+    return found if all(len(values) == backbone.in_chans for values in found.values()) else {}
+
+
+def input_of_weights(weights: str, backbone: Backbone) -> dict[str, Any]:
+    """Return what is known of the input of weights: `mean` and `std` among others, empty if nothing is.
+
+    Args:
+        weights: a file, the folder of a run, "timm", or "none".
+        backbone: the network that they are for.
+    """
+    if weights == "none":
+        return {}
+    known: dict[str, Any] = {}
+    if weights != "timm":
+        path = RunFolder(weights).encoder if Path(weights).is_dir() else Path(weights)
+        try:
+            known = read_network_metadata(path)
+        except (OSError, ValueError):  # other formats record nothing; load_weights rejects damaged files
+            known = {}
+    fitting = len(known.get("mean", ())) == len(known.get("std", ())) == backbone.in_chans
+    return known if fitting else published_statistics(backbone)
 
 
 def _input_of(backbone: Backbone, known: Mapping[str, Any]) -> DataConfig:
@@ -207,4 +243,5 @@ def _input_of(backbone: Backbone, known: Mapping[str, Any]) -> DataConfig:
         flip=known.get("flip", True),
         mean=tuple(known.get("mean", (0.485, 0.456, 0.406) if channels == 3 else (0.449,) * channels)),
         std=tuple(known.get("std", (0.229, 0.224, 0.225) if channels == 3 else (0.226,) * channels)),
+        **asdict(files_of(known)),
     )

@@ -13,6 +13,7 @@ RUN/results.json         its scores, at the end
 RUN/mistakes/            images of the most confident mistakes, for each set of images
 RUN/report.html          the report
 RUN/broken_images.txt    images that could not be read, and why
+RUN/broken_held_out_images.txt    the same of those held out
 RUN/tensorboard/         the metrics for TensorBoard
 RUN/.lock                held by the process that trains here
 ```
@@ -60,6 +61,7 @@ class RunFolder:
         self.results = self.root / "results.json"
         self.mistakes = self.root / "mistakes"
         self.broken = self.root / "broken_images.txt"
+        self.broken_held_out = self.root / "broken_held_out_images.txt"
         self.tensorboard = self.root / "tensorboard"
         self.report = self.root / "report.html"
         self.lock = self.root / ".lock"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..data.config import Pages
 from ..training.config import Device
 
 
@@ -18,6 +19,9 @@ def command(
     batch_size: int = 32,
     workers: int = 1,
     device: Device = "auto",
+    pages: Pages | None = None,
+    nodata: float | None = None,
+    max_pixels: int | None = None,
 ) -> int:
     """Compute features of images: one of the network's feature maps, averaged over all positions.
 
@@ -31,6 +35,10 @@ def command(
         batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
+        pages: what the pages of a TIFF file are: channels, or separate images of which the first is taken; as recorded
+            with the weights if not given.
+        nodata: value of pixels without data, beside NaN; likewise.
+        max_pixels: most pixels of an image; likewise.
     """
     if output.suffix not in (".npz", ".parquet"):
         raise ValueError(f"--output {output} must end in .npz or .parquet")
@@ -49,6 +57,9 @@ def command(
         batch_size=batch_size,
         workers=workers,
         device=device,
+        pages=pages,
+        nodata=nodata,
+        max_pixels=max_pixels,
     )
     found.write(output)
     images, features = found.features.shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..data.config import Pages
 from ..evaluation.config import NEIGHBOURS
 from ..training.config import Device
 from .results import check_output, write_results
@@ -22,6 +23,9 @@ def command(
     workers: int = 1,
     device: Device = "auto",
     seed: int = 0,
+    pages: Pages | None = None,
+    nodata: float | None = None,
+    max_pixels: int | None = None,
 ) -> int:
     """Classify images by their nearest labeled neighbors, with the features of a frozen encoder.
 
@@ -41,6 +45,10 @@ def command(
         workers: processes that read images.
         device: where to compute.
         seed: of random weights.
+        pages: what the pages of a TIFF file are: channels, or separate images of which the first is taken; as recorded
+            with the weights if not given.
+        nodata: value of pixels without data, beside NaN; likewise.
+        max_pixels: most pixels of an image; likewise.
     """
     from ..evaluation.knn import knn
 
@@ -57,6 +65,9 @@ def command(
         workers=workers,
         device=device,
         seed=seed,
+        pages=pages,
+        nodata=nodata,
+        max_pixels=max_pixels,
     )
     print(f"{found.train_images} training images of {len(found.classes)} classes, {found.features} features")
     print(f"{'neighbors':>10}  leave one out" + (f"  {found.test_images} test images" if found.test else ""))

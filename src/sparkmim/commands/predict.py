@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..data.config import Pages
 from ..training.config import Device
 
 
@@ -16,6 +17,9 @@ def command(
     batch_size: int = 32,
     workers: int = 1,
     device: Device = "auto",
+    pages: Pages | None = None,
+    nodata: float | None = None,
+    max_pixels: int | None = None,
 ) -> int:
     """Predict the classes of images, or what else a fine-tuned model predicts.
 
@@ -31,6 +35,10 @@ def command(
         batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
+        pages: what the pages of a TIFF file are: channels, or separate images of which the first is taken; as recorded
+            with the weights if not given.
+        nodata: value of pixels without data, beside NaN; likewise.
+        max_pixels: most pixels of an image; likewise.
     """
     if output.suffix != ".csv":
         raise ValueError(f"--output {output} is a CSV file; write {output.with_suffix('.csv')}")
@@ -39,7 +47,16 @@ def command(
 
     require_writable(output)
     predictions = predict(
-        run, data, top_k=top_k, image_size=image_size, batch_size=batch_size, workers=workers, device=device
+        run,
+        data,
+        top_k=top_k,
+        image_size=image_size,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        pages=pages,
+        nodata=nodata,
+        max_pixels=max_pixels,
     )
     write_csv(predictions, output)
     skipped = sum(bool(prediction.error) for prediction in predictions)

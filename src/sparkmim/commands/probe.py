@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..data.config import Pages
 from ..training.config import Device
 from .results import check_output, write_results
 
@@ -21,6 +22,9 @@ def command(
     workers: int = 1,
     device: Device = "auto",
     seed: int = 0,
+    pages: Pages | None = None,
+    nodata: float | None = None,
+    max_pixels: int | None = None,
 ) -> int:
     """Fit a linear classifier to the features of a frozen encoder.
 
@@ -41,6 +45,10 @@ def command(
         workers: processes that read images.
         device: where to compute.
         seed: of random weights, and of the choice of validation images.
+        pages: what the pages of a TIFF file are: channels, or separate images of which the first is taken; as recorded
+            with the weights if not given.
+        nodata: value of pixels without data, beside NaN; likewise.
+        max_pixels: most pixels of an image; likewise.
     """
     from ..evaluation.linear_probe import linear_probe
 
@@ -57,6 +65,9 @@ def command(
         workers=workers,
         device=device,
         seed=seed,
+        pages=pages,
+        nodata=nodata,
+        max_pixels=max_pixels,
     )
     features = found.probe.weight.shape[1]
     print(f"{found.train_images} training images of {len(found.classes)} classes, {features} features")

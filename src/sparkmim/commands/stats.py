@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import sys
+from typing import Literal
+
+from ..data.config import MAX_PIXELS, FileConfig
+from ..utils.fields import validate_as
 
 
-def command(data: str, in_chans: int = 3, limit: int = 256) -> int:
+def command(
+    data: str,
+    in_chans: int = 3,
+    limit: int = 256,
+    pages: Literal["channels", "first"] = "channels",
+    nodata: float | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> int:
     """Measure the mean and standard deviation of the channels of images, as flags for `sparkmim pretrain`.
 
     Args:
         data: folder of images, or an address (SCHEME://...).
         in_chans: channels of the images.
         limit: maximum number of images to read, spread evenly over the folder.
+        pages: what the pages of a TIFF file are, as for `sparkmim pretrain`.
+        nodata: value of pixels without data, beside NaN and the one that a GeoTIFF names.
+        max_pixels: most pixels of an image.
     """
     if in_chans < 1 or limit < 1:
         raise ValueError(f"--in-chans {in_chans} and --limit {limit} must be at least 1")
     from ..data.sources.address import open_source
     from ..data.statistics import channel_statistics
 
-    measured = channel_statistics(open_source(data), in_chans, limit)
+    validate_as(FileConfig, pages=pages, nodata=nodata, max_pixels=max_pixels)
+    files = FileConfig(pages=pages, nodata=nodata, max_pixels=max_pixels)
+    measured = channel_statistics(open_source(data), in_chans, limit, files)
     print(f"--mean {' '.join(map(str, measured.mean))} --std {' '.join(map(str, measured.std))}")
     print(f"measured on {measured.images} images", file=sys.stderr)
     return 0

@@ -3,14 +3,59 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
-from ..utils.fields import Valid, at_least, setting, share
+from ..utils.fields import Valid, at_least, setting, share, validate_as
+
+Pages = Literal["channels", "first"]
+
+MAX_PIXELS = 2**28
+"""Pixels of a square of 16,384, which take 768 MiB in RGB of 8 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewConfig:
+class FileConfig:
+    """How image files are read."""
+
+    pages: Pages = "channels"
+    """What the pages of a TIFF file are: channels, which must be as many as the network's; or separate images, of which
+    the first is taken."""
+
+    nodata: float | None = setting(
+        None, Valid(lambda v: v is None or math.isfinite(v), "must be a finite number (NaN is no data in any case)")
+    )
+    """Value of pixels without data in the files' own numbers, beside NaN and the one that a GeoTIFF names. They are
+    filled with the channel's mean, and left out of statistics and of the loss."""
+
+    max_pixels: int = setting(MAX_PIXELS, at_least(1, "a number of pixels"), resumable=True)
+    """Most pixels of an image; larger ones count as unreadable, by their header alone."""
+
+
+DEFAULT_FILES = FileConfig()
+"""How files are read where nobody says."""
+
+
+def files_of(values: Mapping[str, Any]) -> FileConfig:
+    """Return the settings of files among settings of any kind, by name; those that are missing keep their defaults."""
+    return FileConfig(**{field.name: values[field.name] for field in fields(FileConfig) if field.name in values})
+
+
+def chosen_files(pages: Pages | None, nodata: float | None, max_pixels: int | None) -> dict[str, Any]:
+    """Return the settings of files that a caller has chosen, by name; the others are as recorded.
+
+    Raises:
+        ValueError: for a value out of range.
+    """
+    chosen = {"pages": pages, "nodata": nodata, "max_pixels": max_pixels}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    validate_as(FileConfig, **chosen)
+    return chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig(FileConfig):
     """The views of images that a network takes."""
 
     image_size: tuple[int, ...] = setting(per_axis=True)
@@ -37,7 +82,7 @@ class ViewConfig:
     workers: int = setting(2, at_least(0, "a number of processes"), resumable=True)
     """Processes that read images; 0 reads them in the training process."""
 
-    max_broken: float = setting(0.1, share("the images"))
+    max_broken: float = setting(0.1, share("the images"), resumable=True)
     """Share of the images that may be unreadable before the run stops. Those within it are skipped and listed."""
 
 

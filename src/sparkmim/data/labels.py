@@ -3,9 +3,11 @@
 ```
 DIR/CLASS/.../image.jpg           class folders
 DIR/{train,val,test}/CLASS/...    class folders by split
-FILE.csv                          rows `path,class` in UTF-8, paths relative to the file's folder; a first row is a
-                                  header if it ends in class or label, and no such file exists
+FILE.csv                          rows `path,class`, paths relative to the file's folder, or columns with headings,
+                                  one of which may name splits; see :mod:`sparkmim.data.tables`
 ```
+
+Hidden files and junk of operating systems are passed over.
 
 Classes are numbered in the alphabetical order of their names. The only image of a class is trained on and never held
 out, and belongs to every share of the labels.
@@ -13,7 +15,6 @@ out, and belongs to every share of the labels.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,11 @@ import torch
 
 from .seeding import Stream, keyed_generator
 from .sources.base import ImageSource, Subset
-from .sources.folder import Files, find_images
+from .sources.folder import Files, find_images, list_folders
+from .tables import Table, named, read_table
 
 SPLITS = ("train", "val", "test")
 """Folder names of the splits of a data set."""
-
-SHOWN = 4
-"""Most names that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class LabeledImages:
 
 
 def read_labeled(path: str | Path, option: str = "--data") -> LabeledImages:
-    """Read the images of class folders or of a CSV file, see above.
+    """Read the images of class folders or of a CSV file (of one that names splits, those to train on), see above.
 
     Args:
         path: the folder or file.
@@ -71,11 +70,11 @@ def read_labeled(path: str | Path, option: str = "--data") -> LabeledImages:
         ValueError: if there are no classes, images lie outside of them, a class folder is empty, or files listed in the
             table are missing.
     """
-    labeled = _read(Path(path).expanduser(), option)
+    labeled = _read(Path(path).expanduser(), option, "train")
     empty = [name for name, count in zip(labeled.classes, labeled.counts(), strict=True) if not count]
     if empty:
         raise ValueError(
-            f"{path}: no image in the class folder{'s' * (len(empty) > 1)} {_named(empty)}; add images, or remove the "
+            f"{path}: no image in the class folder{'s' * (len(empty) > 1)} {named(empty)}; add images, or remove the "
             "folder from every split if it is not a class"
         )
     return labeled
@@ -96,11 +95,11 @@ def read_matching(path: str | Path, classes: Sequence[str], reference: str, opti
         ValueError: as for :func:`read_labeled`, and if the classes differ.
     """
     path = Path(path).expanduser()
-    other = _read(path, option)
+    other = _read(path, option, {"--val-data": "val", "--test-data": "test"}.get(option))
     unknown = sorted(set(other.classes) - set(classes))
     missing = sorted(set(classes) - set(other.classes)) if path.is_dir() else []
     if unknown or missing:
-        parts = [f"{_named(unknown)} only in {path}"] * bool(unknown) + [f"{_named(missing)} missing there"] * bool(
+        parts = [f"{named(unknown)} only in {path}"] * bool(unknown) + [f"{named(missing)} missing there"] * bool(
             missing
         )
         raise ValueError(
@@ -127,19 +126,25 @@ def read_splits(
     """
     root = Path(data).expanduser()
     if (root / "train").is_dir():
-        others = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        if strange := [name for name in others if name not in SPLITS]:
+        if strange := [name for name in list_folders(root) if name not in SPLITS]:
             raise ValueError(
-                f"expected only the folders {', '.join(SPLITS)} in {root}, got also {_named(strange)}; name the folder "
+                f"expected only the folders {', '.join(SPLITS)} in {root}, got also {named(strange)}; name the folder "
                 f"whose folders are the classes"
             )
         if val_data is None and (root / "val").is_dir():
             val_data = root / "val"
         root = root / "train"
     train = read_labeled(root, option)
+    if val_data is None and _split_in_table(root, "val"):
+        return train, read_matching(root, train.classes, str(root), "--val-data")
     if len(train.classes) < 2:
         raise ValueError(f"expected at least two classes in {root}, got {train.classes[0]} alone")
     return train, None if val_data is None else read_matching(val_data, train.classes, str(root), "--val-data")
+
+
+def _split_in_table(path: Path, split: str) -> bool:
+    """Return whether a CSV file names rows of a split."""
+    return _is_table(path) and split in (read_table(path).splits or ())
 
 
 def label_share(labeled: LabeledImages, share: float, seed: int) -> LabeledImages:
@@ -192,63 +197,59 @@ def _shuffled_classes(labeled: LabeledImages, seed: int, stream: Stream) -> list
     return orders
 
 
-def _read(path: Path, option: str) -> LabeledImages:
-    table = path.suffix.lower() == ".csv"
-    if not (path.is_file() if table else path.is_dir()):
+def _read(path: Path, option: str, split: str | None = None) -> LabeledImages:
+    """Read class folders or a CSV file; of a file that names splits, the rows of one, if it has any."""
+    if not (path.is_file() if _is_table(path) else path.is_dir()):
         if path.is_file():
             raise ValueError(f"expected a folder of class folders or a CSV file, got {path}; see {option}")
         address = "; labeled images cannot be read by address" if ":/" in str(path) else ""
-        raise ValueError(f"there is no {'file' if table else 'folder'} {path}{address}; see {option}")
-    return _read_table(path) if table else _read_folders(path)
+        raise ValueError(f"there is no {'file' if _is_table(path) else 'folder'} {path}{address}; see {option}")
+    if not _is_table(path):
+        return _read_folders(path)
+    table = read_table(path)
+    if split is not None and table.splits is not None and split in table.splits:
+        table = table.of_split(split)
+    return _labeled(path, table)
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() == ".csv"
+
+
+def _labeled(path: Path, table: Table) -> LabeledImages:
+    classes = tuple(sorted(set(table.classes)))
+    number = {name: index for index, name in enumerate(classes)}
+    labels = np.array([number[name] for name in table.classes], np.int64)
+    return LabeledImages(Files(path.parent, table.names), labels, classes)
 
 
 def _read_folders(root: Path) -> LabeledImages:
     files = find_images(root)
     names = [files.name(index) for index in range(len(files))]
     loose = [name for name in names if "/" not in name]
-    classes = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    classes = tuple(list_folders(root))
     if not classes:
         raise ValueError(f"{root} has no class folders: its {len(names)} images lie in the folder itself")
     if loose:
-        raise ValueError(f"{len(loose)} images of {root} lie outside its class folders: {_named(loose)}")
+        raise ValueError(f"{len(loose)} images of {root} lie outside its class folders: {named(loose)}")
     number = {name: index for index, name in enumerate(classes)}
-    return LabeledImages(files, np.array([number[name.split("/")[0]] for name in names], dtype=np.int64), classes)
+    labels = np.array([number[name.split("/")[0]] for name in names], dtype=np.int64)
+    _require_own_folders(root, classes, labels)
+    return LabeledImages(files, labels, classes)
 
 
-def _read_table(path: Path) -> LabeledImages:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [(number, row) for number, row in enumerate(csv.reader(file), start=1) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read as a CSV file ({error}); save it as one, encoded in UTF-8") from error
-    if rows and len(rows[0][1]) == 2 and not (path.parent / rows[0][1][0]).is_file():
-        first = [cell.strip().lower() for cell in rows[0][1]]
-        if first[1] in ("label", "class"):
-            rows = rows[1:]
-    if not rows:
-        raise ValueError(f"{path} lists no images; expected rows `path,class`")
-    wrong = next(((number, row) for number, row in rows if len(row) != 2 or not row[1].strip()), None)
-    if wrong is not None:
-        raise ValueError(f"{path}, line {wrong[0]}: expected `path,class`, got {','.join(wrong[1])!r}")
-    names = [row[0] for _, row in rows]
-    missing = [name for name in names if not (path.parent / name).is_file()]
-    if missing:
-        header = "; the first row is taken as a header if it is `path,class` or `path,label`"
-        raise ValueError(
-            f"{len(missing)} of the {len(names)} images of {path} do not exist: {_named(missing)}. Paths are relative "
-            f"to {path.parent}{header * (missing[0] == names[0])}"
-        )
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1}) if len(names) < 10_000 else []
-        raise ValueError(f"{path} lists images more than once{': ' * bool(twice)}{_named(twice)}")
-    given = [row[1].strip() for _, row in rows]
-    classes = tuple(sorted(set(given)))
-    number = {name: index for index, name in enumerate(classes)}
-    return LabeledImages(Files(path.parent, names), np.array([number[name] for name in given], np.int64), classes)
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+def _require_own_folders(root: Path, classes: Sequence[str], labels: np.ndarray) -> None:
+    """Raise for a class folder without images because it is a link to another one's, whose images are counted there."""
+    counts = np.bincount(labels, minlength=len(classes))
+    for name in (name for name, count in zip(classes, counts, strict=True) if not count):
+        here = (root / name).resolve()
+        for other in classes:
+            there = (root / other).resolve()
+            if other != name and (here == there or here.is_relative_to(there) or there.is_relative_to(here)):
+                raise ValueError(
+                    f"{root}: the class folders {name} and {other} are the same folder, one by a link, and an image "
+                    "has one class; remove one of them"
+                )
 
 
 class LabeledSplits(NamedTuple):
@@ -273,5 +274,7 @@ def labeled_splits(
         test_data = [test_data]
     if not test_data and (root / "train").is_dir() and (root / "test").is_dir():
         test_data = [root / "test"]
+    if not test_data and _split_in_table(root, "test"):
+        test_data = [root]
     tests = [read_matching(path, train.classes, "the training images", "--test-data") for path in test_data]
     return LabeledSplits(train, val, tests)

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..models.masking import random_visible
+from ..models.masking import random_visible, visible_where_data
 from .decoding.encoded import UnreadableImage
-from .normalize import join
+from .normalize import join, where_data
 from .sampler import InOrder, Key, Positions
 from .seeding import Stream, keyed_generator
 from .sources.base import ImageSource
@@ -42,24 +42,45 @@ class Batch(NamedTuple):
         images: `(B, C, H, W)`, uint8, or float32 where images have more than 8 bits; see
             :class:`~sparkmim.data.normalize.Normalize`.
         visible: `(B, *grid)`, True = visible.
-        indices: index of each image in the source; for an unreadable image, that of its replacement.
+        indices: index of each image in the source; for an unreadable image, that of its replacement, if there is one.
         broken: index and error of each image that could not be read.
+        has_data: `(B, C, H, W)`, True where a pixel has data; None if all have. The others are NaN in `images`.
     """
 
     images: Shaped[Tensor, "batch channel height width"]
     visible: Bool[Tensor, "batch *grid"]
     indices: list[int]
     broken: list[tuple[int, str]]
+    has_data: Bool[Tensor, "batch channel height width"] | None = None
 
 
 class MaskedViews(Dataset[Batch]):
-    """Batches of one masked view each, looked up by epoch and index of the image."""
+    """Batches of one masked view each, looked up by epoch and index of the image.
+
+    Args:
+        source: the images.
+        view: how they are cut.
+        channels: of the network.
+        grid: patches along each axis of a view.
+        mask_ratio: share of patches to hide.
+        seed: of views and masks.
+        replace: show a random other image instead of one that cannot be read, as training does; otherwise its batch is
+            empty, so that nothing is measured twice.
+    """
 
     def __init__(
-        self, source: ImageSource, view: View, channels: int, grid: Sequence[int], mask_ratio: float, seed: int
+        self,
+        source: ImageSource,
+        view: View,
+        channels: int,
+        grid: Sequence[int],
+        mask_ratio: float,
+        seed: int,
+        *,
+        replace: bool = True,
     ) -> None:
         self.source, self.view, self.channels = source, view, channels
-        self.grid, self.mask_ratio, self.seed = tuple(grid), mask_ratio, seed
+        self.grid, self.mask_ratio, self.seed, self.replace = tuple(grid), mask_ratio, seed, replace
 
     def __len__(self) -> int:
         return len(self.source)
@@ -73,9 +94,23 @@ class MaskedViews(Dataset[Batch]):
         masks = [random_visible(1, self.grid, self.mask_ratio, generator) for generator in generators]
         batches = []
         for (_, index), generator, visible in zip(keys, generators, masks, strict=True):
-            view, shown, broken = random_view(self.source, self.view, self.channels, index, generator)
-            batches.append(Batch(view.unsqueeze(0), visible, [shown], broken))
+            batches.append(self._show(index, visible, generator))
         return batches
+
+    def _show(self, index: int, visible: Tensor, generator: torch.Generator) -> Batch:
+        if self.replace:
+            view, shown, broken = random_view(self.source, self.view, self.channels, index, generator)
+        else:
+            try:
+                view, shown, broken = self.view.look(self.source, index, self.channels, generator), index, []
+            except UnreadableImage as error:
+                nothing = torch.zeros(0, self.channels, *self.view.config.image_size, dtype=torch.uint8)
+                return Batch(nothing, visible[:0], [], [(index, str(error))])
+        images = view.unsqueeze(0)
+        has_data = where_data(images)
+        if has_data is not None:
+            visible = visible_where_data(visible, has_data, generator)
+        return Batch(images, visible, [shown], broken, has_data)
 
 
 def random_view(
@@ -198,12 +233,19 @@ def load(
 
 
 def _collate(views: list[Batch]) -> Batch:
+    shown = [view for view in views if len(view.images)] or views[:1]
+    with_gaps = any(view.has_data is not None for view in shown)
     return Batch(
-        join([view.images for view in views]),
-        torch.cat([view.visible for view in views]),
+        join([view.images for view in shown]),
+        torch.cat([view.visible for view in shown]),
         [index for view in views for index in view.indices],
         [broken for view in views for broken in view.broken],
+        torch.cat([_known(view) for view in shown]) if with_gaps else None,
     )
+
+
+def _known(batch: Batch) -> Tensor:
+    return torch.ones_like(batch.images, dtype=torch.bool) if batch.has_data is None else batch.has_data
 
 
 def _collate_plain(parts: list[PlainBatch]) -> PlainBatch:

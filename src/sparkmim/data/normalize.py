@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,7 +26,7 @@ def join(images: Sequence[Tensor]) -> Tensor:
 
 
 class Normalize:
-    """Subtract each channel's mean and divide by its standard deviation.
+    """Subtract each channel's mean and divide by its standard deviation; pixels without data get the mean.
 
     Args:
         config: has mean and standard deviation, for images from 0 to 1.
@@ -36,10 +37,25 @@ class Normalize:
         self.mean = torch.tensor(config.mean, device=device).view(-1, 1, 1)
         self.std = torch.tensor(config.std, device=device).view(-1, 1, 1)
 
+    def fill(self, pixels: Tensor) -> Tensor:
+        """Return pixels `(..., C, H, W)` on the CPU with the channel's mean where there is no data."""
+        if pixels.dtype == torch.uint8:
+            return pixels
+        return torch.where(pixels.isnan(), self.mean.to(pixels.device), pixels)
+
     def __call__(self, pixels: Tensor) -> Tensor:
         """Normalize `(..., C, H, W)`, uint8 or floating point, into a new float32 tensor on the device."""
         white = WHITE if pixels.dtype == torch.uint8 else 1
         device = self.mean.device
         moved = pixels.to(device, non_blocking=device.type != "cpu")  # then convert: torch alone converts first
         # In place, because new tensors of this size cost a CPU more than the arithmetic.
-        return moved.to(torch.float32, copy=True).sub_(self.mean * white).div_(self.std * white)
+        normalized = moved.to(torch.float32, copy=True).sub_(self.mean * white).div_(self.std * white)
+        return normalized if pixels.dtype == torch.uint8 else normalized.nan_to_num_(0.0, math.inf, -math.inf)
+
+
+def where_data(pixels: Tensor) -> Tensor | None:
+    """Return where pixels have data, a bool tensor of their shape; None if everywhere."""
+    if pixels.dtype == torch.uint8:
+        return None
+    empty = pixels.isnan()
+    return ~empty if empty.any() else None

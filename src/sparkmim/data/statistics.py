@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import math
+import time
+from collections import Counter
 from typing import NamedTuple
 
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from ..utils.text import printable
+from .config import DEFAULT_FILES, FileConfig
 from .decoding.encoded import UnreadableImage
-from .sources.base import ImageSource
+from .normalize import WHITE
+from .sources.base import ImageSource, open_image
 
 PROBED = 8
 """Images tried before a source is reported as unreadable."""
+
+PIECE = 2**18
+"""Values measured at a time: 2 MiB in double precision."""
+
+DIGITS = 4
+"""Significant digits of a standard deviation; a mean has at least as many, and ends where the deviation does."""
+
+LOOKED_AT = 1000
+"""Images among which constant and equal ones are counted."""
+
+SECONDS = 2.0
+"""Time for that."""
+
+MANY = 0.1
+"""Share of constant or equal images that is reported."""
 
 
 class ChannelStatistics(NamedTuple):
@@ -33,7 +54,7 @@ def spread(source: ImageSource, limit: int) -> list[int]:
     return [index * len(source) // count for index in range(count)]
 
 
-def first_readable(source: ImageSource, channels: int) -> Tensor:
+def first_readable(source: ImageSource, channels: int, files: FileConfig = DEFAULT_FILES) -> Tensor:
     """Decode the first image that can be read, of a few spread over a source.
 
     Raises:
@@ -42,40 +63,144 @@ def first_readable(source: ImageSource, channels: int) -> Tensor:
     errors = []
     for index in spread(source, PROBED):
         try:
-            return source.open(index).decode(channels)
+            return open_image(source, index, files).decode(channels)
         except UnreadableImage as error:
             errors.append(f"{printable(source.name(index))}: {error}")
     raise ValueError(f"none of {len(errors)} images tried can be read as {channels} channels; {errors[0]}")
 
 
-def channel_statistics(source: ImageSource, channels: int, limit: int = 256) -> ChannelStatistics:
-    """Measure up to `limit` images, spread evenly over a source; every pixel has the same weight.
+def require_readable(source: ImageSource, channels: int, files: FileConfig, most: float, option: str) -> None:
+    """Raise for a set of images, other than the ones trained on, that is of no use; tries a few spread over it.
+
+    Args:
+        source: the images.
+        channels: of the network.
+        files: how they are read.
+        most: share that may be unreadable; judged here for sets that are tried as a whole.
+        option: that named the images, for messages.
+
+    Raises:
+        ValueError: with the first reason.
+    """
+    errors = []
+    tried = spread(source, PROBED)
+    for index in tried:
+        try:
+            open_image(source, index, files).decode(channels)
+        except UnreadableImage as error:
+            errors.append(f"{printable(source.name(index))}: {error}")
+    too_many = len(tried) == len(source) and len(errors) > most * len(tried)
+    if len(errors) == len(tried) or too_many:
+        raise ValueError(
+            f"{option}: {len(errors)} of {len(tried)} images tried cannot be read as {channels} channels; {errors[0]}"
+            + ("" if len(errors) == len(tried) else ". Remove them, or allow more of them by --max-broken")
+        )
+
+
+class Moments:
+    """Number, mean and sum of squared deviations of each channel, in double precision, without values that are NaN."""
+
+    def __init__(self, channels: int) -> None:
+        self.count, self.mean, self.squares = torch.zeros(3, channels, dtype=torch.float64)
+
+    def add(self, image: Tensor) -> None:
+        """Add the values of an image `(C, H, W)`, a piece at a time."""
+        for place, channel in enumerate(image):
+            for piece in channel.reshape(-1).split(PIECE):
+                known = piece if piece.dtype == torch.uint8 else piece[~piece.isnan()]
+                if known.numel():
+                    scale = WHITE if piece.dtype == torch.uint8 else 1
+                    self._merge(place, known.double() / scale)
+
+    def _merge(self, place: int, values: Tensor) -> None:
+        """Merge the moments of one piece of a channel with those so far (Chan et al. 1979)."""
+        count, mean = values.numel(), values.mean()
+        away, total = mean - self.mean[place], self.count[place] + count
+        self.squares[place] += (values - mean).square().sum() + away.square() * self.count[place] * count / total
+        self.mean[place] += away * count / total
+        self.count[place] = total
+
+
+def channel_statistics(
+    source: ImageSource, channels: int, limit: int = 256, files: FileConfig = DEFAULT_FILES
+) -> ChannelStatistics:
+    """Measure up to `limit` images, spread evenly over a source; every pixel with data has the same weight.
+
+    Memory beyond that of an image does not depend on its size.
+
+    Raises:
+        ValueError: if no image can be read, or a channel has no data.
+    """
+    first_readable(source, channels, files)
+    moments, images = Moments(channels), 0
+    for index in spread(source, limit):
+        try:
+            image = open_image(source, index, files).decode(channels)
+        except UnreadableImage:
+            continue  # they are counted and listed when they are trained on
+        moments.add(image)
+        images += 1
+    if not moments.count.all():
+        raise ValueError(f"channel {int((moments.count == 0).nonzero()[0])} has no data in {images} images")
+    mean, std = moments.mean, (moments.squares / moments.count).sqrt()
+    std = torch.where(std > 1e-9 * mean.abs(), std, torch.ones_like(std))
+    pairs = list(zip(mean.tolist(), std.tolist(), strict=True))
+    return ChannelStatistics(
+        tuple(_rounded(value, min(_place(value), _place(deviation))) for value, deviation in pairs),
+        tuple(_rounded(deviation, _place(deviation)) for _, deviation in pairs),
+        images,
+    )
+
+
+def input_statistics(
+    source: ImageSource, channels: int, files: FileConfig = DEFAULT_FILES
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation for a network that says nothing of its input.
+
+    They are ImageNet's for RGB of 8 bits, and measured for all other images.
 
     Raises:
         ValueError: if no image can be read.
     """
-    first_readable(source, channels)
-    counts, means, variances = [], [], []
-    for pixels in _pixels(source, channels, limit):
-        counts.append(pixels.shape[1])
-        means.append(pixels.mean(1))
-        variances.append(pixels.var(1, correction=0))
-    weight = torch.tensor(counts, dtype=torch.float64) / sum(counts)
-    mean = weight @ torch.stack(means)
-    std = (weight @ (torch.stack(variances) + (torch.stack(means) - mean).square())).sqrt()
-    std = torch.where(std > 1e-9 * mean.abs(), std, torch.ones_like(std))
-    return ChannelStatistics(_rounded(mean), _rounded(std), len(counts))
+    if channels == 3 and first_readable(source, channels, files).dtype == torch.uint8:
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    measured = channel_statistics(source, channels, files=files)
+    return measured.mean, measured.std
 
 
-def _rounded(values: Tensor) -> tuple[float, ...]:
-    return tuple(float(f"{value:.4g}") for value in values)
+def _place(value: float) -> int:
+    """Return the power of ten of a number's last significant digit."""
+    return math.floor(math.log10(abs(value))) + 1 - DIGITS if value else 0
 
 
-def _pixels(source: ImageSource, channels: int, limit: int) -> Iterator[Tensor]:
-    for index in spread(source, limit):
+def _rounded(value: float, place: int) -> float:
+    return float(f"{round(value, -place):.15g}")
+
+
+def peculiarities(source: ImageSource, channels: int, files: FileConfig = DEFAULT_FILES) -> list[str]:
+    """Return what is odd about the first images of a source, a text for each: many constant, or equal, ones.
+
+    Images are decoded at an eighth of their size where that is cheaper, a thousand at most, for two seconds at most.
+
+    Args:
+        source: the images.
+        channels: of the network.
+        files: how they are read.
+    """
+    end = time.monotonic() + SECONDS
+    kinds: Counter[str] = Counter()
+    seen: Counter[bytes] = Counter()
+    for index in range(min(LOOKED_AT, len(source))):
         try:
-            image = source.open(index).decode(channels)
+            image = open_image(source, index, files).decode(channels, 8)
         except UnreadableImage:
             continue  # they are counted and listed when they are trained on
-        scale = 255 if image.dtype == torch.uint8 else 1
-        yield image.flatten(1).double() / scale
+        known = image[~image.isnan()] if image.is_floating_point() else image
+        if known.amin() == known.amax():
+            kinds["black" if known.amax() == 0 else "of one color"] += 1
+        seen[hashlib.sha256(image.contiguous().numpy().tobytes()).digest()] += 1
+        if time.monotonic() > end:
+            break
+    read = seen.total()
+    kinds["equal to others"] = read - sum(count == 1 for count in seen.values())
+    return [f"{count} of the first {read} are {kind}" for kind, count in kinds.items() if count > max(1, MANY * read)]

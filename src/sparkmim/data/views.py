@@ -16,13 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import ViewConfig
-from .sources.base import ImageSource
+from .sources.base import ImageSource, open_image
 
 ASPECT = (3 / 4, 4 / 3)
 """Least and greatest aspect ratio (width / height) of a random crop, relative to the view's."""
 
 ATTEMPTS = 10
-"""Random crops that may exceed the image before its center is taken."""
+"""Random crops that may exceed the image before the largest one that fits is taken, at a random place."""
+
+SPARE = 2
+"""Largest extent of what is resized for an evaluation view, relative to the view. More of a long image would be cut off
+again, at a price without limit."""
 
 REDUCED_MARGIN = 1.5
 """Least size of a reduced crop, relative to the view, along each axis. Views of photographs then differ from those of
@@ -74,12 +78,12 @@ class View(ABC):
         """Read the view of an image of a source, decoded at no larger a size than the view needs.
 
         Returns:
-            `(C, *image_size)`: uint8, or float32 where images have more than 8 bits.
+            `(C, *image_size)`: uint8, or float32 where images have more than 8 bits; NaN where there is no data.
 
         Raises:
             UnreadableImage: if the image cannot be decoded.
         """
-        image = source.open(index)
+        image = open_image(source, index, self.config)
         size = image.size(channels)
         if size is None:
             return self(image.decode(channels), generator)
@@ -99,12 +103,23 @@ class View(ABC):
             image = image[:, rows][:, :, columns]
         size = window.size
         if image.shape[1:] != size:
-            # torch interpolates uint8 in uint8, and fastest where channels are the last axis in memory.
-            image = F.interpolate(image.unsqueeze(0), size=size, mode="bicubic", antialias=True).squeeze(0)
+            image = resize(image, size)
         wanted_height, wanted_width = self.config.image_size
         top, left = center_start(size[0], wanted_height), center_start(size[1], wanted_width)
         image = image[:, top : top + wanted_height, left : left + wanted_width]
         return image.flip(2) if window.flip else image
+
+
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize an image `(C, H, W)` (bicubic, antialiased); NaN stays where half of a pixel or more has no data."""
+    empty = image.isnan() if image.is_floating_point() else None
+    if empty is None or not empty.any():
+        # torch interpolates uint8 in uint8, and fastest where channels are the last axis in memory.
+        return F.interpolate(image.unsqueeze(0), size=size, mode="bicubic", antialias=True).squeeze(0)
+    # Values of no data would spread as far as the filter reaches: what is known is weighted by how much of it there is.
+    known = torch.cat([image.masked_fill(empty, 0), (~empty).to(image.dtype)]).unsqueeze(0)
+    values, weights = F.interpolate(known, size=size, mode="bicubic", antialias=True).squeeze(0).chunk(2)
+    return torch.where(weights > 0.5, values / weights, torch.nan)
 
 
 class TrainingView(View):
@@ -141,7 +156,7 @@ class TrainingView(View):
                 return with_reduction(Window((height, width), top, left, crop_height, crop_width, size))
         crop_height = min(height, max(1, round(width / narrowest)))
         crop_width = min(width, max(1, round(height * widest)))
-        top, left = (height - crop_height) // 2, (width - crop_width) // 2
+        top, left = _between(0, height - crop_height, numbers[-2]), _between(0, width - crop_width, numbers[-1])
         return with_reduction(Window((height, width), top, left, crop_height, crop_width, size))
 
 
@@ -158,8 +173,10 @@ class EvaluationView(View):
             top, left = center_start(height, wanted_height), center_start(width, wanted_width)
             return Window((height, width), top, left, wanted_height, wanted_width, (wanted_height, wanted_width))
         scale = max(wanted_height / height, wanted_width / width)
-        size = max(wanted_height, round(height * scale)), max(wanted_width, round(width * scale))
-        return with_reduction(Window((height, width), 0, 0, height, width, size))
+        kept_height, kept_width = _kept(height, wanted_height / scale), _kept(width, wanted_width / scale)
+        size = max(wanted_height, round(kept_height * scale)), max(wanted_width, round(kept_width * scale))
+        top, left = (height - kept_height) // 2, (width - kept_width) // 2
+        return with_reduction(Window((height, width), top, left, kept_height, kept_width, size))
 
 
 def training_view(config: ViewConfig) -> View:
@@ -188,6 +205,15 @@ def with_reduction(window: Window) -> Window:
     bottom = min(window.whole[0], by * round((window.top + window.height) / by))
     right = min(window.whole[1], by * round((window.left + window.width) / by))
     return window._replace(top=top, left=left, height=bottom - top, width=right - left, reduction=by)
+
+
+def _kept(length: int, seen: float) -> int:
+    """Return how much of a length is resized where a view sees `seen` in its middle: all, or the same less of each end.
+
+    That is so much that the view's own part is resized as it would be with the rest.
+    """
+    spared = max(0, length - math.ceil(SPARE * seen)) // 2
+    return length - 2 * spared
 
 
 def _between(low: int, high: int, fraction: float) -> int:

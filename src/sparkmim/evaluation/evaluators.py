@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..training.errors import RunStopped
 from ..training.task import TrainingTask
 from ..utils.distributed import gather
 from ..utils.logging import log
+from ..utils.text import printable
 from .features import pooled_features
 from .frozen import LabeledFeatures
 from .knn import accuracy, best_neighbours, knn_predictions, leave_one_out
@@ -34,7 +36,7 @@ class KnnMonitor:
 
     def __init__(self, train: LabeledImages, val: LabeledImages | None) -> None:
         self.train, self.val = train, val
-        self.skipped = 0
+        self.skipped: dict[str, str] = {}  # errors of images that could not be read, by name
 
     def __str__(self) -> str:
         if self.val is None:
@@ -52,11 +54,6 @@ class KnnMonitor:
         train = self._features(trainer, self.train)
         val = None if self.val is None else self._features(trainer, self.val)
         model.train()
-        images = len(self.train) + (0 if self.val is None else len(self.val))
-        skipped = images - len(train) - (0 if val is None else len(val))
-        if skipped > self.skipped:
-            log.info(f"k-NN: {skipped} of {images} labeled images cannot be read and are left out")
-        self.skipped = skipped
         within = leave_one_out(train.values, train.labels, classes=classes)
         if not within or (val is not None and not len(val)):
             raise RunStopped(
@@ -84,8 +81,21 @@ class KnnMonitor:
             workers=data.workers,
             device=fabric.device,
         )
-        parts = gather(fabric, (own[found.indices], found.values))
-        indices = np.concatenate([part for part, _ in parts])
+        broken = [(int(own[index]), error) for index, error in found.broken]
+        parts = gather(fabric, (own[found.indices], found.values, broken))
+        self._list(images, [pair for _, _, part in parts for pair in part])
+        indices = np.concatenate([part for part, _, _ in parts])
         order = np.argsort(indices)
-        values = torch.cat([part for _, part in parts])[torch.from_numpy(order)]
+        values = torch.cat([part for _, part, _ in parts])[torch.from_numpy(order)]
         return LabeledFeatures(values, torch.from_numpy(images.labels[indices[order]]))
+
+    def _list(self, images: LabeledImages, broken: Sequence[tuple[int, str]]) -> None:
+        """Log the images that could not be read, each once."""
+        errors = {images.source.name(index): error for index, error in sorted(broken)}
+        new = errors.keys() - self.skipped.keys()
+        self.skipped |= errors
+        for name in sorted(new):
+            log.warning(f"k-NN: skipped {printable(name)}: {errors[name]}")
+        if new:
+            total = len(self.train) + (0 if self.val is None else len(self.val))
+            log.info(f"k-NN: {len(self.skipped)} of {total} labeled images cannot be read and are left out")

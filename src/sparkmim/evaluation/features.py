@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checkpoints.encoder import load_trained_encoder
-from ..data.config import ViewConfig
+from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder
+from ..data.config import DataConfig, Pages, ViewConfig, chosen_files
 from ..data.loader import PlainViews, plain_batches, read
 from ..data.normalize import Normalize, join
 from ..data.sources.address import open_source
 from ..data.sources.base import ImageSource
+from ..data.statistics import input_statistics
 from ..data.views import evaluation_view
 from ..models.backbone import Backbone
 from ..training.config import Device, LoopConfig
@@ -92,6 +93,9 @@ def embed(
     batch_size: int = 32,
     workers: int = 1,
     device: Device = "auto",
+    pages: Pages | None = None,
+    nodata: float | None = None,
+    max_pixels: int | None = None,
 ) -> Embeddings:
     """Compute an encoder's features of a folder of images.
 
@@ -105,6 +109,9 @@ def embed(
         batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
+        pages: what the pages of a TIFF file are, "channels" or "first"; as recorded by default.
+        nodata: value of pixels without data; as recorded by default.
+        max_pixels: most pixels of an image; as recorded by default.
 
     Raises:
         ValueError: for an invalid setting, an encoder that cannot be loaded, or if no image can be read.
@@ -113,9 +120,12 @@ def embed(
         raise ValueError(f"--image-size {image_size} is not a number of pixels")
     validate_as(LoopConfig, batch_size=batch_size)
     validate_as(ViewConfig, workers=workers)
+    files = chosen_files(pages, nodata, max_pixels)
     network = load_trained_encoder(encoder, model)
-    config = network.data if image_size is None else replace(network.data, image_size=(image_size, image_size))
+    network = network._replace(data=replace(network.data, **files))
     source = open_source(data)
+    config = input_for(network, source)
+    config = config if image_size is None else replace(config, image_size=(image_size, image_size))
     where = pick_device(device)
     network.backbone.module.to(where)
     found = pooled_features(
@@ -125,6 +135,18 @@ def embed(
     if not found.indices:
         raise ValueError(f"none of the {len(source)} images can be read")
     return Embeddings([source.name(index) for index in found.indices], found.values.numpy(), skipped)
+
+
+def input_for(network: TrainedEncoder, source: ImageSource) -> DataConfig:
+    """Return how input is prepared: as the weights were trained, or by the images' statistics if that is unknown.
+
+    Raises:
+        ValueError: if no image can be read.
+    """
+    if network.statistics_known:
+        return network.data
+    mean, std = input_statistics(source, network.backbone.in_chans, network.data)
+    return replace(network.data, mean=mean, std=std)
 
 
 def log_skipped(source: ImageSource, broken: Sequence[tuple[int, str]]) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder
 from ..data.labels import LabeledImages
 from ..training.config import Device
 from ..utils.devices import pick_device
-from .features import log_skipped, pooled_features
+from .features import input_for, log_skipped, pooled_features
 
 
 class LabeledFeatures(NamedTuple):
@@ -41,6 +41,7 @@ class FrozenEncoder:
         workers: processes that read images.
         device: where to compute.
         seed: of random weights.
+        files: settings of :class:`~sparkmim.data.config.FileConfig` that differ from the recorded ones.
 
     Attributes:
         network: the encoder.
@@ -61,6 +62,7 @@ class FrozenEncoder:
         workers: int,
         device: Device,
         seed: int,
+        files: Mapping[str, Any] = {},
     ) -> None:
         if image_size is not None and image_size < 1:
             raise ValueError(f"--image-size {image_size} is not a number of pixels")
@@ -69,7 +71,7 @@ class FrozenEncoder:
         self.device = pick_device(device)
         network = load_trained_encoder(encoder, model, seed)
         size = network.data.image_size if image_size is None else (image_size, image_size)
-        self.network: TrainedEncoder = network._replace(data=replace(network.data, image_size=size))
+        self.network: TrainedEncoder = network._replace(data=replace(network.data, image_size=size, **files))
         self.network.backbone.module.to(self.device)
         self.stage, self.batch_size, self.workers = stage, batch_size, workers
         self.skipped = 0
@@ -84,9 +86,13 @@ class FrozenEncoder:
     def __call__(self, images: LabeledImages) -> LabeledFeatures:
         """Return the features of all readable images; log the others as skipped.
 
+        The first images tell mean and deviation of the input, where the weights do not.
+
         Raises:
             ValueError: if no image can be read.
         """
+        data = input_for(self.network, images.source)
+        self.network = self.network._replace(data=data, statistics_known=True)
         found = pooled_features(
             self.network.backbone,
             images.source,

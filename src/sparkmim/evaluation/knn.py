@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..data.config import Pages, chosen_files
 from ..data.labels import labeled_splits
 from ..training.config import Device, LoopConfig
 from ..utils.fields import validate_as
@@ -96,6 +97,9 @@ def knn(
     workers: int = 1,
     device: Device = "auto",
     seed: int = 0,
+    pages: Pages | None = None,
+    nodata: float | None = None,
+    max_pixels: int | None = None,
 ) -> KnnResult:
     """Classify images by their nearest labeled neighbors, with the features of a frozen encoder.
 
@@ -114,6 +118,9 @@ def knn(
         workers: processes that read images.
         device: where to compute.
         seed: of random weights.
+        pages: what the pages of a TIFF file are, "channels" or "first"; as recorded by default.
+        nodata: value of pixels without data; as recorded by default.
+        max_pixels: most pixels of an image; as recorded by default.
 
     Raises:
         ValueError: for an invalid setting, an encoder or labels that cannot be loaded, or too few images.
@@ -121,8 +128,9 @@ def knn(
     validate_as(LoopConfig, seed=seed)
     if not neighbours or min(neighbours) < 1:
         raise ValueError(f"--neighbours {' '.join(map(str, neighbours))} must be at least 1")
+    files = chosen_files(pages, nodata, max_pixels)
     splits = labeled_splits(data, None, test_data)
-    frozen = FrozenEncoder(encoder, model, stage, image_size, batch_size, workers, device, seed)
+    frozen = FrozenEncoder(encoder, model, stage, image_size, batch_size, workers, device, seed, files)
     classes = splits.train.classes
     train = frozen(splits.train)
     within = leave_one_out(train.values, train.labels, neighbours, classes=len(classes))

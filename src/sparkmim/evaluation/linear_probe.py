@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..data.config import Pages, chosen_files
 from ..data.labels import fold, labeled_splits
 from ..training.config import Device, LoopConfig
 from ..utils.fields import validate_as
@@ -130,6 +131,9 @@ def linear_probe(
     workers: int = 1,
     device: Device = "auto",
     seed: int = 0,
+    pages: Pages | None = None,
+    nodata: float | None = None,
+    max_pixels: int | None = None,
 ) -> ProbeResult:
     """Fit a linear classifier to the features of a frozen encoder.
 
@@ -149,14 +153,18 @@ def linear_probe(
         workers: processes that read images.
         device: where to compute.
         seed: of random weights, and of the choice of validation images.
+        pages: what the pages of a TIFF file are, "channels" or "first"; as recorded by default.
+        nodata: value of pixels without data; as recorded by default.
+        max_pixels: most pixels of an image; as recorded by default.
 
     Raises:
         ValueError: for an invalid setting, or an encoder or labels that cannot be loaded.
     """
     validate_as(LoopConfig, seed=seed)
+    files = chosen_files(pages, nodata, max_pixels)
     splits = labeled_splits(data, val_data, test_data)
     rest, held = (splits.train, splits.val) if splits.val is not None else fold(splits.train, FOLDS, 0, seed)
-    frozen = FrozenEncoder(encoder, model, stage, image_size, batch_size, workers, device, seed)
+    frozen = FrozenEncoder(encoder, model, stage, image_size, batch_size, workers, device, seed, files)
     classes = splits.train.classes
     fitted, val = frozen(rest), frozen(held)
     candidates = fit_probes(fitted.values, fitted.labels, classes=len(classes))

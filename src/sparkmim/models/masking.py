@@ -62,6 +62,33 @@ def random_visible(
     return visible.view(batch, *grid).to(target, non_blocking=target.type != "cpu")
 
 
+def visible_where_data(
+    visible: Bool[Tensor, "batch *grid"],
+    has_data: Bool[Tensor, "batch channel *size"],
+    generator: torch.Generator | None = None,
+) -> Bool[Tensor, "batch *grid"]:
+    """Move visible patches without any data to places that have some, as far as there are any, at random.
+
+    Args:
+        visible: True = visible.
+        has_data: True where a pixel of a channel has data; its size is a multiple of the grid.
+        generator: source of randomness.
+    """
+    grid = visible.shape[1:]
+    known = has_data.any(1)
+    for axis, patches in enumerate(grid, start=1):
+        known = known.unflatten(axis, (patches, -1)).any(axis + 1)
+    moved = visible.flatten(1).clone()
+    for image, patches in zip(moved, known.flatten(1), strict=True):
+        blank = (image & ~patches).nonzero().flatten()
+        free = (~image & patches).nonzero().flatten()
+        free = free[torch.randperm(len(free), generator=generator)]
+        count = min(len(blank), len(free))
+        image[blank[:count]] = False
+        image[free[:count]] = True
+    return moved.view_as(visible)
+
+
 def count_visible(visible: Bool[Tensor, "batch *grid"]) -> int:
     """Return the number of visible patches in each image. Synchronizes with the mask's device.
 

@@ -184,6 +184,7 @@ class SparK(nn.Module):
         visible: Bool[Tensor, "batch *grid"] | None = None,
         *,
         generator: torch.Generator | None = None,
+        has_data: Bool[Tensor, "batch channel *size"] | None = None,
     ) -> SparKOutput:
         """Mask, encode, densify, decode, compare.
 
@@ -192,6 +193,8 @@ class SparK(nn.Module):
             visible: the mask, True = visible, with the same number of visible patches in every image; a random one
                 if not given. A mask on an accelerator is read back once, to count them.
             generator: where a random mask comes from.
+            has_data: True where a pixel has data; `images` are 0 elsewhere, and the loss leaves that out. All have data
+                if not given.
 
         Raises:
             ValueError: if the shape or dtype of the images, or the mask, does not fit.
@@ -211,7 +214,10 @@ class SparK(nn.Module):
         # Compare: with the objective's target, the normalized pixels of the hidden patches.
         if grid.visible.numel() == grid.patches:
             raise ValueError("the mask hides nothing, so there is nothing to predict")
-        loss = self.objective.loss(prediction, self.target(images), grid)
+        if has_data is None:
+            loss = self.objective.loss(prediction, self.target(images), grid)
+        else:
+            loss = self.objective.loss_where_data(prediction, images, has_data, grid)
         return SparKOutput(loss, prediction, grid.visible)
 
     def mask(

@@ -59,6 +59,25 @@ class Objective(nn.Module, ABC):
             return all_patch_loss(prediction, target)
         return hidden_patch_loss(prediction, target, grid.visible, grid.visible.numel() - grid.patches)
 
+    def loss_where_data(
+        self,
+        prediction: Float[Tensor, "batch _ *_size"],
+        images: Float[Tensor, "batch channel *size"],
+        has_data: Bool[Tensor, "batch channel *size"],
+        grid: PatchGrid,
+    ) -> Float[Tensor, ""]:
+        """Return the loss of images in which pixels without data are filled with 0, the mean.
+
+        By default they count like others; the paper's objective leaves them out.
+
+        Args:
+            prediction: as in :meth:`loss`.
+            images: normalized and filled, as in :meth:`target`.
+            has_data: True where a pixel has data.
+            grid: as in :meth:`loss`.
+        """
+        return self.loss(prediction, self.target(images), grid)
+
     def to_pixels(
         self, prediction: Float[Tensor, "batch _ *_size"], images: Float[Tensor, "batch channel *size"]
     ) -> Float[Tensor, "batch channel *size"]:
@@ -95,8 +114,12 @@ def hidden_patch_loss(
     target: Float[Tensor, "batch channel *size"],
     visible: Bool[Tensor, "batch *grid"],
     hidden: int,
+    has_data: Bool[Tensor, "batch channel *size"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the squared error, averaged over each patch, then over hidden patches.
+
+    With `has_data`, it is averaged over the pixels of a patch that have data, and over the hidden patches that have
+    any; it is 0 if none has.
 
     Args:
         prediction: like `target`.
@@ -104,15 +127,28 @@ def hidden_patch_loss(
         visible: True = visible.
         hidden: the number of hidden patches of the batch, known without reading the device. (The official code divides
             by `hidden + 1e-8`, a relative difference of 1e-8 / hidden.)
+        has_data: True where a pixel has data; everywhere if not given.
     """
     patch_size = [s // g for s, g in zip(target.shape[2:], visible.shape[1:], strict=True)]
     error = (prediction.to(target.dtype) - target).square()
-    per_patch = patchify(error, patch_size).mean(pixel_axes(len(patch_size)))
+    axes = pixel_axes(len(patch_size))
+    if has_data is not None:
+        known = patchify(has_data, patch_size)
+        pixels = known.sum(axes)
+        per_patch = (patchify(error, patch_size) * known).sum(axes) / pixels.clamp_min(1)
+        counted = ~visible & (pixels > 0)
+        return per_patch.masked_fill(~counted, 0.0).sum() / counted.sum().clamp_min(1)
+    per_patch = patchify(error, patch_size).mean(axes)
     return per_patch.masked_fill(visible, 0.0).sum() / hidden
 
 
 def all_patch_loss(
-    prediction: Float[Tensor, "batch channel *size"], target: Float[Tensor, "batch channel *size"]
+    prediction: Float[Tensor, "batch channel *size"],
+    target: Float[Tensor, "batch channel *size"],
+    has_data: Bool[Tensor, "batch channel *size"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Return the squared error, averaged over all patches, hidden or not (an ablation of the paper)."""
+    """Return the squared error, averaged over all pixels with data, hidden or not (an ablation of the paper)."""
+    if has_data is not None:
+        error = (prediction.to(target.dtype) - target).square() * has_data
+        return error.sum() / has_data.sum().clamp_min(1)
     return (prediction.to(target.dtype) - target).square().mean()

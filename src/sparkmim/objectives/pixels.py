@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .base import Objective, patchify, pixel_axes
+from ..sparse import PatchGrid
+from .base import Objective, all_patch_loss, hidden_patch_loss, patchify, pixel_axes
 
 
 class Pixels(Objective):
@@ -20,6 +21,19 @@ class Pixels(Objective):
     def target(self, images: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch channel *size"]:
         """Return the images, each patch normalized by its own statistics."""
         return normalize_patches(images, self.patch_size)
+
+    def loss_where_data(
+        self,
+        prediction: Float[Tensor, "batch channel *size"],
+        images: Float[Tensor, "batch channel *size"],
+        has_data: Bool[Tensor, "batch channel *size"],
+        grid: PatchGrid,
+    ) -> Float[Tensor, ""]:
+        """Return the loss with pixels without data left out: of each patch's statistics, its error, and the mean."""
+        target = normalize_patches(images, self.patch_size, has_data)
+        if self.loss_on == "all":
+            return all_patch_loss(prediction, target, has_data)
+        return hidden_patch_loss(prediction, target, grid.visible, grid.visible.numel() - grid.patches, has_data)
 
     def to_pixels(
         self, prediction: Float[Tensor, "batch channel *size"], images: Float[Tensor, "batch channel *size"]
@@ -35,15 +49,25 @@ class PatchStatistics(NamedTuple):
     std: Tensor
 
 
-def patch_statistics(images: Float[Tensor, "batch channel *size"], patch_size: Sequence[int]) -> PatchStatistics:
+def patch_statistics(
+    images: Float[Tensor, "batch channel *size"],
+    patch_size: Sequence[int],
+    has_data: Bool[Tensor, "batch channel *size"] | None = None,
+) -> PatchStatistics:
     """Compute statistics over all pixels and channels of a patch; the deviation is `sqrt(unbiased variance + 1e-6)`.
 
-    Images in half precision are taken in float32.
+    Images in half precision are taken in float32. With `has_data`, pixels where it is False do not count.
 
     Source: the official `SparK.forward`, where the variable holding the deviation is called `var`.
     """
     patches = patchify(_at_least_float32(images), patch_size)
     axes = pixel_axes(len(patch_size))
+    if has_data is not None:
+        known = patchify(has_data, patch_size)
+        pixels = known.sum(axes, keepdim=True)
+        mean = (patches * known).sum(axes, keepdim=True) / pixels.clamp_min(1)
+        squares = ((patches - mean).square() * known).sum(axes, keepdim=True)
+        return PatchStatistics(mean, (squares / (pixels - 1).clamp_min(1) + 1e-6).sqrt())
     variance = patches.var(axes, keepdim=True)
     return PatchStatistics(patches.mean(axes, keepdim=True), (variance + 1e-6).sqrt())
 
@@ -53,10 +77,12 @@ def _at_least_float32(images: Tensor) -> Tensor:
 
 
 def normalize_patches(
-    images: Float[Tensor, "batch channel *size"], patch_size: Sequence[int]
+    images: Float[Tensor, "batch channel *size"],
+    patch_size: Sequence[int],
+    has_data: Bool[Tensor, "batch channel *size"] | None = None,
 ) -> Float[Tensor, "batch channel *size"]:
-    """Return images with each patch normalized: minus its mean, over its standard deviation."""
-    mean, std = patch_statistics(images, patch_size)
+    """Return images with each patch normalized: minus its mean, over its standard deviation, of pixels with data."""
+    mean, std = patch_statistics(images, patch_size, has_data)
     return ((patchify(images, patch_size) - mean) / std).reshape(images.shape)
 
 

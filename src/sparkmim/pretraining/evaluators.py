@@ -4,44 +4,73 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
 from ..data.labels import read_splits
-from ..data.loader import MaskedViews, evaluation_batches, read
+from ..data.loader import Batch, MaskedViews, evaluation_batches, read
 from ..data.normalize import join
-from ..data.statistics import first_readable
+from ..data.statistics import require_readable
 from ..evaluation.evaluators import KnnMonitor
 from ..models.spark import SparK
 from ..reporting.reconstructions import reconstruction_grid, save_png
+from ..training.errors import RunStopped
+from ..utils.distributed import gather
+from ..utils.logging import log
+from ..utils.text import printable
 from .config import PretrainConfig
 
 PICTURED = 8
 """Images whose reconstructions are drawn."""
 
+MOST_UNREADABLE = 100
+"""Unreadable images after which no others are tried for a picture."""
+
 ToInput = Callable[[Tensor], Tensor]
 """Makes a network's input of pixels, on its device."""
+
+
+def gaps(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """Return the argument of a model that says where images have no data, empty if they have everywhere."""
+    return {} if batch.has_data is None else {"has_data": batch.has_data.to(device, non_blocking=True)}
 
 
 @torch.no_grad()
 def held_out_loss(
     model: SparK, views: MaskedViews, to_input: ToInput, fabric: Fabric, *, batch_size: int, workers: int
-) -> float:
-    """Return the mean loss in evaluation mode. All processes share the work and get the same number."""
+) -> tuple[float, list[tuple[int, str]]]:
+    """Return the mean loss in evaluation mode, and index and error of each image that could not be read.
+
+    All processes share the work and get the same answer. Each image that can be read counts once.
+
+    Raises:
+        RunStopped: if none can be read.
+    """
     batches = evaluation_batches(views, batch_size, workers, process=fabric.global_rank, processes=fabric.world_size)
     total = torch.zeros(2, device=fabric.device)
+    broken: list[tuple[int, str]] = []
     model.eval()
     with read(batches) as each:
         for batch in each:
+            broken += batch.broken
+            if not batch.indices:
+                continue
             with fabric.autocast():
-                out = model.forward(to_input(batch.images), batch.visible)
+                out = model.forward(to_input(batch.images), batch.visible, **gaps(batch, fabric.device))
             total += torch.stack([out.loss.float() * len(batch.images), total.new_tensor(len(batch.images))])
     model.train()
     summed = fabric.all_reduce(total, reduce_op="sum")
     assert isinstance(summed, torch.Tensor)
-    return float(summed[0] / summed[1])
+    broken = [pair for part in gather(fabric, broken) for pair in part]
+    if not summed[1]:
+        raise RunStopped(
+            f"none of the {len(views)} held-out images can be read any more ({broken[0][1]}); resume with others by "
+            "--val-data"
+        )
+    return float(summed[0] / summed[1]), broken
 
 
 @torch.no_grad()
@@ -49,8 +78,11 @@ def draw_reconstructions(
     model: SparK, views: MaskedViews, to_input: ToInput, fabric: Fabric, config: PretrainConfig, path: Path
 ) -> None:
     """Save a picture of reconstructions, of the same images under the same masks each time."""
-    count = min(PICTURED, len(views))
-    shown = [views[0, index * len(views) // count] for index in range(count)]
+    shown, broken = readable_views(views, PICTURED)
+    for index, error in broken:
+        log.info(f"not pictured: {printable(views.source.name(index))}: {error}")
+    if not shown:
+        return
     images = to_input(join([view.images for view in shown]))
     visible = torch.cat([view.visible for view in shown])
     model.eval()
@@ -60,6 +92,29 @@ def draw_reconstructions(
     data = config.data
     grid = reconstruction_grid(images.cpu(), visible, pictures.float().cpu(), mean=data.mean, std=data.std)
     save_png(grid, path)
+
+
+def readable_views(views: MaskedViews, count: int) -> tuple[list[Batch], list[tuple[int, str]]]:
+    """Return up to `count` views, spread evenly, and index and error of each image that could not be read.
+
+    Another image that follows stands in for one that cannot be read, and none is shown twice. Views do not replace
+    images themselves here (`replace=False`).
+    """
+    shown: list[Batch] = []
+    broken: list[tuple[int, str]] = []
+    tried: set[int] = set()
+    count = min(count, len(views))
+    for place in range(count):
+        index = place * len(views) // count
+        while index < len(views) and index not in tried and len(broken) < MOST_UNREADABLE:
+            tried.add(index)
+            view = views[0, index]
+            if view.indices:
+                shown.append(view)
+                break
+            broken += view.broken
+            index += 1
+    return shown, broken
 
 
 def find_monitor(config: PretrainConfig) -> KnnMonitor | None:
@@ -78,5 +133,6 @@ def find_monitor(config: PretrainConfig) -> KnnMonitor | None:
     train, val = read_splits(where, option="--monitor-data")
     for labeled in (train, val):
         if labeled is not None:
-            first_readable(labeled.source, config.model.in_chans)
+            data = config.data
+            require_readable(labeled.source, config.model.in_chans, data, data.max_broken, "--monitor-data")
     return KnnMonitor(train, val)

@@ -10,16 +10,17 @@ from typing import Any, NamedTuple
 
 from lightning_fabric import Fabric
 
+from ..data.config import files_of
 from ..data.seeding import Stream
 from ..data.sources.address import open_source, source_type
 from ..data.sources.base import ImageSource, held_out
-from ..data.statistics import first_readable
+from ..data.statistics import first_readable, peculiarities, require_readable
 from ..models.backbone import Backbone
 from ..models.factory import code_of
 from ..models.masking import visible_patches
 from ..training.config import COMPUTATION
 from ..training.memory import free_memory
-from ..training.prepare import validate_training
+from ..training.prepare import require_effect, validate_training
 from ..training.recipes import cores_per_process, find_recipe, local_processes
 from ..training.resume import fingerprint_of
 from ..training.schedule import steps_of
@@ -56,6 +57,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
 
     def __init__(self) -> None:
         self.builder = ModelBuilder()
+        self._odd: list[str] = []  # about the images
 
     def resolve(
         self, recipe: str, chosen: Mapping[str, Any], processes: int
@@ -75,7 +77,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         source, _ = open_images(
             chosen.get("data"), settings, chosen.get("val_data"), chosen.get("val_share", 0.0), seed
         )
-        first_readable(source, chosen.get("in_chans", 3))
+        first_readable(source, chosen.get("in_chans", 3), files_of(chosen))
         with code_of(chosen["model"]):
             backbone = self.builder.backbone(
                 chosen["model"],
@@ -112,6 +114,18 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         if not isinstance(config, PretrainConfig):
             raise ValueError(f"recipe {recipe} returns a {type(config).__name__}, not a PretrainConfig")
         config = config.replace(chosen)
+        data, run = config.data, config.run
+        require_effect(
+            chosen,
+            {
+                "val_every": (
+                    data.val_data is not None or data.val_share > 0,
+                    "without held-out images; give --val-data or --val-share too",
+                ),
+                "monitor_every": (run.monitor != "none", "without a monitor; give --monitor knn too"),
+                "crop_scale": (data.crop == "resized", "with --crop native, which cuts at the image's resolution"),
+            },
+        )
         return config, self.read_data(config)
 
     def read_data(self, config: PretrainConfig) -> PretrainingImages:
@@ -129,7 +143,13 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         require_whole_patches(data.image_size, model.patch_size)
         visible_patches([s // p for s, p in zip(data.image_size, model.patch_size, strict=True)], model.mask_ratio)
         validate_training(ready.config, len(ready.data.source), model.in_chans, processes)
+        held_out = ready.data.held_out
+        if held_out is not None:
+            option = "--val-data" if data.val_data is not None else "--val-share"
+            require_readable(held_out, model.in_chans, data, data.max_broken, option)
         self.monitor = find_monitor(ready.config)
+        if ready.state is None:
+            self._odd = peculiarities(ready.data.source, model.in_chans, data)
 
     def build(self, ready: Ready, fabric: Fabric) -> PretrainingTask:
         """Return the task of a run."""
@@ -181,7 +201,10 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             + (f"; stochastic depth up to {config.model.drop_path:g}" if config.model.drop_path else "")
             + ("" if config.model.init == "none" else f"; starting from {Path(config.model.init).name}"),
             "images": f"{len(ready.data.source):,} ({where})"
-            + (f"; {len(ready.data.held_out):,} held out" if ready.data.held_out is not None else ""),
+            + (f"; {len(ready.data.held_out):,} held out" if ready.data.held_out is not None else "")
+            + "".join(f"; {text}" for text in self._odd),
+            "values": f"mean {_numbers(data.mean)}, deviation {_numbers(data.std)}"
+            + ("" if data.nodata is None else f"; {data.nodata:g} is no data"),
             "views": f"{_by(data.image_size)} pixels, {patches} patches of {_by(model.patch_size)}, "
             f"{patches - shown} hidden",
             **_maps(model.backbone),
@@ -248,6 +271,10 @@ def _maps(backbone: Backbone) -> dict[str, str]:
     )
     lines = {"maps": f"of strides {maps}"} if backbone.stages else {}
     return lines | {f"note {number}": note for number, note in enumerate(backbone.notes, start=1)}
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.10g}" for value in values)
 
 
 def _by(size: Sequence[int]) -> str:

@@ -18,12 +18,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from ..data.config import DataConfig
+from ..checkpoints.encoder import input_of_weights
+from ..data.config import DataConfig, files_of
 from ..data.sources.base import ImageSource
-from ..data.statistics import channel_statistics, first_readable
+from ..data.statistics import input_statistics
 from ..models.config import ModelConfig
 from ..models.factory import takes_drop_path
 from ..models.masking import random_visible
@@ -226,18 +226,17 @@ def _unit(situation: Situation) -> tuple[int, ...]:
 
 
 def _mean_std(situation: Situation) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return those of timm's weights if the run starts from them, ImageNet's for RGB of 8 bits, else measure them."""
+    """Return what the weights that the run starts from were trained with, if that is known.
+
+    Else those of ImageNet for RGB of 8 bits, and measured ones for all other images.
+    """
     channels = situation.backbone.in_chans
     if {"mean", "std"} <= situation.chosen.keys():
         return situation.chosen["mean"], situation.chosen["std"]
-    if situation.choice("init", "none") == "timm" and channels == 3:
-        cfg = situation.backbone.module.pretrained_cfg
-        assert isinstance(cfg, dict)
-        return tuple(cfg["mean"]), tuple(cfg["std"])
-    if channels == 3 and first_readable(situation.source, channels).dtype == torch.uint8:
-        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    measured = channel_statistics(situation.source, channels)
-    return measured.mean, measured.std
+    known = input_of_weights(situation.choice("init", "none"), situation.backbone)
+    if {"mean", "std"} <= known.keys():
+        return tuple(known["mean"]), tuple(known["std"])
+    return input_statistics(situation.source, channels, files_of(situation.chosen))
 
 
 def _paper_drop_path(situation: Situation) -> float:

@@ -10,15 +10,18 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
+from ..data.config import Pages, chosen_files
 from ..data.loader import MaskedViews
 from ..data.normalize import Normalize, join
 from ..data.sources.address import open_source
 from ..data.statistics import first_readable
 from ..data.views import evaluation_view
+from ..evaluation.features import log_skipped
 from ..models.config import ModelConfig
 from ..reporting.reconstructions import MOST_IMAGES, reconstruction_grid
 from ..training.config import LoopConfig
 from ..utils.fields import validate_as
+from .evaluators import readable_views
 from .model import load_run
 
 
@@ -31,6 +34,7 @@ class Reconstructions(NamedTuple):
         reconstructions: the images with hidden patches as predicted, normalized.
         picture: the three as a picture.
         step: number of pretraining steps of the model.
+        skipped: name and error of each image that could not be read.
     """
 
     images: Float[Tensor, "batch channel height width"]
@@ -38,6 +42,7 @@ class Reconstructions(NamedTuple):
     reconstructions: Float[Tensor, "batch channel height width"]
     picture: Image.Image
     step: int
+    skipped: list[tuple[str, str]]
 
 
 @torch.no_grad()
@@ -48,6 +53,9 @@ def reconstruct(
     count: int = 8,
     seed: int = 0,
     mask_ratio: float | None = None,
+    pages: Pages | None = None,
+    nodata: float | None = None,
+    max_pixels: int | None = None,
 ) -> Reconstructions:
     """Mask images and reconstruct them with the newest checkpoint of a run.
 
@@ -57,6 +65,9 @@ def reconstruct(
         count: number of images, spread evenly over the folder, at most 8.
         seed: of the masks.
         mask_ratio: share of patches to hide; that of the run by default.
+        pages: what the pages of a TIFF file are, "channels" or "first"; as recorded by default.
+        nodata: value of pixels without data; as recorded by default.
+        max_pixels: most pixels of an image; as recorded by default.
 
     Raises:
         ValueError: for an invalid setting, a folder without images or without a run, or unreadable images.
@@ -66,17 +77,21 @@ def reconstruct(
     validate_as(LoopConfig, seed=seed)
     if mask_ratio is not None:
         validate_as(ModelConfig, mask_ratio=mask_ratio)
+    files = chosen_files(pages, nodata, max_pixels)
     trained = load_run(run)
-    config = trained.config
+    config = trained.config.replace(files)
     source = open_source(data)
-    first_readable(source, config.model.in_chans)
+    first_readable(source, config.model.in_chans, config.data)
     grid = trained.model.grid_shape(config.data.image_size)
     ratio = config.model.mask_ratio if mask_ratio is None else mask_ratio
-    views = MaskedViews(source, evaluation_view(config.data), config.model.in_chans, grid, ratio, seed)
-    count = min(count, len(source))
-    batch = [views[0, index * len(source) // count] for index in range(count)]
+    view = evaluation_view(config.data)
+    views = MaskedViews(source, view, config.model.in_chans, grid, ratio, seed, replace=False)
+    batch, broken = readable_views(views, count)
+    skipped = log_skipped(source, broken)
+    if not batch:
+        raise ValueError(f"none of {len(skipped)} images tried can be read; {skipped[0][0]}: {skipped[0][1]}")
     images = Normalize(config.data)(join([view.images for view in batch]))
     visible = torch.cat([view.visible for view in batch])
     reconstructions = trained.model.reconstruct(images, visible)
     picture = reconstruction_grid(images, visible, reconstructions, mean=config.data.mean, std=config.data.std)
-    return Reconstructions(images, visible, reconstructions, picture, trained.step)
+    return Reconstructions(images, visible, reconstructions, picture, trained.step, skipped)

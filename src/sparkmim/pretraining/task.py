@@ -22,8 +22,10 @@ from ..models.masking import random_visible
 from ..models.spark import SparK
 from ..reporting.report.page import write_report
 from ..training.task import Evaluator, TrainingTask
+from ..training.unreadable import UnreadableImages
+from ..utils.logging import log
 from .config import PretrainConfig
-from .evaluators import draw_reconstructions, held_out_loss
+from .evaluators import draw_reconstructions, gaps, held_out_loss
 
 
 class PretrainingTask(TrainingTask[Batch]):
@@ -56,6 +58,7 @@ class PretrainingTask(TrainingTask[Batch]):
         self.normalize = Normalize(config.data, fabric.device)
         self.views: MaskedViews = self._views(source, train=True)
         self.evaluated = self._views(held_out or source, train=False)
+        self.unreadable = UnreadableImages(self.evaluated.source, run, config.data.max_broken, run.broken_held_out)
         self.pictures = config.run.pictures if model.objective.reconstructs else 0
         self.evaluators = []
         if held_out is not None:
@@ -67,7 +70,8 @@ class PretrainingTask(TrainingTask[Batch]):
         model, data = self.settings.model, self.settings.data
         grid = self.model.grid_shape(data.image_size)
         view = training_view(data) if train else evaluation_view(data)
-        return MaskedViews(source, view, model.in_chans, grid, model.mask_ratio, self.settings.run.seed)
+        seed = self.settings.run.seed
+        return MaskedViews(source, view, model.in_chans, grid, model.mask_ratio, seed, replace=train)
 
     def batches(self, positions: Positions) -> DataLoader[Batch]:
         """Return masked views."""
@@ -82,7 +86,7 @@ class PretrainingTask(TrainingTask[Batch]):
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
         """Return the objective's loss of masked views."""
-        loss: Tensor = model(self.normalize(batch.images), batch.visible).loss
+        loss: Tensor = model(self.normalize(batch.images), batch.visible, **gaps(batch, self.fabric.device)).loss
         return loss
 
     def after_step(self) -> None:
@@ -91,7 +95,7 @@ class PretrainingTask(TrainingTask[Batch]):
 
     def measure_held_out(self) -> dict[str, float]:
         """Return the loss of held-out images."""
-        loss = held_out_loss(
+        loss, broken = held_out_loss(
             self.model,
             self.evaluated,
             self.normalize,
@@ -99,6 +103,9 @@ class PretrainingTask(TrainingTask[Batch]):
             batch_size=self.micro_batch,
             workers=self.settings.data.workers,
         )
+        self.unreadable.add(broken)
+        if self.unreadable.update_list(write=self.fabric.is_global_zero):
+            log.info(f"held out: {self.unreadable.summary()} and are left out; see {self.unreadable.path}")
         return {"val_loss": loss}
 
     def measure_monitor(self) -> dict[str, float]:

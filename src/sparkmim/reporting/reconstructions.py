@@ -19,6 +19,9 @@ SMALLEST_TILE, LARGEST_TILE = 128, 256
 HIDDEN = 128
 """Gray value of a hidden patch, 0 to 255."""
 
+OVERSHOOT, SLACK = 0.1, 1e-3
+"""By how much colors may exceed 0 and 1, and variances what colors can have."""
+
 LABELS = ("image", "visible", "reconstruction")
 LABEL_COLOR = (122, 122, 122)
 """Color with the same contrast (4.3 to 1) against white and near-black, since the background is transparent."""
@@ -36,7 +39,8 @@ def reconstruction_grid(
 
     Small images are enlarged by an integer factor without interpolation; large ones are reduced. Of images with two
     channels the mean is shown, of images with more than three the first three, scaled to the range of each channel in
-    the image. The gaps between tiles are transparent.
+    the image. Values of one or three channels that are not colors, from 0 to 1, are stretched by :func:`as_colors`. The
+    gaps between tiles are transparent.
 
     Args:
         images: normalized images.
@@ -65,6 +69,7 @@ def reconstruction_grid(
     image, prediction = (
         denormalize(x[:count].detach().float().cpu(), mean, std) for x in (images, prediction_composite)
     )
+    prediction, image = (as_colors(x, image, mean, std) for x in (prediction, image))
     original, reconstruction = to_rgb(image, image), to_rgb(prediction, image)
     shown = visible[:count].cpu()
     for axis in (1, 2):
@@ -78,6 +83,33 @@ def denormalize(
 ) -> Float[Tensor, "batch channel height width"]:
     """Undo the normalization: multiply by the standard deviation of each channel and add its mean."""
     return images * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
+
+
+def as_colors(
+    images: Float[Tensor, "batch channel height width"],
+    reference: Float[Tensor, "batch channel height width"],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Float[Tensor, "batch channel height width"]:
+    """Return images with values from 0 to 1, or bring others there by the statistics of the set that they are from.
+
+    Values are colors if statistics and `reference` allow it: values from 0 to 1 of mean m have a deviation of at most
+    sqrt(m (1 - m)), and resizing exceeds 0 and 1 by little. Others are scaled so that the mean becomes 1/2, and two
+    deviations on each side 0 and 1.
+
+    Args:
+        images: with their own values; other than 1 or 3 channels are returned as they are.
+        reference: images whose range decides.
+        mean: mean of each channel.
+        std: standard deviation of each channel; that of a constant one is 1.
+    """
+    if images.shape[1] not in (1, 3):
+        return images
+    possible = all(0 <= m <= 1 and (s == 1 or s**2 <= m * (1 - m) + SLACK) for m, s in zip(mean, std, strict=True))
+    if possible and float(reference.min()) >= -OVERSHOOT and float(reference.max()) <= 1 + OVERSHOOT:
+        return images
+    middle, deviation = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    return (images - middle) / (4 * deviation) + 0.5
 
 
 def to_rgb(

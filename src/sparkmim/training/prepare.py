@@ -138,6 +138,21 @@ def require_same_model(path: str, recorded: Configuration, config: Configuration
         )
 
 
+def require_effect(chosen: Mapping[str, Any], effects: Mapping[str, tuple[bool, str]]) -> None:
+    """Raise for a setting of the user's that would change nothing.
+
+    Args:
+        chosen: fields that the user has set, by flat name.
+        effects: for a field, whether it has an effect, and what it takes to have one.
+
+    Raises:
+        ValueError: naming the setting and the remedy.
+    """
+    for name, (effective, remedy) in effects.items():
+        if name in chosen and not effective:
+            raise ValueError(f"{flag(name)} {show(chosen[name])} has no effect {remedy}")
+
+
 def require_output_outside_images(output: Path, config: Configuration) -> None:
     """Raise if a run's own pictures would be taken for images when it is resumed.
 

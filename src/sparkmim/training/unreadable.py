@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from ..checkpoints.run_folder import RunFolder
 from ..data.sources.base import ImageSource
@@ -18,13 +19,14 @@ class UnreadableImages:
         source: the images.
         run: where to list them.
         max_share: share of the images that may be unreadable.
+        path: of the list; the run's own of training images by default.
 
     Attributes:
         errors: number of an image, and what its decoder said.
     """
 
-    def __init__(self, source: ImageSource, run: RunFolder, max_share: float) -> None:
-        self.source, self.run, self.max_share = source, run, max_share
+    def __init__(self, source: ImageSource, run: RunFolder, max_share: float, path: Path | None = None) -> None:
+        self.source, self.run, self.max_share, self.path = source, run, max_share, path or run.broken
         self.errors: dict[int, str] = {}
         self._listed = 0
 
@@ -59,12 +61,12 @@ class UnreadableImages:
         new = len(self.errors) > self._listed
         self._listed = len(self.errors)
         if new and write:
-            write_text(self.run.broken, "\n".join(self.lines()) + "\n")
+            write_text(self.path, "\n".join(self.lines()) + "\n")
         if new and len(self.errors) > self.max_share * len(self.source):
             name, error = self.lines()[0].split("\t")
             raise RunStopped(
                 f"{self.summary()}, more than the share of {self.max_share} that --max-broken allows. The first: "
-                f"{name}: {error}. All are listed in {self.run.broken}. Remove them, or allow more of them. Last good "
+                f"{name}: {error}. All are listed in {self.path}. Remove them, or allow more of them. Last good "
                 f"state: {last_good(self.run)}"
             )
         return new

@@ -37,6 +37,7 @@ class AugmentedView:
         """Return the crop `(C, H, W)` with its augmentations, normalized."""
         with torch.random.fork_rng(devices=()):  # torchvision's transforms draw from the global generator
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            pixels = self._normalize.fill(pixels) if self._policy else pixels
             for change in self._policy:
                 pixels = change(pixels)
             view = self._normalize(pixels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from ..checkpoints.encoder import network_metadata, read_network_metadata, save_weights
-from ..data.config import ViewConfig
+from ..data.config import ViewConfig, files_of
 from ..models.factory import code_of
 from .config import CLASSIFICATION, NetworkConfig, TransferConfig
 from .tasks.base import TransferTask, find_task
@@ -84,5 +85,6 @@ def load_model(path: Path) -> SavedModel:
         crop=known["crop"],
         mean=tuple(known["mean"]),
         std=tuple(known["std"]),
+        **asdict(files_of(known)),
     )
     return SavedModel(module.eval(), task, targets, view, known["in_chans"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..checkpoints.run_folder import RunFolder
-from ..data.config import ViewConfig
+from ..data.config import Pages, ViewConfig, chosen_files
 from ..data.sources.address import open_source
 from ..training.config import Device, LoopConfig
 from ..utils.devices import pick_device
@@ -49,6 +49,9 @@ def predict(
     batch_size: int = 32,
     workers: int = 1,
     device: Device = "auto",
+    pages: Pages | None = None,
+    nodata: float | None = None,
+    max_pixels: int | None = None,
 ) -> list[Prediction]:
     """Predict for the images of a folder, in the order of their names; unreadable ones are logged and have an error.
 
@@ -60,6 +63,9 @@ def predict(
         batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
+        pages: what the pages of a TIFF file are, "channels" or "first"; as recorded by default.
+        nodata: value of pixels without data; as recorded by default.
+        max_pixels: most pixels of an image; as recorded by default.
 
     Raises:
         ValueError: for an invalid setting, a missing classifier, or if no image can be read.
@@ -69,6 +75,7 @@ def predict(
         raise ValueError(f"--image-size {image_size} is not a number of pixels")
     validate_as(LoopConfig, batch_size=batch_size)
     validate_as(ViewConfig, workers=workers)
+    files = chosen_files(pages, nodata, max_pixels)
     path = RunFolder(run).classifier if run.is_dir() else run
     saved = load_model(path)
     names = saved.targets.get("classes")
@@ -76,7 +83,8 @@ def predict(
         raise ValueError(f"--top-k {top_k} is for classifiers; {path} is a model of {type(saved.task).__name__}")
     if names is not None and not 1 <= top_k <= len(names):
         raise ValueError(f"--top-k {top_k} must be 1 to {len(names)}, the number of classes")
-    view = saved.view if image_size is None else replace(saved.view, image_size=(image_size, image_size))
+    view = replace(saved.view, **files)
+    view = view if image_size is None else replace(view, image_size=(image_size, image_size))
     source = open_source(data)
     where = pick_device(device)
     found = compute_outputs(

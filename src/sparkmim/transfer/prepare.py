@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import torch
 from lightning_fabric import Fabric
 
 from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder
+from ..data.config import files_of
 from ..data.seeding import Stream, keyed_seed
 from ..data.statistics import first_readable
 from ..data.targets import Splits
+from ..evaluation.features import input_for
 from ..models.factory import code_of
 from ..training.config import COMPUTATION
 from ..training.memory import free_memory
-from ..training.prepare import validate_training
+from ..training.prepare import require_effect, validate_training
 from ..training.recipes import cores_per_process, find_recipe, local_processes
 from ..training.schedule import steps_of
 from ..training.task import Preparation, TrainingKind
@@ -73,15 +76,16 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         data = {name: chosen[name] for name in LabeledDataConfig.__annotations__ if name in chosen}
         view = {"image_size": (1, 1), "mean": (0.0,), "std": (1.0,)}
         splits = task.read(LabeledDataConfig(**{**view, **data}), chosen.get("seed", 0))
+        files = files_of({**vars(encoder.data), **chosen})
         for images in splits:
             if images is not None:
-                first_readable(images.source, encoder.backbone.in_chans)
+                first_readable(images.source, encoder.backbone.in_chans, files)
         targets = task.describe_targets(splits.train)
         situation = Situation(
             images=len(splits.train),
             targets=targets,
             backbone=encoder.backbone,
-            view=encoder.data,
+            view=input_for(encoder._replace(data=replace(encoder.data, **asdict(files))), splits.train.source),
             device=device,
             memory_bytes=free_memory(device, local_processes()),
             cores=cores_per_process(),
@@ -93,7 +97,17 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             config = make(situation)
         if not isinstance(config, self.config_type):
             raise ValueError(f"recipe {recipe} returns a {type(config).__name__}, not a {self.config_type.__name__}")
-        return config.replace(chosen), splits
+        config = config.replace(chosen)
+        require_effect(
+            chosen,
+            {
+                "crop_scale": (
+                    config.data.crop == "resized",
+                    "with --crop native, which cuts at the image's resolution",
+                ),
+            },
+        )
+        return config, splits
 
     def read_data(self, config: TransferConfig) -> Splits[Any]:
         """Return the images of a configuration."""
@@ -147,6 +161,8 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             + "".join(f"; {text}" for text in others)
             + (f" (fold {data.fold} of {data.folds})" if data.folds else ""),
             "views": ", ".join([f"{data.image_size[0]} x {data.image_size[1]} pixels", *describe_training(config)]),
+            "values": f"mean {' '.join(f'{v:.10g}' for v in data.mean)}, deviation "
+            + " ".join(f"{v:.10g}" for v in data.std),
             "length": f"{schedule.epochs:g} epochs = {steps:,} steps of {run.batch_size} images, "
             f"{schedule.warmup_epochs:g} epochs of warm-up"
             + (f"; a step takes the images in {run.accumulate} parts" if run.accumulate > 1 else ""),

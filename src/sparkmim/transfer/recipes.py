@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from ..data.config import ViewConfig
+from ..data.config import ViewConfig, files_of
 from ..models.factory import takes_drop_path
 from ..training.config import LoopConfig, ScheduleConfig
 from ..training.recipes import (
@@ -199,6 +199,7 @@ def _data(situation: Situation, *, crop_scale: tuple[float, float]) -> LabeledDa
         flip=view.flip,
         mean=view.mean,
         std=view.std,
+        **asdict(files_of(vars(view))),
         workers=reading_processes(situation.device, situation.cores),
     )
 

@@ -11,10 +11,10 @@ import torch
 
 from ..data.config import ViewConfig
 from ..data.labels import LabeledImages
-from ..data.normalize import unit_scale
+from ..data.normalize import Normalize, unit_scale
 from ..data.views import evaluation_view
 from ..evaluation.knn import accuracy
-from ..reporting.reconstructions import save_png, tile, to_rgb
+from ..reporting.reconstructions import as_colors, save_png, tile, to_rgb
 from .augment import one_hot
 from .losses import classification_loss
 from .outputs import Outputs
@@ -73,10 +73,11 @@ def draw_mistakes(
     certain, predicted = outputs.values.softmax(1).max(1)
     wrong = np.flatnonzero(predicted.numpy() != labels)
     worst = wrong[np.argsort(-certain.numpy()[wrong], kind="stable")][:MISTAKES]
-    shown, found = evaluation_view(view), []
+    shown, normalize, found = evaluation_view(view), Normalize(view), []
     for place, row in enumerate(worst.tolist()):
         index = outputs.indices[row]
-        image = unit_scale(shown.look(labeled.source, index, channels)).unsqueeze(0)
+        image = normalize.fill(unit_scale(shown.look(labeled.source, index, channels))).unsqueeze(0)
+        image = as_colors(image, image, view.mean, view.std)
         path = folder / f"{place:02}.png"
         save_png(tile(to_rgb(image, image)[0]), path)
         found.append(

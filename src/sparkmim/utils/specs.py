@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
 import sys
 from difflib import get_close_matches
@@ -56,7 +57,7 @@ def load_object(spec: str, what: str = "function") -> Any:
 
 
 def _import_file(path: Path) -> ModuleType:
-    name = f"sparkmim_user_{path.stem}_{sha256(str(path.absolute()).encode() + path.read_bytes()).hexdigest()[:16]}"
+    name = f"sparkmim_user_{path.stem}_{sha256(os.fsencode(path.absolute()) + path.read_bytes()).hexdigest()[:16]}"
     if name not in sys.modules:
         found = importlib.util.spec_from_file_location(name, path)
         assert found is not None

@@ -13,6 +13,7 @@ import tifffile
 import torch
 from PIL import Image
 
+from sparkmim.data.config import FileConfig
 from sparkmim.data.decoding.encoded import UnreadableImage
 from sparkmim.data.decoding.images import EncodedFile, image_extensions, read_image
 
@@ -209,12 +210,20 @@ def test_deep_colors_of_other_kinds_are_refused(tmp_path: Path) -> None:
         read_image(path)
 
 
-def test_whole_numbers_beyond_sixteen_bits_are_refused(tmp_path: Path) -> None:
-    inside = save(Image.fromarray(np.array([[0, 65535]], dtype=np.int32)), tmp_path / "a.tiff")
-    assert read_image(inside, 1).tolist() == [[[0.0, 1.0]]]
-    outside = save(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)), tmp_path / "b.tiff")
-    with pytest.raises(UnreadableImage, match="from 0 to 70000"):
-        read_image(outside, 1)
+def test_whole_numbers_of_other_types_are_taken_as_they_are(tmp_path: Path) -> None:
+    path = save(Image.fromarray(np.array([[-3, 70000]], dtype=np.int32)), tmp_path / "x.tiff")
+    assert read_image(path, 1).tolist() == [[[-3.0, 70000.0]]]
+
+
+def test_the_one_gray_of_sixteen_bits_that_is_transparent(tmp_path: Path) -> None:
+    deep = deep_colors(1)
+    deep[1, 1] = deep[0, 0] ^ 1
+    path = deep_png(tmp_path / "x.png", deep, chunk(b"tRNS", deep[0, 0].astype(">u2").tobytes()))
+    wanted = shares(deep)
+    wanted[:, 0, 0] = 1
+    assert torch.equal(read_image(path, 1), wanted)
+    assert torch.equal(read_image(path), wanted.expand(3, -1, -1))
+    assert read_image(path, 4)[3].flatten().tolist() == [0.0] + [1.0] * (HEIGHT * WIDTH - 1)
 
 
 def test_floats_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -292,7 +301,7 @@ def make_broken(folder: Path) -> dict[str, Path]:
     flipped = bytearray(png)
     flipped[len(png) // 2] ^= 0xFF
     not_finite = np.zeros((4, 4), dtype=np.float32)
-    not_finite[1, 1] = np.nan
+    not_finite[1, 1] = np.inf
     contents = {
         "empty.jpg": b"",
         "text.jpg": b"this is not an image\n",
@@ -306,7 +315,7 @@ def make_broken(folder: Path) -> dict[str, Path]:
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     os.symlink(folder / "nowhere.jpg", folder / "dangling.jpg")
-    save(Image.fromarray(not_finite), folder / "nan.tiff")
+    save(Image.fromarray(not_finite), folder / "infinite.tiff")
     return {path.name: path for path in folder.iterdir()}
 
 
@@ -322,7 +331,7 @@ def make_broken(folder: Path) -> dict[str, Path]:
         "zeros.png",
         "huge.png",
         "dangling.jpg",
-        "nan.tiff",
+        "infinite.tiff",
     ],
 )
 def test_broken_files_say_why(tmp_path: Path, name: str) -> None:
@@ -336,6 +345,52 @@ def test_a_file_that_is_no_image_is_told_without_an_address(tmp_path: Path) -> N
     (tmp_path / "x.png").write_bytes(b"hello")
     with pytest.raises(UnreadableImage, match=r"^UnidentifiedImageError: Pillow recognizes no image in these 5 bytes$"):
         read_image(tmp_path / "x.png")
+
+
+def look(image: EncodedFile, channels: int) -> torch.Tensor:
+    image.size(channels)
+    return image.decode(channels)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "deep.png", "gif", "tif", "npy"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_beyond_the_limit_are_refused_by_their_header(tmp_path: Path, kind: str, channels: int) -> None:
+    path = tmp_path / f"x.{kind}"
+    if kind == "npy":
+        np.save(path, np.zeros((channels, HEIGHT, WIDTH)))
+    elif kind == "deep.png":
+        deep_png(path, deep_colors(3))
+    else:
+        save(Image.fromarray(colors()), path)
+    image = EncodedFile(path)
+    image.files = FileConfig(max_pixels=HEIGHT * WIDTH - 1)
+    with pytest.raises(UnreadableImage, match=r"pixels are more than the 34 of --max-pixels; raise it"):
+        look(image, channels)
+    image = EncodedFile(path)
+    image.files = FileConfig(max_pixels=HEIGHT * WIDTH)
+    assert image.decode(channels).shape == (channels, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "deep.png"])
+def test_a_value_of_no_data_counts_in_pictures_too(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"x.{kind}"
+    deep = np.full((16, 16, 3), 900, np.uint16)
+    deep[:8] = 0
+    if kind == "deep.png":
+        deep_png(path, deep)
+    else:
+        save(Image.fromarray((deep // 4).astype(np.uint8)), path)
+    image = EncodedFile(path)
+    image.files = FileConfig(nodata=0)
+    seen = image.decode(3)
+    assert seen[:, :8].isnan().all()
+    assert seen[:, 8:].mean().item() == pytest.approx(900 / 65535 if kind == "deep.png" else 225 / 255, rel=0.01)
+
+
+def test_pillows_limit_stays_what_it_was(tmp_path: Path) -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    read_image(save(Image.fromarray(colors()), tmp_path / "x.png"))
+    assert before == Image.MAX_IMAGE_PIXELS
 
 
 def test_large_images_are_no_reason_to_warn(tmp_path: Path) -> None:

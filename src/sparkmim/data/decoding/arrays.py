@@ -1,57 +1,137 @@
-"""Decode .npy and TIFF files as arrays with any number of channels."""
+"""Arrays of numbers as images: what their values stand for, and which of them have no data; .npy and .npz files."""
 
 from __future__ import annotations
 
 import io
+import math
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-import tifffile
 import torch
 from torch import Tensor
+
+from ..config import DEFAULT_FILES, FileConfig
+from .encoded import UnreadableImage, require_pixels
 
 FULL_SCALE = 65535
 """The largest value of a 16-bit image."""
 
-EXTENSIONS = (".npy", ".tif", ".tiff")
+NPY, NPZ = b"\x93NUMPY", b"PK\x03\x04"
+"""First bytes of a file."""
+
+IMAGE = "image"
+"""The array of an .npz file that is read where it holds several."""
 
 
-def decode_array(content: Path | bytes, extension: str, channels: int) -> Tensor:
-    """Decode a file, given by its path or its bytes, to `(channels, H, W)`, see :func:`array_to_image`.
+def decode_npy(content: Path | bytes, channels: int, files: FileConfig) -> Tensor:
+    """Decode an .npy file, given by its path or its bytes, to `(channels, H, W)`, see :func:`array_to_image`."""
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+        return array_to_image(_read_array(file, channels, files), channels, files)
 
-    Raises whatever numpy or tifffile do. TIFF files may refer to others beside them, and are opened by their path where
-    they have one.
+
+def decode_npz(content: Path | bytes, channels: int, files: FileConfig) -> Tensor:
+    """Decode the only array of an .npz file, or the one named `image`.
+
+    Raises:
+        UnreadableImage: if it has none, or several without one of that name.
     """
-    file = io.BytesIO(content) if isinstance(content, bytes) else content
-    array = np.load(file, allow_pickle=False) if extension == ".npy" else tifffile.imread(file)
-    return array_to_image(array, channels)
+    with zipfile.ZipFile(io.BytesIO(content) if isinstance(content, bytes) else content) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".npy")]
+        chosen = names[0] if len(names) == 1 else f"{IMAGE}.npy"
+        if chosen not in names:
+            found = ", ".join(name.removesuffix(".npy") for name in names[:4]) or "none"
+            raise UnreadableImage(f"expected one array, or one named {IMAGE!r} among several, got {found}")
+        with archive.open(chosen) as file:
+            return array_to_image(_read_array(file, channels, files), channels, files)
 
 
-def array_to_image(array: np.ndarray, channels: int) -> Tensor:
+def _read_array(file: IO[bytes], channels: int, files: FileConfig) -> np.ndarray:
+    """Read an array whose header claims no more values than an image may have."""
+    version = np.lib.format.read_magic(file)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = header(file)
+    if dtype.hasobject:
+        raise UnreadableImage("expected numbers, got Python objects, which are not loaded (allow_pickle is off)")
+    require_pixels(math.prod(shape) // channels, 1, files)
+    file.seek(0)
+    array: np.ndarray = np.load(file, allow_pickle=False)
+    return array
+
+
+def array_to_image(array: np.ndarray, channels: int, files: FileConfig = DEFAULT_FILES) -> Tensor:
     """Convert an array to an image.
 
     Args:
-        array: `(H, W)`, repeated for each channel; `(channels, H, W)`; or, if only that fits, `(H, W, channels)`.
+        array: `(channels, H, W)`; or, if only that fits, `(H, W, channels)`; or one channel, repeated for each:
+            `(H, W)`, `(1, H, W)` or `(H, W, 1)`.
         channels: the number of channels expected.
+        files: names the value of pixels without data.
 
     Returns:
-        `(channels, H, W)`: uint8 unchanged; unsigned 16-bit values as float32 with 65535 as 1; all others as float32
-        without scaling.
+        `(channels, H, W)`, see :func:`to_pixels`.
 
     Raises:
-        ValueError: if the shape does not fit, or values are not finite real numbers.
+        UnreadableImage: if the shape does not fit, or as :func:`to_pixels` does.
     """
-    if array.ndim == 2:
-        array = np.broadcast_to(array, (channels, *array.shape))
-    elif array.ndim == 3 and array.shape[0] != channels and array.shape[2] == channels:
-        array = array.transpose(2, 0, 1)
-    if array.ndim != 3 or array.shape[0] != channels or 0 in array.shape:
-        raise ValueError(f"expected an array of {channels} channels, got one of shape {array.shape}; see --in-chans")
-    if array.dtype == np.uint8:
-        return torch.from_numpy(np.array(array))
-    if array.dtype.kind not in "buif":
-        raise ValueError(f"expected real numbers, got values of type {array.dtype}")
-    image = torch.from_numpy(array.astype(np.float32))
-    if not image.isfinite().all():
-        raise ValueError("expected finite values, got NaN or infinity")
-    return image / FULL_SCALE if array.dtype.itemsize == 2 and array.dtype.kind == "u" else image
+    shape = array.shape
+    if array.ndim == 3 and shape[0] != channels:
+        if shape[2] == channels:
+            array = array.transpose(2, 0, 1)
+        elif 1 in (shape[0], shape[2]):
+            array = array[0] if shape[0] == 1 else array[..., 0]
+    planes = array[None] if array.ndim == 2 else array
+    if planes.ndim != 3 or len(planes) not in (1, channels) or 0 in planes.shape:
+        raise UnreadableImage(f"expected an array of {channels} channels, got one of shape {shape}; see --in-chans")
+    return to_pixels(planes, () if files.nodata is None else (files.nodata,)).expand(channels, -1, -1).contiguous()
+
+
+def to_pixels(planes: np.ndarray, missing: Sequence[float] = ()) -> Tensor:
+    """Convert numbers of any type to pixels, on one scale for each type.
+
+    Args:
+        planes: of any shape.
+        missing: values that stand for no data, beside NaN; those that the type cannot hold do not occur.
+
+    Returns:
+        uint8 unchanged if every pixel has data. Otherwise float32, NaN where there is no data: uint8 with 255 as 1,
+        uint16 with 65535 as 1, all other types unscaled.
+
+    Raises:
+        UnreadableImage: if values are not real numbers or are infinite, or no pixel has data.
+    """
+    if planes.dtype.kind not in "buif":
+        raise UnreadableImage(f"expected real numbers, got values of type {planes.dtype}")
+    empty = without_data(planes, missing)
+    if empty is None and planes.dtype == np.uint8:
+        return torch.from_numpy(np.array(planes))
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
+        pixels = planes.astype(np.float32)
+    if planes.dtype.kind == "u" and planes.dtype.itemsize <= 2:
+        pixels /= 255 if planes.dtype.itemsize == 1 else FULL_SCALE
+    if empty is not None:
+        pixels[empty] = np.nan
+    if planes.dtype.kind == "f":
+        if np.isinf(pixels).any():
+            raise UnreadableImage("expected finite values or NaN, got infinity")
+        empty = np.isnan(pixels)
+    if empty is not None and empty.all():
+        raise UnreadableImage("no pixel has data: all are NaN, or the value that stands for none")
+    return torch.from_numpy(pixels)
+
+
+def without_data(planes: np.ndarray, missing: Sequence[float]) -> np.ndarray | None:
+    """Return where values stand for no data; None if nowhere, NaN aside."""
+    found = None
+    for value in missing:
+        with np.errstate(all="ignore"):
+            held = np.array(value).astype(planes.dtype)
+        exact = planes.dtype.kind == "f" or held == value
+        if not exact or math.isnan(value):
+            continue
+        here = planes == held
+        if here.any():
+            found = here if found is None else found | here
+    return found

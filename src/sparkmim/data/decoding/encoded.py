@@ -6,13 +6,21 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from ..config import DEFAULT_FILES, FileConfig
+
 
 class UnreadableImage(Exception):
     """An image that cannot be decoded: the message gives the reason, and leaves the file's name to the caller."""
 
 
 class EncodedImage(ABC):
-    """One image of a source, decoded on demand."""
+    """One image of a source, decoded on demand.
+
+    Attributes:
+        files: how files are read, set by whoever opens the image (:func:`~sparkmim.data.sources.base.open_image`).
+    """
+
+    files: FileConfig = DEFAULT_FILES
 
     def size(self, channels: int) -> tuple[int, int] | None:
         """Return height and width of the upright image without decoding it.
@@ -38,9 +46,23 @@ class EncodedImage(ABC):
                 may ignore it and return the whole image.
 
         Returns:
-            `(channels, H, W)`: uint8 in 0 to 255, or float32 for images of more than 8 bits, with 65535 of 16 bits as 1
-            and floating-point values unchanged.
+            `(channels, H, W)`: uint8 in 0 to 255; or float32, with 255 of 8 bits and 65535 of 16 bits as 1, other
+            numbers unchanged, and NaN where a pixel has no data.
 
         Raises:
-            UnreadableImage: if the image cannot be decoded in full, or has another number of channels.
+            UnreadableImage: if the image cannot be decoded in full, has another number of channels, more pixels than
+                `files.max_pixels`, or no pixel with data.
         """
+
+
+def require_pixels(height: int, width: int, files: FileConfig) -> None:
+    """Raise if an image is larger than it may be; called with the size that its header gives.
+
+    Raises:
+        UnreadableImage: naming the limit.
+    """
+    if height * width > files.max_pixels:
+        raise UnreadableImage(
+            f"{height} x {width} pixels are more than the {files.max_pixels} of --max-pixels; raise it if the file can "
+            "be trusted"
+        )

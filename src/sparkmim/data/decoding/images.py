@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
-import io
 import os
-import warnings
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
+from PIL.ImageFile import StubImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
-from .arrays import EXTENSIONS, decode_array
-from .encoded import EncodedImage, UnreadableImage
-from .high_bit_depth import decode_high_bit_depth
-from .jpeg import START, decode_jpeg, jpeg_size
-from .pillow import MODES, decode_with_pillow, upright_size
+from . import jpeg, tiff
+from .arrays import NPY, NPZ, decode_npy, decode_npz, to_pixels
+from .encoded import EncodedImage, UnreadableImage, require_pixels
+from .jpeg import decode_jpeg, jpeg_size
+from .pillow import MODES, decode_with_pillow, open_with_pillow, upright_size
+from .png import decode_deep_color, is_deep_color
+from .tiff import decode_tiff
+
+ARRAYS = {".npy": NPY, ".npz": NPZ, ".tif": tiff.START, ".tiff": tiff.START}
+"""First bytes of files that hold arrays, by extension."""
+
+UNDECODABLE = {"EPS", "FPX", "IPTC", "MIC", "MPEG", "WMF"}
+"""Formats that Pillow recognizes and cannot decode by itself, beside those that are stubs."""
+
+CODECS = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
+"""Formats that Pillow decodes if it was built with a library."""
 
 
 class EncodedFile(EncodedImage):
     """An image file, on disk or in memory.
 
-    Decoded images are upright (EXIF orientation applied). Transparency lies over white (kept with 4 channels), palettes
-    are resolved, CMYK and other color spaces are converted to RGB, and the first frame of an animation is taken. Gray
-    images are repeated for 3 channels. JPEG files can be decoded at a fraction of their size.
+    The first bytes tell the format: a TIFF file, an array (.npy, .npz), or one that Pillow reads. Decoded images are
+    upright (EXIF orientation applied). Transparency lies over white (kept with 4 channels), palettes are resolved, CMYK
+    and other color spaces are converted to RGB without their ICC profile, and the first frame of an animation is taken.
+    Gray images are repeated for 3 channels. JPEG files can be decoded at a fraction of their size.
 
     Args:
-        content: path of the file, or its bytes. Formats are those that Pillow reads; arrays in `.npy` files, and in
-            TIFF files if Pillow has no such number of channels, see
-            :func:`~sparkmim.data.decoding.arrays.array_to_image`.
-        name: name of the file, whose extension tells arrays from pictures; the path's if not given.
+        content: path of the file, or its bytes.
+        name: name of the file, for messages; the path's if not given.
     """
 
     def __init__(self, content: Path | bytes, name: str | None = None) -> None:
         if name is None and isinstance(content, bytes):
-            raise TypeError("expected the file's name along with its bytes: its extension tells the format")
+            raise TypeError("expected the file's name along with its bytes, for messages")
         self._content = content
         self._extension = os.path.splitext(str(content) if name is None else name)[1].lower()
         self._opened: Image.Image | None = None
@@ -45,39 +55,42 @@ class EncodedFile(EncodedImage):
     def size(self, channels: int) -> tuple[int, int] | None:
         """Return height and width of JPEG files, the only ones that are decoded at a fraction of their size."""
         with self._unreadable():
-            if self._is_array(channels) or not self._data.startswith(START):
+            if self._holds_array or not self._picture(channels).startswith(jpeg.START):
                 return None
             if channels == 3 and self._jpeg_size is not None:
                 return self._jpeg_size
-            with _ignore_size_warnings():
-                self._opened = Image.open(io.BytesIO(self._data))
-                return upright_size(self._opened) if isinstance(self._opened, JpegImageFile) else None
+            self._opened = open_with_pillow(self._data, self.files)
+            return upright_size(self._opened) if isinstance(self._opened, JpegImageFile) else None
 
     def decode(self, channels: int, reduction: int = 1) -> Tensor:
         """Decode the file, see :meth:`EncodedImage.decode`."""
         with self._unreadable():
-            if self._is_array(channels):
-                return decode_array(self._content, self._extension, channels)
+            if self._start.startswith(tiff.START):
+                return decode_tiff(self._content, channels, self.files)
+            if self._holds_array:
+                read = decode_npz if self._start.startswith(NPZ) else decode_npy
+                return read(self._content, channels, self.files)
+            data = self._picture(channels)
+            missing = () if self.files.nodata is None else (self.files.nodata,)
             if channels == 3 and self._jpeg_size is not None:
-                pixels = decode_jpeg(self._data, self._jpeg_size, reduction)
+                pixels = decode_jpeg(data, self._jpeg_size, reduction)
                 if pixels is not None:
-                    return pixels
-            if self._opened is None:
-                with _ignore_size_warnings():
-                    pixels = decode_high_bit_depth(self._data, channels)
-                    if pixels is not None:
-                        return pixels
-                    self._opened = Image.open(io.BytesIO(self._data))
+                    return to_pixels(pixels.numpy(), missing) if missing else pixels
+            if is_deep_color(data):
+                return decode_deep_color(data, channels, self.files, missing)
             opened, self._opened = self._opened, None  # Pillow decodes it once
-            with opened:
-                return decode_with_pillow(opened, channels, reduction)
+            with opened or open_with_pillow(data, self.files) as file:
+                return decode_with_pillow(file, channels, reduction, missing)
 
-    def _is_array(self, channels: int) -> bool:
-        if self._extension == ".npy" or (channels not in MODES and self._extension in EXTENSIONS):
-            return True
+    def _picture(self, channels: int) -> bytes:
+        """Return the bytes of a picture.
+
+        Raises:
+            UnreadableImage: if pictures have no such number of channels.
+        """
         if channels not in MODES:
             raise UnreadableImage(f"a {self._extension} file has no {channels} channels; .npy and .tiff files may")
-        return False
+        return self._data
 
     @contextmanager
     def _unreadable(self) -> Iterator[None]:
@@ -93,23 +106,52 @@ class EncodedFile(EncodedImage):
             raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
     @cached_property
+    def _start(self) -> bytes:
+        """Return the first bytes of the file; arrays are read as far as they are needed, all others as a whole."""
+        if isinstance(self._content, bytes) or self._extension not in ARRAYS:
+            return self._data[:LONGEST_START]
+        self._require_regular()
+        with open(self._content, "rb") as file:
+            return file.read(LONGEST_START)
+
+    @cached_property
+    def _holds_array(self) -> bool:
+        return self._start.startswith((NPY, NPZ, *tiff.START))
+
+    @cached_property
     def _data(self) -> bytes:
-        return self._content if isinstance(self._content, bytes) else self._content.read_bytes()
+        if isinstance(self._content, bytes):
+            return self._content
+        self._require_regular()
+        with open(self._content, "rb", buffering=0) as file:
+            return file.readall()
+
+    def _require_regular(self) -> None:
+        """Raise for what is not a regular file: a pipe would never end.
+
+        Raises:
+            UnreadableImage: if it is not.
+        """
+        if not stat.S_ISREG(os.stat(self._content).st_mode):
+            raise UnreadableImage("expected a regular file, got a folder, pipe, socket or device")
 
     @cached_property
     def _jpeg_size(self) -> tuple[int, int] | None:
-        return jpeg_size(self._data)
+        size = jpeg_size(self._data)
+        if size is not None:
+            require_pixels(*size, self.files)
+        return size
 
 
-def _ignore_size_warnings() -> warnings.catch_warnings[None]:
-    return warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
+LONGEST_START = 16
+"""Bytes that tell an array from a picture."""
 
 
 def read_image(path: str | Path, channels: int = 3) -> Tensor:
     """Decode one image file, see :class:`EncodedFile`.
 
     Returns:
-        `(channels, H, W)`: uint8 in 0 to 255, or float32 for images of more than 8 bits.
+        `(channels, H, W)`, see :meth:`EncodedImage.decode`.
 
     Raises:
         UnreadableImage: if the file cannot be read or decoded in full, or has another number of channels.
@@ -120,5 +162,13 @@ def read_image(path: str | Path, channels: int = 3) -> Tensor:
 def image_extensions() -> set[str]:
     """Return the extensions of files that can be decoded, such as `.png`."""
     Image.init()
-    pictures = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    return pictures | set(EXTENSIONS)
+    kinds = {kind for kind in Image.OPEN.keys() - UNDECODABLE if not _is_stub(kind)}
+    kinds -= {kind for kind, codec in CODECS.items() if not features.check(codec)}
+    pictures = {extension for extension, kind in Image.registered_extensions().items() if kind in kinds}
+    return pictures | set(ARRAYS)
+
+
+def _is_stub(kind: str) -> bool:
+    """Return whether Pillow needs a handler of the user's to decode a format (HDF5, GRIB, BUFR)."""
+    factory = Image.OPEN[kind][0]
+    return isinstance(factory, type) and issubclass(factory, StubImageFile)

@@ -7,11 +7,12 @@ image.
 from __future__ import annotations
 
 import io
-import math
 
 import torch
 from PIL import ExifTags, Image
 from torch import Tensor
+
+from .pillow import without_limit
 
 try:
     import simplejpeg
@@ -27,13 +28,13 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 
     Returns:
         None for files that are left to Pillow: other formats, images that lie on their side, color spaces that need
-        conversion, sizes that Pillow warns of, and headers with a flaw.
+        conversion, and headers with a flaw.
     """
     if simplejpeg is None or not data.startswith(START):
         return None
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-        plain = colors in ("YCbCr", "RGB", "Gray") and height * width <= (Image.MAX_IMAGE_PIXELS or math.inf)
+        plain = colors in ("YCbCr", "RGB", "Gray")
         return (height, width) if plain and _orientation(data) == 1 else None
     except ValueError:
         return None
@@ -63,7 +64,7 @@ def _orientation(data: bytes) -> int:
     place = 2
     while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != SCAN:
         if data[place + 1] == APP1:
-            with Image.open(io.BytesIO(data)) as file:
+            with without_limit(), Image.open(io.BytesIO(data)) as file:
                 return int(file.getexif().get(ExifTags.Base.Orientation, 1))
         place += 2 + int.from_bytes(data[place + 2 : place + 4])
     return 1

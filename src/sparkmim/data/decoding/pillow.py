@@ -2,35 +2,78 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
-from .arrays import FULL_SCALE
-from .encoded import UnreadableImage
-from .high_bit_depth import TURNED, to_channels
+from ..config import FileConfig
+from .arrays import FULL_SCALE, to_pixels
+from .colors import TURNED, to_channels
+from .encoded import UnreadableImage, require_pixels
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's mode for each number of channels."""
 
 
-def decode_with_pillow(file: Image.Image, channels: int, reduction: int = 1) -> Tensor:
+def open_with_pillow(content: Path | bytes, files: FileConfig) -> Image.Image:
+    """Open a file, read its header, and hold its size against the project's own limit instead of Pillow's.
+
+    Raises:
+        UnreadableImage: if the image has too many pixels.
+    """
+    with without_limit():
+        file = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
+    try:
+        require_pixels(file.height, file.width, files)
+    except UnreadableImage:
+        file.close()
+        raise
+    return file
+
+
+@contextmanager
+def without_limit() -> Iterator[None]:
+    """Suspend Pillow's limit of pixels, a setting of the process."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def decode_with_pillow(file: Image.Image, channels: int, reduction: int = 1, missing: Sequence[float] = ()) -> Tensor:
     """Decode an opened file to an upright image `(channels, H, W)`.
 
     A JPEG file is decoded at a fraction of its size, from fewer coefficients of each block of 8 x 8 pixels.
 
+    Args:
+        file: the file.
+        channels: 1, 3 or 4.
+        reduction: 1, 2, 4 or 8.
+        missing: values of pixels without data.
+
     Returns:
-        uint8, or float32 for images of more than 8 bits, with 65535 of 16 bits as 1.
+        As :meth:`EncodedImage.decode` does.
     """
     if isinstance(file, JpegImageFile) and reduction > 1 and _may_reduce(file, reduction):
         file.draft(None, (file.width // reduction, file.height // reduction))
-    image = ImageOps.exif_transpose(file)
+    with without_limit():
+        image = ImageOps.exif_transpose(file)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _from_high_bit_depth(image, channels)
-    pixels = torch.from_numpy(np.array(_to_mode(image, MODES[channels])))
-    return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
+        return _from_high_bit_depth(image, channels, file.info.get("transparency"), missing)
+    pixels = np.array(_to_mode(image, MODES[channels]))
+    planes = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    if missing:
+        return to_pixels(planes, missing)
+    return torch.from_numpy(planes)
 
 
 def upright_size(file: Image.Image) -> tuple[int, int]:
@@ -55,16 +98,21 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _from_high_bit_depth(image: Image.Image, channels: int) -> Tensor:
-    """Convert an image of one channel of more than 8 bits, which Pillow's own conversion would clip."""
-    pixels = np.array(image)
+def _from_high_bit_depth(image: Image.Image, channels: int, key: Any, missing: Sequence[float]) -> Tensor:
+    """Convert an image of one channel of more than 8 bits, which Pillow's own conversion would clip.
+
+    Args:
+        image: gray, integers from 0 to 65535 or floating-point numbers.
+        channels: 1, 3 or 4.
+        key: the value that is transparent, if there is one.
+        missing: values of pixels without data.
+    """
+    pixels = np.array(image)[None]
     if image.mode != "F":
         if pixels.size and (pixels.min() < 0 or pixels.max() > FULL_SCALE):
             raise UnreadableImage(
                 f"expected integers from 0 to {FULL_SCALE}, got values from {pixels.min()} to {pixels.max()}"
             )
-        pixels = pixels.astype(np.float32) / FULL_SCALE
-    gray = torch.from_numpy(pixels.astype(np.float32, copy=False)).unsqueeze(0)
-    if not gray.isfinite().all():
-        raise UnreadableImage("expected finite values, got NaN or infinity")
-    return to_channels(gray, None, channels)
+        pixels = pixels.astype(np.uint16)
+    opacity = torch.from_numpy(pixels != key).float() if isinstance(key, int) else None
+    return to_channels(to_pixels(pixels, missing), opacity, channels)

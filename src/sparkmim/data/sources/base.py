@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from ..config import FileConfig
 from ..decoding.encoded import EncodedImage
 from ..seeding import Stream, keyed_generator
 
@@ -77,6 +78,17 @@ class Subset(ImageSource):
     def open(self, index: int) -> EncodedImage:
         """Return the image from the source."""
         return self.source.open(int(self.indices[index]))
+
+
+def open_image(source: ImageSource, index: int, files: FileConfig) -> EncodedImage:
+    """Return an image of a source, encoded, that will be decoded as the settings say.
+
+    Raises:
+        UnreadableImage: if it cannot be found or read.
+    """
+    image = source.open(index)
+    image.files = files
+    return image
 
 
 def held_out(source: ImageSource, share: float, seed: int) -> tuple[ImageSource, ImageSource]:

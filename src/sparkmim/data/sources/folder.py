@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,20 @@ import numpy as np
 from ..decoding.encoded import EncodedImage
 from ..decoding.images import EncodedFile, image_extensions
 from .base import ImageSource
+
+JUNK = {
+    "__macosx",
+    "lost+found",
+    "$recycle.bin",
+    "system volume information",
+    "thumbs.db",
+    "desktop.ini",
+    "@eadir",
+    "#recycle",
+    "@recycle",
+    "#snapshot",
+}
+"""Files and folders that archives, operating systems and storage devices leave beside images, in lower case."""
 
 
 class Files(ImageSource):
@@ -46,10 +60,21 @@ class Files(ImageSource):
         return EncodedFile(self.root / self.name(index))
 
 
+def is_junk(name: str) -> bool:
+    """Return whether a file or folder is hidden, or one that operating systems and storage devices leave behind."""
+    return name.startswith(".") or name.lower() in JUNK
+
+
+def list_folders(root: Path) -> list[str]:
+    """Return the names of the folders in a folder in alphabetical order, without junk."""
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not is_junk(path.name))
+
+
 def find_images(folder: str | Path, flag: str = "--data") -> Files:
     """Find all files below a folder, nested or not, with the extension of an image or array, in alphabetical order.
 
-    Hidden files and folders (`.name`) are skipped. Links to folders are followed, each folder once.
+    Junk (see :func:`is_junk`), pipes, sockets and devices are skipped. Links to folders are followed, each folder once;
+    links to nowhere are listed, and turn out unreadable.
 
     Args:
         folder: the folder of images.
@@ -66,22 +91,14 @@ def find_images(folder: str | Path, flag: str = "--data") -> Files:
     known = image_extensions()
     names: list[str] = []
     others: Counter[str] = Counter()
-    visited: set[tuple[int, int]] = set()
-    for parent, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in visited:
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "lost+found")
-        for file in files:
-            extension = os.path.splitext(file)[1].lower()
-            if file.startswith("."):
-                continue
-            if extension in known:
-                names.append(os.path.relpath(os.path.join(parent, file), root))
-            else:
-                others[extension or "no extension"] += 1
+    for below, entry in _walk(root):
+        extension = os.path.splitext(entry.name)[1].lower()
+        if extension not in known:
+            others[extension or "no extension"] += 1
+        elif _is_regular(entry):
+            names.append(below + entry.name)
+        else:
+            others["pipes, sockets or devices"] += 1
     if not names:
         found = ", ".join(f"{count} {extension}" for extension, count in others.most_common(4))
         raise ValueError(
@@ -90,8 +107,42 @@ def find_images(folder: str | Path, flag: str = "--data") -> Files:
     return Files(root, sorted(names))
 
 
-def _refuse(error: OSError) -> None:
-    """Raise for a folder that cannot be listed; os.walk would skip it silently."""
-    raise ValueError(
+def _walk(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield each entry below a folder that is not a folder or junk, with the path of its folder below the root.
+
+    Raises:
+        ValueError: for a folder that cannot be listed.
+    """
+    visited: set[tuple[int, int]] = set()
+    pending = [""]  # relative paths that end with a separator; the last is next
+    while pending:
+        below = pending.pop()
+        folders = []
+        try:
+            status = os.stat(root / below)
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            with os.scandir(root / below) as entries:
+                for entry in entries:
+                    if is_junk(entry.name):
+                        continue
+                    if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+                        folders.append(entry.name)
+                    else:
+                        yield below, entry
+        except OSError as error:
+            raise _unlistable(error) from error
+        pending += [f"{below}{name}{os.sep}" for name in sorted(folders, reverse=True)]
+
+
+def _is_regular(entry: os.DirEntry[str]) -> bool:
+    if entry.is_symlink():
+        return os.path.isfile(entry.path) or not os.path.exists(entry.path)
+    return entry.is_file()
+
+
+def _unlistable(error: OSError) -> ValueError:
+    return ValueError(
         f"the folder {error.filename} cannot be read ({error.strerror}); make it readable, or name a folder without it"
-    ) from error
+    )

@@ -13,6 +13,7 @@ import torch
 from ...data.config import DataConfig
 from ...data.loader import MaskedViews
 from ...data.sources.address import open_source
+from ...data.statistics import first_readable
 from ...data.views import training_view
 from ...models.config import Execution, ModelConfig
 from ...models.factory import code_of, load_backbone
@@ -157,6 +158,7 @@ def _time_to_read(data: str | Path | None, model: SparK, size: tuple[int, int], 
     channels = model.backbone.in_chans
     config = DataConfig(image_size=size, mean=(0.0,) * channels, std=(1.0,) * channels)
     views = MaskedViews(source, training_view(config), channels, grid, model.mask_ratio, seed=0)
+    first_readable(source, channels)
     views[0, 0]
     if data is None:
         for index in range(len(views)):  # these are decoded once and stay in memory

@@ -27,13 +27,20 @@ class Axis:
         return places
 
     def label(self, tick: float) -> str:
-        """Format a tick, all with the same number of decimals unless the axis is logarithmic or values are tiny."""
-        step = round(self.ticks[1] - self.ticks[0], 12) if len(self.ticks) > 1 else tick
+        """Format a tick so that no two are alike: all with as many decimals as their step needs, tiny ones as powers.
+
+        Those of a logarithmic axis are formatted as numbers.
+        """
         if self.log:
             return number(tick)
-        if step < 1e-3:
-            return scientific(tick)
-        return f"{tick:,.{next((d for d in range(4) if math.isclose(round(step, d), step)), 4)}f}"
+        step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else abs(tick) or 1.0
+        order = math.floor(math.log10(step) + 1e-9)
+        decimals = max(0, -order)
+        decimals += not math.isclose(round(step, decimals), step, rel_tol=1e-3)
+        largest = max(map(abs, self.ticks))
+        if step >= 1e-3 or largest >= 1e-2:
+            return f"{tick:,.{decimals}f}"
+        return scientific(tick, max(4, math.floor(math.log10(largest)) - order + 2))
 
 
 def axis(values: Numbers, *, parts: int = 4, zero: bool = False, whole: bool = False, tight: bool = False) -> Axis:

@@ -31,7 +31,8 @@ def write_report(run: Path) -> Path:
 
     Args:
         run: the folder, with any of `config.json`, `plan.json`, `environment.json`, `metrics.jsonl`,
-            `reconstructions/step-*.png`, `results.json`, `mistakes/` and `broken_images.txt`.
+            `reconstructions/step-*.png`, `results.json`, `mistakes/`, `broken_images.txt` and
+            `broken_held_out_images.txt`.
 
     Returns:
         The path of the report.
@@ -51,6 +52,7 @@ def write_report(run: Path) -> Path:
         _section("Configuration", _groups(config)),
         _section("Environment", table(environment.items())),
         _section("Unreadable images", _broken(run / "broken_images.txt")),
+        _section("Unreadable held-out images", _broken(run / "broken_held_out_images.txt")),
     ]
     here = Path(__file__)
     page = Template(here.with_name("template.html").read_text(encoding="utf-8")).substitute(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .text import as_html
+from .text import as_html, name_as_html
 
 MOST_UNREADABLE = 20
 """Maximum number of images named."""
@@ -22,4 +22,8 @@ def unreadable(images: Sequence[tuple[str, str]]) -> str:
         return ""
     more = f"; the first {MOST_UNREADABLE}" if len(images) > MOST_UNREADABLE else ""
     count = f"{len(images):,} image{'s' * (len(images) > 1)}"
-    return f"<p>{count} could not be read{more}:</p>{table(images[:MOST_UNREADABLE])}"
+    rows = "".join(
+        f"<tr><th scope=row>{name_as_html(name)}</th><td>{as_html(error)}</td></tr>"
+        for name, error in images[:MOST_UNREADABLE]
+    )
+    return f"<p>{count} could not be read{more}:</p><table>{rows}</table>"

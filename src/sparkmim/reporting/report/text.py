@@ -6,12 +6,14 @@ import html
 import re
 
 _FOLDERS = re.compile(
-    r"""(?<![\w./\\~-])(?:file:///?|[A-Za-z]:[\\/]|~?/(?!/))  # root of an absolute path, not within another word
+    r"""(?<![^\s'"`(\[{<>=:,;|])(?:file:///?|[A-Za-z]:[\\/]|~?/(?!/))  # root of an absolute path, not within a word
     (?:[^\s/\\'",;]+(?:[ ][^\s/\\'",;-]+)*[\\/])*  # folders, with spaces within but not at their ends
     (?=[^\s/\\'",;])  # followed by the last component, which stays
     """,
     re.VERBOSE,
 )
+
+_ABSOLUTE = re.compile(r"(file:)?/|~|[A-Za-z]:[\\/]")
 
 
 def without_folders(text: str) -> str:
@@ -30,6 +32,11 @@ def as_html(value: object) -> str:
     return html.escape(without_folders(str(value)))
 
 
+def name_as_html(name: str) -> str:
+    """Format the name of a file or class as HTML: as it is, but for the folders of an absolute path."""
+    return html.escape(re.split(r"[/\\]", name)[-1] if _ABSOLUTE.match(name) else name)
+
+
 def number(value: float, digits: int = 4) -> str:
     """Format a number: `0.6123`, `12,345`, `4e-5`; `script.js` formats alike."""
     if abs(value) >= 999.5:
@@ -42,4 +49,4 @@ def number(value: float, digits: int = 4) -> str:
 def scientific(value: float, digits: int = 4) -> str:
     """Format a number in scientific notation: `4e-5`, `1.25e-3`, `0`."""
     mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
-    return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
+    return f"{float(mantissa):.{digits}g}e{int(exponent)}" if value else "0"

@@ -51,7 +51,8 @@ class Classification(TransferTask[LabeledImages]):
         """Return the number of images, and digests of their names and labels."""
         if images is None:
             return "none"
-        digest = hashlib.sha256("\0".join(images.classes[label] for label in images.labels).encode())
+        classes = "\0".join(images.classes[label] for label in images.labels)
+        digest = hashlib.sha256(classes.encode(errors="surrogateescape"))
         return f"{fingerprint_of(images.source)}, labels {digest.hexdigest()[:16]}"
 
     def describe(self, train: LabeledImages) -> str:
@@ -89,7 +90,7 @@ class Classification(TransferTask[LabeledImages]):
             return
         if channels not in (1, 3):
             raise ValueError(f"--policy {policy} takes images of 1 or 3 channels; use --policy none")
-        image = first_readable(train.source, channels)
+        image = first_readable(train.source, channels, config.data).nan_to_num(0)
         low, high = image.min().item(), image.max().item()
         if image.is_floating_point() and not 0 <= low <= high <= 1:
             raise ValueError(

@@ -1,0 +1,168 @@
+"""Read the paths and classes of images from a CSV file, whatever its separator, headings and columns."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+SEPARATORS = (",", ";", "\t")
+"""Separators of columns, the first that fits."""
+
+PATHS = {"image", "file", "path", "filename", "filepath", "file_name", "file_path"}
+"""Headings of the column of paths, in lower case."""
+
+CLASSES = {"label", "class", "target"}
+"""Headings of the column of classes."""
+
+SPLIT = {"split", "fold"}
+"""Headings of the column that says which split an image belongs to."""
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""What such a column may hold, in lower case, and what it stands for."""
+
+SHOWN = 4
+"""Most names that a message lists."""
+
+
+class Table(NamedTuple):
+    """Images listed in a CSV file.
+
+    Attributes:
+        names: paths, relative to the file's folder unless they lie outside of it.
+        classes: class of each.
+        splits: split of each, of :data:`SPLIT_NAMES`; None without such a column.
+    """
+
+    names: list[str]
+    classes: list[str]
+    splits: list[str] | None
+
+    def of_split(self, split: str) -> Table:
+        """Return the rows of one split."""
+        assert self.splits is not None
+        rows = [row for row in zip(self.names, self.classes, self.splits, strict=True) if row[2] == split]
+        return Table([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
+
+
+class Columns(NamedTuple):
+    """Places of the columns, and whether the first row names them."""
+
+    path: int = 0
+    label: int = 1
+    split: int | None = None
+    header: bool = False
+
+
+def read_table(file: Path) -> Table:
+    """Read a CSV file in UTF-8 of rows `path,class`.
+
+    Columns are separated by commas, semicolons or tabs. A first row may name them, by the words above; then there may
+    be others, which are passed over, and one that names splits. Spaces around values are trimmed.
+
+    Raises:
+        ValueError: if the file is none, rows are incomplete, files are missing or listed twice.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        separator, columns = _layout(text, file.parent)
+        rows = [(number, row) for number, row in _rows(text, separator) if any(cell.strip() for cell in row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file} cannot be read as a CSV file ({error}); save it as one, encoded in UTF-8") from error
+    width = len(rows[0][1]) if rows and columns.header else 2
+    rows = rows[columns.header :]
+    if not rows:
+        raise ValueError(f"{file} lists no images; expected rows `path,class`")
+    for number, row in rows:
+        if len(row) != width or not row[columns.path].strip() or not row[columns.label].strip():
+            expected = "`path,class`" if width == 2 else f"{width} columns"
+            raise ValueError(f"{file}, line {number}: expected {expected}, got {separator.join(row)!r}")
+    names = [_name(row[columns.path], file.parent) for _, row in rows]
+    missing = [name for name in names if not (file.parent / name).is_file()]
+    if missing:
+        odd = ", or are not files" if any((file.parent / name).exists() for name in missing) else ""
+        first = missing[0] == names[0] and not columns.header
+        header = "; the first row is taken as a header if it is `path,class`, `filename,label` or the like"
+        raise ValueError(
+            f"{len(missing)} of the {len(names)} images of {file} do not exist{odd}: {named(missing)}. Paths are "
+            f"relative to {file.parent}{header * first}"
+        )
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{file} lists images more than once: {named(sorted(twice))}")
+    return Table(names, [row[columns.label].strip() for _, row in rows], _splits(file, rows, columns.split))
+
+
+def named(names: Sequence[str]) -> str:
+    """Return the first few of some names as text."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _rows(text: str, separator: str) -> list[tuple[int, list[str]]]:
+    return list(enumerate(csv.reader(text.splitlines(keepends=True), delimiter=separator), start=1))
+
+
+def _layout(text: str, folder: Path) -> tuple[str, Columns]:
+    """Return the separator and the columns: as the headings tell, else as fits the first row, else as `path,class`."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    rows = {separator: next(csv.reader([first], delimiter=separator), []) for separator in SEPARATORS}
+    for separator, row in rows.items():
+        columns = _headings(row, folder)
+        if columns is not None:
+            return separator, columns
+    for separator, row in rows.items():
+        if len(row) == 2 and (folder / _name(row[0], folder)).is_file():
+            return separator, Columns()
+    return next((separator for separator, row in rows.items() if len(row) == 2), SEPARATORS[0]), Columns()
+
+
+def _headings(row: Sequence[str], folder: Path) -> Columns | None:
+    """Return the columns that a row of headings names; None if it is not one."""
+    words = [cell.strip().lower() for cell in row]
+    places = {kind: [place for place, word in enumerate(words) if word in kinds] for kind, kinds in _KINDS.items()}
+    if len(places["label"]) != 1 or len(row) < 2:
+        return None
+    label = places["label"][0]
+    path = places["path"][0] if places["path"] else (1 - label if len(row) == 2 else None)
+    if path is None or path == label or (folder / _name(row[path], folder)).is_file():
+        return None
+    return Columns(path, label, places["split"][0] if places["split"] else None, header=True)
+
+
+_KINDS = {"path": PATHS, "label": CLASSES, "split": SPLIT}
+
+
+def _name(cell: str, folder: Path) -> str:
+    """Return a path in one spelling, so that `./a.png` is `a.png`; relative if it lies in the folder."""
+    if not (folder / cell).is_file():
+        cell = cell.strip()
+    name = os.path.normpath(cell) if cell else cell
+    inside = os.path.isabs(name) and Path(name).is_relative_to(folder.absolute())
+    return os.path.relpath(name, folder.absolute()) if inside else name
+
+
+def _splits(file: Path, rows: Sequence[tuple[int, list[str]]], column: int | None) -> list[str] | None:
+    if column is None:
+        return None
+    found = []
+    for number, row in rows:
+        split = SPLIT_NAMES.get(row[column].strip().lower())
+        if split is None:
+            raise ValueError(
+                f"{file}, line {number}: expected a split ({', '.join(dict.fromkeys(SPLIT_NAMES.values()))}), got "
+                f"{row[column]!r}; name the column otherwise to pass over it (--folds makes folds of its own)"
+            )
+        found.append(split)
+    return found
