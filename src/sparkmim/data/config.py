@@ -37,7 +37,7 @@ class ViewConfig:
     workers: int = setting(2, at_least(0, "a number of processes"), resumable=True)
     """Processes that read images; 0 reads them in the training process."""
 
-    max_broken: float = setting(0.1, share("the images"))
+    max_broken: float = setting(0.1, share("the images"), resumable=True)
     """Share of the images that may be unreadable before the run stops. Those within it are skipped and listed."""
 
 

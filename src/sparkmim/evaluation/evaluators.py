@@ -9,11 +9,11 @@ import torch
 from lightning_fabric import Fabric
 
 from ..data.labels import LabeledImages
-from ..data.sources.base import Subset
+from ..data.sources.base import Subset, fingerprint
 from ..models.spark import SparK
 from ..training.errors import RunStopped
 from ..training.task import TrainingTask
-from ..utils.distributed import gather
+from ..utils.distributed import gather_results
 from ..utils.logging import log
 from .features import pooled_features
 from .frozen import LabeledFeatures
@@ -40,6 +40,11 @@ class KnnMonitor:
         if self.val is None:
             return f"k-NN, each of {len(self.train):,} labeled images by all others"
         return f"k-NN, {len(self.val):,} labeled images by {len(self.train):,} others"
+
+    def fingerprint(self) -> str:
+        """Return the numbers of images and digests of their names."""
+        sets = [images for images in (self.train, self.val) if images is not None]
+        return ", ".join(f"{len(images)} ({fingerprint(images.source)})" for images in sets)
 
     def __call__(self, trainer: TrainingTask[Any]) -> dict[str, float]:
         """Return shares of images classified correctly; all ranks share the reading and get the same numbers.
@@ -76,15 +81,19 @@ class KnnMonitor:
         backbone = trainer.model.backbone
         data = trainer.config.data
         own = np.arange(fabric.global_rank, len(images), fabric.world_size)
-        found = pooled_features(
-            backbone,
-            Subset(images.source, own),
-            data,
-            batch_size=trainer.micro_batch,
-            workers=data.workers,
-            device=fabric.device,
-        )
-        parts = gather(fabric, (own[found.indices], found.values))
+
+        def own_features() -> tuple[np.ndarray, torch.Tensor]:
+            found = pooled_features(
+                backbone,
+                Subset(images.source, own),
+                data,
+                batch_size=trainer.micro_batch,
+                workers=data.workers,
+                device=fabric.device,
+            )
+            return own[found.indices], found.values
+
+        parts = gather_results(fabric, own_features)
         indices = np.concatenate([part for part, _ in parts])
         order = np.argsort(indices)
         values = torch.cat([part for _, part in parts])[torch.from_numpy(order)]

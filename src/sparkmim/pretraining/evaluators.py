@@ -16,6 +16,8 @@ from ..data.statistics import first_readable
 from ..evaluation.evaluators import KnnMonitor
 from ..models.spark import SparK
 from ..reporting.reconstructions import reconstruction_grid, save_png
+from ..utils.distributed import gather_results
+from ..utils.modules import eval_mode
 from .config import PretrainConfig
 
 PICTURED = 8
@@ -31,17 +33,19 @@ def held_out_loss(
 ) -> float:
     """Return the mean loss in evaluation mode. All processes share the work and get the same number."""
     batches = evaluation_batches(views, batch_size, workers, process=fabric.global_rank, processes=fabric.world_size)
-    total = torch.zeros(2, device=fabric.device)
-    model.eval()
-    with read(batches) as each:
-        for batch in each:
-            with fabric.autocast():
-                out = model.forward(to_input(batch.images), batch.visible)
-            total += torch.stack([out.loss.float() * len(batch.images), total.new_tensor(len(batch.images))])
-    model.train()
-    summed = fabric.all_reduce(total, reduce_op="sum")
-    assert isinstance(summed, torch.Tensor)
-    return float(summed[0] / summed[1])
+
+    def sum_of_losses() -> tuple[Tensor, int]:
+        total, images = torch.zeros((), device=fabric.device), 0
+        with eval_mode(model), read(batches) as each:
+            for batch in each:
+                with fabric.autocast():
+                    out = model.forward(to_input(batch.images), batch.visible)
+                total += out.loss.float() * len(batch.images)
+                images += len(batch.images)
+        return total.cpu(), images
+
+    parts = gather_results(fabric, sum_of_losses)
+    return float(sum(total for total, _ in parts) / sum(images for _, images in parts))
 
 
 @torch.no_grad()
