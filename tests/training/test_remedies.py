@@ -219,7 +219,7 @@ def test_parts_that_do_not_divide(tmp_path: Path, images: Path, command: Command
 
 def test_one_value_per_channel(tmp_path: Path, images: Path, command: Command) -> None:
     """It is found before the folder is written."""
-    one = {"image_size": 32, "patch_size": 32, "mask_ratio": 0.0, "batch_size": 1, "epochs": 0.4}
+    one = {"mask_ratio": 0.75, "batch_size": 1, "epochs": 0.4}
     code, said = command(tmp_path / "run", **one)
     assert code == 2
     assert "batch norm would see one value per channel" in said
