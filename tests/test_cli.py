@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -373,3 +375,32 @@ def test_load_backbone(networks: str) -> None:
     made = load_backbone(f"{networks}:works", ("deep",))
     assert made.channels == [8]
     assert isinstance(made(torch.zeros(1, 3, 8, 8))[0], torch.Tensor)
+
+
+@pytest.mark.slow
+def test_a_run_without_streams(tmp_path: Path, images: Path) -> None:
+    """As some service managers start it: no file stands behind standard input, output and error."""
+    settings = "--model test_resnet --image-size 64 --decoder-width 32 --batch-size 4 --epochs 0.8 --warmup-epochs 0.1"
+    run = tmp_path / "run"
+    command = f"exec '{sys.executable}' -m sparkmim pretrain --output '{run}' --data '{images}' {settings} --workers 1"
+    done = subprocess.run(["sh", "-c", f"{command} <&- >&- 2>&-"], timeout=300)
+    assert done.returncode == 0
+    assert (run / "report.html").exists()
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+    for path in run.rglob("*"):  # what is printed goes into none of its files
+        assert path.is_dir() or b"parameters; decoder" not in path.read_bytes() or path.suffix in (".html", ".json")
+
+
+def test_names_that_a_terminal_cannot_print_end_nothing(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bytes_out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(bytes_out, encoding="ascii", write_through=True))
+    run = tmp_path / "größe"
+    settings = "--model test_resnet --image-size 64 --decoder-width 32 --batch-size 4 --epochs 0.8 --warmup-epochs 0.1"
+    words = ["pretrain", "--output", str(run), "--data", str(images), *settings.split(), "--workers", "0"]
+    monkeypatch.setattr(sys, "argv", ["sparkmim", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    assert rb"gr\xf6\xdfe/encoder.safetensors" in bytes_out.getvalue()

@@ -33,9 +33,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command line, and exit with its code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files need not be text in the terminal's encoding
+    prepare_streams()
     with printing():
         code = run_command(sys.argv[1:])
         try:
@@ -44,6 +42,22 @@ def main() -> None:
         except OSError:  # the reader has ended, as `| head` does, or the terminal was closed
             silence(sys.stdout)
     sys.exit(code)
+
+
+def prepare_streams() -> None:
+    """Let printing never end a command: with streams that are closed, or whose encoding lacks a character.
+
+    Without a file behind the number of a closed stream, the next file that is opened would get it, and what libraries
+    print.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -104,11 +118,14 @@ def explain(error: Exception) -> int:
     from .sparse import UnsupportedOperation
     from .training.errors import RunStopped
     from .utils.devices import out_of_memory
+    from .utils.distributed import OtherProcessStopped
 
+    if isinstance(error, OtherProcessStopped):  # which says why
+        return STOPPED
     if isinstance(error, UnsupportedOperation):
         return complain(str(error), BAD_INPUT, same_on_all=True)
     if isinstance(error, RunStopped):
-        return complain(str(error), STOPPED)
+        return complain(str(error), STOPPED, same_on_all=error.everywhere)
     if isinstance(error, (MemoryError, RuntimeError)) and out_of_memory(error):
         return complain("out of memory; use a smaller --batch-size, --image-size or network", STOPPED)
     raise error

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from sparkmim.checkpoints.run_folder import BrokenCheckpoint, RunFolder, read_checkpoint
+from sparkmim.checkpoints.run_folder import BrokenCheckpoint, RunFolder, identity, read_checkpoint
 from sparkmim.utils.io import SUFFIX, write_atomically, write_json, write_text
 
 
@@ -171,3 +171,32 @@ def test_foreign_folders_are_refused(tmp_path: Path) -> None:
 def test_a_run_folder_is_read(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {"sparkmim": "1", "model": {}})
     assert RunFolder(tmp_path).read_config() == {"sparkmim": "1", "model": {}}
+
+
+def test_files_of_the_users_own_are_left_alone(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.save_checkpoint(state(1), 1, keep=1)
+    own = ["step-000000002-keep.pt", "step-best.pt", "step-000000009.pt.bak", "step-2.pt", "notes.txt"]
+    for name in own:
+        (run.checkpoints / name).write_bytes(b"mine")
+    newest = run.newest_checkpoint()
+    assert newest is not None
+    assert newest.state["step"] == 1
+    run.save_checkpoint(state(3), 3, keep=1)
+    assert names(run.checkpoints) == sorted([*own, "step-000000003.pt"])
+
+
+def test_more_steps_than_nine_digits_are_in_order(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for step in (999_999_999, 1_000_000_000):
+        run.save_checkpoint(state(step), step, keep=2)
+    assert [path.name for path in run.list_checkpoints()] == ["step-999999999.pt", "step-1000000000.pt"]
+
+
+def test_what_a_checkpoint_is_told_by() -> None:
+    model = {"weight": torch.arange(6.0).view(2, 3).T, "count": torch.tensor(3)}
+    same = {"step": 4, "model": {name: tensor.clone() for name, tensor in model.items()}}
+    assert identity(same) == identity({"step": 4, "model": model})
+    assert identity({"step": 5, "model": model}) != identity(same)
+    same["model"]["count"] += 1
+    assert identity({"step": 4, "model": model}) != identity(same)

@@ -118,48 +118,6 @@ def test_sigterm_saves_and_the_same_command_continues(tmp_path: Path, images: Pa
         done = step
 
 
-STOP = """
-import os, signal, sys
-from types import SimpleNamespace
-sys.path.insert(0, sys.argv[3])
-from helpers import TINY_PRETRAIN
-from sparkmim.pretraining.run import pretrain
-from sparkmim.training import loop
-
-rank, done, asked = int(os.environ["RANK"]), [], []
-clock = lambda: 0.625 * len(done) * (1 + rank)  # eight steps take the first process five seconds, the other one ten
-loop.time = SimpleNamespace(monotonic=clock)
-gather = loop.gather
-
-def note(fabric, value):
-    if isinstance(value, tuple):
-        asked.append(len(done))
-    return gather(fabric, value)
-
-def after_step(step):
-    done.append(step)
-    if (step, rank) == (22, 1):
-        os.kill(os.getpid(), signal.SIGTERM)
-
-loop.gather = note
-chosen = TINY_PRETRAIN | {"data": sys.argv[2], "epochs": 40.0, "log_every": 20}
-end = pretrain(sys.argv[1], chosen=chosen, after_step=after_step)
-print(f"{rank}: asked at {asked}, {end.interrupted} at {end.step}", flush=True)
-"""
-
-
-def test_processes_agree_on_a_stop_by_the_clock(tmp_path: Path, images: Path) -> None:
-    """Not at every step, nor only with a line of metrics, which may be minutes away; a signal to one is for all."""
-    script = tmp_path / "script.py"
-    script.write_text(STOP)
-    here = str(Path(__file__).parents[1])
-    out, err = start(str(script), str(tmp_path / "run"), str(images), here).communicate(timeout=180)
-    for rank in (0, 1):
-        assert f"{rank}: asked at [1, 9, 17, 20, 28], SIGTERM at 28" in out, err
-    assert final(tmp_path / "run")["step"] == 28
-    assert [line["step"] for line in lines(tmp_path / "run")] == [20]
-
-
 AGREE = """
 import os, sys
 from sparkmim.training.run import agree, launch

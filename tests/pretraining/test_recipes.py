@@ -227,3 +227,12 @@ def test_a_recipe_may_change_what_the_memory_was_estimated_for(tmp_path: Path) -
     assert trained.encoder is not estimated.encoder
     for key, tensor in fresh.state_dict().items():
         torch.testing.assert_close(trained.state_dict()[key], tensor, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("epochs", [0.5, 2000.0])
+def test_recipes_follow_the_epochs_that_are_chosen(recipe: str, epochs: float) -> None:
+    """No message about a warm-up that nobody has given."""
+    config = RECIPES[recipe](situation(chosen={"epochs": epochs}))
+    assert config.schedule.epochs == epochs
+    assert 0 < config.schedule.warmup_epochs < epochs

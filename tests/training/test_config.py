@@ -40,7 +40,7 @@ def test_what_a_field_says_of_itself() -> None:
     assert {name for name, field in settings.items() if field.resumable} == {
         *("workers", "log_every", "val_every", "checkpoint_minutes", "keep_checkpoints", "pictures", "compile"),
         *("device", "grad_checkpointing", "monitor", "monitor_data", "monitor_every", "data", "val_data", "test_data"),
-        *("max_broken", "max_pixels"),  # since then: remedies that a run may be resumed with
+        *("accumulate", "max_broken", "max_pixels"),
     }
     assert {name for name, field in PretrainConfig.settings().items() if field.shapes_model} == {
         *("model", "stages", "in_chans", "decoder_width", "decoder_block", "densify_norm", "hierarchy"),

@@ -18,6 +18,8 @@ from safetensors.torch import load
 from helpers import STEPS, TINY_PRETRAIN, assert_same_training, final, interrupt_at, lines, make_images
 from sparkmim import SparK
 from sparkmim.cli import main
+from sparkmim.data.loader import MaskedViews
+from sparkmim.data.sampler import Positions
 from sparkmim.pretraining.run import pretrain
 from sparkmim.training.errors import RunStopped
 from sparkmim.training.step import Trainer
@@ -77,7 +79,7 @@ def test_out_of_memory_names_the_ways_out(
     text = str(stop.value)
     assert "out of memory at step 2 with 2 images of 64 x 64 at a time" in text
     assert "--batch-size (now 4)" in text
-    assert "double --accumulate (now 2)" in text
+    assert "Give the same command with --accumulate 4 (now 2)" in text
     assert text.endswith("step-000000002.pt")
 
 
@@ -323,5 +325,26 @@ def test_a_reading_process_that_dies(tmp_path: Path, images: Path, monkeypatch: 
         os._exit(7)
 
     monkeypatch.setattr("sparkmim.data.loader.MaskedViews.__getitems__", die)
-    with pytest.raises(RunStopped, match=r"a process that reads images died at step 0 .*try fewer --workers"):
+    with pytest.raises(RunStopped, match=r"a process that reads images died at step 0 .*fewer --workers \(now 1\)"):
         run(tmp_path / "run", images, workers=1)
+
+
+def test_a_reading_process_that_dies_of_an_image(
+    tmp_path: Path, images: Path, uninterrupted: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last finished step is saved, and nothing of the step that cannot be finished."""
+    settings = {"accumulate": 2, "workers": 1}
+    original, main = MaskedViews.__getitems__, os.getpid()
+
+    def die(self: Any, keys: Any) -> Any:
+        if os.getpid() != main and keys == fatal:
+            os._exit(7)
+        return original(self, keys)
+
+    fatal = list(Positions(10, 4, 6, 1, accumulate=2))[5]  # the second half of step 2
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskedViews, "__getitems__", die)
+        with pytest.raises(RunStopped, match=r"a process that reads images died at step 2 .*step-000000002\.pt"):
+            run(tmp_path / "run", images, **settings)
+    pretrain(tmp_path / "run", chosen={"workers": 0})
+    assert_same_training(tmp_path / "run", uninterrupted(accumulate=2))

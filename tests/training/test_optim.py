@@ -11,7 +11,7 @@ from torch import nn
 
 from sparkmim import SparK
 from sparkmim.training.config import OptimizerConfig
-from sparkmim.training.optim import build_optimizer, param_groups_weight_decay, set_rates
+from sparkmim.training.optim import build_optimizer, load_optimizer, param_groups_weight_decay, set_rates
 
 
 def groups_by_name(model: nn.Module) -> tuple[set[str], set[str]]:
@@ -114,3 +114,22 @@ def test_gradients_are_not_clipped_by_the_optimizer(kind: str) -> None:
         optimizer.step()
         steps.append(model.weight.detach())
     torch.testing.assert_close(steps[0], steps[1])
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.04])
+def test_lamb_trusts_what_is_decayed_also_without_decay(weight_decay: float) -> None:
+    """The first step of a matrix is as long as its norm times the rate, whatever its gradient's size."""
+    parameter = nn.Parameter(torch.full((4, 4), 0.01))
+    optimizer = build_optimizer(
+        [{"params": [parameter], "weight_decay_scale": 1.0}],
+        OptimizerConfig(optimizer="lamb", lr=0.1, betas=(0.9, 0.95)),
+    )
+    for state in (None, optimizer.state_dict()):
+        if state is not None:  # of an older checkpoint, which did not record it
+            state["param_groups"][0]["always_adapt"] = False
+            load_optimizer(optimizer, state)
+        before = parameter.detach().clone()
+        parameter.grad = torch.full((4, 4), 1000.0)
+        set_rates(optimizer, 0.1, weight_decay)
+        optimizer.step()
+        assert (parameter.detach() - before).norm() == pytest.approx(0.1 * before.norm().item(), rel=1e-3)

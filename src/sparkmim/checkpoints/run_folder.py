@@ -5,7 +5,7 @@ RUN/config.json          the configuration, every value resolved
 RUN/plan.json            the plan, as shown before the run
 RUN/environment.json     versions and device
 RUN/metrics.jsonl        metrics, a line every few steps
-RUN/checkpoints/         step-*.pt, the newest ones
+RUN/checkpoints/         step-*.pt, the newest ones; step-*.pt.unreadable, set aside when the run was resumed
 RUN/encoder.safetensors  the encoder as of the newest checkpoint
 RUN/reconstructions/     step-*.png
 RUN/model.safetensors    the classifier of a fine-tuning, as of the best validation so far
@@ -21,21 +21,55 @@ RUN/.lock                held by the process that trains here
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from ..utils.devices import out_of_memory
 from ..utils.io import SUFFIX, write_atomically, write_text
 
 PARTS = {"model", "optimizer", "precision", "step", "broken", "config"}
 """Keys of every checkpoint."""
 
 
+CHECKPOINT = re.compile(r"step-(\d{9,})\.pt")
+"""Names of the checkpoints that a run writes."""
+
+UNREADABLE = ".unreadable"
+"""Added to the names of checkpoints that could not be read."""
+
+
 class BrokenCheckpoint(ValueError):
-    """A checkpoint that cannot be read."""
+    """A checkpoint that cannot be read.
+
+    Args:
+        message: for the user.
+        passing: the reason is not in the file, which may be read another time.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
+
+
+class NewestCheckpoint(NamedTuple):
+    """The newest checkpoint of a folder that can be read.
+
+    Attributes:
+        state: its content.
+        path: of its file.
+        unreadable: newer ones, and why they cannot be read.
+    """
+
+    state: dict[str, Any]
+    path: Path
+    unreadable: Mapping[Path, BrokenCheckpoint]
 
 
 class Contents(NamedTuple):
@@ -109,14 +143,15 @@ class RunFolder:
         return self.checkpoints / f"step-{step:09}.pt"
 
     def list_checkpoints(self) -> list[Path]:
-        """Return the paths of all checkpoints, oldest first."""
-        return sorted(self.checkpoints.glob("step-*.pt"))
+        """Return the paths of all checkpoints, oldest first; files of other names are the user's."""
+        named = [(CHECKPOINT.fullmatch(path.name), path) for path in self.checkpoints.glob("step-*.pt")]
+        return [path for _, path in sorted((int(match[1]), path) for match, path in named if match)]
 
     def save_checkpoint(self, state: Mapping[str, Any], step: int, keep: int) -> Path:
         """Write the checkpoint of a step, then remove all but the newest `keep`.
 
-        Checkpoints of later steps are removed too: they were damaged, or given up when the run resumed from an earlier
-        step, and would be taken for newer.
+        Checkpoints of later steps are removed too: they were given up when the run went back to an earlier step, and
+        would be taken for newer.
         """
         path = self.checkpoint(step)
         write_atomically(path, lambda file: torch.save(state, file))
@@ -126,33 +161,31 @@ class RunFolder:
             other.unlink(missing_ok=True)
         return path
 
-    def begin_from(self, state: Mapping[str, Any], keep: int) -> None:
-        """Make the resumed state the newest checkpoint, before later metrics are removed.
+    def set_aside(self, paths: Iterable[Path]) -> None:
+        """Rename checkpoints that cannot be read, so that they are neither taken for the newest nor removed."""
+        for path in paths:
+            with suppress(FileNotFoundError):
+                path.replace(path.with_name(path.name + UNREADABLE))
 
-        A run that ends before its next checkpoint then resumes from the same step, with the metrics up to it.
-        """
-        if self.list_checkpoints()[-1:] != [self.checkpoint(state["step"])]:
-            self.save_checkpoint(state, state["step"], keep)
-
-    def newest_checkpoint(self) -> tuple[dict[str, Any], Path] | None:
-        """Read the newest readable checkpoint; return it with its path, or None if there are no checkpoints.
+    def newest_checkpoint(self) -> NewestCheckpoint | None:
+        """Read the newest readable checkpoint; None if there are no checkpoints.
 
         Raises:
             BrokenCheckpoint: if there are checkpoints but none is readable.
         """
-        paths = self.list_checkpoints()
-        errors = []
-        for path in reversed(paths):
+        errors: dict[Path, BrokenCheckpoint] = {}
+        for path in reversed(self.list_checkpoints()):
             try:
-                return read_checkpoint(path), path
+                return NewestCheckpoint(read_checkpoint(path), path, errors)
             except BrokenCheckpoint as error:
-                errors.append(str(error))
-        if errors:
-            raise BrokenCheckpoint(
-                f"no checkpoint of {self.root} can be read: {'; '.join(errors)}. Remove {self.checkpoints} to start "
-                f"again from the beginning, or use another --output"
-            )
-        return None
+                errors[path] = error
+        if not errors:
+            return None
+        said = "; ".join(map(str, errors.values()))
+        remedy = f"Remove {self.checkpoints} to start again from the beginning, or use another --output"
+        if any(error.passing for error in errors.values()):
+            remedy = "Give the same command again when that is mended"
+        raise BrokenCheckpoint(f"no checkpoint of {self.root} can be read: {said}. {remedy}")
 
     def truncate_metrics(self, step: int) -> None:
         """Remove the lines after a step, which will be computed again."""
@@ -184,14 +217,32 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise BrokenCheckpoint(
             f"there is no checkpoint {path}; --resume takes auto, never, or one of RUN/checkpoints"
         ) from error
+    except (OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, OSError) or out_of_memory(error):
+            reason = "there is not enough memory" if out_of_memory(error) else str(error)
+            raise BrokenCheckpoint(f"{path} cannot be read now ({reason})", passing=True) from error
+        raise _not_a_checkpoint(path, error) from error
     except Exception as error:  # torch raises anything on other formats
-        reason = " ".join(str(error).split(". ")[0].split())  # torch's advice follows, which does not apply
-        raise BrokenCheckpoint(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}): it is cut off, or of another "
-            f"format"
-        ) from error
+        raise _not_a_checkpoint(path, error) from error
     if not isinstance(state, dict) or not state.keys() >= PARTS:
         raise BrokenCheckpoint(
             f"{path} is not a checkpoint of a sparkmim pretraining; --init reads weights from elsewhere"
         )
     return state
+
+
+def _not_a_checkpoint(path: Path, error: Exception) -> BrokenCheckpoint:
+    """Return the error for a file that is cut off or of another format."""
+    reason = " ".join(str(error).split(". ")[0].split())  # torch's advice follows, which does not apply
+    return BrokenCheckpoint(
+        f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}): it is cut off, or of another format"
+    )
+
+
+def identity(state: Mapping[str, Any]) -> str:
+    """Return a digest of a checkpoint's step and weights."""
+    digest = hashlib.blake2b(str(state["step"]).encode(), digest_size=16)
+    for name, tensor in state["model"].items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -21,6 +21,9 @@ def report_outcome(output: Path, outcome: Outcome, advice: Sequence[str], comman
 
     if not is_rank_zero():
         return INTERRUPTED if outcome.interrupted else 0
+    if outcome.interrupted and outcome.step == 0:
+        print(f"\n{outcome.interrupted}: ended before the first step; give the same command again")
+        return INTERRUPTED
     if outcome.interrupted:
         start = "torchrun ... -m sparkmim" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "sparkmim"
         print(f"\n{outcome.interrupted}: saved after step {outcome.step} of {outcome.steps}. To resume:")

@@ -6,10 +6,14 @@ processes or earlier steps.
 
 from __future__ import annotations
 
+import pickle
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from itertools import islice
+from multiprocessing.connection import wait
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Shaped
@@ -17,10 +21,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..models.masking import random_visible, visible_where_data
+from ..utils.interruption import leave_if_asked
+from ..utils.logging import log
 from .decoding.encoded import UnreadableImage
 from .normalize import join, where_data
 from .sampler import InOrder, Key, Positions
 from .seeding import Stream, keyed_generator
+from .shared_memory import SHARED_MEMORY, PipedBatch, PipedIfFull, shared_memory_free
 from .sources.base import ImageSource
 from .views import View
 
@@ -28,11 +35,13 @@ MAX_REPLACEMENTS = 100
 """Unreadable images in a row, drawn at random, after which reading fails."""
 
 
+STOPS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that ask a run to stop."""
+
+FROM_OUTSIDE = (*STOPS, signal.SIGKILL)
+"""Signals that another process sends; SIGKILL comes of the system if memory is short."""
+
 T = TypeVar("T")
-
-
-GRACE = 60
-"""Seconds that a worker process stays alive after SIGTERM."""
 
 
 class Batch(NamedTuple):
@@ -180,8 +189,8 @@ def plain_batches(views: PlainViews, batch_size: int, workers: int) -> DataLoade
         views,
         batch_size=batch_size,
         num_workers=workers,
-        collate_fn=_collate_plain,
-        worker_init_fn=_ignore_interrupts,
+        collate_fn=PipedIfFull(_collate_plain) if workers else _collate_plain,
+        worker_init_fn=_ignore_signals,
     )
 
 
@@ -201,16 +210,116 @@ def evaluation_batches(
 
 
 @contextmanager
-def read(batches: DataLoader[T]) -> Iterator[Iterator[T]]:
+def read(batches: DataLoader[T]) -> Iterator[Batches[T]]:
     """Iterate over batches, and end the worker processes with the block.
 
     If it raises, the traceback would keep them alive, and torch would wait for them in vain when it is collected.
     """
-    iterator = iter(batches)
+    reading = Batches(batches)
     try:
-        yield iterator
+        yield reading
     finally:
-        getattr(iterator, "_shutdown_workers", lambda: None)()  # what the iterator does when it is deleted
+        reading.close()
+
+
+class ReaderDied(Exception):
+    """A worker process died of what it read."""
+
+
+class Batches(Iterator[T]):
+    """The batches of a loader, also if its worker processes are killed: the rest is read in this process then.
+
+    Torch raises wherever the training process is when a worker dies, in the midst of a checkpoint too. Here the death
+    is found where the next batch is missing.
+
+    Attributes:
+        died: what torch says of a worker that has died; None while all are well.
+    """
+
+    def __init__(self, loader: DataLoader[T]) -> None:
+        self.loader = loader
+        self.died: str | None = None
+        self._count = 0
+        self._warned = False
+        self._loading: Iterator[Any] = iter(loader)
+        self._iterator = self._loading
+        self._handler = self._replace_handler(signal.SIG_DFL) if loader.num_workers else None
+
+    def __next__(self) -> T:
+        """Return the next batch.
+
+        Raises:
+            Interrupted: if a stop is asked for and the work may be left.
+            ReaderDied: if a worker died of what it read.
+        """
+        leave_if_asked()
+        try:
+            batch = next(self._iterator)
+        except (RuntimeError, OSError, EOFError) as error:  # the last two of a batch that it had not passed on wholly
+            if not worker_died(error) and not self._a_worker_ends():
+                raise
+            self.died = str(error).strip().splitlines()[-1]
+            if not self._ended_from_outside():
+                raise ReaderDied(self.died) from error
+            self._iterator = self._read_here()
+            batch = next(self._iterator)
+        self._count += 1
+        if isinstance(batch, PipedBatch):
+            self._warn()
+            batch = pickle.loads(batch.content)
+        return batch  # type: ignore[no-any-return]
+
+    def _a_worker_ends(self) -> bool:
+        """Return whether a worker has ended, or does so within a second."""
+        workers = list(getattr(self._iterator, "_workers", []))
+        return bool(workers) and bool(wait([worker.sentinel for worker in workers], timeout=1.0))
+
+    def _ended_from_outside(self) -> bool:
+        """Return whether workers were ended by a signal, not by what they read, which might end this process too."""
+        codes = [worker.exitcode for worker in getattr(self._iterator, "_workers", [])]
+        return all(code is None or code in (0, *(-number for number in FROM_OUTSIDE)) for code in codes)
+
+    def _read_here(self) -> Iterator[Any]:
+        """Return the batches that are left, read in this process."""
+        sampler: Any = self.loader.batch_sampler
+        left = sampler.after(self._count) if hasattr(sampler, "after") else islice(iter(sampler), self._count, None)
+        views: Any = self.loader.dataset
+        for keys in left:
+            parts = views.__getitems__(keys) if hasattr(views, "__getitems__") else [views[key] for key in keys]
+            yield self.loader.collate_fn(parts)
+
+    def _warn(self) -> None:
+        if not self._warned:
+            self._warned = True
+            free = shared_memory_free() or 0
+            log.warning(
+                f"shared memory ({SHARED_MEMORY}) has {free / 2**20:.0f} MiB free, too few for the batches of "
+                f"{self.loader.num_workers} workers: they pass through pipes, which is slower. Enlarge it (docker run "
+                f"--shm-size 8g), or use fewer --workers"
+            )
+
+    @staticmethod
+    def _replace_handler(handler: Any) -> Any:
+        """Set the handler of ended children, which is torch's; return the one before, None outside the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            return None
+        return signal.signal(signal.SIGCHLD, handler)
+
+    def close(self) -> None:
+        """End the worker processes, also those that hang."""
+        workers = list(getattr(self._loading, "_workers", []))
+        getattr(self._loading, "_shutdown_workers", lambda: None)()  # what the iterator does when it is deleted
+        for worker in workers:
+            if worker.is_alive():  # it ignores the signal by which torch would end it
+                worker.kill()
+        if self._handler is not None:
+            self._replace_handler(self._handler)
+
+
+def worker_died(error: Exception) -> bool:
+    """Return whether an error of a loader says that a worker process has ended."""
+    text = str(error)
+    return "DataLoader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text)
 
 
 def load(
@@ -226,9 +335,9 @@ def load(
         views,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=PipedIfFull(collate) if workers else collate,
         pin_memory=pin_memory,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_ignore_signals,
     )
 
 
@@ -256,9 +365,11 @@ def _collate_plain(parts: list[PlainBatch]) -> PlainBatch:
     )
 
 
-def _ignore_interrupts(_: int) -> None:
-    # Ctrl-C and hang-up reach all processes of a terminal, and SIGTERM often all of a job. The trainer saves then, and
-    # still needs the batches of the step it is in, so the workers outlive it for a while.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+def _ignore_signals(_: int) -> None:
+    """Ignore the signals that ask the trainer for a stop: it saves then, and needs the batches of its step.
+
+    They often reach all processes of a job. A worker ends when the trainer tells it to or has ended, which it looks for
+    every few seconds.
+    """
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -50,6 +52,13 @@ class Positions(Sampler[list[Key]]):
 
     def __len__(self) -> int:
         return max(0, self.steps - self.start) * self.accumulate
+
+    def after(self, batches: int) -> Iterator[list[Key]]:
+        """Return the micro-batches that follow some of them, without going through those."""
+        steps, rest = divmod(batches, self.accumulate)
+        later = copy.copy(self)
+        later.start = self.start + steps
+        return islice(iter(later), rest, None)
 
     def __iter__(self) -> Iterator[list[Key]]:
         micro = self.batch_size // (self.accumulate * self.processes)

@@ -10,11 +10,11 @@ import torch
 from lightning_fabric import Fabric
 
 from ..data.labels import LabeledImages
-from ..data.sources.base import Subset
+from ..data.sources.base import Subset, fingerprint
 from ..models.spark import SparK
 from ..training.errors import RunStopped
 from ..training.task import TrainingTask
-from ..utils.distributed import gather
+from ..utils.distributed import gather_results
 from ..utils.logging import log
 from ..utils.text import printable
 from .features import pooled_features
@@ -42,6 +42,11 @@ class KnnMonitor:
         if self.val is None:
             return f"k-NN, each of {len(self.train):,} labeled images by all others"
         return f"k-NN, {len(self.val):,} labeled images by {len(self.train):,} others"
+
+    def fingerprint(self) -> str:
+        """Return the numbers of images and digests of their names."""
+        sets = [images for images in (self.train, self.val) if images is not None]
+        return ", ".join(f"{len(images)} ({fingerprint(images.source)})" for images in sets)
 
     def __call__(self, trainer: TrainingTask[Any]) -> dict[str, float]:
         """Return shares of images classified correctly; all ranks share the reading and get the same numbers.
@@ -73,16 +78,20 @@ class KnnMonitor:
         backbone = trainer.model.backbone
         data = trainer.config.data
         own = np.arange(fabric.global_rank, len(images), fabric.world_size)
-        found = pooled_features(
-            backbone,
-            Subset(images.source, own),
-            data,
-            batch_size=trainer.micro_batch,
-            workers=data.workers,
-            device=fabric.device,
-        )
-        broken = [(int(own[index]), error) for index, error in found.broken]
-        parts = gather(fabric, (own[found.indices], found.values, broken))
+
+        def own_features() -> tuple[np.ndarray, torch.Tensor, list[tuple[int, str]]]:
+            found = pooled_features(
+                backbone,
+                Subset(images.source, own),
+                data,
+                batch_size=trainer.micro_batch,
+                workers=data.workers,
+                device=fabric.device,
+            )
+            broken = [(int(own[index]), error) for index, error in found.broken]
+            return own[found.indices], found.values, broken
+
+        parts = gather_results(fabric, own_features)
         self._list(images, [pair for _, _, part in parts for pair in part])
         indices = np.concatenate([part for part, _, _ in parts])
         order = np.argsort(indices)

@@ -36,7 +36,8 @@ class ModelConfig:
 
     init: str = setting("none", kind="weights")
     """Weights to start from: none, timm (its pretrained ones), or a file: an encoder.safetensors, a checkpoint of
-    sparkmim, timm, torchvision or the authors' code."""
+    sparkmim, timm, torchvision or the authors' code; or the folder of a pretraining, decoder and mask embeddings
+    included."""
 
     drop_path: float = setting(0.0, rate())
     """Highest rate of stochastic depth in the network."""

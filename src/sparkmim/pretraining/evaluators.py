@@ -18,8 +18,9 @@ from ..evaluation.evaluators import KnnMonitor
 from ..models.spark import SparK
 from ..reporting.reconstructions import reconstruction_grid, save_png
 from ..training.errors import RunStopped
-from ..utils.distributed import gather
+from ..utils.distributed import gather_results
 from ..utils.logging import log
+from ..utils.modules import eval_mode
 from ..utils.text import printable
 from .config import PretrainConfig
 
@@ -50,27 +51,30 @@ def held_out_loss(
         RunStopped: if none can be read.
     """
     batches = evaluation_batches(views, batch_size, workers, process=fabric.global_rank, processes=fabric.world_size)
-    total = torch.zeros(2, device=fabric.device)
-    broken: list[tuple[int, str]] = []
-    model.eval()
-    with read(batches) as each:
-        for batch in each:
-            broken += batch.broken
-            if not batch.indices:
-                continue
-            with fabric.autocast():
-                out = model.forward(to_input(batch.images), batch.visible, **gaps(batch, fabric.device))
-            total += torch.stack([out.loss.float() * len(batch.images), total.new_tensor(len(batch.images))])
-    model.train()
-    summed = fabric.all_reduce(total, reduce_op="sum")
-    assert isinstance(summed, torch.Tensor)
-    broken = [pair for part in gather(fabric, broken) for pair in part]
-    if not summed[1]:
+
+    def sum_of_losses() -> tuple[Tensor, int, list[tuple[int, str]]]:
+        total, images = torch.zeros((), device=fabric.device), 0
+        broken: list[tuple[int, str]] = []
+        with eval_mode(model), read(batches) as each:
+            for batch in each:
+                broken += batch.broken
+                if not batch.indices:
+                    continue
+                with fabric.autocast():
+                    out = model.forward(to_input(batch.images), batch.visible, **gaps(batch, fabric.device))
+                total += out.loss.float() * len(batch.images)
+                images += len(batch.images)
+        return total.cpu(), images, broken
+
+    parts = gather_results(fabric, sum_of_losses)
+    broken = [pair for _, _, part in parts for pair in part]
+    images = sum(count for _, count, _ in parts)
+    if not images:
         raise RunStopped(
             f"none of the {len(views)} held-out images can be read any more ({broken[0][1]}); resume with others by "
             "--val-data"
         )
-    return float(summed[0] / summed[1]), broken
+    return float(sum(total for total, _, _ in parts) / images), broken
 
 
 @torch.no_grad()

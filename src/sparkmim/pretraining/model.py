@@ -19,7 +19,11 @@ from ..models.factory import load_backbone
 from ..models.spark import SparK
 from ..objectives.base import find_objective
 from ..training.resume import TASK
+from ..utils.logging import log
 from .config import PretrainConfig
+
+INIT_OF_FINETUNING = "--init RUN/model.safetensors starts from its weights"
+"""What to do with the folder of a fine-tuning."""
 
 
 class ModelBuilder:
@@ -116,7 +120,8 @@ def build_model(config: ModelConfig, objective: Any = None, backbone: Backbone |
             drop_path=config.drop_path,
             pretrained=config.init == "timm",
         )
-    if config.init not in ("none", "timm"):
+    from_run = Path(config.init).is_dir()
+    if config.init not in ("none", "timm") and not from_run:
         load_weights(backbone.module, config.init)
     kind = find_objective(config.objective)
     patch_size = backbone.resolve_patch_size(config.patch_size)
@@ -138,12 +143,55 @@ def build_model(config: ModelConfig, objective: Any = None, backbone: Backbone |
         ),
         shared_mask_token=config.shared_mask_token,
     )
+    if from_run:
+        load_run_weights(model, config.init)
     if config.grad_checkpointing:
         try:
             model.set_grad_checkpointing()
         except ValueError as error:
             raise ValueError(f"--grad-checkpointing on: {error}") from error
     return model
+
+
+def load_run_weights(model: SparK, folder: str | Path) -> None:
+    """Load the weights of a pretraining's newest checkpoint: all of them, or the encoder's if the others do not fit.
+
+    Raises:
+        ValueError: if the folder holds no such run, or one without a checkpoint, or of another network.
+    """
+    run = RunFolder(folder)
+    require_pretraining(run, "--init", INIT_OF_FINETUNING)
+    newest = run.newest_checkpoint()
+    if newest is None:
+        raise ValueError(f"the run in {run.root} has no checkpoint yet to start from; use --init none")
+    weights, wanted = newest.state["model"], model.state_dict()
+    if {name: t.shape for name, t in weights.items()} == {name: t.shape for name, t in wanted.items()}:
+        model.load_state_dict(weights)
+        return
+    load_weights(model.encoder, newest.path)
+    log.info(f"the decoder of {run.root} does not fit this model; it starts anew, and the encoder from that run")
+
+
+def require_pretraining(run: RunFolder, option: str, remedy: str) -> dict[str, Any]:
+    """Return what a pretraining's folder has recorded.
+
+    Args:
+        run: the folder.
+        option: that names it.
+        remedy: what to do with the folder of a fine-tuning.
+
+    Raises:
+        ValueError: if it holds no run, or a run of another kind.
+    """
+    recorded = run.read_config() if run.config.is_file() else None
+    if recorded is None:
+        raise ValueError(f"there is no run in {run.root}; {option} takes the folder of a pretraining")
+    if TASK in recorded:
+        raise ValueError(
+            f"{run.root} holds a run of `sparkmim {recorded[TASK]}`; {option} takes the folder of a pretraining. "
+            f"{remedy}"
+        )
+    return recorded
 
 
 class TrainedRun(NamedTuple):
@@ -161,18 +209,12 @@ def load_run(folder: str | Path) -> TrainedRun:
         ValueError: if the folder holds no run, or one without a checkpoint.
     """
     run = RunFolder(folder)
-    recorded = run.read_config() if run.config.is_file() else None
-    if recorded is None:
-        raise ValueError(f"there is no run in {run.root}; --run takes the folder of a pretraining")
-    if TASK in recorded:
-        raise ValueError(
-            f"{run.root} holds a run of `sparkmim {recorded[TASK]}`; --run takes the folder of a pretraining"
-        )
+    recorded = require_pretraining(run, "--run", f"`sparkmim predict --run {run.root}` uses it")
     config = PretrainConfig.from_dict(recorded)
     newest = run.newest_checkpoint()
     if newest is None:
         raise ValueError(f"the run in {run.root} has no checkpoint yet")
-    state = newest[0]
+    state = newest.state
     model = build_model(replace(config.model, init="none"), config.objective)
     model.load_state_dict(state["model"])
     return TrainedRun(model.eval(), config, state["step"])

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from lightning_fabric import Fabric
 
+from ..checkpoints.run_folder import RunFolder
 from ..data.config import files_of
 from ..data.seeding import Stream
 from ..data.sources.address import open_source, source_type
@@ -29,7 +30,7 @@ from ..utils.devices import device_name, pick_device
 from ..utils.fields import NoSettings
 from .config import PretrainConfig, settings_of_source
 from .evaluators import find_monitor
-from .model import ModelBuilder
+from .model import INIT_OF_FINETUNING, ModelBuilder, require_pretraining
 from .recipes import RECIPES, Situation
 from .task import PretrainingTask
 
@@ -52,12 +53,13 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
     config_type = PretrainConfig
     default_recipe = "auto"
     weights_stream = Stream.PRETRAIN_WEIGHTS
-    weights_remedy = "--init RUN/encoder.safetensors"
+    weights_remedy = "--init RUN"
     not_this_kind = "a checkpoint of a fine-tuning; start from the weights of its run: --init RUN/model.safetensors"
 
     def __init__(self) -> None:
         self.builder = ModelBuilder()
         self._odd: list[str] = []  # about the images
+        self._opened: tuple[tuple[Any, ...], PretrainingImages] | None = None
 
     def resolve(
         self, recipe: str, chosen: Mapping[str, Any], processes: int
@@ -69,14 +71,15 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         if "model" not in chosen:
             raise ValueError("--model is required: a timm name (resnet50), FILE.py:FUNCTION or MODULE:FUNCTION")
         init = chosen.get("init", "none")
-        if init not in ("none", "timm") and not Path(init).is_file():
-            raise ValueError(f"there is no file {init}; --init takes none, timm, or a file of weights")
+        if init not in ("none", "timm") and not Path(init).exists():
+            raise ValueError(f"there is no file {init}; --init takes none, timm, a file of weights, or a run's folder")
+        if Path(init).is_dir():
+            require_pretraining(RunFolder(init), "--init", INIT_OF_FINETUNING)
         seed = chosen.get("seed", 0)
         own = {name.removeprefix("data."): value for name, value in chosen.items() if name.startswith("data.")}
         settings = settings_of_source(chosen.get("data"))(**own)
-        source, _ = open_images(
-            chosen.get("data"), settings, chosen.get("val_data"), chosen.get("val_share", 0.0), seed
-        )
+        where = chosen.get("data"), settings, chosen.get("val_data"), chosen.get("val_share", 0.0), seed
+        source, _ = self._open(where)
         first_readable(source, chosen.get("in_chans", 3), files_of(chosen))
         with code_of(chosen["model"]):
             backbone = self.builder.backbone(
@@ -114,28 +117,40 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         if not isinstance(config, PretrainConfig):
             raise ValueError(f"recipe {recipe} returns a {type(config).__name__}, not a PretrainConfig")
         config = config.replace(chosen)
-        data, run = config.data, config.run
+        given, run = config.data, config.run
         require_effect(
             chosen,
             {
                 "val_every": (
-                    data.val_data is not None or data.val_share > 0,
+                    given.val_data is not None or given.val_share > 0,
                     "without held-out images; give --val-data or --val-share too",
                 ),
                 "monitor_every": (run.monitor != "none", "without a monitor; give --monitor knn too"),
-                "crop_scale": (data.crop == "resized", "with --crop native, which cuts at the image's resolution"),
+                "crop_scale": (given.crop == "resized", "with --crop native, which cuts at the image's resolution"),
             },
         )
-        return config, self.read_data(config)
+        data = self.read_data(config)  # the recipe may have named others
+        first_readable(data.source, config.model.in_chans, files_of(chosen))
+        return config, data
 
     def read_data(self, config: PretrainConfig) -> PretrainingImages:
         """Return the images of a configuration: to train on, and held out."""
         data = config.data
-        return open_images(data.data, config.source, data.val_data, data.val_share, config.run.seed)
+        return self._open((data.data, config.source, data.val_data, data.val_share, config.run.seed))
+
+    def _open(self, where: tuple[Any, ...]) -> PretrainingImages:
+        """Return the images that :func:`open_images` opens; what was opened last is not opened again."""
+        if self._opened is None or self._opened[0] != where:
+            self._opened = where, open_images(*where)
+        return self._opened[1]
 
     def fingerprints(self, data: PretrainingImages) -> dict[str, str]:
         """Return what identifies each set of images."""
         return {"images": fingerprint_of(data.source), "held_out": fingerprint_of(data.held_out)}
+
+    def watched(self) -> dict[str, str]:
+        """Return what identifies the monitor's images."""
+        return {} if self.monitor is None else {"monitor": self.monitor.fingerprint()}
 
     def validate(self, ready: Ready, processes: int) -> None:
         """Raise for what would go wrong later; finds the monitor's images."""

@@ -146,12 +146,13 @@ def demo(situation: Situation) -> PretrainConfig:
     at, and for nothing else.
     """
     batch_size = situation.choice("batch_size", divisible(min(situation.images, 32), situation.parts))
+    epochs = situation.choice("epochs", 700 * batch_size / situation.images)
     return _complete(
         situation,
         image_size=tuple(3 * u for u in _unit(situation)),
         batch_size=batch_size,
-        epochs=situation.choice("epochs", 700 * batch_size / situation.images),
-        warmup_epochs=50 * batch_size / situation.images,
+        epochs=epochs,
+        warmup_epochs=min(50 * batch_size / situation.images, epochs / 4),
         lr=1e-2,
         precision=native_precision(situation.device),
         drop_path=0.0,

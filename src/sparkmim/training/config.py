@@ -74,7 +74,7 @@ class LoopConfig:
     batch_size: int = setting(valid=at_least(1, "a number of images"))
     """Images of one step, over all processes and accumulated micro-batches."""
 
-    accumulate: int = setting(1, at_least(1, "a number of micro-batches"))
+    accumulate: int = setting(1, at_least(1, "a number of micro-batches"), resumable=True)
     """Micro-batches whose gradients make one step: less memory, the same step but for batch norm's statistics."""
 
     precision: Precision = "32"

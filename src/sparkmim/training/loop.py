@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,21 +12,22 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..data.loader import read
+from ..data.loader import Batches, ReaderDied, read
 from ..data.sampler import Positions
-from ..utils.distributed import gather
+from ..utils.distributed import OtherProcessStopped, broadcast, by_first_process, gather, largest
+from ..utils.interruption import Interrupted, interruptible
 from ..utils.logging import log
-from .errors import RunStopped, explained, last_good, not_finite, weights_not_finite
+from .errors import RunStopped, explained, last_good, never_finite, not_finite, readers_died, weights_not_finite
 from .metrics import Metrics, peak_memory_bytes
 from .progress import Progress
 from .schedule import steps_of
-from .signals import StopRequest
+from .signals import StopAnywhere, StopRequest
 from .step import StepResult, Trainer
-from .task import Evaluator, TrainingTask
+from .task import TrainingTask
 from .unreadable import UnreadableImages
 
-AGREE_SECONDS = 5.0
-"""Between two times that processes ask each other whether to stop; schedulers kill half a minute after they signal."""
+MAX_SKIPPED = 50
+"""Steps in a row whose gradients are not finite in float16; the scale of the loss was halved at each one."""
 
 
 class Outcome(NamedTuple):
@@ -46,6 +48,25 @@ class Outcome(NamedTuple):
     interrupted: str | None
 
 
+class Wishes(NamedTuple):
+    """What the processes of a run wish for between two steps.
+
+    Attributes:
+        signal: that asks for a stop, if one does.
+        reader_died: a process that reads images has died.
+        save: a checkpoint is due.
+    """
+
+    signal: str | None
+    reader_died: bool
+    save: bool
+
+    @property
+    def stop(self) -> bool:
+        """Whether the run is to save and end."""
+        return self.signal is not None or self.reader_died
+
+
 class TrainingLoop:
     """One process's part of a run.
 
@@ -53,6 +74,7 @@ class TrainingLoop:
         task: what is trained.
         state: of the checkpoint to continue from.
         after_step: called with the number of steps done after each one.
+        stop: what asks for a stop, if it listens already.
 
     Raises:
         ValueError: if the checkpoint is of another model.
@@ -63,6 +85,7 @@ class TrainingLoop:
         task: TrainingTask[Any],
         state: dict[str, Any] | None = None,
         after_step: Callable[[int], None] | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
         self.task, self.trainer = task, Trainer(task)
         self.config, self.source, self.run, self.fabric = task.config, task.source, task.run, task.fabric
@@ -73,13 +96,21 @@ class TrainingLoop:
         self.measured: dict[str, float]  # the newest numbers of evaluators
         self.losses: list[float] = []  # of the steps since the last line of metrics
         self.norms: list[float] = []
+        self.skipped = 0  # steps in a row whose gradients were not finite in float16
+        self.unmeasured: list[int] = []  # evaluators that were left for a stop, called when the run resumes
+        self.unpublished = False  # what is made of the last checkpoint was left for a stop
         if state is not None:
             self.trainer.load(state)
             self.unreadable.load_state(state["broken"])
             self.losses, self.norms = state.get("unlogged", ([], []))
+            self.unmeasured = list(state.get("unmeasured", []))
+        self.saved = self._progress_made()
         shown = state.get("told") if state is not None else None  # older checkpoints have none
         self.average, self.measured = shown or (None, {})
-        self.stop = StopRequest()
+        self.stop = stop or StopRequest()
+        self.origin = None if state is None else state.get("origin")
+        self._restart_checkpoint_clock()
+        self._restart_interval()
 
     def positions(self) -> Positions:
         """Return which images the remaining steps show."""
@@ -100,30 +131,48 @@ class TrainingLoop:
 
         Raises:
             RunStopped: if the loss is not finite, too many images are broken, memory or the disk is full.
+            OtherProcessStopped: if another process of the run cannot continue.
         """
-        task, trainer, run, first = self.task, self.trainer, self.config.run, self.fabric.is_global_zero
+        trainer, nothing_left = self.trainer, self.trainer.step == self.trainer.steps and not self.unmeasured
+        with explained(trainer, self.run), self.stop:
+            self.stop.at_once = False
+            self.anywhere = StopAnywhere(self.stop, self.fabric)
+            if nothing_left:
+                self._publish()  # a crash may have come between the last checkpoint and what is made of it
+            elif self._agree().signal is None:
+                self._train()
+            stopped = self._agree().signal  # all leave together: torchrun ends those that stay
+            left = trainer.step < trainer.steps or bool(self.unmeasured) or self.unpublished
+            if stopped is not None and self.fabric.world_size > 1:
+                self.stop.hold()
+        loss, measured = (None, {}) if nothing_left else (self.average, self.measured)
+        return Outcome(trainer.step, trainer.steps, loss, measured, stopped if left else None)
+
+    def _train(self) -> None:
+        """Take the steps that are left, or those up to a stop, and save."""
+        task, trainer, run = self.task, self.trainer, self.config.run
         start = trainer.step
-        if trainer.step == trainer.steps:
-            with explained(trainer, self.run), trainer.eager():
-                task.publish()  # a crash may have come between the last checkpoint and what is made of it
-            return Outcome(trainer.step, trainer.steps, None, {}, None)
-        loader = task.batches(self.positions())
         pictures = {round(trainer.steps * n / task.pictures) for n in range(1, task.pictures + 1)}
         due_every = [steps_of(e.epochs, len(self.source), run.batch_size) for e in task.evaluators]
-        self.progress = Progress(trainer.steps, trainer.step, loss=self.average, measured=self.measured)
         trainer.model.train()
-        asked: str | None = None  # the signal that asks for a stop
-        with explained(trainer, self.run), self.stop, ExitStack() as until_end:
+        with ExitStack() as until_end:
+            self.progress = Progress(trainer.steps, trainer.step, loss=self.average, measured=self.measured)
             until_end.callback(self.progress.close)
-            batches = until_end.enter_context(read(loader))
-            self.metrics = Metrics(self.run, trainer.step) if first else None
+            batches = until_end.enter_context(read(task.batches(self.positions())))
+            self.metrics = Metrics(self.run, trainer.step) if self.fabric.is_global_zero else None
             if self.metrics is not None:
                 until_end.callback(self.metrics.close)
             self._restart_checkpoint_clock()
             self._restart_interval()
-            self.agreed, self.agree_at = (time.monotonic(), trainer.step), trainer.step + 1
-            while trainer.step < trainer.steps and asked is None:
-                result = trainer.train_step(batches)
+            self._measure_left()
+            wishes = self._agree()
+            while trainer.step < trainer.steps and not wishes.stop:
+                try:
+                    result = trainer.train_step(batches)
+                except ReaderDied as error:
+                    if self.fabric.world_size == 1:  # several save together
+                        self._save()
+                    raise readers_died(trainer, self.run, str(error)) from error
                 self.pending.append(result)
                 self.unreadable.add(result.broken)
                 self.progress.advance()
@@ -133,19 +182,21 @@ class TrainingLoop:
                 last = trainer.step == trainer.steps
                 if last or trainer.step % run.log_every == 0:
                     self._log()
-                for evaluator, every in zip(task.evaluators, due_every, strict=True):
+                for number, every in enumerate(due_every):
                     if last or (trainer.step % every == 0 and 2 * (trainer.steps - trainer.step) >= every):
-                        self._evaluate(evaluator)
+                        self._evaluate(number)
                 if trainer.step in pictures:
                     self._draw()
-                asked, due = self._agree()
-                if asked is not None and not last:
-                    log.info(f"{asked}: saving")
-                if due and not last and asked is None:
+                wishes = self._agree(batches)
+                if wishes.signal is not None and not last:
+                    log.info(f"{wishes.signal}: saving")
+                if wishes.save and not last and not wishes.stop:
                     self._save()
             self._save()
-        interrupted = asked if trainer.step < trainer.steps else None
-        return Outcome(trainer.step, trainer.steps, self.progress.loss, self.measured, interrupted)
+            if wishes.reader_died:
+                if batches.died is None:
+                    raise OtherProcessStopped("a process that reads images died")
+                raise readers_died(trainer, self.run, batches.died)
 
     def _restart_checkpoint_clock(self) -> None:
         self.checkpoint_due = time.monotonic() + 60 * self.config.run.checkpoint_minutes
@@ -172,12 +223,15 @@ class TrainingLoop:
         numbers = self.fabric.all_reduce(own.clone(), reduce_op="mean")  # which works in place
         assert isinstance(numbers, torch.Tensor)
         losses, norms = numbers.T.tolist()
-        scaled = self.config.run.precision == "16-mixed"  # there, gradients that overflow are skipped
+        scaled = self.config.run.precision == "16-mixed"  # there, steps whose gradients overflow are skipped
         for result, mine, loss, norm in zip(pending, own[:, 0].tolist(), losses, norms, strict=True):
             if not (math.isfinite(loss) and (scaled or math.isfinite(norm))):
                 suspects = [] if math.isfinite(mine) and not math.isfinite(loss) else result.indices
                 names = [self.source.name(i) for part in gather(self.fabric, suspects) for i in part]
                 raise not_finite(self.trainer, self.run, result.step, loss, norm, names)
+            self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
+            if self.skipped >= MAX_SKIPPED:
+                raise never_finite(self.trainer, self.run, result.step, self.skipped)
         for part in gather(self.fabric, self.unreadable.errors):
             self.unreadable.add(part.items())
         if self.unreadable.update_list(write=self.fabric.is_global_zero):
@@ -209,56 +263,94 @@ class TrainingLoop:
         if self.metrics is not None:
             self.metrics.write(line)
         self.progress.show(line)
+        self.average = self.progress.loss
 
-    def _agree(self) -> tuple[str | None, bool]:
-        """Return the signal that asks for a stop, and whether a checkpoint is due, by the first process's clock.
+    def _agree(self, batches: Batches[Any] | None = None) -> Wishes:
+        """Return what the processes of the run wish for; all get the same answer, at the same step.
 
-        All processes get the same answer, at the same step, for what follows is work that they do together.
+        It is asked for after each step: schedulers end a job half a minute after they signal.
         """
-        if self.fabric.world_size == 1:
-            return self.stop.signal, time.monotonic() >= self.checkpoint_due
-        step, (then, before) = self.trainer.step, self.agreed
-        if step < self.agree_at and step % self.config.run.log_every:
-            return None, False  # asking every step would wait for the device
-        self._read_pending()  # so that the time is that of the steps, not of handing them to the device
-        now = time.monotonic()
-        answers = gather(self.fabric, (self.stop.signal, now >= self.checkpoint_due, (now - then) / (step - before)))
-        pace = answers[0][2]
-        self.agreed, self.agree_at = (now, step), step + max(1, int(AGREE_SECONDS / pace))
-        return next((name for name, _, _ in answers if name is not None), None), answers[0][1]
+        number = 0 if self.stop.signal is None else signal.Signals[self.stop.signal].value
+        died = batches is not None and batches.died is not None
+        due = self.fabric.is_global_zero and time.monotonic() >= self.checkpoint_due
+        number, died_anywhere, save = largest(self.fabric, (number, died, due))
+        return Wishes(signal.Signals(number).name if number else None, bool(died_anywhere), bool(save))
 
-    def _evaluate(self, evaluator: Evaluator) -> None:
-        """Measure, and write the numbers."""
-        with self._aside():
-            values = evaluator.measure()
+    def _evaluate(self, number: int) -> None:
+        """Measure, and write the numbers; if a stop is asked for meanwhile, it is left until the run resumes."""
+        try:
+            with self._aside(), interruptible(self.anywhere):
+                broadcast(self.fabric, self.trainer.model.buffers())  # on CPUs each has statistics of its own
+                values = self.task.evaluators[number].measure()
+        except Interrupted:
+            self.trainer.model.train()
+            self.unmeasured.append(number)
+            return
         for name, value in values.items():
             if not math.isfinite(value):
                 raise RunStopped(
                     f"{name} is {value} after step {self.trainer.step}, though all training losses were finite. Last "
-                    f"good state: {last_good(self.run)}"
+                    f"good state: {last_good(self.run)}",
+                    everywhere=True,
                 )
-        self.measured |= values
+        self.measured = self.measured | values
         self._write(values)
+
+    def _measure_left(self) -> None:
+        """Call the evaluators that were left for a stop, and save, so that they are called once."""
+        numbers, self.unmeasured = self.unmeasured, []
+        for number in numbers:
+            self._evaluate(number)
+        if self.trainer.step < self.trainer.steps:
+            self._save()
 
     def _draw(self) -> None:
         with self._aside():
             if self.fabric.is_global_zero:
                 self.task.draw()
 
+    def _progress_made(self) -> tuple[int, tuple[int, ...]]:
+        """Return what a checkpoint differs in from the one before."""
+        return self.trainer.step, tuple(self.unmeasured)
+
     def _save(self) -> None:
-        """Write a checkpoint, and what is made of it, of a state known to be finite."""
-        with self._aside():
-            if self.fabric.is_global_zero:
-                bad = self.trainer.nonfinite_tensors()
-                if bad:
-                    raise weights_not_finite(self.trainer, self.run, bad)
-                state = {
-                    **self.trainer.state(),
-                    "broken": self.unreadable.state(),
-                    "unlogged": (self.losses, self.norms),
-                    "told": (self.progress.loss, self.measured),
-                    "config": json.dumps(self.config.to_dict()),
-                }
-                self.run.save_checkpoint(state, self.trainer.step, self.config.run.keep_checkpoints)
-            self.task.publish()
+        """Write a checkpoint, unless the newest one is of this state, and what is made of it."""
+        new = self.saved != self._progress_made()
+        if new:
+            with self._aside():
+                by_first_process(self.fabric, self._write_checkpoint)
+            self.saved = self._progress_made()
+        if self.trainer.step < self.trainer.steps:
+            if new:
+                self._publish()
+        elif not self.unmeasured:
+            self._publish()
         self._restart_checkpoint_clock()
+
+    def _write_checkpoint(self) -> None:
+        """Write a checkpoint of a state known to be finite, after the lines of metrics up to it."""
+        bad = self.trainer.nonfinite_tensors()
+        if bad:
+            raise weights_not_finite(self.trainer, self.run, bad)
+        state = {
+            **self.trainer.state(),
+            "broken": self.unreadable.state(),
+            "unlogged": (self.losses, self.norms),
+            "unmeasured": self.unmeasured,
+            "told": (self.average, self.measured),
+            "config": json.dumps(self.config.to_dict()),
+            "processes": self.fabric.world_size,
+            "origin": self.origin,
+        }
+        if self.metrics is not None:
+            self.metrics.sync()
+        self.run.save_checkpoint(state, self.trainer.step, self.config.run.keep_checkpoints)
+
+    def _publish(self) -> None:
+        """Write what is made of a checkpoint, unless a stop is asked for meanwhile: then it is left for later."""
+        self.unpublished = False
+        try:
+            with self._aside(), interruptible(self.anywhere):
+                self.task.publish()
+        except Interrupted:
+            self.unpublished = True

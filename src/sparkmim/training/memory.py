@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from ..utils.memory import host_memory
 from ..utils.modules import preserved_buffers
 from .config import Precision
 
@@ -19,13 +19,18 @@ SLACK = 1.5
 
 
 def free_memory(device: torch.device, processes: int = 1) -> int:
-    """Return the bytes free on a device; on a CPU, half of the machine's free memory, divided among its processes."""
+    """Return the bytes that a process can use on a device.
+
+    On a CPU it is half of what :func:`~sparkmim.utils.memory.host_memory` tells, divided among the processes.
+    """
     if device.type == "cuda":  # what an earlier run in this process has left in torch's hands is free, too
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory()
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // processes
+        free, total = torch.cuda.mem_get_info(device)
+        share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)  # torch 2.6 has none
+        return min(free + kept, int(total * share) - torch.cuda.memory_allocated(device))
+    if device.type == "mps":  # which is the machine's own memory
+        return min(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory(), host_memory())
+    return host_memory() // 2 // processes
 
 
 def kept_bytes(model: nn.Module, inputs: tuple[Tensor, ...], precision: Precision) -> int:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import sys
 from collections.abc import Mapping
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from ..checkpoints.run_folder import RunFolder
+from .tensorboard import EventFile
 
 
 class Metrics:
@@ -25,7 +26,7 @@ class Metrics:
     def __init__(self, run: RunFolder, step: int) -> None:
         run.truncate_metrics(step)
         self.file = run.metrics.open("a", buffering=1)
-        self.board = SummaryWriter(str(run.tensorboard), purge_step=step + 1, flush_secs=30)
+        self.board = EventFile(run.tensorboard, step + 1)
 
     def write(self, values: Mapping[str, float]) -> None:
         """Write one object on a line.
@@ -37,9 +38,14 @@ class Metrics:
             if not math.isfinite(value):
                 raise ValueError(f"{name} is {value}")
         self.file.write(json.dumps(values) + "\n")
-        for name, value in values.items():
-            if name not in ("step", "epoch"):
-                self.board.add_scalar(name, value, int(values["step"]))
+        numbers = {name: value for name, value in values.items() if name not in ("step", "epoch")}
+        self.board.write(int(values["step"]), numbers)
+
+    def sync(self) -> None:
+        """Bring all lines to the disk: those up to a checkpoint must not be lost where it stands."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.board.flush()
 
     def close(self) -> None:
         """Write what is buffered."""

@@ -6,12 +6,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.run_folder import RunFolder, read_checkpoint
+from ..checkpoints.run_folder import RunFolder
 from ..data.sources.address import absolute_address
 from ..utils.fields import flag, normalize, require_type, show, validate
 from ..utils.specs import absolute_spec, is_function
 from .config import ConfigField, Configuration, TrainingConfig, differences, require_known
-from .resume import config_of_checkpoint, newest_state, recorded_run, require_plugin_files
+from .resume import (
+    Parts,
+    config_of_checkpoint,
+    named_state,
+    newest_state,
+    parts_of_checkpoint,
+    recorded_run,
+    require_plugin_files,
+    same_parts,
+)
 from .task import ConfigT, DataT, Preparation, TrainingKind
 
 
@@ -54,27 +63,38 @@ def prepare(
     kind.validate_values(chosen)
     if recipe is not None and ".py:" in recipe:
         recipe = absolute_spec(recipe)
-    recorded = recorded_run(run, kind.config_type, resume, recipe, chosen, kind.recorded_as)
-    state = None if resume in ("auto", "never") else read_checkpoint(Path(resume).expanduser())
+    recorded = recorded_run(run, kind.config_type, resume, recipe, chosen, kind.weights_remedy, kind.recorded_as)
+    state, goes_back = None, False
+    unreadable: list[Path] = []
     warnings: list[str] = []
+    if resume not in ("auto", "never"):
+        state, goes_back, warnings = named_state(resume, run)
+    before: Parts | None = None
     if recorded is not None:
         name, config = recorded.recipe, recorded.config
         data = kind.read_data(config)
-        recorded.require_same_images(kind.fingerprints(data))
         if state is None:
-            state, warnings = newest_state(run)
+            state, unreadable, warnings = newest_state(run)
+        if state is not None:
+            recorded.require_same_images(kind.fingerprints(data))
+            before = recorded.parts()
     elif state is not None and recipe is None:
         name = f"of {Path(resume).name}"
-        config = config_of_checkpoint(resume, state, kind.config_type, kind.not_this_kind, chosen).replace(chosen)
+        config = config_of_checkpoint(resume, state, kind.config_type, kind.not_this_kind, chosen)
+        before = parts_of_checkpoint(resume, state, config)
+        config = config.replace(chosen)
         data = kind.read_data(config)
     else:
         name = recipe or kind.default_recipe
         config, data = kind.resolve(name, chosen, processes)
         values = config.flat()
         config = config.replace(normalize_fields(values, kind.config_type.describe(values)))
+    if before is not None:
+        config, said = same_parts(config, before, chosen, processes)
+        warnings = [*warnings, *said]
     if state is not None and resume != "auto":
-        before = config_of_checkpoint(resume, state, kind.config_type, kind.not_this_kind, chosen)
-        require_same_model(resume, before, config, kind.weights_remedy)
+        recorded_there = config_of_checkpoint(resume, state, kind.config_type, kind.not_this_kind, chosen)
+        require_same_model(resume, recorded_there, config, kind.weights_remedy)
     validate(config.flat(), type(config).settings(config.flat()))
     kind.validate_values(config.flat())
     ready = Preparation(
@@ -85,6 +105,8 @@ def prepare(
         found=found,
         state=state,
         resume=resume,
+        goes_back=goes_back,
+        unreadable=unreadable,
         warnings=warnings,
     )
     kind.validate(ready, processes)

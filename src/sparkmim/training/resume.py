@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from ..checkpoints.run_folder import RunFolder
+from ..checkpoints.run_folder import UNREADABLE, BrokenCheckpoint, RunFolder, identity, read_checkpoint
 from ..data.sources.base import ImageSource, fingerprint
+from ..utils.devices import pick_device
 from ..utils.fields import flag
 from .config import Configuration, differences
 
 KindT = TypeVar("KindT", bound=Configuration)
+
+PROCESSES = "processes"
+"""Key of `config.json` and of checkpoints: the processes that trained together. Older ones do not have it."""
 
 TASK = "task"
 """Key of `config.json` that says what a run is for; it is recorded for all but pretraining."""
@@ -34,6 +40,11 @@ class RecordedRun(Generic[KindT]):
     recipe: str
     config: KindT
     recorded: Mapping[str, Any]
+
+    def parts(self) -> Parts:
+        """Return how its steps were divided."""
+        accumulate = self.recorded["run"]["accumulate"]
+        return Parts(accumulate, processes_of(self.recorded, self.run.environment))
 
     def require_same_images(self, here: Mapping[str, str]) -> None:
         """Raise unless the images are those that the run began with, each set by its :func:`fingerprint_of`.
@@ -56,9 +67,10 @@ def recorded_run(
     resume: str,
     recipe: str | None,
     chosen: Mapping[str, Any],
+    weights_remedy: str,
     task: str | None = None,
 ) -> RecordedRun[KindT] | None:
-    """Return the run that a folder holds, None if it holds none.
+    """Return the run that a folder holds, None if it holds none, or nothing yet of a run that is described anew.
 
     Args:
         run: the folder.
@@ -66,6 +78,7 @@ def recorded_run(
         resume: "never" refuses a folder that holds a run.
         recipe: that is asked for, if one is.
         chosen: fields that are asked for, by flat name.
+        weights_remedy: how to start from the weights of such a run.
         task: that is asked for, None for pretraining.
 
     Raises:
@@ -90,12 +103,112 @@ def recorded_run(
     unlike = differences(config.flat(), chosen, settings)
     if recipe not in (None, name):
         unlike.insert(0, f"recipe: {name} there, {recipe} asked for")
+    newest = run.list_checkpoints()[-1:]
+    if unlike and not newest:  # nothing is trained yet
+        return None if "model" in chosen else RecordedRun(run, name, config.replace(chosen), recorded)
     if unlike:
+        fixed = [name for name in chosen if settings[name].shapes_model and config.flat().get(name) != chosen[name]]
+        continued = (
+            "" if fixed else f", or continues from that step under these settings with --resume {quoted(newest[0])}"
+        )
         raise ValueError(
             f"{run.root} holds a run of another configuration ({'; '.join(unlike)}). Give the same settings to "
-            f"continue it (--output alone is enough), or use another --output"
+            f"continue it (--output alone is enough), or use another --output: a run there begins with its weights by "
+            f"{weights_remedy.replace('RUN', quoted(run.root))}{continued}"
         )
     return RecordedRun(run, name, config.replace(chosen), recorded)
+
+
+def processes_of(recorded: Mapping[str, Any], environment: Path) -> int:
+    """Return how many processes trained together.
+
+    Args:
+        recorded: content of `config.json`, or of a checkpoint.
+        environment: `environment.json` of the run, which says it for older ones.
+    """
+    if PROCESSES in recorded:
+        return int(recorded[PROCESSES])
+    with suppress(OSError, ValueError, KeyError):
+        return int(json.loads(environment.read_text())[PROCESSES])
+    return 1
+
+
+def parts_of_checkpoint(path: str, state: Mapping[str, Any], config: Configuration) -> Parts:
+    """Return how the steps of a checkpoint's run were divided.
+
+    Args:
+        path: of the checkpoint, in its run's folder where older ones record the processes.
+        state: its content.
+        config: under which it was written.
+    """
+    folder = RunFolder(Path(path).expanduser().absolute().parent.parent)
+    return Parts(config.flat()["accumulate"], processes_of(state, folder.environment))
+
+
+def same_parts(config: KindT, before: Parts, chosen: Mapping[str, Any], processes: int) -> tuple[KindT, list[str]]:
+    """Return the configuration that computes each step in the same parts as before, if so many processes can.
+
+    Args:
+        config: of the run that is resumed.
+        before: how its steps were computed.
+        chosen: fields that are asked for; `accumulate` among them decides.
+        processes: that train together now.
+
+    Returns:
+        It, and a warning if the parts differ.
+
+    Raises:
+        ValueError: if the processes cannot share the images of a step.
+    """
+    run: Any = config.run  # type: ignore[attr-defined]
+    batch, parts = run.batch_size, before.accumulate * before.processes
+    accumulate = run.accumulate
+    fitting = [n for n in range(1, batch // processes + 1) if batch % (n * processes) == 0]
+    if not fitting:
+        numbers = ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
+        raise ValueError(
+            f"{processes} processes cannot share the {batch} images of each step of this run; use one of {numbers}"
+        )
+    if "accumulate" not in chosen:
+        accumulate = next((n for n in fitting if n * processes >= parts), fitting[-1])
+    elif accumulate not in fitting:
+        raise ValueError(
+            f"--accumulate {accumulate} times {processes} process{'es' * (processes > 1)} does not divide the {batch} "
+            f"images of each step of this run; use one of {', '.join(map(str, fitting))}"
+        )
+    now = Parts(accumulate, processes)
+    config = config.replace({"accumulate": accumulate})
+    synchronized = pick_device(run.device).type == "cuda"
+    there, here = (p.describe(batch, synchronized) for p in (before, now))
+    if there == here:
+        return config, []
+    return config, [
+        f"from here on steps are computed in other parts ({here} now, {there} before): batch norm and random layers, "
+        "if the network has any, compute other numbers than in an uninterrupted run"
+    ]
+
+
+class Parts(NamedTuple):
+    """How the images of a step are divided: among processes, each of which takes them in several turns."""
+
+    accumulate: int
+    processes: int
+
+    def describe(self, batch_size: int, synchronized: bool) -> str:
+        """Return the number of parts in words, and how many images batch norm sees together.
+
+        Args:
+            batch_size: images of a step.
+            synchronized: batch norm computes its statistics over all processes.
+        """
+        parts = self.accumulate * self.processes
+        together = batch_size // (self.accumulate if synchronized else parts)
+        return f"{parts} of {batch_size // parts}, batch norm over {together}"
+
+
+def quoted(path: Path) -> str:
+    """Return a path as a shell takes it."""
+    return shlex.quote(str(path))
 
 
 def require_plugin_files(run: RunFolder, plugins: Mapping[str, Any]) -> None:
@@ -148,15 +261,40 @@ def config_of_checkpoint(
     return kind.from_dict(recorded)
 
 
-def newest_state(run: RunFolder) -> tuple[dict[str, Any] | None, list[str]]:
-    """Return the newest checkpoint that can be read, None if there is none yet, and warnings for the user."""
+def newest_state(run: RunFolder) -> tuple[dict[str, Any] | None, list[Path], list[str]]:
+    """Return the newest checkpoint that can be read, None if there is none yet, those that cannot, and warnings."""
     newest = run.newest_checkpoint()
     if newest is None:
-        return None, []
-    state, path = newest
-    broken = [other.name for other in run.list_checkpoints() if other.name > path.name]
-    warning = f"{', '.join(broken)} cannot be read; continuing from the older {path.name}"
-    return state, [warning] * bool(broken)
+        return None, [], []
+    warnings = [
+        f"{path.name} cannot be read ({error}); continuing from the older {newest.path.name}, and keeping it as "
+        f"{path.name}{UNREADABLE}"
+        for path, error in newest.unreadable.items()
+    ]
+    return newest.state, list(newest.unreadable), warnings
+
+
+def named_state(path: str, run: RunFolder) -> tuple[dict[str, Any], bool, list[str]]:
+    """Return the checkpoint that the user has named, or what the folder has trained from it since.
+
+    The same command, given again by a scheduler, would else go back each time and never come to its end.
+
+    Returns:
+        The state, whether the folder goes back to it, and warnings.
+    """
+    state = read_checkpoint(Path(path).expanduser())
+    state["origin"] = identity(state)
+    try:
+        newest = run.newest_checkpoint()
+    except BrokenCheckpoint:  # the file takes their place
+        newest = None
+    if newest is not None and newest.state.get("origin") == state["origin"]:
+        said = (
+            f"{run.root} was resumed from {path} before; continuing with its newest checkpoint {newest.path.name}. To "
+            "go back once more, use another --output"
+        )
+        return newest.state, False, [said]
+    return state, True, []
 
 
 def fingerprint_of(source: ImageSource | None) -> str:

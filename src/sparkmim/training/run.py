@@ -16,13 +16,15 @@ from warnings import filterwarnings
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 from ..checkpoints.run_folder import Contents, RunFolder
 from ..data.seeding import keyed_seed
 from ..utils.devices import device_name, pick_device
-from ..utils.distributed import destroy_process_group, gather
+from ..utils.distributed import WAIT, by_first_process, destroy_process_group, gather
 from ..utils.io import write_json
 from ..utils.logging import log
+from .alike import facts_of, require_alike
 from .config import LoopConfig, TrainingConfig
 from .errors import disk_failed
 from .estimate import estimate
@@ -30,7 +32,9 @@ from .lock import lock
 from .loop import Outcome, TrainingLoop
 from .precision import MixedPrecision
 from .prepare import prepare
-from .resume import TASK
+from .resume import PROCESSES, TASK
+from .signals import StoppedEarly, StopRequest
+from .step import require_enough_values
 from .task import ConfigT, DataT, Preparation, TrainingKind
 
 TrainingConfigT = TypeVar("TrainingConfigT", bound=TrainingConfig)
@@ -65,8 +69,35 @@ def train(
         ValueError: for anything that can be found wrong before the run begins.
         RunStopped: if the run cannot continue.
     """
-    ready = prepare(kind, output, recipe, resume, chosen, int(os.environ.get("WORLD_SIZE", 1)))
+    stop = StopRequest()
+    if plan:  # there is nothing to save
+        _plan_or_train(kind, output, recipe, resume, plan, chosen, after_step, stop)
+        return None
+    with stop:
+        try:
+            stop.at_once = True  # until there is something to save
+            return _plan_or_train(kind, output, recipe, resume, plan, chosen, after_step, stop)
+        except StoppedEarly as early:
+            return Outcome(0, 0, None, {}, str(early))
+
+
+def _plan_or_train(
+    kind: TrainingKind[ConfigT, DataT],
+    output: str | Path,
+    recipe: str | None,
+    resume: str,
+    plan: bool,
+    chosen: Mapping[str, Any],
+    after_step: Callable[[int], None] | None,
+    stop: StopRequest,
+) -> Outcome | None:
+    """Carry out :func:`train` while `stop` listens."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    ready = prepare(kind, output, recipe, resume, chosen, processes)
+    stop.at_once = processes == 1  # from now on several processes stop together
     fabric = launch(ready.config.run)
+    images = kind.fingerprints(ready.data)
+    require_alike(fabric, facts_of(ready, {**images, **kind.watched()}))
     ready = replace(ready, config=agree(ready.config, fabric))
     torch.manual_seed(keyed_seed(ready.config.run.seed, kind.weights_stream))
     task = kind.build(ready, fabric)
@@ -75,13 +106,20 @@ def train(
         if label != "steps":  # which the length tells
             log.info(f"{label:<11}  {text}")
     kind.check(ready, task)
-    loop = TrainingLoop(task, ready.state, after_step)
+    loop = TrainingLoop(task, ready.state, after_step, stop)
+    require_enough_values(loop.trainer)
     if plan:
         for line in estimate(loop):
             log.info(line)
         return None
     recorded = {} if kind.recorded_as is None else {TASK: kind.recorded_as}
-    record = {**recorded, "recipe": ready.recipe, **kind.fingerprints(ready.data), **ready.config.to_dict()}
+    record = {
+        **recorded,
+        "recipe": ready.recipe,
+        PROCESSES: fabric.world_size,
+        **images,
+        **ready.config.to_dict(),
+    }
     return _train_in_folder(loop, ready, record, lines)
 
 
@@ -94,18 +132,22 @@ def _train_in_folder(
         ValueError: if another process trains in the folder or has done so since it was prepared, or it cannot be
             written.
         RunStopped: if the run cannot continue.
+        OtherProcessStopped: if the first process raised one of these.
     """
     fabric, trainer = loop.fabric, loop.trainer
     all_found = gather(fabric, ready.found)  # all have looked into the folder before the first one writes to it
     with ExitStack() as until_end:
-        if fabric.is_global_zero:
+
+        def open_folder() -> None:
             try:
                 until_end.enter_context(lock(loop.run))
                 require_unchanged(loop.run, all_found)
                 begin(loop.run, record, lines, fabric)
-                if ready.state is not None:
+                loop.run.set_aside(ready.unreadable)
+                if ready.state is not None and ready.goes_back:
                     config = json.dumps(loop.config.to_dict())
-                    loop.run.begin_from({**ready.state, "config": config}, loop.config.run.keep_checkpoints)
+                    begun = {**ready.state, "config": config, PROCESSES: fabric.world_size}
+                    loop.run.save_checkpoint(begun, trainer.step, loop.config.run.keep_checkpoints)
             except OSError as error:
                 raise disk_failed(loop.run, error, "at the beginning") from error
             for warning in ready.warnings:
@@ -114,7 +156,10 @@ def _train_in_folder(
                 log.info(f"all {trainer.steps} steps of this run are done; nothing is left to do")
             elif trainer.step:
                 log.info(f"continuing after step {trainer.step} of {trainer.steps}")
-        fabric.barrier()
+
+        by_first_process(fabric, open_folder)
+        if ready.state is not None:
+            ready.state.clear()  # the model and the optimizer have it
         return loop.train()
 
 
@@ -130,7 +175,7 @@ def launch(config: LoopConfig) -> Fabric:
         accelerator=device.type,
         devices=local,
         num_nodes=processes // local,
-        strategy="ddp" if processes > 1 else "auto",
+        strategy=DDPStrategy(timeout=WAIT) if processes > 1 else "auto",
         plugins=[] if config.precision == "32" else [MixedPrecision(config.precision, device.type)],
     )
     fabric.launch()

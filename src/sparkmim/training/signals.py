@@ -1,36 +1,113 @@
-"""Requests to stop: SIGTERM, Ctrl-C and a closed terminal are recorded, and acted upon after the step."""
+"""Requests to stop: signals are recorded, and acted upon after the step."""
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any, Self
 
+import torch.distributed
+from lightning_fabric import Fabric
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that ask for a stop: of schedulers, terminals and people."""
+
+AGAIN_SECONDS = 1.0
+"""A second Ctrl-C counts from here on: torchrun passes on the first one, which its processes have received already."""
+
+ASK_SECONDS = 0.2
+"""Between two times that a process asks whether another one was asked to stop."""
+
+
+class StoppedEarly(KeyboardInterrupt):
+    """A stop was asked for before the first step; its argument is the signal's name."""
+
 
 class StopRequest:
-    """Record the first SIGTERM, SIGINT or SIGHUP in `signal` while active; a second Ctrl-C interrupts at once.
+    """Record the first signal in `signal` while active; a second Ctrl-C interrupts at once.
 
-    SIGHUP stays ignored where it is ignored, as under `nohup`. Outside the main thread, which alone receives signals,
-    nothing is recorded.
+    SIGHUP stays ignored where it is ignored, as under `nohup`; SIGUSR1 and SIGUSR2 stay with the program's own
+    handlers, if it has any. Outside the main thread, which alone receives signals, nothing is recorded.
+
+    Attributes:
+        signal: the first signal's name, if there was one.
+        at_once: raise :class:`StoppedEarly` instead of going on, while there is nothing to save.
     """
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self.at_once = False
+        self._when = 0.0
         self._previous: dict[signal.Signals, Any] = {}
+        self._hold = False
+        self._depth = 0
 
     def __enter__(self) -> Self:
+        self._depth += 1
+        if self._depth > 1:
+            return self
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            for number in SIGNALS:
+                if self._takes(number):
                     self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if self._depth:
+            return
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self._hold else handler)
+
+    @staticmethod
+    def _takes(number: signal.Signals) -> bool:
+        before = signal.getsignal(number)
+        if number in (signal.SIGUSR1, signal.SIGUSR2):
+            return before == signal.SIG_DFL
+        return number != signal.SIGHUP or before != signal.SIG_IGN
+
+    def hold(self) -> None:
+        """Ignore all further signals until the process ends: when one process leaves, torchrun sends them to others."""
+        self._hold = True
 
     def _record(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
+        if self.signal is None:
+            self.signal, self._when = signal.Signals(number).name, time.monotonic()
+            if self.at_once:
+                raise StoppedEarly(self.signal)
+        elif number == signal.SIGINT and time.monotonic() - self._when >= AGAIN_SECONDS:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number).name
+
+
+class StopAnywhere:
+    """Tell, between two collectives, whether any process of a run was asked to stop.
+
+    Args:
+        stop: the request of this process.
+        fabric: of the run; all processes build this object together.
+    """
+
+    _numbers = itertools.count()
+
+    def __init__(self, stop: StopRequest, fabric: Fabric) -> None:
+        self.stop = stop
+        self.key = f"sparkmim/stop/{next(self._numbers)}"
+        several = fabric.world_size > 1
+        self.store = torch.distributed.distributed_c10d._get_default_store() if several else None
+        self._next = 0.0
+        self._told = False
+
+    def __call__(self) -> bool:
+        """Return whether a stop is asked for; a process asks the others at most every :data:`ASK_SECONDS`."""
+        if self.store is None:
+            return self.stop.signal is not None
+        if self.stop.signal is not None and not self._told:
+            self.store.set(self.key, self.stop.signal)
+            self._told = True
+        if not self._told and time.monotonic() >= self._next:
+            self._next = time.monotonic() + ASK_SECONDS
+            self._told = self.store.check([self.key])
+        return self._told

@@ -11,7 +11,9 @@ import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
+from ..data.loader import ReaderDied
 from ..data.seeding import Stream, keyed_seed
+from ..utils.modules import preserved_buffers
 from .compile import compile_model, eager, reason, uncompile
 from .optim import build_optimizer, load_optimizer, set_rates
 from .schedule import learning_rate, steps_of, weight_decay
@@ -92,14 +94,23 @@ class Trainer:
         )
 
     def train_step(self, batches: Iterator[BatchT]) -> StepResult:
-        """Accumulate the gradients of the step's micro-batches, clip, update."""
+        """Accumulate the gradients of the step's micro-batches, clip, update.
+
+        Raises:
+            ReaderDied: if a batch cannot be read; the model is as after the step before.
+        """
         step = self.step
         set_rates(self.optimizer, *self.rates(step))
         losses: list[Tensor] = []
         indices: list[int] = []
         broken: list[tuple[int, str]] = []
+        kept = [b.clone() for b in self.model.buffers()] if self.accumulate > 1 and self.config.data.workers else []
         for turn in range(self.accumulate):
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            except ReaderDied:  # so that the last finished step can be saved
+                self._give_up_step(kept if turn else [])
+                raise
             indices += batch.indices
             broken += batch.broken
             differentiate = self._differentiate_first if self._trying else self._differentiate
@@ -113,6 +124,13 @@ class Trainer:
         self.step = self.task.step = step + 1
         self.task.after_step()
         return StepResult(step, torch.stack(losses).mean(), norm.detach(), indices, broken)
+
+    def _give_up_step(self, buffers: list[Tensor]) -> None:
+        """Undo what a step has done before its update."""
+        self._stepper.zero_grad()
+        with torch.no_grad():
+            for buffer, before in zip(self.model.buffers(), buffers, strict=False):
+                buffer.copy_(before)
 
     def _differentiate(self, batch: BatchT, turn: int) -> Tensor:
         """Return the loss of a step's micro-batch, and add its gradients to those of the ones before."""
@@ -175,3 +193,32 @@ class Trainer:
             self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.task.load_state(state)
         self.step = self.task.step = state["step"]
+
+
+def require_enough_values(trainer: Trainer) -> None:
+    """Raise if a batch norm would see one value per channel in a micro-batch, from which it cannot learn.
+
+    This can only happen where one image is taken at a time, and is tried then.
+
+    Raises:
+        ValueError: with the settings that give it more.
+    """
+    task, run = trainer.task, trainer.config.run
+    if task.micro_batch > 1 or (trainer.fabric.world_size > 1 and trainer.fabric.device.type == "cuda"):
+        return
+    training, device = trainer.model.training, trainer.fabric.device
+    devices = [device] if device.type == "cuda" else []
+    trainer.model.train()
+    try:
+        with torch.no_grad(), preserved_buffers(trainer.model), torch.random.fork_rng(devices), trainer.eager():
+            task.loss(trainer.model, task.blank_batch(1))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        parts = f"--batch-size {run.batch_size}, --accumulate {run.accumulate}, {trainer.fabric.world_size} processes"
+        raise ValueError(
+            f"the network's batch norm would see one value per channel in one image at a time ({parts}); use a smaller "
+            f"--accumulate or --batch-size {2 * run.accumulate * trainer.fabric.world_size}, or larger images"
+        ) from error
+    finally:
+        trainer.model.train(training)

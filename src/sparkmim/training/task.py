@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from lightning_fabric import Fabric
@@ -133,6 +134,8 @@ class Preparation(Generic[ConfigT, DataT]):
         found: in the folder, when it was looked into.
         state: of the checkpoint to continue from; None for a new run.
         resume: "auto", "never", or the checkpoint file that the user has named.
+        goes_back: the state is of the file that the user has named, and becomes the newest one of the folder.
+        unreadable: newer checkpoints of the folder, which cannot be read.
         warnings: for the user.
     """
 
@@ -143,6 +146,8 @@ class Preparation(Generic[ConfigT, DataT]):
     found: Contents
     state: dict[str, Any] | None
     resume: str = "auto"
+    goes_back: bool = False
+    unreadable: Sequence[Path] = ()
     warnings: Sequence[str] = ()
 
 
@@ -187,6 +192,10 @@ class TrainingKind(ABC, Generic[ConfigT, DataT]):
     @abstractmethod
     def fingerprints(self, data: DataT) -> dict[str, str]:
         """Return, for each set of images by its name in `config.json`, what identifies it."""
+
+    def watched(self) -> dict[str, str]:
+        """Return, by name, what identifies images that do not train; :meth:`validate` has found them."""
+        return {}
 
     @abstractmethod
     def validate(self, ready: Preparation[ConfigT, DataT], processes: int) -> None:

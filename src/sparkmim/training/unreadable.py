@@ -44,6 +44,10 @@ class UnreadableImages:
             names = ((index, self.source.name(index)) for index in range(len(self.source)))
             self.errors = {index: state[name] for index, name in names if name in state}
 
+    def _share(self) -> float:
+        """Return a share that allows those found so far, and as many again."""
+        return min(1.0, 2 * len(self.errors) / len(self.source))
+
     def summary(self) -> str:
         """Return how many they are, in words."""
         return f"{len(self.errors)} of {len(self.source)} images cannot be read"
@@ -66,7 +70,9 @@ class UnreadableImages:
             name, error = self.lines()[0].split("\t")
             raise RunStopped(
                 f"{self.summary()}, more than the share of {self.max_share} that --max-broken allows. The first: "
-                f"{name}: {error}. All are listed in {self.path}. Remove them, or allow more of them. Last good "
-                f"state: {last_good(self.run)}"
+                f"{name}: {error}. All are listed in {self.path}. To allow them, give the same command with "
+                f"--max-broken {self._share():.3g}. To train without them, remove them and begin a new run in another "
+                f"--output. Last good state: {last_good(self.run)}",
+                everywhere=True,
             )
         return new

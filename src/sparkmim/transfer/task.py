@@ -21,7 +21,7 @@ from ..data.targets import Splits
 from ..reporting.report.page import write_report
 from ..training.errors import RunStopped
 from ..training.task import Evaluator, TrainingTask
-from ..utils.distributed import broadcast, gather
+from ..utils.distributed import broadcast, gather_results
 from ..utils.io import write_json
 from .config import TransferConfig
 from .layer_decay import decayed_groups
@@ -172,18 +172,21 @@ class FinetuningTask(TrainingTask[TargetBatch]):
         fabric, data = self.fabric, self.settings.data
         broadcast(fabric, self.scored.buffers())  # on CPUs each process has batch norm statistics of its own
         own = np.arange(fabric.global_rank, len(images), fabric.world_size)
-        part = compute_outputs(
-            self.scored,
-            Subset(images.source, own),
-            data,
-            self.settings.model.in_chans,
-            batch_size=self.micro_batch,
-            workers=data.workers,
-            device=fabric.device,
-            autocast=fabric.autocast,
-        )
-        mine = Outputs(part.values, own[part.indices].tolist(), [(int(own[i]), e) for i, e in part.broken])
-        parts = gather(fabric, mine)
+
+        def own_outputs() -> Outputs:
+            part = compute_outputs(
+                self.scored,
+                Subset(images.source, own),
+                data,
+                self.settings.model.in_chans,
+                batch_size=self.micro_batch,
+                workers=data.workers,
+                device=fabric.device,
+                autocast=fabric.autocast,
+            )
+            return Outputs(part.values, own[part.indices].tolist(), [(int(own[i]), e) for i, e in part.broken])
+
+        parts = gather_results(fabric, own_outputs)
         broken = [error for p in parts for error in p.broken]
         if len(broken) == len(images):
             raise RunStopped(f"none of {len(images)} images to be scored can be read; {broken[0][1]}")

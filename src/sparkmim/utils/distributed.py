@@ -4,14 +4,52 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import torch.distributed
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from .interruption import Interrupted
+
 Value = TypeVar("Value")
+
+WAIT = timedelta(minutes=30)
+"""How long processes wait for each other, at most."""
+
+LOST_CONNECTION = (
+    *("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe"),
+    *("Timed out waiting", "timed out", "Timeout", "Socket Timeout"),
+)
+"""Texts of the errors of collectives whose other processes have ended or do not answer."""
+
+
+class OtherProcessStopped(Exception):
+    """Another process has stopped, and says why."""
+
+
+class _Groups:
+    """Groups of all processes whose tensors are on the CPU, by the default group, each made once."""
+
+    made: dict[object, torch.distributed.ProcessGroup] = {}
+
+
+def cpu_group() -> torch.distributed.ProcessGroup | None:
+    """Return a group of all processes for tensors on the CPU; None for the default one, if it takes them.
+
+    What is agreed through it does not wait for the device, and a process that does not answer is an error here, where
+    NCCL would end this one.
+    """
+    if torch.distributed.get_backend() == "gloo":
+        return None
+    default = torch.distributed.group.WORLD
+    if default not in _Groups.made:
+        made = torch.distributed.new_group(backend="gloo", timeout=WAIT)
+        assert isinstance(made, torch.distributed.ProcessGroup)
+        _Groups.made[default] = made
+    return _Groups.made[default]
 
 
 def gather(fabric: Fabric, value: Value) -> list[Value]:
@@ -19,8 +57,59 @@ def gather(fabric: Fabric, value: Value) -> list[Value]:
     if fabric.world_size == 1:
         return [value]
     values = [value] * fabric.world_size
-    torch.distributed.all_gather_object(values, value)
+    torch.distributed.all_gather_object(values, value, group=cpu_group())
     return values
+
+
+def largest(fabric: Fabric, numbers: Sequence[int]) -> list[int]:
+    """Return the largest of all processes' numbers, one by one. Fast: it may be called at every step."""
+    if fabric.world_size == 1:
+        return list(numbers)
+    shared = torch.tensor(numbers, dtype=torch.int64)
+    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX, group=cpu_group())
+    return [int(number) for number in shared]
+
+
+def gather_results(fabric: Fabric, compute: Callable[[], Value]) -> list[Value]:
+    """Return what each process computes by itself, in the order of their ranks.
+
+    Raises:
+        Interrupted: in all processes, if one of them was interrupted.
+    """
+    try:
+        parts: list[Value | None] = gather(fabric, compute())
+    except Interrupted:
+        gather(fabric, None)
+        raise
+    if any(part is None for part in parts):
+        raise Interrupted
+    return [part for part in parts if part is not None]
+
+
+def by_first_process(fabric: Fabric, act: Callable[[], object]) -> None:
+    """Let the first process do something, while the others wait; they stop if it fails.
+
+    Raises:
+        Exception: in the first process, what it raised.
+        OtherProcessStopped: in the others, if it failed.
+    """
+    error: Exception | None = None
+    if fabric.is_global_zero:
+        try:
+            act()
+        except Exception as raised:
+            error = raised
+    said = gather(fabric, None if error is None else str(error))[0]
+    if error is not None:
+        raise error
+    if said is not None:
+        raise OtherProcessStopped(said)
+
+
+def lost_connection(error: BaseException) -> bool:
+    """Return whether an error comes of a process that has ended or does not answer."""
+    ours = isinstance(error, (torch.distributed.DistError, RuntimeError))
+    return ours and torch.distributed.is_initialized() and any(text in str(error) for text in LOST_CONNECTION)
 
 
 @torch.no_grad()
@@ -43,5 +132,6 @@ def destroy_process_group() -> None:
     """
     gc.collect()  # a DistributedDataParallel holds the group
     if torch.distributed.is_initialized():
+        _Groups.made.clear()
         torch.distributed.destroy_process_group()
         time.sleep(0.1)  # other references to the group keep its threads alive

@@ -1,0 +1,87 @@
+"""Requests to stop: which signals are taken, and what is left to the program around."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from sparkmim.training import signals
+from sparkmim.training.signals import SIGNALS, StoppedEarly, StopRequest
+from sparkmim.utils.interruption import Interrupted, interruptible, leave_if_asked
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_is_recorded(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert stop.signal is None
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == number.name
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_before_the_first_step_it_stops_at_once(number: signal.Signals) -> None:
+    with StopRequest() as stop:
+        stop.at_once = True
+        with pytest.raises(StoppedEarly, match=number.name):
+            os.kill(os.getpid(), number)
+
+
+def test_what_torchrun_passes_on_is_not_a_second_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    with StopRequest() as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == "SIGINT"
+        monkeypatch.setattr(signals, "AGAIN_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_handlers_of_the_program_around_stay(number: signal.Signals) -> None:
+    seen: list[int] = []
+    signal.signal(number, lambda number, _: seen.append(number))
+    with StopRequest() as stop:
+        os.kill(os.getpid(), number)
+    assert seen == [number]
+    assert stop.signal is None
+
+
+def test_when_processes_leave_together_no_signal_ends_one() -> None:
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        stop.hold()
+    for number in SIGNALS:
+        os.kill(os.getpid(), number)
+
+
+def test_a_request_within_one_is_the_same() -> None:
+    with StopRequest() as stop:
+        with stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.signal == "SIGTERM"
+
+
+def test_work_is_left_within_a_block_only() -> None:
+    asked: list[int] = []
+    leave_if_asked()
+    with interruptible(lambda: bool(asked)):
+        leave_if_asked()
+        asked.append(1)
+        with pytest.raises(Interrupted):
+            leave_if_asked()
+    leave_if_asked()
