@@ -19,6 +19,7 @@ from ..functions import functions_named
 from ..layout import Layout
 from ..reduction import REDUCTIONS, Reduction, bound_arguments
 from ..registry import rule_for
+from ..shared.masks import is_mask_of_input
 from .cut import CutLayout
 from .moments import NEUTRAL
 from .whole_maps import WholeMaps
@@ -111,6 +112,8 @@ def _cut(x: Tensor, layout: Layout, out: Tensor, new: Layout, mixed: list[bool])
 @WholeMaps.register(torch.Tensor.__getitem__)
 def getitem(execution: WholeMaps, func: Any, x: Tensor, index: Any) -> Tensor:
     """Pick out every n-th position, where one that is hidden counts as zero."""
+    if execution.unfinished(x) is not None:
+        return _shared(execution, func, x, index)  # type: ignore[no-any-return]
     layout = execution.layout(x)
     if isinstance(layout, CutLayout):
         try:
@@ -129,7 +132,7 @@ def getitem(execution: WholeMaps, func: Any, x: Tensor, index: Any) -> Tensor:
 
 @WholeMaps.register(torch.Tensor.__setitem__)
 def setitem(execution: WholeMaps, func: Any, x: Tensor, index: Any, value: Any) -> None:
-    layout = execution.layout(x)
+    layout = None if is_mask_of_input(execution, index) else execution.layout(x)
     if layout is not None and layout.is_map and not layout.flattened:
         picked = x.detach()[index]
         moved = execution.layout(
@@ -178,7 +181,7 @@ def pixel_shuffle(execution: WholeMaps, func: Any, input: Tensor, *args: Any, **
 @WholeMaps.register(*REDUCTIONS)
 def reduction(execution: WholeMaps, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Reduce the positions of each cell of a map that is cut, as pooling would."""
-    layout = execution.layout(input)
+    layout = None if execution.unfinished(input) is not None else execution.layout(input)
     if not isinstance(layout, CutLayout):
         return _shared(execution, func, input, *args, **kwargs)
     arguments = bound_arguments(func, args, kwargs)

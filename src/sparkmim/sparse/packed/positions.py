@@ -25,7 +25,8 @@ def _shared(execution: SparseExecution, func: Any, *args: Any, **kwargs: Any) ->
 def getitem(execution: SparseExecution, func: Any, x: Tensor, index: Any) -> Tensor:
     """Pick out every n-th position, of patches that have fewer than n too."""
     entries = index if isinstance(index, tuple) else (index,)
-    if any(isinstance(entry, slice) and entry.step not in (None, 1) for entry in entries):
+    strided = any(isinstance(entry, slice) and entry.step not in (None, 1) for entry in entries)
+    if strided and execution.unfinished(x) is None:
         layout = execution.layout(x)
         if layout is not None and layout.is_channels_first(x.ndim) and layout.padding is None:
             steps = _steps(entries, x.ndim)
