@@ -26,6 +26,7 @@ NOT_COMPARED: tuple[str, ...] = (
     "rand",
     "rrelu",
     "dropout",
+    "gumbel",
     "empty",
     "cuda",
     "get_device",
@@ -170,6 +171,8 @@ def test_whatever_is_answered_is_right(name: str) -> None:
                 found = tensors_in(mine)
                 assert len(found) == len(ordinary), what
                 for got, wanted in zip(found, ordinary, strict=True):
+                    if execution.unfinished(got) is not None:  # raises when it is used
+                        continue
                     layout = execution.layout(got)
                     if layout is None:  # a constant, which combining with a map checks
                         assert got.shape != wanted.shape or torch.equal(got, wanted), what
