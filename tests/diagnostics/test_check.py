@@ -47,3 +47,14 @@ def test_a_network_that_returns_other_numbers() -> None:
     report = sparkmim.check(Wrong(), stages=["stem", "deep"], precision="float32")
     assert not report.passed
     assert str(report).endswith("Wrong does NOT work on visible patches")
+
+
+def test_image_size_of_training() -> None:
+    """A number or one an axis; compared at that size too."""
+    for size, shape in ((32, (1, 32, 32)), ((32, 48), (1, 32, 48))):
+        report = sparkmim.check(Plain(), stages=["stem", "deep"], image_size=size)
+        assert report.passed
+        assert report.properties.results[-1].shape == shape
+    model = sparkmim.SparK(sparkmim.Backbone(Plain(), stages=["stem", "deep"]), decoder_width=16)
+    shapes = [result.shape for result in model.check(32, batch_size=3, modes=["eval"]).results]
+    assert shapes[-2:] == [(1, 32, 32), (3, 8, 8)]
