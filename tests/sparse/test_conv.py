@@ -369,7 +369,7 @@ REFUSED = {
         nn.ZeroPad2d((-1, 0, 0, 0)), nn.ZeroPad2d((1, 0, 0, 0)), nn.Conv2d(4, 4, 1)
     ),
     "something else after padding": nn.Sequential(nn.ZeroPad2d(1), nn.ReLU(), nn.Conv2d(4, 4, 3)),
-    "transposed": nn.ConvTranspose2d(4, 4, 2, stride=2),
+    "transposed with a kernel beyond its stride": nn.ConvTranspose2d(4, 4, 3, stride=2),
 }
 
 

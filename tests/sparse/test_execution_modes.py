@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from sparkmim import Backbone, SparK, UnsupportedOperation, random_visible
+from sparkmim.models.compiled import check_compilable
 from sparkmim.models.config import ModelConfig
 from sparkmim.pretraining.model import build_model
 from sparkmim.sparse import checkpointing, dense_fallback
@@ -188,6 +189,7 @@ def test_compiled_activations(activation: Callable[[Tensor], Tensor]) -> None:
     """Dynamo hides some functions from modes until a run shows them, however the run was compiled."""
     model = build(small(activation))
     images, visible = batch(height=16, width=24, patch=8)
+    check_compilable(model, images)
     with torch.no_grad():
         eager = model.encode(images, visible)
         encode = torch.compile(model.encode_visible, fullgraph=True, backend="eager")
@@ -211,6 +213,7 @@ def test_compiled_refuses_writes(write: Callable[[Tensor], object], request: pyt
     model = build(small(lambda x: x))
     encoder: Any = model.encoder
     encoder.activation = lambda x: (write(x), x)[1]
+    model.checked_eagerly = True
     images, visible = batch(height=16, width=24, patch=8)
     encode = torch.compile(model.encode_visible, fullgraph=True, backend="eager")
     with pytest.raises(Exception, match=f"{request.node.callspec.id} cannot be carried out on visible patches"):
@@ -520,9 +523,9 @@ def test_gradients_are_reproducible(name: str) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
 def test_a_step_reads_nothing_back(name: str) -> None:
     """On tensors without data, reading one (`item`, `nonzero`, indexing with a mask) raises."""
-    fake = FakeTensorMode()
+    fake, real = FakeTensorMode(), SparK(name, decoder_width=64)
     with FakeCopyMode(fake):
-        model = copy.deepcopy(SparK(name, decoder_width=64))
+        model = copy.deepcopy(real)
     with fake:
         images = torch.randn(2, 3, 64, 96)
         out = model(images)

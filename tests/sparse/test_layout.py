@@ -455,7 +455,6 @@ MIXING = {
     "cat_space": lambda x: torch.cat([x, x], -1),
     "cat_axis_of_space": lambda x: torch.cat([x, x], axis=2),  # type: ignore[call-arg]
     "cat_map_and_gate": lambda x: torch.cat([x, x.mean((2, 3), keepdim=True)], 1),
-    "cat_map_and_constant": lambda x: torch.cat([x, torch.ones(x.shape, dtype=x.dtype)], 1),
     "cat_different_axes": lambda x: torch.cat([x, x.transpose(2, 3)], 1),
     "stack_different_axes": lambda x: torch.stack([x, x.transpose(2, 3)], 1).sum(1),
     "chunk_default": lambda x: x.chunk(2)[0],
@@ -493,8 +492,6 @@ MIXING = {
     "map_of_other_size": lambda x: x * F.interpolate(x, scale_factor=2),
     "expand_samples": lambda x: x.mean((0,), keepdim=True).expand_as(x),
     "index_of_each_image": lambda x: x.index_select(1, (x.mean((1, 2, 3)) > 0).to(torch.int64)).sum(1, True) * x,
-    "in_place_into_a_constant": lambda x: torch.zeros(x.shape, dtype=x.dtype).add_(x),
-    "copy_into_a_constant": lambda x: torch.zeros(x.shape, dtype=x.dtype).copy_(x),
     "pixel_shuffle_channels_last": channels_last(lambda x: F.pixel_shuffle(x, 1)),
     "linear_with_weight_of_the_input": channels_last(lambda x: F.linear(x, F.linear(x.mean((1, 2)), constant(8, 8)))),
     "repeat": lambda x: x.repeat(1, 1, 2, 2),

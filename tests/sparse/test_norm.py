@@ -195,7 +195,6 @@ REFUSED = {
     "batch norm after padding": lambda x: F.batch_norm(F.pad(x, (1, 1, 1, 1)), None, None, training=True),
     "group norm after padding": lambda x: F.group_norm(F.pad(x, (1, 1, 1, 1)), 1),
     "a weight made of the input": lambda x: F.group_norm(x, 1, x.mean((0, 2, 3))),
-    "local response": lambda x: F.local_response_norm(x, 3),
 }
 
 

@@ -343,7 +343,6 @@ NOT_RESAMPLED: dict[str, Function] = {
     "area": lambda x: F.interpolate(x, scale_factor=0.5, mode="area"),
     "by 1.5": lambda x: F.interpolate(x[..., ::2, ::2], scale_factor=1.5),
     "by three quarters": lambda x: F.interpolate(x, scale_factor=0.75),
-    "to the size of the whole map": lambda x: F.interpolate(x[..., ::2, ::2], size=(12, 12)),
     "to nothing": lambda x: F.interpolate(x, scale_factor=0.125),
     "pooled values": lambda x: F.interpolate(x.mean((2, 3), keepdim=True), scale_factor=2),
     "channels last": lambda x: F.interpolate(last(x), scale_factor=0.5),

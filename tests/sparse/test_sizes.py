@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 from engine_helpers import Apply, assert_agrees_with_crop, assert_agrees_with_oracle, assert_refused, weights_of
@@ -35,6 +36,11 @@ def stochastic_depth(draw: Callable[..., Tensor]) -> Function:
 
 def ones(x: Tensor) -> tuple[int, ...]:
     return (1,) * (x.ndim - 1)
+
+
+def _with_first_channel(new: Tensor, x: Tensor) -> Tensor:
+    new[:, :1] = x[:, :1]
+    return new
 
 
 DECISIONS: dict[str, Function] = {
@@ -68,6 +74,10 @@ SIZES: dict[str, Function] = {
     "expand to a shape": lambda x: x + x.amax((2, 3), keepdim=True).expand(x.shape),
     "zeros per image": lambda x: x + x.new_zeros(x.shape[0], 4, 1, 1),
     "map of ones": lambda x: x * torch.ones(x.shape[0], 1, x.shape[2], x.shape[3], dtype=x.dtype),
+    "joined with a map of ones": lambda x: torch.cat([x, torch.ones(x.shape, dtype=x.dtype)], 1),
+    "written into a new map": lambda x: torch.zeros(x.shape, dtype=x.dtype).copy_(x) * 2,
+    "added to a new map": lambda x: torch.zeros(x.shape, dtype=x.dtype).add_(x) * 2,
+    "written to a part of a new map": lambda x: _with_first_channel(torch.zeros(x.shape, dtype=x.dtype), x),
     "pooling to one": lambda x: x * F.avg_pool2d(x, x.shape[2:]),
     "normalization of what is seen": lambda x: (
         depthwise(x, 3, padding=1)
@@ -86,6 +96,8 @@ NOISE: dict[str, Function] = {
     "ones": lambda x: torch.ones((x.shape[0], *ones(x)), dtype=x.dtype).bernoulli_(0.5),
     "zeros": lambda x: torch.zeros(x.shape[0], 1, 1, 1, dtype=x.dtype).uniform_(0, 2),
     "full": lambda x: torch.bernoulli(torch.full((x.shape[0], 1, 1, 1), 0.5, dtype=x.dtype)),
+    "method of full": lambda x: torch.full((x.shape[0], 1, 1, 1), 0.5, dtype=x.dtype).bernoulli(),
+    "of torchvision": lambda x: torchvision.ops.stochastic_depth(torch.ones_like(x), 0.5, "row", training=True),
     "new empty": lambda x: x.new_empty((x.shape[0], *ones(x))).bernoulli_(0.5),
     "random integers": lambda x: torch.randint(0, 2, (x.shape[0], 1, 1, 1)).to(x),
     "normal": lambda x: torch.randn(x.shape[0], 1, 1, 1, dtype=x.dtype),

@@ -23,6 +23,28 @@ from .errors import unsupported
 from .layout import MARK
 
 
+def note_shapes_at_hand() -> None:
+    """Have checkpoints note the shapes of the tensors at hand, and not those of the whole maps that a network reads.
+
+    What a checkpoint inside another one is given is noted while an execution answers. Noted once more in backward, when
+    none does, it must be the same.
+    """
+    noted = getattr(torch.utils.checkpoint, "_allowed_determinism_checks_to_fns", {})
+    for name, read in list(noted.items()):
+        if not isinstance(read, _AtHand):
+            noted[name] = _AtHand(read)
+
+
+class _AtHand(NamedTuple):
+    """A function of a tensor that is called past all executions."""
+
+    read: Callable[[Any], Any]
+
+    def __call__(self, tensor: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            return self.read(tensor)
+
+
 def recompute_under(enter: Callable[[], AbstractContextManager[Any]], func: Any) -> None:
     """Have the checkpointed functions that call `func`, one inside another, computed again under `enter()`.
 

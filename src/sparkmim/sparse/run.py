@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..utils.modules import preserved_buffers
 from .backward_hooks import MovedHooks
+from .checkpointing import note_shapes_at_hand
 from .compiling import show_functions_to_modes
 from .errors import WAYS_OUT, UnsupportedOperation, path_of_running_module
 from .execution import Execution
@@ -41,6 +42,7 @@ def run(
     else:
         execution.note_constants(network.parameters())  # they may be results: of `torch.func.functional_call`
         execution.reenter = partial(_again, network)
+        note_shapes_at_hand()
     features = network if features is None else features
     execution.grad_enabled = torch.is_grad_enabled()
     handles = attach_to_modules(execution, network)

@@ -109,7 +109,7 @@ def like(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: A
     return execution.mark(func(input, *args, **kwargs), layout)
 
 
-@Execution.register(*functions_named("rand_like randn_like"), torch.bernoulli)
+@Execution.register(*functions_named("rand_like randn_like bernoulli"))
 def random_like(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     layout = own_layout(execution, func, input)
     if layout.is_map:
