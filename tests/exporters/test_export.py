@@ -495,7 +495,7 @@ def test_a_network_of_ones_own_is_none_of_timms(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(code)
     save_encoder(make("test_resnet"), tmp_path / "e", {"sparkmim": f'{{"model": "{tmp_path}/own.py:make"}}'})
     with pytest.raises(Mismatch, match="timm has no network"):
-        export(tmp_path / "e", tmp_path / "hub")
+        export(tmp_path / "e", tmp_path / "hub", trust=True)
 
 
 def test_command(resnet18: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:

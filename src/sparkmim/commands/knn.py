@@ -6,13 +6,14 @@ from pathlib import Path
 
 from ..evaluation.config import NEIGHBOURS
 from ..training.config import Device
+from .encoder_options import AS_RECORDED, Address, Encoder
 from .results import check_output, write_results
 
 
 def command(
     encoder: Path,
-    data: Path,
-    test_data: tuple[Path, ...] = (),
+    data: Address,
+    test_data: tuple[Address, ...] = (),
     output: Path | None = None,
     model: str | None = None,
     stage: int = -1,
@@ -22,6 +23,7 @@ def command(
     workers: int = 1,
     device: Device = "auto",
     seed: int = 0,
+    options: Encoder = AS_RECORDED,
 ) -> int:
     """Classify images by their nearest labeled neighbors, with the features of a frozen encoder.
 
@@ -30,10 +32,11 @@ def command(
 
     Args:
         encoder: an encoder.safetensors or the run folder that holds one; other weights; timm; or none (random).
-        data: labeled images: class folders, a CSV file, or a folder that contains train, val and test.
+        data: labeled images: class folders, a CSV file, or a folder that contains train, val and test; FOLDER/.
+            takes its folders for classes, whatever their names.
         test_data: labeled images to classify, several sets pooled; test beside train, else val, if not given.
         output: folder for results.json.
-        model: the network's timm name, FILE.py:FUNCTION or MODULE:FUNCTION, if the encoder does not record it.
+        model: the network's timm name, FILE.py:FUNCTION or MODULE:FUNCTION, if the weights do not record it.
         stage: which feature map, from 0, the highest resolution, to -1, the lowest.
         image_size: side of the square view in pixels; that of the pretraining if not given.
         neighbours: numbers of neighbors to try.
@@ -41,6 +44,7 @@ def command(
         workers: processes that read images.
         device: where to compute.
         seed: of random weights.
+        options: of the encoder.
     """
     from ..evaluation.knn import knn
 
@@ -50,6 +54,7 @@ def command(
         data,
         test_data=test_data,
         model=model,
+        **options.settings(),
         stage=stage,
         image_size=image_size,
         neighbours=neighbours,

@@ -16,6 +16,8 @@ def command(
     batch_size: int = 32,
     workers: int = 1,
     device: Device = "auto",
+    model: str | None = None,
+    trust: bool = False,
 ) -> int:
     """Predict the classes of images, or what else a fine-tuned model predicts.
 
@@ -31,15 +33,25 @@ def command(
         batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
+        model: the network, if that of the fine-tuning is code of yours: FILE.py:FUNCTION or MODULE:FUNCTION.
+        trust: run the code that the model's file names: only for files whose source you trust.
     """
-    if output.suffix != ".csv":
-        raise ValueError(f"--output {output} is a CSV file; write {output.with_suffix('.csv')}")
+    from ..utils.io import require_suffix, require_writable
+
+    require_suffix(output, ".csv")
     from ..transfer.predictor import predict, write_csv
-    from ..utils.io import require_writable
 
     require_writable(output)
     predictions = predict(
-        run, data, top_k=top_k, image_size=image_size, batch_size=batch_size, workers=workers, device=device
+        run,
+        data,
+        top_k=top_k,
+        image_size=image_size,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        model=model,
+        trust=trust,
     )
     write_csv(predictions, output)
     skipped = sum(bool(prediction.error) for prediction in predictions)

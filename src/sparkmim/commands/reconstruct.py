@@ -6,7 +6,13 @@ from pathlib import Path
 
 
 def command(
-    run: Path, output: Path, data: str | None = None, count: int = 8, seed: int = 0, mask_ratio: float | None = None
+    run: Path,
+    output: Path,
+    data: str | None = None,
+    count: int = 8,
+    seed: int = 0,
+    mask_ratio: float | None = None,
+    trust: bool = False,
 ) -> int:
     """Draw images, what the network sees of them, and its reconstructions.
 
@@ -17,15 +23,16 @@ def command(
         count: number of images, spread evenly over the folder, at most 8.
         seed: of the masks.
         mask_ratio: share of patches to hide; that of the run if not given.
+        trust: run the code that the run's configuration names: only for files whose source you trust.
     """
-    if output.suffix.lower() != ".png":
-        raise ValueError(f"--output {output} is not a .png file")
+    from ..utils.io import require_suffix, require_writable
+
+    require_suffix(output, ".png")
     from ..pretraining.reconstruct import reconstruct
     from ..reporting.reconstructions import save_png
-    from ..utils.io import require_writable
 
     require_writable(output)
-    found = reconstruct(run, data, count=count, seed=seed, mask_ratio=mask_ratio)
+    found = reconstruct(run, data, count=count, seed=seed, mask_ratio=mask_ratio, trust=trust)
     save_png(found.picture, output)
     print(f"{len(found.images)} reconstructions after step {found.step}: {output}")
     return 0

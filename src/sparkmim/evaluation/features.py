@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +13,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checkpoints.encoder import load_trained_encoder
+from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder, with_input
 from ..data.config import ViewConfig
 from ..data.loader import PlainViews, plain_batches, read
 from ..data.normalize import Normalize, join
 from ..data.sources.address import open_source
 from ..data.sources.base import ImageSource
+from ..data.statistics import channel_statistics
 from ..data.views import evaluation_view
 from ..models.backbone import Backbone
+from ..models.factory import require_image_size
 from ..training.config import Device, LoopConfig
 from ..utils.devices import pick_device
-from ..utils.fields import validate_as
+from ..utils.fields import show, validate_as
 from ..utils.io import write_atomically
 from ..utils.logging import log
 from ..utils.text import printable
@@ -58,6 +61,8 @@ class Embeddings(NamedTuple):
     def write(self, path: str | Path) -> None:
         """Write an .npz file with the arrays `names` and `features`, or a .parquet file with these columns.
 
+        In a .parquet file, bytes of a name that are not UTF-8 are written as `\\xNN`.
+
         Raises:
             ValueError: for another suffix.
         """
@@ -76,7 +81,8 @@ def _write_parquet(file: BinaryIO, names: list[str], features: np.ndarray) -> No
     import pyarrow.parquet
 
     columns = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(features.ravel()), features.shape[1])
-    pyarrow.parquet.write_table(pyarrow.table({"name": names, "features": columns}), file)
+    texts = [os.fsencode(name).decode(errors="backslashreplace") for name in names]  # the format's texts are UTF-8
+    pyarrow.parquet.write_table(pyarrow.table({"name": texts, "features": columns}), file)
 
 
 WRITERS = {".npz": _write_npz, ".parquet": _write_parquet}
@@ -92,6 +98,12 @@ def embed(
     batch_size: int = 32,
     workers: int = 1,
     device: Device = "auto",
+    stages: Sequence[str] = (),
+    in_chans: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int = 0,
+    trust: bool = False,
 ) -> Embeddings:
     """Compute an encoder's features of a folder of images.
 
@@ -105,26 +117,47 @@ def embed(
         batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
+        stages: names of the submodules whose outputs are the feature maps; the recorded ones by default.
+        in_chans: channels of the images, if not recorded.
+        mean: mean of each channel; as recorded by default, or measured where nothing is known.
+        std: standard deviation of each channel, likewise.
+        seed: of random weights.
+        trust: run the code of a network that the encoder's file names, where `model` does not.
 
     Raises:
         ValueError: for an invalid setting, an encoder that cannot be loaded, or if no image can be read.
     """
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"--image-size {image_size} is not a number of pixels")
     validate_as(LoopConfig, batch_size=batch_size)
     validate_as(ViewConfig, workers=workers)
-    network = load_trained_encoder(encoder, model)
-    config = network.data if image_size is None else replace(network.data, image_size=(image_size, image_size))
+    loaded = load_trained_encoder(encoder, model, seed, stages=stages, in_chans=in_chans, trust=trust)
     source = open_source(data)
+    network = ready_for(with_input(loaded, image_size=image_size, mean=mean, std=std), source, stage)
     where = pick_device(device)
     network.backbone.module.to(where)
     found = pooled_features(
-        network.backbone, source, config, stage, batch_size=batch_size, workers=workers, device=where
+        network.backbone, source, network.data, stage, batch_size=batch_size, workers=workers, device=where
     )
     skipped = log_skipped(source, found.broken)
     if not found.indices:
         raise ValueError(f"none of the {len(source)} images can be read")
     return Embeddings([source.name(index) for index in found.indices], found.values.numpy(), skipped)
+
+
+def ready_for(network: TrainedEncoder, source: ImageSource | None, stage: int = -1) -> TrainedEncoder:
+    """Return an encoder whose input is known: statistics that are not are measured on images, and logged.
+
+    Raises:
+        ValueError: if the network has no such stage or does not take images of the size, or none can be read.
+    """
+    backbone = network.backbone
+    require_stage(backbone, stage)
+    require_image_size(backbone, backbone.module, network.name, backbone.in_chans, network.data.image_size)
+    if network.statistics_known or source is None:
+        return network
+    measured = channel_statistics(source, backbone.in_chans)
+    log.info(f"measured on {measured.images} images: --mean {show(measured.mean)} --std {show(measured.std)}")
+    data = replace(network.data, mean=measured.mean, std=measured.std)
+    return network._replace(data=data, statistics_known=True)
 
 
 def log_skipped(source: ImageSource, broken: Sequence[tuple[int, str]]) -> list[tuple[str, str]]:
@@ -160,11 +193,7 @@ def pooled_features(
     Raises:
         ValueError: if the network has no such map.
     """
-    levels = len(backbone.levels)
-    if not -levels <= stage < levels:
-        raise ValueError(
-            f"--stage {stage} is not one of the network's {levels} maps, 0 to {levels - 1} or -{levels} to -1"
-        )
+    require_stage(backbone, stage)
     rows: list[Tensor] = []
     indices: list[int] = []
     broken: list[tuple[int, str]] = []
@@ -179,3 +208,16 @@ def pooled_features(
                 rows.append(maps[stage].flatten(2).mean(2, dtype=torch.float32).cpu())
     values = torch.cat(rows) if rows else torch.zeros(0, backbone.channels[stage])
     return Features(values, indices, broken)
+
+
+def require_stage(backbone: Backbone, stage: int) -> None:
+    """Raise unless a network has a feature map of an index.
+
+    Raises:
+        ValueError: with the indices there are.
+    """
+    levels = len(backbone.levels)
+    if not -levels <= stage < levels:
+        raise ValueError(
+            f"--stage {stage} is not one of the network's {levels} maps, 0 to {levels - 1} or -{levels} to -1"
+        )

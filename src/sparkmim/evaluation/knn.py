@@ -96,6 +96,11 @@ def knn(
     workers: int = 1,
     device: Device = "auto",
     seed: int = 0,
+    stages: Sequence[str] = (),
+    in_chans: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    trust: bool = False,
 ) -> KnnResult:
     """Classify images by their nearest labeled neighbors, with the features of a frozen encoder.
 
@@ -114,6 +119,11 @@ def knn(
         workers: processes that read images.
         device: where to compute.
         seed: of random weights.
+        stages: names of the submodules whose outputs are the feature maps; the recorded ones by default.
+        in_chans: channels of the images, if not recorded.
+        mean: mean of each channel; as recorded by default, or measured where nothing is known.
+        std: standard deviation of each channel, likewise.
+        trust: run the code of a network that the encoder's file names, where `model` does not.
 
     Raises:
         ValueError: for an invalid setting, an encoder or labels that cannot be loaded, or too few images.
@@ -122,7 +132,22 @@ def knn(
     if not neighbours or min(neighbours) < 1:
         raise ValueError(f"--neighbours {' '.join(map(str, neighbours))} must be at least 1")
     splits = labeled_splits(data, None, test_data)
-    frozen = FrozenEncoder(encoder, model, stage, image_size, batch_size, workers, device, seed)
+    frozen = FrozenEncoder(
+        encoder,
+        model,
+        stage,
+        image_size,
+        batch_size,
+        workers,
+        device,
+        seed,
+        source=splits.train.source,
+        stages=stages,
+        in_chans=in_chans,
+        mean=mean,
+        std=std,
+        trust=trust,
+    )
     classes = splits.train.classes
     train = frozen(splits.train)
     within = leave_one_out(train.values, train.labels, neighbours, classes=len(classes))

@@ -130,6 +130,11 @@ def linear_probe(
     workers: int = 1,
     device: Device = "auto",
     seed: int = 0,
+    stages: Sequence[str] = (),
+    in_chans: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    trust: bool = False,
 ) -> ProbeResult:
     """Fit a linear classifier to the features of a frozen encoder.
 
@@ -149,6 +154,11 @@ def linear_probe(
         workers: processes that read images.
         device: where to compute.
         seed: of random weights, and of the choice of validation images.
+        stages: names of the submodules whose outputs are the feature maps; the recorded ones by default.
+        in_chans: channels of the images, if not recorded.
+        mean: mean of each channel; as recorded by default, or measured where nothing is known.
+        std: standard deviation of each channel, likewise.
+        trust: run the code of a network that the encoder's file names, where `model` does not.
 
     Raises:
         ValueError: for an invalid setting, or an encoder or labels that cannot be loaded.
@@ -156,7 +166,22 @@ def linear_probe(
     validate_as(LoopConfig, seed=seed)
     splits = labeled_splits(data, val_data, test_data)
     rest, held = (splits.train, splits.val) if splits.val is not None else fold(splits.train, FOLDS, 0, seed)
-    frozen = FrozenEncoder(encoder, model, stage, image_size, batch_size, workers, device, seed)
+    frozen = FrozenEncoder(
+        encoder,
+        model,
+        stage,
+        image_size,
+        batch_size,
+        workers,
+        device,
+        seed,
+        source=splits.train.source,
+        stages=stages,
+        in_chans=in_chans,
+        mean=mean,
+        std=std,
+        trust=trust,
+    )
     classes = splits.train.classes
     fitted, val = frozen(rest), frozen(held)
     candidates = fit_probes(fitted.values, fitted.labels, classes=len(classes))

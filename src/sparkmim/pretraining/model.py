@@ -18,6 +18,7 @@ from ..models.config import ModelConfig
 from ..models.factory import load_backbone
 from ..models.spark import SparK
 from ..objectives.base import find_objective
+from ..training.recorded import require_sound_record
 from ..training.resume import TASK
 from .config import PretrainConfig
 
@@ -138,11 +139,15 @@ class TrainedRun(NamedTuple):
     step: int
 
 
-def load_run(folder: str | Path) -> TrainedRun:
+def load_run(folder: str | Path, *, trust: bool = False) -> TrainedRun:
     """Return the model of a run's newest checkpoint.
 
+    Args:
+        folder: of the run.
+        trust: run the code of a network or an objective that its configuration names.
+
     Raises:
-        ValueError: if the folder holds no run, or one without a checkpoint.
+        ValueError: if the folder holds no run, or one without a checkpoint, or names code without `trust`.
     """
     run = RunFolder(folder)
     recorded = run.read_config() if run.config.is_file() else None
@@ -152,6 +157,7 @@ def load_run(folder: str | Path) -> TrainedRun:
         raise ValueError(
             f"{run.root} holds a run of `sparkmim {recorded[TASK]}`; --run takes the folder of a pretraining"
         )
+    require_sound_record(PretrainConfig, recorded, run.config, trust=trust)
     config = PretrainConfig.from_dict(recorded)
     newest = run.newest_checkpoint()
     if newest is None:

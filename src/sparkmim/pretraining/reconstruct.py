@@ -10,15 +10,17 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-from ..data.loader import MaskedViews
+from ..data.loader import Batch, MaskedViews
 from ..data.normalize import Normalize, join
 from ..data.sources.address import open_source
-from ..data.statistics import first_readable
+from ..data.statistics import first_readable, spread
 from ..data.views import evaluation_view
 from ..models.config import ModelConfig
 from ..reporting.reconstructions import MOST_IMAGES, reconstruction_grid
 from ..training.config import LoopConfig
 from ..utils.fields import validate_as
+from ..utils.logging import log
+from ..utils.text import printable
 from .model import load_run
 
 
@@ -48,15 +50,17 @@ def reconstruct(
     count: int = 8,
     seed: int = 0,
     mask_ratio: float | None = None,
+    trust: bool = False,
 ) -> Reconstructions:
     """Mask images and reconstruct them with the newest checkpoint of a run.
 
     Args:
         run: folder of a pretraining run.
         data: folder or address of images; the built-in photographs by default.
-        count: number of images, spread evenly over the folder, at most 8.
+        count: number of images, spread evenly over the folder, at most 8; those that cannot be read are skipped.
         seed: of the masks.
         mask_ratio: share of patches to hide; that of the run by default.
+        trust: run the code of a network or an objective that the run's configuration names.
 
     Raises:
         ValueError: for an invalid setting, a folder without images or without a run, or unreadable images.
@@ -66,17 +70,31 @@ def reconstruct(
     validate_as(LoopConfig, seed=seed)
     if mask_ratio is not None:
         validate_as(ModelConfig, mask_ratio=mask_ratio)
-    trained = load_run(run)
+    trained = load_run(run, trust=trust)
     config = trained.config
     source = open_source(data)
     first_readable(source, config.model.in_chans)
     grid = trained.model.grid_shape(config.data.image_size)
     ratio = config.model.mask_ratio if mask_ratio is None else mask_ratio
     views = MaskedViews(source, evaluation_view(config.data), config.model.in_chans, grid, ratio, seed)
-    count = min(count, len(source))
-    batch = [views[0, index * len(source) // count] for index in range(count)]
+    batch = _readable_views(views, count)
     images = Normalize(config.data)(join([view.images for view in batch]))
     visible = torch.cat([view.visible for view in batch])
     reconstructions = trained.model.reconstruct(images, visible)
     picture = reconstruction_grid(images, visible, reconstructions, mean=config.data.mean, std=config.data.std)
     return Reconstructions(images, visible, reconstructions, picture, trained.step)
+
+
+def _readable_views(views: MaskedViews, count: int) -> list[Batch]:
+    """Return views of images spread evenly over their source, each of another image; log those that cannot be read."""
+    found = []
+    for index in spread(views.source, count):
+        view = views[0, index]
+        if view.broken:  # it shows another image in place of this one
+            number, error = view.broken[0]
+            log.warning(f"skipped {printable(views.source.name(number))}: {error}")
+        else:
+            found.append(view)
+    if not found:
+        raise ValueError(f"none of the {min(count, len(views))} images chosen can be read; use a larger --count")
+    return found

@@ -12,6 +12,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from ..checkpoints.run_folder import RunFolder
+from ..utils.io import open_own
 
 
 class Metrics:
@@ -24,7 +25,7 @@ class Metrics:
 
     def __init__(self, run: RunFolder, step: int) -> None:
         run.truncate_metrics(step)
-        self.file = run.metrics.open("a", buffering=1)
+        self.file = open_own(run.metrics, "a", buffering=1)
         self.board = SummaryWriter(str(run.tensorboard), purge_step=step + 1, flush_secs=30)
 
     def write(self, values: Mapping[str, float]) -> None:
