@@ -173,8 +173,8 @@ def test_registries_are_no_strangers(labeled: Path, tmp_path: Path) -> None:
 def runs(labeled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretraining and a fine-tuning of a step each."""
     folder = tmp_path_factory.mktemp("runs")
-    pretrain(folder / "pretrain", chosen=FOUR_STEPS | {"data": labeled, "epochs": 0.5, "image_size": (32, 32)})
-    finetune(folder / "finetune", chosen=TINY_FINETUNE | {"data": labeled, "epochs": 0.5, "image_size": (32, 32)})
+    pretrain(folder / "pretrain", chosen=FOUR_STEPS | {"data": labeled, "epochs": 0.5})
+    finetune(folder / "finetune", chosen=TINY_FINETUNE | {"data": labeled, "epochs": 0.5})
     return folder
 
 
@@ -400,7 +400,7 @@ def test_a_configuration_of_something_else(kind: str, content: str, tmp_path: Pa
     (tmp_path / "run" / "config.json").write_text(content)
     code, _, err = ask(kind, "--output", tmp_path / "run")
     assert code == 2, err
-    assert "config.json" in err
+    assert str(tmp_path / "run") in err
 
 
 # --- links -----------------------------------------------------------------------------------------------------------

@@ -185,7 +185,7 @@ def load_trained_encoder(
         log.info(f"weights of {report.adapted} channels adapted to {backbone.in_chans}, as timm does")
     backbone.module.eval()
     step = None if "classes" in known else known.get("step")  # a classifier's steps are not those of a pretraining
-    data, certain = _input_of(backbone, {**_published(backbone), **known})
+    data, certain = _input_of(backbone, {**_published(backbone), **known}, recorded.path)
     return TrainedEncoder(name, backbone, data, step, tuple(stages), certain)
 
 
@@ -275,7 +275,7 @@ def _published(backbone: Backbone) -> dict[str, Any]:
     return known
 
 
-def _input_of(backbone: Backbone, known: Mapping[str, Any]) -> tuple[DataConfig, bool]:
+def _input_of(backbone: Backbone, known: Mapping[str, Any], path: object = "timm") -> tuple[DataConfig, bool]:
     """Return how input is prepared, and whether its statistics are known.
 
     As recorded, else resized to 224 pixels with the statistics of ImageNet, or of its channels together.
@@ -293,7 +293,7 @@ def _input_of(backbone: Backbone, known: Mapping[str, Any]) -> tuple[DataConfig,
     )
     if len(data.image_size) != backbone.dims or not len(data.mean) == len(data.std) == channels:
         raise ValueError(
-            f"an image size of {show(data.image_size)} pixels, {len(data.mean)} means and {len(data.std)} deviations "
-            f"are recorded for a network of {channels} channels and {backbone.dims} axes; the file is damaged"
+            f"{path} records an image size of {show(data.image_size)} pixels, {len(data.mean)} means and "
+            f"{len(data.std)} deviations for a network of {channels} channels and {backbone.dims} axes: it is damaged"
         )
     return data, "mean" in known and "std" in known

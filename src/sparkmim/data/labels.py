@@ -2,7 +2,7 @@
 
 ```
 DIR/CLASS/.../image.jpg           class folders
-DIR/{train,val,test}/CLASS/...    class folders by split
+DIR/{train,val,test}/CLASS/...    class folders by split; named as DIR/. the three are classes
 FILE.csv                          rows `path,class` in UTF-8, paths relative to the file's folder; a first row is a
                                   header if it ends in class or label, and no such file exists
 ```
@@ -14,6 +14,8 @@ out, and belongs to every share of the labels.
 from __future__ import annotations
 
 import csv
+import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +24,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..utils.text import printable
 from .seeding import Stream, keyed_generator
+from .sources.address import AS_CLASSES
 from .sources.base import ImageSource, Subset
 from .sources.folder import Files, find_images
 
 SPLITS = ("train", "val", "test")
 """Folder names of the splits of a data set."""
+
+LONGEST = 200
+"""Characters of a name that a message shows."""
 
 SHOWN = 4
 """Most names that a message lists."""
@@ -76,7 +83,7 @@ def read_labeled(path: str | Path, option: str = "--data") -> LabeledImages:
     if empty:
         raise ValueError(
             f"{path}: no image in the class folder{'s' * (len(empty) > 1)} {_named(empty)}; add images, or remove the "
-            "folder from every split if it is not a class"
+            f"folder from every split if it is not a class{_links_among(Path(path).expanduser(), empty)}"
         )
     return labeled
 
@@ -100,6 +107,14 @@ def read_matching(path: str | Path, classes: Sequence[str], reference: str, opti
     unknown = sorted(set(other.classes) - set(classes))
     missing = sorted(set(classes) - set(other.classes)) if path.is_dir() else []
     if unknown or missing:
+        spelled = {_one_spelling(name): name for name in missing}
+        twice = [name for name in unknown if _one_spelling(name) in spelled]
+        if twice:
+            pairs = ", ".join(f"{name!a} there, {spelled[_one_spelling(name)]!a} here" for name in twice)
+            raise ValueError(
+                f"expected {path} to have the classes of {reference}: {pairs} look alike, and are spelled with other "
+                "Unicode characters (NFC or NFD). Rename the folder or change the row in one of them"
+            )
         parts = [f"{_named(unknown)} only in {path}"] * bool(unknown) + [f"{_named(missing)} missing there"] * bool(
             missing
         )
@@ -126,12 +141,13 @@ def read_splits(
         ValueError: as for :func:`read_labeled` and :func:`read_matching`.
     """
     root = Path(data).expanduser()
-    if (root / "train").is_dir():
+    if _has_splits(data):
         others = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
         if strange := [name for name in others if name not in SPLITS]:
             raise ValueError(
-                f"expected only the folders {', '.join(SPLITS)} in {root}, got also {_named(strange)}; name the folder "
-                f"whose folders are the classes"
+                f"expected only the folders {', '.join(SPLITS)} in {root}, got also {_named(strange)}; if all of these "
+                f"are classes, write {option} {printable(str(root))}{AS_CLASSES}, and otherwise name the folder whose "
+                f"folders are the classes"
             )
         if val_data is None and (root / "val").is_dir():
             val_data = root / "val"
@@ -140,6 +156,30 @@ def read_splits(
     if len(train.classes) < 2:
         raise ValueError(f"expected at least two classes in {root}, got {train.classes[0]} alone")
     return train, None if val_data is None else read_matching(val_data, train.classes, str(root), "--val-data")
+
+
+def _has_splits(data: str | Path) -> bool:
+    """Return whether a folder is divided into splits; `FOLDER/.` says that it is not, whatever it contains."""
+    return not str(data).endswith(AS_CLASSES) and (Path(data).expanduser() / "train").is_dir()
+
+
+def _one_spelling(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _links_among(root: Path, names: Sequence[str]) -> str:
+    """Return what is said of class folders that are links: their images count where the link points to."""
+    links = [root / name for name in names if (root / name).is_symlink()]
+    said = [f"{printable(link.name)} is a link to {printable(os.readlink(link))}" for link in links[:SHOWN]]
+    return f". {', '.join(said)}, whose images count once, there: copy them for a class of its own" if said else ""
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether there is a file; false for a name that no file can have."""
+    try:
+        return path.is_file()
+    except OSError:  # longer than names can be
+        return False
 
 
 def label_share(labeled: LabeledImages, share: float, seed: int) -> LabeledImages:
@@ -206,6 +246,12 @@ def _read_folders(root: Path) -> LabeledImages:
     files = find_images(root)
     names = [files.name(index) for index in range(len(files))]
     loose = [name for name in names if "/" not in name]
+    dead = sorted(p.name for p in root.iterdir() if p.is_symlink() and not p.exists() and "." not in p.name)
+    if dead:
+        raise ValueError(
+            f"{root}: {_named(dead)} {'is a link' if len(dead) == 1 else 'are links'} to what does not exist; mend or "
+            "remove it, or a class would be missing in silence"
+        )
     classes = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
     if not classes:
         raise ValueError(f"{root} has no class folders: its {len(names)} images lie in the folder itself")
@@ -221,7 +267,7 @@ def _read_table(path: Path) -> LabeledImages:
             rows = [(number, row) for number, row in enumerate(csv.reader(file), start=1) if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as a CSV file ({error}); save it as one, encoded in UTF-8") from error
-    if rows and len(rows[0][1]) == 2 and not (path.parent / rows[0][1][0]).is_file():
+    if rows and len(rows[0][1]) == 2 and not _is_file(path.parent / rows[0][1][0]):
         first = [cell.strip().lower() for cell in rows[0][1]]
         if first[1] in ("label", "class"):
             rows = rows[1:]
@@ -231,7 +277,7 @@ def _read_table(path: Path) -> LabeledImages:
     if wrong is not None:
         raise ValueError(f"{path}, line {wrong[0]}: expected `path,class`, got {','.join(wrong[1])!r}")
     names = [row[0] for _, row in rows]
-    missing = [name for name in names if not (path.parent / name).is_file()]
+    missing = [name for name in names if not _is_file(path.parent / name)]
     if missing:
         header = "; the first row is taken as a header if it is `path,class` or `path,label`"
         raise ValueError(
@@ -248,7 +294,8 @@ def _read_table(path: Path) -> LabeledImages:
 
 
 def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    shown = ", ".join(printable(name[:LONGEST]) for name in names[:SHOWN])
+    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 class LabeledSplits(NamedTuple):
@@ -271,7 +318,7 @@ def labeled_splits(
     root = Path(data).expanduser()
     if isinstance(test_data, (str, Path)):
         test_data = [test_data]
-    if not test_data and (root / "train").is_dir() and (root / "test").is_dir():
+    if not test_data and _has_splits(data) and (root / "test").is_dir():
         test_data = [root / "test"]
     tests = [read_matching(path, train.classes, "the training images", "--test-data") for path in test_data]
     return LabeledSplits(train, val, tests)
