@@ -17,6 +17,7 @@ from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder, with_inp
 from ..data.config import ViewConfig
 from ..data.loader import PlainViews, plain_batches, read
 from ..data.normalize import Normalize, join
+from ..data.places import files_outside, shared_files
 from ..data.sources.address import open_source
 from ..data.sources.base import ImageSource
 from ..data.statistics import channel_statistics
@@ -131,6 +132,7 @@ def embed(
     validate_as(ViewConfig, workers=workers)
     loaded = load_trained_encoder(encoder, model, seed, stages=stages, in_chans=in_chans, trust=trust)
     source = open_source(data)
+    log_places(source)
     network = ready_for(with_input(loaded, image_size=image_size, mean=mean, std=std), source, stage)
     where = pick_device(device)
     network.backbone.module.to(where)
@@ -158,6 +160,16 @@ def ready_for(network: TrainedEncoder, source: ImageSource | None, stage: int = 
     log.info(f"measured on {measured.images} images: --mean {show(measured.mean)} --std {show(measured.std)}")
     data = replace(network.data, mean=measured.mean, std=measured.std)
     return network._replace(data=data, statistics_known=True)
+
+
+def log_places(source: ImageSource, trained: ImageSource | None = None) -> None:
+    """Warn of images that lie outside of their folder, and of those that are among the images that are learned from."""
+    outside = files_outside(source)
+    if outside is not None:
+        log.warning(f"{outside.number:,} of {len(source):,} images lie {str(outside).partition(' ')[2]}")
+    twice = 0 if trained is None else shared_files(trained, source)
+    if twice:
+        log.warning(f"{twice:,} of the {len(source):,} images that are scored are among those that are learned from")
 
 
 def log_skipped(source: ImageSource, broken: Sequence[tuple[int, str]]) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from ..data.labels import labeled_splits
 from ..training.config import Device, LoopConfig
 from ..utils.fields import validate_as
 from .config import NEIGHBOURS
+from .features import log_places
 from .frozen import FrozenEncoder
 
 TEMPERATURE = 0.07
@@ -156,6 +157,8 @@ def knn(
     scored = splits.test or [part for part in (splits.val,) if part is not None]
     by_k: dict[int, Accuracy] = {}
     images = 0
+    for part in scored:
+        log_places(part.source, splits.train.source)
     if scored:
         test = frozen.joined(scored)
         images = len(test)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data.labels import fold, labeled_splits
 from ..training.config import Device, LoopConfig
 from ..utils.fields import validate_as
+from .features import log_places
 from .frozen import FrozenEncoder, LabeledFeatures
 from .knn import Accuracy, accuracy
 
@@ -183,6 +184,8 @@ def linear_probe(
         trust=trust,
     )
     classes = splits.train.classes
+    for part in [*([] if splits.val is None else [splits.val]), *splits.test]:
+        log_places(part.source, splits.train.source)
     fitted, val = frozen(rest), frozen(held)
     candidates = fit_probes(fitted.values, fitted.labels, classes=len(classes))
     scores = [(candidate, candidate.score(val)) for candidate in candidates]

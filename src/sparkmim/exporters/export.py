@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder, with_input
 from ..utils.io import require_writable, write_atomically
+from ..utils.logging import log
 from .detectron2 import detectron2_config, to_detectron2, write_pickle
 from .formats import SUFFIXES, Format
 from .huggingface import CARD_FILE, check_folder, write_folder
@@ -87,6 +88,11 @@ def export(
     network = with_input(loaded, image_size=image_size, mean=mean, std=std)
     if suffix is not None and network.backbone.in_chans != 3:
         raise ValueError(f"networks of {format} take images of 3 channels, this one {network.backbone.in_chans}")
+    if network.backbone.aligned:
+        log.warning(
+            f"{network.name} was pretrained with {len(network.backbone.aligned)} of its layers padded, and is computed "
+            f"here without: with {format} its features differ near the edges of an image"
+        )
     if format == "timm":
         card_kept = (output / CARD_FILE).exists()
         write_folder(network, output)

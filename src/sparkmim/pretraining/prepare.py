@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from lightning_fabric import Fabric
 
+from ..data.places import files_outside
 from ..data.seeding import Stream
 from ..data.sources.address import open_source, source_type
 from ..data.sources.base import ImageSource, held_out
@@ -178,7 +179,8 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             + (f"; stochastic depth up to {config.model.drop_path:g}" if config.model.drop_path else "")
             + ("" if config.model.init == "none" else f"; starting from {Path(config.model.init).name}"),
             "images": f"{len(ready.data.source):,} ({where})"
-            + (f"; {len(ready.data.held_out):,} held out" if ready.data.held_out is not None else ""),
+            + (f"; {len(ready.data.held_out):,} held out" if ready.data.held_out is not None else "")
+            + ("" if (outside := files_outside(ready.data.source)) is None else f"; {outside}"),
             "views": f"{_by(data.image_size)} pixels, {patches} patches of {_by(model.patch_size)}, "
             f"{patches - shown} hidden",
             **({} if config.model.objective == "pixels" else {"objective": Path(config.model.objective).name}),

@@ -13,6 +13,7 @@ from ..checkpoints.own_files import require_own_files
 from ..checkpoints.run_folder import RunFolder
 from ..data.config import ViewConfig
 from ..data.sources.address import open_source
+from ..evaluation.features import log_places
 from ..models.factory import require_image_size
 from ..training.config import Device, LoopConfig
 from ..utils.devices import pick_device
@@ -90,6 +91,7 @@ def predict(
     view = saved.view if image_size is None else replace(saved.view, image_size=(image_size, image_size))
     require_image_size(saved.module, saved.module, path.name, saved.in_chans, view.image_size)
     source = open_source(data)
+    log_places(source)
     where = pick_device(device)
     found = compute_outputs(
         saved.module.to(where),

@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 
 from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder
 from ..data.config import ViewConfig
+from ..data.places import files_outside, shared_files
 from ..data.seeding import Stream, keyed_seed
 from ..data.statistics import channel_statistics, first_readable
 from ..data.targets import Splits
@@ -25,6 +26,7 @@ from ..training.schedule import steps_of
 from ..training.task import Preparation, TrainingKind
 from ..utils.devices import device_name, pick_device
 from ..utils.fields import show
+from ..utils.logging import log
 from .config import CLASSIFICATION, LabeledDataConfig, NetworkConfig, TransferConfig, config_type_of
 from .layer_decay import layer_groups
 from .network import Network, load_weights
@@ -189,6 +191,13 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         require_batch(network, config, fabric.world_size)
         return FinetuningTask(config, self.task, network, ready.data, ready.run, fabric)
 
+    def check(self, ready: Ready, task: FinetuningTask) -> None:
+        """Warn of images that are trained on and scored too: their scores say little."""
+        splits = ready.data
+        for images, flags in ((splits.val, "validate"), (splits.test, "test")):
+            if images is not None and (twice := shared_files(splits.train.source, images.source)):
+                log.warning(f"{twice:,} of the {len(images):,} images to {flags} with are trained on too")
+
     def describe(self, ready: Ready, task: FinetuningTask) -> dict[str, str]:
         """Return the plan: label to text."""
         config, splits, network = ready.config, ready.data, task.network
@@ -207,6 +216,7 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             "images": self.task.describe(splits.train)
             + (f" ({data.label_share:.0%} of the labels)" if data.label_share < 1 else "")
             + "".join(f"; {text}" for text in others)
+            + ("" if (outside := files_outside(splits.train.source)) is None else f"; {outside}")
             + (f" (fold {data.fold} of {data.folds})" if data.folds else ""),
             "views": ", ".join(
                 [
