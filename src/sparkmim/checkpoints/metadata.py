@@ -24,6 +24,9 @@ METADATA_KEY = "sparkmim"
 TIMM_CONFIG = "config.json"
 """File of a folder of timm or the Hugging Face hub that describes its network."""
 
+SAME_WEIGHTS = {"in_chans", "num_classes", "drop_rate", "drop_path_rate", "global_pool"}
+"""Settings of a network of timm that change none of its layers but the first and the classifier."""
+
 LARGEST_SIZE = 16_384
 """Pixels of the longest side of a view that a file may record."""
 
@@ -167,7 +170,8 @@ def of_timm_folder(folder: Path) -> dict[str, Any]:
     if isinstance(size, list) and len(size) == 3:
         known |= {"in_chans": size[0], "image_size": size[1:]}
     known |= {name: described[name] for name in ("mean", "std") if isinstance(described.get(name), list)}
-    if config.get("model_args"):
+    settings = config.get("model_args") or {}
+    if not isinstance(settings, dict) or settings.keys() - SAME_WEIGHTS:
         raise ValueError(
             f"{path} builds its network with settings of its own; give it as --model local-dir:{folder} with "
             f"--encoder {folder / 'model.safetensors'}"

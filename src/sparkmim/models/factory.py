@@ -125,9 +125,7 @@ def load_backbone(
         raise ValueError(f"--in-chans is a number of channels, at least 1, not {in_chans}")
     if model.endswith(".py"):
         raise ValueError(f"expected FILE.py:FUNCTION, got {model!r}")
-    folder = Path(model.removeprefix(LOCAL_FOLDER)).expanduser()
-    if model.startswith(LOCAL_FOLDER) and not (folder / "config.json").is_file():
-        raise ValueError(f"there is no timm network in the folder {folder.absolute()}: it has no config.json")
+    require_local_folder(model)
     settings = {"drop_path_rate": drop_path} if drop_path else {}
     if not is_function(model):
         with stochastic_depth(model, drop_path):
@@ -151,6 +149,17 @@ def load_backbone(
     if not isinstance(made, nn.Module):
         raise ValueError(f"{model} returns a {type(made).__name__}, not a torch.nn.Module or a sparkmim.Backbone")
     return Backbone(made, stages or None, in_chans=in_chans or 3)
+
+
+def require_local_folder(model: str) -> None:
+    """Raise for an address of timm's of a folder that holds no network.
+
+    Raises:
+        ValueError: naming the folder.
+    """
+    folder = Path(model.removeprefix(LOCAL_FOLDER)).expanduser()
+    if model.startswith(LOCAL_FOLDER) and not (folder / "config.json").is_file():
+        raise ValueError(f"there is no timm network in the folder {folder.absolute()}: it has no config.json")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..checkpoints.encoder import TrainedEncoder
 from ..models.alignment import Alignment
 from ..models.backbone import Backbone
-from ..models.factory import load_backbone, stochastic_depth
+from ..models.factory import load_backbone, require_local_folder, stochastic_depth
 
 
 class Network(NamedTuple):
@@ -61,6 +61,7 @@ def timm_network(config: Any, outputs: int, *, padded: bool = True) -> Network:
     networks fine-tuned by older versions.
     """
     settings: dict[str, Any] = {"drop_path_rate": config.drop_path} if config.drop_path else {}
+    require_local_folder(config.model)
     with stochastic_depth(config.model, config.drop_path):
         module = timm.create_model(config.model, num_classes=outputs, in_chans=config.in_chans, **settings)
     backbone = Backbone(module, config.stages or None, in_chans=config.in_chans)
