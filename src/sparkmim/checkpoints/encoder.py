@@ -20,7 +20,7 @@ from ..data.config import DataConfig, ViewConfig
 from ..models.backbone import Backbone
 from ..models.factory import code_of, is_registered, load_backbone
 from ..utils.fields import flag, show, validate_as
-from ..utils.io import write_atomically
+from ..utils.io import require_utf8, write_atomically
 from ..utils.logging import log
 from ..utils.specs import is_function
 from ..utils.trust import names_code, require_trust
@@ -196,6 +196,7 @@ def find_weights(encoder: str | Path) -> Path:
         ValueError: if there is none.
     """
     given = Path(encoder).expanduser()
+    require_utf8(given, "--encoder")
     if given.is_dir() and of_timm_folder(given):
         path = given / "model.safetensors"
         return path if path.is_file() else given / "pytorch_model.bin"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder, with_input
-from ..utils.io import require_writable, write_atomically
+from ..utils.io import require_utf8, require_writable, write_atomically
 from ..utils.logging import log
 from .detectron2 import detectron2_config, to_detectron2, write_pickle
 from .formats import SUFFIXES, Format
@@ -79,6 +79,7 @@ def export(
     if suffix is None and (output.is_file() or output.suffix in (".pth", ".pkl", ".safetensors")):
         raise ValueError(f"--output {output} is a file; --format timm takes a folder")
     if suffix is None:
+        require_utf8(output, "--output")
         check_folder(output)
     elif output.resolve() == Path(encoder).resolve():
         raise ValueError(f"--output {output} is the file of --encoder; name another")

@@ -14,7 +14,7 @@ from ..checkpoints.run_folder import RunFolder, read_checkpoint
 from ..data.sources.address import SEPARATOR
 from ..models.factory import is_registered
 from ..utils.fields import flag, require_type, show, validate
-from ..utils.io import parse_json, require_honest_archive
+from ..utils.io import parse_json, require_honest_archive, require_utf8
 from ..utils.specs import absolute_spec
 from ..utils.trust import Untrusted, names_code, require_trust
 from .config import ConfigField, Configuration
@@ -48,6 +48,7 @@ def require_sound_run(
         ValueError: naming the file and what is wrong with it.
     """
     run = RunFolder(output)
+    require_utf8(run.root, "--output")
     recorded = run.read_config()
     if recorded is not None:
         require_sound_record(kind, recorded, run.config, chosen, trust=trust)

@@ -18,7 +18,7 @@ from ..models.factory import require_image_size
 from ..training.config import Device, LoopConfig
 from ..utils.devices import pick_device
 from ..utils.fields import validate_as
-from ..utils.io import write_text
+from ..utils.io import require_utf8, write_text
 from ..utils.logging import log
 from ..utils.text import printable
 from .model_file import load_model
@@ -75,6 +75,7 @@ def predict(
         ValueError: for an invalid setting, a missing classifier, or if no image can be read.
     """
     run = Path(run).expanduser()
+    require_utf8(run, "--run")
     if image_size is not None and image_size < 1:
         raise ValueError(f"--image-size {image_size} is not a number of pixels")
     validate_as(LoopConfig, batch_size=batch_size)

@@ -69,6 +69,21 @@ def require_suffix(path: Path, *suffixes: str) -> None:
     )
 
 
+def require_utf8(path: Path, option: str) -> None:
+    """Raise unless a path is UTF-8: safetensors and TensorBoard open no others.
+
+    Raises:
+        ValueError: with the path.
+    """
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{option} {printable(str(path.absolute()))} is not UTF-8, as safetensors needs it; rename the folder or "
+            "the file, or give it a link whose name is"
+        ) from error
+
+
 def require_writable(path: Path) -> None:
     """Validate, before any work on its content, that a file and its missing folders can be written.
 
