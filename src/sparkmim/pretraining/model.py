@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,12 +139,13 @@ class TrainedRun(NamedTuple):
     step: int
 
 
-def load_run(folder: str | Path, *, trust: bool = False) -> TrainedRun:
+def load_run(folder: str | Path, *, trust: bool = False, chosen: Mapping[str, Any] | None = None) -> TrainedRun:
     """Return the model of a run's newest checkpoint.
 
     Args:
         folder: of the run.
         trust: run the code of a network or an objective that its configuration names.
+        chosen: what the user names, whose files and modules are trusted.
 
     Raises:
         ValueError: if the folder holds no run, or one without a checkpoint, or names code without `trust`.
@@ -157,7 +158,7 @@ def load_run(folder: str | Path, *, trust: bool = False) -> TrainedRun:
         raise ValueError(
             f"{run.root} holds a run of `sparkmim {recorded[TASK]}`; --run takes the folder of a pretraining"
         )
-    require_sound_record(PretrainConfig, recorded, run.config, trust=trust)
+    require_sound_record(PretrainConfig, recorded, run.config, chosen, trust=trust)
     config = PretrainConfig.from_dict(recorded)
     newest = run.newest_checkpoint()
     if newest is None:

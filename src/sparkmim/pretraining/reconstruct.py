@@ -70,7 +70,7 @@ def reconstruct(
     validate_as(LoopConfig, seed=seed)
     if mask_ratio is not None:
         validate_as(ModelConfig, mask_ratio=mask_ratio)
-    trained = load_run(run, trust=trust)
+    trained = load_run(run, trust=trust, chosen=None if data is None else {"data": data})
     config = trained.config
     source = open_source(data)
     first_readable(source, config.model.in_chans)

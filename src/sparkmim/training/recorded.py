@@ -121,6 +121,9 @@ def _require_known_code(
     spec = None if value is None else _code_of(value)
     if spec is None or (field.name == "model" and (own is not None or is_registered(spec))):
         return
+    home = spec.rpartition(":")[0]
+    if home.endswith(".py") and not Path(home).exists():
+        return  # nothing can run, and what is said then is how to go on with a file that has moved
     if own is not None and path.suffix == ".pt" and spec.rpartition(":")[2] == str(own).rpartition(":")[2]:
         return  # of a checkpoint, a plug-in whose file has moved; see config_of_checkpoint
     role = "network" if field.name == "model" else field.name.replace("_", " ")
