@@ -38,6 +38,8 @@ NAMES = {
     "backslash": "a\\b",
 }
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {"workers": 0, "device": "cpu"}
 
 

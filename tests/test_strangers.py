@@ -28,6 +28,8 @@ from sparkmim import finetune, pretrain
 from sparkmim.checkpoints.encoder import save_encoder
 from sparkmim.cli import run_command
 
+pytestmark = pytest.mark.slow
+
 MEMORY = 3 * 2**30
 """Bytes of address space that a command may take beyond what it has when it starts."""
 
@@ -120,8 +122,13 @@ ENCODER_COMMANDS = ["embed", "knn", "probe", "export", "figure", "finetune"]
 # --- code ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spec", ["FILE", "os:abort", "hf-hub:someone/network", "local-dir:/etc"])
-@pytest.mark.parametrize("command", ENCODER_COMMANDS)
+@pytest.mark.parametrize(
+    ("command", "spec"),
+    [
+        *((command, "FILE") for command in ENCODER_COMMANDS),
+        *(("embed", spec) for spec in ("os:abort", "hf-hub:someone/network", "local-dir:/etc")),
+    ],
+)
 def test_code_in_an_encoder_is_not_run(
     command: str, spec: str, evil: str, canary: Path, labeled: Path, tmp_path: Path
 ) -> None:
@@ -391,6 +398,10 @@ def test_configurations_that_cannot_be(
     assert code == 2, err
     assert message in err
     assert "config.json" in err
+    if values == {"workers": 1_000_000}:
+        assert "choose with --workers" in err
+        code, _, err = ask(kind, "--output", run, "--workers", 0)
+        assert code == 0, err
 
 
 @pytest.mark.parametrize("content", ["[" * 10_000, "[1]", "{}", "3", '{"sparkmim": 1, "model": []}', "\x00"])

@@ -55,6 +55,8 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path / "weights.safetensors"
 
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {"workers": 0, "device": "cpu"}
 
 USES: dict[str, Callable[..., Any]] = {

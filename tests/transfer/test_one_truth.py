@@ -29,7 +29,7 @@ def mine(situation):
     return small_data(situation).replace({values!r})
 """
 
-ROOT = Path("unset")
+pytestmark = pytest.mark.slow
 
 
 def prepared(output: Path, recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> Any:
