@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import re
 
+from ...utils.text import harmless
+
 _FOLDERS = re.compile(
     r"""(?<![^\s'"`(\[{<>=:,;|])(?:file:///?|[A-Za-z]:[\\/]|~?/(?!/))  # root of an absolute path, not within a word
     (?:[^\s/\\'",;]+(?:[ ][^\s/\\'",;-]+)*[\\/])*  # folders, with spaces within but not at their ends
@@ -29,7 +31,7 @@ def as_html(value: object) -> str:
         return "on" if value else "off"
     if isinstance(value, list):
         return ", ".join(map(as_html, value)) if value else '<span class="none">none</span>'
-    return html.escape(without_folders(str(value)))
+    return html.escape(harmless(without_folders(str(value))))
 
 
 def name_as_html(name: str) -> str:
