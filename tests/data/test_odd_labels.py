@@ -37,7 +37,8 @@ def test_classes_called_as_all_splits_are(tmp_path: Path) -> None:
 def test_a_class_folder_that_is_a_link_to_another(tmp_path: Path) -> None:
     root = make_split(tmp_path / "d", 2)
     (root / "red_again").symlink_to(root / "red")
-    with pytest.raises(ValueError, match=r"class folder red_again;.*red_again is a link to \S+red, whose images count"):
+    message = r"class folders red_again and red are the same folder.*\(red_again is a link to \S+red\).*copy its images"
+    with pytest.raises(ValueError, match=message):
         read_labeled(root)
     (root / "red_again").unlink()
     shutil.copytree(root / "red", root / "red_again")
@@ -69,6 +70,16 @@ def test_paths_longer_than_names_can_be(length: int, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1 of the 1 images of .*t\.csv do not exist") as e:
         read_labeled(tmp_path / "t.csv")
     assert len(str(e.value)) < 1000
+
+
+def test_names_with_the_line_ends_of_unicode(tmp_path: Path) -> None:
+    root = make_split(tmp_path, 1)
+    names = [f"a{character}b.png" for character in "\x0b\x1c\x85\u2028"]
+    for name in names:
+        shutil.copy(root / "red" / "0.png", root / name)
+    (root / "t.csv").write_text("".join(f"{name},{number}\n" for number, name in enumerate(names)))
+    labeled = read_labeled(root / "t.csv")
+    assert [labeled.source.name(index) for index in range(4)] == names
 
 
 def test_names_are_shown_without_their_control_characters(tmp_path: Path) -> None:

@@ -277,8 +277,8 @@ def _require_own_folders(root: Path, classes: Sequence[str], labels: np.ndarray)
                 links = [part for part in (name, other) if (root / part).is_symlink()]
                 said = ", ".join(f"{printable(p)} is a link to {printable(os.readlink(root / p))}" for p in links)
                 raise ValueError(
-                    f"{root}: the class folders {named([name, other])} are the same folder{f' ({said})' * bool(said)}, "
-                    "and an image has one class; remove one of them, or copy the images for a class of its own"
+                    f"{root}: the class folders {named([name])} and {named([other])} are the same folder, one by a "
+                    f"link ({said}), and an image has one class; remove one of them, or copy its images instead"
                 )
 
 

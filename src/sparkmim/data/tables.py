@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -81,7 +82,7 @@ def read_table(file: Path) -> Table:
         ValueError: if the file is none, rows are incomplete, files are missing or listed twice.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = file.read_bytes().decode("utf-8-sig")  # line ends within quotes belong to names
         separator, columns = _layout(text, file.parent)
         rows = [(number, row) for number, row in _rows(text, separator) if any(cell.strip() for cell in row)]
     except (UnicodeDecodeError, csv.Error) as error:
@@ -130,12 +131,17 @@ def _exists(path: Path) -> bool:
 
 
 def _rows(text: str, separator: str) -> list[tuple[int, list[str]]]:
-    return list(enumerate(csv.reader(text.splitlines(keepends=True), delimiter=separator), start=1))
+    return list(enumerate(csv.reader(_lines(text), delimiter=separator), start=1))
+
+
+def _lines(text: str) -> io.StringIO:
+    """Iterate over lines that end as files do everywhere, not at the other line ends of Unicode."""
+    return io.StringIO(text, newline="")
 
 
 def _layout(text: str, folder: Path) -> tuple[str, Columns]:
     """Return the separator and the columns: as the headings tell, else as fits the first row, else as `path,class`."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in _lines(text) if line.strip()), "")
     rows = {separator: next(csv.reader([first], delimiter=separator), []) for separator in SEPARATORS}
     for separator, row in rows.items():
         columns = _headings(row, folder)
