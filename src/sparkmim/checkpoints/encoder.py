@@ -219,18 +219,16 @@ def find_weights(encoder: str | Path) -> Path:
     return path
 
 
-def _recorded(path: Path, content: Content | None, model: str | None) -> Recorded:
-    """Return what is recorded of weights: in their file, or in the folder of timm that they lie in.
-
-    Args:
-        path: of the file.
-        content: of the file, if it has been read.
-        model: the network, if the user has named it.
-    """
+def _in_file(path: Path, content: Content | None = None) -> dict[str, Any]:
+    """Return what a file of weights records of its network; `content` is the file's, if it has been read."""
     if is_safetensors(path):
-        values = read_network_metadata(path)
-    else:
-        values = of_checkpoint((content or read_weights(path)).value, path)
+        return read_network_metadata(path)
+    return of_checkpoint((read_weights(path) if content is None else content).value, path)
+
+
+def _recorded(path: Path, content: Content, model: str | None) -> Recorded:
+    """Return what is recorded of weights: in their file, or in the folder of timm that they lie in."""
+    values = _in_file(path, content)
     if values or path.name not in ("model.safetensors", "pytorch_model.bin") or model is not None:
         return Recorded(values, path)
     return Recorded(of_timm_folder(path.parent), path.parent / "config.json")
@@ -324,12 +322,11 @@ def input_of_weights(weights: str | Path, backbone: Backbone) -> dict[str, Any]:
     """
     if str(weights) == "none":
         return {}
-    known: Mapping[str, Any] = {}
+    known: dict[str, Any] = {}
     if str(weights) != "timm" and not _without_encoder(Path(weights)):
-        path = find_weights(weights)
-        known = _recorded(path, None, None).values
+        known = _in_file(find_weights(weights))
     fitting = len(known.get("mean", ())) == len(known.get("std", ())) == backbone.in_chans
-    return dict(known) if fitting else published_statistics(backbone)
+    return known if fitting else published_statistics(backbone)
 
 
 def _without_encoder(path: Path) -> bool:
