@@ -31,12 +31,17 @@ def as_html(value: object) -> str:
         return "on" if value else "off"
     if isinstance(value, list):
         return ", ".join(map(as_html, value)) if value else '<span class="none">none</span>'
-    return html.escape(harmless(without_folders(str(value))))
+    return escaped(without_folders(str(value)))
+
+
+def escaped(text: str) -> str:
+    """Format a text as HTML, control characters as Python escapes."""
+    return html.escape(harmless(text))
 
 
 def name_as_html(name: str) -> str:
     """Format the name of a file or class as HTML: as it is, but for the folders of an absolute path."""
-    return html.escape(re.split(r"[/\\]", name)[-1] if _ABSOLUTE.match(name) else name)
+    return escaped(re.split(r"[/\\]", name)[-1] if _ABSOLUTE.match(name) else name)
 
 
 def number(value: float, digits: int = 4) -> str:
