@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -71,7 +72,7 @@ def run_command(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:  # in a training run the second one; the first saves
         return complain("interrupted; whatever was not saved before is lost", KILLED, same_on_all=True)
     except Exception as error:
-        return explain(error)
+        return explain(error, arguments)
 
 
 def dispatch(arguments: Sequence[str]) -> int:
@@ -109,8 +110,14 @@ def _described(text: str) -> Callable[[], None]:
     return command
 
 
-def explain(error: Exception) -> int:
+def explain(error: Exception, arguments: Sequence[str] = ()) -> int:
     """Print an error that the user can mend, and return its exit code; raise all others."""
+    from .utils.trust import Untrusted
+
+    if isinstance(error, Untrusted):
+        start = "torchrun ... -m sparkmim" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "sparkmim"
+        again = f"{start} {shlex.join([*arguments, '--trust'])}"
+        return complain(f"{error}. To trust it:\n    {again}", BAD_INPUT, same_on_all=True)
     if isinstance(error, ValueError):  # found before anything is done
         return complain(str(error), BAD_INPUT, same_on_all=True)
     if isinstance(error, OSError):

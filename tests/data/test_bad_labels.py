@@ -72,8 +72,8 @@ def test_other_classes_in_another_split(tmp_path: Path, copy: Path, split: str) 
     [
         ({"image_size": (64, 64, 64)}, "--image-size takes one number or 2, not 3"),
         (
-            {"model": "inception_v3", "image_size": (32, 32)},
-            r"inception_v3 does not take images of --image-size 32 32 \(.*\); use a larger one",
+            {"model": "hrnet_w18_small", "image_size": (40, 40)},
+            r"hrnet_w18_small does not take images of --image-size 40 40 \(.*\); use a larger one",
         ),
     ],
     ids=["three numbers", "too small"],

@@ -107,7 +107,7 @@ def test_bad_tables(tmp_path: Path, content: str, message: str) -> None:
         (("a/1.png",), "expected at least two classes in .*, got a alone"),
         (
             ("train/a/1.png", "train/b/1.png", "shoes/1.png"),
-            "got also shoes; name the folder whose folders are the classes",
+            "got also shoes; if all of these are classes, write --data",
         ),
     ],
 )

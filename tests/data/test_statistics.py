@@ -86,9 +86,10 @@ def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
 
 def test_what_nothing_is_known_of_is_measured(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", NOISE.normal(300, 10, (3, 32, 32)))
-    mean, std = input_statistics(find_images(tmp_path), 3)
+    mean, std, images = input_statistics(find_images(tmp_path), 3)
     np.testing.assert_allclose(mean, [300] * 3, rtol=0.01)
     np.testing.assert_allclose(std, [10] * 3, rtol=0.1)
+    assert images == 1
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     assert input_statistics(find_images(tmp_path), 3)[0] == (0.485, 0.456, 0.406)
 

@@ -203,7 +203,7 @@ def test_a_worker_that_fails_or_takes_too_long() -> None:
 
 def test_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for arguments, message in (
-        (["resnet18", "--output", str(tmp_path / "table.txt")], "is a Markdown file"),
+        (["resnet18", "--output", str(tmp_path / "table.txt")], "must end in .md"),
         (["resnet18", "--output", f"{__file__}/table.md"], "table.md cannot be written (Not a directory)"),
         (["no_such_network*"], "timm has no network 'no_such_network*'"),
         (["resnet18", "--jobs", "0"], "expected --jobs of at least 1, got 0"),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sparkmim.checkpoints.encoder import load_trained_encoder, save_encoder
 from sparkmim.cli import main
+from sparkmim.commands.encoder_options import EncoderOptions
 from sparkmim.commands.export import command as export
 from sparkmim.exporters.detectron2 import detectron2_config, detectron2_name, to_detectron2
 from sparkmim.exporters.equivalence import Mismatch, counterpart_weights
@@ -137,7 +138,7 @@ def test_what_timm_makes_of_the_folder_is_compared(tmp_path: Path, monkeypatch: 
     monkeypatch.syspath_prepend(tmp_path)
     save_encoder(make("test_resnet"), tmp_path / "e", {"sparkmim": '{"model": "changed_by_hand:make"}'})
     with pytest.raises(Mismatch, match="is not changed_by_hand:make: it computes something else before its head"):
-        export(tmp_path / "e", tmp_path / "hub")
+        export(tmp_path / "e", tmp_path / "hub", options=EncoderOptions(trust=True))
     assert list((tmp_path / "hub").iterdir()) == []
 
 
@@ -495,7 +496,7 @@ def test_a_network_of_ones_own_is_none_of_timms(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(code)
     save_encoder(make("test_resnet"), tmp_path / "e", {"sparkmim": f'{{"model": "{tmp_path}/own.py:make"}}'})
     with pytest.raises(Mismatch, match="timm has no network"):
-        export(tmp_path / "e", tmp_path / "hub")
+        export(tmp_path / "e", tmp_path / "hub", options=EncoderOptions(trust=True))
 
 
 def test_command(resnet18: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:

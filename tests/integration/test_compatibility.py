@@ -40,7 +40,7 @@ def assert_same_metrics(run: Path, kind: str) -> None:
 
 def test_a_pretraining_continues(old: Path, tmp_path: Path) -> None:
     chosen: dict[str, Any] = {"data": make_images(tmp_path / "images")}
-    outcome = pretrain(old / "pretrain", chosen=chosen)
+    outcome = pretrain(old / "pretrain", chosen=chosen, trust=True)
     assert outcome is not None
     assert outcome.step == outcome.steps == 5
     assert_same_metrics(old / "pretrain", "pretrain")
@@ -51,7 +51,7 @@ def test_a_pretraining_continues(old: Path, tmp_path: Path) -> None:
 
 
 def test_a_fine_tuning_continues(old: Path, tmp_path: Path) -> None:
-    outcome = finetune(old / "finetune", chosen={"data": make_data(tmp_path / "labeled")})
+    outcome = finetune(old / "finetune", chosen={"data": make_data(tmp_path / "labeled")}, trust=True)
     assert outcome is not None
     assert outcome.step == outcome.steps == 8
     assert_same_metrics(old / "finetune", "finetune")
@@ -60,27 +60,27 @@ def test_a_fine_tuning_continues(old: Path, tmp_path: Path) -> None:
 
 def test_settings_that_differ_are_refused(old: Path) -> None:
     with pytest.raises(ValueError, match=r"another configuration \(decoder_width: 8 there, 16 asked for\)"):
-        pretrain(old / "pretrain", chosen={"decoder_width": 16})
+        pretrain(old / "pretrain", chosen={"decoder_width": 16}, trust=True)
     with pytest.raises(ValueError, match=r"another configuration \(ema: 0\.9 there, 0\.5 asked for\)"):
-        finetune(old / "finetune", chosen={"ema": 0.5})
+        finetune(old / "finetune", chosen={"ema": 0.5}, trust=True)
 
 
 def test_an_encoder_file_loads() -> None:
     path = OLD / "pretrain" / "encoder.safetensors"
     network = tiny_convnet.build()
     network.load_state_dict(load_file(path))
-    loaded = load_encoder(path)
+    loaded = load_encoder(path, trust=True)
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name])
 
 
 def test_checkpoints_and_models_are_used(old: Path, tmp_path: Path) -> None:
     images = make_images(tmp_path / "images", 3)
-    trained = load_run(old / "pretrain")
+    trained = load_run(old / "pretrain", trust=True)
     assert trained.step == 3
     assert trained.config.model.objective == "pixels"
-    reconstruct(old / "pretrain", images, count=2)
-    assert embed(old / "pretrain" / "encoder.safetensors", images, workers=0).features.shape == (3, 8)
-    found = predict(old / "finetune", images, workers=0, device="cpu")
+    reconstruct(old / "pretrain", images, count=2, trust=True)
+    assert embed(old / "pretrain" / "encoder.safetensors", images, workers=0, trust=True).features.shape == (3, 8)
+    found = predict(old / "finetune", images, workers=0, device="cpu", trust=True)
     assert [prediction.error for prediction in found] == ["", "", ""]
     assert all(prediction.classes[0] in ("blue", "green", "red") for prediction in found)

@@ -74,13 +74,13 @@ def test_a_run(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not (tmp_path / "whole" / "reconstructions").exists(), "predictions that are not pixels are not drawn"
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert config["objective"] == {"cell_size": 16, "bins": 9}
-    assert load_run(tmp_path / "whole").model.objective.settings.cell_size == 16
+    assert load_run(tmp_path / "whole", trust=True).model.objective.settings.cell_size == 16
     pretrain(tmp_path / "parts", chosen=chosen, after_step=interrupt_at(3))
     with pytest.raises(ValueError, match=r"objective\.cell_size: 16 there, 8 asked for"):
-        pretrain(tmp_path / "parts", chosen={"objective.cell_size": 8})
+        pretrain(tmp_path / "parts", chosen={"objective.cell_size": 8}, trust=True)
     with pytest.raises(ValueError, match=r"the configuration has no field 'objective\.cell'"):
         pretrain(tmp_path / "parts", chosen={"objective": HOG, "objective.cell": 8})
-    pretrain(tmp_path / "parts")
+    pretrain(tmp_path / "parts", chosen={"objective": HOG})  # what the command names is trusted
     assert_same_training(tmp_path / "parts", tmp_path / "whole")
 
 

@@ -204,7 +204,7 @@ def make():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"output": Path("x.jpg")}, "is not a .png file"),
+        ({"output": Path("x.jpg")}, "must end in .png; write x.png"),
         ({"output": Path(__file__) / "x.png"}, "x.png cannot be written"),
         ({"mask_ratio": 1.5}, "between 0 and 1"),
         ({"image": Path("nowhere.png")}, r"there is no file nowhere\.png"),

@@ -59,9 +59,11 @@ def test_lines_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(3):
         progress.advance()
     progress.show(LINE | {"step": 4, "epoch": 2.0})  # the last one, although it comes soon after the first
+    progress.show({"step": 4, "epoch": 2.0, "val_loss": 0.25})
+    progress.close()
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith("step 1/4, epoch 0.50: loss 0.9000, 30 images/s, ")
-    assert last.startswith("step 4/4, epoch 2.00: loss 0.9000, held-out loss 0.7500, 30 images/s, 0 s left")
+    assert last.startswith("step 4/4, epoch 2.00: loss 0.9000, held-out loss 0.2500, 30 images/s, 0 s left")
 
 
 def test_a_run_that_goes_on_shows_the_average_of_one_that_was_never_interrupted(

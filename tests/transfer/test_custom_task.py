@@ -77,8 +77,8 @@ def test_a_run(tables: Path, tmp_path: Path) -> None:
     assert (tmp_path / "whole" / "report.html").exists()
     finetune(tmp_path / "parts", chosen=chosen, after_step=interrupt_at(9))
     with pytest.raises(ValueError, match=r"task\.loss: smooth-l1 there, squared asked for"):
-        finetune(tmp_path / "parts", chosen={"task.loss": "squared"})
-    finetune(tmp_path / "parts")
+        finetune(tmp_path / "parts", chosen={"task.loss": "squared"}, trust=True)
+    finetune(tmp_path / "parts", trust=True)
     assert_same_training(tmp_path / "parts", tmp_path / "whole")
     assert json.loads((tmp_path / "parts" / "results.json").read_text()) == results
 
@@ -89,14 +89,14 @@ def test_a_checkpoint_brings_its_task(tables: Path, images: Path, tmp_path: Path
     plain.write_text(source.replace('self.settings.loss == "squared"', "True"))
     finetune(tmp_path / "run", chosen=settings(tables) | {"task": f"{plain}:Regression"}, after_step=interrupt_at(3))
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
-    finetune(tmp_path / "other", resume=str(checkpoint), chosen={"epochs": 2.0})
+    finetune(tmp_path / "other", resume=str(checkpoint), chosen={"epochs": 2.0}, trust=True)
     assert json.loads((tmp_path / "other" / "config.json").read_text())["model"]["task"] == f"{plain}:Regression"
     with pytest.raises(ValueError, match=r"another task \(.*plain\.py:Regression there, classification asked for"):
-        finetune(tmp_path / "new", resume=str(checkpoint), chosen={"task": "classification"})
+        finetune(tmp_path / "new", resume=str(checkpoint), chosen={"task": "classification"}, trust=True)
     with pytest.raises(ValueError, match=r"another task \(.*plain\.py:Regression there, classification asked for"):
-        finetune(tmp_path / "run", chosen={"task": "classification"})
+        finetune(tmp_path / "run", chosen={"task": "classification"}, trust=True)
     with pytest.raises(ValueError, match="is a checkpoint of a fine-tuning; start from the weights of its run"):
-        pretrain(tmp_path / "new", resume=str(checkpoint))
+        pretrain(tmp_path / "new", resume=str(checkpoint), trust=True)
     pretrain(tmp_path / "pixels", chosen=TINY_PRETRAIN | {"data": images}, after_step=interrupt_at(2))
     (checkpoint,) = (tmp_path / "pixels" / "checkpoints").iterdir()
     with pytest.raises(ValueError, match="is a checkpoint of a pretraining; start from the encoder of its run"):
@@ -118,10 +118,10 @@ def test_tasks_that_do_not_keep_the_contract(tables: Path, tmp_path: Path) -> No
 
 def test_its_model_is_used(tables: Path, tmp_path: Path) -> None:
     finetune(tmp_path / "run", chosen=settings(tables) | {"epochs": 1.0})
-    saved = load_model(tmp_path / "run" / "model.safetensors")
+    saved = load_model(tmp_path / "run" / "model.safetensors", trust=True)
     assert saved.module(torch.zeros(2, 3, 64, 64)).shape == (2, 1)
     assert saved.targets["mean"] == pytest.approx(15, abs=2)
-    found = predict(tmp_path / "run", tables, workers=0, device="cpu")
+    found = predict(tmp_path / "run", tables, workers=0, device="cpu", trust=True)
     assert len(found) == 40
     assert all(len(prediction.values) == 1 and 5 < prediction.values[0] < 25 for prediction in found)
 
@@ -173,7 +173,12 @@ def test_its_settings_are_flags(
     code, out = sparkmim(f"finetune --task {REGRESSION} --task.loss smooth-l1 {where} {tiny}")
     assert code == 0, out
     assert "mae" in out
-    code, out = sparkmim(f"predict --run {tmp_path / 'run'} --data {tables} --output {tmp_path / 'table.csv'}")
+    table = f"predict --run {tmp_path / 'run'} --data {tables} --output {tmp_path / 'table.csv'}"
+    code, out = sparkmim(table)
+    assert code == 2
+    assert f"names the task '{REGRESSION}', and Regression of the file " in out
+    assert f"    sparkmim {table} --trust" in out
+    code, out = sparkmim(f"{table} --trust")
     assert code == 0, out
     rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
     assert len(rows) == 40

@@ -31,6 +31,7 @@ from sparkmim.transfer.model_file import load_model
 from sparkmim.transfer.outputs import compute_outputs
 from sparkmim.transfer.prepare import FineTuning
 from sparkmim.transfer.run import finetune
+from sparkmim.utils.trust import Untrusted
 
 pytestmark = pytest.mark.slow
 
@@ -252,7 +253,9 @@ def test_own_network(tmp_path: Path, data: Path) -> None:
     chosen = TINY_FINETUNE | {"model": f"{file}:make", "data": data, "epochs": 6.0, "lr": 5e-3}
     run(tmp_path / "run", **chosen)
     assert results(tmp_path / "run")["validation"]["top1"] > 0.9
-    saved = load_model(tmp_path / "run" / "model.safetensors")
+    with pytest.raises(Untrusted, match=r"make of the file .*own\.py would run on the file's word alone"):
+        load_model(tmp_path / "run" / "model.safetensors")
+    saved = load_model(tmp_path / "run" / "model.safetensors", f"{file}:make")
     assert tuple(saved.targets["classes"]) == CLASSES
 
 

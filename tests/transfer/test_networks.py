@@ -101,12 +101,13 @@ def test_stages_of_the_pretraining_are_kept(tmp_path: Path, data: Path, own: str
         tmp_path / "pre",
         chosen=FOUR_STEPS | {"model": own, "stages": ("a", "b"), "data": data / "train"},
     )
-    encoder = load_trained_encoder(tmp_path / "pre")
+    encoder = load_trained_encoder(tmp_path / "pre", trust=True)
     assert (encoder.stages, encoder.backbone.channels) == (("a", "b"), [16, 32])
-    config = run(tmp_path / "run", ("model", "image_size"), data=data, encoder=tmp_path / "pre")
+    config = run(tmp_path / "run", ("image_size",), data=data, encoder=tmp_path / "pre", model=own)
     assert config["model"]["stages"] == ["a", "b"]
     assert load_file(tmp_path / "run" / "model.safetensors")["head.weight"].shape == (3, 32)
-    config = run(tmp_path / "other", ("model", "image_size"), data=data, encoder=tmp_path / "pre", stages=("b", "neck"))
+    own_stages = {"model": own, "stages": ("b", "neck")}
+    config = run(tmp_path / "other", ("image_size",), data=data, encoder=tmp_path / "pre", **own_stages)
     assert config["model"]["stages"] == ["b", "neck"]
 
 
@@ -167,6 +168,7 @@ def test_a_file_that_is_spoilt_afterwards(tmp_path: Path, data: Path, own: str, 
     file.write_text("import no_such_module\n" + file.read_text())
     saved = tmp_path / "run" / "model.safetensors"
     act = partial(finetune, tmp_path / "run") if again == "continued" else partial(load_model, saved)
+    act = partial(act, trust=True)
     with pytest.raises(ValueError, match=r"own\.py:make fails at line 1: ModuleNotFoundError: .*no_such_module"):
         act()
 

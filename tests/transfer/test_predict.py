@@ -22,7 +22,8 @@ from sparkmim.transfer.predictor import Prediction, write_csv
         ({"workers": -1}, "--workers is a number of processes, at least 0, not -1"),
         ({"output": Path("file/out.csv")}, r"--output file/out.csv cannot be written \(.*\); name another file"),
         ({"output": Path("folder.csv")}, r"--output folder.csv cannot be written \(it is a folder\)"),
-        ({"output": Path("out.txt")}, "--output out.txt is a CSV file; write out.csv"),
+        ({"output": Path(".")}, "--output . is a folder; name a file in it that ends in .csv"),
+        ({"output": Path("out.txt")}, "--output out.txt must end in .csv; write out.csv"),
         ({}, "there is no model run"),
     ],
 )

@@ -32,7 +32,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ..utils.devices import out_of_memory
-from ..utils.io import SUFFIX, write_atomically, write_text
+from ..utils.io import SUFFIX, read_json, require_honest_archive, write_atomically, write_text
+from .own_files import require_own_files
 
 PARTS = {"model", "optimizer", "precision", "step", "broken", "config"}
 """Keys of every checkpoint."""
@@ -113,9 +114,10 @@ class RunFolder:
             return None
         if not self.root.is_dir():
             raise ValueError(f"{self.root} is a file; --output takes a folder")
+        require_own_files(self.root)
         if self.config.exists():
             try:
-                recorded = json.loads(self.config.read_text())
+                recorded = read_json(self.config)
             except ValueError as error:
                 raise ValueError(f"{self.config} is not JSON ({error}); use another --output") from error
             if not isinstance(recorded, dict) or "sparkmim" not in recorded:
@@ -212,6 +214,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         names = [str(p) for p in RunFolder(path).list_checkpoints()] or ["RUN/checkpoints/step-*.pt"]
         raise BrokenCheckpoint(f"{path} is a folder; --resume takes auto, never, or a checkpoint, as {names[-1]}")
     try:
+        require_honest_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise BrokenCheckpoint(

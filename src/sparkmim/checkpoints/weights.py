@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,36 @@ from torch import Tensor, nn
 
 from ..models.backbone import Backbone
 from ..models.spark import SparK
+from ..utils.io import require_honest_archive
+from ..utils.text import printable
 from .key_maps import COUNTER, State, conversions, our_key
+
+MOST_DOTS = 64
+"""Parts of a key that are tried as a prefix; the names of networks have a few."""
+
+MOST_NAME = 1000
+"""Characters of a key in which prefixes are looked for."""
+
+MOST_PREFIXES = 32
+"""Prefixes that are tried, those of most keys."""
+
+MOST_STATES = 64
+"""Dicts of tensors that are tried, the largest ones."""
+
+MOST_ENTRIES = 5_000_000
+"""Entries of all dicts of a file together."""
+
+
+class Content(NamedTuple):
+    """The content of a file of weights.
+
+    Attributes:
+        form: description of the file's format.
+        value: what it holds; for a safetensors file a dict of tensors.
+    """
+
+    form: str
+    value: Any
 
 
 class LoadReport(NamedTuple):
@@ -36,15 +66,17 @@ class LoadReport(NamedTuple):
         ignored: keys of the file that were not loaded, such as a classifier's or a decoder's.
         missing: keys of the module that are not in the file and keep their values: batch norm's counters, and tensors
             that no feature map depends on (a classifier, a last norm).
+        adapted: channels that the file's first convolution takes, where it was adapted to another number.
     """
 
     form: str
     loaded: int
     ignored: list[str]
     missing: list[str]
+    adapted: int | None = None
 
 
-def load_weights(module: nn.Module, path: str | Path) -> LoadReport:
+def load_weights(module: nn.Module, path: str | Path, content: Content | None = None) -> LoadReport:
     """Load weights into an ordinary network, all or nothing.
 
     Reads safetensors and PyTorch files: the encoder of a run, a training checkpoint, weights of timm or torchvision,
@@ -54,12 +86,13 @@ def load_weights(module: nn.Module, path: str | Path) -> LoadReport:
     Args:
         module: the network.
         path: the file.
+        content: of the file, if it has been read.
 
     Raises:
         ValueError: if the file is not a checkpoint, would run code when read, or does not fit the network: a tensor
             that a feature map depends on is missing, tensors have another shape, or the network lacks some.
     """
-    return _load(module, path, lambda state: conversions(state, module), lambda: _unreached(module))
+    return _load(module, path, lambda state: conversions(state, module), lambda: _unreached(module), content)
 
 
 def load_pretraining(model: SparK, path: str | Path) -> LoadReport:
@@ -80,17 +113,29 @@ def load_pretraining(model: SparK, path: str | Path) -> LoadReport:
     return _load(model, path, whole_model, lambda: {f"encoder.{name}" for name in model.unreached})
 
 
-def _read(path: str | Path) -> tuple[str, Any]:
-    """Return the file's format, determined from its first bytes, and its content; no code in it is run."""
+def is_safetensors(path: str | Path) -> bool:
+    """Return whether the first bytes of a file are those of a safetensors file."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000  # the format's limit of a header
+
+
+def read_weights(path: str | Path) -> Content:
+    """Return the content of a file, its format determined from its first bytes; no code in it is run.
+
+    Raises:
+        ValueError: if the file is not a checkpoint, would run code when read, or claims more than it holds.
+    """
     with open(path, "rb") as file:
         head = file.read(9)
     if not head:
         raise ValueError(f"{path} is empty: not a checkpoint")
-    if head[8:] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:  # the format's limit of a header
+    if is_safetensors(path):
         try:
-            return "safetensors file", safetensors.torch.load_file(path)
+            return Content("safetensors file", safetensors.torch.load_file(path))
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path} is a damaged safetensors file: {error}") from error
+    require_honest_archive(Path(path))
     try:
         # timm stores its settings in a Namespace; torch is given a file since of a path it reads the extension
         with (
@@ -99,7 +144,7 @@ def _read(path: str | Path) -> tuple[str, Any]:
             torch.serialization.safe_globals([argparse.Namespace]),
         ):
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-            return "PyTorch file", torch.load(file, weights_only=True, map_location="cpu")
+            return Content("PyTorch file", torch.load(file, weights_only=True, map_location="cpu"))
     except Exception as error:  # unpickling any other format may raise anything
         unpickling = isinstance(error, pickle.UnpicklingError)  # whose message advises to run what is in the file
         if unpickling and head.startswith((b"PK", b"\x80")):
@@ -117,32 +162,58 @@ def _read(path: str | Path) -> tuple[str, Any]:
         ) from error
 
 
-def _states(content: Any) -> list[tuple[str, State]]:
-    """Return all dicts of tensors in a file and their places: a fine-tuning's best weights first, then averages."""
+def _states(content: Any, path: object) -> list[tuple[str, State]]:
+    """Return the dicts of tensors in a file and their places: a fine-tuning's best weights first, then averages.
 
-    def walk(entry: Any, where: str) -> Iterator[tuple[str, State]]:
-        if isinstance(entry, Mapping):
-            tensors = {k: v for k, v in entry.items() if isinstance(k, str) and isinstance(v, Tensor)}
-            if tensors:
-                yield where, tensors
-            for key, inner in entry.items():
-                if isinstance(key, str):  # an optimizer's entries are numbered
-                    yield from walk(inner, f"{where}.{key}" if where else key)
+    Each dict is looked into once, however often it is held, and the largest ones are returned.
+
+    Raises:
+        ValueError: if the file has more entries than any checkpoint.
+    """
+    found: list[tuple[str, State]] = []
+    seen: set[int] = set()
+    waiting: list[tuple[Any, str]] = [(content, "")]
+    entries = 0
+    while waiting:
+        entry, where = waiting.pop()
+        if not isinstance(entry, Mapping) or id(entry) in seen:
+            continue
+        seen.add(id(entry))
+        entries += len(entry)
+        if entries > MOST_ENTRIES:
+            raise ValueError(f"{path} is not a checkpoint: it holds more than {MOST_ENTRIES:,} entries")
+        tensors = {key: value for key, value in entry.items() if isinstance(key, str) and _is_whole(value)}
+        if tensors:
+            found.append((where, tensors))
+        if where.count(".") < MOST_DOTS and len(where) < 1000:
+            inner = [(v, f"{where}.{k}" if where else k) for k, v in entry.items() if isinstance(k, str)]
+            waiting += reversed(inner)  # an optimizer's entries are numbered, and passed over
 
     def last(pair: tuple[str, State]) -> int:
         parts = re.split(r"[._]", pair[0])
         return next((rank for rank, name in enumerate(("best", "ema", "average")) if name in parts), 3)
 
-    found = sorted(walk(content, ""), key=last)
-    return [(f", its {where!r}" if where else "", state) for where, state in found]
+    least = sorted((len(state) for _, state in found), reverse=True)[:MOST_STATES]
+    largest = [pair for pair in found if len(pair[1]) >= least[-1]][:MOST_STATES] if found else []
+    return [(f", its {where!r}" if where else "", state) for where, state in sorted(largest, key=last)]
+
+
+def _is_whole(value: Any) -> bool:
+    """Return whether a value is a tensor whose storage holds all of its values: a view may repeat one endlessly."""
+    if not isinstance(value, Tensor):
+        return False
+    if value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _prefixes(state: State, size: int) -> Iterator[tuple[str, State, list[str]]]:
     """Yield the state dict, then without each prefix that at least `size / 2` keys share, with the keys left out."""
     yield "", state, []
-    count = Counter(key[: dot.end()] for key in state for dot in re.finditer(r"\.", key))
+    count = Counter(key[: dot.end()] for key in state for dot in islice(re.finditer(r"\.", key[:MOST_NAME]), MOST_DOTS))
+    often = {prefix for prefix, _ in count.most_common(MOST_PREFIXES)}
     for prefix, shared in count.items():
-        if 2 * shared >= size:
+        if prefix in often and 2 * shared >= size:
             inner = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
             yield f", behind {prefix!r}", inner, [key for key in state if not key.startswith(prefix)]
 
@@ -152,13 +223,14 @@ def _load(
     path: str | Path,
     conversions: Callable[[State], Iterator[tuple[str, State]]],
     unreached: Callable[[], set[str]],
+    read: Content | None = None,
 ) -> LoadReport:
     """Load the candidate of a file that fits best, if it fits; `unreached` names tensors that may be missing."""
-    kind, content = _read(path)
+    kind, content = read_weights(path) if read is None else read
     own = {key: tensor for key, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
     readings = [
         (f"{kind}{where}{behind}{how}", tensors, aside)
-        for where, state in _states(content)
+        for where, state in _states(content, path)
         for behind, inner, aside in _prefixes(state, len(own))
         for how, tensors in conversions(inner)
     ]
@@ -168,7 +240,10 @@ def _load(
         readings, key=lambda reading: sum(k in own and 1 + (t.shape == own[k].shape) for k, t in reading[1].items())
     )
     found = {key: tensor for key, tensor in tensors.items() if key in own}
-    form += _adapt_first_conv(found, module)
+    adapted = _adapt_first_conv(found, module)
+    if adapted is not None:
+        name, conv = _first_conv(module)
+        form += f", {name} adapted from {adapted} to {conv.weight.shape[1]} channels"
     missing = [key for key in own if key not in found]
     needed = [key for key in missing if not key.endswith(COUNTER)]
     if needed:
@@ -187,31 +262,38 @@ def _load(
             "what the file has": [] if found else rest,
         }
         listed = [
-            f"{what} ({', '.join(keys[:4])}{', ...' * (len(keys) > 4)})" for what, keys in reasons.items() if keys
+            f"{what} ({', '.join(printable(key[:200]) for key in keys[:4])}{', ...' * (len(keys) > 4)})"
+            for what, keys in reasons.items()
+            if keys
         ]
         troubled = {key.split(".")[0] for key in needed + misshaped + surplus}
-        said = f" (the file says {content['arch']})" if isinstance(content.get("arch"), str) else ""
+        arch = content.get("arch")
+        said = f" (the file says {printable(arch[:100])})" if isinstance(arch, str) else ""
         remedy = f"name the model they were trained with{said} by --model"
         if len(troubled) == 1 < len(parts) and not surplus:
-            remedy = f"All but {troubled.pop()!r} fits: load before adding a classifier, else {remedy}"
+            remedy = f"All but {printable(troubled.pop()[:200])!r} fits: load before adding a classifier, else {remedy}"
         elif isinstance(module, SparK):
             remedy = f"These are weights of another model, or an encoder alone, which load_weights reads; {remedy}"
         else:
             remedy = f"These look like weights of another architecture; {remedy}"
         raise ValueError(f"{path} ({form}) does not fit {type(module).__name__}: {'; '.join(listed)}. {remedy}")
     module.load_state_dict(found, strict=False)
-    return LoadReport(form, len(found), aside + rest, missing)
+    return LoadReport(form, len(found), aside + rest, missing, adapted)
 
 
-def _adapt_first_conv(found: dict[str, Tensor], module: nn.Module) -> str:
-    """Adapt the first convolution's weights to the module's number of channels, as timm does; describe the change."""
+def _adapt_first_conv(found: dict[str, Tensor], module: nn.Module) -> int | None:
+    """Adapt the first convolution's weights to the module's number of channels, as timm does.
+
+    Returns:
+        The file's number of channels if it is another one; None if nothing is adapted.
+    """
     name, conv = _first_conv(module)
     weight = found.get(f"{name}.weight")
     if weight is None or weight.ndim != 4 or weight.shape == conv.weight.shape:
-        return ""
+        return None
     came, wanted = weight.shape[1], conv.weight.shape[1]
     found[f"{name}.weight"] = adapt_input_conv(wanted, weight, base_chans=came)
-    return f", {name} adapted from {came} to {wanted} channels" * (came != wanted)
+    return came if came != wanted else None
 
 
 def _first_conv(module: nn.Module) -> tuple[str, Any]:

@@ -41,10 +41,11 @@ def command(
         rounds: steps of each execution to time; the median is reported.
         output: Markdown file for the table.
     """
-    if output is not None and output.suffix != ".md":
-        raise ValueError(f"--output {output} is a Markdown file; write {output.with_suffix('.md')}")
+    from ..utils.io import require_suffix, require_writable, write_text
+
+    if output is not None:
+        require_suffix(output, ".md")
     from ..diagnostics.benchmark.run import benchmark
-    from ..utils.io import require_writable, write_text
 
     if output is not None:
         require_writable(output)

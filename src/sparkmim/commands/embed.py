@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..data.config import Pages
 from ..training.config import Device
+from .encoder_options import AS_RECORDED, FILES_AS_RECORDED, Encoder, Files
 
 
 def command(
@@ -19,9 +19,8 @@ def command(
     batch_size: int = 32,
     workers: int = 1,
     device: Device = "auto",
-    pages: Pages | None = None,
-    nodata: float | None = None,
-    max_pixels: int | None = None,
+    options: Encoder = AS_RECORDED,
+    files: Files = FILES_AS_RECORDED,
 ) -> int:
     """Compute features of images: one of the network's feature maps, averaged over all positions.
 
@@ -29,37 +28,34 @@ def command(
         encoder: an encoder.safetensors or the run folder that holds one; other weights of a network.
         output: the file to write: .npz (arrays `features` and `names`) or .parquet (needs pyarrow).
         data: folder of images, or an address (SCHEME://...); the built-in photographs if not given.
-        model: the network's timm name, if the file of weights does not record it.
+        model: the network's timm name, FILE.py:FUNCTION or MODULE:FUNCTION, if the weights do not record it.
         image_size: side of the square view in pixels; that of the pretraining if not given.
         stage: which feature map, from 0, the highest resolution, to -1, the lowest.
         batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
-        pages: what the pages of a TIFF file are: channels, or separate images of which the first is taken; as recorded
-            with the weights if not given.
-        nodata: value of pixels without data, beside NaN; likewise.
-        max_pixels: most pixels of an image; likewise.
+        options: of the encoder.
+        files: how images are read.
     """
-    if output.suffix not in (".npz", ".parquet"):
-        raise ValueError(f"--output {output} must end in .npz or .parquet")
+    from ..utils.io import require_suffix, require_writable
+
+    require_suffix(output, ".npz", ".parquet")
     if output.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise ValueError("writing .parquet needs pyarrow: pip install pyarrow; or use an .npz file")
     from ..evaluation.features import embed
-    from ..utils.io import require_writable
 
     require_writable(output)
     found = embed(
         encoder,
         data,
         model=model,
+        **options.settings(),
+        **files.settings(),
         image_size=image_size,
         stage=stage,
         batch_size=batch_size,
         workers=workers,
         device=device,
-        pages=pages,
-        nodata=nodata,
-        max_pixels=max_pixels,
     )
     found.write(output)
     images, features = found.features.shape

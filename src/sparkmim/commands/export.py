@@ -6,9 +6,17 @@ from pathlib import Path
 from textwrap import indent
 
 from ..exporters.formats import Format
+from .encoder_options import AS_RECORDED, Encoder
 
 
-def command(encoder: Path, output: Path, format: Format = "timm", model: str | None = None) -> int:
+def command(
+    encoder: Path,
+    output: Path,
+    format: Format = "timm",
+    model: str | None = None,
+    image_size: int | None = None,
+    options: Encoder = AS_RECORDED,
+) -> int:
     """Write an encoder in the format of another library, after verifying that it computes the same there.
 
     Args:
@@ -17,11 +25,13 @@ def command(encoder: Path, output: Path, format: Format = "timm", model: str | N
             empty, or of an earlier export.
         format: timm, a folder with weights, config.json and model card, as on the Hugging Face hub; torchvision, a
             state dict; detectron2 (ResNet, ResNeXt); mmpretrain or mmdet (ResNet, ResNeXt, ConvNeXt).
-        model: the network's timm name, if the file of weights does not record it.
+        model: the network's timm name, FILE.py:FUNCTION or MODULE:FUNCTION, if the weights do not record it.
+        image_size: side of the images in pixels that the export names; that of the pretraining if not given.
+        options: of the encoder.
     """
     from ..exporters.export import export
 
-    done = export(encoder, output, format=format, model=model)
+    done = export(encoder, output, format=format, model=model, image_size=image_size, **options.settings())
     print(f"{done.network} for {done.format}: {done.path}\n{indent(done.usage, '    ')}")
     if done.card_kept:
         print(f"{done.path / 'README.md'} is left unchanged; remove it and export again for a new one")

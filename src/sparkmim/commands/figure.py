@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from .encoder_options import AS_RECORDED, Encoder
+
 
 def command(
     kind: Annotated[Literal["vanishing"], tyro.conf.Positional],
@@ -19,6 +21,7 @@ def command(
     patch_size: int | None = None,
     mask_ratio: float = 0.6,
     seed: int = 0,
+    options: Encoder = AS_RECORDED,
 ) -> int:
     """Draw how a mask vanishes under dense convolution and persists under sparse convolution.
 
@@ -28,23 +31,25 @@ def command(
         kind: vanishing (figures 1 and 3 of the paper).
         image: a photograph.
         output: the PNG file to write.
-        model: the network's timm name, FILE.py:FUNCTION or MODULE:FUNCTION.
+        model: the network's timm name, FILE.py:FUNCTION or MODULE:FUNCTION, if the weights do not record it.
         encoder: weights of the network: an encoder.safetensors, a run folder, another file, timm, or none (random).
         image_size: side of the square view in pixels, rounded to a multiple of patch size and total stride.
         patch_size: side of a patch in pixels; the network's total stride if not given.
         mask_ratio: share of patches to hide.
         seed: of the mask, and of random weights.
+        options: of the encoder.
     """
-    if output.suffix.lower() != ".png":
-        raise ValueError(f"--output {output} is not a .png file")
+    from ..utils.io import require_suffix, require_writable
+
+    require_suffix(output, ".png")
     from ..diagnostics.vanishing import vanishing_figure
     from ..reporting.reconstructions import save_png
-    from ..utils.io import require_writable
 
     require_writable(output)
     network, found, picture = vanishing_figure(
         image,
         model=model,
+        **options.settings(),
         encoder=encoder,
         image_size=image_size,
         patch_size=patch_size,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..transfer.config import config_type_of
+from ..transfer.config import TransferConfig, config_type_of
 from ..utils.logging import is_rank_zero
 from .options import value_of, with_flags
 from .outcome import report_outcome
@@ -24,6 +24,7 @@ def command(
     recipe: str | None = None,
     resume: str = "auto",
     plan: bool = False,
+    trust: bool = False,
 ) -> int:
     """Train a classifier on labeled images, starting from an encoder, or resume a run.
 
@@ -38,15 +39,18 @@ def command(
         resume: auto resumes the run in the folder, if there is one; never refuses to; a checkpoint file is resumed
             from.
         plan: measure a few steps, print time and memory, and exit.
+        trust: run the code that the encoder's file or a run to be resumed names: only for files whose source you trust.
     """
+    from ..training.recorded import names_unknown_code
     from ..transfer.run import finetune
     from ..transfer.summary import summary_of_results
 
-    outcome = finetune(output, recipe=recipe, resume=resume, plan=plan, chosen=settings)
+    outcome = finetune(output, recipe=recipe, resume=resume, plan=plan, chosen=settings, trust=trust)
     if outcome is None:
         return 0
     if outcome.interrupted or not is_rank_zero():
-        return report_outcome(output, outcome, [], "finetune")
+        again = " --trust" if names_unknown_code(TransferConfig, output) else ""
+        return report_outcome(output, outcome, [], "finetune", trust=again)
     for line in summary_of_results(output):
         print(line)
     return 0

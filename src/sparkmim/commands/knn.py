@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..data.config import Pages
 from ..evaluation.config import NEIGHBOURS
 from ..training.config import Device
+from .encoder_options import AS_RECORDED, FILES_AS_RECORDED, Address, Encoder, Files
 from .results import check_output, write_results
 
 
 def command(
     encoder: Path,
-    data: Path,
-    test_data: tuple[Path, ...] = (),
+    data: Address,
+    test_data: tuple[Address, ...] = (),
     output: Path | None = None,
     model: str | None = None,
     stage: int = -1,
@@ -23,9 +23,8 @@ def command(
     workers: int = 1,
     device: Device = "auto",
     seed: int = 0,
-    pages: Pages | None = None,
-    nodata: float | None = None,
-    max_pixels: int | None = None,
+    options: Encoder = AS_RECORDED,
+    files: Files = FILES_AS_RECORDED,
 ) -> int:
     """Classify images by their nearest labeled neighbors, with the features of a frozen encoder.
 
@@ -34,10 +33,11 @@ def command(
 
     Args:
         encoder: an encoder.safetensors or the run folder that holds one; other weights; timm; or none (random).
-        data: labeled images: class folders, a CSV file, or a folder that contains train, val and test.
+        data: labeled images: class folders, a CSV file, or a folder that contains train, val and test; FOLDER/.
+            takes its folders for classes, whatever their names.
         test_data: labeled images to classify, several sets pooled; test beside train, else val, if not given.
         output: folder for results.json.
-        model: the network's timm name, FILE.py:FUNCTION or MODULE:FUNCTION, if the encoder does not record it.
+        model: the network's timm name, FILE.py:FUNCTION or MODULE:FUNCTION, if the weights do not record it.
         stage: which feature map, from 0, the highest resolution, to -1, the lowest.
         image_size: side of the square view in pixels; that of the pretraining if not given.
         neighbours: numbers of neighbors to try.
@@ -45,10 +45,8 @@ def command(
         workers: processes that read images.
         device: where to compute.
         seed: of random weights.
-        pages: what the pages of a TIFF file are: channels, or separate images of which the first is taken; as recorded
-            with the weights if not given.
-        nodata: value of pixels without data, beside NaN; likewise.
-        max_pixels: most pixels of an image; likewise.
+        options: of the encoder.
+        files: how images are read.
     """
     from ..evaluation.knn import knn
 
@@ -58,6 +56,8 @@ def command(
         data,
         test_data=test_data,
         model=model,
+        **options.settings(),
+        **files.settings(),
         stage=stage,
         image_size=image_size,
         neighbours=neighbours,
@@ -65,9 +65,6 @@ def command(
         workers=workers,
         device=device,
         seed=seed,
-        pages=pages,
-        nodata=nodata,
-        max_pixels=max_pixels,
     )
     print(f"{found.train_images} training images of {len(found.classes)} classes, {found.features} features")
     print(f"{'neighbors':>10}  leave one out" + (f"  {found.test_images} test images" if found.test else ""))

@@ -40,11 +40,12 @@ def command(
         memory: GiB that one network may take; one that needs more is reported as failing. No limit by default.
         timeout: seconds that one network may take.
     """
-    if output is not None and output.suffix != ".md":
-        raise ValueError(f"--output {output} is a Markdown file; write {output.with_suffix('.md')}")
+    from ..utils.io import require_suffix, require_writable, write_text
+
+    if output is not None:
+        require_suffix(output, ".md")
     from ..diagnostics.sweep.run import sweep
     from ..diagnostics.sweep.table import all_pass, document, summary, table
-    from ..utils.io import require_writable, write_text
 
     if output is not None:
         require_writable(output)

@@ -15,8 +15,18 @@ if TYPE_CHECKING:
     from ..training.loop import Outcome
 
 
-def report_outcome(output: Path, outcome: Outcome, advice: Sequence[str], command: str = "pretrain") -> int:
-    """Print how a run ended, where its results are and what to do next; return the exit code."""
+def report_outcome(
+    output: Path, outcome: Outcome, advice: Sequence[str], command: str = "pretrain", *, trust: str = ""
+) -> int:
+    """Print how a run ended, where its results are and what to do next; return the exit code.
+
+    Args:
+        output: the run folder.
+        outcome: of the run.
+        advice: lines at the end.
+        command: that resumes the run.
+        trust: " --trust" for a run whose configuration names code.
+    """
     from ..training.progress import format_metrics
 
     if not is_rank_zero():
@@ -27,7 +37,7 @@ def report_outcome(output: Path, outcome: Outcome, advice: Sequence[str], comman
     if outcome.interrupted:
         start = "torchrun ... -m sparkmim" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "sparkmim"
         print(f"\n{outcome.interrupted}: saved after step {outcome.step} of {outcome.steps}. To resume:")
-        print(f"    {start} {command} --output {shlex.quote(str(output))}")
+        print(f"    {start} {command} --output {shlex.quote(str(output))}{trust}")
         return INTERRUPTED
     pictures = sorted((output / "reconstructions").glob("step-*.png"))
     loss = [] if outcome.loss is None else [f"loss {outcome.loss:.4f}"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..data.config import Pages
 from ..training.config import Device
+from .encoder_options import FILES_AS_RECORDED, Files
 
 
 def command(
@@ -17,9 +17,9 @@ def command(
     batch_size: int = 32,
     workers: int = 1,
     device: Device = "auto",
-    pages: Pages | None = None,
-    nodata: float | None = None,
-    max_pixels: int | None = None,
+    model: str | None = None,
+    trust: bool = False,
+    files: Files = FILES_AS_RECORDED,
 ) -> int:
     """Predict the classes of images, or what else a fine-tuned model predicts.
 
@@ -35,15 +35,14 @@ def command(
         batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
-        pages: what the pages of a TIFF file are: channels, or separate images of which the first is taken; as recorded
-            with the weights if not given.
-        nodata: value of pixels without data, beside NaN; likewise.
-        max_pixels: most pixels of an image; likewise.
+        model: the network, if that of the fine-tuning is code of yours: FILE.py:FUNCTION or MODULE:FUNCTION.
+        trust: run the code that the model's file names: only for files whose source you trust.
+        files: how images are read.
     """
-    if output.suffix != ".csv":
-        raise ValueError(f"--output {output} is a CSV file; write {output.with_suffix('.csv')}")
+    from ..utils.io import require_suffix, require_writable
+
+    require_suffix(output, ".csv")
     from ..transfer.predictor import predict, write_csv
-    from ..utils.io import require_writable
 
     require_writable(output)
     predictions = predict(
@@ -54,9 +53,9 @@ def command(
         batch_size=batch_size,
         workers=workers,
         device=device,
-        pages=pages,
-        nodata=nodata,
-        max_pixels=max_pixels,
+        model=model,
+        trust=trust,
+        **files.settings(),
     )
     write_csv(predictions, output)
     skipped = sum(bool(prediction.error) for prediction in predictions)

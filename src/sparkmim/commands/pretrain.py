@@ -23,6 +23,7 @@ def command(
     recipe: str | None = None,
     resume: str = "auto",
     plan: bool = False,
+    trust: bool = False,
 ) -> int:
     """Pretrain a network on a folder of images, or resume a run.
 
@@ -37,21 +38,24 @@ def command(
         resume: auto resumes the run in the folder, if there is one; never refuses to; a checkpoint file is resumed
             from.
         plan: measure a few steps, print time and memory, and exit.
+        trust: run the code that a run to be resumed names: only for files whose source you trust.
     """
     from ..checkpoints.run_folder import RunFolder
     from ..objectives.base import find_objective
     from ..pretraining.run import pretrain
+    from ..training.recorded import names_unknown_code
 
-    outcome = pretrain(output, recipe=recipe, resume=resume, plan=plan, chosen=settings)
+    outcome = pretrain(output, recipe=recipe, resume=resume, plan=plan, chosen=settings, trust=trust)
     if outcome is None:
         return 0
     run = shlex.quote(str(output))
+    again = " --trust" if names_unknown_code(PretrainConfig, output) else ""
     recorded = PretrainConfig.plugins_of(RunFolder(output).read_config() or {})
     pictures = find_objective(recorded.get("objective", "pixels")).reconstructs
     advice = [
         f"{'More pictures, features' if pictures else 'Features'} of images, and a classifier from labeled ones:",
-        *[f"    sparkmim reconstruct --run {run} --data FOLDER --output picture.png"] * pictures,
-        f"    sparkmim embed --encoder {run}/encoder.safetensors --data FOLDER --output features.npz",
-        f"    sparkmim finetune --encoder {run} --data LABELED --output runs/classifier",
+        *[f"    sparkmim reconstruct --run {run} --data FOLDER --output picture.png{again}"] * pictures,
+        f"    sparkmim embed --encoder {run}/encoder.safetensors --data FOLDER --output features.npz{again}",
+        f"    sparkmim finetune --encoder {run} --data LABELED --output runs/classifier{again}",
     ]
-    return report_outcome(output, outcome, advice)
+    return report_outcome(output, outcome, advice, trust=again)

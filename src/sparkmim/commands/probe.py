@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..data.config import Pages
 from ..training.config import Device
+from .encoder_options import AS_RECORDED, FILES_AS_RECORDED, Address, Encoder, Files
 from .results import check_output, write_results
 
 
 def command(
     encoder: Path,
-    data: Path,
-    val_data: Path | None = None,
-    test_data: tuple[Path, ...] = (),
+    data: Address,
+    val_data: Address | None = None,
+    test_data: tuple[Address, ...] = (),
     output: Path | None = None,
     model: str | None = None,
     stage: int = -1,
@@ -22,9 +22,8 @@ def command(
     workers: int = 1,
     device: Device = "auto",
     seed: int = 0,
-    pages: Pages | None = None,
-    nodata: float | None = None,
-    max_pixels: int | None = None,
+    options: Encoder = AS_RECORDED,
+    files: Files = FILES_AS_RECORDED,
 ) -> int:
     """Fit a linear classifier to the features of a frozen encoder.
 
@@ -34,21 +33,20 @@ def command(
 
     Args:
         encoder: an encoder.safetensors or the run folder that holds one; other weights; timm; or none (random).
-        data: labeled images: class folders, a CSV file, or a folder that contains train, val and test.
+        data: labeled images: class folders, a CSV file, or a folder that contains train, val and test; FOLDER/.
+            takes its folders for classes, whatever their names.
         val_data: labeled images that choose the penalty; val beside train if not given.
         test_data: labeled images to score, several sets pooled; test beside train if not given.
         output: folder for results.json.
-        model: the network's timm name, FILE.py:FUNCTION or MODULE:FUNCTION, if the encoder does not record it.
+        model: the network's timm name, FILE.py:FUNCTION or MODULE:FUNCTION, if the weights do not record it.
         stage: which feature map, from 0, the highest resolution, to -1, the lowest.
         image_size: side of the square view in pixels; that of the pretraining if not given.
         batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
         seed: of random weights, and of the choice of validation images.
-        pages: what the pages of a TIFF file are: channels, or separate images of which the first is taken; as recorded
-            with the weights if not given.
-        nodata: value of pixels without data, beside NaN; likewise.
-        max_pixels: most pixels of an image; likewise.
+        options: of the encoder.
+        files: how images are read.
     """
     from ..evaluation.linear_probe import linear_probe
 
@@ -59,15 +57,14 @@ def command(
         val_data=val_data,
         test_data=test_data,
         model=model,
+        **options.settings(),
+        **files.settings(),
         stage=stage,
         image_size=image_size,
         batch_size=batch_size,
         workers=workers,
         device=device,
         seed=seed,
-        pages=pages,
-        nodata=nodata,
-        max_pixels=max_pixels,
     )
     features = found.probe.weight.shape[1]
     print(f"{found.train_images} training images of {len(found.classes)} classes, {features} features")

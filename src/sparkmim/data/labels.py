@@ -2,7 +2,7 @@
 
 ```
 DIR/CLASS/.../image.jpg           class folders
-DIR/{train,val,test}/CLASS/...    class folders by split
+DIR/{train,val,test}/CLASS/...    class folders by split; named as DIR/. the three are classes
 FILE.csv                          rows `path,class`, paths relative to the file's folder, or columns with headings,
                                   one of which may name splits; see :mod:`sparkmim.data.tables`
 ```
@@ -15,6 +15,8 @@ out, and belongs to every share of the labels.
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..utils.text import printable
 from .seeding import Stream, keyed_generator
+from .sources.address import AS_CLASSES
 from .sources.base import ImageSource, Subset
 from .sources.folder import Files, find_images, list_folders
 from .tables import Table, named, read_table
@@ -99,6 +103,14 @@ def read_matching(path: str | Path, classes: Sequence[str], reference: str, opti
     unknown = sorted(set(other.classes) - set(classes))
     missing = sorted(set(classes) - set(other.classes)) if path.is_dir() else []
     if unknown or missing:
+        spelled = {_one_spelling(name): name for name in missing}
+        twice = [name for name in unknown if _one_spelling(name) in spelled]
+        if twice:
+            pairs = ", ".join(f"{name!a} there, {spelled[_one_spelling(name)]!a} here" for name in twice)
+            raise ValueError(
+                f"expected {path} to have the classes of {reference}: {pairs} look alike, and are spelled with other "
+                "Unicode characters (NFC or NFD). Rename the folder or change the row in one of them"
+            )
         parts = [f"{named(unknown)} only in {path}"] * bool(unknown) + [f"{named(missing)} missing there"] * bool(
             missing
         )
@@ -125,11 +137,12 @@ def read_splits(
         ValueError: as for :func:`read_labeled` and :func:`read_matching`.
     """
     root = Path(data).expanduser()
-    if (root / "train").is_dir():
+    if _has_splits(data):
         if strange := [name for name in list_folders(root) if name not in SPLITS]:
             raise ValueError(
-                f"expected only the folders {', '.join(SPLITS)} in {root}, got also {named(strange)}; name the folder "
-                f"whose folders are the classes"
+                f"expected only the folders {', '.join(SPLITS)} in {root}, got also {named(strange)}; if all of these "
+                f"are classes, write {option} {printable(str(root))}{AS_CLASSES}, and otherwise name the folder whose "
+                f"folders are the classes"
             )
         if val_data is None and (root / "val").is_dir():
             val_data = root / "val"
@@ -145,6 +158,15 @@ def read_splits(
 def _split_in_table(path: Path, split: str) -> bool:
     """Return whether a CSV file names rows of a split."""
     return _is_table(path) and split in (read_table(path).splits or ())
+
+
+def _has_splits(data: str | Path) -> bool:
+    """Return whether a folder is divided into splits; `FOLDER/.` says that it is not, whatever it contains."""
+    return not str(data).endswith(AS_CLASSES) and (Path(data).expanduser() / "train").is_dir()
+
+
+def _one_spelling(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def label_share(labeled: LabeledImages, share: float, seed: int) -> LabeledImages:
@@ -227,6 +249,12 @@ def _read_folders(root: Path) -> LabeledImages:
     files = find_images(root)
     names = [files.name(index) for index in range(len(files))]
     loose = [name for name in names if "/" not in name]
+    dead = sorted(p.name for p in root.iterdir() if p.is_symlink() and not p.exists() and "." not in p.name)
+    if dead:
+        raise ValueError(
+            f"{root}: {named(dead)} {'is a link' if len(dead) == 1 else 'are links'} to what does not exist; mend or "
+            "remove it, or a class would be missing in silence"
+        )
     classes = tuple(list_folders(root))
     if not classes:
         raise ValueError(f"{root} has no class folders: its {len(names)} images lie in the folder itself")
@@ -246,9 +274,11 @@ def _require_own_folders(root: Path, classes: Sequence[str], labels: np.ndarray)
         for other in classes:
             there = (root / other).resolve()
             if other != name and (here == there or here.is_relative_to(there) or there.is_relative_to(here)):
+                links = [part for part in (name, other) if (root / part).is_symlink()]
+                said = ", ".join(f"{printable(p)} is a link to {printable(os.readlink(root / p))}" for p in links)
                 raise ValueError(
-                    f"{root}: the class folders {name} and {other} are the same folder, one by a link, and an image "
-                    "has one class; remove one of them"
+                    f"{root}: the class folders {named([name])} and {named([other])} are the same folder, one by a "
+                    f"link ({said}), and an image has one class; remove one of them, or copy its images instead"
                 )
 
 
@@ -272,7 +302,7 @@ def labeled_splits(
     root = Path(data).expanduser()
     if isinstance(test_data, (str, Path)):
         test_data = [test_data]
-    if not test_data and (root / "train").is_dir() and (root / "test").is_dir():
+    if not test_data and _has_splits(data) and (root / "test").is_dir():
         test_data = [root / "test"]
     if not test_data and _split_in_table(root, "test"):
         test_data = [root]

@@ -152,20 +152,17 @@ def channel_statistics(
     )
 
 
-def input_statistics(
-    source: ImageSource, channels: int, files: FileConfig = DEFAULT_FILES
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def input_statistics(source: ImageSource, channels: int, files: FileConfig = DEFAULT_FILES) -> ChannelStatistics:
     """Return mean and deviation for a network that says nothing of its input.
 
-    They are ImageNet's for RGB of 8 bits, and measured for all other images.
+    They are ImageNet's for RGB of 8 bits, of no images, and measured for all other images.
 
     Raises:
         ValueError: if no image can be read.
     """
     if channels == 3 and first_readable(source, channels, files).dtype == torch.uint8:
-        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    measured = channel_statistics(source, channels, files=files)
-    return measured.mean, measured.std
+        return ChannelStatistics(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, 0)
+    return channel_statistics(source, channels, files=files)
 
 
 def _place(value: float) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from ..utils.text import printable
 
 SEPARATORS = (",", ";", "\t")
 """Separators of columns, the first that fits."""
@@ -35,6 +38,9 @@ SPLIT_NAMES = {
 
 SHOWN = 4
 """Most names that a message lists."""
+
+LONGEST = 200
+"""Characters of a name that a message shows."""
 
 
 class Table(NamedTuple):
@@ -76,7 +82,7 @@ def read_table(file: Path) -> Table:
         ValueError: if the file is none, rows are incomplete, files are missing or listed twice.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = file.read_bytes().decode("utf-8-sig")  # line ends within quotes belong to names
         separator, columns = _layout(text, file.parent)
         rows = [(number, row) for number, row in _rows(text, separator) if any(cell.strip() for cell in row)]
     except (UnicodeDecodeError, csv.Error) as error:
@@ -90,9 +96,9 @@ def read_table(file: Path) -> Table:
             expected = "`path,class`" if width == 2 else f"{width} columns"
             raise ValueError(f"{file}, line {number}: expected {expected}, got {separator.join(row)!r}")
     names = [_name(row[columns.path], file.parent) for _, row in rows]
-    missing = [name for name in names if not (file.parent / name).is_file()]
+    missing = [name for name in names if not _is_file(file.parent / name)]
     if missing:
-        odd = ", or are not files" if any((file.parent / name).exists() for name in missing) else ""
+        odd = ", or are not files" if any(_exists(file.parent / name) for name in missing) else ""
         first = missing[0] == names[0] and not columns.header
         header = "; the first row is taken as a header if it is `path,class`, `filename,label` or the like"
         raise ValueError(
@@ -106,24 +112,43 @@ def read_table(file: Path) -> Table:
 
 
 def named(names: Sequence[str]) -> str:
-    """Return the first few of some names as text."""
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    """Return the first few of some names as text, each on one line."""
+    shown = ", ".join(printable(name[:LONGEST]) for name in names[:SHOWN])
+    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether there is a file; false for a name that no file can have."""
+    return _exists(path) and path.is_file()
+
+
+def _exists(path: Path) -> bool:
+    """Return whether there is a file or folder; false for a name that none can have."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # longer than names can be, or with a zero in it
+        return False
 
 
 def _rows(text: str, separator: str) -> list[tuple[int, list[str]]]:
-    return list(enumerate(csv.reader(text.splitlines(keepends=True), delimiter=separator), start=1))
+    return list(enumerate(csv.reader(_lines(text), delimiter=separator), start=1))
+
+
+def _lines(text: str) -> io.StringIO:
+    """Iterate over lines that end as files do everywhere, not at the other line ends of Unicode."""
+    return io.StringIO(text, newline="")
 
 
 def _layout(text: str, folder: Path) -> tuple[str, Columns]:
     """Return the separator and the columns: as the headings tell, else as fits the first row, else as `path,class`."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in _lines(text) if line.strip()), "")
     rows = {separator: next(csv.reader([first], delimiter=separator), []) for separator in SEPARATORS}
     for separator, row in rows.items():
         columns = _headings(row, folder)
         if columns is not None:
             return separator, columns
     for separator, row in rows.items():
-        if len(row) == 2 and (folder / _name(row[0], folder)).is_file():
+        if len(row) == 2 and _is_file(folder / _name(row[0], folder)):
             return separator, Columns()
     return next((separator for separator, row in rows.items() if len(row) == 2), SEPARATORS[0]), Columns()
 
@@ -136,7 +161,7 @@ def _headings(row: Sequence[str], folder: Path) -> Columns | None:
         return None
     label = places["label"][0]
     path = places["path"][0] if places["path"] else (1 - label if len(row) == 2 else None)
-    if path is None or path == label or (folder / _name(row[path], folder)).is_file():
+    if path is None or path == label or _is_file(folder / _name(row[path], folder)):
         return None
     return Columns(path, label, places["split"][0] if places["split"] else None, header=True)
 
@@ -146,7 +171,7 @@ _KINDS = {"path": PATHS, "label": CLASSES, "split": SPLIT}
 
 def _name(cell: str, folder: Path) -> str:
     """Return a path in one spelling, so that `./a.png` is `a.png`; relative if it lies in the folder."""
-    if not (folder / cell).is_file():
+    if not _is_file(folder / cell):
         cell = cell.strip()
     name = os.path.normpath(cell) if cell else cell
     inside = os.path.isabs(name) and Path(name).is_relative_to(folder.absolute())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from ..checkpoints.encoder import load_trained_encoder
+from ..checkpoints.encoder import load_trained_encoder, with_input
 from ..data.decoding.encoded import UnreadableImage
 from ..data.decoding.images import read_image
 from ..data.normalize import Normalize
@@ -42,6 +43,11 @@ def vanishing_figure(
     patch_size: int | None = None,
     mask_ratio: float = 0.6,
     seed: int = 0,
+    stages: Sequence[str] = (),
+    in_chans: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    trust: bool = False,
 ) -> VanishingFigure:
     """Draw how a mask vanishes under dense convolution and persists under sparse convolution.
 
@@ -53,6 +59,11 @@ def vanishing_figure(
         patch_size: side of a patch in pixels; the network's total stride by default.
         mask_ratio: share of patches to hide.
         seed: of the mask, and of random weights.
+        stages: names of the submodules whose outputs are the feature maps; the recorded ones by default.
+        in_chans: channels of the image, if not recorded.
+        mean: mean of each channel; as recorded by default.
+        std: standard deviation of each channel, likewise.
+        trust: run the code of a network that the encoder's file names, where `model` does not.
 
     Raises:
         ValueError: for an invalid setting, an unreadable image, or an encoder that cannot be loaded.
@@ -65,7 +76,8 @@ def vanishing_figure(
         raise ValueError(f"--image-size {image_size} is not a number of pixels")
     if not image.is_file():
         raise ValueError(f"there is no file {image}; see --image")
-    network = load_trained_encoder(encoder, model, seed)
+    loaded = load_trained_encoder(encoder, model, seed, stages=stages, in_chans=in_chans, trust=trust)
+    network = with_input(loaded, mean=mean, std=std)
     backbone = network.backbone
     if backbone.dims != 2:
         raise ValueError(f"{network.name} is a network for {backbone.dims} spatial axes; the figure is of images")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +13,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder
+from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder, with_input
 from ..data.config import DataConfig, Pages, ViewConfig, chosen_files
 from ..data.loader import PlainViews, plain_batches, read
 from ..data.normalize import Normalize, join
+from ..data.places import files_outside, shared_files
 from ..data.sources.address import open_source
 from ..data.sources.base import ImageSource
 from ..data.statistics import input_statistics
 from ..data.views import evaluation_view
 from ..models.backbone import Backbone
+from ..models.factory import require_image_size
 from ..training.config import Device, LoopConfig
 from ..utils.devices import pick_device
-from ..utils.fields import validate_as
+from ..utils.fields import show, validate_as
 from ..utils.io import write_atomically
 from ..utils.logging import log
 from ..utils.text import printable
@@ -59,6 +62,8 @@ class Embeddings(NamedTuple):
     def write(self, path: str | Path) -> None:
         """Write an .npz file with the arrays `names` and `features`, or a .parquet file with these columns.
 
+        In a .parquet file, bytes of a name that are not UTF-8 are written as `\\xNN`.
+
         Raises:
             ValueError: for another suffix.
         """
@@ -77,7 +82,8 @@ def _write_parquet(file: BinaryIO, names: list[str], features: np.ndarray) -> No
     import pyarrow.parquet
 
     columns = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(features.ravel()), features.shape[1])
-    pyarrow.parquet.write_table(pyarrow.table({"name": names, "features": columns}), file)
+    texts = [os.fsencode(name).decode(errors="backslashreplace") for name in names]  # the format's texts are UTF-8
+    pyarrow.parquet.write_table(pyarrow.table({"name": texts, "features": columns}), file)
 
 
 WRITERS = {".npz": _write_npz, ".parquet": _write_parquet}
@@ -96,6 +102,12 @@ def embed(
     pages: Pages | None = None,
     nodata: float | None = None,
     max_pixels: int | None = None,
+    stages: Sequence[str] = (),
+    in_chans: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int = 0,
+    trust: bool = False,
 ) -> Embeddings:
     """Compute an encoder's features of a folder of images.
 
@@ -112,24 +124,28 @@ def embed(
         pages: what the pages of a TIFF file are, "channels" or "first"; as recorded by default.
         nodata: value of pixels without data; as recorded by default.
         max_pixels: most pixels of an image; as recorded by default.
+        stages: names of the submodules whose outputs are the feature maps; the recorded ones by default.
+        in_chans: channels of the images, if not recorded.
+        mean: mean of each channel; as recorded by default, or measured where nothing is known.
+        std: standard deviation of each channel, likewise.
+        seed: of random weights.
+        trust: run the code of a network that the encoder's file names, where `model` does not.
 
     Raises:
         ValueError: for an invalid setting, an encoder that cannot be loaded, or if no image can be read.
     """
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"--image-size {image_size} is not a number of pixels")
     validate_as(LoopConfig, batch_size=batch_size)
     validate_as(ViewConfig, workers=workers)
     files = chosen_files(pages, nodata, max_pixels)
-    network = load_trained_encoder(encoder, model)
-    network = network._replace(data=replace(network.data, **files))
+    loaded = load_trained_encoder(encoder, model, seed, stages=stages, in_chans=in_chans, trust=trust)
+    loaded = with_input(loaded, image_size=image_size, mean=mean, std=std, files=files)
     source = open_source(data)
-    config = input_for(network, source)
-    config = config if image_size is None else replace(config, image_size=(image_size, image_size))
+    log_places(source)
+    network = ready_for(loaded, source, stage)
     where = pick_device(device)
     network.backbone.module.to(where)
     found = pooled_features(
-        network.backbone, source, config, stage, batch_size=batch_size, workers=workers, device=where
+        network.backbone, source, network.data, stage, batch_size=batch_size, workers=workers, device=where
     )
     skipped = log_skipped(source, found.broken)
     if not found.indices:
@@ -145,8 +161,36 @@ def input_for(network: TrainedEncoder, source: ImageSource) -> DataConfig:
     """
     if network.statistics_known:
         return network.data
-    mean, std = input_statistics(source, network.backbone.in_chans, network.data)
-    return replace(network.data, mean=mean, std=std)
+    found = input_statistics(source, network.backbone.in_chans, network.data)
+    return replace(network.data, mean=found.mean, std=found.std)
+
+
+def ready_for(network: TrainedEncoder, source: ImageSource, stage: int = -1) -> TrainedEncoder:
+    """Return an encoder whose input is known: statistics that are not are measured on images, and logged as flags.
+
+    Raises:
+        ValueError: if the network has no such stage or does not take images of the size, or none can be read.
+    """
+    backbone = network.backbone
+    require_stage(backbone, stage)
+    require_image_size(backbone, backbone.module, network.name, backbone.in_chans, network.data.image_size)
+    if network.statistics_known:
+        return network
+    found = input_statistics(source, backbone.in_chans, network.data)
+    if found.images:
+        log.info(f"measured on {found.images} images: --mean {show(found.mean)} --std {show(found.std)}")
+    data = replace(network.data, mean=found.mean, std=found.std)
+    return network._replace(data=data, statistics_known=True)
+
+
+def log_places(source: ImageSource, trained: ImageSource | None = None) -> None:
+    """Warn of images that lie outside of their folder, and of those that are among the images that are learned from."""
+    outside = files_outside(source)
+    if outside is not None:
+        log.warning(f"{outside.number:,} of {len(source):,} images lie {str(outside).partition(' ')[2]}")
+    twice = 0 if trained is None else shared_files(trained, source)
+    if twice:
+        log.warning(f"{twice:,} of the {len(source):,} images that are scored are among those that are learned from")
 
 
 def log_skipped(source: ImageSource, broken: Sequence[tuple[int, str]]) -> list[tuple[str, str]]:
@@ -182,11 +226,7 @@ def pooled_features(
     Raises:
         ValueError: if the network has no such map.
     """
-    levels = len(backbone.levels)
-    if not -levels <= stage < levels:
-        raise ValueError(
-            f"--stage {stage} is not one of the network's {levels} maps, 0 to {levels - 1} or -{levels} to -1"
-        )
+    require_stage(backbone, stage)
     rows: list[Tensor] = []
     indices: list[int] = []
     broken: list[tuple[int, str]] = []
@@ -201,3 +241,16 @@ def pooled_features(
                 rows.append(maps[stage].flatten(2).mean(2, dtype=torch.float32).cpu())
     values = torch.cat(rows) if rows else torch.zeros(0, backbone.channels[stage])
     return Features(values, indices, broken)
+
+
+def require_stage(backbone: Backbone, stage: int) -> None:
+    """Raise unless a network has a feature map of an index.
+
+    Raises:
+        ValueError: with the indices there are.
+    """
+    levels = len(backbone.levels)
+    if not -levels <= stage < levels:
+        raise ValueError(
+            f"--stage {stage} is not one of the network's {levels} maps, 0 to {levels - 1} or -{levels} to -1"
+        )

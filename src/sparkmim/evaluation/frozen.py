@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder
+from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder, with_input
 from ..data.labels import LabeledImages
+from ..data.sources.base import ImageSource
 from ..training.config import Device
 from ..utils.devices import pick_device
-from .features import input_for, log_skipped, pooled_features
+from .features import log_skipped, pooled_features, ready_for
 
 
 class LabeledFeatures(NamedTuple):
@@ -41,7 +41,13 @@ class FrozenEncoder:
         workers: processes that read images.
         device: where to compute.
         seed: of random weights.
-        files: settings of :class:`~sparkmim.data.config.FileConfig` that differ from the recorded ones.
+        source: images on which mean and standard deviation of the input are measured where they are not known.
+        stages: names of the submodules whose outputs are the feature maps; the recorded ones by default.
+        in_chans: channels of the images, if not recorded.
+        mean: mean of each channel; as recorded by default.
+        std: standard deviation of each channel, likewise.
+        trust: run the code of a network that the file names, where `model` does not.
+        files: how images are read, where that differs; see :func:`~sparkmim.data.config.chosen_files`.
 
     Attributes:
         network: the encoder.
@@ -62,37 +68,40 @@ class FrozenEncoder:
         workers: int,
         device: Device,
         seed: int,
+        *,
+        source: ImageSource,
+        stages: Sequence[str] = (),
+        in_chans: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        trust: bool = False,
         files: Mapping[str, Any] = {},
     ) -> None:
-        if image_size is not None and image_size < 1:
-            raise ValueError(f"--image-size {image_size} is not a number of pixels")
         if batch_size < 1 or workers < 0:
             raise ValueError(f"--batch-size {batch_size} must be at least 1, and --workers {workers} at least 0")
         self.device = pick_device(device)
-        network = load_trained_encoder(encoder, model, seed)
-        size = network.data.image_size if image_size is None else (image_size, image_size)
-        self.network: TrainedEncoder = network._replace(data=replace(network.data, image_size=size, **files))
+        loaded = load_trained_encoder(encoder, model, seed, stages=stages, in_chans=in_chans, trust=trust)
+        chosen = with_input(loaded, image_size=image_size, mean=mean, std=std, files=files)
+        self.network: TrainedEncoder = ready_for(chosen, source, stage)
         self.network.backbone.module.to(self.device)
         self.stage, self.batch_size, self.workers = stage, batch_size, workers
         self.skipped = 0
         self.described: dict[str, Any] = {
             "encoder": str(encoder),
-            "model": network.name,
+            "model": self.network.name,
             "stage": stage,
-            "image_size": list(size),
+            "image_size": list(self.network.data.image_size),
+            "mean": list(self.network.data.mean),
+            "std": list(self.network.data.std),
             **({"seed": seed} if str(encoder) == "none" else {}),
         }
 
     def __call__(self, images: LabeledImages) -> LabeledFeatures:
         """Return the features of all readable images; log the others as skipped.
 
-        The first images tell mean and deviation of the input, where the weights do not.
-
         Raises:
             ValueError: if no image can be read.
         """
-        data = input_for(self.network, images.source)
-        self.network = self.network._replace(data=data, statistics_known=True)
         found = pooled_features(
             self.network.backbone,
             images.source,

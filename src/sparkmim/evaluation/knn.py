@@ -20,6 +20,7 @@ from ..data.labels import labeled_splits
 from ..training.config import Device, LoopConfig
 from ..utils.fields import validate_as
 from .config import NEIGHBOURS
+from .features import log_places
 from .frozen import FrozenEncoder
 
 TEMPERATURE = 0.07
@@ -100,6 +101,11 @@ def knn(
     pages: Pages | None = None,
     nodata: float | None = None,
     max_pixels: int | None = None,
+    stages: Sequence[str] = (),
+    in_chans: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    trust: bool = False,
 ) -> KnnResult:
     """Classify images by their nearest labeled neighbors, with the features of a frozen encoder.
 
@@ -121,6 +127,11 @@ def knn(
         pages: what the pages of a TIFF file are, "channels" or "first"; as recorded by default.
         nodata: value of pixels without data; as recorded by default.
         max_pixels: most pixels of an image; as recorded by default.
+        stages: names of the submodules whose outputs are the feature maps; the recorded ones by default.
+        in_chans: channels of the images, if not recorded.
+        mean: mean of each channel; as recorded by default, or measured where nothing is known.
+        std: standard deviation of each channel, likewise.
+        trust: run the code of a network that the encoder's file names, where `model` does not.
 
     Raises:
         ValueError: for an invalid setting, an encoder or labels that cannot be loaded, or too few images.
@@ -130,7 +141,23 @@ def knn(
         raise ValueError(f"--neighbours {' '.join(map(str, neighbours))} must be at least 1")
     files = chosen_files(pages, nodata, max_pixels)
     splits = labeled_splits(data, None, test_data)
-    frozen = FrozenEncoder(encoder, model, stage, image_size, batch_size, workers, device, seed, files)
+    frozen = FrozenEncoder(
+        encoder,
+        model,
+        stage,
+        image_size,
+        batch_size,
+        workers,
+        device,
+        seed,
+        source=splits.train.source,
+        stages=stages,
+        in_chans=in_chans,
+        mean=mean,
+        std=std,
+        trust=trust,
+        files=files,
+    )
     classes = splits.train.classes
     train = frozen(splits.train)
     within = leave_one_out(train.values, train.labels, neighbours, classes=len(classes))
@@ -139,6 +166,8 @@ def knn(
     scored = splits.test or [part for part in (splits.val,) if part is not None]
     by_k: dict[int, Accuracy] = {}
     images = 0
+    for part in scored:
+        log_places(part.source, splits.train.source)
     if scored:
         test = frozen.joined(scored)
         images = len(test)

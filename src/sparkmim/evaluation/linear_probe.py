@@ -15,6 +15,7 @@ from ..data.config import Pages, chosen_files
 from ..data.labels import fold, labeled_splits
 from ..training.config import Device, LoopConfig
 from ..utils.fields import validate_as
+from .features import log_places
 from .frozen import FrozenEncoder, LabeledFeatures
 from .knn import Accuracy, accuracy
 
@@ -134,6 +135,11 @@ def linear_probe(
     pages: Pages | None = None,
     nodata: float | None = None,
     max_pixels: int | None = None,
+    stages: Sequence[str] = (),
+    in_chans: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    trust: bool = False,
 ) -> ProbeResult:
     """Fit a linear classifier to the features of a frozen encoder.
 
@@ -156,6 +162,11 @@ def linear_probe(
         pages: what the pages of a TIFF file are, "channels" or "first"; as recorded by default.
         nodata: value of pixels without data; as recorded by default.
         max_pixels: most pixels of an image; as recorded by default.
+        stages: names of the submodules whose outputs are the feature maps; the recorded ones by default.
+        in_chans: channels of the images, if not recorded.
+        mean: mean of each channel; as recorded by default, or measured where nothing is known.
+        std: standard deviation of each channel, likewise.
+        trust: run the code of a network that the encoder's file names, where `model` does not.
 
     Raises:
         ValueError: for an invalid setting, or an encoder or labels that cannot be loaded.
@@ -164,8 +175,26 @@ def linear_probe(
     files = chosen_files(pages, nodata, max_pixels)
     splits = labeled_splits(data, val_data, test_data)
     rest, held = (splits.train, splits.val) if splits.val is not None else fold(splits.train, FOLDS, 0, seed)
-    frozen = FrozenEncoder(encoder, model, stage, image_size, batch_size, workers, device, seed, files)
+    frozen = FrozenEncoder(
+        encoder,
+        model,
+        stage,
+        image_size,
+        batch_size,
+        workers,
+        device,
+        seed,
+        source=splits.train.source,
+        stages=stages,
+        in_chans=in_chans,
+        mean=mean,
+        std=std,
+        trust=trust,
+        files=files,
+    )
     classes = splits.train.classes
+    for part in [*([] if splits.val is None else [splits.val]), *splits.test]:
+        log_places(part.source, splits.train.source)
     fitted, val = frozen(rest), frozen(held)
     candidates = fit_probes(fitted.values, fitted.labels, classes=len(classes))
     scores = [(candidate, candidate.score(val)) for candidate in candidates]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder
-from ..utils.io import require_writable, write_atomically
+from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder, with_input
+from ..utils.io import require_utf8, require_writable, write_atomically
+from ..utils.logging import log
 from .detectron2 import detectron2_config, to_detectron2, write_pickle
 from .formats import SUFFIXES, Format
 from .huggingface import CARD_FILE, check_folder, write_folder
@@ -35,7 +37,19 @@ class Exported(NamedTuple):
     card_kept: bool = False
 
 
-def export(encoder: str | Path, output: str | Path, *, format: Format = "timm", model: str | None = None) -> Exported:
+def export(
+    encoder: str | Path,
+    output: str | Path,
+    *,
+    format: Format = "timm",
+    model: str | None = None,
+    stages: Sequence[str] = (),
+    in_chans: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    image_size: int | None = None,
+    trust: bool = False,
+) -> Exported:
     """Write an encoder in the format of another library, after verifying that it computes the same there.
 
     Args:
@@ -45,6 +59,12 @@ def export(encoder: str | Path, output: str | Path, *, format: Format = "timm", 
             new, empty, or an earlier export.
         format: the library.
         model: the network's name, for weights that do not record it.
+        stages: names of the submodules whose outputs are the feature maps, for networks that do not offer them.
+        in_chans: channels of the images, if not recorded.
+        mean: mean of each channel that the export names; as recorded by default.
+        std: standard deviation of each channel, likewise.
+        image_size: side of the images in pixels that the export names; as recorded by default.
+        trust: run the code of a network that the file names, where `model` does not.
 
     Raises:
         ValueError: for an output that does not fit the format or cannot be written, an encoder that cannot be loaded,
@@ -59,14 +79,21 @@ def export(encoder: str | Path, output: str | Path, *, format: Format = "timm", 
     if suffix is None and (output.is_file() or output.suffix in (".pth", ".pkl", ".safetensors")):
         raise ValueError(f"--output {output} is a file; --format timm takes a folder")
     if suffix is None:
+        require_utf8(output, "--output")
         check_folder(output)
     elif output.resolve() == Path(encoder).resolve():
         raise ValueError(f"--output {output} is the file of --encoder; name another")
     else:
         require_writable(output)
-    network = load_trained_encoder(encoder, model)
+    loaded = load_trained_encoder(encoder, model, stages=stages, in_chans=in_chans, trust=trust)
+    network = with_input(loaded, image_size=image_size, mean=mean, std=std)
     if suffix is not None and network.backbone.in_chans != 3:
         raise ValueError(f"networks of {format} take images of 3 channels, this one {network.backbone.in_chans}")
+    if network.backbone.aligned:
+        log.warning(
+            f"{network.name} was pretrained with {len(network.backbone.aligned)} of its layers padded, and is computed "
+            f"here without: with {format} its features differ near the edges of an image"
+        )
     if format == "timm":
         card_kept = (output / CARD_FILE).exists()
         write_folder(network, output)

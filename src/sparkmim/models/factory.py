@@ -3,15 +3,68 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import timm
+import torch
+import torchvision
 from torch import nn
 
-from ..utils.specs import is_function, load_object
+from ..utils.devices import out_of_memory
+from ..utils.modules import eval_mode
+from ..utils.specs import LOCAL_FOLDER, is_function, load_object
 from .backbone import Backbone
 from .user_code import code_of as code_of  # documented here
+
+
+def is_registered(model: str) -> bool:
+    """Return whether a network is named by timm's registry, or is a builder of torchvision's, and needs no request.
+
+    These alone are built because a file names them; see :mod:`sparkmim.utils.trust`.
+    """
+    module, found, name = model.rpartition(":")
+    if not found:
+        return re.fullmatch(r"[\w.-]+", model) is not None and timm.is_model(model.split(".")[0])
+    if module not in ("torchvision.models", "torchvision.models.video"):
+        return False
+    namespace = torchvision.models.video if module.endswith("video") else torchvision.models
+    return name in torchvision.models.list_models(module=namespace) and hasattr(namespace, name)
+
+
+def require_image_size(
+    run: Callable[[torch.Tensor], Any], module: nn.Module, name: str, in_chans: int, image_size: Sequence[int]
+) -> None:
+    """Raise unless a network takes images of a size.
+
+    Args:
+        run: computes what is wanted of images `(1, C, H, W)`: a tensor, or feature maps.
+        module: the network.
+        name: of it.
+        in_chans: channels of the images.
+        image_size: height and width.
+
+    Raises:
+        ValueError: with the network's own reason.
+    """
+    parameter = next(module.parameters())
+    try:
+        with eval_mode(module), torch.no_grad():
+            blank = torch.zeros(1, in_chans, *image_size, dtype=parameter.dtype, device=parameter.device)
+            found = run(blank)
+        if any(not out.numel() for out in (found if isinstance(found, (list, tuple)) else [found])):
+            raise RuntimeError("a feature map has no position")
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        if out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise ValueError(
+            f"{name} does not take images of --image-size {' '.join(map(str, image_size))} ({reason}); use a "
+            "larger one, or the one it is made for"
+        ) from error
 
 
 def load_backbone(
@@ -41,6 +94,7 @@ def load_backbone(
         raise ValueError(f"--in-chans is a number of channels, at least 1, not {in_chans}")
     if model.endswith(".py"):
         raise ValueError(f"expected FILE.py:FUNCTION, got {model!r}")
+    require_local_folder(model)
     settings = {"drop_path_rate": drop_path} if drop_path else {}
     if not is_function(model):
         with stochastic_depth(model, drop_path):
@@ -71,6 +125,17 @@ def load_backbone(
     if not isinstance(made, nn.Module):
         raise ValueError(f"{model} returns a {type(made).__name__}, not a torch.nn.Module or a sparkmim.Backbone")
     return Backbone(made, stages or None, in_chans=in_chans or 3, levels=levels)
+
+
+def require_local_folder(model: str) -> None:
+    """Raise for an address of timm's of a folder that holds no network.
+
+    Raises:
+        ValueError: naming the folder.
+    """
+    folder = Path(model.removeprefix(LOCAL_FOLDER)).expanduser()
+    if model.startswith(LOCAL_FOLDER) and not (folder / "config.json").is_file():
+        raise ValueError(f"there is no timm network in the folder {folder.absolute()}: it has no config.json")
 
 
 @contextmanager

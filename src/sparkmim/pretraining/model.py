@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from ..models.config import ModelConfig
 from ..models.factory import load_backbone
 from ..models.spark import SparK
 from ..objectives.base import find_objective
+from ..training.recorded import require_sound_record
 from ..training.resume import TASK
 from ..utils.logging import log
 from .config import PretrainConfig
@@ -202,14 +203,20 @@ class TrainedRun(NamedTuple):
     step: int
 
 
-def load_run(folder: str | Path) -> TrainedRun:
+def load_run(folder: str | Path, *, trust: bool = False, chosen: Mapping[str, Any] | None = None) -> TrainedRun:
     """Return the model of a run's newest checkpoint.
 
+    Args:
+        folder: of the run.
+        trust: run the code of a network or an objective that its configuration names.
+        chosen: what the user names, whose files and modules are trusted.
+
     Raises:
-        ValueError: if the folder holds no run, or one without a checkpoint.
+        ValueError: if the folder holds no run, or one without a checkpoint, or names code without `trust`.
     """
     run = RunFolder(folder)
     recorded = require_pretraining(run, "--run", f"`sparkmim predict --run {run.root}` uses it")
+    require_sound_record(PretrainConfig, recorded, run.config, chosen, trust=trust)
     config = PretrainConfig.from_dict(recorded)
     newest = run.newest_checkpoint()
     if newest is None:

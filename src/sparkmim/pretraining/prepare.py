@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 
 from ..checkpoints.run_folder import RunFolder
 from ..data.config import files_of
+from ..data.places import files_outside
 from ..data.seeding import Stream
 from ..data.sources.address import open_source, source_type
 from ..data.sources.base import ImageSource, held_out
@@ -217,6 +218,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             + ("" if config.model.init == "none" else f"; starting from {Path(config.model.init).name}"),
             "images": f"{len(ready.data.source):,} ({where})"
             + (f"; {len(ready.data.held_out):,} held out" if ready.data.held_out is not None else "")
+            + ("" if (outside := files_outside(ready.data.source)) is None else f"; {outside}")
             + "".join(f"; {text}" for text in self._odd),
             "values": f"mean {_numbers(data.mean)}, deviation {_numbers(data.std)}"
             + ("" if data.nodata is None else f"; {data.nodata:g} is no data"),

@@ -237,7 +237,8 @@ def _mean_std(situation: Situation) -> tuple[tuple[float, ...], tuple[float, ...
     known = input_of_weights(situation.choice("init", "none"), situation.backbone)
     if {"mean", "std"} <= known.keys():
         return tuple(known["mean"]), tuple(known["std"])
-    return input_statistics(situation.source, channels, files_of(situation.chosen))
+    found = input_statistics(situation.source, channels, files_of(situation.chosen))
+    return found.mean, found.std
 
 
 def _paper_drop_path(situation: Situation) -> float:

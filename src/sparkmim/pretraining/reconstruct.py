@@ -56,18 +56,20 @@ def reconstruct(
     pages: Pages | None = None,
     nodata: float | None = None,
     max_pixels: int | None = None,
+    trust: bool = False,
 ) -> Reconstructions:
     """Mask images and reconstruct them with the newest checkpoint of a run.
 
     Args:
         run: folder of a pretraining run.
         data: folder or address of images; the built-in photographs by default.
-        count: number of images, spread evenly over the folder, at most 8.
+        count: number of images, spread evenly over the folder, at most 8; those that cannot be read are skipped.
         seed: of the masks.
         mask_ratio: share of patches to hide; that of the run by default.
         pages: what the pages of a TIFF file are, "channels" or "first"; as recorded by default.
         nodata: value of pixels without data; as recorded by default.
         max_pixels: most pixels of an image; as recorded by default.
+        trust: run the code of a network or an objective that the run's configuration names.
 
     Raises:
         ValueError: for an invalid setting, a folder without images or without a run, or unreadable images.
@@ -78,7 +80,7 @@ def reconstruct(
     if mask_ratio is not None:
         validate_as(ModelConfig, mask_ratio=mask_ratio)
     files = chosen_files(pages, nodata, max_pixels)
-    trained = load_run(run)
+    trained = load_run(run, trust=trust, chosen=None if data is None else {"data": data})
     config = trained.config.replace(files)
     source = open_source(data)
     first_readable(source, config.model.in_chans, config.data)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..training.loop import Outcome
+from ..training.recorded import require_sound_run
 from ..training.run import train
+from .config import PretrainConfig
 from .prepare import Pretraining
 
 
@@ -19,6 +21,7 @@ def pretrain(
     plan: bool = False,
     chosen: Mapping[str, Any] | None = None,
     after_step: Callable[[int], None] | None = None,
+    trust: bool = False,
 ) -> Outcome | None:
     """Pretrain a network, or resume a run. What happens is logged by the logger "sparkmim".
 
@@ -31,6 +34,7 @@ def pretrain(
         chosen: fields of the configuration by name, see :class:`~sparkmim.pretraining.config.PretrainConfig`; they take
             precedence over the recipe. Settings of an objective are named `objective.FIELD`.
         after_step: called with the number of steps done after each one.
+        trust: run the code that a run to be resumed names, beyond what `chosen` names.
 
     Returns:
         How the run ended, None for a plan.
@@ -42,6 +46,7 @@ def pretrain(
     Examples:
         >>> pretrain("runs/mine", chosen={"model": "resnet50", "data": "photographs"})
     """
+    require_sound_run(PretrainConfig, output, resume, chosen or {}, trust=trust)
     return train(
         Pretraining(),
         output,

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..checkpoints.run_folder import RunFolder
+from ..utils.io import open_own
 from .errors import DISK_FULL
 
 
@@ -26,7 +27,7 @@ def lock(run: RunFolder) -> Iterator[None]:
     """
     try:
         run.root.mkdir(parents=True, exist_ok=True)
-        file = run.lock.open("a+")
+        file = open_own(run.lock, "a+")
     except OSError as error:
         if error.errno in DISK_FULL:
             raise

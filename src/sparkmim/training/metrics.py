@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 
 from ..checkpoints.run_folder import RunFolder
+from ..utils.io import open_own
 from .tensorboard import EventFile
 
 
@@ -25,7 +26,7 @@ class Metrics:
 
     def __init__(self, run: RunFolder, step: int) -> None:
         run.truncate_metrics(step)
-        self.file = run.metrics.open("a", buffering=1)
+        self.file = open_own(run.metrics, "a", buffering=1)
         self.board = EventFile(run.tensorboard, step + 1)
 
     def write(self, values: Mapping[str, float]) -> None:

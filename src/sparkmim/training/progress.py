@@ -46,6 +46,7 @@ class Progress:
         self.loss = loss
         self.speed: list[str] = []
         self.measured = dict(measured or {})
+        self.epoch = 0.0
         terminal = sys.stderr is not None and sys.stderr.isatty()
         self.bar = (
             tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.05, bar_format=BAR)
@@ -72,13 +73,21 @@ class Progress:
         if self.bar is not None:
             with suppress(OSError):
                 self.bar.set_postfix_str(text)
-        elif "loss" in values and (time.monotonic() - self.last_line >= LINE_SECONDS or self.done == self.steps):
-            self.last_line = time.monotonic()
-            left = (self.last_line - self.start) / max(1, self.done - self.started_at) * (self.steps - self.done)
-            log.info(f"step {self.done}/{self.steps}, epoch {values['epoch']:.2f}: {text}, {duration(left)} left")
+        elif "loss" in values:
+            self.epoch = values["epoch"]
+            if time.monotonic() - self.last_line >= LINE_SECONDS and self.done < self.steps:
+                self._print(text)
+
+    def _print(self, text: str) -> None:
+        self.last_line = time.monotonic()
+        left = (self.last_line - self.start) / max(1, self.done - self.started_at) * (self.steps - self.done)
+        log.info(f"step {self.done}/{self.steps}, epoch {self.epoch:.2f}: {text}, {duration(left)} left")
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Leave the bar as it is, or print the line of the last step, with what was measured after it."""
+        if self.bar is None and self.speed and self.done == self.steps:
+            loss = [] if self.loss is None else [f"loss {self.loss:.4f}"]
+            self._print(", ".join([*loss, *format_metrics(self.measured), *self.speed]))
         if self.bar is not None:
             with suppress(OSError):
                 self.bar.close()

@@ -53,7 +53,7 @@ class RecordedRun(Generic[KindT]):
             ValueError: with what differs.
         """
         for what, description in here.items():
-            there = self.recorded[what]
+            there = self.recorded.get(what)
             if there != description:
                 raise ValueError(
                     f"{self.run.root} was trained on other images ({what}: {there} there, {description} here, by "

@@ -7,14 +7,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 from torch import Tensor, nn
 
-from ..checkpoints.encoder import network_metadata, read_network_metadata, save_weights
+from ..checkpoints.encoder import network_metadata, save_weights
+from ..checkpoints.metadata import read_network_metadata, require_room
+from ..checkpoints.weights import read_weights
 from ..data.config import ViewConfig, files_of
-from ..models.factory import code_of
+from ..models.factory import code_of, is_registered
+from ..utils.trust import names_code, require_trust
 from .config import CLASSIFICATION, NetworkConfig, TransferConfig
 from .tasks.base import TransferTask, find_task
+from .tasks.classification import Classification
+
+NEEDED = ("model", "stages", "in_chans", "image_size", "crop", "mean", "std")
+"""What is recorded of every model."""
 
 
 class SavedModel(NamedTuple):
@@ -45,41 +51,57 @@ def save_model(
     else:
         known = {"task": model.task, "settings": config.to_dict().get("task_settings", {}), "targets": targets}
     metadata = network_metadata(
-        model.model, model.stages, model.in_chans, config.data, step=step, levels=model.levels, **known
+        model.model, model.stages, model.in_chans, config.data, step=step, levels=model.levels, padded=True, **known
     )
     save_weights(weights, path, metadata)
 
 
-def load_model(path: Path) -> SavedModel:
+def load_model(path: Path, model: str | None = None, *, trust: bool = False) -> SavedModel:
     """Read a fine-tuned network.
 
+    Args:
+        path: of the file.
+        model: the network, where the file names code; another place of the same code.
+        trust: run the code of a network or a task that the file names.
+
     Raises:
-        ValueError: if there is no such file, or it is of something else.
+        ValueError: if there is no such file, it is of something else, or it names code without `trust`.
     """
     if not path.is_file():
         raise ValueError(f"there is no model {path}; expected what `sparkmim finetune` leaves in its run folder")
     known = read_network_metadata(path)
     if "classes" not in known and "task" not in known:
         raise ValueError(f"{path} is not a model of `sparkmim finetune`")
+    missing = [name for name in NEEDED if name not in known]
+    if missing:
+        raise ValueError(f"{path} is not a model of `sparkmim finetune`: it does not record its {', '.join(missing)}")
     name = known.get("task", CLASSIFICATION)
+    if names_code(name):
+        require_trust(name, "task", path, trust=trust)
+    own = model or known["model"]
+    if model is None and names_code(own) and not is_registered(own):
+        require_trust(own, "network", path, trust=trust, remedy=f"--model {own}")
+    targets = known["targets"] if "targets" in known else {"classes": known["classes"]}
+    weights = read_weights(path).value
+    _require_classes(targets.get("classes"), weights, path)
+    if model is None:
+        require_room(own, path)
     kind = find_task(name)
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in known.get("settings", {}).items()}
     task = kind(kind.settings_type(**settings))
-    targets = known["targets"] if "targets" in known else {"classes": known["classes"]}
     config = NetworkConfig(
-        task=name,
-        model=known["model"],
-        stages=tuple(known["stages"]),
-        levels=known.get("levels"),
-        in_chans=known["in_chans"],
+        task=name, model=own, stages=tuple(known["stages"]), levels=known.get("levels"), in_chans=known["in_chans"]
     )
     with code_of(config.model):
-        module = task.build(config, targets).module
+        if isinstance(task, Classification):  # older versions fine-tuned without the padding of the pretraining
+            module = task.build(config, targets, padded=known.get("padded", False)).module
+        else:
+            module = task.build(config, targets).module
     try:
-        module.load_state_dict(safetensors.torch.load_file(path))
+        module.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n")[:2])
-        raise ValueError(f"{path} does not fit {known['model']} as it is now: {reason}") from error
+        raise ValueError(f"{path} does not fit {own} as it is now: {reason}") from error
     view = ViewConfig(
         image_size=tuple(known["image_size"]),
         crop=known["crop"],
@@ -88,3 +110,13 @@ def load_model(path: Path) -> SavedModel:
         **asdict(files_of(known)),
     )
     return SavedModel(module.eval(), task, targets, view, known["in_chans"])
+
+
+def _require_classes(classes: Any, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise unless some tensor has a row for each class, before a network with as many outputs is built.
+
+    Raises:
+        ValueError: with the number of classes.
+    """
+    if classes is not None and not any(tensor.ndim and len(tensor) == len(classes) for tensor in weights.values()):
+        raise ValueError(f"{path} is damaged: it records {len(classes)} classes, and has weights of another number")

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import timm
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..checkpoints.encoder import TrainedEncoder
+from ..models.alignment import Alignment
 from ..models.backbone import Backbone
-from ..models.factory import load_backbone, stochastic_depth
-from ..utils.modules import eval_mode
+from ..models.factory import load_backbone, require_local_folder, stochastic_depth
 
 
 class Network(NamedTuple):
@@ -55,35 +54,34 @@ def load_config_backbone(config: Any) -> Backbone:
     return load_backbone(config.model, config.stages, config.in_chans, levels=config.levels, drop_path=config.drop_path)
 
 
-def timm_network(config: Any, outputs: int) -> Network:
-    """Return a timm network with timm's own head, so that its weights load into `timm.create_model(name, outputs)`."""
+def timm_network(config: Any, outputs: int, *, padded: bool = True) -> Network:
+    """Return a timm network with timm's own head, so that its weights load into `timm.create_model(name, outputs)`.
+
+    One that is padded while it is pretrained (`Backbone.aligned`) is padded here too, unless `padded` is off, as in
+    networks fine-tuned by older versions.
+    """
     settings: dict[str, Any] = {"drop_path_rate": config.drop_path} if config.drop_path else {}
+    require_local_folder(config.model)
     with stochastic_depth(config.model, config.drop_path):
         module = timm.create_model(config.model, num_classes=outputs, in_chans=config.in_chans, **settings)
     backbone = Backbone(module, config.stages or None, in_chans=config.in_chans, levels=config.levels)
+    if padded and backbone.aligned:
+        pad_forward(module, backbone)
     return Network(module, backbone, module)
 
 
-def require_image_size(module: nn.Module, config: Any, image_size: tuple[int, ...]) -> None:
-    """Raise unless a network takes images of a size.
+def pad_forward(module: nn.Module, backbone: Backbone) -> None:
+    """Have a network run with the padding with which its backbone measured its maps; its parameters stay the same.
 
-    Args:
-        module: the network.
-        config: a :class:`~sparkmim.transfer.config.NetworkConfig`.
-        image_size: height and width.
-
-    Raises:
-        ValueError: with the network's own reason.
+    The class of the module is replaced by a subclass, so that copies of the module are padded too.
     """
-    try:
-        with eval_mode(module), torch.no_grad():
-            module(torch.zeros(1, config.in_chans, *image_size))
-    except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split("\n")[0].split())
-        raise ValueError(
-            f"{config.model} does not take images of --image-size {' '.join(map(str, image_size))} ({reason}); use a "
-            "larger one, or the one it is made for"
-        ) from error
+    plain = type(module)
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with Alignment():
+            return plain.forward(self, *args, **kwargs)
+
+    module.__class__ = type(plain.__name__, (plain,), {"forward": forward, "__module__": plain.__module__})
 
 
 def load_weights(network: Network, encoder: TrainedEncoder) -> None:

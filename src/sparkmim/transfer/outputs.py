@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -42,9 +40,8 @@ def compute_outputs(
     batch_size: int,
     workers: int,
     device: torch.device,
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Outputs:
-    """Return the outputs for every image, in order, of the module in evaluation mode.
+    """Return the outputs for every image, in order, of the module in evaluation mode and in its own precision.
 
     Args:
         module: from images to one row of outputs an image, on the device.
@@ -54,7 +51,6 @@ def compute_outputs(
         batch_size: images at a time.
         workers: processes that read images.
         device: where to compute.
-        autocast: the precision to compute in.
     """
     rows: list[Tensor] = []
     indices: list[int] = []
@@ -68,7 +64,5 @@ def compute_outputs(
             broken += batch.broken
             indices += batch.indices
             if batch.images:
-                with autocast():
-                    values = module(normalize(join(batch.images)))
-                rows.append(values.float().cpu())
+                rows.append(module(normalize(join(batch.images))).float().cpu())
     return Outputs(torch.cat(rows) if rows else torch.zeros(0, 0), indices, broken)

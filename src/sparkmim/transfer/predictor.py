@@ -9,17 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from ..checkpoints.own_files import require_own_files
 from ..checkpoints.run_folder import RunFolder
 from ..data.config import Pages, ViewConfig, chosen_files
 from ..data.sources.address import open_source
+from ..evaluation.features import log_places
+from ..models.factory import require_image_size
 from ..training.config import Device, LoopConfig
 from ..utils.devices import pick_device
 from ..utils.fields import validate_as
-from ..utils.io import write_text
+from ..utils.io import require_utf8, write_text
 from ..utils.logging import log
 from ..utils.text import printable
 from .model_file import load_model
 from .outputs import compute_outputs
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""Beginnings of cells that spreadsheets compute."""
 
 
 class Prediction(NamedTuple):
@@ -52,6 +58,8 @@ def predict(
     pages: Pages | None = None,
     nodata: float | None = None,
     max_pixels: int | None = None,
+    model: str | None = None,
+    trust: bool = False,
 ) -> list[Prediction]:
     """Predict for the images of a folder, in the order of their names; unreadable ones are logged and have an error.
 
@@ -66,18 +74,23 @@ def predict(
         pages: what the pages of a TIFF file are, "channels" or "first"; as recorded by default.
         nodata: value of pixels without data; as recorded by default.
         max_pixels: most pixels of an image; as recorded by default.
+        model: the network, where the file names code: `FILE.py:FUNCTION` or `MODULE:FUNCTION`.
+        trust: run the code of a network or a task that the file names, where `model` does not.
 
     Raises:
         ValueError: for an invalid setting, a missing classifier, or if no image can be read.
     """
-    run = Path(run)
+    run = Path(run).expanduser()
+    require_utf8(run, "--run")
     if image_size is not None and image_size < 1:
         raise ValueError(f"--image-size {image_size} is not a number of pixels")
     validate_as(LoopConfig, batch_size=batch_size)
     validate_as(ViewConfig, workers=workers)
     files = chosen_files(pages, nodata, max_pixels)
+    if run.is_dir():
+        require_own_files(run)
     path = RunFolder(run).classifier if run.is_dir() else run
-    saved = load_model(path)
+    saved = load_model(path, model, trust=trust)
     names = saved.targets.get("classes")
     if names is None and top_k != 1:
         raise ValueError(f"--top-k {top_k} is for classifiers; {path} is a model of {type(saved.task).__name__}")
@@ -85,7 +98,9 @@ def predict(
         raise ValueError(f"--top-k {top_k} must be 1 to {len(names)}, the number of classes")
     view = replace(saved.view, **files)
     view = view if image_size is None else replace(view, image_size=(image_size, image_size))
+    require_image_size(saved.module, saved.module, path.name, saved.in_chans, view.image_size)
     source = open_source(data)
+    log_places(source)
     where = pick_device(device)
     found = compute_outputs(
         saved.module.to(where),
@@ -119,12 +134,20 @@ def write_csv(predictions: Sequence[Prediction], path: str | Path) -> None:
     count = max(len(prediction.values) for prediction in predictions)
     ranked = [f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("class", "probability")]
     columns = ranked or [f"prediction_{number}" for number in range(1, count + 1)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", *(name.removesuffix("_1") for name in columns), "error"])
+    lines = [_csv_line(["image", *(name.removesuffix("_1") for name in columns), "error"])]
     for image, classes, probabilities, values, error in predictions:
         pairs = zip(classes, probabilities, strict=True)
         cells = [cell for name, probability in pairs for cell in (name, f"{probability:.6f}")]
         cells += [f"{value:.6g}" for value in values]
-        writer.writerow([image, *(cells or [""] * len(columns)), " ".join(error.split())])
-    write_text(Path(path), text.getvalue())
+        lines.append(_csv_line([image, *(cells or [""] * len(columns)), " ".join(error.split())]))
+    write_text(Path(path), "".join(lines))
+    formulas = sum(name.startswith(FORMULA) for image, classes, *_ in predictions for name in (image, *classes))
+    if formulas:
+        log.warning(f"{path}: {formulas} names begin as a formula does; open the file in a spreadsheet as text only")
+
+
+def _csv_line(cells: Sequence[str]) -> str:
+    """Return a row of a CSV file, whose cells hold any character: line ends of both kinds are quoted."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerow(cells)  # it quotes the characters of its own line end
+    return f"{text.getvalue().removesuffix(chr(13) + chr(10))}\n"

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
 
 from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder
-from ..data.config import files_of
+from ..data.config import DataConfig, FileConfig, ViewConfig, files_of
+from ..data.places import files_outside, shared_files
 from ..data.seeding import Stream, keyed_seed
 from ..data.statistics import first_readable
 from ..data.targets import Splits
 from ..evaluation.features import input_for
-from ..models.factory import code_of
+from ..models.factory import code_of, require_image_size
 from ..training.config import COMPUTATION
 from ..training.memory import free_memory
 from ..training.prepare import require_effect, validate_training
@@ -26,9 +27,10 @@ from ..training.task import Preparation, TrainingKind
 from ..utils.copies import copied
 from ..utils.devices import device_name, pick_device
 from ..utils.fields import show
+from ..utils.logging import log
 from .config import CLASSIFICATION, LabeledDataConfig, NetworkConfig, TransferConfig, config_type_of
 from .layer_decay import layer_groups
-from .network import Network, load_weights, require_image_size
+from .network import Network, load_weights
 from .recipes import RECIPES, Situation
 from .task import FinetuningTask
 from .tasks.base import TransferTask, find_task
@@ -37,11 +39,27 @@ from .tasks.classification import Classification
 Ready = Preparation[TransferConfig, Splits[Any]]
 
 
+TRIES = 3
+"""Times that a recipe is asked: once for what the user sets, once for what it sets itself of images and encoder."""
+
+
+class _Start(NamedTuple):
+    """What a recipe starts from, and the settings by which it was read, each given."""
+
+    encoder: TrainedEncoder
+    task: TransferTask[Any]
+    splits: Splits[Any]
+    targets: Mapping[str, Any]
+    view: ViewConfig
+    given: dict[str, Any]
+
+
 class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
     """Training from an encoder on, for a task; one object serves one run.
 
     Args:
-        chosen: the fields that the user has set, by flat name, among them the task.
+        task: what to train for; None for a classification.
+        trust: run the code that the file of the encoder names.
     """
 
     command = "finetune"
@@ -51,7 +69,8 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
     weights_remedy = "--encoder RUN/model.safetensors"
     not_this_kind = "a checkpoint of a pretraining; start from the encoder of its run: --encoder RUN"
 
-    def __init__(self, task: str | None) -> None:
+    def __init__(self, task: str | None, *, trust: bool = False) -> None:
+        self.trust = trust
         self.config_type = config_type_of(task)
         self.encoder: TrainedEncoder | None = None  # to start from, if it has been read
         self._network: tuple[Any, Network] | None = None
@@ -70,34 +89,39 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             raise ValueError("--data is required: a folder of class folders, or a CSV file")
         if "encoder" not in chosen:
             raise ValueError("--encoder is required: a file of weights, a run folder, timm, or none")
-        encoder = self.encoder = read_encoder(chosen)
-        chosen = {**chosen, "model": encoder.name, "stages": encoder.stages, "levels": encoder.levels}
-        task = self._task(chosen)
-        data = {name: chosen[name] for name in LabeledDataConfig.__annotations__ if name in chosen}
-        view = {"image_size": (1, 1), "mean": (0.0,), "std": (1.0,)}
-        splits = task.read(LabeledDataConfig(**{**view, **data}), chosen.get("seed", 0))
-        files = files_of({**vars(encoder.data), **chosen})
-        for images in splits:
-            if images is not None:
-                first_readable(images.source, encoder.backbone.in_chans, files)
-        targets = task.describe_targets(splits.train)
-        situation = Situation(
-            images=len(splits.train),
-            targets=targets,
-            backbone=encoder.backbone,
-            view=input_for(encoder._replace(data=replace(encoder.data, **asdict(files))), splits.train.source),
-            device=device,
-            memory_bytes=free_memory(device, local_processes()),
-            cores=cores_per_process(),
-            processes=processes,
-            chosen=chosen,
-            build=lambda config, seed: self._build(task, config, targets, seed),
-        )
-        with code_of(recipe if ".py:" in recipe else encoder.name, chosen.get("task", CLASSIFICATION)):
-            config = make(situation)
-        if not isinstance(config, self.config_type):
-            raise ValueError(f"recipe {recipe} returns a {type(config).__name__}, not a {self.config_type.__name__}")
-        config = config.replace(chosen)
+        asked, settled = dict(chosen), False
+        for _ in range(TRIES):
+            start = self._start(asked)
+            situation = Situation(
+                images=len(start.splits.train),
+                targets=start.targets,
+                backbone=start.encoder.backbone,
+                view=start.view,
+                device=device,
+                memory_bytes=free_memory(device, local_processes()),
+                cores=cores_per_process(),
+                processes=processes,
+                chosen={**chosen, **_network_of(start.encoder), "data": asked["data"]},
+                build=self._builder(start),
+            )
+            with code_of(recipe if ".py:" in recipe else start.encoder.name, asked.get("task", CLASSIFICATION)):
+                config = make(situation)
+            if not isinstance(config, self.config_type):
+                raise ValueError(
+                    f"recipe {recipe} returns a {type(config).__name__}, not a {self.config_type.__name__}"
+                )
+            own = {"stages": config.model.stages, "levels": config.model.levels}
+            own = {name: value or getattr(start.encoder, name) for name, value in own.items()}
+            config = config.replace({**own, **chosen})
+            wanted = self._decisive(config)
+            settled = wanted == start.given
+            if settled:
+                break
+            asked = {**asked, **wanted}  # what the recipe sets decides what is read, as what the user sets does
+        if not settled:
+            unlike = ", ".join(name for name in wanted if wanted[name] != start.given[name])
+            raise ValueError(f"recipe {recipe} sets {unlike} anew whenever it is read; set it with a flag")
+        self.encoder = start.encoder
         require_effect(
             chosen,
             {
@@ -107,7 +131,48 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
                 ),
             },
         )
-        return config, splits
+        return config, start.splits
+
+    def _start(self, asked: Mapping[str, Any]) -> _Start:
+        """Return the encoder and the images that settings name, with what was read in full."""
+        encoder = read_encoder(asked, trust=self.trust)
+        asked = {**asked, **_network_of(encoder)}
+        task = self._task(asked)
+        data = {name: asked[name] for name in LabeledDataConfig.__annotations__ if name in asked}
+        view = {"image_size": (1, 1), "mean": (0.0,), "std": (1.0,)}
+        settings = LabeledDataConfig(**{**view, **data})
+        seed = asked.get("seed", 0)
+        splits = task.read(settings, seed)
+        files = files_of({**vars(encoder.data), **asked})
+        for images in splits:
+            if images is not None:
+                first_readable(images.source, encoder.backbone.in_chans, files)
+        seen: DataConfig = replace(encoder.data, **asdict(files))
+        if not {"mean", "std"} <= asked.keys():
+            seen = input_for(encoder._replace(data=seen), splits.train.source)
+        given = {
+            **{name: getattr(settings, name) for name in LabeledDataConfig.__annotations__},
+            "seed": seed,
+            "task": asked.get("task", CLASSIFICATION),
+            "encoder": asked["encoder"],
+            "model": encoder.name,
+            "stages": tuple(encoder.stages),
+            "levels": encoder.levels,
+            "in_chans": encoder.backbone.in_chans,
+            **asdict(files),
+            **{f"task.{field}": value for field, value in asdict(task.settings).items()},
+        }
+        return _Start(encoder, task, splits, task.describe_targets(splits.train), seen, given)
+
+    def _decisive(self, config: TransferConfig) -> dict[str, Any]:
+        """Return the fields of a configuration that decide what is read before it."""
+        values = config.flat()
+        network = ("encoder", "model", "stages", "levels", "in_chans")
+        names = [*LabeledDataConfig.__annotations__, *FileConfig.__annotations__, "seed", "task", *network]
+        return {name: values[name] for name in [*names, *(name for name in values if name.startswith("task."))]}
+
+    def _builder(self, start: _Start) -> Callable[[NetworkConfig, int], Network]:
+        return lambda config, seed: self._build(start.task, config, start.targets, seed)
 
     def read_data(self, config: TransferConfig) -> Splits[Any]:
         """Return the images of a configuration."""
@@ -122,7 +187,7 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         """Raise for what would go wrong later; reads the encoder of a run that has no checkpoint yet."""
         config, state = ready.config, ready.state
         if state is None and self.encoder is None:
-            self.encoder = read_encoder(config.flat())
+            self.encoder = read_encoder(config.flat(), trust=self.trust)
         if state is not None and config.optimizer.ema and state.get("average") is None:
             held = "the newest checkpoint" if ready.resume == "auto" else ready.resume
             raise ValueError(f"--ema {config.optimizer.ema:g}, but {held} holds no average of weights; use --ema 0")
@@ -140,6 +205,13 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             load_weights(network, self.encoder)
         require_batch(network, config, fabric.world_size)
         return FinetuningTask(config, self.task, network, ready.data, ready.run, fabric)
+
+    def check(self, ready: Ready, task: FinetuningTask) -> None:
+        """Warn of images that are trained on and scored too: their scores say little."""
+        splits = ready.data
+        for images, flags in ((splits.val, "validate"), (splits.test, "test")):
+            if images is not None and (twice := shared_files(splits.train.source, images.source)):
+                log.warning(f"{twice:,} of the {len(images):,} images to {flags} with are trained on too")
 
     def describe(self, ready: Ready, task: FinetuningTask) -> dict[str, str]:
         """Return the plan: label to text."""
@@ -159,10 +231,18 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             "images": self.task.describe(splits.train)
             + (f" ({data.label_share:.0%} of the labels)" if data.label_share < 1 else "")
             + "".join(f"; {text}" for text in others)
+            + ("" if (outside := files_outside(splits.train.source)) is None else f"; {outside}")
             + (f" (fold {data.fold} of {data.folds})" if data.folds else ""),
-            "views": ", ".join([f"{data.image_size[0]} x {data.image_size[1]} pixels", *describe_training(config)]),
+            "views": ", ".join(
+                [
+                    f"{data.image_size[0]} x {data.image_size[1]} pixels",
+                    *describe_training(config),
+                    *([f"{len(network.backbone.aligned)} layers padded"] if network.backbone.aligned else []),
+                ]
+            ),
             "values": f"mean {' '.join(f'{v:.10g}' for v in data.mean)}, deviation "
-            + " ".join(f"{v:.10g}" for v in data.std),
+            + " ".join(f"{v:.10g}" for v in data.std)
+            + ("" if data.nodata is None else f"; {data.nodata:g} is no data"),
             "length": f"{schedule.epochs:g} epochs = {steps:,} steps of {run.batch_size} images, "
             f"{schedule.warmup_epochs:g} epochs of warm-up"
             + (f"; a step takes the images in {run.accumulate} parts" if run.accumulate > 1 else ""),
@@ -198,6 +278,11 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         return self._network[1]
 
 
+def _network_of(encoder: TrainedEncoder) -> dict[str, Any]:
+    """Return the fields of a configuration that describe an encoder's network."""
+    return {"model": encoder.name, "stages": encoder.stages, "levels": encoder.levels}
+
+
 def describe_training(config: Any) -> list[str]:
     """Return the augmentations and the loss of a classification as text, nothing for other tasks."""
     augment = getattr(config, "augment", None)
@@ -213,8 +298,8 @@ def describe_training(config: Any) -> list[str]:
     ]
 
 
-def read_encoder(chosen: Mapping[str, Any]) -> TrainedEncoder:
-    """Return the network to start from."""
+def read_encoder(chosen: Mapping[str, Any], *, trust: bool = False) -> TrainedEncoder:
+    """Return the network to start from; `trust` runs the code that its file names."""
     with code_of(chosen.get("model", chosen["encoder"])):
         encoder = load_trained_encoder(
             chosen["encoder"],
@@ -223,6 +308,7 @@ def read_encoder(chosen: Mapping[str, Any]) -> TrainedEncoder:
             stages=chosen.get("stages", ()),
             levels=chosen.get("levels"),
             in_chans=chosen.get("in_chans"),
+            trust=trust,
         )
     if encoder.backbone.dims != 2:
         raise ValueError(f"{encoder.name} takes volumes; only images of two dimensions are fine-tuned on")
@@ -241,7 +327,7 @@ def require_batch(network: Network, config: TransferConfig, processes: int) -> N
             position.
     """
     size = config.data.image_size
-    require_image_size(network.module, config.model, size)
+    require_image_size(network.module, network.module, config.model.model, config.model.in_chans, size)
     if config.run.batch_size > config.run.accumulate * processes:
         return
     try:

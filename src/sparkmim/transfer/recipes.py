@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ..data.config import ViewConfig, files_of
-from ..models.factory import takes_drop_path
+from ..models.factory import require_image_size, takes_drop_path
 from ..training.config import LoopConfig, ScheduleConfig
 from ..training.recipes import (
     CommonSituation,
@@ -41,7 +41,7 @@ from .config import (
     NetworkConfig,
     TransferConfig,
 )
-from .network import Network, require_image_size
+from .network import Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +220,7 @@ def _completed(situation: Situation, config: TransferConfig) -> TransferConfig:
 
     def module() -> torch.nn.Module:
         built = situation.build(config.model, config.run.seed).module
-        require_image_size(built, config.model, config.data.image_size)
+        require_image_size(built, built, config.model.model, config.model.in_chans, config.data.image_size)
         return built
 
     return with_accumulation(situation, config, module, lambda _, images: (torch.zeros(images, *shape),))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.run_folder import RunFolder, read_checkpoint
+from ..checkpoints.run_folder import RunFolder
 from ..training.loop import Outcome
+from ..training.recorded import config_in, require_sound_run
 from ..training.run import train
 from .config import CLASSIFICATION, config_type_of
 from .prepare import FineTuning
@@ -22,6 +22,7 @@ def finetune(
     plan: bool = False,
     chosen: Mapping[str, Any] | None = None,
     after_step: Callable[[int], None] | None = None,
+    trust: bool = False,
 ) -> Outcome | None:
     """Fine-tune an encoder on labeled images, or resume a run. What happens is logged by the logger "sparkmim".
 
@@ -35,6 +36,7 @@ def finetune(
         chosen: fields of the configuration by name, see :class:`~sparkmim.transfer.config.FinetuneConfig`; they take
             precedence over the recipe. Settings of another task than classification are named `task.FIELD`.
         after_step: called with the number of steps done after each one.
+        trust: run the code that the encoder's file or a run to be resumed names, beyond what `chosen` names.
 
     Returns:
         How the run ended, None for a plan. Its scores are in the folder's `results.json`.
@@ -48,6 +50,7 @@ def finetune(
     """
     chosen = chosen or {}
     recorded = recorded_task(output, resume)
+    require_sound_run(config_type_of(recorded), output, resume, chosen, trust=trust)
     task = chosen.get("task", recorded)
     if recorded is not None and config_type_of(task) is not config_type_of(recorded):
         raise ValueError(
@@ -55,7 +58,7 @@ def finetune(
             "asked for); leave --task to it, or begin a new run from its weights: --encoder RUN/model.safetensors"
         )
     return train(
-        FineTuning(task),
+        FineTuning(task, trust=trust),
         output,
         recipe=recipe,
         resume=resume,
@@ -73,7 +76,7 @@ def recorded_task(output: str | Path, resume: str) -> str | None:
     """
     recorded = RunFolder(output).read_config()
     if recorded is None and resume not in ("auto", "never"):
-        recorded = json.loads(read_checkpoint(Path(resume).expanduser())["config"])
+        recorded = config_in(Path(resume).expanduser())
     model = (recorded or {}).get("model")
     if not isinstance(model, dict) or "encoder" not in model:  # of a pretraining
         return None

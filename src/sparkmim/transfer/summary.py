@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.run_folder import RunFolder
+from ..training.recorded import names_unknown_code
+from .config import TransferConfig
 
 
 def summary_of_results(output: Path) -> list[str]:
@@ -30,7 +32,8 @@ def summary_of_results(output: Path) -> list[str]:
         f"  weights  {run.classifier} (of step {weights['step']}, {kept})",
         f"  report   {run.report}",
         "Predict with it:",
-        f"    sparkmim predict --run {shlex.quote(str(output))} --data FOLDER --output predictions.csv",
+        f"    sparkmim predict --run {shlex.quote(str(output))} --data FOLDER --output predictions.csv"
+        + (" --trust" if names_unknown_code(TransferConfig, output) else ""),
     ]
 
 

@@ -164,7 +164,9 @@ class FinetuningTask(TrainingTask[TargetBatch]):
             write_json(self.run.results, results)
 
     def _outputs(self, images: Any) -> Outputs:
-        """Return outputs for images; all processes share the work and get those of the first one's weights.
+        """Return outputs for images, in float32 whatever the run's precision, as `sparkmim predict` computes them.
+
+        All processes share the work and get those of the first one's weights.
 
         Raises:
             RunStopped: if none of the images can be read.
@@ -182,7 +184,6 @@ class FinetuningTask(TrainingTask[TargetBatch]):
                 batch_size=self.micro_batch,
                 workers=data.workers,
                 device=fabric.device,
-                autocast=fabric.autocast,
             )
             return Outputs(part.values, own[part.indices].tolist(), [(int(own[i]), e) for i, e in part.broken])
 

@@ -237,7 +237,7 @@ def normalize(name: str, value: Any, described: Setting) -> Any:
             raise ValueError(f"{flag(name)} {show(size)} is not a number of pixels")
         return size * 2 if len(size) == 1 else size
     if described.kind == "code":
-        return absolute_spec(value) if ".py:" in value else value
+        return absolute_spec(value)
     if described.kind == "weights" and value not in WORDS:
         return str(Path(value).expanduser().absolute())
     return value

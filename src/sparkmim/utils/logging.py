@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
+from .text import harmless
+
 log = logging.getLogger("sparkmim")
 log.addHandler(logging.NullHandler())  # without any handler, logging would print warnings on standard error
 
@@ -56,7 +58,7 @@ def print_line(text: str, stream: TextIO | None) -> None:
     if stream is None or stream.closed:
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    line = f"{text}\n".encode(encoding, "backslashreplace").decode(encoding)
+    line = f"{harmless(text)}\n".encode(encoding, "backslashreplace").decode(encoding)
     try:
         with tqdm.external_write_mode(file=stream):
             stream.write(line)  # in one call: the lines of several processes do not mix

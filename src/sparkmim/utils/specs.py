@@ -15,7 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-ADDRESSES = ("hf-hub:", "hf_hub:", "local-dir:")
+LOCAL_FOLDER = "local-dir:"
+
+ADDRESSES = ("hf-hub:", "hf_hub:", LOCAL_FOLDER)
 """Beginnings of timm's addresses, which name no Python object."""
 
 
@@ -133,6 +135,11 @@ def _require_subclass(found: Any, base: type[Any], name: str) -> type[Any]:
 
 
 def absolute_spec(spec: str) -> str:
-    """Return `FILE.py:NAME` with the absolute path of the file, so that it is found from any folder."""
+    """Return `FILE.py:NAME` or `local-dir:FOLDER` with an absolute path, so that it is found from any folder.
+
+    What names no path is returned unchanged.
+    """
+    if spec.startswith(LOCAL_FOLDER):
+        return f"{LOCAL_FOLDER}{Path(spec.removeprefix(LOCAL_FOLDER)).expanduser().absolute()}"
     path, _, name = spec.rpartition(":")
-    return f"{Path(path).expanduser().absolute()}:{name}"
+    return f"{Path(path).expanduser().absolute()}:{name}" if path.endswith(".py") else spec

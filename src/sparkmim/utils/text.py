@@ -17,6 +17,14 @@ def duration(seconds: float) -> str:
     return f"{days} days {hours} h"
 
 
+def harmless(text: str) -> str:
+    """Return a text in which all control characters but line ends and tabulators are Python escapes.
+
+    A terminal obeys escape sequences, and carriage returns overwrite lines, whatever file they come from.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
 def printable(name: str) -> str:
     """Return a name on one line that is safe to print: unprintable characters become Python escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)

@@ -16,6 +16,9 @@ from .folder import Files, find_images
 
 SEPARATOR = "://"
 
+AS_CLASSES = "/."
+"""End of a folder's name that says that all folders in it are classes, whatever their names."""
+
 BUILTIN = f"builtin{SEPARATOR}"
 """Address of the built-in photographs."""
 
@@ -86,12 +89,12 @@ def absolute_address(address: str | Path) -> str:
     """Return an address that holds in any working directory.
 
     Folders, FILE.py and the part after `://`, if it is an existing file or folder, become absolute paths; `folder://`
-    is left out.
+    is left out. The end of `FOLDER/.`, which says that its folders are classes, is kept.
     """
     scheme, found, rest = str(address).partition(SEPARATOR)
     path = Path(rest if found else address).expanduser()
     if not found or scheme in Files.schemes:
-        return str(path.absolute())
+        return f"{path.absolute()}{AS_CLASSES * str(address).endswith(AS_CLASSES)}"
     scheme = absolute_spec(scheme) if ".py:" in scheme else scheme
     return f"{scheme}{SEPARATOR}{path.absolute() if rest and path.exists() else rest}"
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from ...data.config import DataConfig
+from ...data.decoding.encoded import UnreadableImage
 from ...data.loader import MaskedViews
 from ...data.sources.address import open_source
 from ...data.statistics import first_readable
@@ -134,6 +135,7 @@ def benchmark(
     torch.manual_seed(0)
     with code_of(model):
         backbone = load_backbone(model)
+    first_readable(open_source(data), backbone.in_chans)
     network = SparK(backbone, mask_ratio=mask_ratio, decoder_width=decoder_width).to(where).train()
     grid = network.grid_shape((image_size, image_size))
     reading = _time_to_read(data, network, (image_size, image_size), grid) * batch_size
@@ -158,16 +160,18 @@ def _time_to_read(data: str | Path | None, model: SparK, size: tuple[int, int], 
     channels = model.backbone.in_chans
     config = DataConfig(image_size=size, mean=(0.0,) * channels, std=(1.0,) * channels)
     views = MaskedViews(source, training_view(config), channels, grid, model.mask_ratio, seed=0)
-    first_readable(source, channels)
-    views[0, 0]
-    if data is None:
-        for index in range(len(views)):  # these are decoded once and stay in memory
-            views[0, index]
     times = []
-    for index in range(min(64, len(views))):
-        start = time.perf_counter()
-        views[1, index]
-        times.append(time.perf_counter() - start)
+    try:
+        views[0, 0]
+        if data is None:
+            for index in range(len(views)):  # these are decoded once and stay in memory
+                views[0, index]
+        for index in range(min(64, len(views))):
+            start = time.perf_counter()
+            views[1, index]
+            times.append(time.perf_counter() - start)
+    except UnreadableImage as error:
+        raise ValueError(f"--data {data}: too many of its images cannot be read; {error}") from error
     return median(times)
 
 

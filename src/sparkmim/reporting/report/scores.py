@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from PIL import Image
 
 from .pictures import embed
 from .tables import unreadable
-from .text import as_html, name_as_html
+from .text import as_html, escaped, name_as_html
 
 SETS = {"validation": "Validation images", "test": "Test images"}
 
@@ -66,9 +65,9 @@ def _classes(classes: Sequence[str], trained: Sequence[int], confusion: Sequence
             f"{total:,}",
             f"{confusion[i][i] / total:.1%}" if total else "",
             f"{confusion[i][i] / named:.1%}" if named else "",
-            f"{escape(classes[worst[1]])} ({worst[0] / total:.0%})" if worst else "",
+            f"{escaped(classes[worst[1]])} ({worst[0] / total:.0%})" if worst else "",
         )
-        rows.append(f"<tr><th scope=row>{escape(name)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+        rows.append(f"<tr><th scope=row>{escaped(name)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     head = "".join(f"<th scope=col>{text}</th>" for text in heads)
     return f"<table class=classes><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
@@ -77,7 +76,7 @@ def _confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> st
     """Return the confusion matrix, each cell shaded by its share of the row."""
     if len(classes) > MOST_CLASSES:
         return ""
-    head = "".join(f"<th scope=col><span>{escape(name)}</span></th>" for name in classes)
+    head = "".join(f"<th scope=col><span>{escaped(name)}</span></th>" for name in classes)
     rows = []
     for i, (name, row) in enumerate(zip(classes, confusion, strict=True)):
         total = max(1, sum(row))
@@ -85,7 +84,7 @@ def _confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> st
             f'<td class={"right" if i == j else "wrong"} style="--share:{count / total:.3f}">{count or ""}</td>'
             for j, count in enumerate(row)
         )
-        rows.append(f"<tr><th scope=row>{escape(name)}</th>{cells}</tr>")
+        rows.append(f"<tr><th scope=row>{escaped(name)}</th>{cells}</tr>")
     return (
         "<p>Confusion matrix: rows are classes, columns are predictions.</p>"
         f"<div class=wide><table class=confusion><thead><tr><th></th>{head}</tr></thead>"
@@ -97,11 +96,11 @@ def _mistakes(mistakes: Sequence[Mapping[str, Any]], folder: Path) -> str:
     """Return pictures of the most confident mistakes."""
     figures = []
     for mistake in mistakes:
-        path = folder / mistake["picture"]
-        if path.exists():
+        path = folder / Path(mistake["picture"]).name  # never outside of it
+        if path.is_file() and not path.is_symlink():
             with Image.open(path) as file:
                 picture = embed(file.convert("RGB"))
-            text = f"{escape(mistake['class'])}, predicted {escape(mistake['predicted'])}"
+            text = f"{escaped(mistake['class'])}, predicted {escaped(mistake['predicted'])}"
             figures.append(
                 f'<figure><img alt="{text}" src="{picture}"><figcaption>{text} ({mistake["probability"]:.0%})'
                 f"<br><small>{name_as_html(mistake['image'])}</small></figcaption></figure>"

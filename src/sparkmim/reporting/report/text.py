@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import re
 
+from ...utils.text import harmless
+
 _FOLDERS = re.compile(
     r"""(?<![^\s'"`(\[{<>=:,;|])(?:file:///?|[A-Za-z]:[\\/]|~?/(?!/))  # root of an absolute path, not within a word
     (?:[^\s/\\'",;]+(?:[ ][^\s/\\'",;-]+)*[\\/])*  # folders, with spaces within but not at their ends
@@ -29,12 +31,17 @@ def as_html(value: object) -> str:
         return "on" if value else "off"
     if isinstance(value, list):
         return ", ".join(map(as_html, value)) if value else '<span class="none">none</span>'
-    return html.escape(without_folders(str(value)))
+    return escaped(without_folders(str(value)))
+
+
+def escaped(text: str) -> str:
+    """Format a text as HTML, control characters as Python escapes."""
+    return html.escape(harmless(text))
 
 
 def name_as_html(name: str) -> str:
     """Format the name of a file or class as HTML: as it is, but for the folders of an absolute path."""
-    return html.escape(re.split(r"[/\\]", name)[-1] if _ABSOLUTE.match(name) else name)
+    return escaped(re.split(r"[/\\]", name)[-1] if _ABSOLUTE.match(name) else name)
 
 
 def number(value: float, digits: int = 4) -> str:

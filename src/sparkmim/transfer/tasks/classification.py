@@ -51,8 +51,8 @@ class Classification(TransferTask[LabeledImages]):
         """Return the number of images, and digests of their names and labels."""
         if images is None:
             return "none"
-        classes = "\0".join(images.classes[label] for label in images.labels)
-        digest = hashlib.sha256(classes.encode(errors="surrogateescape"))
+        names = "\0".join(images.classes[label] for label in images.labels)
+        digest = hashlib.sha256(names.encode(errors="surrogateescape"))
         return f"{fingerprint_of(images.source)}, labels {digest.hexdigest()[:16]}"
 
     def describe(self, train: LabeledImages) -> str:
@@ -72,11 +72,15 @@ class Classification(TransferTask[LabeledImages]):
         """Return a linear classifier."""
         return nn.Linear(channels, len(targets["classes"]))
 
-    def build(self, config: Any, targets: Mapping[str, Any]) -> Network:
-        """Return a timm network with timm's own classifier, or any other with a linear one on its deepest map."""
+    def build(self, config: Any, targets: Mapping[str, Any], *, padded: bool = True) -> Network:
+        """Return a timm network with timm's own classifier, or any other with a linear one on its deepest map.
+
+        `padded` is off for networks of timm that older versions have fine-tuned, see
+        :func:`~sparkmim.transfer.network.timm_network`.
+        """
         if is_function(config.model):
             return super().build(config, targets)
-        return timm_network(config, len(targets["classes"]))
+        return timm_network(config, len(targets["classes"]), padded=padded)
 
     def validate(self, config: Any, train: LabeledImages, micro_batch: int) -> None:
         """Raise unless the augmentations are made for the images."""
