@@ -503,7 +503,7 @@ def test_identity_crop_leak_oracle(name: str, patch: int | tuple[int, int]) -> N
     size = backbone.resolve_patch_size(patch)
     height, width = backbone.size_divisor(size)
     report = backbone.check(patch, grid=(2 * height // size[0], 3 * width // size[1]))
-    assert len(report.results) == 8
+    assert len(report.results) == 10
     assert report.passed, f"\n{report}"
 
 

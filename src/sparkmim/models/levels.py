@@ -77,9 +77,12 @@ def measure_levels(
 
 
 def verifying_size(levels: Sequence[Level]) -> tuple[int, ...]:
-    """Return the size of an image that tells strides apart along every axis."""
+    """Return the size of an image that tells strides apart along every axis.
+
+    An even number of patches, as some networks attend within windows of two positions.
+    """
     patch = math.lcm(*[s for level in levels for s in level.stride])
-    return tuple((PROBE_PATCHES + axis) * patch for axis in range(len(levels[0].stride)))
+    return tuple((PROBE_PATCHES + 2 * axis) * patch for axis in range(len(levels[0].stride)))
 
 
 def _hold(

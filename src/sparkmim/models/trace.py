@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -162,6 +163,8 @@ class Recorder(TorchFunctionMode):
 def _hooks(recorder: Recorder, module: nn.Module) -> Iterator[None]:
     handles = []
     for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):  # which takes no hooks, and hides what it calls
+            continue
         handles.append(part.register_forward_pre_hook(recorder.enter(name)))
         handles.append(part.register_forward_hook(recorder.leave(name), always_call=True))
     try:

@@ -82,7 +82,8 @@ def check(
         patch_size: pixels of a patch along each axis.
         stride: the network's total stride, if the patch size is not a multiple of it.
         in_chans: channels of the images.
-        grid: patches along each axis, for images of at least 2 times patch size and stride; by default 3 x 4 times.
+        grid: patches along each axis, for images of at least 2 times patch size and stride; by default 3 x 4 times,
+            12 times for signals.
         batch: images, each with a mask of its own; by default two, or more if patches are small: batch norms of a few
             positions make large differences of rounding.
         modes: of "eval" and "train".
@@ -94,7 +95,8 @@ def check(
         ValueError: for a grid that does not fit the stride, or a size that does not.
     """
     unit = [math.lcm(p, s) // p for p, s in zip(patch_size, stride or patch_size, strict=True)]
-    grid = tuple(grid or [n * u for n, u in enumerate(unit, start=3)])
+    first = 12 if len(unit) == 1 else 3  # a variance needs more than one visible position of a signal
+    grid = tuple(grid or [n * u for n, u in enumerate(unit, start=first)])
     if any(g % u or g < 2 * u for g, u in zip(grid, unit, strict=True)):
         raise ValueError(f"a grid of {grid} patches must hold multiples of {tuple(unit)}, at least twice")
     for _, *size in shapes:

@@ -37,7 +37,7 @@ class Execution(TorchFunctionMode):
     Attributes:
         names: of the classes whose rules apply, the execution's own first.
         grad_enabled: whether gradients were on when the run began.
-        compiling: whether Dynamo traces the run.
+        compiling: whether Dynamo traces the run, or the part of it that calls a function now.
         traced: tensors and their layouts while compiling.
         memory: which memory tensors share in the ordinary network.
         reenter: makes the context in which checkpointed functions of the network under way are computed again.
@@ -74,6 +74,7 @@ class Execution(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        self.compiling = torch.compiler.is_compiling()
         if self.has_scales:
             args, kwargs = self.at_one_scale(func, args, kwargs)
         owner = self.owner(args) or (self.owner(kwargs.values()) if kwargs else None)
@@ -267,8 +268,8 @@ class Execution(TorchFunctionMode):
 
         None if it is no whole number of positions.
         """
-        local, rest = divmod(whole * own, self.extent_of_whole(layout, axis, own))
-        return None if rest else local
+        extent = self.extent_of_whole(layout, axis, own)
+        return whole * own // extent if extent and whole * own % extent == 0 else None
 
     def _answer_untraced(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function whose arguments do not descend from the input, but for sizes that may be among them."""
