@@ -61,8 +61,10 @@ def test_features_are_means_of_a_map(encoder: Path, data: Path, stage: int) -> N
 
 @pytest.mark.parametrize("command", [knn, probe])
 def test_networks_without_feature_maps(data: Path, command: Any) -> None:
-    with pytest.raises(ValueError, match=r"test_vit does not give feature maps .*; expected a convolutional network"):
-        command(Path("none"), data, model="test_vit", **SMALL)
+    with pytest.raises(
+        ValueError, match=r"mixer_s32_224 does not give feature maps .*; expected a convolutional network"
+    ):
+        command(Path("none"), data, model="mixer_s32_224", **SMALL)
 
 
 def test_features_of_no_such_stage(encoder: Path, data: Path) -> None:

@@ -110,7 +110,6 @@ CASES: dict[str, Case] = {
     "patch size": case(r"patch size .*48.* is not a multiple of the network's total stride 32 x 32", patch_size=48),
     "unknown network": case(r"no model called 'resnet5O'; did you mean resnet50", model="resnet5O"),
     "no network": case(r"--model is required: a timm name", model=None),
-    "token network": case(r"test_vit does not give feature maps .*expected a convolutional network", model="test_vit"),
     "mixer": case(r"mixer_s32_224 does not give feature maps of images of any size", model="mixer_s32_224"),
     "unknown stage": case(r"ResNet has no submodule 'layer9'; the nearest are", stages=("layer9",)),
     "all hidden": case(r"--mask-ratio is the share .*between 0 and 1, not 1.0", mask_ratio=1.0),
@@ -165,7 +164,6 @@ CASES: dict[str, Case] = {
     "recipe no file": case(r"there is no file '{}/none.py'", {"recipe": "{}/none.py:fast"}),
     "network fails": case(r"networks.py:fails fails at line 32: KeyError", model="{}/networks.py:fails"),
     "network is none": case(r"networks.py:text returns a str, not a torch.nn.Module", model="{}/networks.py:text"),
-    "network without stages": case(r"Sequential does not offer its feature maps", model="{}/networks.py:stageless"),
     "network of no feature maps": case(r"no convolution.*expected a convnet", model="{}/networks.py:dense"),
     "network attends": case(
         r"networks.py:attends does not work on visible patches:(.|\n)*"

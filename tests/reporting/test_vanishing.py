@@ -211,7 +211,10 @@ def make():
         ({"model": None}, "does not say which network"),
         ({"patch_size": 20}, "not a multiple of the network's total stride"),
         ({"image_size": 32}, "hides none|hides all"),
-        ({"model": "test_vit"}, "test_vit does not give feature maps of images of any size .*convolutional network"),
+        (
+            {"model": "mixer_s32_224"},
+            "mixer_s32_224 does not give feature maps of images of any size .*convolutional network",
+        ),
         ({"image_size": 0}, "--image-size 0 is not a number of pixels"),
     ],
 )

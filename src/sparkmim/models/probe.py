@@ -24,7 +24,7 @@ from ..utils.modules import eval_mode, preserved_attributes, preserved_buffers
 
 Result = TypeVar("Result")
 
-_NEEDS_VALUES = re.compile("meta|numpy|data pointer|storage", re.IGNORECASE)
+_NEEDS_VALUES = re.compile("meta|numpy|data pointer|storage|item\\(\\)", re.IGNORECASE)
 
 CONTAINERS = (dict, OrderedDict, list, set, deque)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -25,6 +27,17 @@ def show_functions_to_modes() -> None:
 
 # Dynamo then calls it where it would trace it. (Set as by torch.compiler.assume_constant_result, which imports Dynamo.)
 show_functions_to_modes._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def compiled_parts_eager() -> AbstractContextManager[Any]:
+    """Return a context in which parts of a network that are compiled by themselves run eagerly.
+
+    Compiled, they would be traced under an execution that does not know of it. Where the whole run is being compiled
+    there is nothing to do.
+    """
+    if torch.compiler.is_compiling() or "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def _functions_in_place() -> list[Any]:

@@ -37,7 +37,7 @@ class Execution(TorchFunctionMode):
     Attributes:
         names: of the classes whose rules apply, the execution's own first.
         grad_enabled: whether gradients were on when the run began.
-        compiling: whether Dynamo traces the run, or the part of it that calls a function now.
+        compiling: whether Dynamo traces the run. (An eager run has compiled parts of a network run eagerly too.)
         traced: tensors and their layouts while compiling.
         memory: which memory tensors share in the ordinary network.
         reenter: makes the context in which checkpointed functions of the network under way are computed again.
@@ -74,7 +74,6 @@ class Execution(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        self.compiling = torch.compiler.is_compiling()
         if self.has_scales:
             args, kwargs = self.at_one_scale(func, args, kwargs)
         owner = self.owner(args) or (self.owner(kwargs.values()) if kwargs else None)

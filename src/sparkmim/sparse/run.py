@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..utils.modules import preserved_buffers
 from .backward_hooks import MovedHooks
 from .checkpointing import note_shapes_at_hand
-from .compiling import show_functions_to_modes
+from .compiling import compiled_parts_eager, show_functions_to_modes
 from .errors import WAYS_OUT, UnsupportedOperation, path_of_running_module
 from .execution import Execution
 from .extent import MEASURED, Extent
@@ -48,7 +48,7 @@ def run(
     handles = attach_to_modules(execution, network)
     try:
         inputs = execution.prepare(images)
-        with execution:
+        with compiled_parts_eager(), execution:
             maps = features(inputs)
         for handle in handles:
             if isinstance(handle, MovedHooks):
@@ -75,7 +75,7 @@ def _again(network: nn.Module, execution: Execution) -> Iterator[None]:
     """
     handles = attach_to_modules(execution, network)
     try:
-        with preserved_buffers(network), execution:
+        with preserved_buffers(network), compiled_parts_eager(), execution:
             yield
     finally:
         for handle in handles:
