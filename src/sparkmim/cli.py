@@ -25,7 +25,7 @@ COMMANDS = {
     "knn": "Classify images by their nearest labeled neighbors, with the features of a frozen encoder.",
     "probe": "Fit a linear classifier to the features of a frozen encoder.",
     "stats": "Measure the mean and standard deviation of the channels of images, as flags for `sparkmim pretrain`.",
-    "check": "Check that a network works on visible patches: identity, crop, leak, oracle, and identity at the image size.",
+    "check": "Check that a network works on visible patches: identity, crop, leak, oracle, image size.",
     "models": "Check many of timm's networks on visible patches, and write a table.",
     "benchmark": "Measure the training step: images per second, time by part, memory, and share of the machine's peak.",
 }

@@ -17,7 +17,7 @@ def command(
     precision: Literal["float64", "float32"] = "float64",
     image_size: tuple[int, ...] = (),
 ) -> int:
-    """Check that a network works on visible patches: identity, crop, leak, oracle, and identity at the image size.
+    """Check that a network works on visible patches: identity, crop, leak, oracle, image size.
 
     Args:
         model: a timm model name, or FILE.py:FUNCTION or MODULE:FUNCTION (torchvision.models:resnet50) that returns a

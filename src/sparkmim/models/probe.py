@@ -42,7 +42,8 @@ class Probe:
 
     def __init__(self, module: nn.Module, in_chans: int) -> None:
         self.module, self.in_chans = module, in_chans
-        self.computes = False
+        # A scripted part keeps its tensors where they cannot be exchanged.
+        self.computes = any(isinstance(part, torch.jit.ScriptModule) for part in module.modules())
         self.failed: tuple[int, ...] | None = None  # size of the last image that a run on meta tensors failed for
 
     def __call__(self, size: Sequence[int], use: Callable[[Tensor, Mapping[int, str]], Result]) -> Result:
