@@ -86,7 +86,8 @@ class Recorder(TorchFunctionMode):
 
     def is_map(self, value: Any) -> bool:
         """Return whether a value is shaped like a map of one image."""
-        return isinstance(value, Tensor) and value.ndim == self.dims + 2 and value.shape[0] == 1
+        shaped = isinstance(value, Tensor) and value.ndim == self.dims + 2
+        return shaped and value.shape[0] == 1 and value.shape[1] > 0
 
     def add(self, value: Tensor, name: str, kind: str, frame: _Frame, **more: Any) -> None:
         """Record a map that belongs to a call of a module."""
