@@ -248,7 +248,7 @@ class Execution(TorchFunctionMode):
             local: its extent.
         """
         whole = self.extent_of_whole(layout, axis, local)
-        return local if self.plain_sizes else extent(whole, local, layout.degrees(axis), self.told.lost)
+        return local if self.plain_sizes else extent(whole, local, layout.degrees(axis), self.told)
 
     @property
     def plain_sizes(self) -> bool:

@@ -41,18 +41,18 @@ class Extent:
         value: on the whole map.
         local: of the tensor at hand, where it is proportional to the map's extents.
         degrees: of these extents; empty where it is not proportional to them.
-        lost: where values are noted that leave as ordinary numbers, by `int()`, `float()` or the like.
+        told: what the network is told, where values are noted that leave as ordinary numbers, by `int()` or the like.
     """
 
-    __slots__ = ("degrees", "local", "lost", "value")
+    __slots__ = ("degrees", "local", "told", "value")
 
     def __init__(
-        self, value: float, local: float | None = None, degrees: Degrees = (), lost: set[float] | None = None
+        self, value: float, local: float | None = None, degrees: Degrees = (), told: Told | None = None
     ) -> None:
         self.value = value
         self.local = local
         self.degrees = degrees
-        self.lost = set() if lost is None else lost
+        self.told = Told(()) if told is None else told
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -76,9 +76,12 @@ class Extent:
         return float(self.value)
 
     def _lose(self) -> None:
+        """Note a number of positions, or one computed from sizes. (The extent of one axis may be any constant.)"""
+        if self.degrees and sum(self.degrees) < len(self.told.grid):
+            return
         for number in (self.value, math.sqrt(abs(self.value))):
             if number >= SMALLEST_LOST or number % 1:
-                self.lost.update((number, 1 / number))
+                self.told.lost.update((number, 1 / number))
 
     def __bool__(self) -> bool:
         return bool(self.value)
@@ -104,7 +107,7 @@ class Extent:
         value = self.value * value_of(other)
         if not _follow(self, other):
             return _derived(value, self, other)
-        return extent(value, self.local * local_of(other), added(self.degrees, degrees_of(other)), self.lost)
+        return extent(value, self.local * local_of(other), added(self.degrees, degrees_of(other)), self.told)
 
     __rmul__ = __mul__
 
@@ -123,8 +126,8 @@ class Extent:
     def _rounded(self, function: Callable[[Any], int]) -> Any:
         whole = function(self.value)
         if whole == self.value and self.local is not None and function(self.local) == self.local:
-            return Extent(whole, function(self.local), self.degrees, self.lost)
-        return Extent(whole, lost=self.lost)
+            return Extent(whole, function(self.local), self.degrees, self.told)
+        return Extent(whole, told=self.told)
 
     def __ceil__(self) -> Any:
         return self._rounded(math.ceil)
@@ -136,7 +139,7 @@ class Extent:
         return self._rounded(math.trunc)
 
     def __round__(self, digits: int | None = None) -> Any:
-        return self._rounded(round) if digits is None else Extent(round(self.value, digits), lost=self.lost)
+        return self._rounded(round) if digits is None else Extent(round(self.value, digits), told=self.told)
 
     def __pos__(self) -> Extent:
         return self
@@ -167,7 +170,7 @@ def _follow(*operands: Any) -> bool:
 
 def _derived(value: Any, *operands: Any) -> Any:
     """Return a number that is not proportional to the map."""
-    return Extent(value, lost=next(operand.lost for operand in operands if type(operand) is Extent))
+    return Extent(value, told=next(operand.told for operand in operands if type(operand) is Extent))
 
 
 def _quotient(a: Any, b: Any, divide: Callable[[Any, Any], Any]) -> Any:
@@ -177,8 +180,8 @@ def _quotient(a: Any, b: Any, divide: Callable[[Any, Any], Any]) -> Any:
     value = divide(value_of(a), value_of(b))
     if not _follow(a, b) or value_of(a) % value_of(b) or local_of(a) % local_of(b):
         return _derived(value, a, b)
-    lost = (a if type(a) is Extent else b).lost
-    found = extent(value, divide(local_of(a), local_of(b)), added(degrees_of(a), degrees_of(b), -1), lost)
+    told = (a if type(a) is Extent else b).told
+    found = extent(value, divide(local_of(a), local_of(b)), added(degrees_of(a), degrees_of(b), -1), told)
     return _derived(value, a, b) if type(found) is Extent and not found.degrees else found
 
 
@@ -271,18 +274,18 @@ class MapSize(tuple[Any, ...]):
         return f"torch.Size([{', '.join(map(repr, self))}])"
 
 
-def extent(value: float, local: float, degrees: Degrees, lost: set[float] | None = None) -> Any:
+def extent(value: float, local: float, degrees: Degrees, told: Told | None = None) -> Any:
     """Return an :class:`Extent`; an ordinary number where the extents of the map have cancelled out.
 
     Args:
         value: on the whole map.
         local: of the tensor at hand.
         degrees: of the map's extents; a number that is divided by some of them is not proportional to the map.
-        lost: see :class:`Extent`.
+        told: see :class:`Extent`.
     """
     if not degrees:
         return value
-    return Extent(value, local, degrees, lost) if min(degrees) >= 0 else Extent(value, lost=lost)
+    return Extent(value, local, degrees, told) if min(degrees) >= 0 else Extent(value, told=told)
 
 
 def unit(axis: int) -> Degrees:
