@@ -139,7 +139,7 @@ def start(command: list[str], log: Path, prepare: Callable[[], None], rank: int,
             }
         prepare()
         Pretraining.check = lambda *_: None  # type: ignore[assignment,method-assign]
-        task.write_report = lambda _: None  # type: ignore[assignment]
+        task.write_report = lambda _: None  # type: ignore[assignment, attr-defined, return-value]
         with printing():
             code = run_command(command)
     except BaseException as error:  # this process must not go on as its parent

@@ -252,8 +252,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[int], list[str] | None]]
     "linear": (lambda: nn.Sequential(block(3, 8, 4), block(8, 16, 2), CLASSIFIER), [4, 8], ["0", "1"]),
     "fixed pool": (lambda: nn.Sequential(block(3, 8, 4), block(8, 16, 2), nn.AvgPool2d(7), CLASSIFIER), [4, 8], None),
     # deep ones
-    **{f"2-D {2**n}": (lambda n=n: deep(n, 2), [2**k for k in range(n - 3, n + 1)], None) for n in (6, 7, 10)},
-    **{f"1-D {2**n}": (lambda n=n: deep(n, 1), [2**k for k in range(n - 3, n + 1)], None) for n in (8, 9)},
+    **{f"2-D {2**n}": (lambda n=n: deep(n, 2), [2**k for k in range(n - 3, n + 1)], None) for n in (6, 7, 10)},  # type: ignore[misc]
+    **{f"1-D {2**n}": (lambda n=n: deep(n, 1), [2**k for k in range(n - 3, n + 1)], None) for n in (8, 9)},  # type: ignore[misc]
     "1-D 320": (lambda: signal([5, 2, 2, 2, 2, 2, 2]), [40, 80, 160, 320], None),
     "1-D 315": (lambda: signal([7, 5, 9]), [7, 35, 315], None),
     "2-D 28": (lambda: nn.Sequential(nn.Conv2d(3, 4, 7, 7), nn.Conv2d(4, 4, 4, 4)), [7, 28], None),

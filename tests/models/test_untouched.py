@@ -36,7 +36,7 @@ class Hoarder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.one, self.two = conv_norm_relu(3, 4, 4), conv_norm_relu(4, 8, 2)
-        self.calls, self.history, self.cache = 0, [], {}
+        self.calls, self.history, self.cache = 0, [], {}  # type: ignore[var-annotated]
         self.constant = torch.ones(1, 4, 1, 1)  # no buffer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ def test_lazy_modules_ask_to_be_run() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_part_is_a_stage() -> None:
     network = nn.Sequential(conv_norm_relu(3, 4, 4), conv_norm_relu(4, 8, 2))
-    network[1] = torch.compile(network[1], backend="eager")
+    network[1] = torch.compile(network[1], backend="eager")  # type: ignore[assignment]
     backbone = Backbone(network)
     assert backbone.stages == ["0", "1"]
     assert backbone.check(modes=["eval"]).passed

@@ -75,7 +75,7 @@ def test_plan_record_and_images_agree(here: Path, tmp_path: Path, monkeypatch: p
         by_flag["data"] = wanted["data"]
     opened: list[Any] = []
     original = pretraining.open_images
-    monkeypatch.setattr(pretraining, "open_images", lambda *where: (opened.append(where), original(*where))[1])
+    monkeypatch.setattr(pretraining, "open_images", lambda *where: (opened.append(where), original(*where))[1])  # type: ignore[func-returns-value]
     kind = Pretraining()
 
     def resolve() -> Any:

@@ -95,7 +95,7 @@ HOOKS: dict[str, Callable[[SparK, Seen], Any]] = {
             (output, output * 1), lambda gradients: seen.append(len(gradients))
         )
     ),
-    "retained gradient": on_output(lambda output, seen: (output.retain_grad(), seen.append(output))),
+    "retained gradient": on_output(lambda output, seen: (output.retain_grad(), seen.append(output))),  # type: ignore[func-returns-value]
     "properties": on_output(lambda output, seen: seen.append((output.is_leaf, output._version, output.grad_fn))),
 }
 
@@ -104,7 +104,7 @@ HOOKS: dict[str, Callable[[SparK, Seen], Any]] = {
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("register", HOOKS.values(), ids=HOOKS.keys())
 def test_hooks_observe(register: Callable[[SparK, Seen], Any], checkpointed: bool) -> None:
-    made, seen = model(), []
+    made, seen = model(), []  # type: ignore[var-annotated]
     made.encoder.checkpointed = checkpointed  # type: ignore[assignment]
     register(made, seen)
     state = [dict(vars(module)) for module in made.encoder.modules()]
@@ -125,7 +125,7 @@ def test_gradients_that_hooks_see(kind: Callable[[PatchGrid], Any]) -> None:
     torch.manual_seed(0)
     network, seen = Net(), []
     images, visible = torch.randn(2, 3, 32, 32), random_visible(2, (4, 4), 0.6)
-    network.part.register_full_backward_hook(lambda module, into, out: (seen.append(out[0]), (into[0] * 2,))[1])
+    network.part.register_full_backward_hook(lambda module, into, out: (seen.append(out[0]), (into[0] * 2,))[1])  # type: ignore[func-returns-value]
     grid = PatchGrid(visible, 6)
     execution = kind(grid)
     run(execution, network, images)[0].sum().backward()
@@ -147,7 +147,7 @@ def counting(made: SparK, seen: Seen) -> Iterator[None]:
 
 @contextmanager
 def saved(made: SparK, seen: Seen) -> Iterator[None]:
-    with saved_tensors_hooks(lambda x: (seen.append(x.shape), x.clone())[1], lambda x: x):
+    with saved_tensors_hooks(lambda x: (seen.append(x.shape), x.clone())[1], lambda x: x):  # type: ignore[func-returns-value]
         yield
 
 
@@ -176,7 +176,7 @@ def profiled(made: SparK, seen: Seen) -> Iterator[None]:
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("around", [counting, saved, on_cpu, anomalies, profiled])
 def test_contexts_observe(around: Callable[[SparK, Seen], Any], checkpointed: bool) -> None:
-    made, seen = model(), []
+    made, seen = model(), []  # type: ignore[var-annotated]
     made.encoder.checkpointed = checkpointed  # type: ignore[assignment]
     with around(made, seen):
         found = step(made)

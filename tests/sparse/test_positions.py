@@ -319,7 +319,7 @@ def test_arithmetic_of_extents() -> None:
         "rounded down": (math.floor(rows), 12, 4, (1,)),
         "square": (rows * rows, 144, 16, (2,)),
         "one of two": (rows * columns // rows, 18, 6, (0, 1)),
-        "largest": (max(7, rows), 12, 4, (1,)),
+        "largest": (max(7, rows), 12, 4, (1,)),  # type: ignore[call-overload]
     }
     for name, (size, value, local, degrees) in kept.items():
         assert (size, local_of(size), degrees_of(size)) == (value, local, degrees), name
@@ -337,16 +337,16 @@ def test_arithmetic_of_extents() -> None:
         "two axes": (rows / columns, 12 / 18),
         "float times": (2.5 * (rows - 1), 27.5),
     }
-    for name, (size, value) in derived.items():
+    for name, (size, value) in derived.items():  # type: ignore[assignment]
         assert type(size) is Extent, name
-        assert (size, degrees_of(size)) == (value, ()), name
+        assert (size, degrees_of(size)) == (value, ()), name  # type: ignore[comparison-overlap]
     assert type(rows // rows) is int
 
 
 def test_extents_count_as_the_numbers_that_they_are_on_the_whole_map() -> None:
     rows = Extent(12, 4, (1,))
-    assert isinstance(rows, int)
-    assert isinstance(rows / 5, float)
+    assert isinstance(rows, int)  # type: ignore[unreachable]
+    assert isinstance(rows / 5, float)  # type: ignore[unreachable]
     assert {12: "twelve"}[rows] == "twelve"
     assert (rows > 11, rows < 13, rows == 12, rows != 4, rows >= 13) == (True, True, True, True, False)
     assert (list(range(rows)), [0] * rows, f"{rows:3d}") == (list(range(12)), [0] * 12, " 12")

@@ -243,7 +243,7 @@ MIXING = {
     ),
     "conv_bias_of_the_input": Case(lambda x: F.conv2d(x, constant(8, 8, 1, 1), x.mean((1, 2, 3))), "conv2d"),
     "conv_with_the_input": Case(lambda x: F.conv2d(constant(1, 8, 9, 9), x), "conv2d"),
-    "bilinear_form": Case(lambda x: F.bilinear(x, x, constant(8, *[x.shape[-1].value] * 2)), "bilinear"),
+    "bilinear_form": Case(lambda x: F.bilinear(x, x, constant(8, *[x.shape[-1].value] * 2)), "bilinear"),  # type: ignore[attr-defined]
     "layer_norm_of_space": Case(lambda x: F.layer_norm(x, x.shape[1:]), "layer_norm"),
     "layer_norm_native": Case(
         channels_last(lambda x: torch.native_layer_norm(x, (8,), None, None, 1e-5)[0]), "native_layer_norm"
@@ -332,7 +332,7 @@ def test_network_itself_is_not_named_by_an_empty_path() -> None:
 @pytest.mark.parametrize(
     ("function", "name"),
     [
-        (lambda x: F.max_unpool2d(x, torch.zeros_like(x).long(), 1), "max_unpool2d"),
+        (lambda x: F.max_unpool2d(x, torch.zeros_like(x).long(), 1), "max_unpool2d"),  # type: ignore[arg-type]
         (lambda x: F.fractional_max_pool2d(x, 1, output_size=1), "fractional_max_pool2d"),
         (lambda x: torch.ops.aten.cummin(x, 1)[0], "aten"),
         (lambda x: x.imag, "imag"),

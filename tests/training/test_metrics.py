@@ -62,7 +62,7 @@ def test_lines_are_on_the_disk_before_the_checkpoint(
             events.append(("synced", [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()]))
 
     def saved(self: RunFolder, state: Any, step: int, keep: int) -> Path:
-        events.append(("saved", step))
+        events.append(("saved", step))  # type: ignore[arg-type]
         return save(self, state, step, keep)
 
     monkeypatch.setattr(os, "fsync", synced)

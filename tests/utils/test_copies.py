@@ -22,7 +22,7 @@ class Keeps(nn.Module):
     def __init__(self, keep: Callable[[Any, Tensor], None]) -> None:
         super().__init__()
         self.stem, self.down = nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 8, 3, 2, 1)
-        self.keep, self.kept = keep, {"list": [], "dict": {}, "deque": deque(maxlen=2)}
+        self.keep, self.kept = keep, {"list": [], "dict": {}, "deque": deque(maxlen=2)}  # type: ignore[var-annotated]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -109,12 +109,12 @@ def test_copy_computes_the_same(make: Callable[[], nn.Module]) -> None:
 
 
 def test_two_names_of_a_kept_tensor_stay_one() -> None:
-    network = Keeps(lambda network, x: (as_attribute(network, x), of_a_part(network, x)))  # type: ignore[func-returns-value]
+    network = Keeps(lambda network, x: (as_attribute(network, x), of_a_part(network, x)))  # type: ignore[arg-type, func-returns-value]
     network(torch.randn(1, 3, 8, 8))
     other: Any = copied(network)
     assert other.feature is other.stem.feature
     assert other.feature.grad_fn is None
-    assert torch.equal(other.feature, network.feature)
+    assert torch.equal(other.feature, network.feature)  # type: ignore[arg-type]
 
 
 def test_attributes_are_restored_after_an_error() -> None:
