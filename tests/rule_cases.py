@@ -256,7 +256,6 @@ REFUSED: dict[str, tuple[Function, str]] = {
     "vstack": (lambda x: torch.vstack([x, x]), "samples or space"),
     "dstack": (lambda x: torch.dstack([x, x]), "samples or space"),
     "hook_that_moves": (hooked(lambda g: g.roll(1, 2)), "samples or space"),
-    "hook_of_a_gate": (lambda x: x * hooked(lambda g: g * 2)(x.mean((2, 3), True)), "hook the map it gates"),
     "cropped_too_little": (lambda x: F.conv2d(x, constant(8, 8, 3, 3), padding=2)[:, :, 1:, 1:-1], "crop it right"),
     "not_cropped": (lambda x: F.conv2d(x, constant(8, 8, 3, 3), padding=2), "crop it right"),
     "cropped_late": (lambda x: F.conv2d(x, constant(8, 8, 3, 3), padding=2).relu()[..., 1:-1, 1:-1], "crop it right"),

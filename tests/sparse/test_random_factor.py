@@ -63,9 +63,10 @@ def test_blocks_pass_the_check() -> None:
 
 
 def test_blocks_filled_with_noise_are_no_factor() -> None:
+    """Noise is added where a block was, so the module is no factor; its functions have rules of their own."""
     network = Dropped(timm.layers.DropBlock2d(0.3, 3, with_noise=True)).train()
-    with pytest.raises(UnsupportedOperation):
-        run(SparseExecution(random_grid()), network, images_of((4, 4)))
+    (out,) = run(SparseExecution(random_grid()), network, images_of((4, 4)))
+    assert out.isfinite().all()
 
 
 def test_a_class_is_declared() -> None:

