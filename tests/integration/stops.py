@@ -194,7 +194,7 @@ def unlike(output: Path, images: Path) -> dict[str, Any]:
     other.mkdir()
     for path in sorted(images.iterdir())[1:]:
         (other / path.name).write_bytes(path.read_bytes())
-    return {"codes": run(output, [images, other], nothing, 2, val_share=0.0, val_every=1.0)}
+    return {"codes": run(output, [images, other], nothing, 2, val_share=0.0, val_every=None)}
 
 
 def stuck(output: Path, images: Path) -> dict[str, Any]:
