@@ -67,7 +67,7 @@ def test_a_classifier_of_its_own_is_not_waited_for_and_scores_are_of_the_saved_w
         *("finetune", "--model", f"{tmp_path / 'own.py'}:make", "--data", str(data), "--output", str(run)),
         *flags.split(),
     )
-    saved, results = load_model(run / "model.safetensors"), json.loads((run / "results.json").read_text())
+    saved, results = load_model(run / "model.safetensors", trust=True), json.loads((run / "results.json").read_text())
     for name, folder in (("validation", "val"), ("test", "test")):
         held_out = read_labeled(data / folder)
         logits = compute_outputs(
