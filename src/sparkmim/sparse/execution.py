@@ -364,7 +364,8 @@ class Execution(TorchFunctionMode):
 
     def ordinary_shape(self, x: Tensor, layout: Layout) -> tuple[int, ...]:
         """Return the shape that `x`, of this layout, has in the ordinary network."""
-        return tuple(x.shape)
+        tracked = layout.tracked_axes
+        return tuple([self._whole(layout, axis, n) if axis in tracked else n for axis, n in enumerate(x.shape)])
 
     def where_seen(self, x: Tensor, layout: Layout) -> Tensor:
         """Return `x` with zeros at hidden positions, if it has such."""

@@ -79,14 +79,6 @@ class SparseExecution(Execution):
     def rows(self) -> int:
         return self.grid.patches
 
-    def ordinary_shape(self, x: Tensor, layout: Layout) -> tuple[int, ...]:
-        batch, *grid = self.grid_shape
-        shape = list(x.shape)
-        shape[layout.batch] = batch
-        for axis, cells in zip(layout.space, [math.prod(grid)] if layout.flattened else grid, strict=False):
-            shape[axis] *= cells  # (a value per image has no axis of space)
-        return tuple(shape)
-
     def one_row_per_image(self, values: Tensor, axis: int) -> Tensor:
         return self.grid.by_image(values, axis).select(axis + 1, 0)
 
