@@ -11,8 +11,7 @@ from torch import Tensor
 from ..errors import unsupported
 from ..extent import of_whole_map
 from ..registry import understands_sizes
-from ..shared.places import without_meaning
-from ..shared.pooling import AVG_POOL, MAX_POOL, WITH_INDICES, require_axes, sum_pool
+from ..shared.pooling import AVG_POOL, MAX_POOL, WITH_INDICES, answer_max_pool, require_axes, sum_pool
 from ..shared.pooling import max_pool as largest_in_windows
 from ..shared.reduce import is_whole_map, over_whole_map
 from ..window import per_axis, window_over
@@ -21,14 +20,8 @@ from .coarse import CoarseExecution
 
 @understands_sizes(*MAX_POOL, *WITH_INDICES)
 @CoarseExecution.register(*MAX_POOL, *WITH_INDICES)
-def max_pool(
-    execution: CoarseExecution, func: Any, input: Tensor, *args: Any, return_indices: bool = False, **kwargs: Any
-) -> Any:
-    """Return the largest values, and with `return_indices` indices that raise when they are used."""
-    if len(args) > 5:
-        *args, return_indices = args  # type: ignore[assignment]
-    out = _largest(execution, func, input, *args, **kwargs)
-    return (out, without_meaning(execution, func, out)) if return_indices or func in WITH_INDICES else out
+def max_pool(execution: CoarseExecution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    return answer_max_pool(_largest, execution, func, input, args, kwargs)
 
 
 def _largest(

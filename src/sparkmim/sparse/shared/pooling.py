@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import unsupported
+from ..execution import Execution
 from ..layout import Layout
+from .places import without_meaning
 
 MAX_POOL: dict[Any, int] = {
     F.max_pool1d: 1, torch.max_pool1d: 1, F.max_pool2d: 2, torch.max_pool2d: 2, F.max_pool3d: 3, torch.max_pool3d: 3,
@@ -32,6 +34,20 @@ AVG_POOL: dict[Any, int] = {
 """Average pooling likewise."""
 
 _AVG = {2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+def answer_max_pool(
+    largest: Callable[..., Tensor], execution: Execution, func: Any, input: Tensor, args: tuple[Any, ...], kwargs: Any
+) -> Any:
+    """Return `largest(execution, func, input, ...)`, and where a call asks for them indices that raise when used.
+
+    Args:
+        largest: pools by the largest values, given all arguments but `return_indices`.
+    """
+    named = dict(kwargs)
+    return_indices = args[5] if len(args) > 5 else named.pop("return_indices", False)
+    out = largest(execution, func, input, *args[:5], *args[6:], **named)
+    return (out, without_meaning(execution, func, out)) if return_indices or func in WITH_INDICES else out
 
 
 def require_axes(func: Any, layout: Layout, dims: int) -> None:
