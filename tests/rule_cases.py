@@ -78,7 +78,9 @@ ALONG_CHANNELS: dict[str, Function] = {
     "any": lambda x: x * (x > 1).any(1, True) + x * (x > -1).all(1, keepdim=True),
     "count_nonzero": lambda x: x * (x > 0).count_nonzero(1)[:, None],
     "quantile": lambda x: x * x.quantile(0.3, 1, True),
-    "aminmax": lambda x: x * x.aminmax(dim=1, keepdim=True)[0] + x.aminmax(dim=1, keepdim=True).max,
+    "aminmax": lambda x: (  # torch 2.6 knows no derivative of it
+        x * x.detach().aminmax(dim=1, keepdim=True)[0] + x.detach().aminmax(dim=1, keepdim=True).max
+    ),
     "diff": lambda x: x.diff(dim=1),
     "local_response_norm": nn.LocalResponseNorm(3),
     "cosine_similarity": lambda x: x * F.cosine_similarity(x, x * 2 + 1, dim=1).unsqueeze(1),

@@ -35,7 +35,6 @@ class Execution(TorchFunctionMode):
     share. A rule is called as `rule(execution, function, *args, **kwargs)` outside the mode.
 
     Attributes:
-        names: of the classes whose rules apply, the execution's own first.
         grad_enabled: whether gradients were on when the run began.
         compiling: whether Dynamo traces the run. (An eager run has compiled parts of a network run eagerly too.)
         traced: tensors and their layouts while compiling.
@@ -43,6 +42,14 @@ class Execution(TorchFunctionMode):
         reenter: makes the context in which checkpointed functions of the network under way are computed again.
         told: what the network has been told of sizes.
     """
+
+    names: list[str]
+    """Of the classes whose rules apply, the execution's own first."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        classes = cls.__mro__  # here, and not where one is made, which Dynamo may trace
+        cls.names = [c.__name__ for c in classes[: classes.index(Execution) + 1]]
 
     @classmethod
     def register(cls, *functions: Any) -> Callable[[Rule], Rule]:
@@ -57,8 +64,6 @@ class Execution(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        classes = type(self).__mro__
-        self.names = [c.__name__ for c in classes[: classes.index(Execution) + 1]]
         self.grad_enabled = True
         self.compiling = torch.compiler.is_compiling()
         self.traced: list[tuple[Tensor, Layout]] = []

@@ -25,7 +25,8 @@ from .pointwise import (
 
 _REDUCING: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("max", "min", "median", "nanmedian", "mode", "argmax", "argmin"), ("dim", "keepdim")),
-    **dict.fromkeys(("any", "all", "prod", "count_nonzero", "aminmax"), ("dim", "keepdim")),
+    **dict.fromkeys(("any", "all", "prod", "aminmax"), ("dim", "keepdim")),
+    "count_nonzero": ("dim",),
     **dict.fromkeys(("quantile", "nanquantile"), ("q", "dim", "keepdim")),
     "kthvalue": ("k", "dim", "keepdim"),
 }
@@ -78,6 +79,8 @@ def along_axis(execution: Execution, func: Any, input: Tensor, *args: Any, **kwa
 def _bound(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a function by name, the tensor left out."""
     names = _REDUCING.get(name) or _KEEPING[name]
+    if name == "count_nonzero" and len(args) > 1 and all(type(arg) is int for arg in args):
+        args = (args,)  # axes one by one
     if len(args) > len(names):
         raise unsupported(func, f"its rule knows the arguments {', '.join(names)} by position, not {len(args)} of them")
     aliases = {"axis": "dim", "keepdims": "keepdim"}
