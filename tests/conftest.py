@@ -34,6 +34,16 @@ def terminal() -> Iterator[None]:
 
 
 @pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
+        pytest.skip("older Dynamos cannot trace all that the engine does; README and docs/concepts/engine.md say so")
+    torch._dynamo.reset()
+    torch._dynamo.variables.torch.get_overridable_functions.cache_clear()  # what was shown to modes is hidden again
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
 def kept_rules() -> Iterator[None]:
     """Rules of the engine that a test registers or removes are put right afterwards."""
     rules = {function: dict(by_class) for function, by_class in RULES.items()}

@@ -190,10 +190,10 @@ def test_inference_mode_refuses_what_it_cannot_see() -> None:
         packed(Host(function), random_grid(BATCH))(images_of(LARGE))
 
 
+@pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize("way", ["contiguous", "channels_last", "clone", "format", "shuffled", "same_dtype", "narrow"])
 def test_compiled(way: str) -> None:
     network, grid = Host(writing(way, "relu", to_copy=True)), all_visible()
-    torch._dynamo.reset()
     compiled = torch.compile(packed(network, grid), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images_of(SMALL)), network(images_of(SMALL)))
 

@@ -6,7 +6,7 @@ What needs a GPU is at the end.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -71,16 +71,6 @@ def assert_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor], toleran
 
 
 # --- compiled -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fresh_dynamo() -> Iterator[None]:
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
-        pytest.skip("older Dynamos cannot trace all that the engine does; README and docs/concepts/engine.md say so")
-    torch._dynamo.reset()
-    torch._dynamo.variables.torch.get_overridable_functions.cache_clear()  # what was shown to modes is hidden again
-    yield
-    torch._dynamo.reset()
 
 
 def same_padding() -> Backbone:

@@ -58,4 +58,7 @@ def register(execution: type, *functions: Any) -> Callable[[Rule], Rule]:
 def rule_for(function: Any, names: list[str]) -> Rule | None:
     """Return the rule of `function` for the first of several classes of execution that has one, None if none has."""
     rules = RULES.get(function, {})
-    return next((rules[name] for name in names if name in rules), None)
+    for name in names:
+        if name in rules:
+            return rules[name]
+    return None
