@@ -137,6 +137,8 @@ class Execution(TorchFunctionMode):
         if before:
             memory.written(before)
         if func in VIEWING or func in RESHAPING or (memory.strided and func not in CONTIGUOUS):
+            if self.has_scales and any(self.marked(t) and not self.made(t) for t in tensors_in(out)):
+                return out  # `coarser` has settled it
             if self.told.read:
                 args, kwargs = of_whole_map(args), of_whole_map(kwargs)
             return settle(self, func, args, kwargs, out)
@@ -213,6 +215,11 @@ class Execution(TorchFunctionMode):
             return None
         marked: Layout | None = getattr(value, "_sparkmim_layout", None)
         return marked
+
+    def made(self, tensor: Tensor) -> bool:
+        """Return whether a tensor has its layout from this execution."""
+        layout = self.marked(tensor)
+        return layout is not None and layout.origin is self
 
     def owner(self, values: Iterable[Any]) -> Execution | None:
         """Whose rules answer a function of `values`: this execution's or those of `coarser`, as the first tensor in
@@ -371,6 +378,17 @@ class Execution(TorchFunctionMode):
         """Return the shape that `x`, of this layout, has in the ordinary network."""
         tracked = layout.tracked_axes
         return tuple([self._whole(layout, axis, n) if axis in tracked else n for axis, n in enumerate(x.shape)])
+
+    def reshaped_coarser(self, func: Any, x: Tensor, shape: Sequence[Any]) -> Tensor:
+        """Return a map reshaped to cells that are larger than what this execution holds together.
+
+        Args:
+            shape: on the whole map.
+
+        Raises:
+            UnsupportedOperation: where nothing can.
+        """
+        raise unsupported(func, f"it cuts {tuple(x.shape)} into cells of less than a position; use a larger patch size")
 
     def where_seen(self, x: Tensor, layout: Layout) -> Tensor:
         """Return `x` with zeros at hidden positions, if it has such."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
 from typing import Any
 
 from torch import Tensor
@@ -39,7 +40,8 @@ class Extent:
 
     Attributes:
         value: on the whole map.
-        local: of the tensor at hand, where it is proportional to the map's extents.
+        local: of the tensor at hand, where it is proportional to the map's extents: a fraction of a position, where
+            patches are smaller than that (half the height of a map whose patches are one pixel).
         degrees: of these extents; empty where it is not proportional to them.
         told: what the network is told, where values are noted that leave as ordinary numbers, by `int()` or the like.
     """
@@ -47,7 +49,7 @@ class Extent:
     __slots__ = ("degrees", "local", "told", "value")
 
     def __init__(
-        self, value: float, local: float | None = None, degrees: Degrees = (), told: Told | None = None
+        self, value: float, local: float | Fraction | None = None, degrees: Degrees = (), told: Told | None = None
     ) -> None:
         self.value = value
         self.local = local
@@ -125,8 +127,8 @@ class Extent:
 
     def _rounded(self, function: Callable[[Any], int]) -> Any:
         whole = function(self.value)
-        if whole == self.value and self.local is not None and function(self.local) == self.local:
-            return Extent(whole, function(self.local), self.degrees, self.told)
+        if whole == self.value and self.local is not None:
+            return Extent(whole, self.local, self.degrees, self.told)
         return Extent(whole, told=self.told)
 
     def __ceil__(self) -> Any:
@@ -174,14 +176,15 @@ def _derived(value: Any, *operands: Any) -> Any:
 
 
 def _quotient(a: Any, b: Any, divide: Callable[[Any, Any], Any]) -> Any:
-    """Divide: a quotient that is exact on the whole map and on the tensor at hand scales with the map."""
+    """Divide: a quotient that is exact on the whole map scales with it."""
     if not (_is_number(a) and _is_number(b)):
         return _meeting(divide, a, b)
     value = divide(value_of(a), value_of(b))
-    if not _follow(a, b) or value_of(a) % value_of(b) or local_of(a) % local_of(b):
+    if not _follow(a, b) or value_of(a) % value_of(b):
         return _derived(value, a, b)
     told = (a if type(a) is Extent else b).told
-    found = extent(value, divide(local_of(a), local_of(b)), added(degrees_of(a), degrees_of(b), -1), told)
+    local = Fraction(local_of(a)) / Fraction(local_of(b))
+    found = extent(value, local, added(degrees_of(a), degrees_of(b), -1), told)
     return _derived(value, a, b) if type(found) is Extent and not found.degrees else found
 
 
@@ -274,7 +277,7 @@ class MapSize(tuple[Any, ...]):
         return f"torch.Size([{', '.join(map(repr, self))}])"
 
 
-def extent(value: float, local: float, degrees: Degrees, told: Told | None = None) -> Any:
+def extent(value: float, local: float | Fraction, degrees: Degrees, told: Told | None = None) -> Any:
     """Return an :class:`Extent`; an ordinary number where the extents of the map have cancelled out.
 
     Args:
@@ -285,6 +288,7 @@ def extent(value: float, local: float, degrees: Degrees, told: Told | None = Non
     """
     if not degrees:
         return value
+    local = int(local) if local % 1 == 0 else local
     return Extent(value, local, degrees, told) if min(degrees) >= 0 else Extent(value, told=told)
 
 

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from .checkpointing import recompute_under
 from .functions import functions_named
+from .layout import MARK
 
 _ORDINARY = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
@@ -49,6 +50,9 @@ class GarbageAfterConvolutions(TorchFunctionMode):
         channels = weight.shape[1] * given.get("groups", 1) if names is _TRANSPOSED else weight.shape[0]
         garbage = GARBAGE * torch.linspace(-1, 2, channels, dtype=weight.dtype, device=weight.device)
         out: Tensor = func(**given | {"bias": -garbage if bias is None else bias - garbage})
+        layout = getattr(out, MARK, None)
+        if layout is not None and layout.unfinished is not None:  # nothing but what it waits for may follow it
+            return func(**given)
         return out + garbage.view(-1, *[1] * (weight.ndim - 2))
 
     def _again(self) -> GarbageAfterConvolutions:

@@ -13,7 +13,7 @@ from ..extent import of_whole_map
 from ..registry import understands_sizes
 from ..shared.pooling import AVG_POOL, MAX_POOL, WITH_INDICES, answer_max_pool, require_axes, sum_pool
 from ..shared.pooling import max_pool as largest_in_windows
-from ..shared.reduce import is_whole_map, over_whole_map
+from ..shared.reduce import is_whole_map, over_whole_map, require_fixed_windows
 from ..window import per_axis, window_over
 from .execution import MaskedDenseExecution
 
@@ -40,6 +40,7 @@ def _largest(
     kernel = per_axis(kernel_size, dims)
     if is_whole_map(execution, input, layout, kernel, padding):
         return over_whole_map(execution, torch.amax, input)
+    require_fixed_windows(func, kernel)
     kernel, stride, padding = of_whole_map((kernel, stride, padding))
     window = window_over(
         execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
@@ -73,6 +74,7 @@ def avg_pool(
     kernel = per_axis(kernel_size, dims)
     if is_whole_map(execution, input, layout, kernel, padding) and divisor_override is None:
         return over_whole_map(execution, torch.mean, input)
+    require_fixed_windows(func, kernel)
     kernel, stride, padding = of_whole_map((kernel, stride, padding))
     window = window_over(execution, func, input, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
 

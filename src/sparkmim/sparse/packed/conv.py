@@ -60,7 +60,7 @@ def conv(
     waiting = overhanging(execution, func, input, weight, bias, stride, padding, dilation, groups)
     if waiting is not None:
         return waiting
-    if execution.outgrows(input, per_axis(stride, len(layout.space))):
+    if execution.outgrows(input.shape[2:], per_axis(stride, len(layout.space))):
         return execution.answer_coarser(func, input, weight, bias, stride, padding, dilation, groups)
     window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)
     input, weight, bias = autocast_arguments(input, weight, bias)

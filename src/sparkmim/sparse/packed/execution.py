@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..dense.coarse import CoarseExecution
@@ -22,7 +23,7 @@ from ..execution import Execution, map_tensors, tensors_in
 from ..extent import Told
 from ..grid import PatchGrid
 from ..layout import Layout
-from ..memory import may_write
+from ..memory import RESHAPING, VIEWING, may_write
 from ..reduction import Reduction
 from ..shared.pad import require_unchanged
 from ..versions import version_of
@@ -104,22 +105,45 @@ class SparseExecution(Execution):
     def from_visible_rows(self, rows: Tensor, x: Tensor, layout: Layout) -> Tensor:
         return rows
 
-    def outgrows(self, x: Tensor, stride: Sequence[int]) -> bool:
-        """Return whether the positions of a map that a window of `stride` makes of `x` hold several patches each."""
-        steps = list(zip(x.shape[2:], stride, strict=True))
+    def outgrows(self, block: Sequence[int], stride: Sequence[int]) -> bool:
+        """Return whether the positions that a window of `stride` makes of patches hold several patches each.
+
+        Args:
+            block: pixels of a patch along each axis.
+            stride: of the window; of another number of axes, it makes nothing of patches.
+        """
+        if len(block) != len(stride):
+            return False
+        steps = list(zip(block, stride, strict=True))
         return any(b % s for b, s in steps) and all(b % s == 0 or s % b == 0 for b, s in steps)
 
     def answer_coarser(self, func: Any, x: Tensor, *args: Any) -> Any:
         """Compute `func` of a map of patches, whose result has positions that hold several: `coarser` answers."""
-        layout = self.require_map(func, x)
+        layout = self.layout(x)
+        if layout is None or not layout.is_map or layout.flattened:
+            layout = self.require_map(func, x)
         self.has_scales = True
-        whole = self.grid.unpack(x)
+        order = [layout.batch, *[a for a in range(x.ndim) if a not in layout.tracked_axes], *layout.space]
+        moved = x.permute(order)
+        free = moved.shape[1 : x.ndim - len(layout.space)]
+        maps = moved if len(free) == 1 else moved.reshape(len(moved), -1, *moved.shape[1 + len(free) :])
+        whole = self.grid.unpack(maps)
+        whole = whole if len(free) == 1 else whole.unflatten(1, free) if free else whole.squeeze(1)
+        whole = whole.permute([order.index(axis) for axis in range(x.ndim)])
         padding = layout.padding
         if padding is not None:
             require_unchanged(func, x, padding)
             padding = padding._replace(version=version_of(whole))
-        start = Layout(self.coarser, 0, layout.space, padding)
-        return self.returned(self.coarser.answer(func, (self.coarser.mark(whole, start), *args), {}))
+        start = Layout(self.coarser, layout.batch, layout.space, padding)
+        out = self.returned(self.coarser.answer(func, (self.coarser.mark(whole, start), *args), {}))
+        if func in VIEWING or func in RESHAPING:  # views of the map in the ordinary network
+            for part in tensors_in(out):
+                self.memory.doubt(x, part)
+        return out
+
+    def reshaped_coarser(self, func: Any, x: Tensor, shape: Sequence[Any]) -> Tensor:
+        out: Tensor = self.answer_coarser(torch.Tensor.reshape, x, tuple(shape))
+        return out
 
     def at_one_scale(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -25,7 +25,7 @@ from ..shared.pooling import (
     two_or_three,
 )
 from ..shared.pooling import max_pool as largest_in_windows
-from ..shared.reduce import is_whole_map, over_whole_map
+from ..shared.reduce import is_whole_map, over_whole_map, require_fixed_windows
 from ..window import Window, per_axis, window_over
 from .execution import SparseExecution
 from .halo import gather_halo, scatter_halo
@@ -54,8 +54,9 @@ def _largest(
     kernel = per_axis(kernel_size, dims)
     if is_whole_map(execution, input, layout, kernel, padding):
         return over_whole_map(execution, torch.amax, input)
+    require_fixed_windows(func, kernel)
     kernel, stride, padding = of_whole_map((kernel, stride, padding))
-    if execution.outgrows(input, per_axis(stride or kernel, dims)):
+    if execution.outgrows(input.shape[2:], per_axis(stride or kernel, dims)):
         return execution.answer_coarser(VALUES[dims], input, kernel, stride, padding, dilation, ceil_mode)  # type: ignore[no-any-return]
     window = window_over(
         execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
@@ -132,8 +133,9 @@ def avg_pool(
     kernel = per_axis(kernel_size, dims)
     if is_whole_map(execution, input, layout, kernel, padding) and divisor_override is None:
         return over_whole_map(execution, torch.mean, input)
+    require_fixed_windows(func, kernel)
     kernel, stride, padding = of_whole_map((kernel, stride, padding))
-    if execution.outgrows(input, per_axis(stride or kernel, dims)):
+    if execution.outgrows(input.shape[2:], per_axis(stride or kernel, dims)):
         further = (divisor_override,) if dims > 1 else ()
         return execution.answer_coarser(func, input, kernel, stride, padding, ceil_mode, count_include_pad, *further)
     window = window_over(execution, func, input, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)

@@ -28,9 +28,11 @@ def getitem(execution: SparseExecution, func: Any, x: Tensor, index: Any) -> Ten
     strided = any(isinstance(entry, slice) and entry.step not in (None, 1) for entry in entries)
     if strided and execution.unfinished(x) is None:
         layout = execution.layout(x)
-        if layout is not None and layout.is_channels_first(x.ndim) and layout.padding is None:
+        if layout is not None and layout.is_map and not layout.flattened and layout.padding is None:
             steps = _steps(entries, x.ndim)
-            if steps is not None and execution.outgrows(x, steps[2:]):
+            if steps is not None and execution.outgrows(
+                [x.shape[a] for a in layout.space], [steps[a] for a in layout.space]
+            ):
                 out: Tensor = execution.answer_coarser(func, x, index)
                 return out
     return _shared(execution, func, x, index)  # type: ignore[no-any-return]
@@ -51,6 +53,6 @@ def pixel_unshuffle(execution: SparseExecution, func: Any, input: Tensor, downsc
     """Move positions to channels, of patches that are smaller than the factor too."""
     layout = execution.layout(input)
     plane = layout is not None and layout.is_channels_first(input.ndim) and layout.padding is None and input.ndim == 4
-    if plane and execution.outgrows(input, (downscale_factor, downscale_factor)):
+    if plane and execution.outgrows(input.shape[2:], (downscale_factor, downscale_factor)):
         return execution.answer_coarser(func, input, downscale_factor)  # type: ignore[no-any-return]
     return _shared(execution, func, input, downscale_factor)  # type: ignore[no-any-return]

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from ..errors import unsupported
 from ..execution import Execution
-from ..extent import Degrees, Extent, area, degrees_of, local_of, of_whole_map, unit, value_of
+from ..extent import Degrees, Extent, area, degrees_of, of_whole_map, unit, value_of
 from ..functions import attributes_named, functions_named
 from ..layout import Layout
 from ..registry import understands_sizes
 from .masks import is_mask_of_input, write_where
 from .overhang import cropped_by_index, is_overhang
 from .pointwise import broadcast_layout, free_axes, operand, own_layout, require_no_input, shape_of_whole
+from .scales import extents_here
 
 # --- joining and splitting ------------------------------------------------------------------------------------------
 
@@ -283,7 +284,10 @@ def _reshape(execution: Execution, func: Any, input: Tensor, shape: Sequence[Any
     """Reshape a tensor to a shape of the whole map."""
     layout = own_layout(execution, func, input)
     new = _without_unknown(execution, shape, input)
-    out, local = _reshaped(execution, func, input, layout, new)
+    out, extents = _reshaped(execution, func, input, layout, new)
+    if any(extent % 1 for extent in extents):
+        return execution.reshaped_coarser(func, input, new)
+    local = [int(extent) for extent in extents]
     if math.prod(local) != input.numel():
         raise unsupported(
             func, f"a patch here is {tuple(input.shape)}, which does not fill {tuple(local)}; use a larger patch size"
@@ -353,7 +357,7 @@ def _reshaped(execution: Execution, func: Any, x: Tensor, layout: Layout, new: l
         for axis in layout.space:
             (place,) = moved[axis]
             cells = degrees_of(new[place]) == layout.degrees(axis) and new[place] != old[axis]
-            local[place] = new[place].local if cells else x.shape[axis]
+            local[place] = Fraction(x.shape[axis] * value_of(new[place]), old[axis]) if cells else x.shape[axis]
         return layout.moved(batch, tuple(moved[a][0] for a in layout.space)), local
     space = moved[layout.space[0]]
     if dims:
@@ -447,7 +451,12 @@ def expand(execution: Execution, func: Any, input: Tensor, *shape: Any, **kwargs
         out = layout.moved(layout.batch + shift, tuple(a + shift for a in layout.space))
         return execution.mark(input.expand(of_whole_map(sizes)), out)
     out = _with_space(func, input, layout, sizes)
-    local = [local_of(size) if degrees_of(size) else value_of(size) for size in sizes]
+    found = extents_here(execution, sizes, out.space)
+    if found is None:
+        raise unsupported(func, f"patches are not cut along a map of {tuple(of_whole_map(sizes))}")
+    owner, local = found
+    if owner is not execution:
+        raise unsupported(func, "positions of the map hold several patches; use expand_as")
     return execution.mark(input.expand(local), out)
 
 

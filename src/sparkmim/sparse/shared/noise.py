@@ -16,6 +16,7 @@ from ..layout import Layout
 from ..registry import register_factory, understands_sizes
 from .axes import space_of
 from .pointwise import own_layout
+from .scales import extents_here
 
 _NEW = functions_named("new_empty new_zeros new_ones new_full")
 
@@ -52,9 +53,12 @@ def _meaning(execution: Execution, sizes: Sequence[Any], channels: bool) -> tupl
     if space is None or len(sizes) < 2 or sizes[0] != lead or 0 in space:
         return None
     if space:
-        whole = all(sizes[axis].local == sizes[axis].value for axis in space)
-        owner = execution.coarser if whole and execution.coarser is not None else execution
-        local = [size.local if axis in space else value_of(size) for axis, size in enumerate(sizes)]
+        found = extents_here(execution, sizes, space)
+        if found is None:
+            return None
+        owner, local = found
+        if owner is not execution:
+            execution.has_scales = True
         return Layout(owner, 0, space), [owner.rows, *local[1:]]
     if images == 1 or any(size != 1 for size in sizes[1 + channels :]):
         return None

@@ -67,7 +67,7 @@ def overhanging(
         f"{extra[0]}, which is not aligned with the patches; crop it right behind the convolution, as in "
         f"y[..., :-{max(extra)}], or pad less"
     )
-    source = x.clone() if torch.compiler.is_compiling() or x.is_inference() else x
+    source = execution.mark(x.clone(), layout) if torch.compiler.is_compiling() or x.is_inference() else x
     waits = Overhang(source, (weight, bias, stride), (dilation, groups), pads, extra, version_of(source))
     shape = [x.shape[0], weight.shape[0], *[e + o for e, o in zip(x.shape[2:], extra, strict=True)]]
     out = x.new_zeros(()).expand(shape)

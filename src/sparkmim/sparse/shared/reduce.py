@@ -144,3 +144,17 @@ def is_whole_map(execution: Execution, x: Tensor, layout: Layout, kernel: Sequen
     if list(kernel) != whole or layout.padding is not None or any(per_axis(padding, len(whole))):
         return False
     return all(degrees_of(size) for size in kernel)
+
+
+def require_fixed_windows(func: Any, kernel: Sequence[Any]) -> None:
+    """Raise if a window that is not the whole map grows with it, as strips of rows do: they run through hidden patches.
+
+    Raises:
+        UnsupportedOperation: with what to do instead.
+    """
+    if any(degrees_of(size) for size in kernel):
+        raise unsupported(
+            func,
+            f"its windows of {tuple(of_whole_map(kernel))} grow with the map, as rows and columns do, and patches are "
+            "not cut along them: it has a rule for windows of fixed size and for the whole map (x.mean((2, 3)))",
+        )
