@@ -142,5 +142,29 @@ def require_near_edges(func: Any, window: Window) -> None:
             )
 
 
+def of_one_position(func: Any, window: Window, size: Sequence[int]) -> Window:
+    """Return a window of a whole map as one around each of its positions, where these hold several patches.
+
+    Args:
+        window: whose edge mirrors the map.
+        size: of the map.
+
+    Raises:
+        UnsupportedOperation: if it passes over positions, or mirrors more than one.
+    """
+    ones = (1,) * len(size)
+    if any(o % s for o, s in zip(window.out, size, strict=True)):
+        raise unsupported(
+            func,
+            f"positions of the map hold several patches, and where some of them are hidden {window.edge} padding has "
+            "no meaning within what becomes one position; pad with zeros, or use a larger patch size",
+        )
+    span = tuple(b + 1 + a for b, a in zip(window.before, window.after, strict=True))
+    out = tuple(o // s for o, s in zip(window.out, size, strict=True))
+    own = window._replace(block=ones, span=span, out=out)
+    require_near_edges(func, own)
+    return own
+
+
 def _padded_with(padding: Padding) -> str:
     return str(padding.value) if padding.mode == "constant" else padding.mode

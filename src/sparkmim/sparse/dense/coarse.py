@@ -8,6 +8,8 @@ reference (:mod:`sparkmim.sparse.dense.execution`), which picks visible position
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import unsupported
+from ..grid import CoarseGrid, PatchGrid
 from ..layout import Layout
 from ..reduction import Reduction
-from ..window import Window
+from ..shared.over_space import OverPositions
+from ..window import Window, of_one_position
+from .edges import around_positions
 from .moments import NEUTRAL, Moments, at_least_single, count, deviation
+from .orderless import over_visible
 from .whole_maps import WholeMaps
 
 
@@ -28,6 +34,10 @@ class CoarseExecution(WholeMaps):
     Args:
         grid: a :class:`PatchGrid` or :class:`CoarseGrid`. Only its mask is used.
     """
+
+    def __init__(self, grid: PatchGrid | CoarseGrid) -> None:
+        super().__init__(grid)
+        self.visible_per_image = grid.visible_per_image if isinstance(grid, PatchGrid) else 1
 
     def reduce_space(self, reduce: Reduction, x: Tensor, layout: Layout, axes: tuple[int, ...]) -> Any:
         name = reduce.name
@@ -41,18 +51,33 @@ class CoarseExecution(WholeMaps):
             return deviation(Moments.of(at_least_single(x), visible, axes), axes, reduce, x.dtype)
         if name in ("norm", "vector_norm") and reduce.arguments.get("p", reduce.arguments.get("ord", 2)) <= 0:
             raise unsupported(reduce.function, "a norm of that order has no rule where positions hold several patches")
+        if isinstance(reduce, OverPositions):
+            return over_visible(reduce, x, visible, axes, self._fewest(layout.flattened or [x.shape[a] for a in axes]))
         if name not in NEUTRAL:
             raise unsupported(reduce.function, "it has no rule where positions hold several patches")
         return reduce(torch.where(visible, x, NEUTRAL[name]), axes)
 
-    def seen_by(self, func: Any, x: Tensor, window: Window) -> Tensor:
-        """Return a map as a window sees it, hidden positions and a padding that waits holding what it is filled with.
+    def _fewest(self, size: Sequence[int]) -> int:
+        """Return how many positions of a map are visible in each image at least."""
+        held = math.prod([max(g // s, 1) for g, s in zip(self.grid_shape[1:], size, strict=True)])
+        return -(-self.visible_per_image // held)
+
+    def with_windows(
+        self, func: Any, compute: Callable[[Tensor, Any], Tensor], x: Tensor, window: Window, padding: Any
+    ) -> Tensor:
+        """Return `compute(map, padding)` of what windows see, marked.
+
+        That is the map with hidden positions and a padding that waits holding what it is filled with, or each position
+        apart with its mirrored ring, since there a hidden position stands for another one to each that sees it.
 
         Raises:
-            UnsupportedOperation: for a padding that mirrors the map.
+            UnsupportedOperation: for a padding that mirrors more of the map than one position.
         """
-        if window.edge != "constant":
-            raise unsupported(func, f"{window.edge} padding has no rule where positions of a map hold several patches")
-        padding = self.require_map(func, x).padding
-        shown = self.where_visible(x, window.fill, func)
-        return shown if padding is None else F.pad(shown, padding.sides, value=window.fill)
+        layout = self.require_map(func, x)
+        if window.edge == "constant":
+            shown = self.where_visible(x, window.fill, func)
+            shown = shown if layout.padding is None else F.pad(shown, layout.padding.sides, value=window.fill)
+            return self.leaving(func, compute(shown, padding), layout)
+        own = of_one_position(func, window, x.shape[2:])
+        out = around_positions(lambda around: compute(around, 0), x, self.mask(x.shape[2:], func), own)
+        return self.leaving(func, out, layout)

@@ -47,9 +47,11 @@ def _largest(
     )
     if any(after < 0 for after in window.after):
         raise unsupported(func, "it passes over positions, which may be the only visible ones of several patches")
-    shown = execution.seen_by(func, input, window)
-    out = largest_in_windows(shown, window.kernel, window.stride, per_axis(padding, dims), window.dilation, ceil_mode)
-    return execution.leaving(func, out, layout)
+
+    def largest(x: Tensor, padding: Any) -> Tensor:
+        return largest_in_windows(x, window.kernel, window.stride, per_axis(padding, dims), window.dilation, ceil_mode)
+
+    return execution.with_windows(func, largest, input, window, padding)
 
 
 @understands_sizes(*AVG_POOL)
@@ -79,6 +81,8 @@ def avg_pool(
     if not (count_include_pad or divisor_override is not None or layout.padding is not None):
         visible = execution.mask(input.shape[2:]).unsqueeze(1).to(input.dtype)
         divisor = sum_pool(visible, window.kernel, window.stride, own, ceil_mode).clamp_min(1)
-    shown = execution.seen_by(func, input, window)
-    total = sum_pool(shown, window.kernel, window.stride, own, ceil_mode)
-    return execution.leaving(func, total / divisor, layout)
+
+    def mean(x: Tensor, padding: Any) -> Tensor:
+        return sum_pool(x, window.kernel, window.stride, per_axis(padding, dims), ceil_mode) / divisor
+
+    return execution.with_windows(func, mean, input, window, own)

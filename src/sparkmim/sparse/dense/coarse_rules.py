@@ -11,10 +11,10 @@ from torch import Tensor
 from ..errors import unsupported
 from ..extent import of_whole_map
 from ..registry import understands_sizes
-from ..shared.constant_maps import constant_map
 from ..shared.overhang import overhanging
 from ..shared.pointwise import samples_and_channels_first
-from ..shared.smooth import NEAREST, local_sizes
+from ..shared.resample import resampled_by_itself, target_size
+from ..shared.smooth import NEAREST, local_sizes, shrinking, smooth
 from ..window import sees_one_position, window_over
 from .coarse import CoarseExecution
 from .moments import Moments, at_least_single
@@ -42,8 +42,11 @@ def conv(
         if waiting is not None:
             return waiting
         window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)
-        shown = execution.seen_by(func, input, window)
-        return execution.leaving(func, func(shown, weight, bias, stride, padding, dilation, groups), layout)
+
+        def convolve(x: Tensor, padding: Any) -> Tensor:
+            return func(x, weight, bias, stride, padding, dilation, groups)
+
+        return execution.with_windows(func, convolve, input, window, padding)
     execution.require_no_padding(layout, func)
     return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
 
@@ -57,20 +60,27 @@ def interpolate(
     size: Any = None,
     scale_factor: Any = None,
     mode: str = "nearest",
-    *args: Any,
-    **kwargs: Any,
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
 ) -> Tensor:
-    values = execution.layout(input)
-    if values is not None and not values.is_map:
-        return constant_map(execution, func, input, values, size)
+    simple = resampled_by_itself(execution, func, input, size, scale_factor, mode)
+    if simple is not None:
+        return simple
     layout = execution.require_map(func, input)
-    execution.require_no_padding(layout, func)
     scale_factor = of_whole_map(scale_factor)
     size = None if size is None else local_sizes(execution, func, layout, input, size)
-    if mode not in NEAREST:
-        raise unsupported(func, f"{mode} resampling has no rule where positions of a map hold several patches")
-    shown = execution.where_visible(input, 0.0, func)
-    return execution.leaving(func, func(shown, size, scale_factor, mode, *args, **kwargs), layout)
+    if mode in NEAREST:
+        shown = execution.where_visible(input, 0.0, func)
+        return execution.leaving(func, func(shown, size, scale_factor, mode), layout)
+    old = list(input.shape[2:])
+    new = target_size(old, size, scale_factor)
+    if any(n % o for o, n in zip(old, new, strict=True)):
+        raise unsupported(func, shrinking(mode))
+    ones = [1] * len(old)
+    resampling = smooth(func, mode, ones, [n // o for o, n in zip(old, new, strict=True)], align_corners, antialias)
+    window = resampling.window(tuple(ones))._replace(out=tuple(new))
+    return execution.with_windows(func, lambda x, _: resampling(x), input, window, 0)
 
 
 # --- norms ----------------------------------------------------------------------------------------------------------

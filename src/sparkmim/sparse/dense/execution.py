@@ -18,10 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import unsupported
 from ..layout import Layout
 from ..reduction import Reduction
-from ..window import Window, require_near_edges
+from ..window import Window, of_one_position, require_near_edges
 from .mirrored import places_seen
 from .whole_maps import WholeMaps
 
@@ -72,21 +71,25 @@ class MaskedDenseExecution(WholeMaps):
         """
         if window.edge == "constant":
             return compute(self._entering(func, x, window), padding)
-        if not self.in_patches(window.out):
-            raise unsupported(func, f"{window.edge} padding has no rule where positions of a map hold several patches")
-        block = tuple(s // g for s, g in zip(x.shape[2:], self.visible.shape[1:], strict=True))
-        span = tuple(lo + b + hi for lo, b, hi in zip(window.before, block, window.after, strict=True))
-        window = window._replace(block=block, span=span)
-        require_near_edges(func, window)
+        if self.in_patches(x.shape[2:]) and self.in_patches(window.out):
+            visible = self.visible
+            block = tuple(s // g for s, g in zip(x.shape[2:], self.visible.shape[1:], strict=True))
+            span = tuple(lo + b + hi for lo, b, hi in zip(window.before, block, window.after, strict=True))
+            window = window._replace(block=block, span=span)
+            require_near_edges(func, window)
+        else:
+            visible = self.mask(x.shape[2:], func)
+            window = of_one_position(func, window, x.shape[2:])
+            block, span = window.block, window.span
         seen = [
             (image, *place)
-            for image, *cell in self.visible.nonzero().tolist()
-            for place in places_seen(self.visible[image].tolist(), cell, window)
+            for image, *cell in visible.nonzero().tolist()
+            for place in places_seen(visible[image].tolist(), cell, window)
         ]
         rows = x.movedim(1, -1)[torch.tensor(seen, device=x.device).unbind(1)]
         patches = compute(rows.unflatten(0, (-1, *span)).movedim(-1, 1), 0)
-        out = patches.new_zeros(*self.visible.shape, *patches.shape[1:])
-        out[self.visible] = patches
+        out = patches.new_zeros(*visible.shape, *patches.shape[1:])
+        out[visible] = patches
         behind = len(block) + 1  # (B, *grid, C, *block) to (B, C, *size)
         for _ in block:
             out = out.movedim(1, behind).flatten(behind, behind + 1)

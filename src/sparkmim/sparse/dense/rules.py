@@ -13,10 +13,10 @@ from ..errors import unsupported
 from ..extent import of_whole_map
 from ..layout import Layout
 from ..registry import understands_sizes
-from ..shared.constant_maps import constant_map
 from ..shared.overhang import overhanging
 from ..shared.pointwise import samples_and_channels_first
-from ..shared.smooth import NEAREST, local_sizes, smooth
+from ..shared.resample import resampled_by_itself
+from ..shared.smooth import NEAREST, local_sizes, shrinking, smooth
 from ..window import sees_one_position, window_over
 from .execution import MaskedDenseExecution
 
@@ -122,23 +122,23 @@ def interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Tensor:
-    values = execution.layout(input)
-    if values is not None and not values.is_map:
-        return constant_map(execution, func, input, values, size)
+    simple = resampled_by_itself(execution, func, input, size, scale_factor, mode)
+    if simple is not None:
+        return simple
     layout = execution.require_map(func, input)
-    execution.require_no_padding(layout, func)
     scale_factor = of_whole_map(scale_factor)
     size = None if size is None else local_sizes(execution, func, layout, input, size)
     whole = execution.where_visible(input, 0.0, func)
     if mode in NEAREST:
         out = func(whole, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
         return execution.leaving(func, out, layout)
-    grid = execution.grid_shape[1:]
     extents = func(whole, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias).shape[2:]
-    if not (execution.in_patches(input.shape[2:]) and execution.in_patches(extents)):
-        raise unsupported(func, f"{mode} resampling has no rule where positions of a map hold several patches")
-    block = [s // g for s, g in zip(input.shape[2:], grid, strict=True)]
-    wanted = [e // g for e, g in zip(extents, grid, strict=True)]
+    fine = execution.in_patches(input.shape[2:]) and execution.in_patches(extents)
+    cells = execution.grid_shape[1:] if fine else tuple(input.shape[2:])
+    if any(e % c for e, c in zip(extents, cells, strict=True)):
+        raise unsupported(func, shrinking(mode))
+    block = [s // c for s, c in zip(input.shape[2:], cells, strict=True)]
+    wanted = [e // c for e, c in zip(extents, cells, strict=True)]
     if any(w % b and b % w for w, b in zip(wanted, block, strict=True)):
         raise unsupported(func, f"patches of {tuple(block)} pixels cannot be resampled to {tuple(wanted)} one by one")
     resampling = smooth(func, mode, block, wanted, align_corners, antialias)

@@ -19,12 +19,12 @@ from torch.autograd.function import once_differentiable
 
 from ..errors import unsupported
 from ..grid import PatchGrid, maps_of, rows_of
+from ..shared.mirrored import with_mirrored_halo
 from ..shared.overhang import overhanging
 from ..window import Window, per_axis, sees_one_position, window_over
 from .depthwise import depthwise, has_kernel
 from .execution import SparseExecution
 from .halo import gather_halo, scatter_halo, with_fill
-from .mirrored import with_mirrored_halo
 
 GEMM_PIXELS = 4
 """Patches of at most so many output pixels are convolved by one matrix product (measured: benchmarks/conv_paths.py)."""

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from ..errors import unsupported
 from ..extent import of_whole_map
 from ..registry import understands_sizes
+from ..shared.mirrored import with_mirrored_halo
 from ..shared.pooling import (
     AVG_POOL,
     MAX_POOL,
@@ -29,7 +30,6 @@ from ..shared.reduce import is_whole_map, over_whole_map, require_fixed_windows
 from ..window import Window, per_axis, window_over
 from .execution import SparseExecution
 from .halo import gather_halo, scatter_halo
-from .mirrored import with_mirrored_halo
 
 
 @understands_sizes(*MAX_POOL, *WITH_INDICES)

@@ -73,6 +73,14 @@ def smooth(
     return Smooth(mode, tuple(ring), tuple(size), tuple(margin))
 
 
+def shrinking(mode: str) -> str:
+    """Return why a map is not resampled to positions that hold several patches, by a mode that looks at neighbors."""
+    return (
+        f"{mode} resampling to a part of the map's size mixes pixels of several patches, some of which may be hidden; "
+        "average them (F.avg_pool2d), use mode='nearest', or a larger patch size"
+    )
+
+
 def local_sizes(execution: Execution, func: Any, layout: Layout, x: Tensor, size: Any) -> list[int]:
     """Return the sizes here of a map that is resampled to `size` on the whole map.
 

@@ -5,18 +5,31 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..grid import PatchGrid, along, maps_of, rows_of
+from ..grid import along, maps_of, rows_of
+
+
+class Neighborhood(Protocol):
+    """Patches that know which visible ones lie around them, as :class:`~sparkmim.sparse.grid.PatchGrid` does."""
+
+    tables: dict[tuple[object, ...], Tensor]
+
+    @property
+    def patches(self) -> int:
+        """Number of patches."""
+
+    def neighbors(self, before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
+        """Return the index of the patches around each; `patches` where hidden or outside."""
 
 
 def with_mirrored_halo(
-    grid: PatchGrid, packed: Tensor, before: tuple[int, ...], after: tuple[int, ...], edge: str
+    grid: Neighborhood, packed: Tensor, before: tuple[int, ...], after: tuple[int, ...], edge: str
 ) -> Tensor:
     """Gather `(N, C, *block)` to `(N, C, *window)`; what is hidden or outside is read at its mirror image.
 
@@ -32,7 +45,7 @@ def with_mirrored_halo(
 
 
 def mirrored_halo(
-    grid: PatchGrid, block: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...], edge: str
+    grid: Neighborhood, block: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...], edge: str
 ) -> Tensor:
     """Return the gather index of :meth:`PatchGrid.halo` with mirror images for positions hidden or outside.
 
@@ -43,8 +56,9 @@ def mirrored_halo(
     key = ("mirrored halo", block, before, after, edge)
     if key in grid.tables:
         return grid.tables[key]
-    device, dims, area = grid.order.device, len(block), math.prod(block)
+    dims, area = len(block), math.prod(block)
     neighbor = grid.neighbors((1,) * dims, (1,) * dims)
+    device = neighbor.device
     positions = [torch.arange(-b, e + a, device=device) for b, e, a in zip(before, block, after, strict=True)]
     mirrored = [_into_patch(p, e, edge) for p, e in zip(positions, block, strict=True)]
 
