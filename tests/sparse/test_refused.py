@@ -111,8 +111,8 @@ MIXING = {
     "attention_module": Case(
         lambda x: nn.MultiheadAttention(8, 2, dtype=torch.float64)(x[:, :, 0], x[:, :, 0], x[:, :, 0])[0], "getitem"
     ),
-    "tokens_of_all_images": Case(lambda x: x.permute(0, 2, 3, 1).reshape(-1, CHANNELS), "reshape"),
-    "tokens_and_channels": Case(lambda x: x.reshape(x.shape[0], -1), "reshape"),
+    "tokens_of_all_images": Case(lambda x: x.permute(0, 2, 3, 1).reshape(-1, CHANNELS).cumsum(0), "reshape"),
+    "tokens_and_channels": Case(lambda x: x.reshape(x.shape[0], -1).cumsum(1), "reshape"),
     "tokens_related": Case(lambda x: x.flatten(2).transpose(1, 2) @ x.flatten(2), "matmul"),
     "tokens_convolved": Case(lambda x: F.conv1d(x.flatten(2), constant(8, 8, 3), padding=1), "conv1d"),
     "tokens_normalized": Case(lambda x: F.instance_norm(x.flatten(2)), "instance_norm"),

@@ -25,7 +25,7 @@ from .layout import Layout, Unfinished
 from .memory import CONTIGUOUS, RESHAPING, VIEWING, Memory, settle
 from .reasons import reason_for
 from .reduction import Reduction
-from .registry import UNDERSTAND_SIZES, Rule, factory_for, register, rule_for
+from .registry import UNDERSTAND_SIZES, WAITING, Rule, factory_for, register, rule_for
 
 
 class Execution(TorchFunctionMode):
@@ -115,8 +115,16 @@ class Execution(TorchFunctionMode):
             elif isinstance(value, dict):
                 self._require_traced(func, owner, value.values())
 
+    has_waiting = False
+    """Whether there are unfinished tensors that answer functions by themselves."""
+
     def answer(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the rule of a function for arguments that descend from the input."""
+        if self.has_waiting:
+            for tensor in tensors_in((args, kwargs)):
+                waiting = self.unfinished(tensor)
+                if waiting is not None and type(waiting.waits) in WAITING:
+                    return WAITING[type(waiting.waits)](self, func, args, kwargs)
         rule = rule_for(func, self.names)
         if rule is None:
             raise unsupported(func, reason_for(func))

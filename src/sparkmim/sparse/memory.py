@@ -280,6 +280,9 @@ FORMATTING = functions_named("contiguous") | TO
 
 def settle(execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Return the result of a rule, copied if the ordinary network copies and this one did not; note its strides."""
+    made = execution.marked(out)
+    if made is not None and made.unfinished is not None:  # what waits has no values yet
+        return out
     if func in RESHAPING or func in VIEWING:
         source = args[0] if args else kwargs["input"]
         if out is source or execution.marked(source) is None:  # a constant, expanded as a map

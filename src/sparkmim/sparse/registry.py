@@ -14,6 +14,11 @@ RULES: dict[Any, dict[str, Rule]] = {}
 UNDERSTAND_SIZES: set[Any] = set()
 """Functions whose rules translate sizes of the whole map to those of the tensor at hand; others get whole numbers."""
 
+WAITING: dict[type, Rule] = {}
+"""For each kind of thing that an unfinished tensor may wait as, what answers all functions of such a tensor.
+
+It is called as `rule(execution, function, args, kwargs)`."""
+
 FACTORIES: dict[Any, Rule] = {}
 """For each function that makes a tensor of a shape, the rule that answers where the shape is one of the input's. It is
 called as `rule(execution, function, *args, **kwargs)` and returns None where it is not."""
@@ -24,6 +29,16 @@ def understands_sizes(*functions: Any) -> Callable[[Rule], Rule]:
 
     def add(rule: Rule) -> Rule:
         UNDERSTAND_SIZES.update(functions)
+        return rule
+
+    return add
+
+
+def register_waiting(kind: type) -> Callable[[Rule], Rule]:
+    """Decorate what answers functions of tensors that wait as a `kind`."""
+
+    def add(rule: Rule) -> Rule:
+        WAITING[kind] = rule
         return rule
 
     return add

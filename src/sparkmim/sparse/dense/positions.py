@@ -76,11 +76,15 @@ def reshape(execution: WholeMaps, func: Any, input: Tensor, *args: Any, **kwargs
         sizes = layout.sizes(_extents(input, layout))
         plain = execution.mark(input.view_as(input), layout.of_cells())
         out: Tensor = _shared(execution, func, plain, *args, **kwargs)
+        if execution.unfinished(out) is not None:
+            return _shared(execution, func, _outside(execution, input, layout), *args, **kwargs)  # type: ignore[no-any-return]
         if _extents(out, execution.layout(out)) == list(sizes):
             return out
         out = _shared(execution, func, _outside(execution, input, layout), *args, **kwargs)
         return _copied(execution, input, out)
     out = _shared(execution, func, input, *args, **kwargs)
+    if execution.unfinished(out) is not None:
+        return out
     new = execution.layout(out)
     if layout is None or new is None or not layout.is_map or new.flattened or layout.flattened:
         return out

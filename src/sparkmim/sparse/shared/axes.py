@@ -21,6 +21,7 @@ from ..functions import attributes_named, functions_named
 from ..layout import Layout
 from ..registry import understands_sizes
 from .masks import is_mask_of_input, write_where
+from .merged import merged
 from .overhang import cropped_by_index, is_overhang
 from .pointwise import broadcast_layout, free_axes, operand, own_layout, require_no_input, shape_of_whole
 from .scales import extents_here
@@ -237,12 +238,13 @@ def flatten(execution: Execution, func: Any, input: Tensor, start_dim: int = 0, 
     start, end = start_dim % input.ndim, end_dim % input.ndim
     if start == end:
         return input
-    merged = tuple(range(start, end + 1))
-    if merged == layout.space:
+    together = tuple(range(start, end + 1))
+    if together == layout.space:
         batch = layout.batch - (layout.batch > end) * (end - start)
         return execution.mark(input.flatten(start, end), layout.flat(batch, start, tuple(input.shape[start : end + 1])))
-    if any(axis in merged for axis in layout.tracked_axes):
-        raise unsupported(func, f"it merges samples or positions with other axes ({layout})")
+    if any(axis in together for axis in layout.tracked_axes):
+        shape = shape_of_whole(execution, input)
+        return _reshape(execution, func, input, [*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]])
     return execution.mark(input.flatten(start, end), without_axes(layout, range(start, end)))
 
 
@@ -284,7 +286,13 @@ def _reshape(execution: Execution, func: Any, input: Tensor, shape: Sequence[Any
     """Reshape a tensor to a shape of the whole map."""
     layout = own_layout(execution, func, input)
     new = _without_unknown(execution, shape, input)
-    out, extents = _reshaped(execution, func, input, layout, new)
+    found = _reshaped(execution, input, layout, new)
+    if isinstance(found, str):
+        waiting = merged(execution, func, input, shape_of_whole(execution, input), new, found)
+        if waiting is None:
+            raise unsupported(func, found)
+        return waiting
+    out, extents = found
     if any(extent % 1 for extent in extents):
         return execution.reshaped_coarser(func, input, new)
     local = [int(extent) for extent in extents]
@@ -313,8 +321,8 @@ def _without_unknown(execution: Execution, shape: Sequence[Any], x: Tensor) -> l
     return [size if axis in unknown else given for axis, given in enumerate(shape)]
 
 
-def _reshaped(execution: Execution, func: Any, x: Tensor, layout: Layout, new: list[Any]) -> tuple[Layout, list[int]]:
-    """Return where samples and space are after a reshape, and its shape here; raise unless they stay axes of their own.
+def _reshaped(execution: Execution, x: Tensor, layout: Layout, new: list[Any]) -> tuple[Layout, list[Any]] | str:
+    """Return where samples and space are after a reshape, and its shape here; or why they are not axes of their own.
 
     The tracked axes cut the shape into segments of free axes. A reshape keeps their meaning if the new shape has the
     same tracked extents in the same order, with as many elements between them. Where no axis lay between two of them,
@@ -343,10 +351,10 @@ def _reshaped(execution: Execution, func: Any, x: Tensor, layout: Layout, new: l
     if len(found) != 1:
         cut = any(type(size) is Extent and not size.degrees for size in new)
         too_small = f" (a patch here is {tuple(x.shape)}; a larger patch size may do)" if cut else ""
-        raise unsupported(
-            func,
+        return (
             f"reshaping {tuple(old)} ({layout}) to {tuple(new)} does not keep samples and space as axes of their own"
-            + too_small,
+            f"{too_small}, and only functions of single values, reductions of whole axes, linear layers, norms and a "
+            "reshape back can follow"
         )
     reading, places = found[0]
     moved = dict(zip([tracked.start for tracked in reading], places, strict=True))

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ..errors import OUTSIDER, unsupported
 from ..execution import Execution
-from ..extent import MEASURED, Extent, MapSize
+from ..extent import MEASURED, Extent, MapSize, value_of
 from ..functions import attributes_named, functions_named, operators_in_place, operators_named
 from ..layout import Layout
 from ..memory import FORMATTING, KEEPING, TO, UNKNOWN, in_format
 from ..registry import understands_sizes
+from .calls import call
 
 METADATA = operators_named(
     "dim is_floating_point is_complex is_contiguous element_size get_device ndimension storage_offset is_inference"
@@ -106,7 +107,11 @@ def metadata(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any:
 @Execution.register(torch.Tensor.size, torch.Tensor.shape.__get__)  # type: ignore[attr-defined]
 def size(execution: Execution, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Return sizes of the whole map. (Dynamo does not ask: it knows those of the tensor at hand.)"""
-    sizes = shape_of_whole(execution, x)
+    return as_size(execution, shape_of_whole(execution, x), args, kwargs)
+
+
+def as_size(execution: Execution, sizes: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return a shape as a network gets it, or the size of the axis that it asks for."""
     execution.told.read = True
     if args or kwargs:
         return sizes[args[0] if args else kwargs["dim"]]
@@ -258,16 +263,67 @@ def channel_shuffle(execution: Execution, func: Any, input: Tensor, groups: int)
     return execution.mark(func(input, groups), layout)
 
 
-@Execution.register(*functions_named("layer_norm rms_norm"))
+_LAYER_NORMS = functions_named("layer_norm rms_norm")
+
+
+@understands_sizes(*_LAYER_NORMS)
+@Execution.register(*_LAYER_NORMS)
 def layer_norm(
     execution: Execution, func: Any, input: Tensor, normalized_shape: Sequence[int], *args: Any, **kwargs: Any
 ) -> Tensor:
-    """Normalize the last axes, which must be free."""
+    """Normalize the last axes: free ones, or all but those of samples over an image's visible positions."""
     layout = own_layout(execution, func, input)
     require_no_input(execution, func, *args, *kwargs.values())
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    free_axes(func, layout, input.ndim, range(input.ndim - len(shape), input.ndim))
+    shape = tuple(map(value_of, [normalized_shape] if isinstance(normalized_shape, int) else normalized_shape))
+    axes = tuple(range(input.ndim - len(shape), input.ndim))
+    if set(layout.space) & set(axes) and layout.batch not in axes:
+        return _norm_of_image(execution, func, input, layout, axes, shape, args, kwargs)
+    free_axes(func, layout, input.ndim, axes)
     return execution.mark(func(input, shape, *args, **kwargs), layout)
+
+
+def _norm_of_image(
+    execution: Execution,
+    func: Any,
+    x: Tensor,
+    layout: Layout,
+    axes: tuple[int, ...],
+    shape: tuple[int, ...],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """Normalize over all positions of an image, without weights.
+
+    Raises:
+        UnsupportedOperation: for weights, which belong to positions of the map, and for a part of the axes of space.
+    """
+    is_rms = _LAYER_NORMS[func] == "rms_norm"
+    named = dict(zip(("weight", "eps") if is_rms else ("weight", "bias", "eps"), args, strict=False)) | kwargs
+    if named.get("weight") is not None or named.get("bias") is not None:
+        raise unsupported(
+            func,
+            "it has a weight for each position of the map, as a position embedding has, and visible patches may lie "
+            "anywhere; normalize with weights for channels, as nn.GroupNorm(1, channels) does, or without "
+            "(elementwise_affine=False)",
+        )
+    if not set(layout.space) <= set(axes):
+        raise unsupported(
+            func,
+            "it normalizes along one spatial axis and not the others, and rows and columns run through hidden patches",
+        )
+    whole = tuple(map(value_of, shape_of_whole(execution, x)[axes[0] :]))
+    if whole != shape:
+        raise unsupported(func, f"it normalizes {shape} and the map is {whole}; give x.shape[1:]")
+    eps = named.get("eps")
+    if is_rms:
+        eps = torch.finfo(x.dtype).eps if eps is None else eps
+        spread = call(execution, torch.mean, call(execution, torch.square, x), dim=axes, keepdim=True)
+    else:
+        eps = 1e-5 if eps is None else eps
+        spread, mean = call(execution, torch.var_mean, x, dim=axes, unbiased=False, keepdim=True)
+        x = call(execution, torch.sub, x, mean)
+    scale = call(execution, torch.rsqrt, call(execution, torch.add, spread, eps))
+    return call(execution, torch.mul, x, scale)  # type: ignore[no-any-return]
 
 
 @Execution.register(F.prelu, torch.prelu, torch.Tensor.prelu)
