@@ -122,7 +122,7 @@ ORDERLESS: dict[str, Function] = {
     "prod": lambda x: x * x.flatten(2).prod(-1)[..., None, None],
     "any": lambda x: x * (x > 1).flatten(2).any(-1)[..., None, None],
 }
-"""Statistics of the visible positions that have a rule where each position lies in one patch."""
+"""Statistics of the visible positions in any order."""
 
 PRODUCTS: dict[str, Function] = {
     "einsum_1x1": lambda x: torch.einsum("bchw,dc->bdhw", x, constant(8, 8)),
@@ -205,6 +205,66 @@ WINDOWS: dict[str, Function] = {
     "lp_pool_of_the_map": lambda x: x * F.lp_pool2d(x, 2, (x.shape[2], x.shape[3])),
 }
 
+
+def group_norm(x: Tensor, groups: int = 2) -> Tensor:
+    """Normalize groups of channels, as written by hand."""
+    merged = x.view(x.shape[0], groups, -1)
+    merged = (merged - merged.mean(-1, keepdim=True)) / (merged.var(-1, keepdim=True) + 1e-5).sqrt()
+    return merged.view(x.shape)
+
+
+def quantized(x: Tensor) -> Tensor:
+    """Replace each position by the nearest row of a codebook, as vector quantization is written."""
+    last, book = x.permute(0, 2, 3, 1).contiguous(), constant(5, 8)
+    flat = last.view(-1, 8)
+    distance = flat.pow(2).sum(1, keepdim=True) + book.pow(2).sum(1) - 2 * flat @ book.t()
+    nearest = F.embedding(distance.argmin(1), book).view(last.shape)
+    return (last + (nearest - last).detach()).permute(0, 3, 1, 2)
+
+
+MERGED: dict[str, Function] = {
+    "group_norm": group_norm,
+    "group_norm_of_samples": lambda x: (lambda y: (y - y.mean(1, True)).reshape(x.shape))(
+        x.reshape(x.shape[0] * 2, -1)
+    ),
+    "instance_norm": lambda x: (lambda y: (y - y.mean(1, True)).view_as(x))(x.reshape(x.shape[0] * x.shape[1], -1)),
+    "layer_norm": lambda x: (lambda y: (y - y.mean(1, True)).view(x.shape))(x.flatten(1)),
+    "layer_norm_of_everything": lambda x: F.layer_norm(x, x.shape[1:]),
+    "layer_norm_flat": lambda x: (lambda y: F.layer_norm(y, y.shape[1:]).view(x.shape))(x.flatten(1)),
+    "rms_norm_of_everything": lambda x: F.rms_norm(x, x.shape[1:]),
+    "statistics": lambda x: x * x.view(x.shape[0], -1).std(1).view(-1, 1, 1, 1),
+    "linear": channels_last(lambda x: F.linear(x.reshape(-1, 8), constant(8, 8)).view(x.shape)),
+    "linear_flattened": channels_last(lambda x: (x.flatten(0, 2) @ constant(8, 8)).unflatten(0, x.shape[:3])),
+    "batch_norm": channels_last(lambda x: F.batch_norm(x.reshape(-1, 8), None, None, training=True).view(x.shape)),
+    "softmax": channels_last(lambda x: x.reshape(-1, 8).softmax(1).reshape(x.shape)),
+    "transposed": lambda x: (lambda y: (y * 2).transpose(1, 2).relu().transpose(1, 2).reshape(x.shape))(
+        x.view(x.shape[0], 2, -1)
+    ),
+    "sizes": lambda x: (lambda y: y.view(x.shape) * (y.ndim + y.shape[1]))(x.view(x.shape[0], 2, -1)),
+    "quantized": quantized,
+}
+"""Reshapes that merge samples or positions with other axes, and what usually follows."""
+
+RESAMPLED: dict[str, Function] = {
+    "larger_than_a_patch": lambda x: F.avg_pool2d(F.interpolate(x, scale_factor=2), 2),
+    "larger_smoothly": lambda x: F.avg_pool2d(F.interpolate(x, scale_factor=2, mode="bilinear"), 2),
+    "by_area": lambda x: F.interpolate(F.interpolate(x, scale_factor=2, mode="area"), size=x.shape[2:], mode="area"),
+    "to_its_own_size": lambda x: (
+        F.interpolate(x, size=x.shape[2:], mode="bilinear", align_corners=True) + F.interpolate(x, scale_factor=1)
+    ),
+    "replicated": lambda x: F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), constant(8, 8, 3, 3)),
+    "replicated_pooled": lambda x: F.max_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1),
+}
+"""Resampling and padding that look at neighbors, or at none."""
+
+PER_IMAGE: dict[str, Function] = {
+    "vector": lambda x: x * torch.linspace(1, 2, len(x), dtype=x.dtype).view(-1, 1, 1, 1),
+    "vector_of_ones": lambda x: x * (x.new_ones(x.shape[0])[:, None, None, None] + 1),
+    "of_channels": lambda x: x + torch.ones(x.shape[0], x.shape[1], 1, 1, dtype=x.dtype),
+    "of_channels_last": channels_last(lambda x: x * torch.ones(x.shape[0], dtype=x.dtype).reshape(-1, 1, 1, 1)),
+}
+"""Values per image that a network makes as a vector."""
+
 WORKING: dict[str, Function] = {
     f"{kind}-{name}": function
     for kind, functions in (
@@ -214,6 +274,9 @@ WORKING: dict[str, Function] = {
         ("product", PRODUCTS),
         ("places", PLACES),
         ("windows", WINDOWS),
+        ("merged", MERGED),
+        ("resampled", RESAMPLED),
+        ("per_image", PER_IMAGE),
     )
     for name, function in functions.items()
 }

@@ -455,7 +455,10 @@ def test_dense_fallback_of_coarse_maps() -> None:
 
 REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "stride that straddles": (lambda self, x: F.avg_pool2d(x, 3), "cannot be cut into a grid|does not divide a patch"),
-    "mirrored": (lambda self, x: F.avg_pool2d(F.pad(x, (1, 1, 1, 1), "reflect"), 3, 2), "reflect padding has no rule"),
+    "mirrored": (
+        lambda self, x: F.avg_pool2d(F.pad(x, (1, 1, 1, 1), "reflect"), 3, 2),
+        "reflect padding has no",
+    ),
     "maxima of some": (lambda self, x: F.max_pool2d(x, 1, 2), "passes over positions"),
     "fine and coarse": (lambda self, x: x * F.max_pool2d(x, 2)[..., :1, :1], "picks out samples or positions"),
     "maps of two scales": (lambda self, x: x + F.max_pool2d(x, 2), "several patches"),

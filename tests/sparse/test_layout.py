@@ -443,7 +443,7 @@ MIXING = {
     "glu": lambda x: F.glu(x, 0),
     "channel_shuffle_channels_last": channels_last(lambda x: F.channel_shuffle(x, x.shape[1])),
     "channel_shuffle_samples_second": lambda x: F.channel_shuffle(x.transpose(0, 1), x.shape[0]).transpose(0, 1),
-    "layer_norm_of_space": lambda x: F.layer_norm(x, x.shape[1:]),
+    "layer_norm_of_rows": lambda x: F.layer_norm(x, x.shape[3:]),
     "linear_of_space": lambda x: F.linear(x, constant(x.shape[-1], x.shape[-1])),
     "matmul_of_space": lambda x: x @ constant(x.shape[-1], x.shape[-1]),
     "matmul_from_the_left": lambda x: constant(x.shape[2], x.shape[2]) @ x,

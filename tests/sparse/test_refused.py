@@ -213,7 +213,7 @@ MIXING = {
     "pool_of_one_axis": Case(lambda x: F.avg_pool1d(x[:, 0], 1), "avg_pool1d"),
     "bilinear": Case(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True), "interpolate"),
     "bilinear_positional": Case(lambda x: F.interpolate(x, None, 2, "bicubic", True), "interpolate"),
-    "area": Case(lambda x: F.interpolate(x, scale_factor=1, mode="area"), "interpolate"),
+    "area": Case(lambda x: F.interpolate(x, scale_factor=1.5, mode="area"), "interpolate"),
     "upsample_module": Case(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), "interpolate"),
     "upsample_by_one_and_a_half": Case(lambda x: F.interpolate(x, scale_factor=1.5), "interpolate"),
     "circular_one_side": Case(lambda x: F.pad(x, (1, 0, 0, 0), "circular"), "pad"),
@@ -244,7 +244,7 @@ MIXING = {
     "conv_bias_of_the_input": Case(lambda x: F.conv2d(x, constant(8, 8, 1, 1), x.mean((1, 2, 3))), "conv2d"),
     "conv_with_the_input": Case(lambda x: F.conv2d(constant(1, 8, 9, 9), x), "conv2d"),
     "bilinear_form": Case(lambda x: F.bilinear(x, x, constant(8, *[x.shape[-1].value] * 2)), "bilinear"),  # type: ignore[attr-defined]
-    "layer_norm_of_space": Case(lambda x: F.layer_norm(x, x.shape[1:]), "layer_norm"),
+    "layer_norm_of_rows": Case(lambda x: F.layer_norm(x, x.shape[3:]), "layer_norm"),
     "layer_norm_native": Case(
         channels_last(lambda x: torch.native_layer_norm(x, (8,), None, None, 1e-5)[0]), "native_layer_norm"
     ),

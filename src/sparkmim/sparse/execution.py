@@ -27,6 +27,9 @@ from .reasons import reason_for
 from .reduction import Reduction
 from .registry import UNDERSTAND_SIZES, WAITING, Rule, factory_for, register, rule_for
 
+MADE_OUTSIDE = "_sparkmim_made_outside"
+"""Attribute of a tensor that a network has made in a run of tensors, all of them from outside the input."""
+
 
 class Execution(TorchFunctionMode):
     """Answers the functions that a network calls on tensors that descend from its input.
@@ -311,6 +314,10 @@ class Execution(TorchFunctionMode):
     def _note_constant(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Remember that a result of tensors from outside the input is traced (see `hides_input`)."""
         if not self.compiling:
+            made = [tensor for tensor in tensors_in(result) if self.grid_shape[0] in tensor.shape]
+            if made and all(_is_from_outside(value) for value in tensors_in((args, kwargs))):
+                for tensor in made:
+                    setattr(tensor, MADE_OUTSIDE, True)
             results = [tensor for tensor in tensors_in(result) if tensor.grad_fn is not None]
             if results and not any(self.hides_input(value) for value in tensors_in((args, kwargs))):
                 self.note_constants(results)
@@ -469,6 +476,11 @@ def map_tensors(function: Any, values: Any) -> Any:
         parts = [map_tensors(function, value) for value in values]
         return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)
     return values
+
+
+def _is_from_outside(tensor: Tensor) -> bool:
+    """Return whether a tensor surely does not descend from the input, as the output of a scripted module may."""
+    return tensor.ndim == 0 or isinstance(tensor, torch.nn.Parameter) or hasattr(tensor, MADE_OUTSIDE)
 
 
 def _no_state() -> None:

@@ -14,6 +14,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from itertools import product
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +32,10 @@ MEASURED = (
 
 SMALLEST_LOST = 5
 """Whole numbers below it are common as constants, and not looked for among the numbers that meet a tensor."""
+
+
+FEWEST_LOST = 16
+"""Products of the extents of single axes below it are not looked for either."""
 
 
 class Extent:
@@ -78,8 +83,17 @@ class Extent:
         return float(self.value)
 
     def _lose(self) -> None:
-        """Note a number of positions, or one computed from sizes. (The extent of one axis may be any constant.)"""
+        """Note a number of positions, or one computed from sizes.
+
+        The extent of one axis may be any constant; once those of all axes have left, their product is a number of
+        positions.
+        """
         if self.degrees and sum(self.degrees) < len(self.told.grid):
+            self.told.axes.setdefault(self.degrees, set()).add(self.value)
+            if all(unit(axis) in self.told.axes for axis in range(len(self.told.grid))):
+                for extents in product(*[self.told.axes[unit(axis)] for axis in range(len(self.told.grid))]):
+                    if math.prod(extents) >= FEWEST_LOST:
+                        self.told.lost.update((math.prod(extents), 1 / math.prod(extents)))
             return
         for number in (self.value, math.sqrt(abs(self.value))):
             if number >= SMALLEST_LOST or number % 1:
@@ -245,6 +259,7 @@ class Told:
         grid: patches along each axis of the image whose sizes it is told. (A check of a rectangle of visible patches
             tells it those of the rectangle.)
         lost: sizes that it has made ordinary numbers of, and numbers near at hand that are computed from these.
+        axes: extents of single axes that it has made ordinary numbers of, by their degrees.
         read: whether it has read any size of a map.
         plain: whether it is told sizes of the tensors at hand as ordinary numbers, as Dynamo tells them. (A pass in
             this way, compared with an ordinary one, shows whether a network can be compiled.)
@@ -253,6 +268,7 @@ class Told:
     def __init__(self, grid: Sequence[int]) -> None:
         self.grid = tuple(grid)
         self.lost: set[float] = set()
+        self.axes: dict[Degrees, set[float]] = {}
         self.read = False
         self.plain = False
 

@@ -22,6 +22,7 @@ from ..layout import Layout
 from ..reduction import Reduction
 from ..shared.over_space import OverPositions
 from ..window import Window, of_one_position
+from .cut import CutLayout
 from .edges import around_positions
 from .moments import NEUTRAL, Moments, at_least_single, count, deviation
 from .orderless import over_visible
@@ -51,8 +52,11 @@ class CoarseExecution(WholeMaps):
             return deviation(Moments.of(at_least_single(x), visible, axes), axes, reduce, x.dtype)
         if name in ("norm", "vector_norm") and reduce.arguments.get("p", reduce.arguments.get("ord", 2)) <= 0:
             raise unsupported(reduce.function, "a norm of that order has no rule where positions hold several patches")
-        if isinstance(reduce, OverPositions):
-            return over_visible(reduce, x, visible, axes, self._fewest(layout.flattened or [x.shape[a] for a in axes]))
+        function: Any = reduce
+        if isinstance(function, OverPositions):
+            extents = layout.flattened or [x.shape[axis] for axis in layout.space]
+            size = layout.sizes(extents) if isinstance(layout, CutLayout) else extents
+            return over_visible(function, x, visible, axes, self._fewest(size))
         if name not in NEUTRAL:
             raise unsupported(reduce.function, "it has no rule where positions hold several patches")
         return reduce(torch.where(visible, x, NEUTRAL[name]), axes)

@@ -294,6 +294,12 @@ def _reshape(execution: Execution, func: Any, input: Tensor, shape: Sequence[Any
         return waiting
     out, extents = found
     if any(extent % 1 for extent in extents):
+        if any(extent % 1 and Fraction(extent).numerator != 1 for extent in extents):
+            raise unsupported(
+                func,
+                f"reshaping {tuple(shape_of_whole(execution, input))} to {tuple(new)} makes cells that straddle "
+                "patches; use a larger patch size",
+            )
         return execution.reshaped_coarser(func, input, new)
     local = [int(extent) for extent in extents]
     if math.prod(local) != input.numel():

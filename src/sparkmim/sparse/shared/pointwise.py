@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import OUTSIDER, unsupported
-from ..execution import Execution
+from ..execution import MADE_OUTSIDE, Execution
 from ..extent import MEASURED, Extent, MapSize, value_of
 from ..functions import attributes_named, functions_named, operators_in_place, operators_named
 from ..layout import Layout
@@ -170,6 +170,8 @@ def pointwise(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any
     if execution.told.read and not execution.plain_sizes:
         args = tuple(operand(execution, func, value) for value in args)
         kwargs = {name: operand(execution, func, value) for name, value in kwargs.items()}
+    if execution.grid_shape[0] > 1:
+        args = _with_values_per_image(execution, args)
     layout, ndim = broadcast_layout(execution, func, [*args, *kwargs.values()])
     if "out" in kwargs or func in IN_PLACE:
         target = kwargs.get("out", args[0])
@@ -180,6 +182,32 @@ def pointwise(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any
     if out.ndim != ndim:
         raise unsupported(func, f"its result has {out.ndim} axes instead of {ndim}")
     return execution.mark(out, layout)
+
+
+def _with_values_per_image(execution: Execution, operands: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return operands, of which those made outside the input with one entry an image hold values per image.
+
+    As what a network draws by `torch.rand(len(x))` and reshapes. It is aligned with the samples as broadcasting aligns
+    it in the ordinary network; nothing else there has as many entries along that axis.
+    """
+    images, ndim = execution.grid_shape[0], max((t.ndim for t in operands if isinstance(t, Tensor)), default=0)
+    lead = next((t for t in operands if isinstance(t, Tensor) and execution.layout(t) is not None), None)
+    layout = execution.layout(lead)
+    if lead is None or layout is None:
+        return operands
+    batch = layout.batch + ndim - lead.ndim
+    space = [axis + ndim - lead.ndim for axis in layout.space]
+
+    def repeated(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not hasattr(value, MADE_OUTSIDE) or execution.layout(value) is not None:
+            return value
+        own = batch - (ndim - value.ndim)
+        varies = any(a >= ndim - value.ndim and value.shape[a - (ndim - value.ndim)] != 1 for a in space)
+        if own < 0 or value.shape[own] != images or varies:
+            return value
+        return execution.mark(execution.all_rows(value, own), Layout(layout.origin, own, ()))
+
+    return tuple(map(repeated, operands))
 
 
 def operand(execution: Execution, func: Any, value: Any) -> Any:

@@ -42,7 +42,11 @@ def reduction(execution: Execution, func: Any, input: Tensor, *args: Any, **kwar
     if arguments.pop("out", None) is not None:
         raise unsupported(func, "it writes into a tensor that does not descend from the input")
     if dims is None or dims == ():
-        raise unsupported(func, "it reduces all axes, samples included")
+        raise unsupported(
+            func,
+            "it reduces all axes, samples included, and an image must not depend on the others of its batch; name the "
+            "axes, as in x.mean((1, 2, 3), keepdim=True)",
+        )
     axes = tuple(d % input.ndim for d in ((dims,) if isinstance(dims, int) else dims))
     reduce = Reduction(func, keep, arguments)
     unfinished = execution.unfinished(input)
@@ -50,7 +54,11 @@ def reduction(execution: Execution, func: Any, input: Tensor, *args: Any, **kwar
         return continued(execution, reduce, unfinished, axes)
     layout = own_layout(execution, func, input)
     if layout.batch in axes:
-        raise unsupported(func, "it mixes images")
+        raise unsupported(
+            func,
+            "it mixes images, and an image must not depend on the others of its batch; of what does so nonetheless, "
+            "F.batch_norm has a rule",
+        )
     spatial = [a for a in layout.space if a in axes]
     if spatial and len(spatial) != len(layout.space):
         return begun(execution, reduce, input, layout, axes)
