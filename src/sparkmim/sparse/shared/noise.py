@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..execution import Execution
+from ..execution import MADE_OUTSIDE, Execution
 from ..extent import of_whole_map, value_of
 from ..functions import functions_named
 from ..layout import Layout
@@ -32,6 +32,7 @@ def new_tensor(execution: Execution, func: Any, input: Tensor, *shape: Any, **kw
     meaning = _meaning(execution, sizes, channels=layout.batch == 0 and len(sizes) == input.ndim)
     if meaning is None:
         out: Tensor = func(input, of_whole_map(tuple(sizes)), *of_whole_map(others), **of_whole_map(kwargs))
+        setattr(out, MADE_OUTSIDE, True)
         return out  # a constant: should it vary over samples or positions after all, combining it with a map raises
     return _made(execution, *meaning, lambda local: func(input, local, *of_whole_map(others), **of_whole_map(kwargs)))
 
