@@ -29,10 +29,12 @@ from .levels import (
     NotProportionalError,
     measure_levels,
     pyramid,
+    suggested_size,
 )
 from .networks import spatial_dims
 from .probe import Probe
-from .stages import Findings, find_stages, proportional
+from .stages import Findings, find_stages
+from .steps import gains, proportional
 from .taps import StageTaps
 from .trace import Trace, record
 from .user_code import code_of
@@ -46,12 +48,15 @@ MOST_CHECKED_IMAGES = 128
 """Of a batch of training that a check compares: as many small images take as long as ten of 224 pixels."""
 
 
-FINDING_SIZES = {1: (4096, 6720, 32768, 53760, 322560), 2: (512, 672, 480, 720, 2048, 3360, 8192)}
-"""Image sizes on which stages are looked for, by number of dimensions (2 stands for more): until the deepest map still
-has a few positions, and every map is the image's size divided by a stride."""
+FINDING_SIZES = {1: 8192, 2: 1024, 3: 1024}
+"""Size of the image on which stages are looked for first, by number of dimensions. The deepest map must have as many
+positions as its stride has pixels, and all maps must be the image's size divided by a stride."""
+
+HUGE_SIZES = {1: 1 << 22, 2: 1 << 20, 3: 1 << 13}
+"""Size of an image whose maps tell strides well enough to find a size that all of them divide."""
 
 COMPUTED_FINDING_SIZES = {1: (4096, 6720, 32768), 2: (128, 224, 240, 512), 3: (32, 48, 64)}
-"""The same for networks that must be computed."""
+"""Sizes for networks that must be computed, or that take no large images."""
 
 
 class _Reading(NamedTuple):
@@ -62,7 +67,7 @@ class _Reading(NamedTuple):
     offered: int
     chosen: list[int]
     levels: list[Level]
-    unaligned: bool
+    unaligned: str | None
     overlooked: list[str]
     ended: str | None
 
@@ -252,7 +257,7 @@ class Backbone:
         """
         self._taps, self._alignment, self._chosen = None, alignment, None
         ended = None
-        unaligned = False
+        unaligned: str | None = None
         if stages is not None:
             self._taps = StageTaps(self.module, stages)
         elif not hasattr(self.module, "forward_intermediates"):
@@ -266,10 +271,9 @@ class Backbone:
             passes[tuple(size)] = self._run_to_last_stage(size)
             return passes[tuple(size)].maps
 
-        others = (2, 4, 8) if self._probe.computes else ()
         sizes = PROBE_SIZES[:5] if unaligned else self._probe_sizes()  # no size helps where only padding does
         try:
-            everything = measure_levels(run, self.dims, name, sizes, others)
+            everything = measure_levels(run, self.dims, name, sizes, lambda: self._probe.computes)
         except Exception as error:
             if not isinstance(error, ValueError):
                 self._probe.raise_computed(lambda image, _: self(image))
@@ -286,7 +290,7 @@ class Backbone:
         if alignment is not None:
             alignment.padded.clear()  # while stages were looked for, the classifier ran too
         larger = self._run_to_last_stage([2 * s for s in size])
-        _, astray, _ = proportional(passes[size].trace, larger.trace, size)
+        astray = proportional(passes[size].trace, larger.trace, size).unaligned
         used = passes[size].trace.used.difference(*[passes[size].reached[index] for index in chosen])
         overlooked = [n for n, p in self.module.named_parameters() if p.requires_grad and n in used]
         offered = len({level.stride for level in everything})
@@ -327,40 +331,61 @@ class Backbone:
 
     def _find_stages(self, full: bool) -> tuple[Findings, str | None]:
         """Return the stages of the network, and how its forward pass ended if it did so in an error."""
-        best: tuple[Findings, Trace, int] | None = None
+        best: tuple[Findings, Trace] | None = None
         error: Exception | None = None
         for extent in self._finding_sizes():
-            size = (extent,) * self.dims
-            trace, image = self._run_to_end(size)
-            larger, _ = self._run_to_end([2 * extent] * self.dims)
-            found = find_stages(trace, larger, image, size, full)
+            trace, larger, image = self._run_twice(extent)
+            found = find_stages(trace, larger, image, (extent,) * self.dims, full)
             error = error or larger.error
             if found.stages and (best is None or _rank(found) > _rank(best[0])):
-                best = found, larger, extent
-            if found.stages and (found.unaligned or (found.last_fits and found.smallest > 2)):
+                best = found, larger
+            if found.stages and (found.unaligned or (found.last_fits and self._is_certain(found))):
                 break
-        name = type(self.module).__name__
         if best is None:
-            children = ", ".join(child for child, _ in self.module.named_children())
-            reason = error or (
-                f"no submodule of {name} gives a feature map (1, C, *size) of an image"
-                + ("" if full else ", but for maps of stride 1, which levels=1 admits")
-            )
-            raise NotProportionalError(
-                f"{name} does not offer its feature maps, and they cannot be found by running it ({reason}); name the "
-                f"submodules that end its stages: sparkmim.Backbone(module, stages=[...]), of {children}, or deeper "
-                "ones"
-            ) from error
-        found, trace, extent = best
+            raise self._nothing_found(error, full) from error
+        found, trace = best
         ended = None if trace.error is None else " ".join(str(trace.error).split())[:200]
         return found, ended
 
+    def _run_twice(self, extent: int) -> tuple[Trace, Trace, int]:
+        """Return what the network computes of an image, and of one twice as large; and see :meth:`_run_to_end`."""
+        trace, image = self._run_to_end((extent,) * self.dims)
+        larger, _ = self._run_to_end((2 * extent,) * self.dims)
+        return trace, larger, image
+
+    def _is_certain(self, found: Findings) -> bool:
+        """Return whether no other strides give maps of the sizes that were found."""
+        return found.smallest > 2 if self._probe.computes else found.smallest >= max(map(max, found.strides))
+
     def _finding_sizes(self) -> Iterator[int]:
-        for size in FINDING_SIZES[min(self.dims, 2)]:
-            if not self._probe.computes:
-                yield size
-        if self._probe.computes:
-            yield from COMPUTED_FINDING_SIZES[self.dims]
+        if not self._probe.computes:
+            yield FINDING_SIZES[self.dims]
+        if not self._probe.computes:
+            huge = HUGE_SIZES[self.dims]
+            trace, larger, _ = self._run_twice(huge)
+            extent = suggested_size(gains(trace, larger, huge))
+            if extent:
+                yield extent
+        yield from COMPUTED_FINDING_SIZES[self.dims]
+
+    def _nothing_found(self, error: Exception | None, full: bool) -> NotProportionalError:
+        """Return the error for a network in which no stages are found."""
+        name = type(self.module).__name__
+        children = ", ".join(child for child, _ in self.module.named_children())
+        if isinstance(error, TypeError) and f"{name}.forward()" in str(error):
+            return NotProportionalError(
+                f"{name} does not run on images alone ({error}); expected a network whose forward pass takes one "
+                "tensor of images: wrap it in a module whose forward calls it with what else it needs, or pass the "
+                f"part of it that takes images, of {children}"
+            )
+        reason = error or (
+            f"no submodule of {name} gives a feature map (1, C, *size) of an image"
+            + ("" if full else ", but for maps of stride 1, which levels=1 admits")
+        )
+        return NotProportionalError(
+            f"{name} does not offer its feature maps, and they cannot be found by running it ({reason}); name the "
+            f"submodules that end its stages: sparkmim.Backbone(module, stages=[...]), of {children}, or deeper ones"
+        )
 
     def _notes(self, reading: _Reading) -> list[str]:
         name = type(self.module).__name__
