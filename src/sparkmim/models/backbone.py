@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -23,16 +23,16 @@ from .dataflow import leaves
 from .levels import (
     COMPUTED_SIZES,
     MAX_LEVELS,
-    PROBE_PATCHES,
     PROBE_SIZES,
     Level,
     NotProportionalError,
+    SomeSizesError,
     measure_levels,
     pyramid,
     suggested_size,
 )
 from .networks import spatial_dims
-from .probe import Probe
+from .probe import MadeParametersError, MustComputeError, Probe
 from .stages import Findings, find_stages
 from .steps import gains, proportional
 from .taps import StageTaps
@@ -68,6 +68,7 @@ class _Reading(NamedTuple):
     chosen: list[int]
     levels: list[Level]
     unaligned: str | None
+    lost: str | None
     overlooked: list[str]
     ended: str | None
 
@@ -139,6 +140,8 @@ class Backbone:
         self.in_chans = in_chans
         self.dims = spatial_dims(module) if dims is None else dims
         self._probe = Probe(module, in_chans)
+        self._meta_does = False  # whether an error on meta tensors turned out to be the network's own
+        self._verified: tuple[int, ...] = ()  # size of an image that the network runs on
         self._taps: StageTaps | None = None
         self._chosen: list[int] | None = None  # indices of the kept maps among all that the network offers
         self._alignment: Alignment | None = None
@@ -275,9 +278,12 @@ class Backbone:
         try:
             everything = measure_levels(run, self.dims, name, sizes, lambda: self._probe.computes)
         except Exception as error:
-            if not isinstance(error, ValueError):
-                self._probe.raise_computed(lambda image, _: self(image))
-            raise
+            if isinstance(error, (NotProportionalError, SomeSizesError, MadeParametersError)):
+                raise
+            if not self._probe.failed_for_meta(lambda image, _: self(image)):
+                raise
+            passes.clear()
+            everything = measure_levels(run, self.dims, name, COMPUTED_SIZES[self.dims], lambda: True)
         chosen = pyramid(everything, MAX_LEVELS if count is None else count)
         if count is not None and len(chosen) < count:
             raise ValueError(
@@ -289,12 +295,23 @@ class Backbone:
         size = tuple(passes)[-1]
         if alignment is not None:
             alignment.padded.clear()  # while stages were looked for, the classifier ran too
-        larger = self._run_to_last_stage([2 * s for s in size])
-        astray = proportional(passes[size].trace, larger.trace, size).unaligned
+        astray = self._unaligned(passes[size].trace, size)
         used = passes[size].trace.used.difference(*[passes[size].reached[index] for index in chosen])
         overlooked = [n for n, p in self.module.named_parameters() if p.requires_grad and n in used]
         offered = len({level.stride for level in everything})
-        return _Reading(self._taps, alignment, offered, chosen, self.levels, unaligned or astray, overlooked, ended)
+        self._verified = size
+        lost = None if astray else unaligned
+        return _Reading(
+            self._taps, alignment, offered, chosen, self.levels, unaligned or astray, lost, overlooked, ended
+        )
+
+    def _unaligned(self, trace: Trace, size: tuple[int, ...]) -> str | None:
+        """Return the first convolution or pooling before the last map whose own map is not aligned, if there is one."""
+        try:
+            larger = self._run_to_last_stage([2 * s for s in size])
+        except Exception:  # a network that takes no larger images
+            return None
+        return proportional(trace, larger.trace, size).unaligned
 
     def _probe_sizes(self) -> Iterator[int]:
         """Yield the sizes on which levels are measured, fewer once the network turns out to be computed."""
@@ -327,14 +344,25 @@ class Backbone:
             with nullcontext() if self._alignment is None else self._alignment:
                 return record(self.module, lambda: self.module(image), self.dims, names), id(source)
 
-        return self._probe(size, use)
+        trace, image = self._probe(size, use)
+        if trace.error is not None and not self._probe.computes and not self._meta_does:
+            small = (COMPUTED_FINDING_SIZES[self.dims][0],) * self.dims
+            on_meta, computed = (found for found, _ in self._probe.run_both(small, use))
+            self._meta_does = len(computed.events) <= len(on_meta.events)
+            self._probe.computes = not self._meta_does
+            if self._probe.computes:
+                raise MustComputeError(f"{type(self.module).__name__} needs real tensors ({trace.error})")
+        return trace, image
 
     def _find_stages(self, full: bool) -> tuple[Findings, str | None]:
         """Return the stages of the network, and how its forward pass ended if it did so in an error."""
         best: tuple[Findings, Trace] | None = None
         error: Exception | None = None
         for extent in self._finding_sizes():
-            trace, larger, image = self._run_twice(extent)
+            try:
+                trace, larger, image = self._run_twice(extent)
+            except MustComputeError:
+                continue
             found = find_stages(trace, larger, image, (extent,) * self.dims, full)
             error = error or larger.error
             if found.stages and (best is None or _rank(found) > _rank(best[0])):
@@ -362,10 +390,10 @@ class Backbone:
             yield FINDING_SIZES[self.dims]
         if not self._probe.computes:
             huge = HUGE_SIZES[self.dims]
-            trace, larger, _ = self._run_twice(huge)
-            extent = suggested_size(gains(trace, larger, huge))
-            if extent:
-                yield extent
+            with suppress(MustComputeError):
+                trace, larger, _ = self._run_twice(huge)
+                suggested = suggested_size(gains(trace, larger, huge))
+                yield from [suggested] * (suggested > 0)
         yield from COMPUTED_FINDING_SIZES[self.dims]
 
     def _nothing_found(self, error: Exception | None, full: bool) -> NotProportionalError:
@@ -399,6 +427,11 @@ class Backbone:
             notes.append(
                 f"padding is added to {_some(self.aligned, 'module')} of {name}, because patches must be aligned with "
                 "its maps: away from the border they are the unpadded network's on a shifted image"
+            )
+        if reading.lost is not None and reading.alignment is None:
+            notes.append(
+                f"the map of {reading.lost.split(':')[0] or name} is not the image's size divided by a stride, and no "
+                "padding of both sides makes it so: patches are not aligned with it, and what follows it is not trained"
             )
         if self.overlooked:
             notes.append(
@@ -497,7 +530,7 @@ class Backbone:
             return {name for key, name in names.items() if key in found}
 
         if not self._probe.computes:
-            return self._probe([PROBE_PATCHES * pixels] * self.dims, use)
+            return self._probe(self._verified, use)
         try:
             return self._probe([2 * pixels] * self.dims, use)
         except RuntimeError:  # a network that pools by 4 in a block needs larger images
