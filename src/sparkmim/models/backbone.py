@@ -141,6 +141,7 @@ class Backbone:
         self.dims = spatial_dims(module) if dims is None else dims
         self._probe = Probe(module, in_chans)
         self._meta_does = False  # whether an error on meta tensors turned out to be the network's own
+        self._ran = False  # whether a pass over the whole network has computed a map
         self._verified: tuple[int, ...] = ()  # size of an image that the network runs on
         self._taps: StageTaps | None = None
         self._chosen: list[int] | None = None  # indices of the kept maps among all that the network offers
@@ -298,6 +299,11 @@ class Backbone:
         astray = self._unaligned(passes[size].trace, size)
         used = passes[size].trace.used.difference(*[passes[size].reached[index] for index in chosen])
         overlooked = [n for n, p in self.module.named_parameters() if p.requires_grad and n in used]
+        if not set().union(*[passes[size].reached[index] for index in chosen]):
+            raise ValueError(
+                f"no feature map of {name} depends on any of its parameters, so nothing would be trained; does its "
+                "forward pass run under torch.no_grad() or torch.inference_mode()?"
+            )
         offered = len({level.stride for level in everything})
         self._verified = size
         lost = None if astray else unaligned
@@ -365,6 +371,7 @@ class Backbone:
                 continue
             found = find_stages(trace, larger, image, (extent,) * self.dims, full)
             error = error or larger.error
+            self._ran = self._ran or any(event.kind != "input" for event in larger.events)
             if found.stages and (best is None or _rank(found) > _rank(best[0])):
                 best = found, larger
             if found.stages and (found.unaligned or (found.last_fits and self._is_certain(found))):
@@ -405,6 +412,12 @@ class Backbone:
                 f"{name} does not run on images alone ({error}); expected a network whose forward pass takes one "
                 "tensor of images: wrap it in a module whose forward calls it with what else it needs, or pass the "
                 f"part of it that takes images, of {children}"
+            )
+        if error is not None and not self._ran:
+            return NotProportionalError(
+                f"{name} fails on images of other sizes than its own, before it computes a map ({error}); expected a "
+                "network that takes images of every size that its strides divide: take the check of sizes out, or pass "
+                f"the part of it that computes maps, of {children}"
             )
         reason = error or (
             f"no submodule of {name} gives a feature map (1, C, *size) of an image"
@@ -489,9 +502,10 @@ class Backbone:
             settings: of :func:`sparkmim.sparse.check`.
 
         Raises:
-            ValueError: for an image size that the patch size or the total stride does not divide.
+            ValueError: for an image size that the patch size or the total stride does not divide, or a network that has
+                no values, or cannot be copied.
         """
-        other = copied(self)
+        other = self._copied_for_check()
         size = self.resolve_patch_size(patch_size)
         shapes: list[tuple[int, ...]] = []
         if image_size is not None:
@@ -500,6 +514,28 @@ class Backbone:
             shapes.append((min(batch_size, MOST_CHECKED_IMAGES), *[2 * s for s in self.size_divisor(size)]))
         given: dict[str, Any] = {"stride": self.strides[-1], "in_chans": self.in_chans, "shapes": shapes, **settings}
         return check(other.module, other, patch_size=size, **given)
+
+    def _copied_for_check(self) -> Backbone:
+        name = type(self.module).__name__
+        if any(p.device.type == "meta" for p in self.module.parameters()):
+            raise ValueError(
+                f"parameters of {name} are on the device meta and have no values to check; use "
+                "network.to_empty(device='cpu'), and initialize or load them"
+            )
+        other = copied(self)
+        patched = next((n for n, part in other.module.named_modules() if "forward" in vars(part)), None)
+        if patched is None:
+            return other
+        other._probe = Probe(other.module, self.in_chans)
+        other._probe.computes = self._probe.computes
+        with suppress(Exception):  # a network that mixes the copy's parameters with its own
+            if other._reached(None) == self._reached(None):
+                return other
+        raise ValueError(
+            f"a copy of {name} would call the network itself, because the forward method of "
+            f"{f'its module {patched!r}' if patched else 'the module'} was replaced by a function that is bound to it; "
+            "replace it in a subclass, or by types.MethodType(function, module) (and compile by module.compile())"
+        )
 
     def unreached_parameters(self, levels: int | None = None) -> list[str]:
         """Return the names of trainable parameters that none of the deepest `levels` maps (all of them) depends on.

@@ -23,6 +23,7 @@ of these runs draw it in the same order; noise that is a number an image is draw
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -31,6 +32,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..utils.devices import out_of_memory
+from ..utils.modules import preserved_attributes
 from ..utils.random import seed_everything, seeded
 from .check_report import FLOOR, GRADIENT_TOLERANCE, TOLERANCE, CheckReport, CheckResult
 from .dense.execution import MaskedDenseExecution
@@ -44,6 +47,8 @@ from .run import run
 from .twin import GarbageAfterConvolutions
 
 Features = Callable[[Tensor], Any]
+
+_OF_DTYPES = re.compile("scalar type|dtype|should be the same|Double", re.IGNORECASE)
 
 FEWEST_PIXELS = 8192
 """Of the images of a check, by default."""
@@ -87,12 +92,14 @@ def check(
         batch: images, each with a mask of its own; by default two, or more if patches are small: batch norms of a few
             positions make large differences of rounding.
         modes: of "eval" and "train".
-        dtype: precision; the tolerance depends on it, or on a lower one that the network itself converts maps to.
+        dtype: precision; the tolerance depends on it, or on a lower one that the network itself converts maps to. A
+            network that does not run in float64 is checked in float32.
         seed: of images, masks and randomized parameters.
         shapes: numbers of images and their sizes, `(images, *size)`, on each of which "size" is compared too.
 
     Raises:
-        ValueError: for a grid that does not fit the stride, or a size that does not.
+        ValueError: for a grid that does not fit the stride, or a size that does not, or a network that does not run on
+            the images.
     """
     unit = [math.lcm(p, s) // p for p, s in zip(patch_size, stride or patch_size, strict=True)]
     first = 12 if len(unit) == 1 else 3  # a variance needs more than one visible position of a signal
@@ -104,12 +111,21 @@ def check(
     features = network if features is None else features
     with seeded(seed, network):
         generator = torch.Generator().manual_seed(seed)
-        network.to(dtype)
+        convert(network, dtype)
         size = [g * p for g, p in zip(grid, patch_size, strict=True)]
         batch = batch or max(2, math.ceil(FEWEST_PIXELS / math.prod(size)))
         images = _images((batch, in_chans, *size), network, dtype, generator)
         with _LowestPrecision(dtype) as computed:
-            randomize(network, features, images, generator)
+            try:
+                randomize(network, features, images, generator)
+            except Exception as error:
+                if dtype != torch.float64 or _OF_DTYPES.search(str(error)) is None:
+                    raise _not_run(network, size, error) from error
+                dtype = torch.float32  # a network that converts its input, or makes tensors of this dtype
+                convert(network, dtype)
+                images = images.to(dtype)
+                randomize(network, features, images, generator)
+                computed.dtype = dtype
         runner = _Runner(network, features, images, patch_size, unit, seed)
         results = []
         for mode in modes:
@@ -133,6 +149,29 @@ def require_multiples(size: Sequence[int], unit: Sequence[int]) -> None:
             f"image size {' x '.join(map(str, size))} is not divisible by {' x '.join(map(str, unit))}, as patches and "
             f"the total stride need; use {nearest}, for example"
         )
+
+
+def _not_run(network: nn.Module, size: Sequence[int], error: Exception) -> Exception:
+    """Return what to raise for a network that does not run on the images of a check."""
+    if out_of_memory(error):
+        return error
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return ValueError(
+        f"{type(network).__name__} does not run on the images of the check, {' x '.join(map(str, size))} pixels "
+        f"({reason}); if it takes only multiples of a number, use a patch size of that many pixels"
+    )
+
+
+def convert(network: nn.Module, dtype: torch.dtype) -> None:
+    """Convert the parameters and buffers of a network, complex ones to complex numbers of that precision."""
+    complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
+
+    def converted(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(complex_dtype)
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    network._apply(converted)
 
 
 def _images(shape: Sequence[int], network: nn.Module, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
@@ -162,7 +201,8 @@ def _at_size(
     network: nn.Module, features: Features, shape: Sequence[int], in_chans: int, patch_size: Sequence[int], seed: int
 ) -> CheckResult:
     """Compare feature maps with nothing hidden, on images of a size, in evaluation mode and float32."""
-    network.float().eval()
+    convert(network, torch.float32)
+    network.eval()
     count, *size = shape
     tolerance = TOLERANCE[torch.float32], GRADIENT_TOLERANCE[torch.float32]
     images = _images((count, in_chans, *size), network, torch.float32, torch.Generator().manual_seed(seed))
@@ -170,7 +210,7 @@ def _at_size(
     grid = PatchGrid(visible.to(images.device), math.prod(visible.shape[1:]))
     with ExpectedNoise():
         try:
-            ours = _maps(SparseExecution, grid, network, images, features)
+            ours = _maps(SparseExecution, grid, network, images.clone(), features)
         except UnsupportedOperation as error:
             return CheckResult("size", "eval", *tolerance, error=str(error), shape=tuple(shape))
         deviation = _deviation(ours, list(_as_list(features(images))))
@@ -185,7 +225,7 @@ def randomize(network: nn.Module, features: Features, images: Tensor, generator:
     """
     with torch.no_grad():
         for name, p in network.named_parameters():
-            if p.min() == p.max():
+            if p.is_floating_point() and p.numel() and p.min() == p.max():
                 low, high = (-0.2, 0.2) if name.endswith("bias") else (0.5, 1.0)
                 p.copy_(torch.empty(p.shape, dtype=p.dtype).uniform_(low, high, generator=generator))
     for module in network.modules():
@@ -197,11 +237,19 @@ def randomize(network: nn.Module, features: Features, images: Tensor, generator:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0
-    with torch.no_grad():
-        network.train()
-        features(images)
+    kept = {name: b.clone() for name, b in network.named_buffers() if "running" not in name}
+    try:
+        with torch.no_grad():
+            network.train()
+            features(images.clone())  # which a network may write into
+    finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+    with torch.no_grad():
+        for name, b in network.named_buffers():  # flags and counts: the first pass of training is to be checked
+            if name in kept and kept[name].shape == b.shape:
+                b.copy_(kept[name])
+        for norm in norms:
             assert norm.running_mean is not None
             assert norm.running_var is not None
             shift, scale = torch.randn(2, *norm.running_mean.shape, generator=generator).to(norm.running_mean)
@@ -268,7 +316,7 @@ class _Runner:
         self.network.zero_grad(set_to_none=True)
         images = images.detach().clone().requires_grad_()
         seed_everything(self.seed)  # for stochastic depth
-        with ExpectedNoise():
+        with ExpectedNoise(), preserved_attributes(self.network):
             return self._differentiated(images, visible, kind, told, last_stands_in, state)
 
     def _differentiated(
@@ -281,12 +329,13 @@ class _Runner:
         state: list[Tensor],
     ) -> _Pass:
         try:
+            given = images.clone()  # no leaf, as networks may write into it
             if visible is None or kind is None:
-                maps = _as_list(self.features(images))
+                maps = _as_list(self.features(given))
                 numbers = [m.numel() for m in maps]
             else:
                 grid = PatchGrid(visible.to(images.device), int(visible[0].sum()))
-                maps = _maps(kind, grid, self.network, images, self.features, told, last_stands_in)
+                maps = _maps(kind, grid, self.network, given, self.features, told, last_stands_in)
                 numbers = [int(mask_at(visible, m.shape[2:]).sum()) * m.shape[1] for m in maps]
             # Gradients of a fixed function of the maps, each visible value counting alike. (Scaled, for sines of large
             # numbers would hold nothing but rounding.)
@@ -300,11 +349,12 @@ class _Runner:
                 for m, number in zip(maps, numbers, strict=True)
             )
             assert isinstance(total, Tensor)
+            # Before backward, where checkpointing may update them once more.
+            statistics = [b.detach().clone() for n, b in self.network.named_buffers() if "running" in n]
             total.backward()
             gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-            assert images.grad is not None
-            statistics = [b.detach().clone() for n, b in self.network.named_buffers() if "running" in n]
-            return _Pass([m.detach() for m in maps], [*gradients, images.grad], statistics)
+            gradient = torch.zeros_like(images) if images.grad is None else images.grad  # of a stem under no_grad
+            return _Pass([m.detach() for m in maps], [*gradients, gradient], statistics)
         finally:
             for buffer, before in zip(self.network.buffers(), state, strict=True):
                 buffer.copy_(before)
