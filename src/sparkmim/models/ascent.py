@@ -161,7 +161,8 @@ def without_heads(flow: Dataflow, outer: list[Step], end: Step) -> list[Step]:
         outer: the steps that may be stages.
         end: the last map of the deepest resolution.
     """
-    everywhere = set.intersection(*[{step.event.module, *step.event.within} for step in outer])
+    inner = [step for step in outer if step.event.module or step.event.kind == "function"]
+    everywhere = set.intersection(*[{step.event.module, *step.event.within} for step in inner])
     parts = set(end.event.within) - everywhere
     kept: list[Step] = []
     last = {end.event.node: 1}

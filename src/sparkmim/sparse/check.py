@@ -23,16 +23,13 @@ of these runs draw it in the same order; noise that is a number an image is draw
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from ..utils.devices import out_of_memory
 from ..utils.modules import preserved_attributes
 from ..utils.random import seed_everything, seeded
 from .check_report import FLOOR, GRADIENT_TOLERANCE, TOLERANCE, CheckReport, CheckResult
@@ -41,14 +38,10 @@ from .errors import UnsupportedOperation
 from .execution import Execution
 from .expectation import ExpectedNoise
 from .grid import PatchGrid, mask_at
-from .overrides import draws_positions
 from .packed.execution import SparseExecution
+from .prepared import Features, convert, prepare
 from .run import run
 from .twin import GarbageAfterConvolutions
-
-Features = Callable[[Tensor], Any]
-
-_OF_DTYPES = re.compile("scalar type|dtype|should be the same|Double", re.IGNORECASE)
 
 FEWEST_PIXELS = 8192
 """Of the images of a check, by default."""
@@ -111,29 +104,19 @@ def check(
     features = network if features is None else features
     with seeded(seed, network):
         generator = torch.Generator().manual_seed(seed)
-        convert(network, dtype)
         size = [g * p for g, p in zip(grid, patch_size, strict=True)]
         batch = batch or max(2, math.ceil(FEWEST_PIXELS / math.prod(size)))
         images = _images((batch, in_chans, *size), network, dtype, generator)
-        with _LowestPrecision(dtype) as computed:
-            try:
-                randomize(network, features, images, generator)
-            except Exception as error:
-                if dtype != torch.float64 or _OF_DTYPES.search(str(error)) is None:
-                    raise _not_run(network, size, error) from error
-                dtype = torch.float32  # a network that converts its input, or makes tensors of this dtype
-                convert(network, dtype)
-                images = images.to(dtype)
-                randomize(network, features, images, generator)
-                computed.dtype = dtype
+        dtype, computed = prepare(network, features, images, dtype, generator)
+        images = images.to(dtype)
         runner = _Runner(network, features, images, patch_size, unit, seed)
         results = []
         for mode in modes:
             network.train(mode == "train")
             names = [name for name in _PROPERTIES if name != "hidden" or any(u > 1 for u in unit)]
-            results += [_compared(name, mode, runner, computed.dtype) for name in names]
+            results += [_compared(name, mode, runner, computed) for name in names]
         results += [_at_size(network, features, shape, in_chans, patch_size, seed) for shape in shapes]
-    return CheckReport(results, computed.dtype)
+    return CheckReport(results, computed)
 
 
 def require_multiples(size: Sequence[int], unit: Sequence[int]) -> None:
@@ -149,29 +132,6 @@ def require_multiples(size: Sequence[int], unit: Sequence[int]) -> None:
             f"image size {' x '.join(map(str, size))} is not divisible by {' x '.join(map(str, unit))}, as patches and "
             f"the total stride need; use {nearest}, for example"
         )
-
-
-def _not_run(network: nn.Module, size: Sequence[int], error: Exception) -> Exception:
-    """Return what to raise for a network that does not run on the images of a check."""
-    if out_of_memory(error):
-        return error
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
-    return ValueError(
-        f"{type(network).__name__} does not run on the images of the check, {' x '.join(map(str, size))} pixels "
-        f"({reason}); if it takes only multiples of a number, use a patch size of that many pixels"
-    )
-
-
-def convert(network: nn.Module, dtype: torch.dtype) -> None:
-    """Convert the parameters and buffers of a network, complex ones to complex numbers of that precision."""
-    complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
-
-    def converted(tensor: Tensor) -> Tensor:
-        if tensor.is_complex():
-            return tensor.to(complex_dtype)
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-    network._apply(converted)
 
 
 def _images(shape: Sequence[int], network: nn.Module, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
@@ -215,68 +175,6 @@ def _at_size(
             return CheckResult("size", "eval", *tolerance, error=str(error), shape=tuple(shape))
         deviation = _deviation(ours, list(_as_list(features(images))))
     return CheckResult("size", "eval", *tolerance, deviation, 0.0, 0.0, shape=tuple(shape))
-
-
-def randomize(network: nn.Module, features: Features, images: Tensor, generator: torch.Generator) -> None:
-    """Randomize constant parameters and running statistics, so that every branch of a network counts.
-
-    Running statistics are near those of the images: with any others activations grow from layer to layer, and gates
-    (sigmoids of huge numbers) make large differences of rounding.
-    """
-    with torch.no_grad():
-        for name, p in network.named_parameters():
-            if p.is_floating_point() and p.numel() and p.min() == p.max():
-                low, high = (-0.2, 0.2) if name.endswith("bias") else (0.5, 1.0)
-                p.copy_(torch.empty(p.shape, dtype=p.dtype).uniform_(low, high, generator=generator))
-    for module in network.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        if draws_positions(module):  # what DropBlock drops of a cropped image is no crop of what it drops of the whole
-            module.register_forward_pre_hook(_in_evaluation)
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0
-    kept = {name: b.clone() for name, b in network.named_buffers() if "running" not in name}
-    try:
-        with torch.no_grad():
-            network.train()
-            features(images.clone())  # which a network may write into
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-    with torch.no_grad():
-        for name, b in network.named_buffers():  # flags and counts: the first pass of training is to be checked
-            if name in kept and kept[name].shape == b.shape:
-                b.copy_(kept[name])
-        for norm in norms:
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            shift, scale = torch.randn(2, *norm.running_mean.shape, generator=generator).to(norm.running_mean)
-            norm.running_var.add_(norm.running_var.mean())
-            norm.running_mean.add_(0.2 * shift * norm.running_var.sqrt())
-            norm.running_var.mul_(1 + 0.5 * scale.tanh())
-
-
-def _in_evaluation(module: nn.Module, args: Any) -> None:
-    module.eval()
-
-
-class _LowestPrecision(TorchFunctionMode):
-    """Notes whether a network converts what has the precision `dtype` to float32, as some norms always do."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        first = args[0] if args else None
-        if isinstance(first, Tensor) and isinstance(out, Tensor) and first.dtype == torch.float64:
-            self.dtype = torch.float32 if out.dtype == torch.float32 else self.dtype
-        return out
 
 
 class _Runner:
