@@ -146,15 +146,10 @@ def _between(steps: list[Step], trunk: list[Step], end: Step) -> set[str]:
 
 def _end(flow: Dataflow, outer: list[Step], steps: list[Step], ascent: Ascent) -> Step:
     """Return the last map of the deepest resolution, but for a classifier's or a decoder's."""
-    if ascent.parallel:  # what goes down and up again within a block is no resolution of the network
-        blocks = {step.event.module for step in steps if step.event.kind == "output" and step.event.module}
-        outer = [step for step in outer if not blocks.intersection(step.event.within)] or outer
-        pixels = max(step.pixels for step in outer)
-    elif ascent.goes_up:
+    if ascent.goes_up:
         outer = without_necks(flow, outer, _top(outer, steps), ascent.risen)
-        pixels = max(step.pixels for step in outer)
-    else:
-        pixels = _deepest_of_all(outer)
+    goes_down = ascent.rise is None
+    pixels = _deepest_of_all(outer) if goes_down else max(step.pixels for step in outer)
     here = [step for step in outer if step.pixels == pixels]
     widest, least = 0, 2 if ascent.goes_up else 8  # classes are few; a decoder is narrower than the encoder's end
     end = here[-1]
