@@ -268,7 +268,9 @@ class Backbone:
         except Exception as error:
             if isinstance(error, (NotProportionalError, SomeSizesError, MadeParametersError)):
                 raise
-            if not self._probe.failed_for_meta(lambda image, _: self(image)):
+            if not self._probe.failed_for_meta(
+                lambda image, _: self(image), (COMPUTED_SIZES[self.dims][0],) * self.dims
+            ):
                 raise
             passes.clear()
             everything = measure_levels(run, self.dims, name, COMPUTED_SIZES[self.dims], lambda: True)

@@ -8,7 +8,7 @@ from contextlib import nullcontext, suppress
 from torch import Tensor, nn
 
 from .alignment import Alignment
-from .levels import NotProportionalError, suggested_size
+from .levels import HUGE_SIZES, NotProportionalError, suggested_size
 from .probe import MustComputeError, Probe
 from .stages import Findings, find_stages
 from .steps import gains
@@ -17,9 +17,6 @@ from .trace import Trace, record
 FINDING_SIZES = {1: 8192, 2: 1024, 3: 1024}
 """Size of the image on which stages are looked for first, by number of dimensions. The deepest map must have as many
 positions as its stride has pixels, and all maps must be the image's size divided by a stride."""
-
-HUGE_SIZES = {1: 1 << 22, 2: 1 << 20, 3: 1 << 13}
-"""Size of an image whose maps tell strides well enough to find a size that all of them divide."""
 
 COMPUTED_FINDING_SIZES = {1: (4096, 6720, 32768), 2: (128, 224, 240, 512), 3: (32, 48, 64)}
 """Sizes for networks that must be computed, or that take no large images."""

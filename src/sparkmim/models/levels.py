@@ -18,8 +18,11 @@ PROBE_SIZES = (224, 256, 240, 288, 360, 1024, 1120, 1920, 4096, 5760, 40320, 322
 """Image sizes tried in turn for a first estimate of the strides, which needs a size that all of them divide. On meta
 tensors a large one costs no more than a small one."""
 
+HUGE_SIZES = {1: 1 << 22, 2: 1 << 20, 3: 1 << 13}
+"""Size of an image whose maps tell strides well enough to find a size that all of them divide."""
+
 COMPUTED_SIZES = {1: PROBE_SIZES[:-1], 2: PROBE_SIZES[:6], 3: (64, 96, 80, 112, 144)}
-"""The same for networks that must be computed, by number of dimensions."""
+"""The same as :data:`PROBE_SIZES` for networks that must be computed, by number of dimensions."""
 
 PROBE_PATCHES = 16
 """Patches along an axis of the images that verify the estimate, because a map's size may divide one image's by chance.
@@ -74,9 +77,9 @@ def measure_levels(
     tried: list[str] = []
     failures: list[Exception] = []
     suggested = 0
-    for extent in chain(sizes, (0, 0)):
+    for extent in chain(sizes, (HUGE_SIZES[dims], 0)):
         size = extent or suggested
-        if not size or (computes() and not extent):
+        if not size or (computes() and extent in (HUGE_SIZES[dims], 0)):
             break
         try:
             maps = run((size,) * dims)

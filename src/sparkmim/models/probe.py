@@ -55,7 +55,7 @@ class Probe:
         self.module, self.in_chans = module, in_chans
         # A scripted part keeps its tensors where they cannot be exchanged.
         self.computes = any(isinstance(part, torch.jit.ScriptModule) for part in module.modules())
-        self.failed: tuple[int, ...] | None = None  # size of the last image that a run on meta tensors failed for
+        self.failed: tuple[int, ...] | None = None  # size of the smallest image that a run on meta tensors failed for
 
     def __call__(self, size: Sequence[int], use: Callable[[Tensor, Mapping[int, str]], Result]) -> Result:
         """Return what `use` makes of a blank image, in evaluation mode and with gradients switched on.
@@ -77,22 +77,27 @@ class Probe:
                 return self._run(size, use, meta=True)
             except Exception as error:
                 if not needs_values(error):
-                    self.failed = tuple(size)
+                    if self.failed is None or math.prod(size) < math.prod(self.failed):
+                        self.failed = tuple(size)
                     raise
                 self.computes = True
                 if math.prod(size) > MOST_PIXELS:
                     raise MustComputeError(f"{type(self.module).__name__} needs real tensors ({error})") from error
         return self._run(size, use, meta=False)
 
-    def failed_for_meta(self, use: Callable[[Tensor, Mapping[int, str]], object]) -> bool:
+    def failed_for_meta(self, use: Callable[[Tensor, Mapping[int, str]], object], size: Sequence[int]) -> bool:
         """Repeat the run that failed with real tensors; return whether it succeeds, and have all later ones use them.
+
+        Args:
+            use: of the run.
+            size: of an image that may be computed, if all that failed are too large.
 
         Raises:
             Exception: what the network raises then, which says more.
         """
-        if self.computes or self.failed is None or math.prod(self.failed) > MOST_PIXELS:
+        if self.computes or self.failed is None:
             return False
-        self._run(self.failed, use, meta=False)
+        self._run(self.failed if math.prod(self.failed) <= MOST_PIXELS else size, use, meta=False)
         self.computes = True
         return True
 
