@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -20,19 +20,20 @@ from ..utils.copies import copied
 from ..utils.logging import log
 from .alignment import Alignment
 from .dataflow import leaves
+from .finding import StageFinder
 from .levels import (
     COMPUTED_SIZES,
     MAX_LEVELS,
-    PROBE_PATCHES,
     PROBE_SIZES,
     Level,
     NotProportionalError,
+    SomeSizesError,
     measure_levels,
     pyramid,
 )
 from .networks import spatial_dims
-from .probe import Probe
-from .stages import Findings, find_stages, proportional
+from .probe import MadeParametersError, Probe
+from .steps import proportional
 from .taps import StageTaps
 from .trace import Trace, record
 from .user_code import code_of
@@ -46,14 +47,6 @@ MOST_CHECKED_IMAGES = 128
 """Of a batch of training that a check compares: as many small images take as long as ten of 224 pixels."""
 
 
-FINDING_SIZES = {1: (4096, 6720, 32768, 53760, 322560), 2: (512, 672, 480, 720, 2048, 3360, 8192)}
-"""Image sizes on which stages are looked for, by number of dimensions (2 stands for more): until the deepest map still
-has a few positions, and every map is the image's size divided by a stride."""
-
-COMPUTED_FINDING_SIZES = {1: (4096, 6720, 32768), 2: (128, 224, 240, 512), 3: (32, 48, 64)}
-"""The same for networks that must be computed."""
-
-
 class _Reading(NamedTuple):
     """A way to read maps from a network, and what is known of them; see the attributes of :class:`Backbone`."""
 
@@ -62,7 +55,8 @@ class _Reading(NamedTuple):
     offered: int
     chosen: list[int]
     levels: list[Level]
-    unaligned: bool
+    unaligned: str | None
+    lost: str | None
     overlooked: list[str]
     ended: str | None
 
@@ -134,6 +128,8 @@ class Backbone:
         self.in_chans = in_chans
         self.dims = spatial_dims(module) if dims is None else dims
         self._probe = Probe(module, in_chans)
+        self._finder = StageFinder(module, self.dims, self._probe)
+        self._verified: tuple[int, ...] = ()  # size of an image that the network runs on
         self._taps: StageTaps | None = None
         self._chosen: list[int] | None = None  # indices of the kept maps among all that the network offers
         self._alignment: Alignment | None = None
@@ -252,11 +248,11 @@ class Backbone:
         """
         self._taps, self._alignment, self._chosen = None, alignment, None
         ended = None
-        unaligned = False
+        unaligned: str | None = None
         if stages is not None:
             self._taps = StageTaps(self.module, stages)
         elif not hasattr(self.module, "forward_intermediates"):
-            found, ended = self._find_stages(full=count is not None)
+            found, ended = self._finder.find(full=count is not None, alignment=alignment)
             self._taps = StageTaps(self.module, found.stages)
             unaligned = found.unaligned
         name = type(self.module).__name__
@@ -266,14 +262,18 @@ class Backbone:
             passes[tuple(size)] = self._run_to_last_stage(size)
             return passes[tuple(size)].maps
 
-        others = (2, 4, 8) if self._probe.computes else ()
         sizes = PROBE_SIZES[:5] if unaligned else self._probe_sizes()  # no size helps where only padding does
         try:
-            everything = measure_levels(run, self.dims, name, sizes, others)
+            everything = measure_levels(run, self.dims, name, sizes, lambda: self._probe.computes)
         except Exception as error:
-            if not isinstance(error, ValueError):
-                self._probe.raise_computed(lambda image, _: self(image))
-            raise
+            if isinstance(error, (NotProportionalError, SomeSizesError, MadeParametersError)):
+                raise
+            if not self._probe.failed_for_meta(
+                lambda image, _: self(image), (COMPUTED_SIZES[self.dims][0],) * self.dims
+            ):
+                raise
+            passes.clear()
+            everything = measure_levels(run, self.dims, name, COMPUTED_SIZES[self.dims], lambda: True)
         chosen = pyramid(everything, MAX_LEVELS if count is None else count)
         if count is not None and len(chosen) < count:
             raise ValueError(
@@ -285,12 +285,28 @@ class Backbone:
         size = tuple(passes)[-1]
         if alignment is not None:
             alignment.padded.clear()  # while stages were looked for, the classifier ran too
-        larger = self._run_to_last_stage([2 * s for s in size])
-        _, astray, _ = proportional(passes[size].trace, larger.trace, size)
+        astray = self._unaligned(passes[size].trace, size)
         used = passes[size].trace.used.difference(*[passes[size].reached[index] for index in chosen])
         overlooked = [n for n, p in self.module.named_parameters() if p.requires_grad and n in used]
+        if not set().union(*[passes[size].reached[index] for index in chosen]):
+            raise ValueError(
+                f"no feature map of {name} depends on any of its parameters, so nothing would be trained; does its "
+                "forward pass run under torch.no_grad() or torch.inference_mode()?"
+            )
         offered = len({level.stride for level in everything})
-        return _Reading(self._taps, alignment, offered, chosen, self.levels, unaligned or astray, overlooked, ended)
+        self._verified = size
+        lost = None if astray else unaligned
+        return _Reading(
+            self._taps, alignment, offered, chosen, self.levels, unaligned or astray, lost, overlooked, ended
+        )
+
+    def _unaligned(self, trace: Trace, size: tuple[int, ...]) -> str | None:
+        """Return the first convolution or pooling before the last map whose own map is not aligned, if there is one."""
+        try:
+            larger = self._run_to_last_stage([2 * s for s in size])
+        except Exception:  # a network that takes no larger images
+            return None
+        return proportional(trace, larger.trace, size).unaligned
 
     def _probe_sizes(self) -> Iterator[int]:
         """Yield the sizes on which levels are measured, fewer once the network turns out to be computed."""
@@ -314,66 +330,23 @@ class Backbone:
 
         return self._probe(size, use)
 
-    def _run_to_end(self, size: Sequence[int]) -> tuple[Trace, int]:
-        """Run the network on a blank image; return what it computes, and the id of the image in the autograd graph."""
-
-        def use(image: Tensor, names: Mapping[int, str]) -> tuple[Trace, int]:
-            assert image.grad_fn is not None
-            source = image.grad_fn.next_functions[0][0].variable  # type: ignore[union-attr]
-            with nullcontext() if self._alignment is None else self._alignment:
-                return record(self.module, lambda: self.module(image), self.dims, names), id(source)
-
-        return self._probe(size, use)
-
-    def _find_stages(self, full: bool) -> tuple[Findings, str | None]:
-        """Return the stages of the network, and how its forward pass ended if it did so in an error."""
-        best: tuple[Findings, Trace, int] | None = None
-        error: Exception | None = None
-        for extent in self._finding_sizes():
-            size = (extent,) * self.dims
-            trace, image = self._run_to_end(size)
-            larger, _ = self._run_to_end([2 * extent] * self.dims)
-            found = find_stages(trace, larger, image, size, full)
-            error = error or larger.error
-            if found.stages and (best is None or _rank(found) > _rank(best[0])):
-                best = found, larger, extent
-            if found.stages and (found.unaligned or (found.last_fits and found.smallest > 2)):
-                break
-        name = type(self.module).__name__
-        if best is None:
-            children = ", ".join(child for child, _ in self.module.named_children())
-            reason = error or (
-                f"no submodule of {name} gives a feature map (1, C, *size) of an image"
-                + ("" if full else ", but for maps of stride 1, which levels=1 admits")
-            )
-            raise NotProportionalError(
-                f"{name} does not offer its feature maps, and they cannot be found by running it ({reason}); name the "
-                f"submodules that end its stages: sparkmim.Backbone(module, stages=[...]), of {children}, or deeper "
-                "ones"
-            ) from error
-        found, trace, extent = best
-        ended = None if trace.error is None else " ".join(str(trace.error).split())[:200]
-        return found, ended
-
-    def _finding_sizes(self) -> Iterator[int]:
-        for size in FINDING_SIZES[min(self.dims, 2)]:
-            if not self._probe.computes:
-                yield size
-        if self._probe.computes:
-            yield from COMPUTED_FINDING_SIZES[self.dims]
-
     def _notes(self, reading: _Reading) -> list[str]:
         name = type(self.module).__name__
         notes = []
         if reading.ended is not None:
             notes.append(
-                f"the forward pass of {name} ends in an error on images of other sizes than its own ({reading.ended}); "
-                f"the maps before that are used: {', '.join(self.stages)}"
+                f"the forward pass of {name} ends in an error ({reading.ended}), as of a classifier of images of one "
+                f"size; the maps before that are used: {', '.join(self.stages)}"
             )
         if self.aligned:
             notes.append(
                 f"padding is added to {_some(self.aligned, 'module')} of {name}, because patches must be aligned with "
                 "its maps: away from the border they are the unpadded network's on a shifted image"
+            )
+        if reading.lost is not None and reading.alignment is None:
+            notes.append(
+                f"the map of {reading.lost.split(':')[0] or name} is not the image's size divided by a stride, and no "
+                "padding of both sides makes it so: patches are not aligned with it, and what follows it is not trained"
             )
         if self.overlooked:
             notes.append(
@@ -431,9 +404,10 @@ class Backbone:
             settings: of :func:`sparkmim.sparse.check`.
 
         Raises:
-            ValueError: for an image size that the patch size or the total stride does not divide.
+            ValueError: for an image size that the patch size or the total stride does not divide, or a network that has
+                no values, or cannot be copied.
         """
-        other = copied(self)
+        other = self._copied_for_check()
         size = self.resolve_patch_size(patch_size)
         shapes: list[tuple[int, ...]] = []
         if image_size is not None:
@@ -442,6 +416,28 @@ class Backbone:
             shapes.append((min(batch_size, MOST_CHECKED_IMAGES), *[2 * s for s in self.size_divisor(size)]))
         given: dict[str, Any] = {"stride": self.strides[-1], "in_chans": self.in_chans, "shapes": shapes, **settings}
         return check(other.module, other, patch_size=size, **given)
+
+    def _copied_for_check(self) -> Backbone:
+        name = type(self.module).__name__
+        if any(p.device.type == "meta" for p in self.module.parameters()):
+            raise ValueError(
+                f"parameters of {name} are on the device meta and have no values to check; use "
+                "network.to_empty(device='cpu'), and initialize or load them"
+            )
+        other = copied(self)
+        patched = next((n for n, part in other.module.named_modules() if "forward" in vars(part)), None)
+        if patched is None:
+            return other
+        other._probe = Probe(other.module, self.in_chans)
+        other._probe.computes = self._probe.computes
+        with suppress(Exception):  # a network that mixes the copy's parameters with its own
+            if other._reached(None) == self._reached(None):
+                return other
+        raise ValueError(
+            f"a copy of {name} would call the network itself, because the forward method of "
+            f"{f'its module {patched!r}' if patched else 'the module'} was replaced by a function that is bound to it; "
+            "replace it in a subclass, or by types.MethodType(function, module) (and compile by module.compile())"
+        )
 
     def unreached_parameters(self, levels: int | None = None) -> list[str]:
         """Return the names of trainable parameters that none of the deepest `levels` maps (all of them) depends on.
@@ -472,15 +468,11 @@ class Backbone:
             return {name for key, name in names.items() if key in found}
 
         if not self._probe.computes:
-            return self._probe([PROBE_PATCHES * pixels] * self.dims, use)
+            return self._probe(self._verified, use)
         try:
             return self._probe([2 * pixels] * self.dims, use)
         except RuntimeError:  # a network that pools by 4 in a block needs larger images
             return self._probe([8 * pixels] * self.dims, use)
-
-
-def _rank(found: Findings) -> tuple[bool, int]:
-    return found.last_fits, len(found.stages)
 
 
 def _some(names: Sequence[str], what: str, most: int = 8) -> str:

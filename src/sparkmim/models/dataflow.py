@@ -21,6 +21,11 @@ def leaves_of(nodes: Iterable[Node]) -> set[int]:
     return {id(node.variable) for node in _order(nodes) if hasattr(node, "variable")}
 
 
+def behind(nodes: Iterable[Node]) -> set[Node]:
+    """Return all nodes that the results of `nodes` depend on, with themselves."""
+    return set(_order(nodes))
+
+
 def _order(nodes: Iterable[Node]) -> list[Node]:
     """Return all nodes that the results of `nodes` depend on, with themselves, each after those it depends on."""
     done: dict[Node, None] = {}
@@ -72,6 +77,25 @@ class Dataflow:
                 if parent is not None and self._ways[parent]:
                     onward[parent] = onward.get(parent, 0) + ways
         return found
+
+    def follows_from(self, target: Node, source: Node) -> bool:
+        """Return whether `target` is computed from `source` alone: by no parameter, and from nothing before it."""
+        seen = {source}
+        stack = [target]
+        while stack:
+            node = stack.pop()
+            if node is None or node in seen:
+                continue
+            if hasattr(node, "variable"):
+                return False
+            seen.add(node)
+            stack.extend(parent for parent, _ in node.next_functions)
+        return True
+
+    def trained(self) -> set[Node]:
+        """Return the nodes that depend on another leaf than the network's input."""
+        values = {node: 1 for node in self.order if hasattr(node, "variable") and id(node.variable) != self.source}
+        return {node for node, value in self.largest(values).items() if value}
 
     def largest(self, values: Mapping[Node, int]) -> dict[Node, int]:
         """Return for each node the largest value among those of itself and of what it depends on."""

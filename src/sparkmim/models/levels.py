@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from torch import Tensor
@@ -16,12 +18,23 @@ PROBE_SIZES = (224, 256, 240, 288, 360, 1024, 1120, 1920, 4096, 5760, 40320, 322
 """Image sizes tried in turn for a first estimate of the strides, which needs a size that all of them divide. On meta
 tensors a large one costs no more than a small one."""
 
+HUGE_SIZES = {1: 1 << 22, 2: 1 << 20, 3: 1 << 13}
+"""Size of an image whose maps tell strides well enough to find a size that all of them divide."""
+
 COMPUTED_SIZES = {1: PROBE_SIZES[:-1], 2: PROBE_SIZES[:6], 3: (64, 96, 80, 112, 144)}
-"""The same for networks that must be computed, by number of dimensions."""
+"""The same as :data:`PROBE_SIZES` for networks that must be computed, by number of dimensions."""
 
 PROBE_PATCHES = 16
 """Patches along an axis of the images that verify the estimate, because a map's size may divide one image's by chance.
-That many tell strides apart that differ by a sixteenth."""
+That many tell strides apart that differ by a sixteenth; on meta tensors there are more than a patch has pixels, which
+tell all apart."""
+
+FEW_PATCHES = (2, 4, 8)
+"""Patches along the other axes, where such an image must be computed. The fewest are taken that the network runs on:
+one that pools by 4 in a block needs four."""
+
+MULTIPLES = (1, 2, 4, 8, 16)
+"""Of the size of those images, for networks that take multiples of a number which their maps do not show."""
 
 
 class Level(NamedTuple):
@@ -35,12 +48,16 @@ class NotProportionalError(ValueError):
     """Raised where maps are not the image's size divided by a stride, or are not found; padding may help."""
 
 
+class SomeSizesError(ValueError):
+    """Raised where a network runs on images of some sizes alone."""
+
+
 def measure_levels(
     run: Callable[[Sequence[int]], Sequence[object]],
     dims: int,
     network: str,
     sizes: Iterable[int] = PROBE_SIZES,
-    others: Sequence[int] = (2, 4, 8),
+    computes: Callable[[], bool] = lambda: False,
 ) -> list[Level]:
     """Return the channels and stride of each map, in the network's order.
 
@@ -48,26 +65,31 @@ def measure_levels(
         run: returns the network's maps of a blank image of the given size.
         dims: number of spatial dimensions.
         network: its name in errors.
-        sizes: to try, of an image along each axis.
-        others: patches along the other axes of the images that verify the estimate; the fewest are taken that the
-            network runs on (one that pools by 4 in a block needs four). If empty, one image verifies all axes.
+        sizes: to try, of an image along each axis. If none fits, one is tried that the sizes of the maps suggest.
+        computes: tells whether the network is computed, so that the images that verify an estimate must be small.
 
     Raises:
         NotProportionalError: if no size gives strides that hold for other sizes.
+        SomeSizesError: if it runs on a size, but not on those that verify its strides.
         ValueError: if the network returns something else than maps `(1, C, *size)`, or nothing.
         Exception: what the network raises, if it runs on none of the sizes.
     """
     tried: list[str] = []
     failures: list[Exception] = []
-    for extent in sizes:
+    suggested = 0
+    for extent in chain(sizes, (HUGE_SIZES[dims], 0)):
+        size = extent or suggested
+        if not size or (computes() and extent in (HUGE_SIZES[dims], 0)):
+            break
         try:
-            maps = run((extent,) * dims)
+            maps = run((size,) * dims)
         except Exception as error:  # too small an image for a deep network, for example
             failures.append(error)
             continue
-        levels = _measure((extent,) * dims, maps, network, tried)
-        if levels is not None and _hold(levels, run, network, tried, others):
+        levels = _measure((size,) * dims, maps, network, tried)
+        if levels is not None and _hold(levels, size, run, network, tried, computes()):
             return levels
+        suggested = suggested_size([(size, e) for m in maps if isinstance(m, Tensor) for e in m.shape[2:]])
     if not tried:
         raise failures[0]
     raise NotProportionalError(
@@ -76,40 +98,87 @@ def measure_levels(
     )
 
 
+def suggested_size(extents: Iterable[tuple[int, int]]) -> int:
+    """Return the size of an image that is large enough to tell all strides, and that all of them divide; 0 if none is.
+
+    Args:
+        extents: that of an image, and what a map has of it: its own, or what it gains for as many more pixels. Small
+            maps tell a stride but roughly, which the size that it suggests tells better.
+    """
+    strides = Counter(round(image / extent) for image, extent in extents if 0 < extent <= image)
+    whole = 1
+    for stride, _ in strides.most_common():
+        if math.lcm(whole, stride) <= LARGEST_STRIDE:
+            whole = math.lcm(whole, stride)
+    return whole * distinct_patches(whole) if strides else 0
+
+
+LARGEST_STRIDE = 8192
+"""Of images that are suggested by :func:`suggested_size`."""
+
+
+def distinct_patches(patch: int) -> int:
+    """Return so many patches, an even number, that maps of no two strides up to a patch's pixels have one size."""
+    return max(PROBE_PATCHES, 2 * (patch // 2 + 1))
+
+
 def verifying_size(levels: Sequence[Level]) -> tuple[int, ...]:
     """Return the size of an image that tells strides apart along every axis.
 
     An even number of patches, as some networks attend within windows of two positions.
     """
     patch = math.lcm(*[s for level in levels for s in level.stride])
-    return tuple((PROBE_PATCHES + 2 * axis) * patch for axis in range(len(levels[0].stride)))
+    patches = distinct_patches(patch)
+    return tuple((patches + 2 * axis) * patch for axis in range(len(levels[0].stride)))
 
 
 def _hold(
     levels: list[Level],
+    extent: int,
     run: Callable[[Sequence[int]], Sequence[object]],
     network: str,
     tried: list[str],
-    others: Sequence[int],
+    computes: bool,
 ) -> bool:
-    """Return whether strides are those of oblong images, too."""
-    size = verifying_size(levels)
-    if not others:
-        return _measure(size, run(size), network, tried) == levels
-    patch = size[0] // PROBE_PATCHES
-    for axis in range(len(size)):
-        for few in others:
-            oblong = [(PROBE_PATCHES if a == axis else few) * patch for a in range(len(size))]
-            try:
-                maps = run(oblong)
-            except Exception:
-                if few == others[-1]:
-                    raise
-            else:
-                break
-        if _measure(oblong, maps, network, tried) != levels:
+    """Return whether strides that images of an extent suggest are those of oblong images, too.
+
+    Raises:
+        SomeSizesError: if the network does not run on any of those.
+    """
+    dims = len(levels[0].stride)
+    patch = math.lcm(*[s for level in levels for s in level.stride])
+    if not computes:
+        few = tuple((PROBE_PATCHES + 2 * axis) * patch for axis in range(dims))
+        sizes = [verifying_size(levels), *[tuple(m * f for f in few) for m in MULTIPLES]]
+        size, maps = _first_that_runs(sizes, extent, run, network)
+        return _measure(size, maps, network, tried) == levels
+    for axis in range(dims):
+        sizes = [tuple((PROBE_PATCHES if a == axis else n) * patch for a in range(dims)) for n in FEW_PATCHES]
+        size, maps = _first_that_runs(sizes, extent, run, network)
+        if _measure(size, maps, network, tried) != levels:
             return False
     return True
+
+
+def _first_that_runs(
+    sizes: Sequence[tuple[int, ...]], extent: int, run: Callable[[Sequence[int]], Sequence[object]], network: str
+) -> tuple[tuple[int, ...], Sequence[object]]:
+    """Return the first of several sizes that a network runs on, and its maps.
+
+    Raises:
+        SomeSizesError: if there is none, with the network's reason.
+    """
+    for size in sizes:
+        try:
+            return size, run(size)
+        except Exception as error:
+            failure = error
+    shown = " x ".join([str(extent)] * len(sizes[0]))
+    reason = " ".join(str(failure).split())[:200]
+    raise SomeSizesError(
+        f"{network} runs on images of {shown}, but not on others, as of {' x '.join(map(str, size))} ({reason}); "
+        "expected a network that takes images of every size that its strides divide, oblong ones too"
+    ) from failure
 
 
 def _measure(size: Sequence[int], maps: Sequence[object], network: str, tried: list[str]) -> list[Level] | None:

@@ -28,6 +28,17 @@ _NEEDS_VALUES = re.compile("meta|numpy|data pointer|storage|item\\(\\)", re.IGNO
 
 CONTAINERS = (dict, OrderedDict, list, set, deque)
 
+MOST_PIXELS = 1 << 20
+"""Of an image that is computed because meta tensors turned out not to do."""
+
+
+class MustComputeError(Exception):
+    """Raised where a network turns out to need real tensors, for an image that is too large for those."""
+
+
+class MadeParametersError(ValueError):
+    """Raised for a network that makes parameters in its forward pass."""
+
 
 class Probe:
     """Runs a network on blank images.
@@ -44,7 +55,7 @@ class Probe:
         self.module, self.in_chans = module, in_chans
         # A scripted part keeps its tensors where they cannot be exchanged.
         self.computes = any(isinstance(part, torch.jit.ScriptModule) for part in module.modules())
-        self.failed: tuple[int, ...] | None = None  # size of the last image that a run on meta tensors failed for
+        self.failed: tuple[int, ...] | None = None  # size of the smallest image that a run on meta tensors failed for
 
     def __call__(self, size: Sequence[int], use: Callable[[Tensor, Mapping[int, str]], Result]) -> Result:
         """Return what `use` makes of a blank image, in evaluation mode and with gradients switched on.
@@ -55,21 +66,46 @@ class Probe:
             size: spatial size of the image.
             use: takes an image `(1, in_chans, *size)` that requires gradients, and the name of each parameter by its
                 id. Both may be on the device `meta`, as may all parameters and buffers of the network while it runs.
+
+        Raises:
+            MustComputeError: if the image is large and the network turns out to need a real one.
+            MadeParametersError: if the network makes parameters in its forward pass.
+            Exception: what the network raises.
         """
         if not self.computes and self._parameter().device.type != "meta":
             try:
                 return self._run(size, use, meta=True)
             except Exception as error:
                 if not needs_values(error):
-                    self.failed = tuple(size)
+                    if self.failed is None or math.prod(size) < math.prod(self.failed):
+                        self.failed = tuple(size)
                     raise
                 self.computes = True
+                if math.prod(size) > MOST_PIXELS:
+                    raise MustComputeError(f"{type(self.module).__name__} needs real tensors ({error})") from error
         return self._run(size, use, meta=False)
 
-    def raise_computed(self, use: Callable[[Tensor, Mapping[int, str]], object]) -> None:
-        """Repeat the run that failed with real tensors, whose errors say more, unless the image is huge."""
-        if self.failed is not None and math.prod(self.failed) <= 1 << 20:
-            self._run(self.failed, use, meta=False)
+    def failed_for_meta(self, use: Callable[[Tensor, Mapping[int, str]], object], size: Sequence[int]) -> bool:
+        """Repeat the run that failed with real tensors; return whether it succeeds, and have all later ones use them.
+
+        Args:
+            use: of the run.
+            size: of an image that may be computed, if all that failed are too large.
+
+        Raises:
+            Exception: what the network raises then, which says more.
+        """
+        if self.computes or self.failed is None:
+            return False
+        self._run(self.failed if math.prod(self.failed) <= MOST_PIXELS else size, use, meta=False)
+        self.computes = True
+        return True
+
+    def run_both(
+        self, size: Sequence[int], use: Callable[[Tensor, Mapping[int, str]], Result]
+    ) -> tuple[Result, Result]:
+        """Return what `use` makes of a blank image on the device meta, and of a real one."""
+        return self._run(size, use, meta=True), self._run(size, use, meta=False)
 
     def _parameter(self) -> Tensor:
         parameters = list(self.module.parameters())
@@ -97,7 +133,18 @@ class Probe:
             )
             names = {id(p): name for name, p in self.module.named_parameters()}
             # Not the leaf itself: networks may write into their input.
-            return use(image.requires_grad_().clone(), names)
+            result = use(image.requires_grad_().clone(), names)
+            self._require_no_parameters_made(set(names.values()))
+            return result
+
+    def _require_no_parameters_made(self, names: set[str]) -> None:
+        made = [name for name, _ in self.module.named_parameters() if name not in names]
+        if made:
+            raise MadeParametersError(
+                f"{type(self.module).__name__} makes parameters in its forward pass ({', '.join(made[:4])}), which no "
+                "optimizer would know; run the network once on an image, network(torch.zeros(1, channels, *size)), and "
+                "pass it then"
+            )
 
 
 @contextmanager

@@ -11,24 +11,10 @@ import math
 from itertools import pairwise
 from typing import NamedTuple
 
+from .ascent import Ascent, find_ascent, outside_hourglasses, without_heads, without_necks
 from .dataflow import Dataflow, Node, leaves_of
+from .steps import Step, proportional
 from .trace import Event, Size, Trace
-
-WINDOWED = ("conv1d", "conv2d", "conv3d", *(f"{kind}_pool{n}d" for kind in ("max", "avg") for n in (1, 2, 3)))
-"""Functions that change the size of a map, which :class:`~sparkmim.models.alignment.Alignment` can pad."""
-
-
-class Step(NamedTuple):
-    """A map whose size is the image's, divided by a stride."""
-
-    event: Event
-    stride: Size
-    time: int
-
-    @property
-    def pixels(self) -> int:
-        """Pixels of the image in one position."""
-        return math.prod(self.stride)
 
 
 class Findings(NamedTuple):
@@ -38,14 +24,14 @@ class Findings(NamedTuple):
         stages: names of the maps, highest resolution first.
         strides: of these.
         smallest: fewest positions along an axis of the deepest map.
-        unaligned: whether a convolution or pooling gives a map that is not the image's size divided by a stride.
+        unaligned: name of a convolution or pooling whose map is not the image's size divided by a stride, or None.
         last_fits: whether the last map of all that grow with the image is the image's size divided by a stride.
     """
 
     stages: list[str]
     strides: list[Size]
     smallest: int
-    unaligned: bool
+    unaligned: str | None
     last_fits: bool
 
 
@@ -65,91 +51,64 @@ def find_stages(trace: Trace, larger: Trace, image: int, size: Size, full: bool 
     return Findings([step.event.name for step in chosen], [s.stride for s in chosen], smallest, unaligned, last_fits)
 
 
-def proportional(trace: Trace, larger: Trace, size: Size) -> tuple[list[Step], bool, bool]:
-    """Return the maps whose size is the image's divided by a stride, and see :class:`Findings`."""
-    sizes: dict[tuple[str, int], Size] = {}
-    seen: dict[str, int] = {}
-    for event in larger.events:
-        sizes[event.name, seen.setdefault(event.name, 0)] = event.size
-        seen[event.name] += 1
-    seen.clear()
-    steps: list[Step] = []
-    fitting = {size}
-    unaligned, last_fits = False, True
-    for time, event in enumerate(trace.events):
-        number = seen.setdefault(event.name, 0)
-        seen[event.name] += 1
-        other = sizes.get((event.name, number))
-        if other is None or any(b <= a or a < 1 for a, b in zip(event.size, other, strict=True)):
-            continue
-        last_fits = all(n % s == 0 and o == 2 * s for n, s, o in zip(size, event.size, other, strict=True))
-        if last_fits:
-            fitting.add(event.size)
-            steps.append(Step(event, tuple(n // s for n, s in zip(size, event.size, strict=True)), time))
-        elif event.function in WINDOWED and event.given in fitting:
-            unaligned = unaligned or _is_unaligned(event.given, event.size, other)
-    return steps, unaligned, last_fits
-
-
-def _is_unaligned(given: Size, small: Size, large: Size) -> bool:
-    """Return whether a window's stride divides the map that it was given, but not the size of what it returned.
-
-    Args:
-        given: size of the map.
-        small: of the result.
-        large: of the result for a map twice as large.
-    """
-    stays = False
-    for g, a, b in zip(given, small, large, strict=True):
-        grown = b - a  # what g more positions give, which is g / stride for an image that is large enough
-        if grown < 8 or g % grown or g % (g // grown):
-            return False
-        stays = stays or a != grown
-    return stays
-
-
 def _choose(trace: Trace, steps: list[Step], image: int) -> list[Step]:
     """Return one step of each resolution, highest first."""
-    outer = _outside_downsampling(steps)
+    steps = outside_hourglasses(steps)
+    flow = Dataflow([step.event.node for step in steps], image)
+    trained = flow.trained() | {None}  # a map that is computed without gradients has no node
+    outer = _outside_downsampling([step for step in steps if step.event.node in trained])
     if not outer:
         return []
-    flow = Dataflow([step.event.node for step in steps], image)
-    deepest = flow.largest({step.event.node: step.pixels for step in sorted(steps, key=lambda step: step.pixels)})
-    risen = {step.event.node for step in steps if deepest.get(step.event.node, 0) > step.pixels}
-    rise = min((step.time for step in steps if step.event.node in risen), default=None)
-    before = [step for step in outer if rise is None or step.time < rise]
-    parallel = rise is not None and _is_parallel(
-        flow, steps, outer, before, rise, flow.largest(dict.fromkeys(risen, 1))
-    )
-    outer = outer if parallel else before
-    end = _end(outer, steps, goes_up=rise is not None and not parallel, parallel=parallel)
+    ascent = find_ascent(flow, steps, outer)
+    parallel, outer = ascent.parallel, ascent.before
+    end = _end(flow, outer, steps, ascent)
+    if parallel:
+        outer = without_heads(flow, outer, end)
     trunk = set() if parallel else flow.on_every_way(end.event.node)
     chosen = []
     finer = {s.stride for s in outer if s.pixels < end.pixels and all(map(int.__le__, s.stride, end.stride))}
     halfway = _between(steps, [step for step in outer if step.event.node in trunk], end)
-    for stride in sorted(finer, key=math.prod):
+    for stride in sorted(finer, key=lambda stride: (math.prod(stride), stride)):
         here = [step for step in outer if step.stride == stride and (parallel or step.time < end.time)]
         on_trunk = [step for step in here if step.event.node in trunk]
         here = on_trunk or [step for step in here if not halfway.intersection(step.event.within)]
-        chosen += _named(_up_to_last_module(here, here[-1]), trace) if here else []
-    if chosen and _is_pooled_away(chosen[-1], end):
-        return chosen
+        chosen += _named(_up_to_last_module(flow, here, here[-1]), trace) if here else []
+    if chosen and _is_pooled_away(flow, chosen[-1], end):
+        return _chain(chosen)
     node = end.event.node
     deep = [s for s in outer if s.stride == end.stride and (s.time <= end.time or s.event.node is node is not None)]
-    deep = _up_to_last_module(deep, end)
-    return chosen + (_named(deep, trace, deep[-1]) or [end])
+    deep = _up_to_last_module(flow, deep, end)
+    return _chain(chosen + (_named(deep, trace, deep[-1]) or [end]))
 
 
-def _is_pooled_away(before: Step, end: Step) -> bool:
+def _chain(chosen: list[Step]) -> list[Step]:
+    """Return the steps whose strides divide those of all deeper ones, as a decoder needs.
+
+    A network of two ways through an image may go down by one axis first on one of them, by another on the other.
+    """
+    kept: list[Step] = []
+    for step in reversed(chosen):
+        if not kept or all(deep % fine == 0 for deep, fine in zip(kept[-1].stride, step.stride, strict=True)):
+            kept.append(step)
+    return kept[::-1]
+
+
+def _is_pooled_away(flow: Dataflow, before: Step, end: Step) -> bool:
     """Return whether the last map is a classifier's pooling: by more than 2, and nothing is trained after `before`."""
     factors = [e // b for b, e in zip(before.stride, end.stride, strict=True)]
-    return min(factors) > 2 and leaves_of([end.event.node]) <= leaves_of([before.event.node])
+    return min(factors) > 2 and _follows(flow, end, before)
 
 
-def _up_to_last_module(steps: list[Step], last: Step) -> list[Step]:
-    """Return the steps up to the output of the last module, if nothing that is trained comes between it and `last`."""
+def _follows(flow: Dataflow, step: Step, before: Step) -> bool:
+    """Return whether a step is computed from another one alone, by no parameter."""
+    node, source = step.event.node, before.event.node
+    return leaves_of([node]) <= leaves_of([source]) and (node is None or flow.follows_from(node, source))
+
+
+def _up_to_last_module(flow: Dataflow, steps: list[Step], last: Step) -> list[Step]:
+    """Return the steps up to the output of the last module, if `last` is computed from that alone."""
     module = next((s for s in reversed(steps) if s.event.kind == "output" and s.event.module), None)
-    if module is None or not leaves_of([last.event.node]) <= leaves_of([module.event.node]):
+    if module is None or not _follows(flow, last, module):
         return steps
     node = module.event.node
     return [step for step in steps if step.time <= module.time or step.event.node is node is not None]
@@ -185,52 +144,33 @@ def _between(steps: list[Step], trunk: list[Step], end: Step) -> set[str]:
     return {event.module for event in outputs if following.get(event.given or ()) == event.size}
 
 
-def _is_parallel(
-    flow: Dataflow, steps: list[Step], outer: list[Step], before: list[Step], rise: int, tainted: dict[Node, int]
-) -> bool:
-    """Return whether maps that went up belong to the encoder, as in HRNet, which keeps several resolutions.
-
-    They do if something deeper than all maps before is computed from them, or if the deepest map goes on beside them.
-
-    Args:
-        flow: the graph behind all steps.
-        steps: all of them.
-        outer: those that may be stages.
-        before: of these, the ones before the first map that went up.
-        rise: when that was.
-        tainted: 1 for what is computed from a map that went up.
-    """
-    reach = max((step.pixels for step in before), default=0)
-    if any(step.pixels > reach for step in steps if step.time > rise and tainted.get(step.event.node)):
-        return True
-    first = {step.event.node for step in before if step.pixels == reach}
-    beside = [s for s in outer if s.time > rise and s.pixels == reach and not tainted.get(s.event.node)]
-    return any(not first & flow.on_every_way(step.event.node) for step in beside[-1:])
-
-
-def _end(outer: list[Step], steps: list[Step], goes_up: bool, parallel: bool) -> Step:
-    """Return the last map of the deepest resolution, but for a classifier's."""
-    if parallel:  # what goes down and up again within a block is no resolution of the network
-        blocks = {step.event.module for step in steps if step.event.kind == "output" and step.event.module}
-        outside = [step for step in outer if not blocks.intersection(step.event.within)] or outer
-        pixels = max(step.pixels for step in outside)
-    else:
-        pixels = max(step.pixels for step in outer) if goes_up else _deepest_of_all(outer)
+def _end(flow: Dataflow, outer: list[Step], steps: list[Step], ascent: Ascent) -> Step:
+    """Return the last map of the deepest resolution, but for a classifier's or a decoder's."""
+    if ascent.goes_up:
+        outer = without_necks(flow, outer, _top(outer, steps), ascent.risen)
+    goes_down = ascent.rise is None
+    pixels = _deepest_of_all(outer) if goes_down else max(step.pixels for step in outer)
     here = [step for step in outer if step.pixels == pixels]
-    whole = {s.event.module for s in steps if s.event.kind == "output" and s.pixels == pixels and s.event.module}
-    top = [
-        step
-        for step in here
-        if step.event.kind != "input"
-        and not any(name in whole for name in step.event.within)  # which returns such a map itself
-    ]
-    widest, least = 0, 2 if goes_up else 8  # classes are few; the neck of a decoder is narrower than the encoder's end
+    widest, least = 0, 2 if ascent.goes_up else 8  # classes are few; a decoder is narrower than the encoder's end
     end = here[-1]
-    for step in top:
+    narrow: set[Node] = set()
+    for step in _top(here, steps):
+        if step.event.kind == "input":
+            continue
+        if ascent.goes_up and narrow & flow.on_every_way(step.event.node):
+            break  # an autoencoder's decoder, behind its bottleneck
         widest = max(widest, step.event.channels)
         if least * step.event.channels > widest:
             end = step
+        else:
+            narrow.add(step.event.node)
     return end
+
+
+def _top(some: list[Step], steps: list[Step]) -> list[Step]:
+    """Return the steps that are not within a module which returns a map of their resolution itself."""
+    whole = {(s.event.module, s.pixels) for s in steps if s.event.kind == "output" and s.event.module}
+    return [step for step in some if not any((name, step.pixels) in whole for name in step.event.within)]
 
 
 def _deepest_of_all(outer: list[Step]) -> int:

@@ -23,14 +23,14 @@ of these runs draw it in the same order; noise that is a number an image is draw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from ..utils.modules import preserved_attributes
 from ..utils.random import seed_everything, seeded
 from .check_report import FLOOR, GRADIENT_TOLERANCE, TOLERANCE, CheckReport, CheckResult
 from .dense.execution import MaskedDenseExecution
@@ -38,12 +38,10 @@ from .errors import UnsupportedOperation
 from .execution import Execution
 from .expectation import ExpectedNoise
 from .grid import PatchGrid, mask_at
-from .overrides import draws_positions
 from .packed.execution import SparseExecution
+from .prepared import Features, convert, prepare
 from .run import run
 from .twin import GarbageAfterConvolutions
-
-Features = Callable[[Tensor], Any]
 
 FEWEST_PIXELS = 8192
 """Of the images of a check, by default."""
@@ -87,12 +85,14 @@ def check(
         batch: images, each with a mask of its own; by default two, or more if patches are small: batch norms of a few
             positions make large differences of rounding.
         modes: of "eval" and "train".
-        dtype: precision; the tolerance depends on it, or on a lower one that the network itself converts maps to.
+        dtype: precision; the tolerance depends on it, or on a lower one that the network itself converts maps to. A
+            network that does not run in float64 is checked in float32.
         seed: of images, masks and randomized parameters.
         shapes: numbers of images and their sizes, `(images, *size)`, on each of which "size" is compared too.
 
     Raises:
-        ValueError: for a grid that does not fit the stride, or a size that does not.
+        ValueError: for a grid that does not fit the stride, or a size that does not, or a network that does not run on
+            the images.
     """
     unit = [math.lcm(p, s) // p for p, s in zip(patch_size, stride or patch_size, strict=True)]
     first = 12 if len(unit) == 1 else 3  # a variance needs more than one visible position of a signal
@@ -104,20 +104,19 @@ def check(
     features = network if features is None else features
     with seeded(seed, network):
         generator = torch.Generator().manual_seed(seed)
-        network.to(dtype)
         size = [g * p for g, p in zip(grid, patch_size, strict=True)]
         batch = batch or max(2, math.ceil(FEWEST_PIXELS / math.prod(size)))
         images = _images((batch, in_chans, *size), network, dtype, generator)
-        with _LowestPrecision(dtype) as computed:
-            randomize(network, features, images, generator)
+        dtype, computed = prepare(network, features, images, dtype, generator)
+        images = images.to(dtype)
         runner = _Runner(network, features, images, patch_size, unit, seed)
         results = []
         for mode in modes:
             network.train(mode == "train")
             names = [name for name in _PROPERTIES if name != "hidden" or any(u > 1 for u in unit)]
-            results += [_compared(name, mode, runner, computed.dtype) for name in names]
+            results += [_compared(name, mode, runner, computed) for name in names]
         results += [_at_size(network, features, shape, in_chans, patch_size, seed) for shape in shapes]
-    return CheckReport(results, computed.dtype)
+    return CheckReport(results, computed)
 
 
 def require_multiples(size: Sequence[int], unit: Sequence[int]) -> None:
@@ -162,7 +161,8 @@ def _at_size(
     network: nn.Module, features: Features, shape: Sequence[int], in_chans: int, patch_size: Sequence[int], seed: int
 ) -> CheckResult:
     """Compare feature maps with nothing hidden, on images of a size, in evaluation mode and float32."""
-    network.float().eval()
+    convert(network, torch.float32)
+    network.eval()
     count, *size = shape
     tolerance = TOLERANCE[torch.float32], GRADIENT_TOLERANCE[torch.float32]
     images = _images((count, in_chans, *size), network, torch.float32, torch.Generator().manual_seed(seed))
@@ -170,65 +170,11 @@ def _at_size(
     grid = PatchGrid(visible.to(images.device), math.prod(visible.shape[1:]))
     with ExpectedNoise():
         try:
-            ours = _maps(SparseExecution, grid, network, images, features)
+            ours = _maps(SparseExecution, grid, network, images.clone(), features)
         except UnsupportedOperation as error:
             return CheckResult("size", "eval", *tolerance, error=str(error), shape=tuple(shape))
         deviation = _deviation(ours, list(_as_list(features(images))))
     return CheckResult("size", "eval", *tolerance, deviation, 0.0, 0.0, shape=tuple(shape))
-
-
-def randomize(network: nn.Module, features: Features, images: Tensor, generator: torch.Generator) -> None:
-    """Randomize constant parameters and running statistics, so that every branch of a network counts.
-
-    Running statistics are near those of the images: with any others activations grow from layer to layer, and gates
-    (sigmoids of huge numbers) make large differences of rounding.
-    """
-    with torch.no_grad():
-        for name, p in network.named_parameters():
-            if p.min() == p.max():
-                low, high = (-0.2, 0.2) if name.endswith("bias") else (0.5, 1.0)
-                p.copy_(torch.empty(p.shape, dtype=p.dtype).uniform_(low, high, generator=generator))
-    for module in network.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        if draws_positions(module):  # what DropBlock drops of a cropped image is no crop of what it drops of the whole
-            module.register_forward_pre_hook(_in_evaluation)
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        network.train()
-        features(images)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            shift, scale = torch.randn(2, *norm.running_mean.shape, generator=generator).to(norm.running_mean)
-            norm.running_var.add_(norm.running_var.mean())
-            norm.running_mean.add_(0.2 * shift * norm.running_var.sqrt())
-            norm.running_var.mul_(1 + 0.5 * scale.tanh())
-
-
-def _in_evaluation(module: nn.Module, args: Any) -> None:
-    module.eval()
-
-
-class _LowestPrecision(TorchFunctionMode):
-    """Notes whether a network converts what has the precision `dtype` to float32, as some norms always do."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        first = args[0] if args else None
-        if isinstance(first, Tensor) and isinstance(out, Tensor) and first.dtype == torch.float64:
-            self.dtype = torch.float32 if out.dtype == torch.float32 else self.dtype
-        return out
 
 
 class _Runner:
@@ -268,7 +214,7 @@ class _Runner:
         self.network.zero_grad(set_to_none=True)
         images = images.detach().clone().requires_grad_()
         seed_everything(self.seed)  # for stochastic depth
-        with ExpectedNoise():
+        with ExpectedNoise(), preserved_attributes(self.network):
             return self._differentiated(images, visible, kind, told, last_stands_in, state)
 
     def _differentiated(
@@ -281,12 +227,13 @@ class _Runner:
         state: list[Tensor],
     ) -> _Pass:
         try:
+            given = images.clone()  # no leaf, as networks may write into it
             if visible is None or kind is None:
-                maps = _as_list(self.features(images))
+                maps = _as_list(self.features(given))
                 numbers = [m.numel() for m in maps]
             else:
                 grid = PatchGrid(visible.to(images.device), int(visible[0].sum()))
-                maps = _maps(kind, grid, self.network, images, self.features, told, last_stands_in)
+                maps = _maps(kind, grid, self.network, given, self.features, told, last_stands_in)
                 numbers = [int(mask_at(visible, m.shape[2:]).sum()) * m.shape[1] for m in maps]
             # Gradients of a fixed function of the maps, each visible value counting alike. (Scaled, for sines of large
             # numbers would hold nothing but rounding.)
@@ -300,11 +247,12 @@ class _Runner:
                 for m, number in zip(maps, numbers, strict=True)
             )
             assert isinstance(total, Tensor)
+            # Before backward, where checkpointing may update them once more.
+            statistics = [b.detach().clone() for n, b in self.network.named_buffers() if "running" in n]
             total.backward()
             gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-            assert images.grad is not None
-            statistics = [b.detach().clone() for n, b in self.network.named_buffers() if "running" in n]
-            return _Pass([m.detach() for m in maps], [*gradients, images.grad], statistics)
+            gradient = torch.zeros_like(images) if images.grad is None else images.grad  # of a stem under no_grad
+            return _Pass([m.detach() for m in maps], [*gradients, gradient], statistics)
         finally:
             for buffer, before in zip(self.network.buffers(), state, strict=True):
                 buffer.copy_(before)

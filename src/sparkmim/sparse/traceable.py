@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 from torch.nn.parameter import UninitializedParameter
 
 from .overrides import is_dense_fallback
 
 
 def require_traceable(network: nn.Module) -> None:
-    """Raise for a scripted module, or one whose parameters are yet to be made.
+    """Raise for a scripted or exported module, or one whose parameters are yet to be made.
 
     Raises:
         ValueError: with the path of the module. One within a module that runs on the whole map
@@ -21,6 +22,13 @@ def require_traceable(network: nn.Module) -> None:
         raise ValueError(
             f"parameter '{lazy}' of {type(network).__name__} has no shape yet, as the module is a lazy one; run the "
             "network once on an image, network(torch.zeros(1, channels, *size)), and pass it then"
+        )
+    exported = next((n for n, m in network.named_modules() if isinstance(m, GraphModule) and "eval" in vars(m)), None)
+    if exported is not None:
+        what = f"module '{exported}' of {type(network).__name__}" if exported else "the network"
+        raise ValueError(
+            f"{what} is an exported program (torch.export), fixed to one mode and to the sizes that it was made with; "
+            "pass the module that it was made of"
         )
     path = _scripted(network, "")
     if path is not None:

@@ -1,0 +1,130 @@
+"""A check is about the engine: what else networks do neither stops it nor fails it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from helpers import conv_norm_relu
+from sparkmim import Backbone
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = conv_norm_relu(3, 8, 4), conv_norm_relu(8, 16, 2)
+
+    def between(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.between(self.one(x)))  # type: ignore[no-any-return]
+
+
+class SinglePrecision(Network):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float() / 2)
+
+
+class WritesIntoInput(Network):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.5).div_(0.5))
+
+
+class Counts(Network):
+    """A warm-up that counts its passes in Python."""
+
+    steps = 0
+
+    def between(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        return x * min(1.0, self.steps / 1000)
+
+
+class FrozenStem(Network):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.one(x)
+        return self.two(x)  # type: ignore[no-any-return]
+
+
+class Checkpoints(Network):
+    """Batch norm in a checkpointed part, whose statistics backward updates once more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = checkpoint(self.two, self.one(x), use_reentrant=False)
+        return out
+
+
+class Locked(Network):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+class OddParameters(Network):
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing, self.phase = nn.Parameter(torch.zeros(0)), nn.Parameter(torch.ones(8, 1, 1, dtype=torch.cfloat))
+        self.order = nn.Parameter(torch.arange(8), requires_grad=False)
+
+    def between(self, x: Tensor) -> Tensor:
+        return x * self.phase.real
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "make", [SinglePrecision, WritesIntoInput, Counts, FrozenStem, Checkpoints, Locked, OddParameters]
+)
+def test_passes(make: Callable[[], Network]) -> None:
+    network = make()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    report = Backbone(network).check()
+    assert report.passed, str(report)
+    assert (report.precision == torch.float32) == (make is SinglePrecision)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert vars(network).get("steps", 0) == 0
+
+
+class InitializedByData(Network):
+    """Reads its first batch of training in a way that the engine refuses (ActNorm)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(8, 1, 1))
+        self.register_buffer("initialized", torch.tensor(0))
+
+    def between(self, x: Tensor) -> Tensor:
+        if self.training and not self.initialized.item():
+            self.shift.data.copy_(-x.permute(1, 0, 2, 3).reshape(8, -1).mean(1).view(8, 1, 1))
+            self.initialized.fill_(1)
+        return x + self.shift
+
+
+def test_the_first_pass_of_training_is_checked() -> None:
+    report = Backbone(InitializedByData()).check()
+    assert not report.passed
+    assert "reshape" in report.errors[0]
+    network = InitializedByData()
+    network(torch.randn(2, 3, 16, 16))
+    assert Backbone(network).check().passed
+
+
+def test_a_copy_that_would_call_the_network_is_refused() -> None:
+    network = Network()
+    network.forward = lambda x, call=network.forward: call(x)  # type: ignore[method-assign, misc]
+    with pytest.raises(ValueError, match="a copy of Network would call the network itself"):
+        Backbone(network).check()
+
+
+def test_parameters_without_values_are_refused() -> None:
+    with torch.device("meta"):
+        network = Network()
+    backbone = Backbone(network)
+    with pytest.raises(ValueError, match=r"on the device meta .*to_empty"):
+        backbone.check()
