@@ -156,6 +156,34 @@ def test_expectations(draw: Callable[..., Tensor]) -> None:
     assert len(set(number.flatten().tolist())) == 5
 
 
+# --- nothing to compare with -----------------------------------------------------------------------------------------
+
+
+def dropped(x: Tensor) -> Tensor:
+    return x.new_empty(len(x), 1, 1, 1).bernoulli_(0.01)
+
+
+NOT_FINITE = {
+    "0 / 0 of a dropped image": noisy(lambda net, x: F.normalize(x * dropped(x), dim=1, eps=0)),
+    "infinite gradients": noisy(lambda net, x: (x.relu() * 0).sqrt()),
+    "everywhere": lambda net, x: (x - 100).log(),
+}
+
+
+@pytest.mark.parametrize("function", NOT_FINITE.values(), ids=NOT_FINITE.keys())
+def test_a_network_that_is_not_finite_by_itself_is_named_as_the_cause(function: Function) -> None:
+    report = backbone(function).check(grid=(2, 3), batch=2, modes=["train"])
+    assert not report.passed
+    assert all("the network by itself" in (result.error or "") for result in report.results), str(report)
+
+
+def test_what_is_not_finite_on_patches_alone_is_a_wrong_number() -> None:
+    function = noisy(lambda net, x: x * (float("nan") if unseen_shape(x)[0] > 2 else 1))
+    report = backbone(function).check(grid=(2, 3), batch=2, modes=["train"])
+    assert not report.passed
+    assert not report.errors
+
+
 # --- nothing is left behind -----------------------------------------------------------------------------------------
 
 
