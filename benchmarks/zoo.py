@@ -141,7 +141,8 @@ def _trained(entry: Entry, row: dict[str, Any]) -> None:
     """Take three training steps, load the encoder into a fresh network, and reconstruct."""
     torch.manual_seed(0)
     backbone = sparkmim.Backbone(entry.build(), in_chans=entry.in_chans)
-    model = sparkmim.SparK(backbone, decoder_width=64).train()
+    width = max(64, *backbone.strides[-1])  # halved with each doubling of the resolution
+    model = sparkmim.SparK(backbone, decoder_width=width).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     patches = 2 if entry.dims == 3 else 4
     images = torch.randn(4, entry.in_chans, *[patches * n for n in backbone.size_divisor(model.patch_size)])
