@@ -61,6 +61,9 @@ class Execution(TorchFunctionMode):
     coarser: Execution | None = None
     """Answers instead of this one what is called on maps whose positions hold several patches, if it is another."""
 
+    packs = False
+    """Whether maps hold visible patches alone, so that the sizes of tensors at hand are not those of maps."""
+
     has_scales = False
     """Whether there are maps that `coarser` answers for."""
 
