@@ -258,14 +258,30 @@ def channel_shuffle(execution: Execution, func: Any, input: Tensor, groups: int)
     return execution.mark(func(input, groups), layout)
 
 
+_RMS = functions_named("rms_norm")
+
+
+def _is_whole_image(execution: Execution, layout: Layout, input: Tensor, shape: tuple[int, ...]) -> bool:
+    """Return whether a shape is that of the channels and space of a whole map."""
+    if not layout.is_map or not layout.is_channels_first(input.ndim) or len(shape) != input.ndim - 1:
+        return False
+    sizes = [input.shape[1], *[execution.size_of(layout, a, input.shape[a]) for a in range(2, input.ndim)]]
+    return all(ours == given for ours, given in zip(sizes, shape, strict=True))
+
+
 @Execution.register(*functions_named("layer_norm rms_norm"))
 def layer_norm(
     execution: Execution, func: Any, input: Tensor, normalized_shape: Sequence[int], *args: Any, **kwargs: Any
 ) -> Tensor:
-    """Normalize the last axes, which must be free."""
+    """Normalize the last axes, which must be free, or all but that of images, by one group of a group norm."""
     layout = own_layout(execution, func, input)
     require_no_input(execution, func, *args, *kwargs.values())
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if func not in _RMS and _is_whole_image(execution, layout, input, shape):
+        given = dict(zip(("weight", "bias", "eps"), args, strict=False)) | kwargs
+        if given.get("weight") is None and given.get("bias") is None:
+            out: Tensor = execution.answer(F.group_norm, (input, 1), {"eps": given.get("eps", 1e-5)})
+            return out
     free_axes(func, layout, input.ndim, range(input.ndim - len(shape), input.ndim))
     return execution.mark(func(input, shape, *args, **kwargs), layout)
 
