@@ -207,8 +207,8 @@ def _at_size(
             return CheckResult("size", "eval", *tolerance, error=str(error), shape=tuple(shape))
         wanted = _as_list(features(images))
     finite = all(bool(t.isfinite().all()) for t in wanted)
-    error = None if finite else _NOT_FINITE.format(mode="evaluation")
-    return CheckResult("size", "eval", *tolerance, _deviation(ours, wanted), 0.0, 0.0, error, tuple(shape))
+    why = None if finite else _NOT_FINITE.format(mode="evaluation")
+    return CheckResult("size", "eval", *tolerance, _deviation(ours, wanted), 0.0, 0.0, why, tuple(shape))
 
 
 def randomize(network: nn.Module, features: Features, images: Tensor, generator: torch.Generator) -> None:
