@@ -28,10 +28,6 @@ def traced(module: nn.Module, *shape: int) -> nn.Module:
         return torch.jit.trace(module, torch.zeros(shape))
 
 
-def exported(module: nn.Module, *shape: int) -> nn.Module:
-    return torch.export.export(module, (torch.zeros(shape),)).module()
-
-
 def stem() -> nn.Module:
     return nn.Conv2d(3, 8, 4, 4)
 
@@ -45,11 +41,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a traced part": (lambda: nn.Sequential(stem(), traced(down(), 1, 8, 4, 4)), "module '1' of Sequential"),
     "a part of a part": (lambda: nn.Sequential(stem(), nn.Sequential(nn.ReLU(), scripted(down()))), "module '1.1'"),
     "all of it": (lambda: scripted(nn.Sequential(stem(), down())), "the network is a scripted or traced one"),
-    "an exported part": (
-        lambda: nn.Sequential(stem(), exported(down(), 1, 8, 4, 4)),
-        "module '1' of .* was exported",
-    ),
-    "an exported network": (lambda: exported(nn.Sequential(stem(), down()), 1, 3, 32, 32), "the network was exported"),
     "a lazy part": (lambda: nn.Sequential(stem(), nn.LazyConv2d(8, 3, 2, 1)), "parameter '1.weight' of Sequential"),
 }
 
