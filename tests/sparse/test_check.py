@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable
 from typing import Any
@@ -212,21 +211,6 @@ def test_what_is_not_finite_on_patches_alone_is_a_wrong_number() -> None:
     report = backbone(function).check(grid=(2, 3), batch=2, modes=["train"])
     assert not report.passed
     assert not report.errors
-
-
-@pytest.mark.parametrize("part", [nn.Conv2d(8, 8, 1).half(), nn.Linear(8, 8).bfloat16()], ids=["half", "bfloat16"])
-def test_parts_in_another_precision_are_named(part: nn.Module) -> None:
-    """The check computes in one precision; a part that its input is converted for by hand cannot."""
-    dtype = next(part.parameters()).dtype
-
-    def function(net: Any, x: Tensor) -> Tensor:
-        y = x.to(dtype).movedim(1, -1) if isinstance(part, nn.Linear) else x.to(dtype)
-        y = net.part(y)
-        return (y.movedim(-1, 1) if isinstance(part, nn.Linear) else y).to(x)
-
-    network = backbone(function, part=copy.deepcopy(part))
-    with pytest.raises(ValueError, match=rf"part\.bias in {dtype}\) and does not run in one"):
-        network.check(grid=(2, 3))
 
 
 # --- nothing is left behind -----------------------------------------------------------------------------------------

@@ -23,8 +23,7 @@ of these runs draw it in the same order; noise that is a number an image is draw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
@@ -94,8 +93,7 @@ def check(
         shapes: numbers of images and their sizes, `(images, *size)`, on each of which "size" is compared too.
 
     Raises:
-        ValueError: for a grid that does not fit the stride, a size that does not, or a network of several precisions
-            that does not run in one.
+        ValueError: for a grid that does not fit the stride, or a size that does not.
     """
     unit = [math.lcm(p, s) // p for p, s in zip(patch_size, stride or patch_size, strict=True)]
     first = 12 if len(unit) == 1 else 3  # a variance needs more than one visible position of a signal
@@ -107,12 +105,11 @@ def check(
     features = network if features is None else features
     with seeded(seed, network):
         generator = torch.Generator().manual_seed(seed)
-        given = {p.dtype: name for name, p in network.named_parameters() if p.is_floating_point()}
         network.to(dtype)
         size = [g * p for g, p in zip(grid, patch_size, strict=True)]
         batch = batch or max(2, math.ceil(FEWEST_PIXELS / math.prod(size)))
         images = _images((batch, in_chans, *size), network, dtype, generator)
-        with _LowestPrecision(dtype) as computed, _naming_mixed_precision(given):
+        with _LowestPrecision(dtype) as computed:
             randomize(network, features, images, generator)
         runner = _Runner(network, features, images, patch_size, unit, seed)
         results = []
@@ -122,25 +119,6 @@ def check(
             results += [_compared(name, mode, runner, computed.dtype) for name in names]
         results += [_at_size(network, features, shape, in_chans, patch_size, seed) for shape in shapes]
     return CheckReport(results, computed.dtype)
-
-
-@contextmanager
-def _naming_mixed_precision(given: dict[torch.dtype, str]) -> Iterator[None]:
-    """Name what was in several precisions if a network does not run in one.
-
-    Args:
-        given: a parameter of each precision.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if len(given) < 2:
-            raise
-        parts = " and ".join(f"{name} in {dtype}" for dtype, name in given.items())
-        raise ValueError(
-            f"the network has parameters of several precisions ({parts}) and does not run in one ({error}); convert it "
-            "with network.float(), and have parts compute in 16 bits by torch.autocast"
-        ) from error
 
 
 def require_multiples(size: Sequence[int], unit: Sequence[int]) -> None:
