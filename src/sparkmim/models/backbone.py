@@ -99,8 +99,8 @@ class Backbone:
         dims: number of spatial dimensions.
         aligned: names of the modules whose convolutions or poolings :class:`Alignment` pads while this backbone runs;
             empty for a network whose maps are proportional to the image as they are.
-        overlooked: names of the trainable parameters that a pass uses before its last map, but none of the maps
-            depends on: they would not be trained.
+        overlooked: names of the trainable parameters that a pass uses before its last map, or after it on all its
+            positions (tokens, maps with channels last), but none of the maps depends on: they would not be trained.
         notes: what is unusual, in sentences: padding that is added, parameters that are overlooked, a forward pass that
             ends in an error. They are logged as warnings too.
 
@@ -289,6 +289,9 @@ class Backbone:
         _, astray, _ = proportional(passes[size].trace, larger.trace, size)
         used = passes[size].trace.used.difference(*[passes[size].reached[index] for index in chosen])
         overlooked = [n for n, p in self.module.named_parameters() if p.requires_grad and n in used]
+        if stages is None and self._taps is not None and not self._probe.computes:
+            reached = set().union(*[passes[size].reached[index] for index in chosen])
+            overlooked += [n for n in self._used_on_tokens(size) if n not in reached and n not in used]
         offered = len({level.stride for level in everything})
         return _Reading(self._taps, alignment, offered, chosen, self.levels, unaligned or astray, overlooked, ended)
 
@@ -324,6 +327,12 @@ class Backbone:
                 return record(self.module, lambda: self.module(image), self.dims, names), id(source)
 
         return self._probe(size, use)
+
+    def _used_on_tokens(self, size: Sequence[int]) -> list[str]:
+        """Return the trainable parameters that are used on what grows with the image, and is not laid out as a map."""
+        (trace, _), (larger, _) = self._run_to_end(size), self._run_to_end([2 * s for s in size])
+        beside = trace.used_beside_maps(larger, self.dims)
+        return [name for name, p in self.module.named_parameters() if p.requires_grad and name in beside]
 
     def _find_stages(self, full: bool) -> tuple[Findings, str | None]:
         """Return the stages of the network, and how its forward pass ended if it did so in an error."""
@@ -378,7 +387,8 @@ class Backbone:
         if self.overlooked:
             notes.append(
                 f"no feature map of {name} depends on {_some(self.overlooked, 'parameter')} that it uses before the "
-                "last one, so they are not trained; name other stages to have them trained"
+                "last one or on all its positions after it, so they are not trained; name other stages to have them "
+                "trained, each a map (batch, channel, *space)"
             )
         return notes
 
