@@ -9,7 +9,7 @@ For each network, in a process of its own: `sparkmim.Backbone` without `stages=`
 steps of `sparkmim.SparK`, the trained encoder's state dict loaded strictly into a fresh network, and `reconstruct`.
 Nothing is downloaded: weights are random. An outcome is kept as soon as it is known, in a file (.jsonl) beside the
 table, so the same command continues an interrupted run; outcomes of other versions of the engine or of the package are
-not reused.
+not reused, but with `--missing`.
 """
 
 from __future__ import annotations
@@ -232,7 +232,8 @@ def document(rows: dict[str, dict[str, Any]], command: str) -> str:
         f"Packages: {', '.join(packages)}. Checked: {'; '.join(f'{n} by {name}' for name, n in engines.items())}.",
         "",
         f"{counts[PASSES]} of {len(listed)} networks pass ({counts[PASSES] / max(1, len(listed)):.0%})"
-        + (f"; {said}." if said else "."),
+        + (f"; {said}." if said else ".")
+        + (f" {left} of the list are yet to be checked." if (left := len(ENTRIES) - len(listed)) else ""),
         "",
         "| network | package | dims | maps (stride:channels) | verdict | deviation | million parameters | reached "
         "| Backbone, s | remark |",
@@ -258,6 +259,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds that one network may take")
     parser.add_argument("--again", action="store_true", help="check what the file of outcomes holds once more")
+    parser.add_argument("--missing", action="store_true", help="keep outcomes of other versions, and check the others")
     parser.add_argument("--list", action="store_true", help="list the networks, and exit")
     parser.add_argument("--one", help="a network to check in this process; prints a line of JSON")
     args = parser.parse_args()
@@ -273,7 +275,8 @@ def main() -> int:
     if not chosen:
         parser.error(f"no network is called {' '.join(args.only)}; --list shows the names")
     journal = Journal(args.output.with_suffix(".jsonl"))
-    left = [entry for entry in chosen if args.again or not journal.known(entry)]
+    known = {entry.key for entry in chosen if journal.known(entry) or (args.missing and entry.key in journal.rows)}
+    left = [entry for entry in chosen if args.again or entry.key not in known]
     print(f"{len(chosen)} networks, {len(chosen) - len(left)} known from {journal.path}", flush=True)
     command = shlex.join(["python", *sys.argv])
     with ThreadPoolExecutor(args.jobs) as pool:
