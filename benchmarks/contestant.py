@@ -71,6 +71,7 @@ def dense(args: argparse.Namespace) -> Step:
 def ours(args: argparse.Namespace, execution: Any = "packed") -> Step:
     """Build sparkmim's model."""
     import sparkmim
+    from sparkmim.models.compiled import check_compilable
 
     model = sparkmim.SparK(
         args.model,
@@ -88,6 +89,7 @@ def ours(args: argparse.Namespace, execution: Any = "packed") -> Step:
                 return model.encode_visible(images, model.mask(images, visible))
 
         if args.compile:
+            check_compilable(model, images)
             forward = torch.compile(forward, fullgraph=True)
         return encoder_step(forward, model.encoder, None, args)
 

@@ -295,6 +295,11 @@ def test_wrong_mask(visible: Tensor) -> None:
     assert f"not {dtype} of shape {shape}" in str(error.value)
 
 
+def test_mask_that_is_not_a_tensor() -> None:
+    with pytest.raises(TypeError, match=r"bool tensor of shape \(2, 2, 3\) \(batch, patches\), not a list"):
+        build_spark()(random_images(2, 16, 24), [[[True] * 3] * 2] * 2)
+
+
 def test_uneven_mask() -> None:
     visible = torch.zeros(2, 2, 3, dtype=torch.bool)
     visible[0, 0, :2] = visible[1, 1, :] = True

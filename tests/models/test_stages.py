@@ -352,3 +352,42 @@ def test_overlooked_parameters_are_named(caplog: pytest.LogCaptureFixture) -> No
     assert backbone.overlooked == branch
     assert "no feature map of Joined depends on" in caplog.text
     assert "main2.0.weight" in caplog.text
+
+
+# --- what is computed beside maps -------------------------------------------------------------------------------------
+
+
+class EndsOnTokens(nn.Module):
+    """A last stage that works on another layout than that of maps, before the classifier."""
+
+    def __init__(self, last: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 16, 2, 2)
+        self.norm, self.mlp, self.head = nn.LayerNorm(16), nn.Linear(16, 16), nn.Linear(16, 10)
+        self.last = last
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last(self, self.down(self.stem(x))))
+
+
+BESIDE_MAPS = {
+    "tokens": (lambda net, x: net.mlp(net.norm(x.flatten(2).transpose(1, 2))).mean(1), ["norm", "mlp"]),
+    "channels last": (lambda net, x: net.mlp(net.norm(x.permute(0, 2, 3, 1))).mean((1, 2)), ["norm", "mlp"]),
+    "a norm of tokens": (lambda net, x: net.mlp(net.norm(x.flatten(2).transpose(1, 2)).mean(1)), ["norm"]),
+    "pooled": (lambda net, x: net.mlp(net.norm(x.mean((2, 3)))), []),
+    "unused": (lambda net, x: x.mean((2, 3)), []),
+}
+
+
+@pytest.mark.parametrize(("last", "named"), BESIDE_MAPS.values(), ids=BESIDE_MAPS.keys())
+def test_parameters_that_end_on_no_map_are_named(last: Callable[..., Tensor], named: list[str]) -> None:
+    backbone = Backbone(EndsOnTokens(last))
+    assert backbone.overlooked == [f"{name}.{tensor}" for name in named for tensor in ("weight", "bias")]
+    assert bool(backbone.notes) == bool(named)
+
+
+def test_a_convolution_that_gives_classes_is_not_named() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 64, 2, 2), nn.Conv2d(64, 2, 1))
+    backbone = Backbone(network)
+    assert backbone.stages == ["0", "1"]
+    assert backbone.overlooked == []

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine_helpers import assert_never_waits
-from sparkmim.sparse import PatchGrid, SparseExecution, run
+from sparkmim.sparse import PatchGrid, SparseExecution, require_compilable, run
 from sparkmim.sparse.packed import triton_kernels as kernels
 from sparkmim.sparse.packed.depthwise import INTERPRETED
 
@@ -260,6 +260,7 @@ def test_compiled_equals_eager(launched: list[str]) -> None:
         (out,) = run(SparseExecution(PatchGrid(visible, 3), triton=True), network, images)
         return out
 
+    require_compilable(GRIDS[2, 3], network, torch.randn(2, 3, 12, 12, dtype=torch.float64))
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for count, grid in enumerate((GRIDS[2, 3], some_patches((3, 2), 3), PatchGrid(GRIDS[2, 3].visible.flip(2), 3))):
         images = torch.randn(2, 3, 12, 12, dtype=torch.float64, requires_grad=True)

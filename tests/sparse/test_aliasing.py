@@ -28,6 +28,7 @@ from engine_helpers import (
     packed,
     random_grid,
 )
+from sparkmim.sparse import require_compilable
 
 BLOCKS = pytest.mark.parametrize("block", [LARGE, SMALL], ids=["patches_4x2", "patches_1x1"])
 
@@ -194,6 +195,7 @@ def test_inference_mode_refuses_what_it_cannot_see() -> None:
 @pytest.mark.parametrize("way", ["contiguous", "channels_last", "clone", "format", "shuffled", "same_dtype", "narrow"])
 def test_compiled(way: str) -> None:
     network, grid = Host(writing(way, "relu", to_copy=True)), all_visible()
+    require_compilable(grid, network, images_of(SMALL))
     compiled = torch.compile(packed(network, grid), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images_of(SMALL)), network(images_of(SMALL)))
 

@@ -86,6 +86,12 @@ def stochastic_depth(x: Tensor, noise: Tensor) -> Tensor:
     return x + x * noise / 0.8
 
 
+def of_halves(x: Tensor, noise: Callable[[Tensor], Tensor]) -> Tensor:
+    """Multiply by noise of half the resolution, where a patch of the test is one pixel."""
+    half = F.avg_pool2d(x, 2)
+    return x + F.interpolate(half * noise(half).to(half), scale_factor=2)
+
+
 WITHIN_IMAGES = {
     "dropout": lambda net, x: F.dropout(x, 0.3, net.training),
     "dropout by names": lambda net, x: F.dropout(input=x, p=0.3, training=net.training, inplace=False),
@@ -106,6 +112,24 @@ WITHIN_IMAGES = {
     "channel noise": noisy(lambda net, x: x * torch.rand_like(x.mean((2, 3), keepdim=True))),
     "rrelu": lambda net, x: F.rrelu(x, 0.1, 0.4, net.training),
     "rrelu in place": lambda net, x: F.rrelu(x, training=net.training, inplace=True),
+    "alpha_dropout": lambda net, x: F.alpha_dropout(x, 0.3, net.training),
+    "feature_alpha_dropout": lambda net, x: F.feature_alpha_dropout(x, 0.3, net.training),
+    "alpha_dropout of a gate": lambda net, x: x * F.alpha_dropout(x.mean((2, 3), keepdim=True), 0.3, net.training),
+    "dropout2d of one channel": lambda net, x: x * F.dropout2d(x[:, :1], 0.3, net.training),
+    "gumbel_softmax": noisy(lambda net, x: x * F.gumbel_softmax(x, dim=1)),
+    "hard gumbel_softmax": noisy(lambda net, x: x * F.gumbel_softmax(x, 0.5, hard=True, dim=1)),
+    "gumbel_softmax of a gate": noisy(lambda net, x: x * F.gumbel_softmax(x.mean((2, 3), keepdim=True), dim=1)),
+    "randn of the map's size": noisy(lambda net, x: x + torch.randn(x.shape).to(x)),
+    "rand of positions": noisy(lambda net, x: x * torch.rand(len(x), 1, *x.shape[2:]).to(x)),
+    "normal of positions": noisy(lambda net, x: x + torch.normal(1.0, 2.0, (len(x), 1, *x.shape[2:])).to(x)),
+    "randint of positions": noisy(lambda net, x: x * torch.randint(1, 4, (len(x), 1, *x.shape[2:])).to(x)),
+    "rand of one-pixel patches": noisy(lambda net, x: of_halves(x, lambda y: torch.rand(len(y), 1, *y.shape[2:]))),
+    "normal of one-pixel patches": noisy(
+        lambda net, x: of_halves(x, lambda y: torch.normal(1.0, 2.0, size=(len(y), 1, *y.shape[2:])))
+    ),
+    "randint of one-pixel patches": noisy(
+        lambda net, x: of_halves(x, lambda y: torch.randint(high=4, size=(len(y), 1, *y.shape[2:])))
+    ),
     "in a checkpoint": lambda net, x: checkpoint(
         lambda x: F.dropout(x, 0.3, net.training).sigmoid(), x, use_reentrant=False
     ),
@@ -123,6 +147,11 @@ PER_IMAGE = {
     "dropout of ones": noisy(lambda net, x: stochastic_depth(x, F.dropout(x.new_ones(len(x), 1, 1, 1), 0.2))),
     "rand_like": noisy(lambda net, x: x * torch.rand_like(x[:, :1].mean((2, 3), keepdim=True))),
     "Python's random": noisy(lambda net, x: x if random.random() < 0.5 else x * 2),
+    "alpha_dropout of ones": noisy(
+        lambda net, x: stochastic_depth(x, F.alpha_dropout(x.new_ones(len(x), 1, 1, 1), 0.2))
+    ),
+    "normal": noisy(lambda net, x: stochastic_depth(x, torch.normal(1.0, 2.0, (len(x), 1, 1, 1)).to(x))),
+    "randint": noisy(lambda net, x: stochastic_depth(x, torch.randint(0, 9, (len(x), 1, 1, 1)).to(x))),
     "a number": noisy(lambda net, x: x * torch.rand(()).to(x.dtype)),
 }
 
@@ -154,6 +183,34 @@ def test_expectations(draw: Callable[..., Tensor]) -> None:
     mean = 0.5 if draw is torch.rand else 0.0
     assert torch.equal(noise, torch.full_like(noise, mean))
     assert len(set(number.flatten().tolist())) == 5
+
+
+# --- nothing to compare with -----------------------------------------------------------------------------------------
+
+
+def dropped(x: Tensor) -> Tensor:
+    return x.new_empty(len(x), 1, 1, 1).bernoulli_(0.01)
+
+
+NOT_FINITE = {
+    "0 / 0 of a dropped image": noisy(lambda net, x: F.normalize(x * dropped(x), dim=1, eps=0)),
+    "infinite gradients": noisy(lambda net, x: (x.relu() * 0).sqrt()),
+    "everywhere": lambda net, x: (x - 100).log(),
+}
+
+
+@pytest.mark.parametrize("function", NOT_FINITE.values(), ids=NOT_FINITE.keys())
+def test_a_network_that_is_not_finite_by_itself_is_named_as_the_cause(function: Function) -> None:
+    report = backbone(function).check(grid=(2, 3), batch=2, modes=["train"])
+    assert not report.passed
+    assert all("the network by itself" in (result.error or "") for result in report.results), str(report)
+
+
+def test_what_is_not_finite_on_patches_alone_is_a_wrong_number() -> None:
+    function = noisy(lambda net, x: x * (float("nan") if unseen_shape(x)[0] > 2 else 1))
+    report = backbone(function).check(grid=(2, 3), batch=2, modes=["train"])
+    assert not report.passed
+    assert not report.errors
 
 
 # --- nothing is left behind -----------------------------------------------------------------------------------------

@@ -100,6 +100,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "instance, affine": lambda: nn.InstanceNorm2d(4, affine=True),
     "instance, running statistics": lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
     "layer": lambda: ChannelsLast(nn.LayerNorm(4)),
+    "layer of the whole map": lambda: Apply(lambda x: F.layer_norm(x, x.shape[1:], eps=1e-3)),
     "layer of pooled values": lambda: SqueezeExcite(ChannelsLast(nn.LayerNorm(4)), pooled),
     "root mean square": lambda: ChannelsLast(nn.RMSNorm(4)),
     "global response": lambda: GlobalResponseNorm(4),
@@ -185,7 +186,9 @@ def test_waiting_is_noticed() -> None:
 
 
 REFUSED = {
-    "layer norm over space": lambda x: F.layer_norm(x, x.shape[1:]),
+    "layer norm over space": lambda x: F.layer_norm(x, x.shape[2:]),
+    "layer norm with a weight a position": lambda x: F.layer_norm(x, x.shape[1:], torch.ones(4, 12, 12).double()),
+    "root mean square over space": lambda x: F.rms_norm(x, x.shape[1:]),
     "layer norm of channels that come second": lambda x: F.layer_norm(x, x.shape[-1:]),
     "batch norm of channels that come last": lambda x: F.batch_norm(x.permute(0, 2, 3, 1), None, None, training=True),
     "group norm of channels that come last": lambda x: F.group_norm(x.permute(0, 2, 3, 1), 1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import timm.layers
@@ -13,7 +14,15 @@ from torch import Tensor, nn
 
 from engine_helpers import all_visible, cases, images_of, random_grid, stem
 from sparkmim.models.backbone import Backbone  # declares the classes of torchvision and timm
-from sparkmim.sparse import MaskedDenseExecution, PatchGrid, SparseExecution, UnsupportedOperation, random_factor, run
+from sparkmim.sparse import (
+    MaskedDenseExecution,
+    PatchGrid,
+    SparseExecution,
+    UnsupportedOperation,
+    dense_fallback,
+    random_factor,
+    run,
+)
 
 
 class Dropped(nn.Module):
@@ -148,3 +157,38 @@ def test_gumbel_softmax() -> None:
     assert len(out.argmax(1).unique()) > 1
     with pytest.raises(UnsupportedOperation):
         run(SparseExecution(random_grid()), Draw(lambda x: F.gumbel_softmax(x, dim=2)), images_of((4, 4)))
+
+
+FACTORIES = {
+    "rand": lambda n, like: torch.rand(n, 1, 1, 1, dtype=like.dtype) + 0.5,
+    "empty": lambda n, like: torch.empty(n, 1, 1, 1, dtype=like.dtype).bernoulli_(0.5),
+    "randint": lambda n, like: torch.randint(0, 3, (n, 1, 1, 1)).to(like.dtype),
+    "normal": lambda n, like: torch.normal(0.0, 1.0, (n, 1, 1, 1)).to(like.dtype),
+    "full": lambda n, like: torch.full((n, 1, 1, 1), 0.5, dtype=like.dtype),
+    "new_empty": lambda n, like: like.new_empty(n, 1, 1, 1).bernoulli_(0.5),
+    "ones": lambda n, like: F.dropout(torch.ones(n, 1, 1, 1, dtype=like.dtype), 0.5),
+}
+"""What draws or makes a number for each of `n` images."""
+
+
+@pytest.mark.parametrize("opaque", [False, True], ids=["factor", "dense_fallback"])
+@cases(FACTORIES)
+def test_what_an_opaque_module_makes_is_ordinary(case: Any, opaque: bool) -> None:
+    """Also after the network has read a size, when tensors of as many rows as there are images are traced outside."""
+
+    class Drop(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * case(x.shape[0], x)
+
+    class Reads(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.reshape(x.shape)
+
+    drop = dense_fallback(Drop()) if opaque else random_factor(Drop)()
+    network, images = Dropped(nn.Sequential(Reads(), drop, Reads())).train(), images_of((4, 4))
+    torch.manual_seed(0)
+    ordinary = network(images)
+    for execution in (SparseExecution, MaskedDenseExecution):
+        torch.manual_seed(0)
+        (out,) = run(execution(all_visible()), network, images)
+        torch.testing.assert_close(all_visible().unpack(out) if execution is SparseExecution else out, ordinary)

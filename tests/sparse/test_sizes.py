@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,7 +14,15 @@ import torchvision
 from torch import Tensor, nn
 
 from engine_helpers import Apply, assert_agrees_with_crop, assert_agrees_with_oracle, assert_refused, weights_of
-from sparkmim.sparse import PatchGrid, SparseExecution, UnsupportedOperation, check, require_compilable, run
+from sparkmim.sparse import (
+    MaskedDenseExecution,
+    PatchGrid,
+    SparseExecution,
+    UnsupportedOperation,
+    check,
+    require_compilable,
+    run,
+)
 
 Function = Callable[[Tensor], Any]
 
@@ -209,6 +218,20 @@ def test_a_network_that_gives_sizes_back_can_be_compiled(function: Function) -> 
     images, state = torch.randn(2, 4, 12, 24).double(), torch.get_rng_state()
     require_compilable(PatchGrid(MASK, 6), Apply(function), images)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("seen", [False, True], ids=["unseen", "seen"])
+def test_a_run_is_compiled_for_networks_that_have_been_seen(seen: bool) -> None:
+    """Dynamo would tell it the sizes of patches."""
+    grid, images, network = PatchGrid(MASK, 6), torch.randn(2, 4, 12, 24), nn.Sequential(nn.Conv2d(4, 4, 1))
+    if seen:
+        require_compilable(grid, network, images)
+    compiled = torch.compile(lambda x: run(SparseExecution(grid), network, x), backend="eager", fullgraph=True)
+    with nullcontext() if seen else pytest.raises(Exception, match="has not been checked before it is compiled"):
+        torch.testing.assert_close(compiled(images), run(SparseExecution(grid), network, images))
+    reference = torch.compile(lambda x: run(MaskedDenseExecution(grid), network, x), backend="eager", fullgraph=True)
+    torch.testing.assert_close(reference(images), run(MaskedDenseExecution(grid), network, images))
 
 
 @pytest.mark.parametrize("threshold", range(4, 20, 2))

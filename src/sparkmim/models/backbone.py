@@ -93,8 +93,8 @@ class Backbone:
         dims: number of spatial dimensions.
         aligned: names of the modules whose convolutions or poolings :class:`Alignment` pads while this backbone runs;
             empty for a network whose maps are proportional to the image as they are.
-        overlooked: names of the trainable parameters that a pass uses before its last map, but none of the maps
-            depends on: they would not be trained.
+        overlooked: names of the trainable parameters that a pass uses before its last map, or after it on all its
+            positions (tokens, maps with channels last), but none of the maps depends on: they would not be trained.
         notes: what is unusual, in sentences: padding that is added, parameters that are overlooked, a forward pass that
             ends in an error. They are logged as warnings too.
 
@@ -288,11 +288,14 @@ class Backbone:
         astray = self._unaligned(passes[size].trace, size)
         used = passes[size].trace.used.difference(*[passes[size].reached[index] for index in chosen])
         overlooked = [n for n, p in self.module.named_parameters() if p.requires_grad and n in used]
-        if not set().union(*[passes[size].reached[index] for index in chosen]):
+        reached = set().union(*[passes[size].reached[index] for index in chosen])
+        if not reached:
             raise ValueError(
                 f"no feature map of {name} depends on any of its parameters, so nothing would be trained; does its "
                 "forward pass run under torch.no_grad() or torch.inference_mode()?"
             )
+        if stages is None and self._taps is not None and not self._probe.computes:
+            overlooked += [n for n in self._finder.used_on_tokens(size) if n not in reached and n not in used]
         offered = len({level.stride for level in everything})
         self._verified = size
         lost = None if astray else unaligned
@@ -351,7 +354,8 @@ class Backbone:
         if self.overlooked:
             notes.append(
                 f"no feature map of {name} depends on {_some(self.overlooked, 'parameter')} that it uses before the "
-                "last one, so they are not trained; name other stages to have them trained"
+                "last one or on all its positions after it, so they are not trained; name other stages to have them "
+                "trained, each a map (batch, channel, *space)"
             )
         return notes
 

@@ -68,6 +68,15 @@ class StageFinder:
         ended = trace.error
         return found, None if ended is None else f"{type(ended).__name__}: {' '.join(str(ended).split())[:200]}"
 
+    def used_on_tokens(self, size: Sequence[int]) -> list[str]:
+        """Return the trainable parameters that are used on what grows with the image, and is not laid out as a map."""
+        try:
+            (trace, _), (larger, _) = self._run_to_end(size), self._run_to_end([2 * s for s in size])
+        except MustComputeError:  # then the search runs once more, on tensors
+            return []
+        beside = trace.used_beside_maps(larger, self.dims)
+        return [name for name, p in self.module.named_parameters() if p.requires_grad and name in beside]
+
     def _run_twice(self, extent: int) -> tuple[Trace, Trace, int]:
         """Return what the network computes of an image, and of one twice as large; and see :meth:`_run_to_end`."""
         trace, image = self._run_to_end((extent,) * self.dims)

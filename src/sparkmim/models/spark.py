@@ -230,6 +230,7 @@ class SparK(nn.Module):
 
         Raises:
             ValueError: for images or a mask that do not fit, see :meth:`forward`.
+            TypeError: for a mask that is not a tensor.
         """
         if not torch.compiler.is_compiling():
             self._require_images(images)
@@ -241,6 +242,11 @@ class SparK(nn.Module):
         if visible is None:
             visible = random_visible(len(images), shape, self.mask_ratio, generator, images.device)
             return PatchGrid(visible, visible_patches(shape, self.mask_ratio))
+        if not isinstance(visible, Tensor):
+            raise TypeError(
+                f"visible must be a bool tensor of shape {(len(images), *shape)} (batch, patches), "
+                f"not a {type(visible).__name__}; torch.tensor(visible) makes one"
+            )
         if visible.dtype != torch.bool or tuple(visible.shape) != (len(images), *shape):
             raise ValueError(
                 f"visible must be a bool tensor of shape {(len(images), *shape)} (batch, patches), "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -57,12 +59,34 @@ class Trace(NamedTuple):
         used: names of the parameters that functions were called on.
         calls: how often each module was called.
         error: what ended the pass early.
+        results: shape of the tensor that a function returned, by the parameter that it was called on last.
     """
 
     events: list[Event]
     used: set[str]
     calls: Counter[str]
     error: Exception | None = None
+    results: Mapping[str, Size] = MappingProxyType({})
+
+    def used_beside_maps(self, larger: Trace, dims: int) -> set[str]:
+        """Return the parameters with which something is computed that grows with the image, and is not a map.
+
+        Tokens are such, and maps with channels last.
+
+        Args:
+            larger: of an image twice as large.
+            dims: number of spatial dimensions.
+        """
+        return {
+            name for name, shape in self.results.items() if _grows_unlike_maps(shape, larger.results.get(name), dims)
+        }
+
+
+def _grows_unlike_maps(small: Size, large: Size | None, dims: int) -> bool:
+    if large is None or len(large) != len(small) or math.prod(large) < 2 * math.prod(small):
+        return False
+    is_map = len(small) == dims + 2 and all(b == 2 * a for a, b in zip(small[2:], large[2:], strict=True))
+    return not is_map
 
 
 class _Frame:
@@ -81,6 +105,7 @@ class Recorder(TorchFunctionMode):
         self.dims, self.parameters = dims, parameters
         self.events: list[Event] = []
         self.used: set[str] = set()
+        self.results: dict[str, Size] = {}
         self.calls: Counter[str] = Counter()
         self.frames: list[_Frame] = []
 
@@ -105,10 +130,11 @@ class Recorder(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        for tensor in tensors_in((args, kwargs)):
-            if id(tensor) in self.parameters:
-                self.used.add(self.parameters[id(tensor)])
+        names = [self.parameters[id(t)] for t in tensors_in((args, kwargs)) if id(t) in self.parameters]
+        self.used.update(names)
         out = func(*args, **kwargs)
+        if isinstance(out, Tensor):
+            self.results.update(dict.fromkeys(names, tuple(out.shape)))
         if self.frames and self.is_map(out):
             name = function_name(func)
             if name is not None:
@@ -195,4 +221,4 @@ def record(module: nn.Module, run: Callable[[], Any], dims: int, parameters: Map
             if needs_values(raised):
                 raise
             error = raised
-    return Trace(recorder.events, recorder.used, recorder.calls, error)
+    return Trace(recorder.events, recorder.used, recorder.calls, error, recorder.results)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -146,7 +147,7 @@ def _compared(name: str, mode: str, runner: _Runner, computed: torch.dtype) -> C
         ours, wanted = _PROPERTIES[name](runner, torch.Generator().manual_seed(runner.seed + 1))
     except UnsupportedOperation as error:
         return CheckResult(name, mode, *tolerance, error=str(error))
-    return CheckResult(
+    result = CheckResult(
         name,
         mode,
         *tolerance,
@@ -154,6 +155,15 @@ def _compared(name: str, mode: str, runner: _Runner, computed: torch.dtype) -> C
         _deviation(ours.gradients, wanted.gradients, floor=FLOOR[computed]),
         _deviation(ours.statistics, wanted.statistics),
     )
+    if math.isinf(result.deviation) and not runner.finite_by_itself():
+        return replace(result, error=_NOT_FINITE.format(mode="training" if mode == "train" else "evaluation"))
+    return result
+
+
+_NOT_FINITE = (
+    "the network by itself, without patches, gives NaN or infinite values or gradients on random images in {mode} mode "
+    "(0 / 0 in an image that stochastic depth has set to zero, for example), so that there is nothing to compare with"
+)
 
 
 @torch.no_grad()
@@ -173,8 +183,10 @@ def _at_size(
             ours = _maps(SparseExecution, grid, network, images.clone(), features)
         except UnsupportedOperation as error:
             return CheckResult("size", "eval", *tolerance, error=str(error), shape=tuple(shape))
-        deviation = _deviation(ours, list(_as_list(features(images))))
-    return CheckResult("size", "eval", *tolerance, deviation, 0.0, 0.0, shape=tuple(shape))
+        wanted = _as_list(features(images))
+    finite = all(bool(t.isfinite().all()) for t in wanted)
+    why = None if finite else _NOT_FINITE.format(mode="evaluation")
+    return CheckResult("size", "eval", *tolerance, _deviation(ours, wanted), 0.0, 0.0, why, tuple(shape))
 
 
 class _Runner:
@@ -196,6 +208,11 @@ class _Runner:
     def with_features(self, features: Features) -> _Runner:
         """Return a runner of the same network, called in another way."""
         return _Runner(self.network, features, self.images, self.patch_size, self.unit, self.seed)
+
+    def finite_by_itself(self) -> bool:
+        """Return whether the ordinary network gives finite maps and gradients on the images."""
+        maps, gradients, _ = self(self.images)
+        return all(bool(t.isfinite().all()) for t in (*maps, *gradients))
 
     def __call__(
         self,

@@ -26,7 +26,7 @@ class CheckResult:
         mode: "eval" or "train".
         values, gradients, statistics: the largest relative deviation of feature maps, of parameter and input
             gradients, and of running statistics; infinite where NaN. "size" measures values alone.
-        error: the message of an :class:`UnsupportedOperation`, if one was raised.
+        error: the message of an :class:`UnsupportedOperation`, if one was raised, or why there is nothing to compare.
         shape: of "size", the number of images and their size.
     """
 

@@ -11,7 +11,7 @@ from ..utils.modules import preserved_buffers
 from .errors import UnsupportedOperation
 from .grid import PatchGrid
 from .packed.execution import SparseExecution
-from .run import run
+from .run import FOUND_COMPILABLE, run
 
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest value of a map, that is rounding."""
@@ -27,7 +27,8 @@ def require_compilable(
 
     Dynamo tells a network the sizes of the tensors at hand, packed patches, where eagerly it reads those of the whole
     map. A network that only gives them back to functions computes the same; one that decides by them does not. So it
-    runs eagerly in both ways, without gradients; its buffers and random numbers stay as they were.
+    runs eagerly in both ways, without gradients; its buffers and random numbers stay as they were. An attribute notes
+    that it was, without which :func:`~sparkmim.sparse.run.run` refuses to be compiled.
 
     Args:
         grid: the visible patches.
@@ -39,17 +40,26 @@ def require_compilable(
         UnsupportedOperation: for a network that decides by sizes, or that is refused eagerly.
     """
     told, execution = _maps(grid, network, images, features, plain=False)
-    if not execution.told.read:
-        return
-    try:
-        plain, _ = _maps(grid, network, images, features, plain=True)
-    except (RuntimeError, TypeError, ValueError, LookupError):
-        return  # so would the compiled network raise, by itself
-    if not all(_same(a, b) for a, b in zip(told, plain, strict=True)):
+    if execution.told.read and not _same_told_plain_sizes(told, grid, network, images, features):
         raise UnsupportedOperation(
             f"{type(network).__name__} decides by the sizes of its maps, which a compiler takes for those of patches: "
             "it cannot be compiled; uncompiled it works"
         )
+    setattr(network, FOUND_COMPILABLE, True)
+
+
+def _same_told_plain_sizes(
+    maps: list[Tensor],
+    grid: PatchGrid,
+    network: nn.Module,
+    images: Tensor,
+    features: Callable[[Tensor], Sequence[Tensor]] | None,
+) -> bool:
+    try:
+        plain, _ = _maps(grid, network, images, features, plain=True)
+    except (RuntimeError, TypeError, ValueError, LookupError):
+        return True  # so would the compiled network raise, by itself
+    return all(_same(a, b) for a, b in zip(maps, plain, strict=True))
 
 
 def _maps(

@@ -44,6 +44,8 @@ class Execution(TorchFunctionMode):
         memory: which memory tensors share in the ordinary network.
         reenter: makes the context in which checkpointed functions of the network under way are computed again.
         told: what the network has been told of sizes.
+        opaque_calls: calls under way of modules that are not traced into. What they make is ordinary: a tensor of as
+            many rows as there are images is not traced there.
     """
 
     names: list[str]
@@ -62,6 +64,9 @@ class Execution(TorchFunctionMode):
     coarser: Execution | None = None
     """Answers instead of this one what is called on maps whose positions hold several patches, if it is another."""
 
+    packs = False
+    """Whether maps hold visible patches alone, so that the sizes of tensors at hand are not those of maps."""
+
     has_scales = False
     """Whether there are maps that `coarser` answers for."""
 
@@ -71,6 +76,7 @@ class Execution(TorchFunctionMode):
         self.compiling = torch.compiler.is_compiling()
         self.traced: list[tuple[Tensor, Layout]] = []
         self.told = Told(())
+        self.opaque_calls = 0
         self.memory = Memory()
         self.reenter: Callable[[Execution], AbstractContextManager[Any]] | None = None
 
@@ -297,7 +303,7 @@ class Execution(TorchFunctionMode):
         """Call a function whose arguments do not descend from the input, but for sizes that may be among them."""
         measured = False
         if self.told.read or self.plain_sizes:
-            factory = factory_for(func)
+            factory = None if self.opaque_calls else factory_for(func)
             made = None if factory is None else factory(self, func, *args, **kwargs)
             if made is not None:
                 return made

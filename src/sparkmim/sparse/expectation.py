@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -27,10 +30,35 @@ _MEANS: dict[Any, Callable[..., float]] = {
 }
 """The expectation of one value, from the parameters of the distribution where a function takes them."""
 
-_OF_SIZES = functions_named("rand randn")
+_OF_SIZES = functions_named("rand randn normal randint")
 _LIKE = functions_named("rand_like randn_like")
 _IN_PLACE = (Tensor.uniform_, Tensor.normal_, Tensor.exponential_)
 _BERNOULLI = (torch.bernoulli, Tensor.bernoulli, Tensor.bernoulli_)
+
+
+class _Here(threading.local):
+    """What this thread is doing: how many modes it has entered, and whether a rule draws noise within images."""
+
+    modes = 0
+    within_images = False
+
+
+_here = _Here()
+
+
+def is_expected(value: Tensor) -> bool:
+    """Return whether noise of the shape of `value` is answered by its expectation."""
+    return _here.modes > 0 and _varies_within_images(value)
+
+
+@contextmanager
+def noise_within_images() -> Iterator[None]:
+    """Have what a rule draws be taken for noise within images, although its shape may be that of a number an image."""
+    before, _here.within_images = _here.within_images, True
+    try:
+        yield
+    finally:
+        _here.within_images = before
 
 
 class ExpectedNoise(TorchFunctionMode):
@@ -42,6 +70,14 @@ class ExpectedNoise(TorchFunctionMode):
     Enter it before an execution: what the execution's rules call is then answered, also where a checkpoint computes it
     again in backward.
     """
+
+    def __enter__(self) -> Any:
+        _here.modes += 1
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        _here.modes -= 1
+        super().__exit__(*raised)
 
     def __torch_function__(
         self,
@@ -55,7 +91,7 @@ class ExpectedNoise(TorchFunctionMode):
             recompute_under(self._again, func)
         if func in _OF_SIZES:
             out = func(*args, **kwargs)
-            return out.fill_(_MEANS[func]()) if _varies_within_images(out) else out
+            return _filled(func, out, args, kwargs) if _varies_within_images(out) else out
         answer = _answer(func)
         value = args[0] if args else kwargs.get("input")
         if answer is None or not isinstance(value, Tensor) or not _varies_within_images(value):
@@ -71,6 +107,8 @@ def _answer(func: Any) -> Callable[..., Any] | None:
         return _undropped
     if func in _RRELU:
         return _mean_slope
+    if func is F.gumbel_softmax:
+        return _no_gumbel
     if func in _LIKE:
         return _mean_like
     if func in _IN_PLACE:
@@ -81,7 +119,20 @@ def _answer(func: Any) -> Callable[..., Any] | None:
 def _varies_within_images(value: Tensor) -> bool:
     """Return whether a tensor is a map, or holds more than a number for each entry of its first axis."""
     layout = getattr(value, "_sparkmim_layout", None)
-    return (layout is not None and layout.is_map) or any(extent != 1 for extent in value.shape[1:])
+    is_map = _here.within_images or (layout is not None and layout.is_map)
+    return is_map or any(extent != 1 for extent in value.shape[1:])
+
+
+def _filled(func: Any, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Write the expectation into what a function of a shape has drawn."""
+    if func is torch.normal:
+        mean = args[0] if args else kwargs["mean"]
+        return out.copy_(mean) if isinstance(mean, Tensor) else out.fill_(mean)
+    if func is torch.randint:
+        numbers = [a for a in args if isinstance(a, int)]
+        low, high = kwargs.get("low", numbers[0] if len(numbers) > 1 else 0), kwargs.get("high", [*numbers, 0][-1])
+        return out.fill_((low + high - 1) // 2)
+    return out.fill_(_MEANS[func]())
 
 
 def _undropped(func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -107,6 +158,17 @@ def _not_training(
     before = [kwargs.pop(name, default) for name, default in list(parameters.items())[len(args) :]]
     count = len(parameters)
     return func(input, *args[:count], *before, False, *args[count + 1 :], **kwargs)
+
+
+def _no_gumbel(
+    func: Any, logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1
+) -> Tensor:
+    """Return the softmax without noise; hard, its largest category, with the gradients of the softmax."""
+    soft = (logits / tau).softmax(dim)
+    if not hard:
+        return soft
+    largest = torch.zeros_like(soft).scatter_(dim, soft.argmax(dim, keepdim=True), 1.0)
+    return largest - soft.detach() + soft
 
 
 def _mean_like(func: Any, input: Tensor, **kwargs: Any) -> Tensor:

@@ -120,9 +120,11 @@ def _on_whole_map(execution: Execution) -> tuple[Any, Any]:
         calls.append(_WholeMapCall(execution, execution.owner([*args, *kwargs.values()])))
         with torch._C.DisableTorchFunction():
             given: tuple[Any, Any] = map_tensors(calls[-1].whole_map, (args, kwargs))
-            return given
+        execution.opaque_calls += 1
+        return given
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        execution.opaque_calls -= 1
         call = calls.pop()
         with torch._C.DisableTorchFunction():
             call.write_back()
@@ -190,6 +192,7 @@ def _on_ones(execution: Execution, factor: _Factor) -> tuple[Any, Any]:
         owner = execution.owner([x])
         if owner is None:
             calls.append((None, x, x))
+            execution.opaque_calls += 1
             return args, kwargs
         layout = owner.require_map(None, x)
         owner.require_no_padding(layout, None)
@@ -197,9 +200,11 @@ def _on_ones(execution: Execution, factor: _Factor) -> tuple[Any, Any]:
             size = [owner.extent_of_whole(layout, a, x.shape[a]) if factor.of_positions else 1 for a in layout.space]
             ones = x.new_ones(execution.grid_shape[0], x.shape[1] if factor.of_positions else 1, *size)
         calls.append((owner, x, ones))
+        execution.opaque_calls += 1
         return (ones, *others), kwargs
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        execution.opaque_calls -= 1
         owner, x, ones = calls.pop()
         if owner is None:
             return output

@@ -18,6 +18,9 @@ from .execution import Execution
 from .extent import MEASURED, Extent
 from .overrides import attach_to_modules
 
+FOUND_COMPILABLE = "_sparkmim_compilable"
+"""Attribute of networks that :func:`~sparkmim.sparse.compilable.require_compilable` has seen."""
+
 
 def run(
     execution: Execution,
@@ -35,9 +38,15 @@ def run(
             or a list of them.
 
     Raises:
-        UnsupportedOperation: for an operation without a rule, with the path of the module that calls it.
+        UnsupportedOperation: for an operation without a rule, with the path of the module that calls it. Compiled, also
+            for a network on packed patches that :func:`~sparkmim.sparse.require_compilable` has not seen.
     """
     if torch.compiler.is_compiling():
+        if execution.packs and not getattr(network, FOUND_COMPILABLE, False):
+            raise UnsupportedOperation(
+                f"{type(network).__name__} has not been checked before it is compiled, and a compiler tells it sizes "
+                "of patches for those of maps; call sparkmim.sparse.require_compilable(grid, network, images) before"
+            )
         show_functions_to_modes()
     else:
         execution.note_constants(network.parameters())  # they may be results: of `torch.func.functional_call`

@@ -52,6 +52,8 @@ class SparseExecution(Execution):
 
     coarser: CoarseExecution
 
+    packs = True
+
     patch_size: tuple[int, ...]
     """Pixels of a patch along each spatial axis, known once the input is."""
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..execution import Execution
+from ..expectation import is_expected
 from ..functions import functions_named
 from .pointwise import free_axes, own_layout
 
@@ -28,7 +29,7 @@ def alpha_dropout(
     layout = own_layout(execution, func, input)
     named = _VALUES.get(func) or _CHANNELS[func]
     inplace = inplace or named.endswith("_")
-    if not training or p == 0:
+    if not training or p == 0 or is_expected(input):
         return execution.mark(input if inplace else input.clone(), layout)
     if not layout.is_map:
         kept = execution.one_row_per_image(torch.empty_like(input), layout.batch).clone().bernoulli_(1 - p)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..execution import MADE_OUTSIDE, Execution
+from ..expectation import noise_within_images
 from ..extent import of_whole_map, value_of
 from ..functions import functions_named
 from ..layout import Layout
@@ -68,7 +70,8 @@ def _meaning(execution: Execution, sizes: Sequence[Any], channels: bool) -> tupl
 
 def _made(execution: Execution, layout: Layout, local: list[int], make: Callable[[list[int]], Tensor]) -> Tensor:
     """Make a new tensor and mark it; values per image are made once an image."""
-    out = make(local)
+    with noise_within_images() if layout.is_map and not execution.compiling else nullcontext():
+        out = make(local)
     return execution.mark(out if layout.is_map else execution.all_rows(out, layout.batch), layout)
 
 
@@ -166,5 +169,6 @@ def channel_dropout(
     if layout.is_map:
         execution.require_map(func, input)
     noise = execution.mark(input.new_ones(*input.shape[:2], *[1] * (input.ndim - 2)), layout.per_image(0))
-    noise = execution.on_one_row_per_image(lambda rows: F.dropout(rows, p), noise, layout.per_image(0))
+    with noise_within_images() if layout.is_map and not execution.compiling else nullcontext():
+        noise = execution.on_one_row_per_image(lambda rows: F.dropout(rows, p), noise, layout.per_image(0))
     return execution.mark(input.mul_(noise) if inplace else input * noise, layout)
