@@ -19,7 +19,7 @@ from .arrays import NPY, NPZ, decode_npy, decode_npz, to_pixels
 from .encoded import EncodedImage, UnreadableImage, require_pixels
 from .jpeg import decode_jpeg, jpeg_size
 from .pillow import MODES, decode_with_pillow, open_with_pillow, upright_size
-from .png import decode_deep_color, is_deep_color
+from .png import decode_deep_color, is_deep_color, levels_apart
 from .tiff import decode_tiff
 
 ARRAYS = {".npy": NPY, ".npz": NPZ, ".tif": tiff.START, ".tiff": tiff.START}
@@ -80,7 +80,10 @@ class EncodedFile(EncodedImage):
                 return decode_deep_color(data, channels, self.files, missing)
             opened, self._opened = self._opened, None  # Pillow decodes it once
             with opened or open_with_pillow(data, self.files) as file:
-                return decode_with_pillow(file, channels, reduction, missing)
+                by = levels_apart(data)
+                if by > 1 and "transparency" in file.info:  # which Pillow leaves as the file has it
+                    file.info["transparency"] *= by
+                return decode_with_pillow(file, channels, reduction, [by * value for value in missing])
 
     def _picture(self, channels: int) -> bytes:
         """Return the bytes of a picture.

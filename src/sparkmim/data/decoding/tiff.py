@@ -17,10 +17,10 @@ from tifffile import PHOTOMETRIC, TiffFile
 from torch import Tensor
 
 from ..config import FileConfig
-from .arrays import to_pixels
+from .arrays import to_pixels, with_gaps, without_data
 from .colors import to_channels, upright
 from .encoded import UnreadableImage, require_pixels
-from .pillow import MODES, decode_with_pillow, open_with_pillow
+from .pillow import MODES, convert_bytes, decode_with_pillow, open_with_pillow
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it says of damaged files is in their errors
 
@@ -40,6 +40,10 @@ LAYOUTS = ("generic", "shaped", "uniform", "imagej", "ome")
 
 MANY_BANDS = 4
 """Bands of a file that are read to take fewer of them, at least."""
+
+
+class MissingCodec(UnreadableImage):
+    """A file that needs the package imagecodecs."""
 
 
 def decode_tiff(content: Path | bytes, channels: int, files: FileConfig) -> Tensor:
@@ -150,31 +154,41 @@ def _decode_page(
     colors = 3 if kind == PHOTOMETRIC.RGB else 1 if kind in GRAY else bands
     alpha = extra[0] if extra and extra[0] in (STRAIGHT, PREMULTIPLIED) else None
     plain = bands == colors + (alpha is not None)
-    if channels in MODES and page.dtype in (np.uint8, bool) and (plain or (colors == 3 and channels < 4)):
-        with open_with_pillow(content, files) as opened:
-            opened.seek(page.index)
-            return decode_with_pillow(opened, channels, missing=_as_shown(missing, kind))
-    if kind != PHOTOMETRIC.RGB and kind not in GRAY:
-        raise UnreadableImage(f"expected RGB or gray, got {kind.name} in {page.dtype}; convert the file to RGB")
     usable = plain or (colors == 3 and channels < 4)
-    shares = page.dtype.str[1:] in ("u1", "u2") or page.dtype.kind == "f"
+    pictured = channels in MODES and page.dtype in (np.uint8, bool) and usable
+    if kind != PHOTOMETRIC.RGB and kind not in GRAY:
+        if pictured:
+            return _decode_with_pillow(content, page, channels, missing, files)
+        raise UnreadableImage(f"expected RGB or gray, got {kind.name} in {page.dtype}; convert the file to RGB")
+    shares = page.dtype.str[1:] in ("b1", "u1", "u2") or page.dtype.kind == "f"
     as_held = bands == channels and (alpha is None or channels not in MODES)
     if not as_held and not (bands == 1 or (channels in MODES and usable and shares)):
         wanted = f"{channels} channel{'s' * (channels > 1)}"
         raise UnreadableImage(f"expected {wanted}, got {bands} bands of {page.dtype}; see --in-chans")
     require_pixels(page.imagelength * page.imagewidth * bands // max(channels, MANY_BANDS), 1, files)
     axes = page.axes if first else series.axes
-    image = _finished(_bands_first(_array(content, series, first=first), axes), page, missing)
+    try:
+        planes = _bands_first(_array(content, series, first=first), axes)
+    except MissingCodec:
+        if not pictured:
+            raise
+        return _decode_with_pillow(content, page, channels, missing, files)
     if as_held:
-        return image
+        return _finished(planes, page, missing)
     if bands == 1 and channels not in MODES:
-        return image.expand(channels, -1, -1).contiguous()
-    return _convert(image, colors, alpha, channels)
+        return _finished(planes, page, missing).expand(channels, -1, -1).contiguous()
+    return _convert(planes, page, colors, alpha, channels, missing)
 
 
-def _as_shown(missing: Sequence[float], kind: Any) -> list[float]:
-    """Return the values of no data in gray of 8 bits as Pillow shows it, with white as 255."""
-    return [255 - value if kind == PHOTOMETRIC.MINISWHITE else value for value in missing]
+def _decode_with_pillow(
+    content: Path | bytes, page: Any, channels: int, missing: Sequence[float], files: FileConfig
+) -> Tensor:
+    """Decode a page of 8 bits whose colors or compression tifffile leaves to others."""
+    shown = [_top(page) - value for value in missing] if page.photometric == PHOTOMETRIC.MINISWHITE else missing
+    by = 1 if page.dtype == bool else _levels_apart(page)
+    with open_with_pillow(content, files) as opened:
+        opened.seek(page.index)
+        return decode_with_pillow(opened, channels, missing=[by * value for value in shown])
 
 
 def _decode_first_slice(
@@ -187,20 +201,60 @@ def _decode_first_slice(
     return _finished(_bands_first(_array(content, series)[wanted], kept), series.keyframe, missing)
 
 
-def _convert(image: Tensor, colors: int, alpha: int | None, channels: int) -> Tensor:
-    """Convert colors, and opacity where there is any, to 1, 3 or 4 channels."""
-    image, opacity = image[:colors], None if alpha is None else image[colors : colors + 1]
-    if opacity is not None and alpha == PREMULTIPLIED:
-        image = torch.where(opacity > 0, image / opacity, image)
-    return to_channels(image, opacity, channels)
+def _convert(
+    planes: np.ndarray, page: Any, colors: int, alpha: int | None, channels: int, missing: Sequence[float]
+) -> Tensor:
+    """Convert colors, and opacity where there is any, to 1, 3 or 4 channels; files of 8 bits give uint8."""
+    held, missing = _on_black(planes[:colors], page, missing)
+    opacity = None if alpha is None else planes[colors : colors + 1]
+    if held.dtype == np.uint8:
+        bands = held if opacity is None else np.concatenate([held, opacity])
+        if alpha == PREMULTIPLIED and colors == 1:
+            bands = np.concatenate([np.repeat(held, 3, 0), bands[1:]])
+        mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBa" if alpha == PREMULTIPLIED else "RGBA"}[len(bands)]
+        image = with_gaps(convert_bytes(bands, mode, channels), without_data(held, missing))
+        return upright(image, _orientation(page))
+    image, known = to_pixels(held, missing), None if opacity is None else to_pixels(opacity)
+    if known is not None and alpha == PREMULTIPLIED:
+        image = torch.where(known > 0, image / known, image)
+        image = image if held.dtype.kind == "f" else image.clamp(max=1)
+    return upright(to_channels(image, known, channels), _orientation(page))
 
 
 def _finished(planes: np.ndarray, page: Any, missing: Sequence[float]) -> Tensor:
     """Return planes as the upright pixels that they stand for."""
-    if page.photometric == PHOTOMETRIC.MINISWHITE and planes.dtype.kind in "bu":  # white is 0
-        top = 1 if planes.dtype == bool else np.iinfo(planes.dtype).max
-        planes, missing = ~planes, [top - value for value in missing]  # the value of no data is the file's
-    return upright(to_pixels(planes, missing), page.tags.valueof(ExifTags.Base.Orientation, default=1))
+    return upright(to_pixels(*_on_black(planes, page, missing)), _orientation(page))
+
+
+def _on_black(planes: np.ndarray, page: Any, missing: Sequence[float]) -> tuple[np.ndarray, Sequence[float]]:
+    """Return integers with 0 as black, numbers of fewer than 8 bits brought to 8, and the values of no data with them.
+
+    Args:
+        planes: as the file holds them.
+        page: of the file.
+        missing: values of no data in the file's own numbers.
+    """
+    by = _levels_apart(page)
+    if by > 1:
+        planes, missing = planes.astype(np.uint8) * np.uint8(by), [by * value for value in missing]
+    if page.photometric == PHOTOMETRIC.MINISWHITE and planes.dtype.kind == "u":
+        planes, missing = ~planes, [np.iinfo(planes.dtype).max - value for value in missing]
+    return planes, missing
+
+
+def _levels_apart(page: Any) -> int:
+    """Return by what numbers of fewer than 8 bits are multiplied to fill the range of 8; 1 for all others."""
+    bits = 1 if page.dtype == bool else page.bitspersample
+    return 255 // (2**bits - 1) if page.dtype in (np.uint8, bool) and bits in (1, 2, 4) else 1
+
+
+def _top(page: Any) -> int:
+    """Return the largest number of a page of 8 bits or fewer."""
+    return 1 if page.dtype == bool else int(2**page.bitspersample - 1)
+
+
+def _orientation(page: Any) -> int:
+    return int(page.tags.valueof(ExifTags.Base.Orientation, default=1))
 
 
 def _bands_first(array: np.ndarray, axes: str) -> np.ndarray:
@@ -220,13 +274,13 @@ def _array(content: Path | bytes, series: Any, *, first: bool = False) -> np.nda
     shape = page.shape if first else series.shape
     try:
         array: np.ndarray = series.asarray(key=0) if first else series.asarray()
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         if "imagecodecs" not in str(error):
             raise
         frames = [series.pages[0]] if first else list(series.pages)
         exact = page.samplesperpixel == 1 and page.dtype.str[1:] in ("u1", "u2", "i2", "i4", "u4", "f4")
         if not exact and not (page.dtype == np.uint8 and page.axes == "YXS"):
-            raise UnreadableImage(f"{page.compression.name} in {page.dtype} needs `pip install imagecodecs`") from error
+            raise MissingCodec(f"{page.compression.name} in {page.dtype} needs `pip install imagecodecs`") from error
         array = np.stack([_frame(content, frame.index, page) for frame in frames])
     return array.reshape(shape)
 
@@ -236,5 +290,7 @@ def _frame(content: Path | bytes, index: int, page: Any) -> np.ndarray:
     with open_with_pillow(content, FileConfig(max_pixels=page.imagelength * page.imagewidth)) as file:
         file.seek(index)
         values = np.array(file).astype(page.dtype)
-    # Pillow turns gray of 8 bits around, and no other.
-    return 255 - values if page.photometric == PHOTOMETRIC.MINISWHITE and page.dtype == np.uint8 else values
+    # Pillow turns gray of up to 8 bits around, and no other.
+    values = 255 - values if page.photometric == PHOTOMETRIC.MINISWHITE and page.dtype == np.uint8 else values
+    by = _levels_apart(page)
+    return values // by if by > 1 else values
