@@ -13,6 +13,7 @@ from torch import Tensor
 from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder, with_input
 from ..data.labels import LabeledImages
 from ..data.sources.base import ImageSource
+from ..data.sources.pages import by_page
 from ..training.config import Device
 from ..utils.devices import pick_device
 from .features import log_skipped, pooled_features, ready_for
@@ -82,6 +83,7 @@ class FrozenEncoder:
         self.device = pick_device(device)
         loaded = load_trained_encoder(encoder, model, seed, stages=stages, in_chans=in_chans, trust=trust)
         chosen = with_input(loaded, image_size=image_size, mean=mean, std=std, files=files)
+        source = by_page(source, chosen.backbone.in_chans, chosen.data)
         self.network: TrainedEncoder = ready_for(chosen, source, stage)
         self.network.backbone.module.to(self.device)
         self.stage, self.batch_size, self.workers = stage, batch_size, workers
@@ -102,6 +104,7 @@ class FrozenEncoder:
         Raises:
             ValueError: if no image can be read.
         """
+        images = images.by_page(self.network.backbone.in_chans, self.network.data)
         found = pooled_features(
             self.network.backbone,
             images.source,

@@ -159,7 +159,7 @@ def linear_probe(
         workers: processes that read images.
         device: where to compute.
         seed: of random weights, and of the choice of validation images.
-        pages: what the pages of a TIFF file are, "channels" or "first"; as recorded by default.
+        pages: what the pages of a TIFF file are, "channels", "images" or "first"; as recorded by default.
         nodata: value of pixels without data; as recorded by default.
         max_pixels: most pixels of an image; as recorded by default.
         stages: names of the submodules whose outputs are the feature maps; the recorded ones by default.

@@ -52,6 +52,13 @@ class EncodedFile(EncodedImage):
         self._extension = os.path.splitext(str(content) if name is None else name)[1].lower()
         self._opened: Image.Image | None = None
 
+    def images(self, channels: int) -> int:
+        """Return the number of images in a TIFF file, 1 in all others."""
+        if self.files.pages != "images":
+            return 1
+        with self._unreadable():
+            return tiff.count_images(self._content, channels) if self._first_bytes().startswith(tiff.START) else 1
+
     def size(self, channels: int) -> tuple[int, int] | None:
         """Return height and width of JPEG files, the only ones that are decoded at a fraction of their size."""
         with self._unreadable():
@@ -66,7 +73,7 @@ class EncodedFile(EncodedImage):
         """Decode the file, see :meth:`EncodedImage.decode`."""
         with self._unreadable():
             if self._start.startswith(tiff.START):
-                return decode_tiff(self._content, channels, self.files)
+                return decode_tiff(self._content, channels, self.files, self.page)
             if self._holds_array:
                 read = decode_npz if self._start.startswith(NPZ) else decode_npy
                 return read(self._content, channels, self.files)
@@ -111,10 +118,13 @@ class EncodedFile(EncodedImage):
     @cached_property
     def _start(self) -> bytes:
         """Return the first bytes of the file; arrays are read as far as they are needed, all others as a whole."""
-        if isinstance(self._content, bytes) or self._extension not in ARRAYS:
-            return self._data[:LONGEST_START]
+        return self._data[:LONGEST_START] if self._extension not in ARRAYS else self._first_bytes()
+
+    def _first_bytes(self) -> bytes:
+        if isinstance(self._content, bytes):
+            return self._content[:LONGEST_START]
         self._require_regular()
-        with open(self._content, "rb") as file:
+        with open(self._content, "rb", buffering=0) as file:
             return file.read(LONGEST_START)
 
     @cached_property
