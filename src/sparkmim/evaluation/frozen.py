@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +14,11 @@ from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder, with_inp
 from ..data.labels import LabeledImages
 from ..data.sources.base import ImageSource
 from ..data.sources.pages import by_page
+from ..data.statistics import require_readable
+from ..data.tables import named
 from ..training.config import Device
 from ..utils.devices import pick_device
+from ..utils.logging import log
 from .features import log_skipped, pooled_features, ready_for
 
 
@@ -98,6 +101,16 @@ class FrozenEncoder:
             **({"seed": seed} if str(encoder) == "none" else {}),
         }
 
+    def require_readable(self, sets: Iterable[tuple[LabeledImages, str]]) -> None:
+        """Raise for a set of images, given with the option that named it, that seems to be of no use.
+
+        Raises:
+            ValueError: if none of a few images that are tried can be read.
+        """
+        channels, data = self.network.backbone.in_chans, self.network.data
+        for images, option in sets:
+            require_readable(images.by_page(channels, data).source, channels, data, 1.0, option)
+
     def __call__(self, images: LabeledImages) -> LabeledFeatures:
         """Return the features of all readable images; log the others as skipped.
 
@@ -118,6 +131,9 @@ class FrozenEncoder:
         if not found.indices:
             raise ValueError(f"none of the {len(images)} images can be read")
         self.skipped += len(found.broken)
+        lost = set(images.labels.tolist()) - set(images.labels[found.indices].tolist())
+        if lost:
+            log.warning(f"no image of {named([images.classes[label] for label in sorted(lost)])} can be read")
         return LabeledFeatures(found.values, torch.from_numpy(images.labels[found.indices]))
 
     def joined(self, parts: Sequence[LabeledImages]) -> LabeledFeatures:

@@ -159,11 +159,12 @@ def knn(
         files=files,
     )
     classes = splits.train.classes
+    scored = splits.test or [part for part in (splits.val,) if part is not None]
+    frozen.require_readable([(splits.train, "--data"), *((part, "--test-data") for part in scored)])
     train = frozen(splits.train)
     within = leave_one_out(train.values, train.labels, neighbours, classes=len(classes))
     if not within:
         raise ValueError(f"{len(train)} training images are too few for {min(neighbours)} neighbours; see --neighbours")
-    scored = splits.test or [part for part in (splits.val,) if part is not None]
     by_k: dict[int, Accuracy] = {}
     images = 0
     for part in scored:

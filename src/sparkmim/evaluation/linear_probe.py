@@ -195,6 +195,8 @@ def linear_probe(
     classes = splits.train.classes
     for part in [*([] if splits.val is None else [splits.val]), *splits.test]:
         log_places(part.source, splits.train.source)
+    sets = [(rest, "--data"), (held, "--data" if splits.val is None else "--val-data")]
+    frozen.require_readable([*sets, *((part, "--test-data") for part in splits.test)])
     fitted, val = frozen(rest), frozen(held)
     candidates = fit_probes(fitted.values, fitted.labels, classes=len(classes))
     scores = [(candidate, candidate.score(val)) for candidate in candidates]
