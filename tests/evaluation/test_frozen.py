@@ -280,4 +280,4 @@ def test_a_class_of_which_no_image_can_be_read_is_named(
     (tmp_path / "lost/0.png").write_bytes(b"junk")
     with printing():
         sparkmim.knn(encoder, tmp_path, **SMALL)
-    assert "no image of lost can be read" in capsys.readouterr().out
+    assert "no image of lost can be read" in capsys.readouterr().err
