@@ -109,7 +109,7 @@ def test_a_recipe_that_says_how_files_are_read(values: dict[str, Any], tmp_path:
     if "pages" in values:  # of one channel, so that a stack is refused unless its pages are images
         tifffile.imwrite(tmp_path / "images/z.tif", np.stack([pixels] * 3), photometric="minisblack")
     (tmp_path / "recipe.py").write_text(RECIPE.format(values=values))
-    settings = FOUR_STEPS | {"data": str(tmp_path / "images"), "in_chans": 1}
+    settings = FOUR_STEPS | {"data": str(tmp_path / "images"), "in_chans": 1, "batch_size": 2}
     one = prepare(Pretraining(), tmp_path / "a", f"{tmp_path}/recipe.py:mine", "auto", dict(settings), 1)
     other = prepare(Pretraining(), tmp_path / "b", "auto", "auto", settings | values, 1)
     assert one.config.data == other.config.data
