@@ -128,14 +128,6 @@ def test_validation_images_that_cannot_be_read(tmp_path: Path, copy: Path) -> No
     refused(tmp_path / "run", "none of 8 images tried can be read as 3 channels; blue/0.png", data=copy)
 
 
-@pytest.mark.parametrize("split", ["val", "test"])
-def test_splits_with_too_many_images_that_cannot_be_read(tmp_path: Path, copy: Path, split: str) -> None:
-    """The share that is allowed is the same as for the images trained on, and told before the first step."""
-    for path in sorted((copy / split).rglob("*.png"))[::3]:
-        path.write_bytes(b"no image")
-    refused(tmp_path / "run", f"--{split}-data: . of [0-9]* images tried cannot be read .* by --max-broken", data=copy)
-
-
 def test_images_that_go_during_the_run(tmp_path: Path, copy: Path) -> None:
     def empty(done: int) -> None:
         for path in (copy / "val").rglob("*.png"):

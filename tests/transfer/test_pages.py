@@ -84,7 +84,8 @@ def test_pages_of_a_file_stay_together(stacks: Path, tmp_path: Path) -> None:
     settings = FOUR_STEPS | {"data": str(stacks / "train"), "pages": "images", "val_share": 0.3}
     data = prepare(Pretraining(), tmp_path / "run", "auto", "auto", settings, 1).data
     assert data.held_out is not None
-    parts = [{source.name(i).split("#")[0] for i in range(len(source))} for source in data]
+    sources = (data.source, data.held_out)
+    parts = [{source.name(i).split("#")[0] for i in range(len(source))} for source in sources]
     assert len(parts[0]) + len(parts[1]) == 10
     assert not parts[0] & parts[1]
 

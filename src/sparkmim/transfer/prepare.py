@@ -16,7 +16,7 @@ from ..data.config import DataConfig, FileConfig, ViewConfig, files_of
 from ..data.places import files_outside, shared_files
 from ..data.seeding import Stream, keyed_seed
 from ..data.sources.pages import Pages
-from ..data.statistics import first_readable, require_readable
+from ..data.statistics import first_readable
 from ..data.targets import Splits
 from ..evaluation.features import input_for
 from ..models.factory import code_of, require_image_size
@@ -195,10 +195,6 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             held = "the newest checkpoint" if ready.resume == "auto" else ready.resume
             raise ValueError(f"--ema {config.optimizer.ema:g}, but {held} holds no average of weights; use --ema 0")
         validate_training(config, len(ready.data.train), config.model.in_chans, processes)
-        held_out = "--folds" if config.data.folds else "--val-data"
-        for images, option in ((ready.data.val, held_out), (ready.data.test, "--test-data")):
-            if images is not None:
-                require_readable(images.source, config.model.in_chans, config.data, config.data.max_broken, option)
         micro_batch = config.run.batch_size // (config.run.accumulate * processes)
         self.task.validate(config, ready.data.train, micro_batch)
 
