@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,9 @@ import torch
 from PIL import Image
 
 from sparkmim.data.config import FileConfig
+from sparkmim.data.decoding.encoded import EncodedImage, UnreadableImage
+from sparkmim.data.decoding.images import EncodedFile
+from sparkmim.data.sources.base import ImageSource
 from sparkmim.data.sources.folder import find_images
 from sparkmim.data.statistics import (
     Moments,
@@ -17,6 +22,7 @@ from sparkmim.data.statistics import (
     input_statistics,
     peculiarities,
     require_readable,
+    spread,
 )
 
 NOISE = np.random.default_rng(0)
@@ -133,3 +139,44 @@ def test_sets_are_tried_before_they_are_needed(tmp_path: Path) -> None:
     (tmp_path / "a.png").unlink()
     with pytest.raises(ValueError, match="5 of 5 images tried cannot be read"):
         require_readable(find_images(tmp_path), 3, FileConfig(), 1.0, "--val-data")
+
+
+class Marked(ImageSource):
+    """Images of which some cannot be read, and a count of how many were tried."""
+
+    def __init__(self, broken: list[bool]) -> None:
+        self.broken, self.tried = broken, 0
+
+    def __len__(self) -> int:
+        return len(self.broken)
+
+    def name(self, index: int) -> str:
+        return f"{index}.png"
+
+    def open(self, index: int) -> EncodedImage:
+        self.tried += 1
+        if self.broken[index]:
+            raise UnreadableImage("junk")
+        file = io.BytesIO()
+        Image.new("L", (2, 2)).save(file, "PNG")
+        return EncodedFile(file.getvalue(), "x.png")
+
+
+@pytest.mark.parametrize("images", [5, 20, 400])
+def test_sets_with_too_many_unreadable_images_are_refused(images: int) -> None:
+    """Never those with as many as are allowed; those of a few dozen with one more as soon as one of eight is broken."""
+    random = np.random.default_rng(images)
+    for share, most in itertools.product((0.0, 0.05, 0.1, 0.3, 0.6, 1.0), (0.0, 0.1, 0.5)):
+        broken = random.permutation(np.arange(images) < round(share * images)).tolist()
+        source = Marked(broken)
+        allowed = sum(broken) <= most * images
+        refused = False
+        try:
+            require_readable(source, 1, FileConfig(), most, "--val-data")
+        except ValueError:
+            refused = True
+        assert not (refused and allowed and not all(broken[index] for index in spread(source, 8)))
+        seen = any(broken[index] for index in spread(source, 8))
+        if not allowed and seen and (images <= 256 or share > most + 0.15):
+            assert refused
+        assert source.tried <= (256 if seen else 8)

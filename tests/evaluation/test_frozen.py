@@ -254,3 +254,30 @@ def test_load_encoder_is_an_ordinary_network(encoder: Path) -> None:
     weights = load_file(encoder)
     assert network.state_dict().keys() == weights.keys()
     assert all(torch.equal(tensor, weights[key]) for key, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("use", [sparkmim.knn, sparkmim.linear_probe])
+def test_sets_are_tried_before_features_are_computed(
+    use: Any, encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("red", "green", "blue"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(b"junk")
+
+    def compute(*_: Any, **__: Any) -> None:
+        raise AssertionError("features before the sets were tried")
+
+    monkeypatch.setattr("sparkmim.evaluation.frozen.pooled_features", compute)
+    with pytest.raises(ValueError, match=r"--test-data: 3 of 3 images tried cannot be read as 3 channels; blue/0\.png"):
+        use(encoder, data / "train", test_data=tmp_path, **SMALL)
+
+
+def test_a_class_of_which_no_image_can_be_read_is_named(
+    encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_split(tmp_path, 4)
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost/0.png").write_bytes(b"junk")
+    with printing():
+        sparkmim.knn(encoder, tmp_path, **SMALL)
+    assert "no image of lost can be read" in capsys.readouterr().err

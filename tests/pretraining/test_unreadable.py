@@ -101,7 +101,7 @@ def test_the_held_out_loss_is_that_of_readable_images(tmp_path: Path, images: Pa
         ({"max_pixels": 100}, "60 x 80 pixels are more than the 100 of --max-pixels"),
         ({"max_pixels": 0}, "--max-pixels is a number of pixels, at least 1, not 0"),
         ({"nodata": float("nan")}, "--nodata must be a finite number"),
-        ({"pages": "images"}, "--pages takes channels or first, not 'images'"),
+        ({"pages": "slices"}, "--pages takes channels or images or first, not 'slices'"),
     ],
 )
 def test_settings_without_effect_are_refused(

@@ -64,7 +64,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "image_size": (_list_of(_whole(1, LARGEST_SIZE), 3, 1), f"sides from 1 to {LARGEST_SIZE:,} pixels"),
     "crop": (lambda value: value in ("resized", "native"), "resized or native"),
     "flip": (lambda value: isinstance(value, bool), "true or false"),
-    "pages": (lambda value: value in get_args(Pages), "channels or first"),
+    "pages": (lambda value: value in get_args(Pages), ", ".join(get_args(Pages))),
     "nodata": (lambda value: value is None or _number(value), "a finite number"),
     "max_pixels": (_whole(1, MOST_PIXELS), f"a number of pixels from 1 to {MOST_PIXELS:,}"),
     "mean": (_list_of(_number, MOST_CHANNELS, 1), "a list of finite numbers"),

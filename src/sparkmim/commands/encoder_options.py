@@ -57,8 +57,8 @@ class FileOptions:
     """How files of images are read, where that is to be something else than recorded with the weights."""
 
     pages: Pages | None = None
-    """What the pages of a TIFF file are: channels, or separate images of which the first is taken; as recorded with the
-    weights if not given."""
+    """What the pages of a TIFF file are: channels, images of their own, or images of which the first is taken; as
+    recorded with the weights if not given."""
 
     nodata: float | None = None
     """Value of pixels without data, beside NaN; likewise."""

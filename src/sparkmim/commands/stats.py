@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Literal
 
-from ..data.config import MAX_PIXELS, FileConfig
+from ..data.config import MAX_PIXELS, FileConfig, Pages
 from ..utils.fields import validate_as
 
 
@@ -13,7 +12,7 @@ def command(
     data: str,
     in_chans: int = 3,
     limit: int = 256,
-    pages: Literal["channels", "first"] = "channels",
+    pages: Pages = "channels",
     nodata: float | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> int:
@@ -30,11 +29,13 @@ def command(
     if in_chans < 1 or limit < 1:
         raise ValueError(f"--in-chans {in_chans} and --limit {limit} must be at least 1")
     from ..data.sources.address import open_source
+    from ..data.sources.pages import by_page
     from ..data.statistics import channel_statistics
 
     validate_as(FileConfig, pages=pages, nodata=nodata, max_pixels=max_pixels)
     files = FileConfig(pages=pages, nodata=nodata, max_pixels=max_pixels)
-    measured = channel_statistics(open_source(data), in_chans, limit, files)
+    source = by_page(open_source(data), in_chans, files)
+    measured = channel_statistics(source, in_chans, limit, files)
     print(f"--mean {' '.join(map(str, measured.mean))} --std {' '.join(map(str, measured.std))}")
     print(f"measured on {measured.images} images", file=sys.stderr)
     return 0

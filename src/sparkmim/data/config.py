@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..utils.fields import Valid, at_least, setting, share, validate_as
 
-Pages = Literal["channels", "first"]
+Pages = Literal["channels", "images", "first"]
 
 MAX_PIXELS = 2**28
 """Pixels of a square of 16,384, which take 768 MiB in RGB of 8 bits."""
@@ -20,8 +20,8 @@ class FileConfig:
     """How image files are read."""
 
     pages: Pages = "channels"
-    """What the pages of a TIFF file are: channels, which must be as many as the network's; or separate images, of which
-    the first is taken."""
+    """What the pages of a TIFF file are: channels, which must be as many as the network's; images, each one of its own
+    (FILE#0, FILE#1, ...); or images of which the first is taken."""
 
     nodata: float | None = setting(
         None, Valid(lambda v: v is None or math.isfinite(v), "must be a finite number (NaN is no data in any case)")

@@ -26,10 +26,12 @@ import numpy as np
 import torch
 
 from ..utils.text import printable
+from .config import FileConfig
 from .seeding import Stream, keyed_generator
 from .sources.address import AS_CLASSES
 from .sources.base import ImageSource, Subset
 from .sources.folder import Files, find_images, list_folders
+from .sources.pages import Pages, count_pages
 from .tables import Table, named, read_table
 
 SPLITS = ("train", "val", "test")
@@ -57,6 +59,13 @@ class LabeledImages:
         """Return some of the images, with the same classes."""
         chosen = np.asarray(indices, dtype=np.int64)
         return LabeledImages(Subset(self.source, chosen), self.labels[chosen], self.classes)
+
+    def by_page(self, channels: int, files: FileConfig) -> LabeledImages:
+        """Return the pages of files that hold several images, each with its file's class; see :mod:`.sources.pages`."""
+        counts = count_pages(self.source, channels, files)
+        if counts is None:
+            return self
+        return LabeledImages(Pages(self.source, counts), np.repeat(self.labels, counts), self.classes)
 
     def counts(self) -> list[int]:
         """Return the number of images of each class."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ..utils.text import printable
 from .sources.base import ImageSource, Subset
 from .sources.folder import Files
+from .sources.pages import Pages
 
 MOST_LINKS = 100_000
 """Files that are looked at for links; folders of larger sets are all looked at."""
@@ -58,10 +59,11 @@ def files_outside(source: ImageSource) -> Outside | None:
 
 def _folder_of(source: ImageSource) -> tuple[Files | None, Iterator[int]]:
     """Return the files that a source is part of, and the indices of its own among them."""
-    if isinstance(source, Subset):
+    if isinstance(source, (Subset, Pages)):
         files, within = _folder_of(source.source)
         all_of_them = list(within)
-        return files, iter([all_of_them[int(index)] for index in source.indices] if files is not None else [])
+        chosen = source.indices if isinstance(source, Subset) else source.files
+        return files, iter([all_of_them[int(index)] for index in chosen] if files is not None else [])
     if isinstance(source, Files):
         return source, iter(range(len(source)))
     return None, iter(())

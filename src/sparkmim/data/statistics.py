@@ -21,6 +21,12 @@ from .sources.base import ImageSource, open_image
 PROBED = 8
 """Images tried before a source is reported as unreadable."""
 
+PROBED_IF_BROKEN = 256
+"""Images tried if one of them is unreadable."""
+
+MANY_TRIED, SIGMAS = 64, 4
+"""Images by which a share is judged, at least, and standard deviations by which it must be exceeded."""
+
 PIECE = 2**18
 """Values measured at a time: 2 MiB in double precision."""
 
@@ -70,31 +76,45 @@ def first_readable(source: ImageSource, channels: int, files: FileConfig = DEFAU
 
 
 def require_readable(source: ImageSource, channels: int, files: FileConfig, most: float, option: str) -> None:
-    """Raise for a set of images, other than the ones trained on, that is of no use; tries a few spread over it.
+    """Raise for a set of images, other than the ones trained on, that is of no use.
+
+    A few images spread over it are tried, and many if one of these cannot be read.
 
     Args:
         source: the images.
         channels: of the network.
         files: how they are read.
-        most: share that may be unreadable; judged here for sets that are tried as a whole.
+        most: share that may be unreadable. More are certain once so many are found, and as good as certain where those
+            tried have more by four standard deviations.
         option: that named the images, for messages.
 
     Raises:
         ValueError: with the first reason.
     """
-    errors = []
-    tried = spread(source, PROBED)
-    for index in tried:
+    errors: list[str] = []
+    few = spread(source, PROBED)
+    more = [index for index in spread(source, PROBED_IF_BROKEN) if index not in few]
+    for tried, index in enumerate([*few, *more], start=1):
         try:
             open_image(source, index, files).decode(channels)
         except UnreadableImage as error:
             errors.append(f"{printable(source.name(index))}: {error}")
-    too_many = len(tried) == len(source) and len(errors) > most * len(tried)
-    if len(errors) == len(tried) or too_many:
-        raise ValueError(
-            f"{option}: {len(errors)} of {len(tried)} images tried cannot be read as {channels} channels; {errors[0]}"
-            + ("" if len(errors) == len(tried) else ". Remove them, or allow more of them by --max-broken")
-        )
+        if tried < len(few):
+            continue
+        if len(errors) == len(few) == tried or _too_many(len(errors), tried, len(source), most):
+            remedy = "" if len(errors) == tried else ". Remove them, or allow more of them by --max-broken"
+            raise ValueError(
+                f"{option}: {len(errors)} of {tried} images tried cannot be read as {channels} channels; {errors[0]}"
+                f"{remedy}"
+            )
+        if not errors:
+            return
+
+
+def _too_many(broken: int, tried: int, images: int, most: float) -> bool:
+    """Return whether more than a share of the images cannot be read, as far as those tried tell."""
+    chance = SIGMAS * math.sqrt(most * (1 - most) * tried)
+    return broken > most * images or (tried >= MANY_TRIED and broken > most * tried + chance)
 
 
 class Moments:

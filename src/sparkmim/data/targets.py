@@ -10,7 +10,9 @@ from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 
+from .config import FileConfig
 from .sources.base import ImageSource, Subset
+from .sources.pages import Pages, count_pages
 
 
 class TargetedImages(Protocol):
@@ -55,6 +57,13 @@ class ImagesWithArrays:
         """Return some of the images with their targets."""
         chosen = np.asarray(indices, dtype=np.int64)
         return ImagesWithArrays(Subset(self.source, chosen), self.targets[chosen])
+
+    def by_page(self, channels: int, files: FileConfig) -> ImagesWithArrays:
+        """Return the pages of files that hold several images, each with its file's target."""
+        counts = count_pages(self.source, channels, files)
+        return (
+            self if counts is None else ImagesWithArrays(Pages(self.source, counts), np.repeat(self.targets, counts, 0))
+        )
 
     def digest(self) -> str:
         """Return a short digest of the targets."""

@@ -20,6 +20,7 @@ from ..data.normalize import Normalize, join
 from ..data.places import files_outside, shared_files
 from ..data.sources.address import open_source
 from ..data.sources.base import ImageSource
+from ..data.sources.pages import by_page
 from ..data.statistics import input_statistics
 from ..data.views import evaluation_view
 from ..models.backbone import Backbone
@@ -121,7 +122,7 @@ def embed(
         batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
-        pages: what the pages of a TIFF file are, "channels" or "first"; as recorded by default.
+        pages: what the pages of a TIFF file are, "channels", "images" or "first"; as recorded by default.
         nodata: value of pixels without data; as recorded by default.
         max_pixels: most pixels of an image; as recorded by default.
         stages: names of the submodules whose outputs are the feature maps; the recorded ones by default.
@@ -139,7 +140,7 @@ def embed(
     files = chosen_files(pages, nodata, max_pixels)
     loaded = load_trained_encoder(encoder, model, seed, stages=stages, in_chans=in_chans, trust=trust)
     loaded = with_input(loaded, image_size=image_size, mean=mean, std=std, files=files)
-    source = open_source(data)
+    source = by_page(open_source(data), loaded.backbone.in_chans, loaded.data)
     log_places(source)
     network = ready_for(loaded, source, stage)
     where = pick_device(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +13,12 @@ from torch import Tensor
 from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder, with_input
 from ..data.labels import LabeledImages
 from ..data.sources.base import ImageSource
+from ..data.sources.pages import by_page
+from ..data.statistics import require_readable
+from ..data.tables import named
 from ..training.config import Device
 from ..utils.devices import pick_device
+from ..utils.logging import log
 from .features import log_skipped, pooled_features, ready_for
 
 
@@ -82,6 +86,7 @@ class FrozenEncoder:
         self.device = pick_device(device)
         loaded = load_trained_encoder(encoder, model, seed, stages=stages, in_chans=in_chans, trust=trust)
         chosen = with_input(loaded, image_size=image_size, mean=mean, std=std, files=files)
+        source = by_page(source, chosen.backbone.in_chans, chosen.data)
         self.network: TrainedEncoder = ready_for(chosen, source, stage)
         self.network.backbone.module.to(self.device)
         self.stage, self.batch_size, self.workers = stage, batch_size, workers
@@ -96,12 +101,23 @@ class FrozenEncoder:
             **({"seed": seed} if str(encoder) == "none" else {}),
         }
 
+    def require_readable(self, sets: Iterable[tuple[LabeledImages, str]]) -> None:
+        """Raise for a set of images, given with the option that named it, that seems to be of no use.
+
+        Raises:
+            ValueError: if none of a few images that are tried can be read.
+        """
+        channels, data = self.network.backbone.in_chans, self.network.data
+        for images, option in sets:
+            require_readable(images.by_page(channels, data).source, channels, data, 1.0, option)
+
     def __call__(self, images: LabeledImages) -> LabeledFeatures:
         """Return the features of all readable images; log the others as skipped.
 
         Raises:
             ValueError: if no image can be read.
         """
+        images = images.by_page(self.network.backbone.in_chans, self.network.data)
         found = pooled_features(
             self.network.backbone,
             images.source,
@@ -115,6 +131,9 @@ class FrozenEncoder:
         if not found.indices:
             raise ValueError(f"none of the {len(images)} images can be read")
         self.skipped += len(found.broken)
+        lost = set(images.labels.tolist()) - set(images.labels[found.indices].tolist())
+        if lost:
+            log.warning(f"no image of {named([images.classes[label] for label in sorted(lost)])} can be read")
         return LabeledFeatures(found.values, torch.from_numpy(images.labels[found.indices]))
 
     def joined(self, parts: Sequence[LabeledImages]) -> LabeledFeatures:

@@ -124,7 +124,7 @@ def knn(
         workers: processes that read images.
         device: where to compute.
         seed: of random weights.
-        pages: what the pages of a TIFF file are, "channels" or "first"; as recorded by default.
+        pages: what the pages of a TIFF file are, "channels", "images" or "first"; as recorded by default.
         nodata: value of pixels without data; as recorded by default.
         max_pixels: most pixels of an image; as recorded by default.
         stages: names of the submodules whose outputs are the feature maps; the recorded ones by default.
@@ -159,11 +159,12 @@ def knn(
         files=files,
     )
     classes = splits.train.classes
+    scored = splits.test or [part for part in (splits.val,) if part is not None]
+    frozen.require_readable([(splits.train, "--data"), *((part, "--test-data") for part in scored)])
     train = frozen(splits.train)
     within = leave_one_out(train.values, train.labels, neighbours, classes=len(classes))
     if not within:
         raise ValueError(f"{len(train)} training images are too few for {min(neighbours)} neighbours; see --neighbours")
-    scored = splits.test or [part for part in (splits.val,) if part is not None]
     by_k: dict[int, Accuracy] = {}
     images = 0
     for part in scored:

@@ -159,7 +159,7 @@ def linear_probe(
         workers: processes that read images.
         device: where to compute.
         seed: of random weights, and of the choice of validation images.
-        pages: what the pages of a TIFF file are, "channels" or "first"; as recorded by default.
+        pages: what the pages of a TIFF file are, "channels", "images" or "first"; as recorded by default.
         nodata: value of pixels without data; as recorded by default.
         max_pixels: most pixels of an image; as recorded by default.
         stages: names of the submodules whose outputs are the feature maps; the recorded ones by default.
@@ -195,6 +195,8 @@ def linear_probe(
     classes = splits.train.classes
     for part in [*([] if splits.val is None else [splits.val]), *splits.test]:
         log_places(part.source, splits.train.source)
+    sets = [(rest, "--data"), (held, "--data" if splits.val is None else "--val-data")]
+    frozen.require_readable([*sets, *((part, "--test-data") for part in splits.test)])
     fitted, val = frozen(rest), frozen(held)
     candidates = fit_probes(fitted.values, fitted.labels, classes=len(classes))
     scores = [(candidate, candidate.score(val)) for candidate in candidates]

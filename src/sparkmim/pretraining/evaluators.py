@@ -135,8 +135,9 @@ def find_monitor(config: PretrainConfig) -> KnnMonitor | None:
     if where is None:
         raise ValueError("--monitor knn requires --monitor-data (class folders or a CSV file)")
     train, val = read_splits(where, option="--monitor-data")
+    data, channels = config.data, config.model.in_chans
+    train, val = train.by_page(channels, data), None if val is None else val.by_page(channels, data)
     for labeled in (train, val):
         if labeled is not None:
-            data = config.data
-            require_readable(labeled.source, config.model.in_chans, data, data.max_broken, "--monitor-data")
+            require_readable(labeled.source, channels, data, data.max_broken, "--monitor-data")
     return KnnMonitor(train, val)

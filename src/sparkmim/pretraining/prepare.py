@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from lightning_fabric import Fabric
 
 from ..checkpoints.run_folder import RunFolder
-from ..data.config import files_of
+from ..data.config import FileConfig, files_of
 from ..data.places import files_outside
 from ..data.seeding import Stream
 from ..data.sources.address import open_source, source_type
 from ..data.sources.base import ImageSource, held_out
+from ..data.sources.pages import Pages, by_page
 from ..data.statistics import first_readable, peculiarities, require_readable
 from ..models.backbone import Backbone
 from ..models.factory import code_of
@@ -32,8 +34,11 @@ from ..utils.fields import NoSettings
 from .config import PretrainConfig, settings_of_source
 from .evaluators import find_monitor
 from .model import INIT_OF_FINETUNING, ModelBuilder, require_pretraining
-from .recipes import RECIPES, Situation
+from .recipes import RECIPES, Recipe, Situation
 from .task import PretrainingTask
+
+TRIES = 3
+"""Times that a recipe is asked: once for what the user sets, once for how it sets that files are read."""
 
 
 class PretrainingImages(NamedTuple):
@@ -61,6 +66,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         self.builder = ModelBuilder()
         self._odd: list[str] = []  # about the images
         self._opened: tuple[tuple[Any, ...], PretrainingImages] | None = None
+        self._paged: tuple[tuple[Any, ...], PretrainingImages] | None = None
 
     def resolve(
         self, recipe: str, chosen: Mapping[str, Any], processes: int
@@ -80,8 +86,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         own = {name.removeprefix("data."): value for name, value in chosen.items() if name.startswith("data.")}
         settings = settings_of_source(chosen.get("data"))(**own)
         where = chosen.get("data"), settings, chosen.get("val_data"), chosen.get("val_share", 0.0), seed
-        source, _ = self._open(where)
-        first_readable(source, chosen.get("in_chans", 3), files_of(chosen))
+        self._open(where)
         with code_of(chosen["model"]):
             backbone = self.builder.backbone(
                 chosen["model"],
@@ -95,29 +100,27 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             require_whole_patches(chosen["image_size"], backbone.resolve_patch_size(chosen.get("patch_size")))
         if init == "timm" and not (getattr(backbone.module, "pretrained_cfg", None) or {}).get("tag"):
             raise ValueError(f"timm has no weights for {chosen['model']}; use --init none or a file")
-        situation = Situation(
-            source=source,
-            backbone=backbone,
-            device=device,
-            memory_bytes=free_memory(device, local_processes()),
-            cores=cores_per_process(),
-            processes=processes,
-            chosen=chosen,
-            builder=self.builder,
-        )
-        with code_of(recipe if ".py:" in recipe else chosen["model"], chosen.get("objective", "pixels")):
-            try:
-                config = make(situation)
-            except OSError as error:
-                if init != "timm":
-                    raise
-                raise ValueError(
-                    f"timm's weights of {chosen['model']} cannot be loaded ({error}); without a connection give --init "
-                    "a file"
-                ) from error
-        if not isinstance(config, PretrainConfig):
-            raise ValueError(f"recipe {recipe} returns a {type(config).__name__}, not a PretrainConfig")
-        config = config.replace(chosen)
+        asked, files = dict(chosen), files_of(chosen)
+        for _ in range(TRIES):
+            source = self._images(where, backbone.in_chans, files).source
+            first_readable(source, backbone.in_chans, files)
+            situation = Situation(
+                source=source,
+                backbone=backbone,
+                device=device,
+                memory_bytes=free_memory(device, local_processes()),
+                cores=cores_per_process(),
+                processes=processes,
+                chosen=asked,
+                builder=self.builder,
+            )
+            config = _made(make, situation, recipe).replace(chosen)
+            read_by, files = files, files_of(vars(config.data))
+            if files == read_by:
+                break
+            asked |= asdict(files)  # what the recipe sets decides how files are read, as what the user sets does
+        else:
+            raise ValueError(f"recipe {recipe} sets how files are read anew whenever it is asked; set it with flags")
         given, run = config.data, config.run
         require_effect(
             chosen,
@@ -131,13 +134,25 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             },
         )
         data = self.read_data(config)  # the recipe may have named others
-        first_readable(data.source, config.model.in_chans, files_of(chosen))
+        first_readable(data.source, config.model.in_chans, config.data)
         return config, data
 
     def read_data(self, config: PretrainConfig) -> PretrainingImages:
         """Return the images of a configuration: to train on, and held out."""
         data = config.data
-        return self._open((data.data, config.source, data.val_data, data.val_share, config.run.seed))
+        where = data.data, config.source, data.val_data, data.val_share, config.run.seed
+        return self._images(where, config.model.in_chans, files_of(vars(data)))
+
+    def _images(self, where: tuple[Any, ...], channels: int, files: FileConfig) -> PretrainingImages:
+        """Return the images of :func:`open_images`: files, or their pages; those of the last call are kept."""
+        key = where, channels, files
+        if files.pages != "images":
+            return self._open(where)
+        if self._paged is None or self._paged[0] != key:
+            source, out = self._open(where)
+            held = None if out is None else by_page(out, channels, files)
+            self._paged = key, PretrainingImages(by_page(source, channels, files), held)
+        return self._paged[1]
 
     def _open(self, where: tuple[Any, ...]) -> PretrainingImages:
         """Return the images that :func:`open_images` opens; what was opened last is not opened again."""
@@ -216,7 +231,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             + f"; decoder and mask embeddings {others / 1e6:.1f} million"
             + (f"; stochastic depth up to {config.model.drop_path:g}" if config.model.drop_path else "")
             + ("" if config.model.init == "none" else f"; starting from {Path(config.model.init).name}"),
-            "images": f"{len(ready.data.source):,} ({where})"
+            "images": f"{len(ready.data.source):,} ({where}{_files(ready.data.source)})"
             + (f"; {len(ready.data.held_out):,} held out" if ready.data.held_out is not None else "")
             + ("" if (outside := files_outside(ready.data.source)) is None else f"; {outside}")
             + "".join(f"; {text}" for text in self._odd),
@@ -239,6 +254,33 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             **({} if self.monitor is None else {"monitor": f"{self.monitor}, every {run.monitor_every:g} epochs"}),
             "steps": f"{steps}",
         }
+
+
+def _made(make: Recipe, situation: Situation, recipe: str) -> PretrainConfig:
+    """Return what a recipe makes of a situation.
+
+    Raises:
+        ValueError: if it returns something else, or timm's weights cannot be had.
+    """
+    chosen = situation.chosen
+    with code_of(recipe if ".py:" in recipe else chosen["model"], chosen.get("objective", "pixels")):
+        try:
+            config = make(situation)
+        except OSError as error:
+            if chosen.get("init") != "timm":
+                raise
+            raise ValueError(
+                f"timm's weights of {chosen['model']} cannot be loaded ({error}); without a connection give --init a "
+                "file"
+            ) from error
+    if not isinstance(config, PretrainConfig):
+        raise ValueError(f"recipe {recipe} returns a {type(config).__name__}, not a PretrainConfig")
+    return config
+
+
+def _files(source: ImageSource) -> str:
+    """Return of how many files images are pages, in words; nothing where each file is an image."""
+    return f", pages of {len(np.unique(source.files)):,} files" if isinstance(source, Pages) else ""
 
 
 def open_images(

@@ -14,6 +14,7 @@ from ..data.config import Pages, chosen_files
 from ..data.loader import MaskedViews
 from ..data.normalize import Normalize, join
 from ..data.sources.address import open_source
+from ..data.sources.pages import by_page
 from ..data.statistics import first_readable
 from ..data.views import evaluation_view
 from ..evaluation.features import log_skipped
@@ -66,7 +67,7 @@ def reconstruct(
         count: number of images, spread evenly over the folder, at most 8; those that cannot be read are skipped.
         seed: of the masks.
         mask_ratio: share of patches to hide; that of the run by default.
-        pages: what the pages of a TIFF file are, "channels" or "first"; as recorded by default.
+        pages: what the pages of a TIFF file are, "channels", "images" or "first"; as recorded by default.
         nodata: value of pixels without data; as recorded by default.
         max_pixels: most pixels of an image; as recorded by default.
         trust: run the code of a network or an objective that the run's configuration names.
@@ -82,7 +83,7 @@ def reconstruct(
     files = chosen_files(pages, nodata, max_pixels)
     trained = load_run(run, trust=trust, chosen=None if data is None else {"data": data})
     config = trained.config.replace(files)
-    source = open_source(data)
+    source = by_page(open_source(data), config.model.in_chans, config.data)
     first_readable(source, config.model.in_chans, config.data)
     grid = trained.model.grid_shape(config.data.image_size)
     ratio = config.model.mask_ratio if mask_ratio is None else mask_ratio

@@ -13,6 +13,7 @@ from ..checkpoints.own_files import require_own_files
 from ..checkpoints.run_folder import RunFolder
 from ..data.config import Pages, ViewConfig, chosen_files
 from ..data.sources.address import open_source
+from ..data.sources.pages import by_page
 from ..evaluation.features import log_places
 from ..models.factory import require_image_size
 from ..training.config import Device, LoopConfig
@@ -71,7 +72,7 @@ def predict(
         batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
-        pages: what the pages of a TIFF file are, "channels" or "first"; as recorded by default.
+        pages: what the pages of a TIFF file are, "channels", "images" or "first"; as recorded by default.
         nodata: value of pixels without data; as recorded by default.
         max_pixels: most pixels of an image; as recorded by default.
         model: the network, where the file names code: `FILE.py:FUNCTION` or `MODULE:FUNCTION`.
@@ -99,7 +100,7 @@ def predict(
     view = replace(saved.view, **files)
     view = view if image_size is None else replace(view, image_size=(image_size, image_size))
     require_image_size(saved.module, saved.module, path.name, saved.in_chans, view.image_size)
-    source = open_source(data)
+    source = by_page(open_source(data), saved.in_chans, view)
     log_places(source)
     where = pick_device(device)
     found = compute_outputs(

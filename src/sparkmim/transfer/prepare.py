@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
@@ -14,6 +15,7 @@ from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder
 from ..data.config import DataConfig, FileConfig, ViewConfig, files_of
 from ..data.places import files_outside, shared_files
 from ..data.seeding import Stream, keyed_seed
+from ..data.sources.pages import Pages
 from ..data.statistics import first_readable
 from ..data.targets import Splits
 from ..evaluation.features import input_for
@@ -142,8 +144,8 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         view = {"image_size": (1, 1), "mean": (0.0,), "std": (1.0,)}
         settings = LabeledDataConfig(**{**view, **data})
         seed = asked.get("seed", 0)
-        splits = task.read(settings, seed)
         files = files_of({**vars(encoder.data), **asked})
+        splits = split_pages(task.read(settings, seed), encoder.backbone.in_chans, files, asked.get("task"))
         for images in splits:
             if images is not None:
                 first_readable(images.source, encoder.backbone.in_chans, files)
@@ -176,7 +178,8 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
 
     def read_data(self, config: TransferConfig) -> Splits[Any]:
         """Return the images of a configuration."""
-        return self._task(config.flat(), config.task_settings).read(config.data, config.run.seed)
+        splits = self._task(config.flat(), config.task_settings).read(config.data, config.run.seed)
+        return split_pages(splits, config.model.in_chans, files_of(vars(config.data)), config.model.task)
 
     def fingerprints(self, data: Splits[Any]) -> dict[str, str]:
         """Return what identifies each set of images with its targets."""
@@ -216,6 +219,7 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
     def describe(self, ready: Ready, task: FinetuningTask) -> dict[str, str]:
         """Return the plan: label to text."""
         config, splits, network = ready.config, ready.data, task.network
+        source = splits.train.source
         data, optimizer, schedule, run = config.data, config.optimizer, config.schedule, config.run
         steps = steps_of(schedule.epochs, len(splits.train), run.batch_size)
         uses = ((splits.val, "validate with"), (splits.test, "score at the end"))
@@ -231,7 +235,8 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             "images": self.task.describe(splits.train)
             + (f" ({data.label_share:.0%} of the labels)" if data.label_share < 1 else "")
             + "".join(f"; {text}" for text in others)
-            + ("" if (outside := files_outside(splits.train.source)) is None else f"; {outside}")
+            + (f"; pages of {len(np.unique(source.files)):,} files" if isinstance(source, Pages) else "")
+            + ("" if (outside := files_outside(source)) is None else f"; {outside}")
             + (f" (fold {data.fold} of {data.folds})" if data.folds else ""),
             "views": ", ".join(
                 [
@@ -276,6 +281,24 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
                 torch.manual_seed(keyed_seed(seed, Stream.FINETUNE_WEIGHTS))
                 self._network = asked, task.build(config, targets)
         return self._network[1]
+
+
+def split_pages(splits: Splits[Any], channels: int, files: FileConfig, task: str | None) -> Splits[Any]:
+    """Return splits in which pages are images with their file's target, where files are read so.
+
+    Files are divided among splits, shares and folds before, so that the pages of one stay together.
+
+    Raises:
+        ValueError: for targets that are not a file's as a whole.
+    """
+    if files.pages != "images":
+        return splits
+    if any(images is not None and not hasattr(images, "by_page") for images in splits):
+        raise ValueError(
+            f"--pages images takes one target for all pages of a file, and --task {task} reads another kind; use "
+            "--pages channels or first, or give its images a method by_page"
+        )
+    return Splits(*(None if images is None else images.by_page(channels, files) for images in splits))
 
 
 def _network_of(encoder: TrainedEncoder) -> dict[str, Any]:

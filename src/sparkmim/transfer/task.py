@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,13 +16,15 @@ from torch.utils.data import DataLoader
 from ..checkpoints.run_folder import RunFolder
 from ..data.loader import load
 from ..data.sampler import Positions
-from ..data.sources.base import Subset
+from ..data.sources.base import ImageSource, Subset
 from ..data.targets import Splits
 from ..reporting.report.page import write_report
 from ..training.errors import RunStopped
 from ..training.task import Evaluator, TrainingTask
 from ..utils.distributed import broadcast, gather_results
 from ..utils.io import write_json
+from ..utils.logging import log
+from ..utils.text import printable
 from .config import TransferConfig
 from .layer_decay import decayed_groups
 from .model_file import save_model
@@ -70,6 +72,7 @@ class FinetuningTask(TrainingTask[TargetBatch]):
         self.evaluators = [] if splits.val is None else [Evaluator(config.run.val_every, self.validate)]
         self.scored_on = task.fingerprint(splits.val)
         self.best: dict[str, Any] | None = None
+        self._unreadable: set[int] = set()  # of the validation images
 
     @property
     def scored(self) -> nn.Module:
@@ -109,8 +112,10 @@ class FinetuningTask(TrainingTask[TargetBatch]):
 
     def validate(self) -> dict[str, float]:
         """Return scores of the validation images; the best weights so far are kept."""
-        images = self.splits.val
-        scores = self.task.evaluate(self._outputs(images), images, self.settings)
+        images: Any = self.splits.val
+        outputs = self._outputs(images)
+        self._log_unreadable(images.source, outputs.broken)
+        scores = self.task.evaluate(outputs, images, self.settings)
         metric = self.task.metric
         if metric not in scores:
             raise RunStopped(f"{self.settings.model.task} names {metric!r} its metric, but scores {', '.join(scores)}")
@@ -118,6 +123,13 @@ class FinetuningTask(TrainingTask[TargetBatch]):
             weights = {name: tensor.detach().cpu().clone() for name, tensor in self.scored.state_dict().items()}
             self.best = {metric: scores[metric], "step": self.step, "model": weights, "images": self.scored_on}
         return {f"val_{name}": score for name, score in scores.items()}
+
+    def _log_unreadable(self, source: ImageSource, broken: Sequence[tuple[int, str]]) -> None:
+        """Log the validation images that cannot be read, each once."""
+        new = [(index, error) for index, error in sorted(broken) if index not in self._unreadable]
+        self._unreadable |= {index for index, _ in new}
+        for index, error in new:
+            log.warning(f"validation: skipped {printable(source.name(index))}: {error}")
 
     def state(self) -> dict[str, Any]:
         """Return the average, and the best weights so far."""

@@ -19,6 +19,8 @@ from .encoded import UnreadableImage, require_pixels
 FULL_SCALE = 65535
 """The largest value of a 16-bit image."""
 
+NO_DATA = "no pixel has data: all are NaN, or the value that stands for none"
+
 NPY, NPZ = b"\x93NUMPY", b"PK\x03\x04"
 """First bytes of a file."""
 
@@ -118,8 +120,33 @@ def to_pixels(planes: np.ndarray, missing: Sequence[float] = ()) -> Tensor:
             raise UnreadableImage("expected finite values or NaN, got infinity")
         empty = np.isnan(pixels)
     if empty is not None and empty.all():
-        raise UnreadableImage("no pixel has data: all are NaN, or the value that stands for none")
+        raise UnreadableImage(NO_DATA)
     return torch.from_numpy(pixels)
+
+
+def with_gaps(image: Tensor, empty: np.ndarray | None) -> Tensor:
+    """Return a converted image of 8 bits with NaN where its file's own colors had no data.
+
+    Args:
+        image: `(1, 3 or 4, H, W)`, uint8; a fourth channel is opacity, which is always known.
+        empty: `(bands, H, W)`, True where a band has no data, see :func:`without_data`. Where the bands are not the
+            image's colors, one of them is enough.
+
+    Returns:
+        The image itself if every pixel has data, otherwise float32 with 255 as 1.
+
+    Raises:
+        UnreadableImage: if no pixel has data.
+    """
+    if empty is None:
+        return image
+    colors = min(len(image), 3)
+    where = torch.from_numpy(empty if len(empty) == colors else empty.any(0, keepdims=True))
+    if where.all():
+        raise UnreadableImage(NO_DATA)
+    pixels = image.float() / 255
+    pixels[:colors] = pixels[:colors].masked_fill(where, math.nan)
+    return pixels
 
 
 def without_data(planes: np.ndarray, missing: Sequence[float]) -> np.ndarray | None:

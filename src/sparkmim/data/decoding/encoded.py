@@ -18,9 +18,22 @@ class EncodedImage(ABC):
 
     Attributes:
         files: how files are read, set by whoever opens the image (:func:`~sparkmim.data.sources.base.open_image`).
+        page: number of the image in a file of several, from 0; None for files of one image.
     """
 
     files: FileConfig = DEFAULT_FILES
+    page: int | None = None
+
+    def images(self, channels: int) -> int:
+        """Return the number of images that the file holds, where its pages are images (`files.pages`).
+
+        Args:
+            channels: of the network; those that a file declares are one image if they are as many.
+
+        Raises:
+            UnreadableImage: if the file cannot be read.
+        """
+        return 1
 
     def size(self, channels: int) -> tuple[int, int] | None:
         """Return height and width of the upright image without decoding it.

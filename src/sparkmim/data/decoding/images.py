@@ -19,7 +19,7 @@ from .arrays import NPY, NPZ, decode_npy, decode_npz, to_pixels
 from .encoded import EncodedImage, UnreadableImage, require_pixels
 from .jpeg import decode_jpeg, jpeg_size
 from .pillow import MODES, decode_with_pillow, open_with_pillow, upright_size
-from .png import decode_deep_color, is_deep_color
+from .png import decode_deep_color, is_deep_color, levels_apart
 from .tiff import decode_tiff
 
 ARRAYS = {".npy": NPY, ".npz": NPZ, ".tif": tiff.START, ".tiff": tiff.START}
@@ -52,6 +52,13 @@ class EncodedFile(EncodedImage):
         self._extension = os.path.splitext(str(content) if name is None else name)[1].lower()
         self._opened: Image.Image | None = None
 
+    def images(self, channels: int) -> int:
+        """Return the number of images in a TIFF file, 1 in all others."""
+        if self.files.pages != "images":
+            return 1
+        with self._unreadable():
+            return tiff.count_images(self._content, channels) if self._first_bytes().startswith(tiff.START) else 1
+
     def size(self, channels: int) -> tuple[int, int] | None:
         """Return height and width of JPEG files, the only ones that are decoded at a fraction of their size."""
         with self._unreadable():
@@ -66,7 +73,7 @@ class EncodedFile(EncodedImage):
         """Decode the file, see :meth:`EncodedImage.decode`."""
         with self._unreadable():
             if self._start.startswith(tiff.START):
-                return decode_tiff(self._content, channels, self.files)
+                return decode_tiff(self._content, channels, self.files, self.page)
             if self._holds_array:
                 read = decode_npz if self._start.startswith(NPZ) else decode_npy
                 return read(self._content, channels, self.files)
@@ -80,7 +87,10 @@ class EncodedFile(EncodedImage):
                 return decode_deep_color(data, channels, self.files, missing)
             opened, self._opened = self._opened, None  # Pillow decodes it once
             with opened or open_with_pillow(data, self.files) as file:
-                return decode_with_pillow(file, channels, reduction, missing)
+                by = levels_apart(data)
+                if by > 1 and "transparency" in file.info:  # which Pillow leaves as the file has it
+                    file.info["transparency"] *= by
+                return decode_with_pillow(file, channels, reduction, [by * value for value in missing])
 
     def _picture(self, channels: int) -> bytes:
         """Return the bytes of a picture.
@@ -108,10 +118,13 @@ class EncodedFile(EncodedImage):
     @cached_property
     def _start(self) -> bytes:
         """Return the first bytes of the file; arrays are read as far as they are needed, all others as a whole."""
-        if isinstance(self._content, bytes) or self._extension not in ARRAYS:
-            return self._data[:LONGEST_START]
+        return self._data[:LONGEST_START] if self._extension not in ARRAYS else self._first_bytes()
+
+    def _first_bytes(self) -> bytes:
+        if isinstance(self._content, bytes):
+            return self._content[:LONGEST_START]
         self._require_regular()
-        with open(self._content, "rb") as file:
+        with open(self._content, "rb", buffering=0) as file:
             return file.read(LONGEST_START)
 
     @cached_property

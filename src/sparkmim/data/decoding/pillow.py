@@ -15,7 +15,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from ..config import FileConfig
-from .arrays import FULL_SCALE, to_pixels
+from .arrays import FULL_SCALE, to_pixels, with_gaps, without_data
 from .colors import TURNED, to_channels
 from .encoded import UnreadableImage, require_pixels
 
@@ -31,6 +31,7 @@ def open_with_pillow(content: Path | bytes, files: FileConfig) -> Image.Image:
     """
     with without_limit():
         file = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
+    file.filename = ""  # files with a name may be mapped into memory, and are then not turned upright
     try:
         require_pixels(file.height, file.width, files)
     except UnreadableImage:
@@ -58,7 +59,7 @@ def decode_with_pillow(file: Image.Image, channels: int, reduction: int = 1, mis
         file: the file.
         channels: 1, 3 or 4.
         reduction: 1, 2, 4 or 8.
-        missing: values of pixels without data.
+        missing: values of pixels without data, in the file's own numbers: of a palette its indices.
 
     Returns:
         As :meth:`EncodedImage.decode` does.
@@ -69,11 +70,20 @@ def decode_with_pillow(file: Image.Image, channels: int, reduction: int = 1, mis
         image = ImageOps.exif_transpose(file)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _from_high_bit_depth(image, channels, file.info.get("transparency"), missing)
-    pixels = np.array(_to_mode(image, MODES[channels]))
-    planes = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-    if missing:
-        return to_pixels(planes, missing)
-    return torch.from_numpy(planes)
+    converted = _to_channels(image, channels)
+    return with_gaps(converted, without_data(_own_colors(image), missing)) if missing else converted
+
+
+def convert_bytes(bands: np.ndarray, mode: str, channels: int) -> Tensor:
+    """Convert the bands `(bands, H, W)` of an image of 8 bits to 1, 3 or 4 channels, uint8.
+
+    Args:
+        bands: of the file.
+        mode: what they are: L, RGB, or with opacity LA, RGBA, or RGBa where colors are multiplied by it.
+        channels: 1, 3 or 4.
+    """
+    planes = [Image.fromarray(np.ascontiguousarray(band)) for band in bands]
+    return _to_channels(planes[0] if len(planes) == 1 else Image.merge(mode, planes), channels)
 
 
 def upright_size(file: Image.Image) -> tuple[int, int]:
@@ -90,7 +100,21 @@ def _orientation(file: Image.Image) -> int:
     return int(file.getexif().get(ExifTags.Base.Orientation, 1))
 
 
+def _to_channels(image: Image.Image, channels: int) -> Tensor:
+    pixels = np.array(_to_mode(image, MODES[channels]))
+    return torch.from_numpy(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
+
+
+def _own_colors(image: Image.Image) -> np.ndarray:
+    """Return what an image holds before it is converted, `(bands, H, W)`, without its opacity."""
+    held = np.array(image)
+    bands = held[None] if held.ndim == 2 else held.transpose(2, 0, 1)
+    return bands[:-1] if image.mode.endswith(("A", "a")) else bands
+
+
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode in ("La", "RGBa"):  # colors multiplied by the opacity
+        image = image.convert(image.mode.upper())
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if mode != "RGBA":

@@ -42,6 +42,13 @@ def decode_deep_color(data: bytes, channels: int, files: FileConfig, missing: Se
     return to_channels(image, opacity, channels)
 
 
+def levels_apart(data: bytes) -> int:
+    """Return by what Pillow multiplies the numbers of a file: gray of 2 and 4 bits, which it brings to 8."""
+    if not data.startswith(START) or data[25:26] != b"\0":
+        return 1
+    return {2: 85, 4: 17}.get(data[24], 1)
+
+
 def _raw(data: bytes, raw_mode: str, files: FileConfig) -> np.ndarray:
     """Return the upright image `(H, W, C)` when the file's bytes are read in one of Pillow's raw modes."""
     with open_with_pillow(data, files) as file:

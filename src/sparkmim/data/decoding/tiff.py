@@ -6,7 +6,8 @@ import io
 import logging
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from tifffile import PHOTOMETRIC, TiffFile
 from torch import Tensor
 
 from ..config import FileConfig
-from .arrays import to_pixels
+from .arrays import to_pixels, with_gaps, without_data
 from .colors import to_channels, upright
 from .encoded import UnreadableImage, require_pixels
-from .pillow import MODES, decode_with_pillow, open_with_pillow
+from .pillow import MODES, convert_bytes, decode_with_pillow, open_with_pillow
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it says of damaged files is in their errors
 
@@ -42,39 +43,90 @@ MANY_BANDS = 4
 """Bands of a file that are read to take fewer of them, at least."""
 
 
-def decode_tiff(content: Path | bytes, channels: int, files: FileConfig) -> Tensor:
+class MissingCodec(UnreadableImage):
+    """A file that needs the package imagecodecs."""
+
+
+def decode_tiff(content: Path | bytes, channels: int, files: FileConfig, number: int | None = None) -> Tensor:
     """Decode a file to an upright image `(channels, H, W)`, see :meth:`EncodedImage.decode`.
 
     Bands are those of a page, interleaved or planar, and the channels that ImageJ and OME declare. Pages of any other
     kind (slices, times, pages without a name) are channels if they are as many as the network takes. Reduced copies
     (pyramids, thumbnails) and masks are passed over, and other files that an OME file names are not read.
 
+    Args:
+        content: path of the file, or its bytes.
+        channels: of the image.
+        files: how files are read.
+        number: of the image in a file of several, where pages are images.
+
     Raises:
         UnreadableImage: for other numbers of bands and pages, and color spaces that are not read.
         ValueError: as tifffile raises it for damaged files.
     """
+    with _opened(content) as file:
+        parts = _images(file)
+        if files.pages == "images" and number is None and (held := sum(_images_in(p, channels) for p in parts)) > 1:
+            raise UnreadableImage(f"expected one image, got {held}; list the files anew")
+        if files.pages != "channels":
+            return _decode_image(content, parts, number or 0, channels, files)
+        planes = math.prod(parts[0].shape) // _pixels(parts[0]) * len(parts)
+        if planes == _count(parts[0], "S"):
+            return _decode_page(content, parts[0], 0, channels, files)
+        if planes != channels or len({part.shape for part in parts}) > 1:
+            raise UnreadableImage(_refusal(planes, channels, parts))
+        require_pixels(parts[0].keyframe.imagelength, parts[0].keyframe.imagewidth, files)
+        stack = np.concatenate([_bands_first(_array(content, part), part.axes) for part in parts])
+        return _finished(stack, parts[0].keyframe, _missing(parts[0].keyframe, files))
+
+
+def count_images(content: Path | bytes, channels: int) -> int:
+    """Return how many images a file holds if its pages are images of their own, those of so many channels together.
+
+    Raises:
+        UnreadableImage: if it is cut off, or claims more images than it has bytes.
+        ValueError: as tifffile raises it for damaged files.
+    """
+    with _opened(content) as file:
+        count = sum(_images_in(part, channels) for part in _images(file))
+        if count > file.filehandle.size:
+            raise UnreadableImage(f"it claims {count} pages, and has {file.filehandle.size} bytes")
+        return count
+
+
+@contextmanager
+def _opened(content: Path | bytes) -> Iterator[TiffFile]:
     with TiffFile(io.BytesIO(content) if isinstance(content, bytes) else content, _multifile=False) as file:
         _require_all_pages(file)
-        parts = _images(file)
-        page: Any = parts[0].keyframe
-        require_pixels(page.imagelength, page.imagewidth, files)
-        axes, shape = parts[0].axes, parts[0].shape
-        if not {"Y", "X"} <= set(axes):
-            raise UnreadableImage(f"expected an image with height and width, got the axes {axes} of {shape}")
-        bands = _count(axes, shape, "S")
-        declared = bands * _count(axes, shape, "C")
-        planes = math.prod(shape) // (page.imagelength * page.imagewidth) * len(parts)
-        missing = _missing(page, files)
-        if planes == bands:
-            return _decode_page(content, parts[0], channels, bands, missing, files)
-        if files.pages == "first":
-            if declared == channels > bands:
-                return _decode_first_slice(content, parts[0], channels, missing, files)
-            return _decode_page(content, parts[0], channels, bands, missing, files, first=True)
-        if planes != channels or len({part.shape for part in parts}) > 1:
-            raise UnreadableImage(_refusal(planes, declared, channels, parts))
-        stack = np.concatenate([_bands_first(_array(content, part), axes) for part in parts])
-        return _finished(stack, page, missing)
+        yield file
+
+
+def _images_in(series: Any, channels: int) -> int:
+    """Return the number of images in a series: of pages, or of slices whose declared channels are a network's."""
+    declared, bands = _count(series, "SC"), _count(series, "S")
+    together = declared if declared == channels > bands else bands
+    return math.prod(series.shape) // _pixels(series) // together
+
+
+def _decode_image(content: Path | bytes, parts: Sequence[Any], number: int, channels: int, files: FileConfig) -> Tensor:
+    """Decode one of the images that :func:`count_images` counts."""
+    for series in parts:
+        held = _images_in(series, channels)
+        if number < held:
+            break
+        number -= held
+    else:
+        raise UnreadableImage("the file holds fewer images than when it was listed; list the files anew")
+    bands, page = _count(series, "S"), series.keyframe
+    if not _count(series, "SC") == channels > bands:
+        return _decode_page(content, series, number, channels, files)
+    require_pixels(page.imagelength, page.imagewidth, files)
+    others = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if axis not in "SYX"]
+    place = iter(np.unravel_index(number, [size for axis, size in others if axis != "C"] or [1]))
+    indices = [np.arange(size) if axis == "C" else np.atleast_1d(next(place)) for axis, size in others]
+    frames = np.ravel_multi_index(np.ix_(*indices), [size for _, size in others]).reshape(-1)
+    stack = np.concatenate([_frame_planes(content, series, int(frame)) for frame in frames])
+    return _finished(stack, page, _missing(page, files))
 
 
 def _require_all_pages(file: TiffFile) -> None:
@@ -96,8 +148,16 @@ def _images(file: TiffFile) -> list[Any]:
     """Return the series that are images in full size: the first, and others like it.
 
     Raises:
-        UnreadableImage: if they differ in shape, so that none is the image.
+        UnreadableImage: if one has no height and width.
     """
+    parts = _full_size(file)
+    for part in parts:
+        if not {"Y", "X"} <= set(part.axes):
+            raise UnreadableImage(f"expected an image with height and width, got the axes {part.axes} of {part.shape}")
+    return parts
+
+
+def _full_size(file: TiffFile) -> list[Any]:
     series = [part for part in file.series if not part.keyframe.is_reduced and not part.keyframe.is_mask]
     first = (series or list(file.series))[0]
     if first.kind not in LAYOUTS:
@@ -107,8 +167,9 @@ def _images(file: TiffFile) -> list[Any]:
     return [first, *(part for part in series if part is not first)]
 
 
-def _refusal(planes: int, declared: int, channels: int, parts: Sequence[Any]) -> str:
+def _refusal(planes: int, channels: int, parts: Sequence[Any]) -> str:
     shapes = sorted({part.shape for part in parts})
+    declared = _count(parts[0], "SC")
     if len(shapes) > 1:
         held = f"{len(parts)} images of different shapes ({' and '.join(map(str, shapes[:2]))})"
     elif planes == declared:
@@ -116,13 +177,18 @@ def _refusal(planes: int, declared: int, channels: int, parts: Sequence[Any]) ->
     else:
         held = f"a stack of {planes} planes ({parts[0].axes} {parts[0].shape})"
     return (
-        f"expected {channels} channel{'s' * (channels > 1)}, got {held}; use --in-chans {planes}, or --pages first for "
-        "the first page alone"
+        f"expected {channels} channel{'s' * (channels > 1)}, got {held}; use --in-chans {planes}, --pages images for "
+        "each page as an image of its own, or --pages first for the first page alone"
     )
 
 
-def _count(axes: str, shape: Sequence[int], axis: str) -> int:
-    return math.prod(size for name, size in zip(axes, shape, strict=True) if name == axis)
+def _count(series: Any, names: str) -> int:
+    """Return the product of a series' sizes along some axes."""
+    return math.prod(size for name, size in zip(series.axes, series.shape, strict=True) if name in names)
+
+
+def _pixels(series: Any) -> int:
+    return int(series.keyframe.imagelength * series.keyframe.imagewidth)
 
 
 def _missing(page: Any, files: FileConfig) -> tuple[float, ...]:
@@ -135,72 +201,104 @@ def _missing(page: Any, files: FileConfig) -> tuple[float, ...]:
     return own if files.nodata is None else (*own, files.nodata)
 
 
-def _decode_page(
-    content: Path | bytes,
-    series: Any,
-    channels: int,
-    bands: int,
-    missing: Sequence[float],
-    files: FileConfig,
-    *,
-    first: bool = False,
-) -> Tensor:
-    """Decode one page, or the first one of a stack, of `bands` bands: colors, perhaps with opacity, or others."""
+def _decode_page(content: Path | bytes, series: Any, frame: int, channels: int, files: FileConfig) -> Tensor:
+    """Decode a page: colors, perhaps with opacity, or other bands."""
+    bands, missing = _count(series, "S"), _missing(series.keyframe, files)
+    require_pixels(series.keyframe.imagelength, series.keyframe.imagewidth, files)
     page, kind, extra = series.keyframe, series.keyframe.photometric, series.keyframe.extrasamples
     colors = 3 if kind == PHOTOMETRIC.RGB else 1 if kind in GRAY else bands
     alpha = extra[0] if extra and extra[0] in (STRAIGHT, PREMULTIPLIED) else None
     plain = bands == colors + (alpha is not None)
-    if channels in MODES and page.dtype in (np.uint8, bool) and (plain or (colors == 3 and channels < 4)):
-        with open_with_pillow(content, files) as opened:
-            opened.seek(page.index)
-            return decode_with_pillow(opened, channels, missing=_as_shown(missing, kind))
-    if kind != PHOTOMETRIC.RGB and kind not in GRAY:
-        raise UnreadableImage(f"expected RGB or gray, got {kind.name} in {page.dtype}; convert the file to RGB")
     usable = plain or (colors == 3 and channels < 4)
-    shares = page.dtype.str[1:] in ("u1", "u2") or page.dtype.kind == "f"
+    pictured = channels in MODES and page.dtype in (np.uint8, bool) and usable
+    if kind != PHOTOMETRIC.RGB and kind not in GRAY:
+        if pictured:
+            return _decode_with_pillow(content, series.pages[frame], page, channels, missing, files)
+        raise UnreadableImage(f"expected RGB or gray, got {kind.name} in {page.dtype}; convert the file to RGB")
+    shares = page.dtype.str[1:] in ("b1", "u1", "u2") or page.dtype.kind == "f"
     as_held = bands == channels and (alpha is None or channels not in MODES)
     if not as_held and not (bands == 1 or (channels in MODES and usable and shares)):
         wanted = f"{channels} channel{'s' * (channels > 1)}"
         raise UnreadableImage(f"expected {wanted}, got {bands} bands of {page.dtype}; see --in-chans")
     require_pixels(page.imagelength * page.imagewidth * bands // max(channels, MANY_BANDS), 1, files)
-    axes = page.axes if first else series.axes
-    image = _finished(_bands_first(_array(content, series, first=first), axes), page, missing)
+    try:
+        planes = _frame_planes(content, series, frame)
+    except MissingCodec:
+        if not pictured:
+            raise
+        return _decode_with_pillow(content, series.pages[frame], page, channels, missing, files)
     if as_held:
-        return image
+        return _finished(planes, page, missing)
     if bands == 1 and channels not in MODES:
-        return image.expand(channels, -1, -1).contiguous()
-    return _convert(image, colors, alpha, channels)
+        return _finished(planes, page, missing).expand(channels, -1, -1).contiguous()
+    return _convert(planes, page, colors, alpha, channels, missing)
 
 
-def _as_shown(missing: Sequence[float], kind: Any) -> list[float]:
-    """Return the values of no data in gray of 8 bits as Pillow shows it, with white as 255."""
-    return [255 - value if kind == PHOTOMETRIC.MINISWHITE else value for value in missing]
-
-
-def _decode_first_slice(
-    content: Path | bytes, series: Any, channels: int, missing: Sequence[float], files: FileConfig
+def _decode_with_pillow(
+    content: Path | bytes, own: Any, page: Any, channels: int, missing: Sequence[float], files: FileConfig
 ) -> Tensor:
-    """Decode the channels that a file declares, of the first slice, time and position."""
-    require_pixels(math.prod(series.shape) // channels, 1, files)
-    wanted = tuple(slice(None) if axis in "SCYX" else 0 for axis in series.axes)
-    kept = "".join(axis for axis in series.axes if axis in "SCYX")
-    return _finished(_bands_first(_array(content, series)[wanted], kept), series.keyframe, missing)
+    """Decode a page of 8 bits whose colors or compression tifffile leaves to others; `page` has the series' tags."""
+    shown = [_top(page) - value for value in missing] if page.photometric == PHOTOMETRIC.MINISWHITE else missing
+    by = 1 if page.dtype == bool else _levels_apart(page)
+    with open_with_pillow(content, files) as opened:
+        opened.seek(own.index)
+        return decode_with_pillow(opened, channels, missing=[by * value for value in shown])
 
 
-def _convert(image: Tensor, colors: int, alpha: int | None, channels: int) -> Tensor:
-    """Convert colors, and opacity where there is any, to 1, 3 or 4 channels."""
-    image, opacity = image[:colors], None if alpha is None else image[colors : colors + 1]
-    if opacity is not None and alpha == PREMULTIPLIED:
-        image = torch.where(opacity > 0, image / opacity, image)
-    return to_channels(image, opacity, channels)
+def _convert(
+    planes: np.ndarray, page: Any, colors: int, alpha: int | None, channels: int, missing: Sequence[float]
+) -> Tensor:
+    """Convert colors, and opacity where there is any, to 1, 3 or 4 channels; files of 8 bits give uint8."""
+    held, missing = _on_black(planes[:colors], page, missing)
+    opacity = None if alpha is None else planes[colors : colors + 1]
+    if held.dtype == np.uint8:
+        bands = held if opacity is None else np.concatenate([held, opacity])
+        if alpha == PREMULTIPLIED and colors == 1:
+            bands = np.concatenate([np.repeat(held, 3, 0), bands[1:]])
+        mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBa" if alpha == PREMULTIPLIED else "RGBA"}[len(bands)]
+        image = with_gaps(convert_bytes(bands, mode, channels), without_data(held, missing))
+        return upright(image, _orientation(page))
+    image, known = to_pixels(held, missing), None if opacity is None else to_pixels(opacity)
+    if known is not None and alpha == PREMULTIPLIED:
+        image = torch.where(known > 0, image / known, image)
+        image = image if held.dtype.kind == "f" else image.clamp(max=1)
+    return upright(to_channels(image, known, channels), _orientation(page))
 
 
 def _finished(planes: np.ndarray, page: Any, missing: Sequence[float]) -> Tensor:
     """Return planes as the upright pixels that they stand for."""
-    if page.photometric == PHOTOMETRIC.MINISWHITE and planes.dtype.kind in "bu":  # white is 0
-        top = 1 if planes.dtype == bool else np.iinfo(planes.dtype).max
-        planes, missing = ~planes, [top - value for value in missing]  # the value of no data is the file's
-    return upright(to_pixels(planes, missing), page.tags.valueof(ExifTags.Base.Orientation, default=1))
+    return upright(to_pixels(*_on_black(planes, page, missing)), _orientation(page))
+
+
+def _on_black(planes: np.ndarray, page: Any, missing: Sequence[float]) -> tuple[np.ndarray, Sequence[float]]:
+    """Return integers with 0 as black, numbers of fewer than 8 bits brought to 8, and the values of no data with them.
+
+    Args:
+        planes: as the file holds them.
+        page: of the file.
+        missing: values of no data in the file's own numbers.
+    """
+    by = _levels_apart(page)
+    if by > 1:
+        planes, missing = planes.astype(np.uint8) * np.uint8(by), [by * value for value in missing]
+    if page.photometric == PHOTOMETRIC.MINISWHITE and planes.dtype.kind == "u":
+        planes, missing = ~planes, [np.iinfo(planes.dtype).max - value for value in missing]
+    return planes, missing
+
+
+def _levels_apart(page: Any) -> int:
+    """Return by what numbers of fewer than 8 bits are multiplied to fill the range of 8; 1 for all others."""
+    bits = 1 if page.dtype == bool else page.bitspersample
+    return 255 // (2**bits - 1) if page.dtype in (np.uint8, bool) and bits in (1, 2, 4) else 1
+
+
+def _top(page: Any) -> int:
+    """Return the largest number of a page of 8 bits or fewer."""
+    return 1 if page.dtype == bool else int(2**page.bitspersample - 1)
+
+
+def _orientation(page: Any) -> int:
+    return int(page.tags.valueof(ExifTags.Base.Orientation, default=1))
 
 
 def _bands_first(array: np.ndarray, axes: str) -> np.ndarray:
@@ -211,23 +309,39 @@ def _bands_first(array: np.ndarray, axes: str) -> np.ndarray:
     return moved.reshape(-1, *moved.shape[-2:])
 
 
-def _array(content: Path | bytes, series: Any, *, first: bool = False) -> np.ndarray:
-    """Return the values of a series, or of its first page, as the file holds them.
+def _frame_planes(content: Path | bytes, series: Any, frame: int) -> np.ndarray:
+    """Return the bands `(bands, H, W)` of a page of a series, and read no other page if the file allows it."""
+    page, bands = series.keyframe, _count(series, "S")
+    frames = math.prod(series.shape) // _pixels(series) // bands
+    if not set(page.axes) <= set("SYX"):  # blocks of several slices
+        return _bands_first(_array(content, series), series.axes)[frame * bands : (frame + 1) * bands]
+    if frames > 1 and series.dataoffset is not None:  # one after the other, perhaps without headers of their own
+        handle = page.parent.filehandle
+        handle.seek(series.dataoffset + frame * page.nbytes)
+        held = handle.read_array(page.parent.byteorder + page.dtype.char, math.prod(page.shape))
+        return _bands_first(held.reshape(page.shape), page.axes)
+    if frames != len(series.pages) or series.pages[frame] is None:
+        raise UnreadableImage(f"the file has no page {frame} of the {frames} that it names")
+    return _bands_first(_array(content, series, frame), page.axes)
+
+
+def _array(content: Path | bytes, series: Any, frame: int | None = None) -> np.ndarray:
+    """Return the values of a series, or of one of its pages, as the file holds them.
 
     Compressions that tifffile leaves to imagecodecs are decoded by Pillow, where it returns the same values.
     """
     page = series.keyframe
-    shape = page.shape if first else series.shape
+    shape = series.shape if frame is None else page.shape
     try:
-        array: np.ndarray = series.asarray(key=0) if first else series.asarray()
-    except ValueError as error:
+        array: np.ndarray = series.asarray() if frame is None else series.asarray(key=frame)
+    except (ValueError, NotImplementedError) as error:
         if "imagecodecs" not in str(error):
             raise
-        frames = [series.pages[0]] if first else list(series.pages)
         exact = page.samplesperpixel == 1 and page.dtype.str[1:] in ("u1", "u2", "i2", "i4", "u4", "f4")
         if not exact and not (page.dtype == np.uint8 and page.axes == "YXS"):
-            raise UnreadableImage(f"{page.compression.name} in {page.dtype} needs `pip install imagecodecs`") from error
-        array = np.stack([_frame(content, frame.index, page) for frame in frames])
+            raise MissingCodec(f"{page.compression.name} in {page.dtype} needs `pip install imagecodecs`") from error
+        pages = list(series.pages) if frame is None else [series.pages[frame]]
+        array = np.stack([_frame(content, own.index, page) for own in pages])
     return array.reshape(shape)
 
 
@@ -236,5 +350,7 @@ def _frame(content: Path | bytes, index: int, page: Any) -> np.ndarray:
     with open_with_pillow(content, FileConfig(max_pixels=page.imagelength * page.imagewidth)) as file:
         file.seek(index)
         values = np.array(file).astype(page.dtype)
-    # Pillow turns gray of 8 bits around, and no other.
-    return 255 - values if page.photometric == PHOTOMETRIC.MINISWHITE and page.dtype == np.uint8 else values
+    # Pillow turns gray of up to 8 bits around, and no other.
+    values = 255 - values if page.photometric == PHOTOMETRIC.MINISWHITE and page.dtype == np.uint8 else values
+    by = _levels_apart(page)
+    return values // by if by > 1 else values
