@@ -118,7 +118,15 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         if not isinstance(config, PretrainConfig):
             raise ValueError(f"recipe {recipe} returns a {type(config).__name__}, not a PretrainConfig")
         config = config.replace(chosen)
+        self.require_effects(chosen, config)  # before the images are looked at
+        data = self.read_data(config)  # the recipe may have named others
+        first_readable(data.source, config.model.in_chans, files_of(chosen))
+        return config, data
+
+    def require_effects(self, chosen: Mapping[str, Any], config: PretrainConfig) -> None:
+        """Raise for settings of the user's that change nothing beside the others."""
         given, run = config.data, config.run
+        monitored = run.monitor != "none", "without a monitor; give --monitor knn too"
         require_effect(
             chosen,
             {
@@ -126,13 +134,11 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
                     given.val_data is not None or given.val_share > 0,
                     "without held-out images; give --val-data or --val-share too",
                 ),
-                "monitor_every": (run.monitor != "none", "without a monitor; give --monitor knn too"),
+                "monitor_every": monitored,
+                "monitor_data": monitored,
                 "crop_scale": (given.crop == "resized", "with --crop native, which cuts at the image's resolution"),
             },
         )
-        data = self.read_data(config)  # the recipe may have named others
-        first_readable(data.source, config.model.in_chans, files_of(chosen))
-        return config, data
 
     def read_data(self, config: PretrainConfig) -> PretrainingImages:
         """Return the images of a configuration: to train on, and held out."""

@@ -6,7 +6,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -97,13 +97,13 @@ class TrainingLoop:
         self.losses: list[float] = []  # of the steps since the last line of metrics
         self.norms: list[float] = []
         self.skipped = 0  # steps in a row whose gradients were not finite in float16
-        self.unmeasured: list[int] = []  # evaluators that were left for a stop, called when the run resumes
+        self.unmeasured: list[str] = []  # evaluators that were left for a stop, called when the run resumes
         self.unpublished = False  # what is made of the last checkpoint was left for a stop
         if state is not None:
             self.trainer.load(state)
             self.unreadable.load_state(state["broken"])
             self.losses, self.norms = state.get("unlogged", ([], []))
-            self.unmeasured = list(state.get("unmeasured", []))
+            self.unmeasured = self._evaluators_left(state.get("unmeasured", []))
         self.saved = self._progress_made()
         shown = state.get("told") if state is not None else None  # older checkpoints have none
         self.average, self.measured = shown or (None, {})
@@ -284,7 +284,7 @@ class TrainingLoop:
                 values = self.task.evaluators[number].measure()
         except Interrupted:
             self.trainer.model.train()
-            self.unmeasured.append(number)
+            self.unmeasured.append(self.task.evaluators[number].name)
             return
         for name, value in values.items():
             if not math.isfinite(value):
@@ -298,18 +298,25 @@ class TrainingLoop:
 
     def _measure_left(self) -> None:
         """Call the evaluators that were left for a stop, and save, so that they are called once."""
-        numbers, self.unmeasured = self.unmeasured, []
-        for number in numbers:
-            self._evaluate(number)
+        names, self.unmeasured = self.unmeasured, []
+        for number, evaluator in enumerate(self.task.evaluators):
+            if evaluator.name in names:
+                self._evaluate(number)
         if self.trainer.step < self.trainer.steps:
             self._save()
+
+    def _evaluators_left(self, recorded: Iterable[str | int]) -> list[str]:
+        """Return which of the evaluators that a checkpoint records as left there still are; older ones number them."""
+        names = [evaluator.name for evaluator in self.task.evaluators]
+        left = {names[key] if isinstance(key, int) else key for key in recorded if key in range(len(names)) or key in names}
+        return [name for name in names if name in left]
 
     def _draw(self) -> None:
         with self._aside():
             if self.fabric.is_global_zero:
                 self.task.draw()
 
-    def _progress_made(self) -> tuple[int, tuple[int, ...]]:
+    def _progress_made(self) -> tuple[int, tuple[str, ...]]:
         """Return what a checkpoint differs in from the one before."""
         return self.trainer.step, tuple(self.unmeasured)
 

@@ -63,7 +63,9 @@ def prepare(
     kind.validate_values(chosen)
     if recipe is not None and ".py:" in recipe:
         recipe = absolute_spec(recipe)
-    recorded = recorded_run(run, kind.config_type, resume, recipe, chosen, kind.weights_remedy, kind.recorded_as)
+    recorded = recorded_run(
+        run, kind.config_type, resume, recipe, chosen, kind.weights_remedy, kind.recorded_as, kind.describes_a_run
+    )
     state, goes_back = None, False
     unreadable: list[Path] = []
     warnings: list[str] = []
@@ -89,6 +91,7 @@ def prepare(
         config, data = kind.resolve(name, chosen, processes)
         values = config.flat()
         config = config.replace(normalize_fields(values, kind.config_type.describe(values)))
+    kind.require_effects(chosen, config)
     if before is not None:
         config, said = same_parts(config, before, chosen, processes)
         warnings = [*warnings, *said]
@@ -171,7 +174,7 @@ def require_effect(chosen: Mapping[str, Any], effects: Mapping[str, tuple[bool, 
         ValueError: naming the setting and the remedy.
     """
     for name, (effective, remedy) in effects.items():
-        if name in chosen and not effective:
+        if chosen.get(name) is not None and not effective:
             raise ValueError(f"{flag(name)} {show(chosen[name])} has no effect {remedy}")
 
 

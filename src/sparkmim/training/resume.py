@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +69,7 @@ def recorded_run(
     chosen: Mapping[str, Any],
     weights_remedy: str,
     task: str | None = None,
+    describes: Callable[[Mapping[str, Any]], bool] = lambda chosen: "model" in chosen,
 ) -> RecordedRun[KindT] | None:
     """Return the run that a folder holds, None if it holds none, or nothing yet of a run that is described anew.
 
@@ -80,6 +81,7 @@ def recorded_run(
         chosen: fields that are asked for, by flat name.
         weights_remedy: how to start from the weights of such a run.
         task: that is asked for, None for pretraining.
+        describes: returns whether fields are enough to begin a run by: a folder without a checkpoint is begun anew then.
 
     Raises:
         ValueError: if it is a run of another kind or version, or what is asked for differs and may not.
@@ -105,7 +107,13 @@ def recorded_run(
         unlike.insert(0, f"recipe: {name} there, {recipe} asked for")
     newest = run.list_checkpoints()[-1:]
     if unlike and not newest:  # nothing is trained yet
-        return None if "model" in chosen else RecordedRun(run, name, config.replace(chosen), recorded)
+        described = describes(chosen)
+        if recipe not in (None, name) and not described:
+            raise ValueError(
+                f"{run.root} holds a run of recipe {name} that has no checkpoint yet. To begin it by {recipe}, give the "
+                "whole command again, or use another --output"
+            )
+        return None if described else RecordedRun(run, name, config.replace(chosen), recorded)
     if unlike:
         fixed = [name for name in chosen if settings[name].shapes_model and config.flat().get(name) != chosen[name]]
         continued = (
