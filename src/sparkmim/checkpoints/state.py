@@ -45,7 +45,9 @@ def _tensor(value: Any) -> bool:
 
 def _optimizer(value: Any) -> bool:
     groups = value.get("param_groups") if isinstance(value, dict) else None
-    return isinstance(groups, list) and isinstance(value.get("state"), dict) and all(isinstance(g, dict) for g in groups)
+    return (
+        isinstance(groups, list) and isinstance(value.get("state"), dict) and all(isinstance(g, dict) for g in groups)
+    )
 
 
 def _pair(first: Callable[[Any], bool], second: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -67,7 +69,8 @@ VALID: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "unmeasured": (_list_of(lambda value: _text(value) or _whole(0, 1000)(value)), "a list of evaluators"),
     "told": (_pair(_or_none(_number), _named(_number)), "a loss and numbers by name"),
     "processes": (_whole(1, 2**20), "a number of processes"),
-    "origin": (_or_none(lambda value: _text(value) or _pair(_text, _whole(0, MOST_STEPS))(value)), "a digest"),
+    "origin": (_or_none(_text), "a digest"),
+    "origin_file": (_or_none(_text), "a path"),
     "average": (_or_none(_named(_tensor)), "tensors by name"),
     "best": (
         _or_none(lambda value: isinstance(value, dict) and {"model", "step"} <= value.keys()),

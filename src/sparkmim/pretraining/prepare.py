@@ -23,11 +23,12 @@ from ..models.masking import visible_patches
 from ..training.config import COMPUTATION
 from ..training.memory import free_memory
 from ..training.prepare import require_effect, validate_training
-from ..training.recipes import cores_per_process, find_recipe, local_processes
+from ..training.recipes import cores_per_process, find_recipe
 from ..training.resume import fingerprint_of
 from ..training.schedule import steps_of
 from ..training.task import Preparation, TrainingKind
 from ..utils.devices import device_name, pick_device
+from ..utils.distributed import local_processes
 from ..utils.fields import NoSettings
 from .config import PretrainConfig, settings_of_source
 from .evaluators import find_monitor

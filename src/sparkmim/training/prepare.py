@@ -14,11 +14,13 @@ from .config import ConfigField, Configuration, TrainingConfig, differences, req
 from .resume import (
     Parts,
     config_of_checkpoint,
+    missing_file,
     named_state,
+    network_of,
     newest_state,
     parts_of_checkpoint,
     recorded_run,
-    require_plugin_files,
+    require_code_files,
     same_parts,
 )
 from .task import ConfigT, DataT, Preparation, TrainingKind
@@ -55,8 +57,12 @@ def prepare(
     """
     run = RunFolder(output)
     found = run.contents()
-    plugins = kind.config_type.plugins_of(run.read_config() or {})
-    require_plugin_files(run, plugins)
+    there = run.read_config() or {}
+    plugins = kind.config_type.plugins_of(there)
+    if found.checkpoints or not kind.describes_a_run(chosen):
+        require_code_files(run, {**network_of(there), **plugins})
+    else:  # what the folder records is begun anew
+        plugins = {name: spec for name, spec in plugins.items() if missing_file(spec) is None}
     named = {**plugins, **chosen}
     chosen = normalize_fields(chosen, kind.config_type.describe(named))
     validate(chosen, kind.config_type.settings(named))

@@ -68,7 +68,8 @@ def require_sound_run(
         require_sound_record(kind, recorded, run.config, chosen, trust=trust)
     if resume not in ("auto", "never"):
         path = Path(resume).expanduser()
-        require_sound_record(kind, config_in(path), path, chosen, trust=trust)
+        if recorded is None or path.exists():  # the folder may have trained on from it since
+            require_sound_record(kind, config_in(path), path, chosen, trust=trust)
 
 
 def config_in(path: Path) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import json
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,12 +15,14 @@ from warnings import filterwarnings
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from ..checkpoints.run_folder import Contents, RunFolder
 from ..data.seeding import keyed_seed
 from ..utils.devices import device_name, pick_device
-from ..utils.distributed import WAIT, by_first_process, destroy_process_group, gather
+from ..utils.distributed import WAIT, by_first_process, destroy_process_group, gather, local_processes, processes_here
 from ..utils.io import write_json
 from ..utils.logging import log
 from .alike import facts_of, require_alike
@@ -92,12 +93,12 @@ def _plan_or_train(
     stop: StopRequest,
 ) -> Outcome | None:
     """Carry out :func:`train` while `stop` listens."""
-    processes = int(os.environ.get("WORLD_SIZE", 1))
+    processes = processes_here()
     ready = prepare(kind, output, recipe, resume, chosen, processes)
     stop.at_once = processes == 1  # from now on several processes stop together
     fabric = launch(ready.config.run)
     images = kind.fingerprints(ready.data)
-    require_alike(fabric, facts_of(ready, {**images, **kind.watched()}))
+    require_alike(fabric, facts_of(ready, {**images, **kind.watched()}, processes))
     ready = replace(ready, config=agree(ready.config, fabric))
     torch.manual_seed(keyed_seed(ready.config.run.seed, kind.weights_stream))
     task = kind.build(ready, fabric)
@@ -157,6 +158,16 @@ def _train_in_folder(
             elif trainer.step:
                 log.info(f"continuing after step {trainer.step} of {trainer.steps}")
 
+        def keep_folder() -> bool:
+            """Fill the folder again if it was moved or removed meanwhile: a checkpoint without it cannot be resumed."""
+            if loop.run.config.exists():
+                return False
+            log.warning(f"{loop.run.root} was moved or emptied while this run trained in it; continuing there anew")
+            until_end.enter_context(lock(loop.run))
+            begin(loop.run, record, lines, fabric)
+            return True
+
+        loop.keep_folder = keep_folder
         by_first_process(fabric, open_folder)
         if ready.state is not None:
             ready.state.clear()  # the model and the optimizer have it
@@ -166,17 +177,19 @@ def _train_in_folder(
 def launch(config: LoopConfig) -> Fabric:
     """Launch Fabric on this machine, or as one of torchrun's processes."""
     device = pick_device(config.device)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    processes = int(os.environ.get("WORLD_SIZE", 1))
+    processes = processes_here()
+    local = local_processes()
     if processes > 1:  # harmless: it comes of 1x1 convolutions on images whose channels are the last axis
         filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         atexit.register(destroy_process_group)
+    # Named, or Fabric takes the variables of a job of SLURM, LSF or Kubeflow for a description of this run.
+    environment = TorchElasticEnvironment() if processes > 1 else LightningEnvironment()
     fabric = Fabric(
         accelerator=device.type,
         devices=local,
         num_nodes=processes // local,
         strategy=DDPStrategy(timeout=WAIT) if processes > 1 else "auto",
-        plugins=[] if config.precision == "32" else [MixedPrecision(config.precision, device.type)],
+        plugins=[environment, *([] if config.precision == "32" else [MixedPrecision(config.precision, device.type)])],
     )
     fabric.launch()
     return fabric

@@ -21,11 +21,12 @@ from ..models.factory import code_of, require_image_size
 from ..training.config import COMPUTATION
 from ..training.memory import free_memory
 from ..training.prepare import require_effect, validate_training
-from ..training.recipes import cores_per_process, find_recipe, local_processes
+from ..training.recipes import cores_per_process, find_recipe
 from ..training.schedule import steps_of
 from ..training.task import Preparation, TrainingKind
 from ..utils.copies import copied
 from ..utils.devices import device_name, pick_device
+from ..utils.distributed import local_processes
 from ..utils.fields import show
 from ..utils.logging import log
 from .config import CLASSIFICATION, LabeledDataConfig, NetworkConfig, TransferConfig, config_type_of
