@@ -45,6 +45,30 @@ LOOSE: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 """What a configuration records beside its groups."""
 
 
+ARGUMENTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "output": (lambda value: isinstance(value, (str, Path)) and str(value) != "", "a folder"),
+    "recipe": (lambda value: value is None or isinstance(value, str), "a name or FILE.py:FUNCTION"),
+    "resume": (lambda value: isinstance(value, (str, Path)), "auto, never, or a checkpoint file"),
+    "plan": (lambda value: isinstance(value, bool), "True or False"),
+    "chosen": (lambda value: value is None or isinstance(value, Mapping), "fields by name"),
+    "after_step": (lambda value: value is None or callable(value), "a function of the number of steps done"),
+    "trust": (lambda value: isinstance(value, bool), "True or False"),
+}
+"""What each argument of a public function that trains must be."""
+
+
+def require_arguments(**given: Any) -> None:
+    """Validate the arguments of a public function that trains, before any work.
+
+    Raises:
+        ValueError: naming the argument, what it takes, and what it is.
+    """
+    for name, value in given.items():
+        valid, expected = ARGUMENTS[name]
+        if not valid(value):
+            raise ValueError(f"{name} takes {expected}, not {reprlib.repr(value)}")
+
+
 def require_sound_run(
     kind: type[Configuration], output: str | Path, resume: str, chosen: Mapping[str, Any], *, trust: bool
 ) -> None:

@@ -118,9 +118,14 @@ def recorded_run(
             )
         return None if described else RecordedRun(run, name, config.replace(chosen), recorded)
     if unlike:
+        longer = ", with learning rate and decay as the schedule of so many epochs has them there" * any(
+            line.startswith("epochs:") for line in unlike
+        )
         fixed = [name for name in chosen if settings[name].shapes_model and config.flat().get(name) != chosen[name]]
         continued = (
-            "" if fixed else f", or continues from that step under these settings with --resume {quoted(newest[0])}"
+            ""
+            if fixed
+            else f", or continues from that step under these settings{longer} with --resume {quoted(newest[0])}"
         )
         raise ValueError(
             f"{run.root} holds a run of another configuration ({'; '.join(unlike)}). Give the same settings to "

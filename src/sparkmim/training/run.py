@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import platform
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -23,6 +24,7 @@ from ..checkpoints.run_folder import Contents, RunFolder
 from ..data.seeding import keyed_seed
 from ..utils.devices import device_name, pick_device
 from ..utils.distributed import WAIT, by_first_process, destroy_process_group, gather, local_processes, processes_here
+from ..utils.fields import WORDS, flag
 from ..utils.io import write_json
 from ..utils.logging import log
 from .alike import facts_of, require_alike
@@ -106,6 +108,10 @@ def _plan_or_train(
     for label, text in lines.items():
         if label != "steps":  # which the length tells
             log.info(f"{label:<11}  {text}")
+    if ready.found.config is not None:
+        named = named_by_the_run(ready, chosen)
+        if named:
+            log.info(f"{'from':<11}  {ready.run.config}: {named}")
     kind.check(ready, task)
     loop = TrainingLoop(task, ready.state, after_step, stop)
     require_enough_values(loop.trainer)
@@ -122,6 +128,21 @@ def _plan_or_train(
         **ready.config.to_dict(),
     }
     return _train_in_folder(loop, ready, record, lines)
+
+
+def named_by_the_run(ready: Preparation[Any, Any], chosen: Mapping[str, Any]) -> str:
+    """Return images and weights that a run's folder names and this command does not, as flags with whole paths.
+
+    Whoever resumes a folder from elsewhere is to see what is read.
+    """
+    values = ready.config.flat()
+    settings = type(ready.config).settings(values)
+    kinds = ("images",) if ready.state is not None else ("images", "weights")
+    return " ".join(
+        f"{flag(name)} {shlex.quote(str(value))}"
+        for name, value in values.items()
+        if settings[name].kind in kinds and name not in chosen and value is not None and value not in WORDS
+    )
 
 
 def _train_in_folder(

@@ -14,6 +14,7 @@ import math
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import UnionType
@@ -101,6 +102,7 @@ class Field(NamedTuple):
     setting: Setting
 
 
+@cache
 def describe(group: type[Any]) -> tuple[Field, ...]:
     """Return the fields of a dataclass, those of its own before inherited ones.
 
