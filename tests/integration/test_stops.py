@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reas
 
 STOPPED = [
     "prepare:SIGTERM:trainer:1",
+    "prepare:SIGUSR2:trainer:2",
     "accumulate:SIGUSR1:all:1",
     "validate:SIGHUP:trainer:1",
     "save:SIGUSR2:all:1",

@@ -6,6 +6,7 @@ import atexit
 import json
 import platform
 import shlex
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -23,7 +24,15 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from ..checkpoints.run_folder import Contents, RunFolder
 from ..data.seeding import keyed_seed
 from ..utils.devices import device_name, pick_device
-from ..utils.distributed import WAIT, by_first_process, destroy_process_group, gather, local_processes, processes_here
+from ..utils.distributed import (
+    WAIT,
+    by_first_process,
+    destroy_process_group,
+    gather,
+    largest,
+    local_processes,
+    processes_here,
+)
 from ..utils.fields import WORDS, flag
 from ..utils.io import write_json
 from ..utils.logging import log
@@ -78,7 +87,7 @@ def train(
         return None
     with stop:
         try:
-            stop.at_once = True  # until there is something to save
+            stop.at_once = processes_here() == 1  # until there is something to save; several leave together
             return _plan_or_train(kind, output, recipe, resume, plan, chosen, after_step, stop)
         except StoppedEarly as early:
             return Outcome(0, 0, None, {}, str(early))
@@ -97,8 +106,8 @@ def _plan_or_train(
     """Carry out :func:`train` while `stop` listens."""
     processes = processes_here()
     ready = prepare(kind, output, recipe, resume, chosen, processes)
-    stop.at_once = processes == 1  # from now on several processes stop together
     fabric = launch(ready.config.run)
+    leave_together(stop, fabric)
     images = kind.fingerprints(ready.data)
     require_alike(fabric, facts_of(ready, {**images, **kind.watched()}, processes))
     ready = replace(ready, config=agree(ready.config, fabric))
@@ -128,6 +137,20 @@ def _plan_or_train(
         **ready.config.to_dict(),
     }
     return _train_in_folder(loop, ready, record, lines)
+
+
+def leave_together(stop: StopRequest, fabric: Fabric) -> None:
+    """Stop in all processes if one was asked to while it prepared: the others would wait for it.
+
+    Raises:
+        StoppedEarly: in all processes, with the signal's name.
+    """
+    number = 0 if stop.signal is None else signal.Signals[stop.signal].value
+    (asked,) = largest(fabric, [number])
+    if asked:
+        if fabric.world_size > 1:
+            stop.hold()
+        raise StoppedEarly(signal.Signals(asked).name)
 
 
 def named_by_the_run(ready: Preparation[Any, Any], chosen: Mapping[str, Any]) -> str:
