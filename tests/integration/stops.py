@@ -187,7 +187,7 @@ def stop(output: Path, images: Path, phase: str, name: str, target: str, process
 
     def prepare(rank: int) -> None:
         slow_checkpoints()
-        if target == "all" or rank == processes - 1:
+        if target == "all" or rank == (0 if phase == "save" else processes - 1):  # the first process saves
             once_in(phase, lambda: send(signal.Signals[name], target))
 
     began = time.monotonic()
