@@ -44,7 +44,9 @@ def _tensor(value: Any) -> bool:
 
 
 def _optimizer(value: Any) -> bool:
-    groups = value.get("param_groups") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not value:  # an empty one is of no parameters
+        return isinstance(value, dict)
+    groups = value.get("param_groups")
     return (
         isinstance(groups, list) and isinstance(value.get("state"), dict) and all(isinstance(g, dict) for g in groups)
     )
