@@ -137,7 +137,7 @@ def test_partial_files_are_cleaned_away(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.save_checkpoint(state(1), 1, keep=2)
     for folder in (run.root, run.checkpoints):
-        (folder / f"file.abc{SUFFIX}").write_text("half")
+        (folder / f"file.pt.00c0ffee{SUFFIX}").write_text("half")
     run.clean()
     assert names(run.root) == ["checkpoints"]
     assert names(run.checkpoints) == ["step-000000001.pt"]
@@ -146,7 +146,7 @@ def test_partial_files_are_cleaned_away(tmp_path: Path) -> None:
 def test_a_new_or_empty_folder_holds_no_run(tmp_path: Path) -> None:
     assert RunFolder(tmp_path).read_config() is None
     assert RunFolder(tmp_path / "new").read_config() is None
-    (tmp_path / f"config.json.abc{SUFFIX}").write_text("half")  # all that a crash at the beginning left
+    (tmp_path / f"config.json.00c0ffee{SUFFIX}").write_text("half")  # all that a crash at the beginning left
     assert RunFolder(tmp_path).read_config() is None
 
 

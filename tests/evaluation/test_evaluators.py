@@ -157,7 +157,7 @@ def test_images_that_have_gone(tmp_path: Path, data: Path) -> None:
     ("chosen", "message"),
     [
         ({"monitor": "knn"}, "--monitor knn requires --monitor-data"),
-        ({"monitor_data": "train"}, "--monitor-data is given without a monitor"),
+        ({"monitor_data": "train"}, r"--monitor-data \S+ has no effect without a monitor"),
         ({"monitor": "knn", "monitor_data": "nowhere"}, "there is no folder .*nowhere"),
         ({"monitor": "knn", "monitor_data": "train/red"}, "no class folders"),
         ({"monitor": "knn", "monitor_data": "train", "monitor_every": 0.0}, "--monitor-every is a number of epochs"),

@@ -17,7 +17,7 @@ from sparkmim.checkpoints.encoder import (
     read_network_metadata,
     save_encoder,
 )
-from sparkmim.checkpoints.run_folder import PARTS
+from sparkmim.checkpoints.state import PARTS
 from sparkmim.data.config import DataConfig
 from sparkmim.data.sources.folder import find_images
 from sparkmim.evaluation.features import embed, input_for

@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import get_worker_info
 
 from helpers import TINY_PRETRAIN
 from sparkmim.checkpoints import run_folder
 from sparkmim.checkpoints.run_folder import RunFolder
 from sparkmim.cli import run_command
+from sparkmim.data.loader import MaskedViews
 from sparkmim.models.spark import SparK
 from sparkmim.pretraining import task
 from sparkmim.pretraining.prepare import Pretraining
@@ -155,13 +157,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run(output: Path, images: Path | list[Path], prepare: Prepare, processes: int, **more: Any) -> list[int]:
-    """The exit codes of the processes of a run, minus the signal that ended one; their logs are beside the folder."""
+def run(
+    output: Path,
+    images: Path | list[Path],
+    prepare: Prepare,
+    processes: int,
+    each: list[dict[str, Any]] | None = None,
+    **more: Any,
+) -> list[int]:
+    """The exit codes of the processes of a run, minus the signal that ended one; their logs are beside the folder.
+
+    `each` are further settings of each process.
+    """
     port = free_port()
     pids = []
     for rank in range(processes):
         own = images[rank] if isinstance(images, list) else images
-        command = arguments(output, own, processes, **more)
+        command = arguments(output, own, processes, **{**more, **(each[rank] if each else {})})
         log = output.with_suffix(f".{rank}.log")
         pids.append(start(command, log, partial(prepare, rank), rank, processes, port))
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
@@ -175,7 +187,7 @@ def stop(output: Path, images: Path, phase: str, name: str, target: str, process
 
     def prepare(rank: int) -> None:
         slow_checkpoints()
-        if target == "all" or rank == processes - 1:
+        if target == "all" or rank == (0 if phase == "save" else processes - 1):  # the first process saves
             once_in(phase, lambda: send(signal.Signals[name], target))
 
     began = time.monotonic()
@@ -215,6 +227,41 @@ def hang() -> None:
     time.sleep(60)
 
 
+def unlike_settings(output: Path, images: Path) -> dict[str, Any]:
+    """A process that shall measure and draw at other steps, at which the other would wait for it."""
+    codes = []
+    for name, values in {"log_every": (1, 2), "val_every": (0.5, 1.0), "pictures": (0, 2)}.items():
+        flags = [{name: value} for value in values]
+        codes.append(run(output, images, nothing, 2, each=flags))
+    return {"codes": codes}
+
+
+def unlike_code(output: Path, images: Path) -> dict[str, Any]:
+    """A node whose copy of the network's file is another."""
+    flags = []
+    for rank in range(2):
+        file = output.with_name(f"node{rank}") / "net.py"
+        file.parent.mkdir()
+        file.write_text(f"import timm\ndef net():\n    return timm.create_model('test_resnet')\n# {rank}\n")
+        flags.append({"model": f"{file}:net"})
+    return {"codes": run(output, images, nothing, 2, each=flags)}
+
+
+def crashed(output: Path, images: Path) -> dict[str, Any]:
+    """A reader of the second process dies of an image, in the second part of a step."""
+
+    def die(views: MaskedViews, keys: Any) -> None:
+        if get_worker_info() is not None and any(epoch == 1 for epoch, _ in keys):
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+    def prepare(rank: int) -> None:
+        if rank == 1:
+            before(MaskedViews, "__getitems__", die)
+
+    more: dict[str, Any] = {"accumulate": 2, "val_share": 0.0, "val_every": None}
+    return {"codes": [run(output, images, prepare, 2, **more), run(output, images, nothing, 2, **more)]}
+
+
 def locked(output: Path, images: Path) -> dict[str, Any]:
     """A folder in which another run trains."""
     with lock(RunFolder(output)):
@@ -234,7 +281,15 @@ def stop_after(step: int, rank: int) -> None:
     before(Trainer, "train_step", lambda self, _: send(signal.SIGTERM, "trainer") if self.step == step - 1 else None)
 
 
-SCENARIOS = {"unlike": unlike, "stuck": stuck, "locked": locked, "other_processes": other_processes}
+SCENARIOS = {
+    "unlike": unlike,
+    "unlike_settings": unlike_settings,
+    "unlike_code": unlike_code,
+    "crashed": crashed,
+    "stuck": stuck,
+    "locked": locked,
+    "other_processes": other_processes,
+}
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reas
 
 STOPPED = [
     "prepare:SIGTERM:trainer:1",
+    "prepare:SIGUSR2:trainer:2",
     "accumulate:SIGUSR1:all:1",
     "validate:SIGHUP:trainer:1",
     "save:SIGUSR2:all:1",
@@ -36,7 +37,7 @@ STOPPED = [
 IGNORED = ["read:SIGTERM:readers:1", "save:SIGINT:readers:2"]
 """Readers outlive what is meant for the run, and nothing of theirs ends it."""
 
-SCENARIOS = ["unlike", "stuck", "locked", "other_processes"]
+SCENARIOS = ["unlike", "unlike_settings", "unlike_code", "crashed", "stuck", "locked", "other_processes"]
 
 
 def stops(folder: Path, images: Path, *cases: str) -> dict[str, dict[str, Any]]:
@@ -108,6 +109,26 @@ def test_processes_with_unlike_images_are_refused(folder: Path, seen: dict[str, 
     assert ") in process 1). Give all the same images" in log
     assert "sparkmim: " not in log_of(folder, "unlike", 1)  # one line, from one process
     assert not (folder / "unlike").exists()
+
+
+def test_processes_with_unlike_settings_are_refused(folder: Path, seen: dict[str, dict[str, Any]]) -> None:
+    """Also those that change no number, but decide when processes wait for each other; and code of the same name."""
+    assert seen["unlike_settings"]["codes"] == [[2, 2]] * 3
+    log = log_of(folder, "unlike_settings")
+    for flag, here, there in (("log-every", 1, 2), ("val-every", 0.5, 1.0), ("pictures", 0, 2)):
+        assert f"the processes of this run differ (--{flag}: {here} in process 0, {there} in process 1)" in log
+    assert seen["unlike_code"]["codes"] == [2, 2]
+    assert "(--model: net of net.py (" in log_of(folder, "unlike_code")
+
+
+def test_an_image_that_ends_a_reader_of_one_process_saves_in_all(folder: Path, seen: dict[str, dict[str, Any]]) -> None:
+    assert seen["crashed"]["codes"] == [[3, 3], [0, 0]]
+    log = log_of(folder, "crashed", 1)
+    assert "process 1: a process that reads images died at step 2 (DataLoader worker" in log
+    assert ".png; put another file of that name in its place. Last good state: " in log
+    assert "step-000000002.pt" in log
+    assert "continuing after step 2 of 10" in log_of(folder, "crashed")
+    assert "Traceback" not in log + log_of(folder, "crashed")
 
 
 def test_a_stuck_process_ends_the_others_with_a_message(folder: Path, seen: dict[str, dict[str, Any]]) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
 import re
 import shlex
+import shutil
+import signal
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import TINY_PRETRAIN, final, interrupt_at, make_images, printed
+from helpers import TINY_PRETRAIN, assert_same_training, final, interrupt_at, make_images, make_split, printed
 from sparkmim.checkpoints import run_folder
 from sparkmim.checkpoints.run_folder import RunFolder
 from sparkmim.cli import run_command
+from sparkmim.pretraining.config import PretrainConfig
 from sparkmim.pretraining.prepare import Pretraining
 from sparkmim.pretraining.run import pretrain
 from sparkmim.training import loop
@@ -304,3 +309,143 @@ def test_a_checkpoint_that_cannot_be_read_for_the_moment(
     assert re.search(rf"step-000000003\.pt cannot be read \(.*{reason}.*older step-000000002\.pt, and keeping it", said)
     assert (newest.parent / f"{newest.name}.unreadable").read_bytes() == content
     assert final(run)["step"] == 6
+
+
+# --- what is found out between two commands --------------------------------------------------------------------------
+
+
+def test_a_network_whose_file_has_moved(tmp_path: Path, images: Path, command: Command) -> None:
+    net, moved = tmp_path / "net.py", tmp_path / "moved.py"
+    net.write_text("import timm\ndef build():\n    return timm.create_model('test_resnet', num_classes=0)\n")
+    run = begun(tmp_path / "run", images, model=f"{net}:build")
+    net.rename(moved)
+    for full in (True, False):
+        code, said = command(run, full=full, model=f"{moved}:build")
+        assert code == 2
+        remedy = advised(said, r"--resume \S+ --model \S+")
+    remedy[-1] = remedy[-1].replace("FILE.py", str(moved))
+    code, said = command(tmp_path / "new", remedy, full=False)
+    assert code == 0, said
+    assert "continuing after step 1 of 2" in said
+
+
+def test_a_file_that_newer_checkpoints_have_displaced(tmp_path: Path, images: Path, command: Command) -> None:
+    """A run goes back within its own folder; the scheduler's next command does not find the file any more."""
+    run = begun(tmp_path / "run", images, epochs=2.0, keep_checkpoints=1)
+    file = RunFolder(run).list_checkpoints()[-1]
+    pretrain(run, resume=str(file), after_step=interrupt_at(3))
+    assert not file.exists()
+    code, said = command(run, ["--resume", str(file)], full=False)
+    assert code == 0, said
+    assert "continuing after step 3 of 5" in said
+
+
+def test_another_recipe_in_a_folder_without_a_checkpoint(tmp_path: Path, images: Path, command: Command) -> None:
+    """It is not passed over in silence."""
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            command(run)
+    code, said = command(run, ["--recipe", "fast"], full=False)
+    assert code == 2
+    assert "give the whole command again" in said
+    code, said = command(run, ["--recipe", "fast"])
+    assert code == 0, said
+    assert json.loads((run / "config.json").read_text())["recipe"] == "fast"
+
+
+def test_settings_that_change_no_number_may_change(tmp_path: Path, command: Command, images: Path) -> None:
+    """All of them, after a stop in the midst of an evaluation whose evaluators are gone then."""
+    labeled = make_split(tmp_path / "labeled", 2)
+    run = tmp_path / "run"
+    original = loop.TrainingLoop._evaluate
+
+    def stopped(self: loop.TrainingLoop, number: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        original(self, number)
+
+    watched = {"val_share": 0.4, "val_every": 0.4, "monitor": "knn", "monitor_data": labeled, "monitor_every": 0.4}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.TrainingLoop, "_evaluate", stopped)
+        assert command(run, epochs=2.0, **watched)[0] == 75
+    assert final(run)["unmeasured"] == ["measure_held_out", "measure_monitor"]
+    others = {
+        "accumulate": 2,
+        "grad_checkpointing": "off",
+        "compile": "off",
+        "device": "auto",
+        "log_every": 2,
+        "val_every": 3.0,
+        "checkpoint_minutes": 5.0,
+        "keep_checkpoints": 3,
+        "pictures": 2,
+        "monitor": "none",
+        "workers": 1,
+        "max_broken": 0.2,
+        "max_pixels": 10**6,
+        "data": images.parent / images.name,
+    }
+    resumable = {name for name, setting in PretrainConfig.settings().items() if setting.resumable}
+    assert resumable - others.keys() == {"val_data", "monitor_data", "monitor_every"}
+    code, said = command(run, full=False, **others)
+    assert code == 0, said
+    assert final(run)["step"] == 3
+
+
+# --- work that is not lost -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("what", ["a few", "all"])
+def test_images_that_vanish(tmp_path: Path, command: Command, what: str, workers: int) -> None:
+    """The last finished step is saved before the run stops; with the images back, it goes on as if nothing were."""
+    images = make_images(tmp_path / "images")
+    original = Trainer.train_step
+
+    def train_step(self: Trainer, batches: Any) -> Any:
+        if self.step == 1:
+            for path in sorted(images.iterdir())[: None if what == "all" else 4]:
+                path.unlink()
+        return original(self, batches)
+
+    more = {"data": images, "epochs": 4.0, "accumulate": 2, "workers": workers}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", train_step)
+        code, said = command(tmp_path / "run", **more)
+    assert code == 3
+    newest = RunFolder(tmp_path / "run").list_checkpoints()[-1]
+    assert f"Last good state: {newest}" in said
+    make_images(images)
+    if what == "all":
+        assert command(tmp_path / "run", full=False)[0] == 0
+        command(tmp_path / "whole", **more)
+        assert_same_training(tmp_path / "run", tmp_path / "whole")
+    else:
+        assert command(tmp_path / "run", advised(said, r"--max-broken [\d.]+\d"), full=False)[0] == 0
+    assert final(tmp_path / "run")["step"] == 10
+
+
+@pytest.mark.parametrize("how", ["renamed", "removed"])
+def test_a_folder_that_is_renamed_while_a_run_trains_in_it(
+    tmp_path: Path, command: Command, images: Path, how: str
+) -> None:
+    """What is saved later can be resumed."""
+    run = tmp_path / "run"
+    original = Trainer.train_step
+
+    def train_step(self: Trainer, batches: Any) -> Any:
+        if self.step == 2:
+            run.rename(tmp_path / "renamed") if how == "renamed" else shutil.rmtree(run)
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batches)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", train_step)
+        code, said = command(run, epochs=2.0)
+    assert code == 75, said
+    assert "was moved or emptied while this run trained in it" in said
+    code, said = command(run, full=False)
+    assert code == 0, said
+    assert final(run)["step"] == 5

@@ -18,7 +18,7 @@ from ..models.factory import is_registered
 from ..utils.io import parse_json, read_json
 from ..utils.specs import is_function
 from ..utils.text import printable
-from .run_folder import PARTS
+from .state import PARTS
 
 METADATA_KEY = "sparkmim"
 

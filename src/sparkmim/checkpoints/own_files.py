@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..utils.io import SUFFIX, foreign
+from ..utils.io import HALF, foreign
 
 FILES = (
     ".lock",
@@ -65,6 +65,6 @@ def _require_plain_file(path: Path) -> None:
         status = path.lstat()
     except FileNotFoundError:
         return
-    shared = status.st_nlink > 1 and not path.name.endswith(SUFFIX)
+    shared = status.st_nlink > 1 and not HALF.fullmatch(path.name)
     if not stat.S_ISREG(status.st_mode) or (shared and path.name in (".lock", "metrics.jsonl")):
         raise foreign(path)

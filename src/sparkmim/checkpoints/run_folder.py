@@ -22,7 +22,6 @@ RUN/.lock                held by the process that trains here
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -32,12 +31,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ..utils.devices import out_of_memory
-from ..utils.io import SUFFIX, read_json, require_honest_archive, write_atomically, write_text
+from ..utils.io import HALF, SUFFIX, parse_metrics, read_json, require_honest_archive, write_atomically, write_text
 from .own_files import require_own_files
-
-PARTS = {"model", "optimizer", "precision", "step", "broken", "config"}
-"""Keys of every checkpoint."""
-
+from .state import PARTS, unsound_part
 
 CHECKPOINT = re.compile(r"step-(\d{9,})\.pt")
 """Names of the checkpoints that a run writes."""
@@ -123,7 +119,7 @@ class RunFolder:
             if not isinstance(recorded, dict) or "sparkmim" not in recorded:
                 raise ValueError(f"{self.config} was not written by sparkmim; use another --output")
             return recorded
-        others = [p.name for p in self.root.iterdir() if p != self.lock and p.suffix != SUFFIX]
+        others = [p.name for p in self.root.iterdir() if p != self.lock and not HALF.fullmatch(p.name)]
         if others:
             raise ValueError(
                 f"{self.root} exists and is not a run of sparkmim (it contains {others[0]}); use another --output"
@@ -136,9 +132,10 @@ class RunFolder:
         return Contents(config, tuple(path.name for path in self.list_checkpoints()))
 
     def clean(self) -> None:
-        """Remove the temporary files of interrupted writes."""
+        """Remove the temporary files of interrupted writes; other files of the same ending are the user's."""
         for path in self.root.rglob("*" + SUFFIX):
-            path.unlink(missing_ok=True)
+            if HALF.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
     def checkpoint(self, step: int) -> Path:
         """Return the path of a step's checkpoint."""
@@ -193,14 +190,8 @@ class RunFolder:
         """Remove the lines after a step, which will be computed again."""
         if not self.metrics.exists():
             return
-        kept = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                values = json.loads(line)
-            except ValueError:
-                continue  # a line cut off by a crash
-            if values["step"] <= step:
-                kept.append(line)
+        lines = self.metrics.read_text(errors="replace").splitlines()
+        kept = [line for line in lines if (values := parse_metrics(line)) is not None and values["step"] <= step]
         write_text(self.metrics, "".join(line + "\n" for line in kept))
 
 
@@ -231,6 +222,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise BrokenCheckpoint(
             f"{path} is not a checkpoint of a sparkmim pretraining; --init reads weights from elsewhere"
         )
+    unsound = unsound_part(state)
+    if unsound is not None:
+        raise BrokenCheckpoint(f"{path} is a damaged checkpoint: {unsound}")
     return state
 
 

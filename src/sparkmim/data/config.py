@@ -101,5 +101,5 @@ class DataConfig(ViewConfig):
     """Labeled images for --monitor: class folders, a CSV file of rows `path,class`, or a folder with train and val
     folders of classes. They do not train."""
 
-    val_share: float = 0.0
+    val_share: float = setting(0.0, Valid(lambda v: 0 <= v < 1, "is a share of the images, from 0 to below 1"))
     """Share of the images to hold out for the held-out loss instead."""

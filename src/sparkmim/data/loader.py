@@ -35,7 +35,7 @@ MAX_REPLACEMENTS = 100
 """Unreadable images in a row, drawn at random, after which reading fails."""
 
 
-STOPS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+STOPS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 """Signals that ask a run to stop."""
 
 FROM_OUTSIDE = (*STOPS, signal.SIGKILL)
@@ -223,7 +223,16 @@ def read(batches: DataLoader[T]) -> Iterator[Batches[T]]:
 
 
 class ReaderDied(Exception):
-    """A worker process died of what it read."""
+    """A worker process died of what it read.
+
+    Args:
+        message: what torch says of it.
+        indices: of the images that it was reading.
+    """
+
+    def __init__(self, message: str, indices: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.indices = list(indices)
 
 
 class Batches(Iterator[T]):
@@ -260,7 +269,7 @@ class Batches(Iterator[T]):
                 raise
             self.died = str(error).strip().splitlines()[-1]
             if not self._ended_from_outside():
-                raise ReaderDied(self.died) from error
+                raise ReaderDied(self.died, self._dead_reader_s_images()) from error
             self._iterator = self._read_here()
             batch = next(self._iterator)
         self._count += 1
@@ -279,10 +288,26 @@ class Batches(Iterator[T]):
         codes = [worker.exitcode for worker in getattr(self._iterator, "_workers", [])]
         return all(code is None or code in (0, *(-number for number in FROM_OUTSIDE)) for code in codes)
 
+    def _left(self) -> Iterator[list[Key]]:
+        """Return the keys of the batches that are left."""
+        sampler: Any = self.loader.batch_sampler
+        return (
+            iter(sampler.after(self._count)) if hasattr(sampler, "after") else islice(iter(sampler), self._count, None)
+        )
+
+    def _dead_reader_s_images(self) -> list[int]:
+        """Return the indices of the images in the first batch that a dead worker has not delivered."""
+        workers = list(getattr(self._iterator, "_workers", []))
+        dead = [number for number, worker in enumerate(workers) if worker.exitcode]
+        if not dead:
+            return []
+        ahead = (dead[0] - self._count) % len(workers)  # batches are dealt to the workers in turn
+        keys: Any = next(islice(self._left(), ahead, None), [])
+        return [key[1] if isinstance(key, tuple) else key for key in keys]
+
     def _read_here(self) -> Iterator[Any]:
         """Return the batches that are left, read in this process."""
-        sampler: Any = self.loader.batch_sampler
-        left = sampler.after(self._count) if hasattr(sampler, "after") else islice(iter(sampler), self._count, None)
+        left = self._left()
         views: Any = self.loader.dataset
         for keys in left:
             parts = views.__getitems__(keys) if hasattr(views, "__getitems__") else [views[key] for key in keys]

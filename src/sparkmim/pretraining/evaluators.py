@@ -128,9 +128,7 @@ def find_monitor(config: PretrainConfig) -> KnnMonitor | None:
         ValueError: if there are none, or their labels make no sense.
     """
     where = config.data.monitor_data
-    if config.run.monitor == "none":
-        if where is not None:
-            raise ValueError("--monitor-data is given without a monitor; give --monitor knn too")
+    if config.run.monitor == "none":  # a run that is resumed without it keeps its images recorded
         return None
     if where is None:
         raise ValueError("--monitor knn requires --monitor-data (class folders or a CSV file)")

@@ -25,11 +25,12 @@ from ..models.masking import visible_patches
 from ..training.config import COMPUTATION
 from ..training.memory import free_memory
 from ..training.prepare import require_effect, validate_training
-from ..training.recipes import cores_per_process, find_recipe, local_processes
+from ..training.recipes import cores_per_process, find_recipe
 from ..training.resume import fingerprint_of
 from ..training.schedule import steps_of
 from ..training.task import Preparation, TrainingKind
 from ..utils.devices import device_name, pick_device
+from ..utils.distributed import local_processes
 from ..utils.fields import NoSettings
 from .config import PretrainConfig, settings_of_source
 from .evaluators import find_monitor
@@ -121,7 +122,15 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             asked |= asdict(files)  # what the recipe sets decides how files are read, as what the user sets does
         else:
             raise ValueError(f"recipe {recipe} sets how files are read anew whenever it is asked; set it with flags")
+        self.require_effects(chosen, config)  # before the images are looked at
+        data = self.read_data(config)  # the recipe may have named others
+        first_readable(data.source, config.model.in_chans, config.data)
+        return config, data
+
+    def require_effects(self, chosen: Mapping[str, Any], config: PretrainConfig) -> None:
+        """Raise for settings of the user's that change nothing beside the others."""
         given, run = config.data, config.run
+        monitored = run.monitor != "none", "without a monitor; give --monitor knn too"
         require_effect(
             chosen,
             {
@@ -129,13 +138,11 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
                     given.val_data is not None or given.val_share > 0,
                     "without held-out images; give --val-data or --val-share too",
                 ),
-                "monitor_every": (run.monitor != "none", "without a monitor; give --monitor knn too"),
+                "monitor_every": monitored,
+                "monitor_data": monitored,
                 "crop_scale": (given.crop == "resized", "with --crop native, which cuts at the image's resolution"),
             },
         )
-        data = self.read_data(config)  # the recipe may have named others
-        first_readable(data.source, config.model.in_chans, config.data)
-        return config, data
 
     def read_data(self, config: PretrainConfig) -> PretrainingImages:
         """Return the images of a configuration: to train on, and held out."""

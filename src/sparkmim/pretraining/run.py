@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..training.loop import Outcome
-from ..training.recorded import require_sound_run
+from ..training.recorded import require_arguments, require_sound_run
 from ..training.run import train
 from .config import PretrainConfig
 from .prepare import Pretraining
@@ -46,6 +46,9 @@ def pretrain(
     Examples:
         >>> pretrain("runs/mine", chosen={"model": "resnet50", "data": "photographs"})
     """
+    require_arguments(
+        output=output, recipe=recipe, resume=resume, plan=plan, chosen=chosen, after_step=after_step, trust=trust
+    )
     require_sound_run(PretrainConfig, output, resume, chosen or {}, trust=trust)
     return train(
         Pretraining(),

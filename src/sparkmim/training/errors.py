@@ -113,14 +113,26 @@ def shared_memory_is_full(run: RunFolder, what: str, when: str) -> RunStopped:
     )
 
 
-def readers_died(trainer: Trainer, run: RunFolder, what: str) -> RunStopped:
-    """Return the error for a process that read images and was ended from outside, after a checkpoint was saved."""
+def readers_died(trainer: Trainer, run: RunFolder, what: str, names: Sequence[str] = ()) -> RunStopped:
+    """Return the error for a process that read images and has ended, after a checkpoint was saved.
+
+    Args:
+        trainer: of the run.
+        run: its folder.
+        what: says how the process ended.
+        names: of the images that it was reading, if they are known.
+    """
     if "Bus error" in what:
         return shared_memory_is_full(run, what, f"at step {trainer.step}")
+    of_an_image = (
+        f" If it dies there again, one of these images ends the program that decodes it: "
+        f"{', '.join(map(printable, names[:NAMES]))}{f' and {len(names) - NAMES} more' * (len(names) > NAMES)}; put "
+        "another file of that name in its place."
+    )
     return RunStopped(
         f"a process that reads images died at step {trainer.step} ({what}), mostly for lack of memory, or of a damaged "
         f"image. Give the same command again, with fewer --workers (now {trainer.config.data.workers}) if it was "
-        f"memory. Last good state: {last_good(run)}"
+        f"memory.{of_an_image * bool(names)} Last good state: {last_good(run)}"
     )
 
 

@@ -6,12 +6,13 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 
+from ..data.decoding.encoded import UnreadableImage
 from ..data.loader import Batches, ReaderDied, read
 from ..data.sampler import Positions
 from ..utils.distributed import OtherProcessStopped, broadcast, by_first_process, gather, largest
@@ -24,7 +25,10 @@ from .schedule import steps_of
 from .signals import StopAnywhere, StopRequest
 from .step import StepResult, Trainer
 from .task import TrainingTask
-from .unreadable import UnreadableImages
+from .unreadable import TooManyUnreadable, UnreadableImages
+
+ORIGIN = ("origin", "origin_file")
+"""Parts of a checkpoint that tell of the file from which its run was resumed: a digest, and where it lay."""
 
 MAX_SKIPPED = 50
 """Steps in a row whose gradients are not finite in float16; the scale of the loss was halved at each one."""
@@ -97,18 +101,19 @@ class TrainingLoop:
         self.losses: list[float] = []  # of the steps since the last line of metrics
         self.norms: list[float] = []
         self.skipped = 0  # steps in a row whose gradients were not finite in float16
-        self.unmeasured: list[int] = []  # evaluators that were left for a stop, called when the run resumes
+        self.unmeasured: list[str] = []  # evaluators that were left for a stop, called when the run resumes
         self.unpublished = False  # what is made of the last checkpoint was left for a stop
         if state is not None:
             self.trainer.load(state)
             self.unreadable.load_state(state["broken"])
             self.losses, self.norms = state.get("unlogged", ([], []))
-            self.unmeasured = list(state.get("unmeasured", []))
+            self.unmeasured = self._evaluators_left(state.get("unmeasured", []))
         self.saved = self._progress_made()
         shown = state.get("told") if state is not None else None  # older checkpoints have none
         self.average, self.measured = shown or (None, {})
         self.stop = stop or StopRequest()
-        self.origin = None if state is None else state.get("origin")
+        self.origin = {name: (state or {}).get(name) for name in ORIGIN}
+        self.keep_folder: Callable[[], bool] = lambda: False  # before a checkpoint; see run.py
         self._restart_checkpoint_clock()
         self._restart_interval()
 
@@ -155,13 +160,12 @@ class TrainingLoop:
         pictures = {round(trainer.steps * n / task.pictures) for n in range(1, task.pictures + 1)}
         due_every = [steps_of(e.epochs, len(self.source), run.batch_size) for e in task.evaluators]
         trainer.model.train()
-        with ExitStack() as until_end:
+        with ExitStack() as until_end, self._saving_if_too_many_are_unreadable():
             self.progress = Progress(trainer.steps, trainer.step, loss=self.average, measured=self.measured)
             until_end.callback(self.progress.close)
             batches = until_end.enter_context(read(task.batches(self.positions())))
             self.metrics = Metrics(self.run, trainer.step) if self.fabric.is_global_zero else None
-            if self.metrics is not None:
-                until_end.callback(self.metrics.close)
+            until_end.callback(self._close_metrics)
             self._restart_checkpoint_clock()
             self._restart_interval()
             self._measure_left()
@@ -169,10 +173,12 @@ class TrainingLoop:
             while trainer.step < trainer.steps and not wishes.stop:
                 try:
                     result = trainer.train_step(batches)
-                except ReaderDied as error:
-                    if self.fabric.world_size == 1:  # several save together
-                        self._save()
-                    raise readers_died(trainer, self.run, str(error)) from error
+                except (ReaderDied, UnreadableImage, OtherProcessStopped) as error:
+                    self._save()  # all processes have given up this step together
+                    if isinstance(error, ReaderDied):
+                        names = [self.source.name(index) for index in error.indices]
+                        raise readers_died(trainer, self.run, str(error), names) from error
+                    raise
                 self.pending.append(result)
                 self.unreadable.add(result.broken)
                 self.progress.advance()
@@ -197,6 +203,19 @@ class TrainingLoop:
                 if batches.died is None:
                     raise OtherProcessStopped("a process that reads images died")
                 raise readers_died(trainer, self.run, batches.died)
+
+    def _close_metrics(self) -> None:
+        if self.metrics is not None:
+            self.metrics.close()
+
+    @contextmanager
+    def _saving_if_too_many_are_unreadable(self) -> Iterator[None]:
+        """Save what is trained before the run stops for images that cannot be read: all processes stop together."""
+        try:
+            yield
+        except TooManyUnreadable as error:
+            self._save()
+            raise error.images.too_many() from error
 
     def _restart_checkpoint_clock(self) -> None:
         self.checkpoint_due = time.monotonic() + 60 * self.config.run.checkpoint_minutes
@@ -232,12 +251,12 @@ class TrainingLoop:
             self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
             if self.skipped >= MAX_SKIPPED:
                 raise never_finite(self.trainer, self.run, result.step, self.skipped)
+        self.losses += losses
+        self.norms += [norm for norm in norms if math.isfinite(norm)]
         for part in gather(self.fabric, self.unreadable.errors):
             self.unreadable.add(part.items())
         if self.unreadable.update_list(write=self.fabric.is_global_zero):
             log.info(f"{self.unreadable.summary()} and are replaced by others; see {self.run.broken}")
-        self.losses += losses
-        self.norms += [norm for norm in norms if math.isfinite(norm)]
 
     def _log(self) -> None:
         """Write a line of metrics of the steps since the last one."""
@@ -284,7 +303,7 @@ class TrainingLoop:
                 values = self.task.evaluators[number].measure()
         except Interrupted:
             self.trainer.model.train()
-            self.unmeasured.append(number)
+            self.unmeasured.append(self.task.evaluators[number].name)
             return
         for name, value in values.items():
             if not math.isfinite(value):
@@ -298,18 +317,27 @@ class TrainingLoop:
 
     def _measure_left(self) -> None:
         """Call the evaluators that were left for a stop, and save, so that they are called once."""
-        numbers, self.unmeasured = self.unmeasured, []
-        for number in numbers:
-            self._evaluate(number)
+        names, self.unmeasured = self.unmeasured, []
+        for number, evaluator in enumerate(self.task.evaluators):
+            if evaluator.name in names:
+                self._evaluate(number)
         if self.trainer.step < self.trainer.steps:
             self._save()
+
+    def _evaluators_left(self, recorded: Iterable[str | int]) -> list[str]:
+        """Return which of the evaluators that a checkpoint records as left there still are; older ones number them."""
+        names = [evaluator.name for evaluator in self.task.evaluators]
+        left = {
+            names[key] if isinstance(key, int) else key for key in recorded if key in range(len(names)) or key in names
+        }
+        return [name for name in names if name in left]
 
     def _draw(self) -> None:
         with self._aside():
             if self.fabric.is_global_zero:
                 self.task.draw()
 
-    def _progress_made(self) -> tuple[int, tuple[int, ...]]:
+    def _progress_made(self) -> tuple[int, tuple[str, ...]]:
         """Return what a checkpoint differs in from the one before."""
         return self.trainer.step, tuple(self.unmeasured)
 
@@ -340,8 +368,11 @@ class TrainingLoop:
             "told": (self.average, self.measured),
             "config": json.dumps(self.config.to_dict()),
             "processes": self.fabric.world_size,
-            "origin": self.origin,
+            **self.origin,
         }
+        if self.keep_folder() and self.metrics is not None:
+            self.metrics.close()
+            self.metrics = Metrics(self.run, self.trainer.step)
         if self.metrics is not None:
             self.metrics.sync()
         self.run.save_checkpoint(state, self.trainer.step, self.config.run.keep_checkpoints)

@@ -50,8 +50,16 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) 
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimizer's state; the settings of its groups stay those of the configuration."""
+    """Load an optimizer's state; the settings of its groups stay those of the configuration.
+
+    Raises:
+        ValueError: if it is of other parameters.
+    """
     kept = [{name: group[name] for name in GROUP_SETTINGS if name in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, settings in zip(optimizer.param_groups, kept, strict=True):
         group.update(settings)
+    for parameter, entries in optimizer.state.items():
+        for name, value in entries.items():
+            if isinstance(value, torch.Tensor) and value.numel() > 1 and value.shape != parameter.shape:
+                raise ValueError(f"{name} of shape {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}")

@@ -14,11 +14,13 @@ from .config import ConfigField, Configuration, TrainingConfig, differences, req
 from .resume import (
     Parts,
     config_of_checkpoint,
+    missing_file,
     named_state,
+    network_of,
     newest_state,
     parts_of_checkpoint,
     recorded_run,
-    require_plugin_files,
+    require_code_files,
     same_parts,
 )
 from .task import ConfigT, DataT, Preparation, TrainingKind
@@ -55,15 +57,21 @@ def prepare(
     """
     run = RunFolder(output)
     found = run.contents()
-    plugins = kind.config_type.plugins_of(run.read_config() or {})
-    require_plugin_files(run, plugins)
+    there = run.read_config() or {}
+    plugins = kind.config_type.plugins_of(there)
+    if found.checkpoints or not kind.describes_a_run(chosen):
+        require_code_files(run, {**network_of(there), **plugins})
+    else:  # what the folder records is begun anew
+        plugins = {name: spec for name, spec in plugins.items() if missing_file(spec) is None}
     named = {**plugins, **chosen}
     chosen = normalize_fields(chosen, kind.config_type.describe(named))
     validate(chosen, kind.config_type.settings(named))
     kind.validate_values(chosen)
     if recipe is not None and ".py:" in recipe:
         recipe = absolute_spec(recipe)
-    recorded = recorded_run(run, kind.config_type, resume, recipe, chosen, kind.weights_remedy, kind.recorded_as)
+    recorded = recorded_run(
+        run, kind.config_type, resume, recipe, chosen, kind.weights_remedy, kind.recorded_as, kind.describes_a_run
+    )
     state, goes_back = None, False
     unreadable: list[Path] = []
     warnings: list[str] = []
@@ -89,6 +97,7 @@ def prepare(
         config, data = kind.resolve(name, chosen, processes)
         values = config.flat()
         config = config.replace(normalize_fields(values, kind.config_type.describe(values)))
+    kind.require_effects(chosen, config)
     if before is not None:
         config, said = same_parts(config, before, chosen, processes)
         warnings = [*warnings, *said]
@@ -171,7 +180,7 @@ def require_effect(chosen: Mapping[str, Any], effects: Mapping[str, tuple[bool, 
         ValueError: naming the setting and the remedy.
     """
     for name, (effective, remedy) in effects.items():
-        if name in chosen and not effective:
+        if chosen.get(name) is not None and not effective:
             raise ValueError(f"{flag(name)} {show(chosen[name])} has no effect {remedy}")
 
 

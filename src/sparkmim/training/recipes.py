@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..models.backbone import Backbone
 from ..models.densify import densify_norm_of
+from ..utils.distributed import local_processes
 from ..utils.specs import load_object
 from .config import Precision, TrainingConfig
 from .memory import images_that_fit, micro_batches
@@ -93,11 +94,6 @@ def with_accumulation(
     built = model()
     fits = images_that_fit(built, lambda n: inputs(built, n), config.run.precision, situation.memory_bytes)
     return config.replace({"accumulate": micro_batches(batch // processes, fits)})
-
-
-def local_processes() -> int:
-    """Return the number of processes that train together on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def cores_per_process() -> int:

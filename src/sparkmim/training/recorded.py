@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,43 @@ MOST: Mapping[str, int] = {
     "batch_size": 2**20,
     "pictures": 10_000,
     "repeats": 1_000,
+    "epochs": 10**9,
 }
 """Largest values that a file may set by itself; a user may choose any."""
+
+
+LOOSE: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "sparkmim": (lambda value: isinstance(value, str), "a version"),
+    "recipe": (lambda value: isinstance(value, str), "a name"),
+    "task": (lambda value: isinstance(value, str), "the name of a command"),
+    "processes": (lambda value: type(value) is int and 1 <= value <= 2**20, "a number of processes"),
+    "images": (lambda value: isinstance(value, str), "a description"),
+}
+"""What a configuration records beside its groups."""
+
+
+ARGUMENTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "output": (lambda value: isinstance(value, (str, Path)) and str(value) != "", "a folder"),
+    "recipe": (lambda value: value is None or isinstance(value, str), "a name or FILE.py:FUNCTION"),
+    "resume": (lambda value: isinstance(value, (str, Path)), "auto, never, or a checkpoint file"),
+    "plan": (lambda value: isinstance(value, bool), "True or False"),
+    "chosen": (lambda value: value is None or isinstance(value, Mapping), "fields by name"),
+    "after_step": (lambda value: value is None or callable(value), "a function of the number of steps done"),
+    "trust": (lambda value: isinstance(value, bool), "True or False"),
+}
+"""What each argument of a public function that trains must be."""
+
+
+def require_arguments(**given: Any) -> None:
+    """Validate the arguments of a public function that trains, before any work.
+
+    Raises:
+        ValueError: naming the argument, what it takes, and what it is.
+    """
+    for name, value in given.items():
+        valid, expected = ARGUMENTS[name]
+        if not valid(value):
+            raise ValueError(f"{name} takes {expected}, not {reprlib.repr(value)}")
 
 
 def require_sound_run(
@@ -55,7 +92,8 @@ def require_sound_run(
         require_sound_record(kind, recorded, run.config, chosen, trust=trust)
     if resume not in ("auto", "never"):
         path = Path(resume).expanduser()
-        require_sound_record(kind, config_in(path), path, chosen, trust=trust)
+        if recorded is None or path.exists():  # the folder may have trained on from it since
+            require_sound_record(kind, config_in(path), path, chosen, trust=trust)
 
 
 def config_in(path: Path) -> Any:
@@ -101,6 +139,9 @@ def require_sound_record(
     chosen = chosen or {}
     if not isinstance(recorded, dict):
         raise ValueError(f"{path} was not written by sparkmim: it holds a {type(recorded).__name__}")
+    for name, (valid, expected) in LOOSE.items():
+        if name in recorded and not valid(recorded[name]):
+            raise ValueError(f"{path} cannot be used: its {name} is {reprlib.repr(recorded[name])}, not {expected}")
     named = [code for value in chosen.values() if (code := _code_of(value)) is not None]
     groups = {name: group for name, group in recorded.items() if isinstance(group, dict)}
     fields = list(kind.describe())  # without the settings of plug-ins, which are not imported yet
@@ -150,7 +191,7 @@ def _code_of(value: Any) -> str | None:
 def _require_sound_value(field: ConfigField, value: Any, path: Path) -> None:
     value = tuple(value) if isinstance(value, list) else value
     try:
-        require_type(field.name, value, field.type, field.setting)
+        require_type(field.name, value, field.type, replace(field.setting, per_axis=False))  # numbers are not expanded
         validate({field.name: value}, {field.name: field.setting})
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} cannot be used: {error}") from error

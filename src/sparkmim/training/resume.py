@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +69,7 @@ def recorded_run(
     chosen: Mapping[str, Any],
     weights_remedy: str,
     task: str | None = None,
+    describes: Callable[[Mapping[str, Any]], bool] = lambda chosen: "model" in chosen,
 ) -> RecordedRun[KindT] | None:
     """Return the run that a folder holds, None if it holds none, or nothing yet of a run that is described anew.
 
@@ -80,6 +81,8 @@ def recorded_run(
         chosen: fields that are asked for, by flat name.
         weights_remedy: how to start from the weights of such a run.
         task: that is asked for, None for pretraining.
+        describes: returns whether fields are enough to begin a run by; a folder without a checkpoint is then begun
+            anew.
 
     Raises:
         ValueError: if it is a run of another kind or version, or what is asked for differs and may not.
@@ -91,10 +94,13 @@ def recorded_run(
         raise ValueError(f"{run.root} holds a run already, and --resume never does not touch it; use another --output")
     if recorded.get(TASK) != task:
         raise ValueError(f"{run.root} holds a run of `sparkmim {recorded.get(TASK, 'pretrain')}`; use another --output")
+    newest = run.list_checkpoints()[-1:]
     try:
         name = recorded["recipe"]
         config = kind.from_dict(recorded)
     except (KeyError, ValueError) as error:
+        if not newest and describes(chosen):
+            return None
         version = recorded["sparkmim"]
         raise ValueError(
             f"{run.config} was written by sparkmim {version} and cannot be continued with this one: {error}"
@@ -103,13 +109,23 @@ def recorded_run(
     unlike = differences(config.flat(), chosen, settings)
     if recipe not in (None, name):
         unlike.insert(0, f"recipe: {name} there, {recipe} asked for")
-    newest = run.list_checkpoints()[-1:]
     if unlike and not newest:  # nothing is trained yet
-        return None if "model" in chosen else RecordedRun(run, name, config.replace(chosen), recorded)
+        described = describes(chosen)
+        if recipe not in (None, name) and not described:
+            raise ValueError(
+                f"{run.root} holds a run of recipe {name} that has no checkpoint yet. To begin it by {recipe}, give "
+                "the whole command again, or use another --output"
+            )
+        return None if described else RecordedRun(run, name, config.replace(chosen), recorded)
     if unlike:
+        longer = ", with learning rate and decay as the schedule of so many epochs has them there" * any(
+            line.startswith("epochs:") for line in unlike
+        )
         fixed = [name for name in chosen if settings[name].shapes_model and config.flat().get(name) != chosen[name]]
         continued = (
-            "" if fixed else f", or continues from that step under these settings with --resume {quoted(newest[0])}"
+            ""
+            if fixed
+            else f", or continues from that step under these settings{longer} with --resume {quoted(newest[0])}"
         )
         raise ValueError(
             f"{run.root} holds a run of another configuration ({'; '.join(unlike)}). Give the same settings to "
@@ -211,23 +227,35 @@ def quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def require_plugin_files(run: RunFolder, plugins: Mapping[str, Any]) -> None:
-    """Raise unless the files of a recorded run's plug-ins are where they were.
+def network_of(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the field that names the network in what `config.json` recorded, empty if there is none."""
+    model = recorded.get("model")
+    return {"model": model["model"]} if isinstance(model, dict) and "model" in model else {}
+
+
+def missing_file(spec: Any) -> str | None:
+    """Return the file of `FILE.py:NAME`, or of an address of such a class, if it does not exist."""
+    path, found, _ = str(spec).partition(".py:")
+    return f"{path}.py" if found and not Path(f"{path}.py").is_file() else None
+
+
+def require_code_files(run: RunFolder, named: Mapping[str, Any]) -> None:
+    """Raise unless the files of a recorded run's network and plug-ins are where they were.
 
     Args:
         run: the folder.
-        plugins: fields that name plug-ins, by flat name, as recorded.
+        named: fields that name code, by flat name, as recorded.
 
     Raises:
         ValueError: naming the file, and how to resume with one that has moved.
     """
-    for name, spec in plugins.items():
-        path, found, rest = str(spec).partition(".py:")
-        if found and not Path(f"{path}.py").is_file():
-            newest = [f"--resume {path}" for path in run.list_checkpoints()[-1:]]
-            remedy = " ".join([*newest, f"{flag(name)} FILE.py:{rest}"])
+    for name, spec in named.items():
+        path = missing_file(spec)
+        if path is not None:
+            newest = [f"--resume {quoted(path)}" for path in run.list_checkpoints()[-1:]]
+            remedy = " ".join([*newest, f"{flag(name)} FILE.py:{str(spec).partition('.py:')[2]}"])
             raise ValueError(
-                f"{run.config} names {path}.py, which does not exist. Put it back, or resume in another --output with "
+                f"{run.config} names {path}, which does not exist. Put it back, or resume in another --output with "
                 f"the file that has moved: {remedy}"
             )
 
@@ -282,13 +310,17 @@ def named_state(path: str, run: RunFolder) -> tuple[dict[str, Any], bool, list[s
     Returns:
         The state, whether the folder goes back to it, and warnings.
     """
-    state = read_checkpoint(Path(path).expanduser())
-    state["origin"] = identity(state)
+    file = Path(path).expanduser().absolute()
     try:
         newest = run.newest_checkpoint()
     except BrokenCheckpoint:  # the file takes their place
         newest = None
-    if newest is not None and newest.state.get("origin") == state["origin"]:
+    trained = None if newest is None else newest.state
+    gone = not file.exists() and trained is not None and trained.get("origin_file") == str(file)
+    if not gone:  # else the folder has kept newer ones only
+        state = read_checkpoint(file)
+        state |= {"origin": identity(state), "origin_file": str(file)}
+    if newest is not None and (gone or newest.state.get("origin") == state["origin"]):
         said = (
             f"{run.root} was resumed from {path} before; continuing with its newest checkpoint {newest.path.name}. To "
             "go back once more, use another --output"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import atexit
 import json
-import os
 import platform
+import shlex
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,12 +17,23 @@ from warnings import filterwarnings
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from ..checkpoints.run_folder import Contents, RunFolder
 from ..data.seeding import keyed_seed
 from ..utils.devices import device_name, pick_device
-from ..utils.distributed import WAIT, by_first_process, destroy_process_group, gather
+from ..utils.distributed import (
+    WAIT,
+    by_first_process,
+    destroy_process_group,
+    gather,
+    largest,
+    local_processes,
+    processes_here,
+)
+from ..utils.fields import WORDS, flag
 from ..utils.io import write_json
 from ..utils.logging import log
 from .alike import facts_of, require_alike
@@ -75,7 +87,7 @@ def train(
         return None
     with stop:
         try:
-            stop.at_once = True  # until there is something to save
+            stop.at_once = processes_here() == 1  # until there is something to save; several leave together
             return _plan_or_train(kind, output, recipe, resume, plan, chosen, after_step, stop)
         except StoppedEarly as early:
             return Outcome(0, 0, None, {}, str(early))
@@ -92,12 +104,12 @@ def _plan_or_train(
     stop: StopRequest,
 ) -> Outcome | None:
     """Carry out :func:`train` while `stop` listens."""
-    processes = int(os.environ.get("WORLD_SIZE", 1))
+    processes = processes_here()
     ready = prepare(kind, output, recipe, resume, chosen, processes)
-    stop.at_once = processes == 1  # from now on several processes stop together
     fabric = launch(ready.config.run)
+    leave_together(stop, fabric)
     images = kind.fingerprints(ready.data)
-    require_alike(fabric, facts_of(ready, {**images, **kind.watched()}))
+    require_alike(fabric, facts_of(ready, {**images, **kind.watched()}, processes))
     ready = replace(ready, config=agree(ready.config, fabric))
     torch.manual_seed(keyed_seed(ready.config.run.seed, kind.weights_stream))
     task = kind.build(ready, fabric)
@@ -105,6 +117,10 @@ def _plan_or_train(
     for label, text in lines.items():
         if label != "steps":  # which the length tells
             log.info(f"{label:<11}  {text}")
+    if ready.found.config is not None:
+        named = named_by_the_run(ready, chosen)
+        if named:
+            log.info(f"{'from':<11}  {ready.run.config}: {named}")
     kind.check(ready, task)
     loop = TrainingLoop(task, ready.state, after_step, stop)
     require_enough_values(loop.trainer)
@@ -121,6 +137,35 @@ def _plan_or_train(
         **ready.config.to_dict(),
     }
     return _train_in_folder(loop, ready, record, lines)
+
+
+def leave_together(stop: StopRequest, fabric: Fabric) -> None:
+    """Stop in all processes if one was asked to while it prepared: the others would wait for it.
+
+    Raises:
+        StoppedEarly: in all processes, with the signal's name.
+    """
+    number = 0 if stop.signal is None else signal.Signals[stop.signal].value
+    (asked,) = largest(fabric, [number])
+    if asked:
+        if fabric.world_size > 1:
+            stop.hold()
+        raise StoppedEarly(signal.Signals(asked).name)
+
+
+def named_by_the_run(ready: Preparation[Any, Any], chosen: Mapping[str, Any]) -> str:
+    """Return images and weights that a run's folder names and this command does not, as flags with whole paths.
+
+    Whoever resumes a folder from elsewhere is to see what is read.
+    """
+    values = ready.config.flat()
+    settings = type(ready.config).settings(values)
+    kinds = ("images",) if ready.state is not None else ("images", "weights")
+    return " ".join(
+        f"{flag(name)} {shlex.quote(str(value))}"
+        for name, value in values.items()
+        if settings[name].kind in kinds and name not in chosen and value is not None and value not in WORDS
+    )
 
 
 def _train_in_folder(
@@ -157,6 +202,16 @@ def _train_in_folder(
             elif trainer.step:
                 log.info(f"continuing after step {trainer.step} of {trainer.steps}")
 
+        def keep_folder() -> bool:
+            """Fill the folder again if it was moved or removed meanwhile: a checkpoint without it cannot be resumed."""
+            if loop.run.config.exists():
+                return False
+            log.warning(f"{loop.run.root} was moved or emptied while this run trained in it; continuing there anew")
+            until_end.enter_context(lock(loop.run))
+            begin(loop.run, record, lines, fabric)
+            return True
+
+        loop.keep_folder = keep_folder
         by_first_process(fabric, open_folder)
         if ready.state is not None:
             ready.state.clear()  # the model and the optimizer have it
@@ -166,17 +221,19 @@ def _train_in_folder(
 def launch(config: LoopConfig) -> Fabric:
     """Launch Fabric on this machine, or as one of torchrun's processes."""
     device = pick_device(config.device)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    processes = int(os.environ.get("WORLD_SIZE", 1))
+    processes = processes_here()
+    local = local_processes()
     if processes > 1:  # harmless: it comes of 1x1 convolutions on images whose channels are the last axis
         filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         atexit.register(destroy_process_group)
+    # Named, or Fabric takes the variables of a job of SLURM, LSF or Kubeflow for a description of this run.
+    environment = TorchElasticEnvironment() if processes > 1 else LightningEnvironment()
     fabric = Fabric(
         accelerator=device.type,
         devices=local,
         num_nodes=processes // local,
         strategy=DDPStrategy(timeout=WAIT) if processes > 1 else "auto",
-        plugins=[] if config.precision == "32" else [MixedPrecision(config.precision, device.type)],
+        plugins=[environment, *([] if config.precision == "32" else [MixedPrecision(config.precision, device.type)])],
     )
     fabric.launch()
     return fabric

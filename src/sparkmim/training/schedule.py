@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import math
 
+from ..checkpoints.state import MOST_STEPS
 from .config import ScheduleConfig
 
 
 def steps_of(epochs: float, images: int, batch_size: int) -> int:
-    """Return the number of steps that show `epochs` times `images` images, at least one."""
-    return max(1, round(epochs * images / batch_size))
+    """Return the number of steps that show `epochs` times `images` images, at least one.
+
+    Raises:
+        ValueError: if they are more than can be counted.
+    """
+    steps = epochs * images / batch_size
+    if steps > MOST_STEPS:
+        raise ValueError(
+            f"{epochs:g} epochs of {images:,} images are {steps:g} steps, more than can be counted; use fewer"
+        )
+    return max(1, round(steps))
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float, config: ScheduleConfig) -> float:

@@ -12,8 +12,8 @@ from typing import Any, Self
 import torch.distributed
 from lightning_fabric import Fabric
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that ask for a stop: of schedulers, terminals and people."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+"""Signals that ask for a stop: of schedulers, terminals and people; SIGXCPU of a limit of processor time."""
 
 AGAIN_SECONDS = 1.0
 """A second Ctrl-C counts from here on: torchrun passes on the first one, which its processes have received already."""
@@ -29,8 +29,8 @@ class StoppedEarly(KeyboardInterrupt):
 class StopRequest:
     """Record the first signal in `signal` while active; a second Ctrl-C interrupts at once.
 
-    SIGHUP stays ignored where it is ignored, as under `nohup`; SIGUSR1 and SIGUSR2 stay with the program's own
-    handlers, if it has any. Outside the main thread, which alone receives signals, nothing is recorded.
+    SIGHUP stays ignored where it is ignored, as under `nohup`; SIGUSR1, SIGUSR2 and SIGXCPU stay with the program's
+    own handlers, if it has any. Outside the main thread, which alone receives signals, nothing is recorded.
 
     Attributes:
         signal: the first signal's name, if there was one.
@@ -65,7 +65,7 @@ class StopRequest:
     @staticmethod
     def _takes(number: signal.Signals) -> bool:
         before = signal.getsignal(number)
-        if number in (signal.SIGUSR1, signal.SIGUSR2):
+        if number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU):
             return before == signal.SIG_DFL
         return number != signal.SIGHUP or before != signal.SIG_IGN
 

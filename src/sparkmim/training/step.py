@@ -11,8 +11,10 @@ import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
+from ..data.decoding.encoded import UnreadableImage
 from ..data.loader import ReaderDied
 from ..data.seeding import Stream, keyed_seed
+from ..utils.distributed import OtherProcessStopped, largest
 from ..utils.modules import preserved_buffers
 from .compile import compile_model, eager, reason, uncompile
 from .optim import build_optimizer, load_optimizer, set_rates
@@ -69,6 +71,7 @@ class Trainer:
         self.warmup = round(self.config.schedule.warmup_epochs * images / run.batch_size)
         self.accumulate = run.accumulate
         self.step = 0
+        self._kept: list[Tensor] = []  # running statistics as of the last step
         task.steps = self.steps
         optimizer = build_optimizer(task.param_groups(), self.config.optimizer)
         model = task.model
@@ -97,24 +100,34 @@ class Trainer:
         """Accumulate the gradients of the step's micro-batches, clip, update.
 
         Raises:
-            ReaderDied: if a batch cannot be read; the model is as after the step before.
+            ReaderDied: if a batch cannot be read; the model is as after the step before, in all processes.
+            UnreadableImage: likewise.
+            OtherProcessStopped: likewise, if another process could not read one.
         """
         step = self.step
         set_rates(self.optimizer, *self.rates(step))
         losses: list[Tensor] = []
         indices: list[int] = []
         broken: list[tuple[int, str]] = []
-        kept = [b.clone() for b in self.model.buffers()] if self.accumulate > 1 and self.config.data.workers else []
+        several = self.fabric.world_size > 1
+        failed: Exception | None = None
+        if several or self.accumulate > 1:
+            self._keep_buffers()
         for turn in range(self.accumulate):
             try:
-                batch = next(batches)
-            except ReaderDied:  # so that the last finished step can be saved
-                self._give_up_step(kept if turn else [])
-                raise
+                batch = next(batches) if failed is None else self.task.blank_batch(self.task.micro_batch)
+            except (ReaderDied, UnreadableImage) as error:
+                failed = error
+                if not several:
+                    break
+                batch = self.task.blank_batch(self.task.micro_batch)  # the others wait for this process's gradients
             indices += batch.indices
             broken += batch.broken
             differentiate = self._differentiate_first if self._trying else self._differentiate
             losses.append(differentiate(batch, turn))
+        if largest(self.fabric, [failed is not None])[0]:  # so that the last finished step can be saved
+            self._give_up_step()
+            raise failed or OtherProcessStopped("a process cannot read its images")
         norm = self.fabric.clip_gradients(
             self.wrapped, self._stepper, max_norm=self.config.optimizer.clip or math.inf, error_if_nonfinite=False
         )
@@ -125,11 +138,19 @@ class Trainer:
         self.task.after_step()
         return StepResult(step, torch.stack(losses).mean(), norm.detach(), indices, broken)
 
-    def _give_up_step(self, buffers: list[Tensor]) -> None:
+    def _keep_buffers(self) -> None:
+        """Keep the running statistics for the case that a step is given up after some of its forward passes."""
+        buffers = list(self.model.buffers())
+        if not self._kept:
+            self._kept = [torch.empty_like(buffer) for buffer in buffers]
+        if buffers:
+            torch._foreach_copy_(self._kept, buffers)
+
+    def _give_up_step(self) -> None:
         """Undo what a step has done before its update."""
         self._stepper.zero_grad()
         with torch.no_grad():
-            for buffer, before in zip(self.model.buffers(), buffers, strict=False):
+            for buffer, before in zip(self.model.buffers(), self._kept, strict=False):
                 buffer.copy_(before)
 
     def _differentiate(self, batch: BatchT, turn: int) -> Tensor:
@@ -183,7 +204,7 @@ class Trainer:
         try:
             self.model.load_state_dict(state["model"])
             load_optimizer(self.optimizer, state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             reason = " ".join(" ".join(str(error).split("\n")[:2]).split())
             raise ValueError(
                 f"the checkpoint is of another model: {reason}; continue with the model and optimizer that the run "

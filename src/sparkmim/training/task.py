@@ -48,6 +48,11 @@ class Evaluator(NamedTuple):
     epochs: float
     measure: Callable[[], dict[str, float]]
 
+    @property
+    def name(self) -> str:
+        """Return by what a checkpoint knows it."""
+        return self.measure.__name__
+
 
 class TrainingTask(ABC, Generic[BatchT]):
     """One process's part of a training: its model, batches, loss, evaluators, and the files made of a checkpoint.
@@ -183,6 +188,17 @@ class TrainingKind(ABC, Generic[ConfigT, DataT]):
 
         Raises:
             ValueError: naming what is wrong and what to do.
+        """
+
+    def describes_a_run(self, chosen: Mapping[str, Any]) -> bool:
+        """Return whether fields, by flat name, are enough for a recipe to begin a run by."""
+        return "model" in chosen
+
+    def require_effects(self, chosen: Mapping[str, Any], config: ConfigT) -> None:
+        """Raise for settings of the user's that change nothing beside the others.
+
+        Raises:
+            ValueError: naming the setting, and what it takes.
         """
 
     @abstractmethod

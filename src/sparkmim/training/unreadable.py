@@ -12,6 +12,19 @@ from ..utils.text import printable
 from .errors import RunStopped, last_good
 
 
+class TooManyUnreadable(RunStopped):
+    """More images cannot be read than a run allows.
+
+    Args:
+        message: for the user.
+        images: the record of them.
+    """
+
+    def __init__(self, message: str, images: UnreadableImages) -> None:
+        super().__init__(message, everywhere=True)
+        self.images = images
+
+
 class UnreadableImages:
     """Record images that cannot be read.
 
@@ -67,12 +80,16 @@ class UnreadableImages:
         if new and write:
             write_text(self.path, "\n".join(self.lines()) + "\n")
         if new and len(self.errors) > self.max_share * len(self.source):
-            name, error = self.lines()[0].split("\t")
-            raise RunStopped(
-                f"{self.summary()}, more than the share of {self.max_share} that --max-broken allows. The first: "
-                f"{name}: {error}. All are listed in {self.path}. To allow them, give the same command with "
-                f"--max-broken {self._share():.3g}. To train without them, remove them and begin a new run in another "
-                f"--output. Last good state: {last_good(self.run)}",
-                everywhere=True,
-            )
+            raise self.too_many()
         return new
+
+    def too_many(self) -> TooManyUnreadable:
+        """Return the error for more than are allowed, with what is saved now."""
+        name, error = self.lines()[0].split("\t")
+        return TooManyUnreadable(
+            f"{self.summary()}, more than the share of {self.max_share} that --max-broken allows. The first: "
+            f"{name}: {error}. All are listed in {self.path}. To allow them, give the same command with "
+            f"--max-broken {self._share():.3g}. To train without them, remove them and begin a new run in another "
+            f"--output. Last good state: {last_good(self.run)}",
+            self,
+        )

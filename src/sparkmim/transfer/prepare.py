@@ -23,11 +23,12 @@ from ..models.factory import code_of, require_image_size
 from ..training.config import COMPUTATION
 from ..training.memory import free_memory
 from ..training.prepare import require_effect, validate_training
-from ..training.recipes import cores_per_process, find_recipe, local_processes
+from ..training.recipes import cores_per_process, find_recipe
 from ..training.schedule import steps_of
 from ..training.task import Preparation, TrainingKind
 from ..utils.copies import copied
 from ..utils.devices import device_name, pick_device
+from ..utils.distributed import local_processes
 from ..utils.fields import show
 from ..utils.logging import log
 from .config import CLASSIFICATION, LabeledDataConfig, NetworkConfig, TransferConfig, config_type_of
@@ -124,16 +125,16 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             unlike = ", ".join(name for name in wanted if wanted[name] != start.given[name])
             raise ValueError(f"recipe {recipe} sets {unlike} anew whenever it is read; set it with a flag")
         self.encoder = start.encoder
-        require_effect(
-            chosen,
-            {
-                "crop_scale": (
-                    config.data.crop == "resized",
-                    "with --crop native, which cuts at the image's resolution",
-                ),
-            },
-        )
         return config, start.splits
+
+    def describes_a_run(self, chosen: Mapping[str, Any]) -> bool:
+        """Return whether fields name an encoder and images, without which no fine-tuning begins."""
+        return {"encoder", "data"} <= chosen.keys()
+
+    def require_effects(self, chosen: Mapping[str, Any], config: TransferConfig) -> None:
+        """Raise for settings of the user's that change nothing beside the others."""
+        resized = config.data.crop == "resized"
+        require_effect(chosen, {"crop_scale": (resized, "with --crop native, which cuts at the image's resolution")})
 
     def _start(self, asked: Mapping[str, Any]) -> _Start:
         """Return the encoder and the images that settings name, with what was read in full."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checkpoints.run_folder import RunFolder
 from ..training.loop import Outcome
-from ..training.recorded import config_in, require_sound_run
+from ..training.recorded import config_in, require_arguments, require_sound_run
 from ..training.run import train
 from .config import CLASSIFICATION, config_type_of
 from .prepare import FineTuning
@@ -48,6 +48,9 @@ def finetune(
     Examples:
         >>> finetune("runs/classifier", chosen={"encoder": "runs/mine", "data": "labeled"})
     """
+    require_arguments(
+        output=output, recipe=recipe, resume=resume, plan=plan, chosen=chosen, after_step=after_step, trust=trust
+    )
     chosen = chosen or {}
     recorded = recorded_task(output, resume)
     require_sound_run(config_type_of(recorded), output, resume, chosen, trust=trust)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
@@ -24,6 +25,40 @@ LOST_CONNECTION = (
     *("Timed out waiting", "timed out", "Timeout", "Socket Timeout"),
 )
 """Texts of the errors of collectives whose other processes have ended or do not answer."""
+
+
+def processes_here() -> int:
+    """Return how many processes a launcher, such as torchrun, has started to train together.
+
+    Raises:
+        ValueError: if the variables by which it says so are incomplete: the processes would wait for each other.
+    """
+    processes = _variable("WORLD_SIZE", 1)
+    if processes > 1:
+        missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise ValueError(
+                f"WORLD_SIZE is {processes}, but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set; "
+                f"start the processes by torchrun --nproc-per-node {processes} -m sparkmim ..., or unset WORLD_SIZE"
+            )
+    return processes
+
+
+def local_processes() -> int:
+    """Return the number of processes that train together on this machine."""
+    return _variable("LOCAL_WORLD_SIZE", 1)
+
+
+def _variable(name: str, default: int) -> int:
+    """Return a positive number of the environment.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    text = os.environ.get(name, "")
+    if text and not (text.isdecimal() and int(text) > 0):
+        raise ValueError(f"the environment variable {name} is {text!r}, not a number of processes; unset it")
+    return int(text) if text else default
 
 
 class OtherProcessStopped(Exception):

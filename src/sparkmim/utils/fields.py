@@ -101,12 +101,21 @@ class Field(NamedTuple):
     setting: Setting
 
 
+_described: dict[type[Any], tuple[Field, ...]] = {}
+
+
 def describe(group: type[Any]) -> tuple[Field, ...]:
-    """Return the fields of a dataclass, those of its own before inherited ones.
+    """Return the fields of a dataclass, those of its own before inherited ones; its source is read once.
 
     Raises:
         ValueError: for a field without a text below it.
     """
+    if group not in _described:
+        _described[group] = _describe(group)
+    return _described[group]
+
+
+def _describe(group: type[Any]) -> tuple[Field, ...]:
     types = get_type_hints(group)
     settings = {field.name: field.metadata.get(KEY, PLAIN) for field in dataclasses.fields(group)}
     found: list[Field] = []

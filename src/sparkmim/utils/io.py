@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import stat
 import tempfile
@@ -17,6 +18,12 @@ from .text import printable
 
 SUFFIX = ".partial"
 """Ending of files that are being written. Those left by a crash can be deleted."""
+
+HALF = re.compile(rf".+\.[0-9a-f]{{8}}{re.escape(SUFFIX)}")
+"""Names that :func:`write_atomically` gives them; other files of this ending are the user's, as downloads are."""
+
+LARGEST = 1e300
+"""Numbers from here on are no metric's; integers of a file may have any length."""
 
 LONGEST_JSON = 2**26
 """Bytes of the largest JSON file that is read."""
@@ -181,6 +188,18 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def parse_metrics(line: str) -> dict[str, float] | None:
+    """Return the numbers of a line of `metrics.jsonl`, `step` among them; None for a line cut off, or of others."""
+    try:
+        values = parse_json(line)
+    except ValueError:
+        return None
+    if not isinstance(values, dict) or "step" not in values:
+        return None
+    sound = all(isinstance(value, (int, float)) and abs(value) < LARGEST for value in values.values())
+    return values if sound else None
 
 
 def require_honest_archive(path: Path) -> None:

@@ -32,7 +32,10 @@ def require_trust(
 
     Raises:
         Untrusted: with what would run, and what to add to the command.
+        ValueError: for a `trust` that is neither True nor False: any text would count as trust.
     """
+    if not isinstance(trust, bool):
+        raise ValueError(f"trust takes True or False, not {trust!r}")
     if trust or _home(spec) in {_home(str(own)) for own in named if own is not None}:
         return
     also = "" if remedy is None else f", or name it yourself: {printable(remedy)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ...utils.io import parse_metrics
 
 Numbers = NDArray[np.float64]
 
@@ -22,15 +23,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """Read the complete lines of `metrics.jsonl`; none if there is no such file."""
     if not path.exists():
         return []
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(values, dict) and "step" in values:
-            lines.append(values)
-    return lines
+    lines = map(parse_metrics, path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return [values for values in lines if values is not None]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...utils.io import write_text
+from ...utils.io import read_json, write_text
 from ...utils.text import duration
 from .charts import charts
 from .curves import curve, read_metrics, smooth, smooth_reach
@@ -42,11 +41,12 @@ def write_report(run: Path) -> Path:
     )
     lines = read_metrics(run / "metrics.jsonl")
     name = run.resolve().name
-    model = config.get("model", {}).get("model") or name
+    described = config.get("model")
+    model = (described.get("model") if isinstance(described, dict) else None) or name
     sections = [
         _headline(str(model), name, lines, config, plan),
         _section("Reconstructions", pictures(run / "reconstructions")),
-        _section("Scores", scores(results, run / "mistakes")),
+        _section("Scores", _scores(results, run / "mistakes")),
         _section("Curves", charts(lines)),
         _section("Plan", table(plan.items())),
         _section("Configuration", _groups(config)),
@@ -67,7 +67,20 @@ def write_report(run: Path) -> Path:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """Return an object, empty if there is no such file or it holds something else."""
+    try:
+        found = read_json(path)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _scores(results: Mapping[str, Any], mistakes: Path) -> str:
+    """Return the scores, or a note if they are not as this version writes them."""
+    try:
+        return scores(results, mistakes)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        return f"<p>results.json cannot be shown: {as_html(type(error).__name__)}.</p>"
 
 
 def _section(title: str, content: str) -> str:
