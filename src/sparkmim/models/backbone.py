@@ -17,6 +17,7 @@ from torchvision.ops import DropBlock2d, DropBlock3d, StochasticDepth
 from ..sparse import CheckReport, check, random_factor
 from ..sparse.traceable import require_traceable
 from ..utils.copies import copied
+from ..utils.fields import per_axis
 from ..utils.logging import log
 from .alignment import Alignment
 from .dataflow import leaves
@@ -397,7 +398,7 @@ class Backbone:
         total = self.strides[-1]
         if patch_size is None:
             return total
-        size = (patch_size,) * self.dims if isinstance(patch_size, int) else tuple(patch_size)
+        size = per_axis((patch_size,) if isinstance(patch_size, int) else tuple(patch_size), self.dims)
         if len(size) == self.dims and all(
             p > 0 and (p % s == 0 or s % p == 0) for stride in self.strides for p, s in zip(size, stride, strict=True)
         ):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..data.config import DataConfig
+from ..data.config import DataConfig, VolumeConfig
 from ..models.config import ModelConfig
 from ..training.config import Configuration, LoopConfig, OptimizerConfig, ScheduleConfig, plugin
 from ..utils.fields import NoSettings, above_zero, at_least, setting
@@ -52,5 +52,6 @@ class PretrainConfig(Configuration):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     run: RunConfig
+    volumes: VolumeConfig = field(default_factory=VolumeConfig)
     objective: Any = plugin("objective", settings_of_objective)
     source: Any = plugin("data", settings_of_source)

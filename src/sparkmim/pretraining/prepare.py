@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_fabric import Fabric
 
 from ..checkpoints.run_folder import RunFolder
-from ..data.config import files_of
+from ..data.config import VolumeConfig, files_of
 from ..data.places import files_outside
 from ..data.seeding import Stream
 from ..data.sources.address import open_source, source_type
 from ..data.sources.base import ImageSource, held_out
 from ..data.statistics import first_readable, peculiarities, require_readable
+from ..data.volumes.opening import Stores, are_volumes, channels_of
 from ..models.backbone import Backbone
 from ..models.factory import code_of
 from ..models.masking import visible_patches
@@ -28,12 +29,13 @@ from ..training.resume import fingerprint_of
 from ..training.schedule import steps_of
 from ..training.task import Preparation, TrainingKind
 from ..utils.devices import device_name, pick_device
-from ..utils.fields import NoSettings
+from ..utils.fields import NoSettings, per_axis
 from .config import PretrainConfig, settings_of_source
 from .evaluators import find_monitor
 from .model import INIT_OF_FINETUNING, ModelBuilder, require_pretraining
 from .recipes import RECIPES, Situation
 from .task import PretrainingTask
+from .volumes import described
 
 
 class PretrainingImages(NamedTuple):
@@ -57,7 +59,8 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
     weights_remedy = "--init RUN"
     not_this_kind = "a checkpoint of a fine-tuning; start from the weights of its run: --init RUN/model.safetensors"
 
-    def __init__(self) -> None:
+    def __init__(self, stores: Stores | None = None) -> None:
+        self.stores = Stores() if stores is None else stores
         self.builder = ModelBuilder()
         self._odd: list[str] = []  # about the images
         self._opened: tuple[tuple[Any, ...], PretrainingImages] | None = None
@@ -79,8 +82,11 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         seed = chosen.get("seed", 0)
         own = {name.removeprefix("data."): value for name, value in chosen.items() if name.startswith("data.")}
         settings = settings_of_source(chosen.get("data"))(**own)
-        where = chosen.get("data"), settings, chosen.get("val_data"), chosen.get("val_share", 0.0), seed
+        prepared = VolumeConfig(**{f.name: chosen[f.name] for f in fields(VolumeConfig) if f.name in chosen})
+        where = chosen.get("data"), settings, chosen.get("val_data"), chosen.get("val_share", 0.0), seed, prepared
         source, _ = self._open(where)
+        if are_volumes(chosen.get("data")):
+            chosen = {"in_chans": channels_of(source), **chosen}
         first_readable(source, chosen.get("in_chans", 3), files_of(chosen))
         with code_of(chosen["model"]):
             backbone = self.builder.backbone(
@@ -91,7 +97,9 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
                 levels=chosen.get("levels"),
                 drop_path=chosen.get("drop_path", 0.0),
             )
+        require_same_kind(chosen.get("data"), backbone, chosen["model"])
         if "image_size" in chosen:  # before a recipe runs the network on it
+            chosen = {**chosen, "image_size": per_axis(chosen["image_size"], backbone.dims)}
             require_whole_patches(chosen["image_size"], backbone.resolve_patch_size(chosen.get("patch_size")))
         if init == "timm" and not (getattr(backbone.module, "pretrained_cfg", None) or {}).get("tag"):
             raise ValueError(f"timm has no weights for {chosen['model']}; use --init none or a file")
@@ -128,6 +136,10 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
                 ),
                 "monitor_every": (run.monitor != "none", "without a monitor; give --monitor knn too"),
                 "crop_scale": (given.crop == "resized", "with --crop native, which cuts at the image's resolution"),
+                **dict.fromkeys(
+                    (field.name for field in fields(VolumeConfig)),
+                    (are_volumes(given.data), "on images, which are read as they are; it is for volumes"),
+                ),
             },
         )
         data = self.read_data(config)  # the recipe may have named others
@@ -137,12 +149,12 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
     def read_data(self, config: PretrainConfig) -> PretrainingImages:
         """Return the images of a configuration: to train on, and held out."""
         data = config.data
-        return self._open((data.data, config.source, data.val_data, data.val_share, config.run.seed))
+        return self._open((data.data, config.source, data.val_data, data.val_share, config.run.seed, config.volumes))
 
     def _open(self, where: tuple[Any, ...]) -> PretrainingImages:
         """Return the images that :func:`open_images` opens; what was opened last is not opened again."""
         if self._opened is None or self._opened[0] != where:
-            self._opened = where, open_images(*where)
+            self._opened = where, open_images(*where, stores=self.stores)
         return self._opened[1]
 
     def fingerprints(self, data: PretrainingImages) -> dict[str, str]:
@@ -156,6 +168,10 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
     def validate(self, ready: Ready, processes: int) -> None:
         """Raise for what would go wrong later; finds the monitor's images."""
         data, model = ready.config.data, ready.config.model
+        if len(data.image_size) != 2 and data.crop == "resized":
+            raise ValueError(
+                "--crop resized is for images; volumes are resampled once (--spacing), so use --crop native"
+            )
         require_whole_patches(data.image_size, model.patch_size)
         visible_patches([s // p for s, p in zip(data.image_size, model.patch_size, strict=True)], model.mask_ratio)
         validate_training(ready.config, len(ready.data.source), model.in_chans, processes)
@@ -220,10 +236,11 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             + (f"; {len(ready.data.held_out):,} held out" if ready.data.held_out is not None else "")
             + ("" if (outside := files_outside(ready.data.source)) is None else f"; {outside}")
             + "".join(f"; {text}" for text in self._odd),
+            **described(ready.data.source),
             "values": f"mean {_numbers(data.mean)}, deviation {_numbers(data.std)}"
             + ("" if data.nodata is None else f"; {data.nodata:g} is no data"),
-            "views": f"{_by(data.image_size)} pixels, {patches} patches of {_by(model.patch_size)}, "
-            f"{patches - shown} hidden",
+            "views": f"{_by(data.image_size)} {'pixels' if len(data.image_size) == 2 else 'voxels'}, "
+            f"{patches} patches of {_by(model.patch_size)}, {patches - shown} hidden",
             **_maps(model.backbone),
             **({} if config.model.objective == "pixels" else {"objective": Path(config.model.objective).name}),
             "batch": f"{run.batch_size} images"
@@ -242,9 +259,16 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
 
 
 def open_images(
-    data: str | None, settings: Any, val_data: str | None, val_share: float, seed: int
+    data: str | None,
+    settings: Any,
+    val_data: str | None,
+    val_share: float,
+    seed: int,
+    prepared: VolumeConfig,
+    *,
+    stores: Stores,
 ) -> PretrainingImages:
-    """Return images to train on and images held out.
+    """Return images to train on and images held out; volumes are prepared first.
 
     Args:
         data: folder or address of the images; the built-in photographs if None.
@@ -252,17 +276,39 @@ def open_images(
         val_data: folder or address of images to hold out.
         val_share: share of the images to hold out instead.
         seed: of that choice.
+        prepared: how volumes are prepared.
+        stores: where.
     """
     if val_data is not None and val_share:
         raise ValueError("--val-data and --val-share both say what is held out; use one of them")
     given = None if isinstance(settings, NoSettings) else settings
-    everything = open_source(data, given)
+    everything = stores.open(data, prepared) if are_volumes(data) else open_source(data, given)
     if val_data is not None:
+        if are_volumes(data) or are_volumes(val_data):
+            return PretrainingImages(everything, stores.open(val_data, prepared, everything, "--val-data"))
         alike = source_type(val_data, "--val-data") is source_type(data)
         return PretrainingImages(everything, open_source(val_data, given if alike else None, "--val-data"))
     return (
         PretrainingImages(*held_out(everything, val_share, seed)) if val_share else PretrainingImages(everything, None)
     )
+
+
+def require_same_kind(data: str | None, backbone: Backbone, name: str) -> None:
+    """Raise unless a network takes what its images are, pictures or volumes.
+
+    Raises:
+        ValueError: naming both, and what to do.
+    """
+    if are_volumes(data) and backbone.dims != 3:
+        raise ValueError(
+            f"{data} holds volumes, and {name} takes images of {backbone.dims} axes; name a network of 3-D "
+            "convolutions, such as nnunet:resenc-m"
+        )
+    if not are_volumes(data) and backbone.dims != 2:
+        raise ValueError(
+            f"{name} takes volumes of {backbone.dims} axes, and {data or 'the built-in photographs'} are images; name "
+            "a folder of volumes (such as .nii.gz files; volumes://FOLDER if they are .npy or .tif)"
+        )
 
 
 def require_whole_patches(image_size: Sequence[int], patch_size: Sequence[int]) -> None:
@@ -273,7 +319,8 @@ def require_whole_patches(image_size: Sequence[int], patch_size: Sequence[int]) 
     """
     if len(image_size) != len(patch_size):
         raise ValueError(f"--image-size takes one number or {len(patch_size)}, not {len(image_size)}")
-    for name, size, patch in zip(("height", "width"), image_size, patch_size, strict=False):
+    axes = ("height", "width") if len(image_size) == 2 else ("size",) * len(image_size)
+    for name, size, patch in zip(axes, image_size, patch_size, strict=True):
         if size % patch:
             below, above = size // patch * patch, (size // patch + 1) * patch
             use = f"{below} or {above}" if below else str(above)

@@ -69,7 +69,7 @@ class PretrainingTask(TrainingTask[Batch]):
     def _views(self, source: ImageSource, *, train: bool) -> MaskedViews:
         model, data = self.settings.model, self.settings.data
         grid = self.model.grid_shape(data.image_size)
-        view = training_view(data) if train else evaluation_view(data)
+        view = training_view(data, rotate=self.settings.volumes.rotate) if train else evaluation_view(data)
         seed = self.settings.run.seed
         return MaskedViews(source, view, model.in_chans, grid, model.mask_ratio, seed, replace=train)
 

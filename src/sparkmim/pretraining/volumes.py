@@ -1,0 +1,95 @@
+"""What recipes need to know of volumes: how large a crop may be, and how many fit into memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.sources.base import ImageSource, Subset
+from ..data.statistics import spread
+from ..data.volumes.store import PreparedVolumes, StoredVolume, UnpreparedVolumes
+from ..models.masking import random_visible
+from ..models.spark import SparK
+from ..training.config import Precision
+from ..training.memory import images_that_fit
+
+LARGEST_CROP = 160
+"""Most voxels of a crop along an axis where none are asked for: nnssl's."""
+
+AT_LEAST = 2
+"""Crops that must fit into memory together."""
+
+MEASURED = 64
+"""Volumes whose sizes are looked at."""
+
+
+def median_extents(source: ImageSource) -> tuple[int, ...]:
+    """Return the median number of voxels of volumes along each axis."""
+    shapes = [
+        volume.shape[1:] for volume in map(source.open, spread(source, MEASURED)) if isinstance(volume, StoredVolume)
+    ]
+    return tuple(int(extent) for extent in np.median(np.array(shapes), axis=0))
+
+
+def is_normalized(source: ImageSource) -> bool:
+    """Return whether a source's values have been normalized when it was prepared."""
+    while isinstance(source, Subset):
+        source = source.source
+    return isinstance(source, (PreparedVolumes, UnpreparedVolumes)) and source.settings.intensity != "none"
+
+
+def described(source: ImageSource) -> dict[str, str]:
+    """Return the lines of the plan on how volumes were prepared; none for images."""
+    while isinstance(source, Subset):
+        source = source.source
+    if not isinstance(source, (PreparedVolumes, UnpreparedVolumes)):
+        return {}
+    size = " x ".join(map(str, median_extents(source)))
+    spacing = source.settings.spacing
+    resampled = "as they are" if spacing == "none" else f"resampled to {' x '.join(f'{s:g}' for s in spacing)} mm"
+    where = f"; prepared in {source.root}" if isinstance(source, PreparedVolumes) else "; not prepared for a plan"
+    return {"volumes": f"{resampled}, {size} voxels (median), intensities {source.settings.intensity}{where}"}
+
+
+def crop_size(extents: Sequence[int], unit: Sequence[int], fits: Callable[[tuple[int, ...]], int]) -> tuple[int, ...]:
+    """Return the size of crops: that of most volumes, up to 160 voxels a side, and as small as memory demands.
+
+    As nnU-Net's planner does, the axis that is largest is reduced first.
+
+    Args:
+        extents: of most volumes, in voxels.
+        unit: what each side must be a multiple of.
+        fits: tells how many crops of a size fit into memory.
+    """
+    least = [u if e < 2 * u else 2 * u for e, u in zip(extents, unit, strict=True)]
+    size = [
+        max(low, min(round(LARGEST_CROP / u), round(e / u)) * u) for e, u, low in zip(extents, unit, least, strict=True)
+    ]
+    while fits(tuple(size)) < AT_LEAST:
+        reducible = [axis for axis in range(len(size)) if size[axis] > least[axis]]
+        if not reducible:
+            break
+        axis = max(reducible, key=lambda axis: size[axis] / extents[axis])
+        size[axis] -= unit[axis]
+    return tuple(size)
+
+
+def crops_that_fit(
+    model: SparK, in_chans: int, mask_ratio: float, precision: Precision, memory_bytes: int
+) -> Callable[[tuple[int, ...]], int]:
+    """Return a function that tells how many crops of a size fit into memory, measured with small ones.
+
+    What a convolutional network keeps for backward grows with the number of voxels.
+    """
+    unit = model.backbone.size_divisor(model.patch_size)
+    small = tuple(2 * u for u in unit)
+
+    def inputs(crops: int) -> tuple[Tensor, ...]:
+        return torch.zeros(crops, in_chans, *small), random_visible(crops, model.grid_shape(small), mask_ratio)
+
+    voxels = images_that_fit(model, inputs, precision, memory_bytes) * math.prod(small)
+    return lambda size: voxels // math.prod(size)
