@@ -35,7 +35,7 @@ from .evaluators import find_monitor
 from .model import INIT_OF_FINETUNING, ModelBuilder, require_pretraining
 from .recipes import RECIPES, Situation
 from .task import PretrainingTask
-from .volumes import described
+from .volumes import described, require_few_unreadable
 
 
 class PretrainingImages(NamedTuple):
@@ -175,6 +175,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         require_whole_patches(data.image_size, model.patch_size)
         visible_patches([s // p for s, p in zip(data.image_size, model.patch_size, strict=True)], model.mask_ratio)
         validate_training(ready.config, len(ready.data.source), model.in_chans, processes)
+        require_few_unreadable(ready.data.source, data.max_broken)
         held_out = ready.data.held_out
         if held_out is not None:
             option = "--val-data" if data.val_data is not None else "--val-share"

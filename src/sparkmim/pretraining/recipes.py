@@ -85,6 +85,7 @@ def auto(situation: Situation) -> PretrainConfig:
     - Batch size: a power of two that makes at least 64 steps an epoch, 8 to 4096, or what the processes can share below
       it. What does not fit into memory at once is accumulated.
       Of volumes, 2 to 8.
+    - The paper's decoder. For volumes it is as wide as the deepest feature map: in 3-D it would take nearly all the time.
     - Epochs: 40 million views in all, but every image at least 100 and at most 800 times; half a million crops of
       volumes, 10 to 800 of each.
     - Warm-up: a twentieth of the epochs, at most 40.
@@ -112,7 +113,7 @@ def auto(situation: Situation) -> PretrainConfig:
         precision=native_precision(situation.device),
         drop_path=0.0,
         crop_scale=(0.67, 1.0),
-        decoder_width=768,
+        decoder_width=_volume_decoder_width(situation) if volumes else 768,
     )
 
 
@@ -195,7 +196,7 @@ def s3d(situation: Situation) -> PretrainConfig:
         precision=native_precision(situation.device),
         drop_path=0.0,
         crop_scale=(0.67, 1.0),
-        decoder_width=256,
+        decoder_width=_volume_decoder_width(situation),
         mask_ratio=0.75,
         optimizer=OptimizerConfig(
             optimizer="sgd", lr=1e-2, betas=(0.99, 0.999), weight_decay=3e-5, weight_decay_end=3e-5, clip=12.0
@@ -290,6 +291,11 @@ def _images_that_fit(situation: Situation, config: PretrainConfig) -> int:
 
 def _patch_size(situation: Situation) -> tuple[int, ...]:
     return situation.backbone.resolve_patch_size(situation.choice("patch_size", None))
+
+
+def _volume_decoder_width(situation: Situation) -> int:
+    """Return the channels of the deepest map, within limits: the paper's width would take nearly all the time in 3-D."""
+    return min(768, max(32, situation.backbone.levels[-1].channels))
 
 
 def _unit(situation: Situation) -> tuple[int, ...]:

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from ..data.sources.base import ImageSource, Subset
 from ..data.statistics import spread
-from ..data.volumes.store import PreparedVolumes, StoredVolume, UnpreparedVolumes
+from ..data.volumes.opening import prepared_as
+from ..data.volumes.store import MANIFEST, PreparedVolumes, StoredVolume
 from ..models.masking import random_visible
 from ..models.spark import SparK
 from ..training.config import Precision
 from ..training.memory import images_that_fit
+from ..utils.text import printable
 
 LARGEST_CROP = 160
 """Most voxels of a crop along an axis where none are asked for: nnssl's."""
@@ -37,22 +39,44 @@ def median_extents(source: ImageSource) -> tuple[int, ...]:
 
 def is_normalized(source: ImageSource) -> bool:
     """Return whether a source's values have been normalized when it was prepared."""
-    while isinstance(source, Subset):
-        source = source.source
-    return isinstance(source, (PreparedVolumes, UnpreparedVolumes)) and source.settings.intensity != "none"
+    preparation = prepared_as(source)
+    return preparation is not None and "none" not in preparation.kinds
 
 
 def described(source: ImageSource) -> dict[str, str]:
     """Return the lines of the plan on how volumes were prepared; none for images."""
+    preparation = prepared_as(source)
+    if preparation is None:
+        return {}
+    spacing = preparation.spacing
+    resampled = "as they are" if spacing is None else f"resampled to {' x '.join(f'{s:.3g}' for s in spacing)} mm"
+    size = " x ".join(map(str, median_extents(source)))
+    parts = [resampled, f"{size} voxels (median)", f"intensities {' '.join(preparation.kinds)}"]
     while isinstance(source, Subset):
         source = source.source
-    if not isinstance(source, (PreparedVolumes, UnpreparedVolumes)):
-        return {}
-    size = " x ".join(map(str, median_extents(source)))
-    spacing = source.settings.spacing
-    resampled = "as they are" if spacing == "none" else f"resampled to {' x '.join(f'{s:g}' for s in spacing)} mm"
-    where = f"; prepared in {source.root}" if isinstance(source, PreparedVolumes) else "; not prepared for a plan"
-    return {"volumes": f"{resampled}, {size} voxels (median), intensities {source.settings.intensity}{where}"}
+    if isinstance(source, PreparedVolumes):
+        left_out = len(source.unreadable)
+        parts += [f"{left_out} cannot be read (see {source.root / MANIFEST})"] * (left_out > 0)
+        parts.append(f"prepared in {source.root}")
+    return {"volumes": "; ".join(parts)}
+
+
+def require_few_unreadable(source: ImageSource, most: float) -> None:
+    """Raise if a larger share of the volumes than is allowed could not be prepared.
+
+    Raises:
+        ValueError: with the first reason.
+    """
+    while isinstance(source, Subset):
+        source = source.source
+    if isinstance(source, PreparedVolumes) and source.unreadable:
+        count, of = len(source.unreadable), len(source.unreadable) + len(source)
+        name, reason = source.unreadable[0]
+        if count > most * of:
+            raise ValueError(
+                f"{count} of {of} volumes cannot be read; {printable(name)}: {reason}. Mend or remove them, or allow "
+                "more of them by --max-broken"
+            )
 
 
 def crop_size(extents: Sequence[int], unit: Sequence[int], fits: Callable[[tuple[int, ...]], int]) -> tuple[int, ...]:

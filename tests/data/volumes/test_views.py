@@ -79,13 +79,17 @@ def test_straight_crops_are_pieces_perhaps_reversed(seed: int) -> None:
             view = view.flip(axis)
     first = int(view[0, 0, 0, 0])
     start = first // 110, first // 10 % 11, first % 10
-    assert torch.equal(view, volume.values[(slice(None), *(slice(a, a + s) for a, s in zip(start, (4, 5, 6), strict=True)))])
+    assert torch.equal(
+        view, volume.values[(slice(None), *(slice(a, a + s) for a, s in zip(start, (4, 5, 6), strict=True)))]
+    )
 
 
 def test_all_places_and_flips_are_drawn() -> None:
     volume = Given(numbered(5, 4, 4))
     view = training_view(config(4, 4, 4, flip=True), rotate=False)
-    seen = {tuple(view.look(One(volume), 0, 2, torch.Generator().manual_seed(s)).flatten()[:2].tolist()) for s in range(200)}
+    seen = {
+        tuple(view.look(One(volume), 0, 2, torch.Generator().manual_seed(s)).flatten()[:2].tolist()) for s in range(200)
+    }
     assert len(seen) == 2 * 8
 
 

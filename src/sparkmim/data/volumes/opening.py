@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,11 @@ from pathlib import Path
 
 from ...utils.logging import log
 from ..config import VolumeConfig
-from ..sources.base import ImageSource
+from ..sources.base import ImageSource, Subset
 from .cases import find_cases, is_volumes
-from .preparing import PrepareSettings, is_prepared, prepare, store_key
-from .store import StoredVolume, UnpreparedVolumes
+from .preparing import Preparation, PrepareSettings, preparation_of, prepare
+from .store import PreparedVolumes, StoredVolume, is_store
+from .unprepared import UnpreparedVolumes
 
 SCHEME = "volumes://"
 """Begins an address of volumes whose files may be pictures too, as those of `.npy` and `.tif`."""
@@ -67,21 +69,33 @@ class Stores:
         Raises:
             ValueError: if there are none, or they cannot be prepared.
         """
-        path = Path(str(address).removeprefix(SCHEME)).expanduser()
-        try:
-            cases = find_cases(path)
-        except ValueError as error:
-            raise ValueError(f"{option} {address}: {error}") from error
-        settings = PrepareSettings(config.spacing, config.intensity, config.foreground)
-        model = None if like is None else like.fingerprint  # type: ignore[attr-defined]
+        path = Path(str(address).removeprefix(SCHEME)).expanduser().absolute()
+        settings = PrepareSettings(spacing=config.spacing, intensity=config.intensity, foreground=config.foreground)
+        cases = find_cases(path, option)
+        preparation = None if like is None else prepared_as(like)
         if self.beside is None:
-            return UnpreparedVolumes(cases, settings, fingerprint=model)
-        key = store_key(cases, settings, model)
+            return UnpreparedVolumes(cases, settings, preparation=preparation)
+        key = hashlib.sha256(repr((str(path), settings, preparation)).encode(errors="surrogateescape")).hexdigest()[:8]
+        name = f"{path.name}-{key}"
         root = self.beside.parent / STORES if self.chosen is None else self.chosen
-        if config.store is not None and self.chosen is None and is_prepared(Path(config.store) / key):
+        if config.store is not None and self.chosen is None and is_store(Path(config.store) / name):
             root = Path(config.store)
-        with locked(root / f"{key}.lock"):
-            return prepare(cases, settings, root / key, workers=os.cpu_count() or 1, fingerprint=model)
+        with locked(root / f".{name}.lock"):
+            return prepare(cases, settings, root / name, workers=usable_cores(), preparation=preparation)
+
+
+def prepared_as(source: ImageSource) -> Preparation | None:
+    """Return what was done to volumes; None for images."""
+    while isinstance(source, Subset):
+        source = source.source
+    if isinstance(source, UnpreparedVolumes):
+        return source.preparation
+    return preparation_of(source) if isinstance(source, PreparedVolumes) else None
+
+
+def usable_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

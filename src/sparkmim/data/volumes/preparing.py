@@ -190,6 +190,12 @@ class Preparation:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def preparation_of(volumes: PreparedVolumes) -> Preparation:
+    """Return what was done to the volumes of a store."""
+    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in volumes.settings.items()}
+    return Preparation.of(PrepareSettings(**settings), volumes.fingerprint)
+
+
 def prepare_case(case: Case, preparation: Preparation) -> Prepared:
     """Read and prepare one volume.
 
@@ -206,6 +212,7 @@ def prepare(
     *,
     workers: int,
     fingerprint: Fingerprint | None = None,
+    preparation: Preparation | None = None,
 ) -> PreparedVolumes:
     """Prepare volumes into a store, in worker processes, and open it.
 
@@ -218,6 +225,7 @@ def prepare(
         store: a folder, made if missing.
         workers: processes; 0 prepares in this one.
         fingerprint: of the volumes, if it is measured already.
+        preparation: what is done to each, if it was resolved for other volumes, as for those held out.
 
     Raises:
         ValueError: if no volume can be read, spacings are mixed and not resampled, or the disk has too little room.
@@ -225,7 +233,7 @@ def prepare(
     """
     fingerprint = measure(cases, workers, store / CACHE) if fingerprint is None else fingerprint
     usable = {case.name for case in fingerprint.cases}
-    preparation = Preparation.of(settings, fingerprint)
+    preparation = Preparation.of(settings, fingerprint) if preparation is None else preparation
     chosen = [case for case in cases if case.name in usable]
     entries: dict[str, Entry] = {}
     keys = {case.name: preparation.key(case) for case in chosen}

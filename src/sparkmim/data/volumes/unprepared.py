@@ -28,7 +28,11 @@ class UnpreparedVolumes(ImageSource):
     """
 
     def __init__(
-        self, cases: Sequence[Case], settings: PrepareSettings, fingerprint: Fingerprint | None = None
+        self,
+        cases: Sequence[Case],
+        settings: PrepareSettings,
+        fingerprint: Fingerprint | None = None,
+        preparation: Preparation | None = None,
     ) -> None:
         """Measure up to 32 of the volumes if no fingerprint is given.
 
@@ -40,7 +44,7 @@ class UnpreparedVolumes(ImageSource):
             count = min(MEASURED, len(self.cases))
             fingerprint = measure([self.cases[index * len(self.cases) // count] for index in range(count)])
         self.fingerprint = fingerprint
-        self.preparation = Preparation.of(settings, fingerprint)
+        self.preparation = Preparation.of(settings, fingerprint) if preparation is None else preparation
         self._kept: OrderedDict[int, StoredVolume] = OrderedDict()
 
     def __len__(self) -> int:
