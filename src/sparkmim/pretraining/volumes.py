@@ -91,7 +91,8 @@ def crop_size(extents: Sequence[int], unit: Sequence[int], fits: Callable[[tuple
     """
     least = [u if e < 2 * u else 2 * u for e, u in zip(extents, unit, strict=True)]
     size = [
-        max(low, min(round(LARGEST_CROP / u), round(e / u)) * u) for e, u, low in zip(extents, unit, least, strict=True)
+        max(low, min(round(LARGEST_CROP / u), (e + u // 2) // u) * u)
+        for e, u, low in zip(extents, unit, least, strict=True)
     ]
     while fits(tuple(size)) < AT_LEAST:
         reducible = [axis for axis in range(len(size)) if size[axis] > least[axis]]

@@ -97,7 +97,8 @@ def test_views_depend_on_the_generator_alone() -> None:
     volume = Given(torch.randn(2, 20, 20, 20))
     view = training_view(config(8, 8, 8, flip=True))
     one, same, other = (view.look(One(volume), 0, 2, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
-    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
@@ -120,7 +121,8 @@ def test_turned_crops_at_the_edge_know_what_they_do_not_know() -> None:
     matrix = torch.eye(3, dtype=torch.float64) * 1.4
     view = cut(volume, Crop((-4, 0, 0), matrix), (8, 8, 8))
     assert view[:, :3].isnan().all()
-    assert (view[~view.isnan()] == 1).all() and not view[:, 5:, 2:6, 2:6].isnan().any()
+    assert (view[~view.isnan()] == 1).all()
+    assert not view[:, 5:, 2:6, 2:6].isnan().any()
 
 
 def test_crops_are_not_empty_if_others_can_be_had() -> None:
