@@ -101,7 +101,7 @@ def test_damaged_volumes_are_left_out_and_named(volumes: Path, tmp_path: Path) -
     shutil.copytree(volumes, folder)
     whole = (folder / "v3.nii.gz").read_bytes()
     (folder / "v3.nii.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="1 of 6 volumes cannot be read; v3.nii.gz: .*--max-broken"):
+    with pytest.raises(ValueError, match=r"1 of 6 volumes cannot be read; v3.nii.gz: .*--max-broken"):
         pretrain(tmp_path / "run", chosen={**TINY, "data": folder})
     pretrain(tmp_path / "run", chosen={**TINY, "data": folder, "max_broken": 0.2})
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
@@ -141,7 +141,7 @@ def test_bad_input(volumes: Path, tmp_path: Path, chosen: dict[str, Any], messag
 
 def test_images_and_settings_of_volumes(tmp_path: Path) -> None:
     images = make_images(tmp_path / "images")
-    with pytest.raises(ValueError, match="takes volumes of 3 axes, and .* are images; name a folder of volumes"):
+    with pytest.raises(ValueError, match=r"takes volumes of 3 axes, and .* are images; name a folder of volumes"):
         pretrain(tmp_path / "run", chosen={**TINY, "data": images, "in_chans": 1})
     with pytest.raises(ValueError, match="--spacing none has no effect on images"):
         pretrain(
