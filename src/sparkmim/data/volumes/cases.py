@@ -108,8 +108,8 @@ def _only(path: Path, option: str) -> Case:
     if extension_of(path.name) not in READABLE and not is_dicom(path):
         kinds = ", ".join(sorted(READABLE))
         raise ValueError(
-            f"{option} {printable(str(path))} is neither a file of a volume ({kinds}) nor a list of them: a CSV file of "
-            "rows `path[,path...]`, the dataset.json of nnU-Net, the pretrain_data.json of nnssl"
+            f"{option} {printable(str(path))} is neither a file of a volume ({kinds}) nor a list: a CSV file of rows "
+            "`path[,path...]`, the dataset.json of nnU-Net, the pretrain_data.json of nnssl"
         )
     return Case(path.name, (path,))
 
