@@ -97,10 +97,11 @@ def find_cases(path: str | Path, option: str = "--data") -> Cases:
     twice = [name for name, count in Counter(case.name for case in found).items() if count > 1]
     if twice:
         raise ValueError(f"{option} {printable(str(root))} lists volumes more than once: {named(sorted(twice))}")
-    if found.skipped:
-        shown = "; ".join(f"{printable(name)}: {reason}" for name, reason in found.skipped[:4])
-        more = f" and {len(found.skipped) - 4} more" if len(found.skipped) > 4 else ""
-        log.warning(f"passed over {len(found.skipped)} of the files of {printable(str(root))}: {shown}{more}")
+    reasons: dict[str, list[str]] = {}
+    for name, reason in found.skipped:
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        log.warning(f"passed over {len(names)} of the files of {printable(str(root))}, {reason}: {named(names)}")
     return found
 
 

@@ -297,10 +297,9 @@ def measure_case(case: Case, volume: Volume) -> CaseFingerprint:
     mask = raw_foreground(values, modalities)
     box = bounding_box(mask)
     mask = without_holes(mask[box], modalities)
-    inside = (
-        [channel[box][mask] for channel in values] if mask.any() else [channel.ravel(order="K") for channel in values]
-    )
-    channels = tuple(_intensities(part, kind) for part, kind in zip(inside, modalities, strict=True))
+    if not mask.any():
+        mask[...] = True
+    channels = tuple(_intensities(channel[box][mask], kind) for channel, kind in zip(values, modalities, strict=True))
     foreground = tuple(side.stop - side.start for side in box)
     spacing = tuple(_rounded(side) for side in volume.spacing)
     return CaseFingerprint(case.name, values.shape[1:], spacing, foreground, channels, volume.filled)
