@@ -23,6 +23,7 @@ from .formats import is_flat, ome_metadata, read_files
 from .label_maps import MOST_LABELS, looks_like_labels, named_as_labels
 from .libraries import library
 from .listings import read_listing
+from .store import is_store
 
 BIDS = "dataset_description.json"
 """What the root of a BIDS data set holds."""
@@ -89,6 +90,10 @@ def find_cases(path: str | Path, option: str = "--data") -> Cases:
         ValueError: if there is no volume, with what there is instead and the remedy.
     """
     root = Path(path).expanduser()
+    if is_store(root):
+        raise ValueError(
+            f"{option} {printable(str(root))} is a store of prepared volumes; name the volumes that it was made of"
+        )
     if not root.exists():
         raise ValueError(f"there is no file or folder {printable(str(root))}; see {option}")
     found = read_listing(root, option)

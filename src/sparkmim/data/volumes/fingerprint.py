@@ -77,6 +77,11 @@ class Intensities:
         """Return the 99.5th percentile."""
         return self.quantiles[HIGH]
 
+    def standardized(self) -> Intensities:
+        """Return the intensities in standard deviations from the mean."""
+        std = self.std or 1.0
+        return Intensities(0.0, 1.0, tuple((value - self.mean) / std for value in self.quantiles), self.modality)
+
 
 @dataclass(frozen=True)
 class CaseFingerprint:
@@ -191,9 +196,14 @@ class Fingerprint:
         )
 
     def histogram(self, channel: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the share of voxels in each of 60 equal bins around the percentiles 0.5 and 99.5, and their edges."""
+        """Return the share of voxels in each of 60 equal bins around the percentiles 0.5 and 99.5, and their edges.
+
+        Values of MR are in standard deviations of each volume from its mean.
+        """
         of_all = [case.channels[channel] for case in self.cases]
-        pooled = self.intensities[channel]
+        if self.modalities[channel] == "mr":
+            of_all = [part.standardized() for part in of_all]
+        pooled = _pooled(of_all, self.modalities[channel])
         span = max(pooled.high - pooled.low, 1e-12)
         edges = np.linspace(pooled.low - 0.1 * span, pooled.high + 0.1 * span, BINS + 1)
         return np.diff(_shares_below(of_all, edges)), edges
