@@ -23,6 +23,7 @@ from .formats import is_flat, ome_metadata, read_files
 from .label_maps import MOST_LABELS, looks_like_labels, named_as_labels
 from .libraries import library
 from .listings import read_listing
+from .store import is_store
 
 BIDS = "dataset_description.json"
 """What the root of a BIDS data set holds."""
@@ -89,6 +90,10 @@ def find_cases(path: str | Path, option: str = "--data") -> Cases:
         ValueError: if there is no volume, with what there is instead and the remedy.
     """
     root = Path(path).expanduser()
+    if is_store(root):
+        raise ValueError(
+            f"{option} {printable(str(root))} is a store of prepared volumes; name the volumes that it was made of"
+        )
     if not root.exists():
         raise ValueError(f"there is no file or folder {printable(str(root))}; see {option}")
     found = read_listing(root, option)
@@ -97,10 +102,11 @@ def find_cases(path: str | Path, option: str = "--data") -> Cases:
     twice = [name for name, count in Counter(case.name for case in found).items() if count > 1]
     if twice:
         raise ValueError(f"{option} {printable(str(root))} lists volumes more than once: {named(sorted(twice))}")
-    if found.skipped:
-        shown = "; ".join(f"{printable(name)}: {reason}" for name, reason in found.skipped[:4])
-        more = f" and {len(found.skipped) - 4} more" if len(found.skipped) > 4 else ""
-        log.warning(f"passed over {len(found.skipped)} of the files of {printable(str(root))}: {shown}{more}")
+    reasons: dict[str, list[str]] = {}
+    for name, reason in found.skipped:
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        log.warning(f"passed over {len(names)} of the files of {printable(str(root))}, {reason}: {named(names)}")
     return found
 
 
@@ -108,8 +114,8 @@ def _only(path: Path, option: str) -> Case:
     if extension_of(path.name) not in READABLE and not is_dicom(path):
         kinds = ", ".join(sorted(READABLE))
         raise ValueError(
-            f"{option} {printable(str(path))} is neither a file of a volume ({kinds}) nor a list of them: a CSV file of "
-            "rows `path[,path...]`, the dataset.json of nnU-Net, the pretrain_data.json of nnssl"
+            f"{option} {printable(str(path))} is neither a file of a volume ({kinds}) nor a list: a CSV file of rows "
+            "`path[,path...]`, the dataset.json of nnU-Net, the pretrain_data.json of nnssl"
         )
     return Case(path.name, (path,))
 

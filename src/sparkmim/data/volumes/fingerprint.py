@@ -20,7 +20,7 @@ from ...utils.text import printable
 from ..decoding.encoded import UnreadableImage
 from .base import Case
 from .foreground import bounding_box, raw_foreground, without_holes
-from .label_maps import looks_like_labels
+from .label_maps import looks_like_labels, spread
 from .parallel import each
 from .reading import Volume, read_volume
 from .resampling import ANISOTROPIC
@@ -34,7 +34,7 @@ LEVELS = (0.0, 0.1, 0.25, 0.5, *map(float, range(1, 100)), 99.5, 99.75, 99.9, 10
 LOW, MEDIAN, HIGH = LEVELS.index(0.5), LEVELS.index(50.0), LEVELS.index(99.5)
 
 SAMPLED = 2**20
-"""Most voxels of a volume that percentiles are taken of, evenly spread over the foreground."""
+"""Most voxels of a volume that percentiles are taken of, drawn from the foreground."""
 
 DIGITS = 7
 """Significant digits that are kept of a number."""
@@ -76,6 +76,11 @@ class Intensities:
     def high(self) -> float:
         """Return the 99.5th percentile."""
         return self.quantiles[HIGH]
+
+    def standardized(self) -> Intensities:
+        """Return the intensities in standard deviations from the mean."""
+        std = self.std or 1.0
+        return Intensities(0.0, 1.0, tuple((value - self.mean) / std for value in self.quantiles), self.modality)
 
 
 @dataclass(frozen=True)
@@ -191,9 +196,14 @@ class Fingerprint:
         )
 
     def histogram(self, channel: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the share of voxels in each of 60 equal bins around the percentiles 0.5 and 99.5, and their edges."""
+        """Return the share of voxels in each of 60 equal bins around the percentiles 0.5 and 99.5, and their edges.
+
+        Values of MR are in standard deviations of each volume from its mean.
+        """
         of_all = [case.channels[channel] for case in self.cases]
-        pooled = self.intensities[channel]
+        if self.modalities[channel] == "mr":
+            of_all = [part.standardized() for part in of_all]
+        pooled = _pooled(of_all, self.modalities[channel])
         span = max(pooled.high - pooled.low, 1e-12)
         edges = np.linspace(pooled.low - 0.1 * span, pooled.high + 0.1 * span, BINS + 1)
         return np.diff(_shares_below(of_all, edges)), edges
@@ -297,8 +307,9 @@ def measure_case(case: Case, volume: Volume) -> CaseFingerprint:
     mask = raw_foreground(values, modalities)
     box = bounding_box(mask)
     mask = without_holes(mask[box], modalities)
-    inside = [channel[box][mask] for channel in values] if mask.any() else [channel.ravel() for channel in values]
-    channels = tuple(_intensities(part, kind) for part, kind in zip(inside, modalities, strict=True))
+    if not mask.any():
+        mask[...] = True
+    channels = tuple(_intensities(channel[box][mask], kind) for channel, kind in zip(values, modalities, strict=True))
     foreground = tuple(side.stop - side.start for side in box)
     spacing = tuple(_rounded(side) for side in volume.spacing)
     return CaseFingerprint(case.name, values.shape[1:], spacing, foreground, channels, volume.filled)
@@ -306,14 +317,11 @@ def measure_case(case: Case, volume: Volume) -> CaseFingerprint:
 
 def guess_modality(values: np.ndarray) -> str:
     """Return `ct` if values look like Hounsfield units: whole numbers that reach from air to tissue. Else `mr`."""
-    sample = _spread(values.ravel())
-    low, high = float(values.min()), float(np.percentile(sample, HIGH_LEVEL))
+    sample = spread(values.ravel(order="K"), SAMPLED)
+    low, high = float(values.min()), float(np.percentile(sample, 99.5))
     whole = bool((sample == np.round(sample)).mean() > 0.5)  # a scanner's; resampled CT is not, and reaches air
     air = CT_LOWEST < low <= CT_AIR
     return "ct" if air and high >= CT_HIGH and (whole or low <= -900.0) else "mr"
-
-
-HIGH_LEVEL = 99.5
 
 
 def case_key(case: Case) -> str:
@@ -355,17 +363,13 @@ def _read_cache(path: Path) -> dict[str, CaseFingerprint | str]:
 
 
 def _intensities(values: np.ndarray, modality: str) -> Intensities:
-    quantiles = np.percentile(_spread(values), LEVELS)
+    quantiles = np.percentile(spread(values, SAMPLED), LEVELS)
     return Intensities(
         _rounded(float(values.mean(dtype=np.float64))),
         _rounded(float(values.std(dtype=np.float64))),
         tuple(map(_rounded, quantiles.tolist())),
         modality,
     )
-
-
-def _spread(values: np.ndarray) -> np.ndarray:
-    return values[:: -(-len(values) // SAMPLED)]
 
 
 def _rounded(value: float) -> float:

@@ -68,7 +68,7 @@ def read_files(files: Sequence[Path]) -> Grid:
         ValueError: if a library is not installed.
     """
     path = files[0]
-    with unreadable():
+    with unreadable(), np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinite
         extension = extension_of(path.name)
         for kinds, read in _READERS:
             if extension in kinds:
@@ -109,12 +109,13 @@ def channels_first(values: np.ndarray, axis: int) -> np.ndarray:
     return np.moveaxis(values, axis, 0)
 
 
-def of_array(array: np.ndarray, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> Grid:
+def of_array(array: np.ndarray, spacing: Sequence[float] = (1.0, 1.0, 1.0), axis: int | None = None) -> Grid:
     """Return an array without a geometry as a volume of cubes of 1 mm, its axes taken as they are.
 
     Args:
-        array: `(X, Y, Z)`; or `(C, X, Y, Z)` or `(X, Y, Z, C)` with few channels.
+        array: `(X, Y, Z)`; or `(C, X, Y, Z)` or `(X, Y, Z, C)`, whichever has fewer channels, and no more than 8.
         spacing: of its voxels, in millimeters.
+        axis: of the channels, where it is known.
 
     Raises:
         UnreadableImage: if its values are not real numbers, or its axes have no plain meaning.
@@ -122,13 +123,14 @@ def of_array(array: np.ndarray, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> G
     if array.dtype.kind not in "buif":
         raise UnreadableImage(f"expected real numbers, got values of type {array.dtype}")
     if array.ndim == 4:
-        few = [axis for axis in (0, 3) if array.shape[axis] <= MOST_CHANNELS]
-        if not few:
+        if axis is None:
+            axis = 0 if array.shape[0] <= array.shape[3] else 3
+        if array.shape[axis] > MOST_CHANNELS:
             raise UnreadableImage(
-                f"four dimensions without a meaning, {_by(array.shape)}: neither the first nor the last is at most "
-                f"{MOST_CHANNELS} channels; save one volume a file"
+                f"four dimensions without a meaning, {_by(array.shape)}: neither the first nor the last are at "
+                f"most {MOST_CHANNELS} channels; save one volume a file"
             )
-        array = channels_first(array, few[0])
+        array = np.moveaxis(array, axis, 0)
     elif array.ndim == 3:
         array = array[None]
     else:
@@ -217,7 +219,8 @@ def _read_numpy(path: Path) -> Grid:
 def _read_blosc(path: Path) -> Grid:
     array = library("blosc2").open(str(path), mode="r")
     _require_memory(array.shape)
-    return of_array(np.asarray(array[...]))
+    values = np.asarray(array[...])
+    return of_array(values, axis=0)  # nnU-Net's, channels first
 
 
 def _read_tiff(path: Path) -> Grid:

@@ -9,6 +9,8 @@ import numpy as np
 from ..decoding.encoded import UnreadableImage
 from .libraries import library
 
+Vector = Sequence[float] | np.ndarray
+
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From the world of DICOM and ITK (left, posterior, superior) to that of NIfTI."""
 
@@ -19,7 +21,7 @@ TOLERANCE = 0.02
 """Share of a voxel by which the corners of two channels may differ."""
 
 
-def affine_from(directions: np.ndarray, spacing: Sequence[float], origin: Sequence[float]) -> np.ndarray:
+def affine_from(directions: np.ndarray, spacing: Vector, origin: Vector) -> np.ndarray:
     """Return the affine of a grid.
 
     Args:
@@ -68,13 +70,13 @@ def to_ras(values: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarr
         affine: 4x4, from its voxels to the RAS world.
 
     Returns:
-        The volume, contiguous, and its affine; no value is interpolated.
+        A view of the volume, and its affine; no value is interpolated.
     """
     orientations = library("nibabel.orientations")
     turn = orientations.io_orientation(affine)
     turned = orientations.apply_orientation(np.moveaxis(values, 0, -1), turn)
     new = affine @ orientations.inv_ornt_aff(turn, values.shape[1:])
-    return np.ascontiguousarray(np.moveaxis(turned, -1, 0)), new
+    return np.moveaxis(turned, -1, 0), new
 
 
 def same_grid(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> bool:

@@ -42,11 +42,18 @@ def named_as_labels(name: str, root: Path | None = None) -> bool:
     return bool(FILE.fullmatch(stem_of(path.name))) or any(FOLDER.fullmatch(folder) for folder in folders)
 
 
+def spread(values: np.ndarray, most: int) -> np.ndarray:
+    """Return all values of a row, or `most` of them, drawn at random but the same each time."""
+    if len(values) <= most:
+        return values
+    return values[np.random.default_rng(len(values)).integers(len(values), size=most)]
+
+
 def distinct_levels(values: np.ndarray, most: int = MOST_LABELS) -> int | None:
     """Return how many different values an array has if they are few whole numbers from 0 up, None otherwise."""
-    part = values.ravel()
-    for sample in (part[:: max(1, part.size // 4096)], part):  # most images are told by a few of their values
-        levels = np.unique(sample)
+    everything = values.ravel(order="K")
+    for part in (spread(everything, 4096), everything):  # most images are told by a few of their values
+        levels = np.unique(part)
         if len(levels) > most or levels[0] < 0 or levels[-1] > 100_000 or not (levels == np.round(levels)).all():
             return None
     return len(levels)

@@ -124,7 +124,7 @@ class Preparation:
         spacing = fingerprint.target_spacing if named == "median" else named
         modalities: Any = fingerprint.modalities
         auto = settings.intensity == "auto"
-        kinds = modalities if auto else (settings.intensity,) * fingerprint.channels
+        kinds: tuple[Any, ...] = modalities if auto else (settings.intensity,) * fingerprint.channels
         intensities = tuple(
             _clipping(fingerprint.intensities[channel]) if kind == "ct" else None for channel, kind in enumerate(kinds)
         )

@@ -28,8 +28,8 @@ BLOCK_BYTES, CHUNK_BYTES = 128 * 1024, 6 * 1024**2
 """Most bytes of a block, which is decompressed as a whole and fits a core's own cache, and of the chunk that holds
 blocks; as nnU-Net's."""
 
-LEVEL = 5
-"""Level of compression."""
+LEVEL = 1
+"""Level of compression: higher ones take longer and save a hundredth."""
 
 
 class Entry(NamedTuple):
