@@ -478,10 +478,10 @@ class Backbone:
         return self.probe(use)
 
     def probe(self, use: Callable[[Tensor, Mapping[int, str]], Result]) -> Result:
-        """Return what `use` makes of a blank image large enough for all maps, see :class:`~sparkmim.models.probe.Probe`.
+        """Return what `use` makes of a blank image large enough for all maps, see :mod:`~sparkmim.models.probe`.
 
         Args:
-            use: takes an image, and the name of each parameter by its id. Nothing is computed where that can be avoided.
+            use: takes an image, and the name of each parameter by its id. Nothing is computed if that can be avoided.
         """
         pixels = max(s for stride in self.strides for s in stride)
         if not self._probe.computes:

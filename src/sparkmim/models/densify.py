@@ -66,7 +66,6 @@ class Densify(nn.Module):
         fill = self.mask_token.flatten()[: packed.shape[1]]  # a mask token that scales share is as wide as the widest
         return project(packed, fill, self.proj, grid)
 
-
     def _by_image(self, packed: Tensor, grid: PatchGrid) -> Tensor:
         """Return packed features normalized over the visible positions of each image."""
         rows = grid.by_image(packed).movedim(2, 1)  # (batch, channel, patch, *block)

@@ -144,8 +144,8 @@ def find_decoder(backbone: Backbone) -> Plan:
     if backbone.aligned:
         raise ValueError(
             f"the own decoder of {name} cannot be followed: padding is added to its unpadded convolutions or poolings "
-            f"({', '.join(backbone.aligned[:4])}), and its decoder crops the skips; pad them (padding=1 for a kernel of "
-            "3), or use decoder='unet'"
+            f"({', '.join(backbone.aligned[:4])}), and its decoder crops the skips; pad them (padding=1 for a kernel "
+            "of 3), or use decoder='unet'"
         )
     last = backbone.probe(lambda image, names: _last_map(backbone, image, names))
     used: tuple[int, ...] = ()
@@ -250,8 +250,8 @@ def _follow(backbone: Backbone, last: str, candidates: tuple[int, ...]) -> Plan:
         return backbone.probe(use)
     except UnsupportedOperation as error:
         raise ValueError(
-            f"the own decoder of {name} cannot be followed: {error}. Name the maps that its decoder takes "
-            "(stages=[...], levels='all'), or use decoder='unet'"
+            f"the own decoder of {name} cannot be followed: {error}. Give it all maps that its decoder takes (name "
+            "them as stages, and leave levels out), or use decoder='unet'"
         ) from error
 
 

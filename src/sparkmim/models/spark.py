@@ -138,8 +138,8 @@ class SparK(nn.Module):
         dtype = require_full_precision(backbone.module)
         require_one_of("execution", execution, get_args(Execution))
         require_one_of("loss_on", loss_on, get_args(LossOn))
-        if densify_norm is not None:
-            require_one_of("densify_norm", densify_norm, get_args(DensifyNorm))
+        if densify_norm is not None and densify_norm not in get_args(DensifyNorm):
+            raise ValueError(f"densify_norm {densify_norm!r} is unknown; use 'batch', 'layer', 'instance' or None")
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio is the share of patches to hide, between 0 and 1, not {mask_ratio}")
         self.mask_ratio = mask_ratio
