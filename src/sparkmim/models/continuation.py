@@ -19,7 +19,6 @@ from torch.overrides import TorchFunctionMode, _len_torch_function_stack, _pop_m
 
 from ..sparse import UnsupportedOperation
 from ..sparse.checkpointing import inside_checkpoint, recompute_under, switched_gradients
-from ..sparse.errors import unsupported
 from ..sparse.execution import map_tensors, tensors_in
 from ..sparse.layout import MARK
 from .taps import StageTaps
@@ -125,7 +124,7 @@ class Continuation(TorchFunctionMode):
         if torch.is_grad_enabled() != self.grad_enabled:
             why = switched_gradients(func)
             if why is not None:
-                raise unsupported(func, why)
+                raise UnsupportedOperation(f"the decoder's {getattr(func, '__name__', 'function')} is given a skip: {why}")
         given = map_tensors(lambda tensor: self._given(func, tensor), (args, kwargs))
         recompute_under(self._again, func)
         return func(*given[0], **given[1])

@@ -129,6 +129,14 @@ def require_own_settings(hierarchy: bool, decoder_width: int, decoder_block: Dec
             raise ValueError(f"{name}={value!r} has no effect with decoder='own'; leave it out, or use decoder='unet'")
 
 
+def own_decoder_is_eager() -> UnsupportedOperation:
+    """Build the error of a model that is compiled though its network's own decoder predicts."""
+    return UnsupportedOperation(
+        "a model whose network's own decoder predicts cannot be compiled: the compiler does not see where densified maps "
+        "take the place of skips; use --compile off, or the decoder 'unet'"
+    )
+
+
 def find_decoder(backbone: Backbone) -> Plan:
     """Find out which of a backbone's maps its network's decoder takes as skips, and where that decoder ends.
 
@@ -218,7 +226,7 @@ def _follow(backbone: Backbone, last: str, candidates: tuple[int, ...]) -> Plan:
         def cut(maps: Sequence[Tensor]) -> list[Tensor]:
             skips.extend(maps)
             ends.extend(m.detach().requires_grad_() for m in maps)
-            return ends
+            return [end.clone() for end in ends]  # the network may write into them
 
         skips: list[Tensor] = []
         ends: list[Tensor] = []
@@ -250,7 +258,7 @@ def _follow(backbone: Backbone, last: str, candidates: tuple[int, ...]) -> Plan:
         return backbone.probe(use)
     except UnsupportedOperation as error:
         raise ValueError(
-            f"the own decoder of {name} cannot be followed: {error}. Give it all maps that its decoder takes (name "
+            f"the own decoder of {name} cannot be followed: {error}; give it all maps that its decoder takes (name "
             "them as stages, and leave levels out), or use decoder='unet'"
         ) from error
 

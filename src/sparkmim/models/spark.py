@@ -33,7 +33,7 @@ from .decoder import UNetDecoder, upsampling_steps
 from .densify import build_densify, densify_norm_of
 from .masking import count_visible, random_visible, visible_patches
 from .networks import dtype_of, require_full_precision
-from .own_decoder import OwnDecoder, levels_of, require_own_settings
+from .own_decoder import OwnDecoder, levels_of, own_decoder_is_eager, require_own_settings
 
 
 class SparKOutput(NamedTuple):
@@ -357,6 +357,8 @@ class SparK(nn.Module):
 
     def _last_map(self, decoder: OwnDecoder, images: Tensor, grid: PatchGrid) -> Tensor:
         """Return the last map of the network's own decoder."""
+        if torch.compiler.is_compiling():
+            raise own_decoder_is_eager()
         execution = self._execution(grid)
         grids = self.grids(grid, images.shape[2:])
 
