@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
@@ -32,7 +32,7 @@ from .levels import (
     pyramid,
 )
 from .networks import spatial_dims
-from .probe import Probe
+from .probe import Probe, Result
 from .stages import Findings, find_stages, proportional
 from .taps import StageTaps
 from .trace import Trace, record
@@ -53,6 +53,10 @@ has a few positions, and every map is the image's size divided by a stride."""
 
 COMPUTED_FINDING_SIZES = {1: (4096, 6720, 32768), 2: (128, 224, 240, 512), 3: (32, 48, 64)}
 """The same for networks that must be computed."""
+
+
+Levels = int | Literal["all"] | None
+"""Number of feature maps to keep: None for up to four."""
 
 
 class _Reading(NamedTuple):
@@ -90,7 +94,7 @@ class Backbone:
             `forward_intermediates`, they are found by running it, see :mod:`~sparkmim.models.stages`.
         in_chans: channels of the images.
         levels: number of maps to keep. By default the four deepest, without a map of stride 1; if given, such a map may
-            be among them.
+            be among them. "all" keeps one of every resolution.
         dims: number of spatial dimensions; by default that of most of the network's convolutions.
 
     Attributes:
@@ -121,13 +125,13 @@ class Backbone:
         stages: Sequence[str] | None = None,
         *,
         in_chans: int = 3,
-        levels: int | None = None,
+        levels: Levels = None,
         dims: int | None = None,
     ) -> None:
         if isinstance(stages, str):
             raise ValueError(f"stages takes a sequence of names, not {stages!r}; write [{stages!r}]")
-        if levels is not None and levels < 1:
-            raise ValueError(f"levels is a number of feature maps, at least 1, not {levels}")
+        if not (levels is None or levels == "all" or (isinstance(levels, int) and levels >= 1)):
+            raise ValueError(f"levels is a number of feature maps, at least 1, or 'all', not {levels!r}")
         if dims not in (None, 1, 2, 3):
             raise ValueError(f"dims is the number of spatial dimensions, 1, 2 or 3, not {dims}")
         require_traceable(module)
@@ -148,7 +152,7 @@ class Backbone:
 
     @classmethod
     def create(
-        cls, name: str, *, in_chans: int = 3, pretrained: bool = False, levels: int | None = None, **kwargs: Any
+        cls, name: str, *, in_chans: int = 3, pretrained: bool = False, levels: Levels = None, **kwargs: Any
     ) -> Backbone:
         """Create a timm network by name, without its classifier.
 
@@ -223,7 +227,7 @@ class Backbone:
         self._taps, self._alignment, self._chosen = reading.taps, reading.alignment, reading.chosen
         self.levels = reading.levels
 
-    def _read_plain_or_padded(self, stages: Sequence[str] | None, levels: int | None) -> _Reading:
+    def _read_plain_or_padded(self, stages: Sequence[str] | None, levels: Levels) -> _Reading:
         """Return how maps are read: with padding where only that gives maps of each resolution."""
         plain: _Reading | NotProportionalError
         try:
@@ -245,7 +249,7 @@ class Backbone:
         better = padded.offered >= plain.offered and not padded.unaligned and (padded.ended is None or plain.ended)
         return padded if better and alignment.padded else plain
 
-    def _read(self, stages: Sequence[str] | None, count: int | None, alignment: Alignment | None) -> _Reading:
+    def _read(self, stages: Sequence[str] | None, count: Levels, alignment: Alignment | None) -> _Reading:
         """Find the maps, measure them and choose among them.
 
         Raises:
@@ -275,8 +279,9 @@ class Backbone:
             if not isinstance(error, ValueError):
                 self._probe.raise_computed(lambda image, _: self(image))
             raise
-        chosen = pyramid(everything, MAX_LEVELS if count is None else count)
-        if count is not None and len(chosen) < count:
+        most = MAX_LEVELS if count is None else len(everything) if count == "all" else count
+        chosen = pyramid(everything, most)
+        if isinstance(count, int) and len(chosen) < count:
             raise ValueError(
                 f"levels={count}, but {name} has maps of {len(chosen)} resolutions"
                 + (f" ({', '.join(self._taps.names)})" if self._taps is not None else "")
@@ -466,12 +471,20 @@ class Backbone:
 
     def _reached(self, levels: int | None) -> set[str]:
         """Return the names of the parameters that one of the deepest `levels` maps depends on."""
-        pixels = max(s for stride in self.strides for s in stride)
 
         def use(image: Tensor, names: Mapping[int, str]) -> set[str]:
             found = leaves(self(image)[-(levels or 0) :])
             return {name for key, name in names.items() if key in found}
 
+        return self.probe(use)
+
+    def probe(self, use: Callable[[Tensor, Mapping[int, str]], Result]) -> Result:
+        """Return what `use` makes of a blank image large enough for all maps, see :mod:`~sparkmim.models.probe`.
+
+        Args:
+            use: takes an image, and the name of each parameter by its id. Nothing is computed if that can be avoided.
+        """
+        pixels = max(s for stride in self.strides for s in stride)
         if not self._probe.computes:
             return self._probe([PROBE_PATCHES * pixels] * self.dims, use)
         try:

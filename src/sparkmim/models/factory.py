@@ -17,7 +17,7 @@ from torch import nn
 from ..utils.devices import out_of_memory
 from ..utils.modules import eval_mode
 from ..utils.specs import LOCAL_FOLDER, is_function, load_object
-from .backbone import Backbone
+from .backbone import Backbone, Levels
 from .user_code import code_of as code_of  # documented here
 
 
@@ -72,7 +72,7 @@ def load_backbone(
     stages: Sequence[str] = (),
     in_chans: int | None = None,
     *,
-    levels: int | None = None,
+    levels: Levels = None,
     drop_path: float = 0.0,
     pretrained: bool = False,
 ) -> Backbone:
@@ -116,7 +116,7 @@ def load_backbone(
                 f"--in-chans {in_chans}, but {model} returns a sparkmim.Backbone for {made.in_chans} channels; leave "
                 f"it out, or make the Backbone with in_chans={in_chans}"
             )
-        if levels not in (None, len(made.levels)):
+        if levels not in (None, "all", len(made.levels)):
             raise ValueError(
                 f"--levels {levels}, but {model} returns a sparkmim.Backbone of {len(made.levels)} feature maps; leave "
                 f"it out, or make the Backbone with levels={levels}"

@@ -7,14 +7,15 @@ from typing import Any, Literal
 
 from ..data.config import DataConfig, VolumeConfig
 from ..models.config import ModelConfig
+from ..objectives.settings import PixelsSettings
 from ..training.config import Configuration, LoopConfig, OptimizerConfig, ScheduleConfig, plugin
 from ..utils.fields import NoSettings, above_zero, at_least, setting
 
 
 def settings_of_objective(name: str | None) -> type[Any]:
-    """Return the class of an objective's settings; imports the objective, but for the paper's, which has none."""
+    """Return the class of an objective's settings; imports the objective, but for the paper's."""
     if name in (None, "pixels"):
-        return NoSettings
+        return PixelsSettings
     from ..objectives.base import find_objective
 
     return find_objective(str(name)).settings_type

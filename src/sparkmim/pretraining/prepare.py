@@ -21,6 +21,7 @@ from ..data.volumes.opening import Stores, are_volumes, channels_of
 from ..models.backbone import Backbone
 from ..models.factory import code_of
 from ..models.masking import visible_patches
+from ..models.own_decoder import levels_of
 from ..training.config import COMPUTATION
 from ..training.memory import free_memory
 from ..training.prepare import require_effect, validate_training
@@ -36,6 +37,12 @@ from .model import INIT_OF_FINETUNING, ModelBuilder, require_pretraining
 from .recipes import RECIPES, Situation
 from .task import PretrainingTask
 from .volumes import described, require_few_unreadable
+
+OTHER_PARTS = {"unet": "decoder and mask embeddings", "own": "its own decoder; projections and mask embeddings"}
+"""What a model has beside the network, by decoder."""
+
+OWN_DECODER = "with --decoder own, the network's; use --decoder unet, or leave it out"
+"""Why a setting of the decoder unet has no effect."""
 
 
 class PretrainingImages(NamedTuple):
@@ -94,7 +101,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
                 chosen.get("stages", ()),
                 chosen.get("in_chans"),
                 seed,
-                levels=chosen.get("levels"),
+                levels=levels_of(chosen.get("levels"), chosen.get("decoder", "unet")),
                 drop_path=chosen.get("drop_path", 0.0),
             )
         require_same_kind(chosen.get("data"), backbone, chosen["model"])
@@ -135,6 +142,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
                     "without held-out images; give --val-data or --val-share too",
                 ),
                 "monitor_every": (run.monitor != "none", "without a monitor; give --monitor knn too"),
+                **dict.fromkeys(("decoder_width", "decoder_block"), (config.model.decoder == "unet", OWN_DECODER)),
                 "crop_scale": (given.crop == "resized", "with --crop native, which cuts at the image's resolution"),
                 **dict.fromkeys(
                     (field.name for field in fields(VolumeConfig)),
@@ -230,7 +238,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             "recipe": Path(ready.recipe).name,
             "network": f"{Path(config.model.model).name}, {millions} million parameters"
             + (f", {trained} million of them trained" if trained != millions else "")
-            + f"; decoder and mask embeddings {others / 1e6:.1f} million"
+            + f"; {OTHER_PARTS[config.model.decoder]} {others / 1e6:.1f} million"
             + (f"; stochastic depth up to {config.model.drop_path:g}" if config.model.drop_path else "")
             + ("" if config.model.init == "none" else f"; starting from {Path(config.model.init).name}"),
             "images": f"{len(ready.data.source):,} ({where})"

@@ -102,9 +102,9 @@ def find_plugin(name: str, package: str, base: type[Any], option: str) -> type[A
 
 
 def plugin_names(package: str) -> list[str]:
-    """Return the names of the plug-ins that come with a package: its modules, but for the one of the base class."""
+    """Return the names of the plug-ins that come with a package: its modules, but for `base` and `settings`."""
     folder = importlib.import_module(package).__path__
-    return sorted(module.name for module in pkgutil.iter_modules(folder) if module.name != "base")
+    return sorted(module.name for module in pkgutil.iter_modules(folder) if module.name not in ("base", "settings"))
 
 
 def plugin_of(module: ModuleType, base: type[Any]) -> type[Any]:
