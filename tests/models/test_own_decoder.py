@@ -286,7 +286,9 @@ def test_densify_norm_of_instances() -> None:
     packed = torch.randn(12, 4, 2, 2, dtype=torch.float64)
     out = grid.pack(densify(packed, grid)).unflatten(0, (2, 6))
     torch.testing.assert_close(out.mean((1, 3, 4)), torch.zeros(2, 4, dtype=torch.float64))
-    torch.testing.assert_close(out.var((1, 3, 4), unbiased=False), torch.ones(2, 4, dtype=torch.float64), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        out.var((1, 3, 4), unbiased=False), torch.ones(2, 4, dtype=torch.float64), rtol=1e-4, atol=0
+    )
 
 
 def test_blocks_of_a_coarse_decoder_are_laid_out_as_pixels() -> None:

@@ -94,7 +94,7 @@ class Backbone:
             `forward_intermediates`, they are found by running it, see :mod:`~sparkmim.models.stages`.
         in_chans: channels of the images.
         levels: number of maps to keep. By default the four deepest, without a map of stride 1; if given, such a map may
-            be among them. "all" keeps one of every resolution.
+            be among them. "all" keeps every map of a network that goes up again (a U-Net), and of others the default.
         dims: number of spatial dimensions; by default that of most of the network's convolutions.
 
     Attributes:
@@ -257,13 +257,13 @@ class Backbone:
         """
         self._taps, self._alignment, self._chosen = None, alignment, None
         ended = None
-        unaligned = False
+        unaligned, rises = False, stages is not None
         if stages is not None:
             self._taps = StageTaps(self.module, stages)
         elif not hasattr(self.module, "forward_intermediates"):
             found, ended = self._find_stages(full=count is not None)
             self._taps = StageTaps(self.module, found.stages)
-            unaligned = found.unaligned
+            unaligned, rises = found.unaligned, found.rises
         name = type(self.module).__name__
         passes: dict[tuple[int, ...], _Pass] = {}
 
@@ -279,16 +279,17 @@ class Backbone:
             if not isinstance(error, ValueError):
                 self._probe.raise_computed(lambda image, _: self(image))
             raise
-        most = MAX_LEVELS if count is None else len(everything) if count == "all" else count
-        chosen = pyramid(everything, most)
+        chosen = self._choose(everything, count, rises)
         if isinstance(count, int) and len(chosen) < count:
             raise ValueError(
                 f"levels={count}, but {name} has maps of {len(chosen)} resolutions"
                 + (f" ({', '.join(self._taps.names)})" if self._taps is not None else "")
             )
+        size = tuple(passes)[-1]
+        if count == "all":
+            chosen = [index for index in chosen if passes[size].reached[index]]  # not the image itself
         self._chosen = chosen
         self.levels = [everything[index] for index in chosen]
-        size = tuple(passes)[-1]
         if alignment is not None:
             alignment.padded.clear()  # while stages were looked for, the classifier ran too
         larger = self._run_to_last_stage([2 * s for s in size])
@@ -297,6 +298,16 @@ class Backbone:
         overlooked = [n for n, p in self.module.named_parameters() if p.requires_grad and n in used]
         offered = len({level.stride for level in everything})
         return _Reading(self._taps, alignment, offered, chosen, self.levels, unaligned or astray, overlooked, ended)
+
+    @staticmethod
+    def _choose(levels: list[Level], count: Levels, rises: bool) -> list[int]:
+        """Return which of all maps are kept, see :class:`Backbone`; `rises` says whether the network goes up again."""
+        if count != "all":
+            return pyramid(levels, MAX_LEVELS if count is None else count)
+        everything = pyramid(levels, len(levels))
+        if rises:
+            return everything
+        return [index for index in everything if math.prod(levels[index].stride) > 1][-MAX_LEVELS:]
 
     def _probe_sizes(self) -> Iterator[int]:
         """Yield the sizes on which levels are measured, fewer once the network turns out to be computed."""

@@ -291,9 +291,13 @@ def open_images(
     if val_data is not None and val_share:
         raise ValueError("--val-data and --val-share both say what is held out; use one of them")
     given = None if isinstance(settings, NoSettings) else settings
-    everything = stores.open(data, prepared) if are_volumes(data) else open_source(data, given)
+    volumes = data is not None and are_volumes(data)
+    everything = stores.open(data, prepared) if data is not None and volumes else open_source(data, given)
     if val_data is not None:
-        if are_volumes(data) or are_volumes(val_data):
+        if volumes != are_volumes(val_data):
+            kinds = ("images", "volumes") if volumes else ("volumes", "images")
+            raise ValueError(f"--val-data {val_data} holds {kinds[0]}, and --data {kinds[1]}; use the same for both")
+        if volumes:
             return PretrainingImages(everything, stores.open(val_data, prepared, everything, "--val-data"))
         alike = source_type(val_data, "--val-data") is source_type(data)
         return PretrainingImages(everything, open_source(val_data, given if alike else None, "--val-data"))

@@ -85,7 +85,7 @@ def auto(situation: Situation) -> PretrainConfig:
     - Batch size: a power of two that makes at least 64 steps an epoch, 8 to 4096, or what the processes can share below
       it. What does not fit into memory at once is accumulated.
       Of volumes, 2 to 8.
-    - The paper's decoder. For volumes it is as wide as the deepest feature map: in 3-D it would take nearly all the time.
+    - The paper's decoder; for volumes as wide as the deepest feature map, for it would take nearly all the time in 3-D.
     - Epochs: 40 million views in all, but every image at least 100 and at most 800 times; half a million crops of
       volumes, 10 to 800 of each.
     - Warm-up: a twentieth of the epochs, at most 40.
@@ -294,7 +294,7 @@ def _patch_size(situation: Situation) -> tuple[int, ...]:
 
 
 def _volume_decoder_width(situation: Situation) -> int:
-    """Return the channels of the deepest map, within limits: the paper's width would take nearly all the time in 3-D."""
+    """Return the channels of the deepest map, within limits: the paper's width would take nearly all the time."""
     return min(768, max(32, situation.backbone.levels[-1].channels))
 
 

@@ -38,7 +38,7 @@ class TargetBatch(NamedTuple):
 class ImageView(Protocol):
     """How a training image is cut and changed."""
 
-    crop: View
+    crop: AnyView
 
     def transform(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Return the network's input `(C, H, W)` of a crop."""

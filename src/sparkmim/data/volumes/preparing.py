@@ -192,7 +192,7 @@ class Preparation:
 
 def preparation_of(volumes: PreparedVolumes) -> Preparation:
     """Return what was done to the volumes of a store."""
-    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in volumes.settings.items()}
+    settings: Any = {name: tuple(v) if isinstance(v, list) else v for name, v in volumes.settings.items()}
     return Preparation.of(PrepareSettings(**settings), volumes.fingerprint)
 
 
