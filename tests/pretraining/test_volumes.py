@@ -172,7 +172,7 @@ def test_default_size_of_crops(volumes: Path, tmp_path: Path) -> None:
     chosen = {name: value for name, value in TINY.items() if name not in ("image_size", "decoder_width")}
     pretrain(tmp_path / "run", chosen={**chosen, "data": volumes, "epochs": 1.0})
     record = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert record["data"]["image_size"] == [16, 16, 16]  # of 16 x 20 x 18
+    assert record["data"]["image_size"] == [16, 24, 16]  # of 16 x 20 x 18
     assert record["model"]["decoder_width"] == 32
 
 
