@@ -42,6 +42,16 @@ def channels_of(source: ImageSource) -> int:
     return int(first.shape[0])
 
 
+def open_prepared(address: str | Path, preparation: Preparation, option: str = "--data") -> UnpreparedVolumes:
+    """Return the volumes at an address, each prepared when it is opened, as those were that a network has learned from.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    path = Path(str(address).removeprefix(SCHEME)).expanduser().absolute()
+    return UnpreparedVolumes(find_cases(path, option), preparation=preparation)
+
+
 class Stores:
     """Prepares the volumes of a run.
 

@@ -10,11 +10,11 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -132,6 +132,31 @@ class Preparation:
         return cls(
             None if spacing is None else tuple(map(float, spacing)), kinds, intensities, settings.foreground, masked
         )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what :meth:`from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Preparation:
+        """Build it from the content of a file.
+
+        Raises:
+            ValueError: if it is none.
+        """
+        try:
+            spacing = None if value["spacing"] is None else tuple(map(float, value["spacing"]))
+            intensities = [None if part is None else tuple(map(float, part)) for part in value["intensities"]]
+            kinds = tuple(value["kinds"])
+            sound = len(kinds) == len(intensities) and set(kinds) <= set(get_args(Kind))
+            sound = sound and all(part is None or (len(part) == 4 and part[3] > 0) for part in intensities)
+            sound = sound and (spacing is None or (len(spacing) == 3 and all(0 < side < math.inf for side in spacing)))
+            if not sound or not all(math.isfinite(number) for part in intensities for number in part or ()):
+                raise ValueError("its values cannot be")
+            found: Any = intensities
+            return cls(spacing, kinds, tuple(found), bool(value["foreground"]), bool(value["masked"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"it lacks what volumes were prepared by ({error})") from error
 
     def apply(self, volume: Volume) -> Prepared:
         """Crop, normalize and resample a volume.
