@@ -43,6 +43,10 @@ def write_nifti(path: Path, values: np.ndarray, affine: np.ndarray | None = None
     return path
 
 
+def load_nifti(path: Path) -> Any:
+    return nib.load(path)
+
+
 def itk_image(values: np.ndarray, affine: np.ndarray, *, vector: bool = False) -> Any:
     lps = RAS_TO_LPS @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
@@ -128,7 +132,9 @@ def write_ome_zarr(
     stored[...] = array
     scale = [1.0] * (len(axes) - 3) + [spacing[2], spacing[1], spacing[0]]
     kinds = {"c": "channel", "t": "time"}
-    named = [{"name": a, "type": kinds[a]} if a in kinds else {"name": a, "type": "space", "unit": unit} for a in axes]
+    named: Any = [
+        {"name": a, "type": kinds[a]} if a in kinds else {"name": a, "type": "space", "unit": unit} for a in axes
+    ]
     datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}]
     group.attrs["multiscales"] = [{"version": "0.4", "axes": named, "datasets": datasets}]
     return path

@@ -20,6 +20,7 @@ from sparkmim.data.volumes.cases import Case, find_cases
 from sparkmim.data.volumes.reading import Volume, read_volume
 from volume_files import (
     itk_image,
+    load_nifti,
     oblique,
     phantom,
     place_values,
@@ -153,7 +154,7 @@ def test_scaled_values_of_nifti(tmp_path: Path) -> None:
     image = nib.Nifti1Image(phantom(), np.eye(4))
     image.header.set_slope_inter(0.25, -100)
     nib.save(image, tmp_path / "a.nii.gz")
-    np.testing.assert_allclose(read(tmp_path / "a.nii.gz").values[0], nib.load(tmp_path / "a.nii.gz").get_fdata())
+    np.testing.assert_allclose(read(tmp_path / "a.nii.gz").values[0], load_nifti(tmp_path / "a.nii.gz").get_fdata())
 
 
 def test_nan_is_background_and_counted(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from .base import Case
 from .fingerprint import CaseFingerprint, Fingerprint, Intensities, case_key, measure
 from .foreground import bounding_box, raw_foreground, without_holes
 from .geometry import cropped, resampled, spacing_of
+from .libraries import library
 from .parallel import each
 from .reading import Volume, read_volume
 from .resampling import new_shape, resample, separate_axis
@@ -223,6 +224,7 @@ def prepare(
         ValueError: if no volume can be read, spacings are mixed and not resampled, or the disk has too little room.
         ChildProcessError: if a worker is killed.
     """
+    library("blosc2")
     fingerprint = measure(cases, workers, store / CACHE) if fingerprint is None else fingerprint
     usable = {case.name for case in fingerprint.cases}
     preparation = Preparation.of(settings, fingerprint)
