@@ -135,7 +135,7 @@ def write_ome_zarr(
     named: Any = [
         {"name": a, "type": kinds[a]} if a in kinds else {"name": a, "type": "space", "unit": unit} for a in axes
     ]
-    datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}]
+    datasets: Any = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}]
     group.attrs["multiscales"] = [{"version": "0.4", "axes": named, "datasets": datasets}]
     return path
 
