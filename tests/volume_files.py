@@ -14,7 +14,7 @@ import SimpleITK as sitk
 import tifffile
 import zarr
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SLOPES = np.array([3.0, -5.0, 7.0])
@@ -104,6 +104,38 @@ def write_series(
         name = f"{prefix}{(index * 7) % values.shape[2]:03d}_{index}{extension}"
         data.save_as(folder / name, enforce_file_format=True)
     return folder
+
+
+def write_enhanced(path: Path, values: np.ndarray, affine: np.ndarray, *, backwards: bool = False) -> Path:
+    """Write one DICOM file of many frames, from the first slice to the last or backwards."""
+    folder = write_series(path.parent / "slices", values[:, :, :1], affine)
+    (first,) = folder.iterdir()
+    data = pydicom.dcmread(first)
+    first.unlink()
+    folder.rmdir()
+    lps = RAS_TO_LPS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    shared, measures, plane, scaling = (pydicom.Dataset() for _ in range(4))
+    measures.PixelSpacing, measures.SliceThickness = data.PixelSpacing, f"{spacing[2]:.8g}"
+    plane.ImageOrientationPatient = data.ImageOrientationPatient
+    scaling.RescaleSlope, scaling.RescaleIntercept, scaling.RescaleType = "0.5", "-1024", "HU"
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [plane]
+    shared.PixelValueTransformationSequence = [scaling]
+    data.SharedFunctionalGroupsSequence = [shared]
+    for name in ("PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept"):
+        delattr(data, name)
+    frames, order = [], list(range(values.shape[2]))
+    for index in reversed(order) if backwards else order:
+        frame, place = pydicom.Dataset(), pydicom.Dataset()
+        place.ImagePositionPatient = [f"{v:.10f}"[:16] for v in (lps @ np.array([0, 0, index, 1.0]))[:3]]
+        frame.PlanePositionSequence = [place]
+        frames.append((frame, np.round((values[:, :, index].T + 1024) * 2).astype(np.uint16)))
+    data.PerFrameFunctionalGroupsSequence = [frame for frame, _ in frames]
+    data.NumberOfFrames = len(frames)
+    data.PixelData = b"".join(pixels.tobytes() for _, pixels in frames)
+    data.save_as(path, enforce_file_format=True)
+    return path
 
 
 def write_tiff(path: Path, values: np.ndarray, spacing: Sequence[float] = (1, 1, 1)) -> Path:
