@@ -49,7 +49,7 @@ def test_store_holds_what_is_prepared(cases: list[Case], tmp_path: Path) -> None
     assert is_store(tmp_path / "store")
     assert not is_store(tmp_path)
     assert [store.name(index) for index in range(len(store))] == [case.name for case in cases]
-    assert store.settings["spacing"] == [1.5, 1.0, 1.0]
+    assert store.settings == SETTINGS
     preparation = Preparation.of(SETTINGS, measure(cases))
     direct = UnpreparedVolumes(cases, SETTINGS)
     for index, case in enumerate(cases):
@@ -60,6 +60,7 @@ def test_store_holds_what_is_prepared(cases: list[Case], tmp_path: Path) -> None
             np.testing.assert_array_equal(volume.affine, expected.affine)
             np.testing.assert_array_equal(volume.decode(1), expected.values)
     assert fingerprint(store) == fingerprint(direct)
+    np.testing.assert_array_equal(store.shapes, direct.shapes)
     again = pickle.loads(pickle.dumps(store))
     assert torch.equal(again.open(1).decode(1), store.open(1).decode(1))
     assert torch.equal(Subset(store, [3]).open(0).decode(1), store.open(3).decode(1))
