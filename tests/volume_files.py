@@ -14,7 +14,7 @@ import SimpleITK as sitk
 import tifffile
 import zarr
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SLOPES = np.array([3.0, -5.0, 7.0])
@@ -41,6 +41,10 @@ def oblique(order: Sequence[int], signs: Sequence[int], spacing: Sequence[float]
 def write_nifti(path: Path, values: np.ndarray, affine: np.ndarray | None = None) -> Path:
     nib.save(nib.Nifti1Image(values, np.eye(4) if affine is None else affine), path)
     return path
+
+
+def load_nifti(path: Path) -> Any:
+    return nib.load(path)
 
 
 def itk_image(values: np.ndarray, affine: np.ndarray, *, vector: bool = False) -> Any:
@@ -102,6 +106,38 @@ def write_series(
     return folder
 
 
+def write_enhanced(path: Path, values: np.ndarray, affine: np.ndarray, *, backwards: bool = False) -> Path:
+    """Write one DICOM file of many frames, from the first slice to the last or backwards."""
+    folder = write_series(path.parent / "slices", values[:, :, :1], affine)
+    (first,) = folder.iterdir()
+    data = pydicom.dcmread(first)
+    first.unlink()
+    folder.rmdir()
+    lps = RAS_TO_LPS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    shared, measures, plane, scaling = (pydicom.Dataset() for _ in range(4))
+    measures.PixelSpacing, measures.SliceThickness = data.PixelSpacing, f"{spacing[2]:.8g}"
+    plane.ImageOrientationPatient = data.ImageOrientationPatient
+    scaling.RescaleSlope, scaling.RescaleIntercept, scaling.RescaleType = "0.5", "-1024", "HU"
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [plane]
+    shared.PixelValueTransformationSequence = [scaling]
+    data.SharedFunctionalGroupsSequence = [shared]
+    for name in ("PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept"):
+        delattr(data, name)
+    frames, order = [], list(range(values.shape[2]))
+    for index in reversed(order) if backwards else order:
+        frame, place = pydicom.Dataset(), pydicom.Dataset()
+        place.ImagePositionPatient = [f"{v:.10f}"[:16] for v in (lps @ np.array([0, 0, index, 1.0]))[:3]]
+        frame.PlanePositionSequence = [place]
+        frames.append((frame, np.round((values[:, :, index].T + 1024) * 2).astype(np.uint16)))
+    data.PerFrameFunctionalGroupsSequence = [frame for frame, _ in frames]
+    data.NumberOfFrames = len(frames)
+    data.PixelData = b"".join(pixels.tobytes() for _, pixels in frames)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
 def write_tiff(path: Path, values: np.ndarray, spacing: Sequence[float] = (1, 1, 1)) -> Path:
     x, y, z = spacing
     tifffile.imwrite(
@@ -128,8 +164,10 @@ def write_ome_zarr(
     stored[...] = array
     scale = [1.0] * (len(axes) - 3) + [spacing[2], spacing[1], spacing[0]]
     kinds = {"c": "channel", "t": "time"}
-    named = [{"name": a, "type": kinds[a]} if a in kinds else {"name": a, "type": "space", "unit": unit} for a in axes]
-    datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}]
+    named: Any = [
+        {"name": a, "type": kinds[a]} if a in kinds else {"name": a, "type": "space", "unit": unit} for a in axes
+    ]
+    datasets: Any = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}]
     group.attrs["multiscales"] = [{"version": "0.4", "axes": named, "datasets": datasets}]
     return path
 

@@ -14,16 +14,19 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
+from pydicom.uid import RLELossless
 
 from sparkmim.data.decoding.encoded import UnreadableImage
 from sparkmim.data.volumes.cases import Case, find_cases
 from sparkmim.data.volumes.reading import Volume, read_volume
 from volume_files import (
     itk_image,
+    load_nifti,
     oblique,
     phantom,
     place_values,
     write_blosc,
+    write_enhanced,
     write_itk,
     write_nifti,
     write_ome_zarr,
@@ -153,7 +156,7 @@ def test_scaled_values_of_nifti(tmp_path: Path) -> None:
     image = nib.Nifti1Image(phantom(), np.eye(4))
     image.header.set_slope_inter(0.25, -100)
     nib.save(image, tmp_path / "a.nii.gz")
-    np.testing.assert_allclose(read(tmp_path / "a.nii.gz").values[0], nib.load(tmp_path / "a.nii.gz").get_fdata())
+    np.testing.assert_allclose(read(tmp_path / "a.nii.gz").values[0], load_nifti(tmp_path / "a.nii.gz").get_fdata())
 
 
 def test_nan_is_background_and_counted(tmp_path: Path) -> None:
@@ -368,6 +371,22 @@ def test_slopes_of_each_slice(tmp_path: Path) -> None:
     raw = np.arange(24 * 20).reshape(24, 20).T[::-1, ::-1]
     for index in range(16):
         np.testing.assert_allclose(volume.values[0, :, :, index], raw * 0.1 * (index + 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("layout", ORIENTATIONS[1:3])
+def test_dicom_of_many_frames(layout: Any, backwards: bool, tmp_path: Path) -> None:
+    affine = oblique(*layout)
+    write_enhanced(tmp_path / "a.dcm", place_values(SHAPE, affine), affine, backwards=backwards)
+    (case,) = find_cases(tmp_path)
+    require_in_place(read_volume(case), 0.3)
+
+
+def test_compressed_dicom(tmp_path: Path) -> None:
+    affine = oblique(*ORIENTATIONS[2])
+    values = place_values(SHAPE, affine)
+    write_series(tmp_path, values, affine, change=lambda data, _: data.compress(RLELossless))
+    require_in_place(read_volume(find_cases(tmp_path)[0]), 0.3)
 
 
 @pytest.mark.parametrize(("order", "signs"), [*itertools.product([(0, 1, 2), (2, 1, 0)], [(1, 1, 1), (-1, 1, -1)])])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import time
 from collections import namedtuple
@@ -22,8 +22,9 @@ from sparkmim.data.sources.base import Subset, fingerprint
 from sparkmim.data.volumes import preparing
 from sparkmim.data.volumes.cases import Case, find_cases
 from sparkmim.data.volumes.fingerprint import measure
-from sparkmim.data.volumes.preparing import Preparation, PrepareSettings, prepare, prepare_case
-from sparkmim.data.volumes.store import PreparedVolumes, compress, is_store, open_array, partition
+from sparkmim.data.volumes.preparing import Preparation, Prepared, PrepareSettings, prepare, prepare_case
+from sparkmim.data.volumes.reading import read_volume
+from sparkmim.data.volumes.store import PreparedVolumes, StoredVolume, compress, is_store, open_array, partition
 from sparkmim.data.volumes.unprepared import UnpreparedVolumes
 from volume_files import phantom, write_nifti
 
@@ -48,7 +49,7 @@ def test_store_holds_what_is_prepared(cases: list[Case], tmp_path: Path) -> None
     assert is_store(tmp_path / "store")
     assert not is_store(tmp_path)
     assert [store.name(index) for index in range(len(store))] == [case.name for case in cases]
-    assert store.settings["spacing"] == [1.5, 1.0, 1.0]
+    assert store.settings == SETTINGS
     preparation = Preparation.of(SETTINGS, measure(cases))
     direct = UnpreparedVolumes(cases, SETTINGS)
     for index, case in enumerate(cases):
@@ -59,6 +60,7 @@ def test_store_holds_what_is_prepared(cases: list[Case], tmp_path: Path) -> None
             np.testing.assert_array_equal(volume.affine, expected.affine)
             np.testing.assert_array_equal(volume.decode(1), expected.values)
     assert fingerprint(store) == fingerprint(direct)
+    np.testing.assert_array_equal(store.shapes, direct.shapes)
     again = pickle.loads(pickle.dumps(store))
     assert torch.equal(again.open(1).decode(1), store.open(1).decode(1))
     assert torch.equal(Subset(store, [3]).open(0).decode(1), store.open(3).decode(1))
@@ -68,8 +70,6 @@ def test_store_holds_what_is_prepared(cases: list[Case], tmp_path: Path) -> None
 def test_crops_are_parts_of_the_whole(shape: tuple[int, ...], tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     (tmp_path / "a.b2nd").write_bytes(compress(values, np.eye(4)))
-    from sparkmim.data.volumes.store import StoredVolume
-
     volume = StoredVolume(tmp_path / "a.b2nd", shape, np.eye(4))
     random = np.random.default_rng(1)
     for _ in range(20):
@@ -117,36 +117,29 @@ def test_number_of_workers_does_not_matter(cases: list[Case], tmp_path: Path) ->
     assert content(stores[0]) == content(stores[1]) == content(stores[2])
 
 
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from sparkmim.data.volumes import preparing
-from sparkmim.data.volumes.cases import find_cases
-def slow(case, preparation, keep=preparing.prepare_case):
-    time.sleep(0.15)
-    return keep(case, preparation)
-preparing.prepare_case = slow
-store = preparing.prepare(
-    find_cases(sys.argv[1]), preparing.PrepareSettings(spacing=(1.5, 1.0, 1.0)), Path(sys.argv[2]), workers=int(sys.argv[3])
-)
-"""
+def prepare_slowly(cases: list[Case], store: Path, workers: int) -> None:
+    def slow(case: Case, preparation: Preparation) -> Prepared:
+        time.sleep(0.15)
+        return prepare_case(case, preparation)
+
+    preparing.prepare_case = slow  # type: ignore[assignment] # in a process of its own
+    prepare(cases, SETTINGS, store, workers=workers)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_preparation_continues(workers: int, cases: list[Case], tmp_path: Path) -> None:
     whole = prepare(cases, SETTINGS, tmp_path / "whole", workers=0)
     store = tmp_path / "killed"
-    arguments = [sys.executable, "-c", SCRIPT, str(tmp_path / "data"), str(store), str(workers)]
-    killed = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
+    killed = multiprocessing.get_context("fork").Process(target=prepare_slowly, args=(cases, store, workers))
+    killed.start()
     end = time.monotonic() + 60
     while not list(store.glob("volumes/*.b2nd")) and time.monotonic() < end:
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+        time.sleep(0.01)
+    killed.kill()
+    killed.join()
+    assert not is_store(store)
     done = {path: path.stat().st_mtime_ns for path in store.glob("volumes/*.b2nd")}
     assert 0 < len(done) < len(cases)
-    assert not is_store(store)
     resumed = prepare(cases, SETTINGS, store, workers=0)
     assert all(path.stat().st_mtime_ns == made for path, made in done.items())
     ours = {name: data for name, data in content(store).items() if not name.endswith(".partial")}
@@ -206,10 +199,10 @@ def test_size_is_announced_and_compared_with_the_disk(
     assert "preparing 2 volumes into" in caplog.text
     assert "at most" in caplog.text
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(preparing.shutil, "disk_usage", lambda path: usage(0, 0, 2**30 + 100))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, 2**30 + 100))
     with pytest.raises(ValueError, match=r"3 prepared volumes take about .* kB .*--spacing X Y Z"):
         prepare(cases, SETTINGS, tmp_path / "store", workers=0)
-    monkeypatch.setattr(preparing.shutil, "disk_usage", lambda path: usage(0, 0, 2**30 + 20_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, 2**30 + 20_000))
     prepare(cases, SETTINGS, tmp_path / "store", workers=0)  # it fits, compressed
     assert len(PreparedVolumes.open_store(tmp_path / "store")) == 5
 
@@ -221,6 +214,30 @@ def test_killed_worker_is_told_of(cases: list[Case], tmp_path: Path, monkeypatch
     monkeypatch.setattr(preparing, "prepare_case", die)
     with pytest.raises(ChildProcessError, match="fewer --workers"):
         prepare(cases, SETTINGS, tmp_path / "store", workers=1)
+
+
+def test_errors_of_workers_are_told_as_they_are(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(case: Case, preparation: Preparation) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(preparing, "prepare_case", fail)
+    for workers in (0, 1):
+        with pytest.raises(OSError, match="No space left") as failed:
+            prepare(cases, SETTINGS, tmp_path / "store", workers=workers)
+        assert str(failed.value) == "[Errno 28] No space left on device"
+
+
+@pytest.mark.parametrize("module", ["nibabel", "blosc2"])
+def test_missing_library_is_named(
+    module: str, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=rf'{module} .*pip install "sparkmim\[volumes\]"'):
+        prepare(cases, SETTINGS, tmp_path / "store", workers=1)
+    with pytest.raises(ValueError, match="pip install"):
+        read_volume(Case("a", (tmp_path / f"a.{'b2nd' if module == 'blosc2' else 'nii'}",)))
 
 
 @pytest.mark.parametrize("text", [None, "{", "{}", '{"version": 99}', '{"version": 1, "volumes": [{"name": 1}]}'])

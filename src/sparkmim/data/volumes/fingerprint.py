@@ -21,6 +21,7 @@ from ..decoding.encoded import UnreadableImage
 from .base import Case
 from .foreground import bounding_box, raw_foreground, without_holes
 from .label_maps import looks_like_labels, spread
+from .libraries import library
 from .parallel import each
 from .reading import Volume, read_volume
 from .resampling import ANISOTROPIC
@@ -254,6 +255,7 @@ def measure(cases: Sequence[Case], workers: int = 0, cache: Path | None = None) 
     Raises:
         ValueError: if no volume can be read, with the first reason.
     """
+    library("nibabel")  # if it is missing, that is said before worker processes are started
     keys = [case_key(case) for case in cases]
     known = {} if cache is None else _read_cache(cache)
     left = [index for index, key in enumerate(keys) if key not in known]

@@ -6,12 +6,13 @@ import logging
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ...utils.interruption import leave_if_asked
 from ...utils.logging import is_rank_zero, log
@@ -26,15 +27,27 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class _Work(Dataset[Result], Generic[Item, Result]):
+class _Work(Dataset[Any], Generic[Item, Result]):
     def __init__(self, function: Callable[[Item], Result], items: Sequence[Item]) -> None:
         self.function, self.items = function, items
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> Result:
-        return self.function(self.items[index])
+    def __getitem__(self, index: int) -> Result | _Failed:
+        if get_worker_info() is None:
+            return self.function(self.items[index])
+        try:
+            return self.function(self.items[index])
+        except Exception as error:  # torch would put the traceback into its message
+            error.add_note(traceback.format_exc())
+            return _Failed(error)
+
+
+class _Failed(NamedTuple):
+    """What was raised in a worker process."""
+
+    error: Exception
 
 
 def each(function: Callable[[Item], Result], items: Sequence[Item], workers: int, doing: str) -> Iterator[Result]:
@@ -72,6 +85,8 @@ def each(function: Callable[[Item], Result], items: Sequence[Item], workers: int
                         "needed more memory than there is: use fewer --workers. What is done is kept"
                     ) from error
                 raise
+            if isinstance(result, _Failed):
+                raise result.error
             progress.advance()
             yield result
     finally:

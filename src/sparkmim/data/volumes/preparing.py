@@ -26,9 +26,11 @@ from .base import Case
 from .fingerprint import CaseFingerprint, Fingerprint, Intensities, case_key, measure
 from .foreground import bounding_box, raw_foreground, without_holes
 from .geometry import cropped, resampled, spacing_of
+from .libraries import library
 from .parallel import each
 from .reading import Volume, read_volume
 from .resampling import new_shape, resample, separate_axis
+from .settings import PrepareSettings as PrepareSettings
 from .store import CACHE, Entry, PreparedVolumes, compress, read_entry, volume_path, write_store
 
 VERSION = 1
@@ -50,35 +52,6 @@ PARTIAL_SECONDS = 3600.0
 """Age at which a file that is being written was left by a crash."""
 
 Kind = Literal["ct", "mr", "none"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareSettings:
-    """How volumes are prepared."""
-
-    spacing: Literal["median", "none"] | tuple[float, ...] = "median"
-    """Millimeters between voxels along X, Y and Z; median for nnU-Net's choice, none to leave volumes as they are."""
-
-    intensity: Literal["auto", "ct", "mr", "none"] = "auto"
-    """How values are normalized: ct clips to the percentiles 0.5 and 99.5 of all volumes and standardizes by their mean
-    and deviation, mr standardizes each volume, none leaves values as they are; auto is ct for channels that look like
-    Hounsfield units and mr for others."""
-
-    foreground: bool = True
-    """Crop to the box around the foreground."""
-
-    def __post_init__(self) -> None:
-        """Validate each field.
-
-        Raises:
-            ValueError: naming the value.
-        """
-        if self.spacing not in ("median", "none"):
-            sides = self.spacing
-            if isinstance(sides, str) or len(sides) != 3 or not all(0 < side < math.inf for side in sides):
-                raise ValueError(f"--spacing must be median, none or three numbers of mm above 0, got {self.spacing!r}")
-        if self.intensity not in ("auto", "ct", "mr", "none"):
-            raise ValueError(f"--intensity must be auto, ct, mr or none, got {self.intensity!r}")
 
 
 class Prepared(NamedTuple):
@@ -256,6 +229,7 @@ def prepare(
         ValueError: if no volume can be read, spacings are mixed and not resampled, or the disk has too little room.
         ChildProcessError: if a worker is killed.
     """
+    library("blosc2")
     fingerprint = measure(cases, workers, store / CACHE) if fingerprint is None else fingerprint
     usable = {case.name for case in fingerprint.cases}
     preparation = Preparation.of(settings, fingerprint) if preparation is None else preparation
@@ -281,9 +255,7 @@ def prepare(
             entries[case.name] = result
     if not entries:
         raise ValueError(f"none of the {len(cases)} volumes can be prepared; {unreadable[0][0]}: {unreadable[0][1]}")
-    write_store(
-        store, asdict(settings), fingerprint, [entries[c.name] for c in chosen if c.name in entries], unreadable
-    )
+    write_store(store, settings, fingerprint, [entries[c.name] for c in chosen if c.name in entries], unreadable)
     return PreparedVolumes.open_store(store)
 
 

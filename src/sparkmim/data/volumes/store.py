@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from ..sources.base import ImageSource
 from .fingerprint import Fingerprint
 from .geometry import spacing_of
 from .libraries import library
+from .settings import PrepareSettings
 
 VERSION = 1
 """Of the layout of a store."""
@@ -121,7 +123,7 @@ class PreparedVolumes(ImageSource):
 
     Attributes:
         root: folder of the store.
-        settings: how they were prepared, by name.
+        settings: how they were prepared.
         fingerprint: of the volumes before.
         unreadable: name and reason of each volume that could not be read.
     """
@@ -130,11 +132,11 @@ class PreparedVolumes(ImageSource):
         self,
         root: Path,
         entries: Sequence[Entry],
-        settings: Mapping[str, Any],
+        settings: PrepareSettings,
         fingerprint: Fingerprint,
         unreadable: Sequence[tuple[str, str]] = (),
     ) -> None:
-        self.root, self.settings, self.fingerprint = root, dict(settings), fingerprint
+        self.root, self.settings, self.fingerprint = root, settings, fingerprint
         self.entries, self.unreadable = list(entries), list(unreadable)
 
     @classmethod
@@ -155,7 +157,7 @@ class PreparedVolumes(ImageSource):
             ]
             fingerprint = Fingerprint.from_json(value["fingerprint"])
             unreadable = [(str(name), str(reason)) for name, reason in value["unreadable"]]
-            return cls(root, entries, value["settings"], fingerprint, unreadable)
+            return cls(root, entries, PrepareSettings.from_json(value["settings"]), fingerprint, unreadable)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{printable(str(root))} is not a store of prepared volumes ({type(error).__name__}: {error}); prepare "
@@ -168,6 +170,11 @@ class PreparedVolumes(ImageSource):
     def name(self, index: int) -> str:
         """Return the name of the case."""
         return self.entries[index].name
+
+    @property
+    def shapes(self) -> np.ndarray:
+        """Return the shape of each volume, `(N, 3)`: voxels along X, Y and Z."""
+        return np.array([entry.shape[1:] for entry in self.entries])
 
     def open(self, index: int) -> StoredVolume:
         """Return a volume, of which nothing is read yet."""
@@ -182,14 +189,14 @@ def is_store(path: str | Path) -> bool:
 
 def write_store(
     root: Path,
-    settings: Mapping[str, Any],
+    settings: PrepareSettings,
     fingerprint: Fingerprint,
     entries: Sequence[Entry],
     unreadable: Sequence[tuple[str, str]],
 ) -> None:
     """Write the list of a store's volumes, atomically."""
     volumes = [entry._asdict() | {"affine": entry.affine.tolist()} for entry in entries]
-    about = {"version": VERSION, "settings": dict(settings), "volumes": volumes, "unreadable": list(unreadable)}
+    about = {"version": VERSION, "settings": asdict(settings), "volumes": volumes, "unreadable": list(unreadable)}
     write_json(root / MANIFEST, about | {"fingerprint": fingerprint.as_json()})
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import numpy as np
+
 from ..sources.base import ImageSource
 from .base import Case
 from .fingerprint import Fingerprint, measure
@@ -53,6 +55,11 @@ class UnpreparedVolumes(ImageSource):
     def name(self, index: int) -> str:
         """Return the name of the case."""
         return self.cases[index].name
+
+    @property
+    def shapes(self) -> np.ndarray:
+        """Return the shape of each volume that was measured once it is prepared, `(N, 3)`: voxels along X, Y and Z."""
+        return np.array([self.preparation.size(case) for case in self.fingerprint.cases])
 
     def open(self, index: int) -> StoredVolume:
         """Return a volume, read and prepared.
