@@ -353,7 +353,7 @@ REFUSED: dict[str, tuple[Callable[[], SparK], str]] = {
     "deepest alone": (lambda: own(UNet(), hierarchy=False), "hierarchy=False decodes from the deepest map alone"),
     "a width": (lambda: own(UNet(), decoder_width=64), "decoder_width=64 has no effect with decoder='own'"),
     "blocks": (lambda: own(UNet(), decoder_block="convnext"), "decoder_block='convnext' has no effect"),
-    "a word": (lambda: own(UNet(), **{"decoder": "mine"}), "decoder"),
+    "a word": (lambda: own(UNet(), decoder="mine"), "decoder"),
 }
 
 

@@ -14,6 +14,8 @@ from PIL import Image
 
 from helpers import make_images
 from sparkmim.checkpoints.run_folder import RunFolder
+from sparkmim.evaluation.features import embed
+from sparkmim.pretraining.reconstruct import reconstruct
 from sparkmim.pretraining.run import pretrain
 from sparkmim.pretraining.volumes import crop_size
 
@@ -186,3 +188,17 @@ def test_recipe_s3d(volumes: Path, tmp_path: Path) -> None:
     assert record["model"]["mask_ratio"] == 0.75
     assert record["model"]["patch_size"] == [16] * 3
     assert len(losses(tmp_path / "run")) == 1
+
+
+def test_what_was_learned_prepares_other_volumes_alike(volumes: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pretrain(run, chosen={**TINY, "data": volumes, "epochs": 1.0})
+    other = make_volumes(tmp_path / "other", 3, (12, 14, 13), spacing=2.0)
+    found = embed(run / "encoder.safetensors", other, trust=True)
+    assert found.features.shape == (3, 16)
+    assert np.isfinite(found.features).all()
+    shown = reconstruct(run, other, trust=True)
+    assert shown.images.shape == (3, 1, 16, 16, 16)
+    assert reconstruct(run, trust=True).images.shape == (6, 1, 16, 16, 16)
+    with pytest.raises(ValueError, match=r"takes images of 3 axes, and these are pictures"):
+        embed(run / "encoder.safetensors", make_images(tmp_path / "images"), trust=True)

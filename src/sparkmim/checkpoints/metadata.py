@@ -75,6 +75,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "task": (lambda value: _text(value) and value != "", "a name"),
     "settings": (lambda value: isinstance(value, dict), "an object"),
     "targets": (lambda value: isinstance(value, dict), "an object"),
+    "volumes": (lambda value: isinstance(value, dict), "an object"),
     "padded": (lambda value: isinstance(value, bool), "true or false"),
 }
 """What each recorded value must be."""

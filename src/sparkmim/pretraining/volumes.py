@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..data.sources.base import ImageSource, Subset
-from ..data.statistics import spread
 from ..data.volumes.opening import prepared_as
-from ..data.volumes.store import MANIFEST, PreparedVolumes, StoredVolume
+from ..data.volumes.store import MANIFEST, PreparedVolumes
+from ..data.volumes.unprepared import UnpreparedVolumes
 from ..models.masking import random_visible
 from ..models.spark import SparK
 from ..training.config import Precision
@@ -25,16 +25,13 @@ LARGEST_CROP = 160
 AT_LEAST = 2
 """Crops that must fit into memory together."""
 
-MEASURED = 64
-"""Volumes whose sizes are looked at."""
-
 
 def median_extents(source: ImageSource) -> tuple[int, ...]:
-    """Return the median number of voxels of volumes along each axis."""
-    shapes = [
-        volume.shape[1:] for volume in map(source.open, spread(source, MEASURED)) if isinstance(volume, StoredVolume)
-    ]
-    return tuple(int(extent) for extent in np.median(np.array(shapes), axis=0))
+    """Return the median number of voxels of volumes along each axis, of those that were measured."""
+    while isinstance(source, Subset):
+        source = source.source
+    assert isinstance(source, (PreparedVolumes, UnpreparedVolumes))
+    return tuple(int(extent) for extent in np.median(source.shapes, axis=0))
 
 
 def is_normalized(source: ImageSource) -> bool:

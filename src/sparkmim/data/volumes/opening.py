@@ -49,7 +49,7 @@ def open_prepared(address: str | Path, preparation: Preparation, option: str = "
         ValueError: if there are none.
     """
     path = Path(str(address).removeprefix(SCHEME)).expanduser().absolute()
-    return UnpreparedVolumes(find_cases(path, option), preparation=preparation)
+    return UnpreparedVolumes(find_cases(path, option), preparation)
 
 
 class Stores:
@@ -84,7 +84,7 @@ class Stores:
         cases = find_cases(path, option)
         preparation = None if like is None else prepared_as(like)
         if self.beside is None:
-            return UnpreparedVolumes(cases, settings, preparation=preparation)
+            return UnpreparedVolumes(cases, settings if preparation is None else preparation)
         key = hashlib.sha256(repr((str(path), settings, preparation)).encode(errors="surrogateescape")).hexdigest()[:8]
         name = f"{path.name}-{key}"
         root = self.beside.parent / STORES if self.chosen is None else self.chosen

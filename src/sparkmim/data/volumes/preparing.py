@@ -190,8 +190,7 @@ class Preparation:
 
 def preparation_of(volumes: PreparedVolumes) -> Preparation:
     """Return what was done to the volumes of a store."""
-    settings: Any = {name: tuple(v) if isinstance(v, list) else v for name, v in volumes.settings.items()}
-    return Preparation.of(PrepareSettings(**settings), volumes.fingerprint)
+    return Preparation.of(volumes.settings, volumes.fingerprint)
 
 
 def prepare_case(case: Case, preparation: Preparation) -> Prepared:

@@ -23,30 +23,26 @@ KEPT = 4
 class UnpreparedVolumes(ImageSource):
     """Volumes that are read and prepared each time they are opened, the last few aside.
 
+    Args:
+        cases: the volumes.
+        how: what is done to each; or settings, which are resolved by measuring up to 32 of the volumes.
+
     Attributes:
-        settings: how they are prepared.
-        fingerprint: of all volumes, or of some of them.
-        preparation: what follows for each.
+        fingerprint: of some of the volumes, if settings were given.
+        preparation: what is done to each.
+
+    Raises:
+        ValueError: if none can be read, or spacings are mixed and not resampled.
     """
 
-    def __init__(
-        self,
-        cases: Sequence[Case],
-        settings: PrepareSettings,
-        fingerprint: Fingerprint | None = None,
-        preparation: Preparation | None = None,
-    ) -> None:
-        """Measure up to 32 of the volumes if no fingerprint is given.
-
-        Raises:
-            ValueError: if none can be read, or spacings are mixed and not resampled.
-        """
-        self.cases, self.settings = list(cases), settings
-        if fingerprint is None:
+    def __init__(self, cases: Sequence[Case], how: PrepareSettings | Preparation) -> None:
+        self.cases = list(cases)
+        self.fingerprint: Fingerprint | None = None
+        if isinstance(how, PrepareSettings):
             count = min(MEASURED, len(self.cases))
-            fingerprint = measure([self.cases[index * len(self.cases) // count] for index in range(count)])
-        self.fingerprint = fingerprint
-        self.preparation = Preparation.of(settings, fingerprint) if preparation is None else preparation
+            self.fingerprint = measure([self.cases[index * len(self.cases) // count] for index in range(count)])
+            how = Preparation.of(how, self.fingerprint)
+        self.preparation = how
         self._kept: OrderedDict[int, StoredVolume] = OrderedDict()
 
     def __len__(self) -> int:
@@ -59,7 +55,8 @@ class UnpreparedVolumes(ImageSource):
     @property
     def shapes(self) -> np.ndarray:
         """Return the shape of each volume that was measured once it is prepared, `(N, 3)`: voxels along X, Y and Z."""
-        return np.array([self.preparation.size(case) for case in self.fingerprint.cases])
+        measured = [] if self.fingerprint is None else self.fingerprint.cases
+        return np.array([self.preparation.size(case) for case in measured]).reshape(-1, 3)
 
     def open(self, index: int) -> StoredVolume:
         """Return a volume, read and prepared.
