@@ -22,6 +22,7 @@ from ...utils.io import SUFFIX, write_atomically
 from ...utils.logging import log
 from ...utils.text import printable
 from ..decoding.encoded import UnreadableImage
+from ..tables import named
 from .base import Case
 from .fingerprint import CaseFingerprint, Fingerprint, Intensities, case_key, measure
 from .foreground import bounding_box, raw_foreground, without_holes
@@ -73,6 +74,7 @@ class Preparation:
     Attributes:
         spacing: to resample to; None for none.
         kinds: how each channel is normalized.
+        modalities: what each channel is, which tells its foreground: that of its kind, or as it looks.
         intensities: of each channel over the set, for CT: low, high, mean and deviation.
         foreground: crop to it.
         masked: normalize MR within the foreground, and set the rest to 0.
@@ -80,6 +82,7 @@ class Preparation:
 
     spacing: tuple[float, ...] | None
     kinds: tuple[Kind, ...]
+    modalities: tuple[str, ...]
     intensities: tuple[tuple[float, float, float, float] | None, ...]
     foreground: bool
     masked: bool
@@ -95,16 +98,15 @@ class Preparation:
             _require_alike(fingerprint)
         named = None if settings.spacing == "none" else settings.spacing
         spacing = fingerprint.target_spacing if named == "median" else named
-        modalities: Any = fingerprint.modalities
-        auto = settings.intensity == "auto"
-        kinds: tuple[Any, ...] = modalities if auto else (settings.intensity,) * fingerprint.channels
+        guessed: Any = fingerprint.modalities
+        kinds: Any = guessed if settings.intensity == "auto" else (settings.intensity,) * fingerprint.channels
+        modalities = guessed if settings.intensity == "none" else kinds
         intensities = tuple(
             _clipping(fingerprint.intensities[channel]) if kind == "ct" else None for channel, kind in enumerate(kinds)
         )
         masked = settings.foreground and "mr" in kinds and fingerprint.foreground_share < MASKED_BELOW
-        return cls(
-            None if spacing is None else tuple(map(float, spacing)), kinds, intensities, settings.foreground, masked
-        )
+        sides = None if spacing is None else tuple(map(float, spacing))
+        return cls(sides, kinds, modalities, intensities, settings.foreground, masked)
 
     def apply(self, volume: Volume) -> Prepared:
         """Crop, normalize and resample a volume.
@@ -117,12 +119,12 @@ class Preparation:
         values, affine = volume.values, volume.affine
         mask = None
         if self.foreground:
-            mask = raw_foreground(values, self.kinds)
+            mask = raw_foreground(values, self.modalities)
             box = bounding_box(mask)
             affine = cropped(affine, [side.start for side in box])
             values, mask = values[:, *box], mask[box]
         if self.masked and mask is not None:
-            mask = without_holes(mask, self.kinds)
+            mask = without_holes(mask, self.modalities)
         values = np.stack(
             [self._normalize(channel, index, mask if self.masked else None) for index, channel in enumerate(values)]
         )
@@ -190,7 +192,7 @@ def prepare(
         settings: how they are prepared.
         store: a folder, made if missing.
         workers: processes; 0 prepares in this one.
-        fingerprint: of the volumes, if it is measured already.
+        fingerprint: of all these volumes, if it is measured already.
 
     Raises:
         ValueError: if no volume can be read, spacings are mixed and not resampled, or the disk has too little room.
@@ -199,6 +201,9 @@ def prepare(
     library("blosc2")
     fingerprint = measure(cases, workers, store / CACHE) if fingerprint is None else fingerprint
     usable = {case.name for case in fingerprint.cases}
+    unknown = [case.name for case in cases if case.name not in usable | {name for name, _ in fingerprint.unreadable}]
+    if unknown:
+        raise ValueError(f"the fingerprint is of other volumes, without {len(unknown)} of these: {named(unknown)}")
     preparation = Preparation.of(settings, fingerprint)
     chosen = [case for case in cases if case.name in usable]
     entries: dict[str, Entry] = {}
