@@ -5,6 +5,7 @@ With your own volumes it is one command: `sparkmim pretrain --data FOLDER --mode
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def write_data(folder: Path) -> None:
 
 def main() -> None:
     """Write the data, pretrain, and say where to look."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     data = OUTPUT.parent / f"{OUTPUT.name}-data"
     write_data(data)
     outcome = sparkmim.pretrain(

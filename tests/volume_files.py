@@ -151,10 +151,16 @@ def write_tiff(path: Path, values: np.ndarray, spacing: Sequence[float] = (1, 1,
 
 
 def write_ome_zarr(
-    path: Path, values: np.ndarray, spacing: Sequence[float] = (1, 1, 1), *, unit: str = "millimeter", axes: str = "zyx"
+    path: Path,
+    values: np.ndarray,
+    spacing: Sequence[float] = (1, 1, 1),
+    *,
+    unit: str = "millimeter",
+    axes: str = "zyx",
+    new: bool = False,
 ) -> Path:
-    """Write an OME-Zarr image of version 0.4 from `(C, X, Y, Z)` or `(X, Y, Z)`."""
-    group = zarr.open_group(str(path), mode="w", zarr_format=2)
+    """Write an OME-Zarr image of version 0.4, or 0.5 if new, from `(C, X, Y, Z)` or `(X, Y, Z)`."""
+    group = zarr.open_group(str(path), mode="w", zarr_format=3 if new else 2)
     array = values.transpose((0, 3, 2, 1) if values.ndim == 4 else (2, 1, 0))
     while array.ndim < len(axes):
         array = array[None]
@@ -168,7 +174,8 @@ def write_ome_zarr(
         {"name": a, "type": kinds[a]} if a in kinds else {"name": a, "type": "space", "unit": unit} for a in axes
     ]
     datasets: Any = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}]
-    group.attrs["multiscales"] = [{"version": "0.4", "axes": named, "datasets": datasets}]
+    scales: Any = [{"version": "0.4", "axes": named, "datasets": datasets}]
+    group.attrs.update({"ome": {"version": "0.5", "multiscales": scales}} if new else {"multiscales": scales})
     return path
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from pydicom.uid import generate_uid
 
 from sparkmim.data.volumes.cases import find_cases, is_volumes
+from sparkmim.data.volumes.label_maps import named_as_labels
 from volume_files import phantom, write_blosc, write_itk, write_nifti, write_ome_zarr, write_series, write_tiff
 
 
@@ -79,6 +80,35 @@ def test_label_maps_are_passed_over_or_refused(labels: str, tmp_path: Path, capl
     assert [case.name for case in found] == ["images/a.nii.gz"]
     assert "a label map" in found.skipped[0][1]
     assert "label map" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a_seg", True),
+        ("Segmentation.seg", True),
+        ("segmentation-12", True),
+        ("labels/001", True),
+        ("s0001/segmentations/liver", True),
+        ("labelsTr/BRATS_001", True),
+        ("BraTS-GLI-00000-000-seg", True),
+        ("sub-01_space-T1w_dseg", True),
+        ("manual_masks_final/x", False),
+        ("masked_T1", False),
+        ("segment_volume", False),
+        ("images/case_001", False),
+        ("gtx980", False),
+    ],
+)
+def test_names_of_label_maps(name: str, expected: bool) -> None:
+    assert named_as_labels(f"{name}.nii.gz") is expected
+
+
+def test_images_and_label_maps_of_like_names_are_told_apart(tmp_path: Path) -> None:
+    for index in range(4):
+        write_nifti(tmp_path / f"label_{index}.nii.gz", phantom(index) if index % 2 else phantom(index) // 200)
+    found = find_cases(tmp_path)
+    assert [case.name for case in found] == ["label_1.nii.gz", "label_3.nii.gz"]
 
 
 def test_images_that_are_named_as_labels_are_kept(tmp_path: Path) -> None:

@@ -188,6 +188,15 @@ def test_mr_is_standardized_within_a_small_foreground(tmp_path: Path) -> None:
     np.testing.assert_array_equal(prepared(path, foreground=False, intensity="none").values[0], ball)
 
 
+def test_foreground_follows_what_channels_are(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "a.nii", ct())
+    assert prepared(path, intensity="none").values.shape == (1, 16, 16, 12)  # of CT, whose values stay
+    noisy = write_nifti(
+        tmp_path / "b.nii", ct() + np.random.default_rng(0).integers(-9, 9, (24, 24, 12)).astype(np.int16)
+    )
+    assert prepared(noisy, intensity="mr").values.shape == (1, 24, 24, 12)
+
+
 def test_channels_of_both_kinds(tmp_path: Path) -> None:
     pet = np.random.default_rng(0).random((24, 24, 12)).astype(np.float32)
     files = [write_nifti(tmp_path / f"a_000{i}.nii", v) for i, v in enumerate((pet, ct().astype(np.float32)))]

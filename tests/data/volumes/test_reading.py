@@ -97,10 +97,11 @@ def test_as_nibabel_and_simpleitk_see_it(layout: Any, tmp_path: Path) -> None:
         lambda folder, values: write_ome_zarr(
             folder / "v.zarr", values, (500, 500, 2000), unit="micrometer", axes="tczyx"
         ),
+        lambda folder, values: write_ome_zarr(folder / "v.zarr", values, (0.5, 0.5, 2.0), new=True),
         lambda folder, values: _npz(folder / "v.npz", values, (0.5, 0.5, 2.0)),
         lambda folder, values: _ome_tiff(folder / "v.ome.tif", values, (0.5, 0.5, 2.0)),
     ],
-    ids=["imagej", "ome-zarr", "ome-zarr-5d", "npz", "ome-tiff"],
+    ids=["imagej", "ome-zarr", "ome-zarr-5d", "ome-zarr-0.5", "npz", "ome-tiff"],
 )
 def test_formats_without_directions_keep_spacing(write: Callable[[Path, np.ndarray], Path], tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
@@ -157,6 +158,13 @@ def test_scaled_values_of_nifti(tmp_path: Path) -> None:
     image.header.set_slope_inter(0.25, -100)
     nib.save(image, tmp_path / "a.nii.gz")
     np.testing.assert_allclose(read(tmp_path / "a.nii.gz").values[0], load_nifti(tmp_path / "a.nii.gz").get_fdata())
+
+
+def test_colors_of_nifti(tmp_path: Path) -> None:
+    colors = np.random.default_rng(0).integers(0, 255, (*SHAPE, 3)).astype(np.uint8)
+    kind = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+    values = read(write_nifti(tmp_path / "a.nii", colors.view(kind)[..., 0])).values
+    np.testing.assert_array_equal(values, np.moveaxis(colors, -1, 0))
 
 
 def test_nan_is_background_and_counted(tmp_path: Path) -> None:
@@ -228,6 +236,26 @@ def _sheared(extension: str) -> Callable[[Path], tuple[Path, ...]]:
     return make
 
 
+def _compressed(extension: str) -> Callable[[Path], tuple[Path, ...]]:
+    def make(folder: Path) -> tuple[Path, ...]:
+        sitk.WriteImage(itk_image(phantom(), np.eye(4)), str(folder / f"a{extension}"), useCompression=True)
+        return (_cut(folder / f"a{extension}", 0.6),)
+
+    return make
+
+
+def _truncated_slice(folder: Path) -> tuple[Path, ...]:
+    files = sorted(write_series(folder, phantom(), np.eye(4)).glob("*.dcm"))
+    _cut(files[3], 0.7)
+    return tuple(files)
+
+
+def _missing_raw(folder: Path) -> tuple[Path, ...]:
+    write_itk(folder / "a.mhd", phantom(), np.eye(4))
+    (folder / "a.raw").unlink()
+    return (folder / "a.mhd",)
+
+
 def _series(change: Callable[[Any, int], None], drop: tuple[int, ...] = ()) -> Callable[[Path], tuple[Path, ...]]:
     def make(folder: Path) -> tuple[Path, ...]:
         write_series(folder, phantom(), np.diag([1.0, 1.0, 2.5, 1.0]), change=change)
@@ -292,6 +320,10 @@ BAD: dict[str, tuple[Callable[[Path], tuple[Path, ...]], str]] = {
     "truncated gz": (_truncated_gz, "truncated or damaged"),
     "flipped bit": (_flipped_bit, "truncated or damaged"),
     **{f"truncated {e}": (_truncated(e), ".") for e in (".nii", ".nrrd", ".mha", ".npy", ".npz", ".tif", ".b2nd")},
+    "truncated compressed .nrrd": (_compressed(".nrrd"), "."),
+    "truncated compressed .mha": (_compressed(".mha"), "."),
+    "truncated slice": (_truncated_slice, "."),
+    "raw file missing": (_missing_raw, "."),
     "infinite": (_values(lambda v: _with(v, np.inf)), "1 of .* infinite"),
     "beyond float32": (
         lambda folder: (write_nifti(folder / "a.nii", _with(phantom().astype(np.float64), 1e300)),),
@@ -343,7 +375,7 @@ def test_bad_files_are_refused_with_a_reason(kind: str, tmp_path: Path, capfd: p
         read(*files)
     assert len(str(refused.value)) > 10
     assert "\n" not in str(refused.value)
-    if kind != "truncated .mha":  # whose reader writes to the terminal by itself
+    if not kind.endswith((".mha", "missing")):  # whose reader writes to the terminal by itself
         assert not capfd.readouterr().err
 
 

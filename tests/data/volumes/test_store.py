@@ -207,6 +207,17 @@ def test_size_is_announced_and_compared_with_the_disk(
     assert len(PreparedVolumes.open_store(tmp_path / "store")) == 5
 
 
+def test_fingerprint_of_other_volumes_is_refused(cases: list[Case], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="without 2 of these"):
+        prepare(cases, SETTINGS, tmp_path / "store", workers=0, fingerprint=measure(cases[:3]))
+
+
+def test_crops_of_volumes_in_memory_are_copies(cases: list[Case]) -> None:
+    volume = UnpreparedVolumes(cases, SETTINGS).open(0)
+    volume.decode(1).zero_()
+    assert volume.decode(1).any()
+
+
 def test_killed_worker_is_told_of(cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(case: Case, preparation: Preparation) -> None:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -35,7 +35,7 @@ BIDS_SERIES = re.compile(r".*_(bold|cbv|sbref|dwi|asl|m0scan|epi|phasediff|phase
 """Names of files of a BIDS data set that hold time series, diffusion directions or maps of the field."""
 
 LABELS_READ = 3
-"""Files named as label maps that are read, to see whether they are."""
+"""Files named as label maps that are read first, to see whether they are."""
 
 LOOKED_AT = 20_000
 """Files among which one that holds a volume is looked for."""
@@ -181,7 +181,9 @@ def _in_folder(root: Path, option: str) -> Cases:
 
 
 def without_labels(root: Path, names: Sequence[str], option: str) -> tuple[list[str], list[tuple[str, str]]]:
-    """Leave out the files that are named as label maps, if the first of them hold few different whole numbers.
+    """Leave out the files that are named as label maps and hold few different whole numbers.
+
+    A few of those so named are read, and all if these differ.
 
     Returns:
         The names that are left, and those left out with the reason.
@@ -190,10 +192,15 @@ def without_labels(root: Path, names: Sequence[str], option: str) -> tuple[list[
         ValueError: if none is left.
     """
     suspects = [name for name in names if named_as_labels(name, root)]
-    spread = suspects[:: max(1, len(suspects) // LABELS_READ)][:LABELS_READ]
-    if not suspects or not all(_holds_labels(root / name) for name in spread):
-        return list(names), []
-    if len(suspects) == len(names):
+    read = {
+        name: _holds_labels(root / name) for name in suspects[:: max(1, len(suspects) // LABELS_READ)][:LABELS_READ]
+    }
+    if len(set(read.values())) > 1:
+        read = {name: _holds_labels(root / name) for name in suspects}
+        suspects = [name for name in suspects if read[name]]
+    elif False in read.values():
+        suspects = []
+    if suspects and len(suspects) == len(names):
         raise ValueError(
             f"{option} {printable(str(root))} holds label maps, not images: its {len(names)} files are named as such "
             f"({printable(suspects[0])}) and hold few different whole numbers; name the folder of the images"

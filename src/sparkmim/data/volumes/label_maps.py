@@ -17,11 +17,12 @@ FOLDER = re.compile(
 """Names of folders of label maps, such as nnU-Net's labelsTr."""
 
 FILE = re.compile(
-    r"(.*[-_. ])?(seg|segs|segmentation|label|labels|mask|masks|dseg|gt|groundtruth|roi|lesions?|aseg|aparc|wmparc)"
-    r"(\d{0,2}|[-_ ]?(manual|auto|final|corrected|ref))",
+    r"(.*[-_. ])?"
+    r"(segs?|segmentations?|labels?|labelmap|masks?|dseg|gt|ground[-_]?truth|roi|aseg|aparc|wmparc)"
+    r"\d*([-_. ].*)?",
     re.IGNORECASE,
 )
-"""Names of files of label maps, without their extension, such as BraTS's `..._seg` and BIDS's `..._dseg`."""
+"""Names of files of label maps, without their extension, such as `..._seg` of BraTS and `segmentation-12` of LiTS."""
 
 MOST_LABELS = 256
 """Most different whole numbers of a label map."""

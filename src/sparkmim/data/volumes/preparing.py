@@ -22,6 +22,7 @@ from ...utils.io import SUFFIX, write_atomically
 from ...utils.logging import log
 from ...utils.text import printable
 from ..decoding.encoded import UnreadableImage
+from ..tables import named
 from .base import Case
 from .fingerprint import CaseFingerprint, Fingerprint, Intensities, case_key, measure
 from .foreground import bounding_box, raw_foreground, without_holes
@@ -73,6 +74,7 @@ class Preparation:
     Attributes:
         spacing: to resample to; None for none.
         kinds: how each channel is normalized.
+        modalities: what each channel is, which tells its foreground: that of its kind, or as it looks.
         intensities: of each channel over the set, for CT: low, high, mean and deviation.
         foreground: crop to it.
         masked: normalize MR within the foreground, and set the rest to 0.
@@ -80,6 +82,7 @@ class Preparation:
 
     spacing: tuple[float, ...] | None
     kinds: tuple[Kind, ...]
+    modalities: tuple[str, ...]
     intensities: tuple[tuple[float, float, float, float] | None, ...]
     foreground: bool
     masked: bool
@@ -95,16 +98,15 @@ class Preparation:
             _require_alike(fingerprint)
         named = None if settings.spacing == "none" else settings.spacing
         spacing = fingerprint.target_spacing if named == "median" else named
-        modalities: Any = fingerprint.modalities
-        auto = settings.intensity == "auto"
-        kinds: tuple[Any, ...] = modalities if auto else (settings.intensity,) * fingerprint.channels
+        guessed: Any = fingerprint.modalities
+        kinds: Any = guessed if settings.intensity == "auto" else (settings.intensity,) * fingerprint.channels
+        modalities = guessed if settings.intensity == "none" else kinds
         intensities = tuple(
             _clipping(fingerprint.intensities[channel]) if kind == "ct" else None for channel, kind in enumerate(kinds)
         )
         masked = settings.foreground and "mr" in kinds and fingerprint.foreground_share < MASKED_BELOW
-        return cls(
-            None if spacing is None else tuple(map(float, spacing)), kinds, intensities, settings.foreground, masked
-        )
+        sides = None if spacing is None else tuple(map(float, spacing))
+        return cls(sides, kinds, modalities, intensities, settings.foreground, masked)
 
     def as_json(self) -> dict[str, Any]:
         """Return what :meth:`from_json` reads."""
@@ -120,14 +122,16 @@ class Preparation:
         try:
             spacing = None if value["spacing"] is None else tuple(map(float, value["spacing"]))
             intensities = [None if part is None else tuple(map(float, part)) for part in value["intensities"]]
-            kinds = tuple(value["kinds"])
-            sound = len(kinds) == len(intensities) and set(kinds) <= set(get_args(Kind))
+            kinds, modalities = tuple(value["kinds"]), tuple(value["modalities"])
+            sound = len(kinds) == len(intensities) == len(modalities) and set(kinds) <= set(get_args(Kind))
+            sound = sound and set(modalities) <= {"ct", "mr"}
             sound = sound and all(part is None or (len(part) == 4 and part[3] > 0) for part in intensities)
             sound = sound and (spacing is None or (len(spacing) == 3 and all(0 < side < math.inf for side in spacing)))
             if not sound or not all(math.isfinite(number) for part in intensities for number in part or ()):
                 raise ValueError("its values cannot be")
             found: Any = intensities
-            return cls(spacing, kinds, tuple(found), bool(value["foreground"]), bool(value["masked"]))
+            foreground, masked = bool(value["foreground"]), bool(value["masked"])
+            return cls(spacing, kinds, modalities, tuple(found), foreground, masked)
         except (KeyError, TypeError) as error:
             raise ValueError(f"it lacks what volumes were prepared by ({error})") from error
 
@@ -142,12 +146,12 @@ class Preparation:
         values, affine = volume.values, volume.affine
         mask = None
         if self.foreground:
-            mask = raw_foreground(values, self.kinds)
+            mask = raw_foreground(values, self.modalities)
             box = bounding_box(mask)
             affine = cropped(affine, [side.start for side in box])
             values, mask = values[:, *box], mask[box]
         if self.masked and mask is not None:
-            mask = without_holes(mask, self.kinds)
+            mask = without_holes(mask, self.modalities)
         values = np.stack(
             [self._normalize(channel, index, mask if self.masked else None) for index, channel in enumerate(values)]
         )
@@ -221,7 +225,7 @@ def prepare(
         settings: how they are prepared.
         store: a folder, made if missing.
         workers: processes; 0 prepares in this one.
-        fingerprint: of the volumes, if it is measured already.
+        fingerprint: of all these volumes, if it is measured already.
         preparation: what is done to each, if it was resolved for other volumes, as for those held out.
 
     Raises:
@@ -231,6 +235,9 @@ def prepare(
     library("blosc2")
     fingerprint = measure(cases, workers, store / CACHE) if fingerprint is None else fingerprint
     usable = {case.name for case in fingerprint.cases}
+    unknown = [case.name for case in cases if case.name not in usable | {name for name, _ in fingerprint.unreadable}]
+    if unknown:
+        raise ValueError(f"the fingerprint is of other volumes, without {len(unknown)} of these: {named(unknown)}")
     preparation = Preparation.of(settings, fingerprint) if preparation is None else preparation
     chosen = [case for case in cases if case.name in usable]
     entries: dict[str, Entry] = {}

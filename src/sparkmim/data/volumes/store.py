@@ -90,7 +90,7 @@ class StoredVolume(EncodedImage):
             )
         part = (slice(None), *map(slice, start, stop))
         if isinstance(self._content, np.ndarray):
-            return torch.from_numpy(np.ascontiguousarray(self._content[part]))
+            return torch.from_numpy(self._content[part].copy())
         try:
             array = open_array(self._content)
             if array.shape != self.shape:
