@@ -6,10 +6,10 @@ WORKERS ?= 2
 TESTS ?= tests
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo quick test lint format docs wheel floor zoo clean help
+.PHONY: demo demo-volumes quick test lint format docs wheel floor zoo clean help
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*##/\1\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*##/\1\t/'
 
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -18,6 +18,9 @@ $(VENV)/installed: pyproject.toml
 
 demo: $(VENV)/installed  ## pretrain on built-in photographs: minutes on a CPU
 	$(BIN)/sparkmim demo
+
+demo-volumes: $(VENV)/installed  ## pretrain on phantoms and a real volume: minutes on a CPU
+	$(BIN)/python examples/volumes.py
 
 quick: $(VENV)/installed  ## the tests that are not marked slow, without GPU and integration tests: below three minutes
 	$(PYTEST) -m "not slow and not gpu" --ignore tests/integration $(TESTS)

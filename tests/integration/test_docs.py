@@ -17,6 +17,7 @@ import sparkmim
 import sparkmim.sparse
 from sparkmim.checkpoints.encoder import save_encoder
 from sparkmim.cli import main
+from volume_files import phantom, write_nifti
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -41,6 +42,15 @@ def test_readme() -> None:
     names = run_blocks("../README.md", 1, loader=[torch.randn(2, 3, 224, 224)])
     assert names["picture"].shape == (2, 3, 224, 224)
     assert len(names["features"]) == 4
+
+
+def test_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hippocampus" / "images").mkdir(parents=True)
+    for index in range(2):
+        write_nifti(tmp_path / "hippocampus" / "images" / f"{index}.nii.gz", phantom(index, (40, 40, 30)))
+    monkeypatch.chdir(tmp_path)
+    assert run_blocks("guides/volumes.md", 1)["crop"].shape == (1, 32, 32, 24)
+    assert (tmp_path / "crop.nii.gz").is_file()
 
 
 def test_your_own_convnet() -> None:

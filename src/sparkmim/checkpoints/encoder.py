@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.config import DataConfig, ViewConfig, files_of
+from ..data.volumes.preparing import Preparation
 from ..models.backbone import Backbone
 from ..models.factory import code_of, is_registered, load_backbone
 from ..utils.fields import flag, show, validate_as
@@ -58,8 +59,8 @@ def network_metadata(model: str, stages: Sequence[str], in_chans: int, data: Vie
         stages: names of the submodules whose outputs are the feature maps, if given by the user.
         in_chans: channels of the images.
         data: how images are prepared.
-        more: further values: `step`, `levels` (number of feature maps, if given by the user), and `classes` of a
-            classifier.
+        more: further values: `step`, `levels` (number of feature maps, if given by the user), `classes` of a
+            classifier, and `volumes` (how they were prepared).
     """
     values = {
         "model": model,
@@ -107,6 +108,7 @@ class TrainedEncoder(NamedTuple):
         levels: number of feature maps, if given by the user.
         statistics_known: whether mean and standard deviation are those that the weights were trained with; if not, they
             are a default, and those of the images at hand serve better.
+        volumes: how the volumes that it has learned from were prepared; None for images.
     """
 
     name: str
@@ -116,6 +118,7 @@ class TrainedEncoder(NamedTuple):
     stages: tuple[str, ...] = ()
     levels: int | None = None
     statistics_known: bool = True
+    volumes: Preparation | None = None
 
 
 def load_encoder(
@@ -194,7 +197,7 @@ def load_trained_encoder(
     backbone.module.eval()
     step = None if "classes" in known else known.get("step")  # a classifier's steps are not those of a pretraining
     data, certain = _input_of(backbone, {**_published(backbone), **known}, recorded.path)
-    return TrainedEncoder(name, backbone, data, step, tuple(stages), levels, certain)
+    return TrainedEncoder(name, backbone, data, step, tuple(stages), levels, certain, _volumes_of(known, recorded.path))
 
 
 def find_weights(encoder: str | Path) -> Path:
@@ -332,6 +335,20 @@ def input_of_weights(weights: str | Path, backbone: Backbone) -> dict[str, Any]:
 def _without_encoder(path: Path) -> bool:
     """Return whether a path is the folder of a run that has written no encoder yet."""
     return path.is_dir() and not of_timm_folder(path) and not RunFolder(path).encoder.is_file()
+
+
+def _volumes_of(known: Mapping[str, Any], path: object) -> Preparation | None:
+    """Return how volumes were prepared, as a file records; None for images.
+
+    Raises:
+        ValueError: if it cannot be.
+    """
+    if "volumes" not in known:
+        return None
+    try:
+        return Preparation.from_json(known["volumes"])
+    except ValueError as error:
+        raise ValueError(f"{path} records how volumes were prepared, and is damaged: {error}") from error
 
 
 def _input_of(backbone: Backbone, known: Mapping[str, Any], path: object = "timm") -> tuple[DataConfig, bool]:

@@ -15,6 +15,7 @@ import torchvision
 
 from ..data.config import Pages
 from ..models.factory import is_registered
+from ..models.named.base import find_named
 from ..utils.io import parse_json, read_json
 from ..utils.specs import is_function
 from ..utils.text import printable
@@ -74,6 +75,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "task": (lambda value: _text(value) and value != "", "a name"),
     "settings": (lambda value: isinstance(value, dict), "an object"),
     "targets": (lambda value: isinstance(value, dict), "an object"),
+    "volumes": (lambda value: isinstance(value, dict), "an object"),
     "padded": (lambda value: isinstance(value, bool), "true or false"),
 }
 """What each recorded value must be."""
@@ -208,6 +210,13 @@ def require_room(model: str, path: Path) -> None:
 
 def _known_values(model: str) -> int:
     """Return the number of values of a registered network, 0 where it cannot be had without building the network."""
+    named = find_named(model)
+    if named is not None:
+        try:
+            with torch.device("meta"):
+                return sum(parameter.numel() for parameter in named.build(None).module.parameters())
+        except (RuntimeError, NotImplementedError):
+            return 0
     if is_function(model):  # whole networks of torchvision are saved, as these numbers count them
         name = model.rpartition(":")[2]
         return int(torchvision.models.get_model_weights(name)["DEFAULT"].meta["num_params"])

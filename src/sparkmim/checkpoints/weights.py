@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from ..models.backbone import Backbone
@@ -250,6 +249,12 @@ def _load(
         spare = unreached()
         needed = [key for key in needed if key not in spare]
     misshaped = [key for key in found if found[key].shape != own[key].shape]
+    if misshaped and adapted is not None:
+        spare = unreached()
+        aside += [key for key in misshaped if key in spare]  # a U-Net's last layer has as many channels as its image
+        found = {key: tensor for key, tensor in found.items() if key not in aside}
+        missing += [key for key in misshaped if key in spare]
+        misshaped = [key for key in misshaped if key not in spare]
     rest = [key for key in tensors if key not in own]
     parts = {key.split(".")[0] for key in own} - {_classifier(module)}
     surplus = [key for key in rest if key.split(".")[0] in parts and not key.endswith(COUNTER)]
@@ -289,11 +294,28 @@ def _adapt_first_conv(found: dict[str, Tensor], module: nn.Module) -> int | None
     """
     name, conv = _first_conv(module)
     weight = found.get(f"{name}.weight")
-    if weight is None or weight.ndim != 4 or weight.shape == conv.weight.shape:
+    if weight is None or weight.ndim != conv.weight.ndim or weight.shape == conv.weight.shape:
         return None
     came, wanted = weight.shape[1], conv.weight.shape[1]
-    found[f"{name}.weight"] = adapt_input_conv(wanted, weight, base_chans=came)
+    for own, parameter in module.named_parameters(remove_duplicate=False):  # nnU-Net's has several names
+        if parameter is conv.weight and own in found:
+            found[own] = adapt_channels(found[own], wanted)
     return came if came != wanted else None
+
+
+def adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """Adapt a first convolution's weight `(out, in, *kernel)` to another number of input channels, as timm does.
+
+    For one channel the weights of all are summed. For more they are repeated, and scaled so that an image whose channels
+    are equal gives the same.
+    """
+    came = weight.shape[1]
+    if came == channels:
+        return weight
+    if channels == 1:
+        return weight.float().sum(1, keepdim=True).to(weight.dtype)
+    repeated = torch.cat([weight.float()] * -(-channels // came), 1)[:, :channels]
+    return (repeated * (came / channels)).to(weight.dtype)
 
 
 def _first_conv(module: nn.Module) -> tuple[str, Any]:
@@ -308,9 +330,9 @@ def _classifier(module: nn.Module) -> str | None:
 
 
 def _unreached(module: nn.Module) -> set[str]:
-    """Return the names of tensors that no feature map depends on, empty if the network does not offer its maps."""
+    """Return the names of tensors that no feature map depends on, empty if the network has no maps."""
     _, conv = _first_conv(module)
-    if conv is not None and hasattr(module, "forward_intermediates"):
-        with suppress(ValueError):  # the maps are not a pyramid
+    if conv is not None:
+        with suppress(Exception):  # the maps are not a pyramid, or are not found
             return Backbone(module, in_chans=conv.in_channels).unreached_tensors()
     return set()

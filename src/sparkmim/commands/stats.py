@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from ..data.config import MAX_PIXELS, FileConfig, Pages
 from ..utils.fields import validate_as
@@ -15,19 +16,33 @@ def command(
     pages: Pages = "channels",
     nodata: float | None = None,
     max_pixels: int = MAX_PIXELS,
+    workers: int = 2,
+    output: str | None = None,
 ) -> int:
     """Measure the mean and standard deviation of the channels of images, as flags for `sparkmim pretrain`.
 
+    Of volumes, show sizes, spacings and intensities.
+
     Args:
-        data: folder of images, or an address (SCHEME://...).
-        in_chans: channels of the images.
-        limit: maximum number of images to read, spread evenly over the folder.
+        data: folder of images, or an address (SCHEME://...); folder or list of volumes.
+        in_chans: channels of the images; those of volumes are in the files.
+        limit: maximum number of images or volumes to read, spread evenly over the folder.
         pages: what the pages of a TIFF file are, as for `sparkmim pretrain`.
         nodata: value of pixels without data, beside NaN and the one that a GeoTIFF names.
         max_pixels: most pixels of an image.
+        workers: processes that read volumes.
+        output: a .png file for the histograms of volumes.
     """
-    if in_chans < 1 or limit < 1:
-        raise ValueError(f"--in-chans {in_chans} and --limit {limit} must be at least 1")
+    if in_chans < 1 or limit < 1 or workers < 0:
+        raise ValueError(
+            f"--in-chans {in_chans} and --limit {limit} must be at least 1, --workers {workers} at least 0"
+        )
+    from ..data.volumes.cases import is_volumes
+
+    if is_volumes(data):
+        return _volumes(data, limit, workers, None if output is None else Path(output))
+    if output is not None:
+        raise ValueError(f"--output {output} is for the histograms of volumes; {data} is not one of volumes")
     from ..data.sources.address import open_source
     from ..data.sources.pages import by_page
     from ..data.statistics import channel_statistics
@@ -38,4 +53,31 @@ def command(
     measured = channel_statistics(source, in_chans, limit, files)
     print(f"--mean {' '.join(map(str, measured.mean))} --std {' '.join(map(str, measured.std))}")
     print(f"measured on {measured.images} images", file=sys.stderr)
+    return 0
+
+
+def _volumes(data: str, limit: int, workers: int, output: Path | None) -> int:
+    """Print the fingerprint of volumes, and draw it."""
+    from ..data.statistics import spread_indices
+    from ..data.volumes.cases import find_cases
+    from ..data.volumes.fingerprint import measure
+    from ..data.volumes.store import PreparedVolumes, is_store
+    from ..data.volumes.summary import fingerprint_picture, fingerprint_table
+    from ..utils.io import require_suffix, require_writable, write_atomically
+    from ..utils.logging import printing
+
+    if output is not None:
+        require_suffix(output, ".png")
+        require_writable(output)
+    with printing():
+        if is_store(data):
+            found = PreparedVolumes.open_store(data).fingerprint
+        else:
+            cases = find_cases(data)
+            found = measure([cases[index] for index in spread_indices(limit, len(cases))], workers)
+    print(fingerprint_table(found))
+    if output is not None:
+        picture = fingerprint_picture(found)
+        write_atomically(output, lambda file: picture.save(file, "png"))
+        print(f"wrote {output}", file=sys.stderr)
     return 0

@@ -29,7 +29,7 @@ from .sampler import InOrder, Key, Positions
 from .seeding import Stream, keyed_generator
 from .shared_memory import SHARED_MEMORY, PipedBatch, PipedIfFull, shared_memory_free
 from .sources.base import ImageSource
-from .views import View
+from .views import AnyView
 
 MAX_REPLACEMENTS = 100
 """Unreadable images in a row, drawn at random, after which reading fails."""
@@ -48,19 +48,19 @@ class Batch(NamedTuple):
     """Masked views.
 
     Attributes:
-        images: `(B, C, H, W)`, uint8, or float32 where images have more than 8 bits; see
+        images: `(B, C, *size)`, uint8, or float32 where images have more than 8 bits; see
             :class:`~sparkmim.data.normalize.Normalize`.
         visible: `(B, *grid)`, True = visible.
         indices: index of each image in the source; for an unreadable image, that of its replacement, if there is one.
         broken: index and error of each image that could not be read.
-        has_data: `(B, C, H, W)`, True where a pixel has data; None if all have. The others are NaN in `images`.
+        has_data: `(B, C, *size)`, True where a pixel has data; None if all have. The others are NaN in `images`.
     """
 
-    images: Shaped[Tensor, "batch channel height width"]
+    images: Shaped[Tensor, "batch channel *size"]
     visible: Bool[Tensor, "batch *grid"]
     indices: list[int]
     broken: list[tuple[int, str]]
-    has_data: Bool[Tensor, "batch channel height width"] | None = None
+    has_data: Bool[Tensor, "batch channel *size"] | None = None
 
 
 class MaskedViews(Dataset[Batch]):
@@ -80,7 +80,7 @@ class MaskedViews(Dataset[Batch]):
     def __init__(
         self,
         source: ImageSource,
-        view: View,
+        view: AnyView,
         channels: int,
         grid: Sequence[int],
         mask_ratio: float,
@@ -123,9 +123,9 @@ class MaskedViews(Dataset[Batch]):
 
 
 def random_view(
-    source: ImageSource, view: View, channels: int, index: int, generator: torch.Generator
+    source: ImageSource, view: AnyView, channels: int, index: int, generator: torch.Generator
 ) -> tuple[Tensor, int, list[tuple[int, str]]]:
-    """Return a view `(C, H, W)` of an image, or of a random other one if it cannot be read.
+    """Return a view `(C, *size)` of an image, or of a random other one if it cannot be read.
 
     Returns:
         The view, the index of the image that it shows, and index and error of each that could not be read.
@@ -155,7 +155,7 @@ class Loader(DataLoader[T]):
 class PlainViews(Dataset["PlainBatch"]):
     """Batches of one unmasked view each, empty where an image cannot be read."""
 
-    def __init__(self, source: ImageSource, view: View, channels: int) -> None:
+    def __init__(self, source: ImageSource, view: AnyView, channels: int) -> None:
         self.source, self.view, self.channels = source, view, channels
 
     def __len__(self) -> int:

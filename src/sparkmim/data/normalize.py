@@ -20,7 +20,7 @@ def unit_scale(pixels: Tensor) -> Tensor:
 
 
 def join(images: Sequence[Tensor]) -> Tensor:
-    """Concatenate pixels `(B, C, H, W)` of several images, in float32 if their dtypes differ."""
+    """Concatenate pixels `(B, C, *size)` of several images, in float32 if their dtypes differ."""
     dtypes = {image.dtype for image in images}
     return torch.cat([unit_scale(image) for image in images] if len(dtypes) > 1 else list(images))
 
@@ -34,17 +34,18 @@ class Normalize:
     """
 
     def __init__(self, config: ViewConfig, device: torch.device | str = "cpu") -> None:
-        self.mean = torch.tensor(config.mean, device=device).view(-1, 1, 1)
-        self.std = torch.tensor(config.std, device=device).view(-1, 1, 1)
+        channels = (-1, *(1 for _ in config.image_size))
+        self.mean = torch.tensor(config.mean, device=device).view(channels)
+        self.std = torch.tensor(config.std, device=device).view(channels)
 
     def fill(self, pixels: Tensor) -> Tensor:
-        """Return pixels `(..., C, H, W)` on the CPU with the channel's mean where there is no data."""
+        """Return pixels `(..., C, *size)` on the CPU with the channel's mean where there is no data."""
         if pixels.dtype == torch.uint8:
             return pixels
         return torch.where(pixels.isnan(), self.mean.to(pixels.device), pixels)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Normalize `(..., C, H, W)`, uint8 or floating point, into a new float32 tensor on the device."""
+        """Normalize `(..., C, *size)`, uint8 or floating point, into a new float32 tensor on the device."""
         white = WHITE if pixels.dtype == torch.uint8 else 1
         device = self.mean.device
         moved = pixels.to(device, non_blocking=device.type != "cpu")  # then convert: torch alone converts first

@@ -56,8 +56,13 @@ class ChannelStatistics(NamedTuple):
 
 def spread(source: ImageSource, limit: int) -> list[int]:
     """Return the indices of up to `limit` images, spread evenly over a source."""
-    count = min(limit, len(source))
-    return [index * len(source) // count for index in range(count)]
+    return spread_indices(limit, len(source))
+
+
+def spread_indices(limit: int, size: int) -> list[int]:
+    """Return up to `limit` of the indices below a size, spread evenly."""
+    count = min(limit, size)
+    return [index * size // count for index in range(count)]
 
 
 def first_readable(source: ImageSource, channels: int, files: FileConfig = DEFAULT_FILES) -> Tensor:

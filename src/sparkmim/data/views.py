@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .config import ViewConfig
 from .sources.base import ImageSource, open_image
+from .volumes.views import VolumeTrainingView, VolumeView
 
 ASPECT = (3 / 4, 4 / 3)
 """Least and greatest aspect ratio (width / height) of a random crop, relative to the view's."""
@@ -179,14 +180,25 @@ class EvaluationView(View):
         return with_reduction(Window((height, width), top, left, kept_height, kept_width, size))
 
 
-def training_view(config: ViewConfig) -> View:
-    """Return a :class:`TrainingView`."""
-    return TrainingView(config)
+AnyView = View | VolumeView
+"""Views of images and of volumes: each looks into a source."""
 
 
-def evaluation_view(config: ViewConfig) -> View:
-    """Return an :class:`EvaluationView`."""
-    return EvaluationView(config)
+def training_view(config: ViewConfig, *, rotate: bool = True) -> AnyView:
+    """Return the view of training: of images, or of volumes where sizes have three axes.
+
+    Args:
+        config: size of views, and how they are cropped.
+        rotate: rotate and scale crops of volumes.
+    """
+    if len(config.image_size) == 2:
+        return TrainingView(config)
+    return VolumeTrainingView(config, rotate=rotate)
+
+
+def evaluation_view(config: ViewConfig) -> AnyView:
+    """Return the fixed view for evaluation, likewise."""
+    return EvaluationView(config) if len(config.image_size) == 2 else VolumeView(config)
 
 
 def center_start(length: int, wanted: int) -> int:

@@ -14,7 +14,7 @@ from ..checkpoints.encoder import load_trained_encoder, with_input
 from ..data.decoding.encoded import UnreadableImage
 from ..data.decoding.images import read_image
 from ..data.normalize import Normalize
-from ..data.views import evaluation_view
+from ..data.views import EvaluationView
 from ..models.masking import random_visible
 from ..reporting.vanishing.drawing import draw_vanishing
 from ..reporting.vanishing.measure import Vanishing, open_branches, vanishing
@@ -89,7 +89,7 @@ def vanishing_figure(
         pixels = read_image(image, backbone.in_chans)
     except UnreadableImage as error:
         raise ValueError(f"{image} cannot be read: {error}") from error
-    view = Normalize(network.data)(evaluation_view(replace(network.data, image_size=size))(pixels))
+    view = Normalize(network.data)(EvaluationView(replace(network.data, image_size=size))(pixels))
     grid = tuple(s // p for s, p in zip(size, patch, strict=True))
     visible = random_visible(1, grid, mask_ratio, torch.Generator().manual_seed(seed))[0]
     found = vanishing(backbone, view, visible)

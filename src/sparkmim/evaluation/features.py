@@ -23,6 +23,7 @@ from ..data.sources.base import ImageSource
 from ..data.sources.pages import by_page
 from ..data.statistics import input_statistics
 from ..data.views import evaluation_view
+from ..data.volumes.opening import are_volumes, open_prepared
 from ..models.backbone import Backbone
 from ..models.factory import require_image_size
 from ..training.config import Device, LoopConfig
@@ -140,7 +141,7 @@ def embed(
     files = chosen_files(pages, nodata, max_pixels)
     loaded = load_trained_encoder(encoder, model, seed, stages=stages, in_chans=in_chans, trust=trust)
     loaded = with_input(loaded, image_size=image_size, mean=mean, std=std, files=files)
-    source = by_page(open_source(data), loaded.backbone.in_chans, loaded.data)
+    source = by_page(open_seen(data, loaded), loaded.backbone.in_chans, loaded.data)
     log_places(source)
     network = ready_for(loaded, source, stage)
     where = pick_device(device)
@@ -152,6 +153,28 @@ def embed(
     if not found.indices:
         raise ValueError(f"none of the {len(source)} images can be read")
     return Embeddings([source.name(index) for index in found.indices], found.values.numpy(), skipped)
+
+
+def open_seen(data: str | Path | None, network: TrainedEncoder) -> ImageSource:
+    """Return the images at an address; volumes are prepared as those that a network has learned from.
+
+    Raises:
+        ValueError: if there are none, or they are not what the network takes.
+    """
+    volumes = are_volumes(data)
+    if volumes != (network.backbone.dims == 3):
+        raise ValueError(
+            f"{data or 'the built-in photographs'}: {network.name} takes images of {network.backbone.dims} axes, and these "
+            f"are {'volumes' if volumes else 'pictures (name volumes of .npy or .tif files as volumes://FOLDER)'}"
+        )
+    if data is None or not volumes:
+        return open_source(data)
+    if network.volumes is None:
+        raise ValueError(
+            f"the file of {network.name} does not record how volumes were prepared, so they would be prepared otherwise "
+            "here; use an encoder.safetensors of a pretraining on volumes"
+        )
+    return open_prepared(data, network.volumes)
 
 
 def input_for(network: TrainedEncoder, source: ImageSource) -> DataConfig:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
@@ -17,6 +17,7 @@ from torchvision.ops import DropBlock2d, DropBlock3d, StochasticDepth
 from ..sparse import CheckReport, check, random_factor
 from ..sparse.traceable import require_traceable
 from ..utils.copies import copied
+from ..utils.fields import per_axis
 from ..utils.logging import log
 from .alignment import Alignment
 from .dataflow import leaves
@@ -32,7 +33,7 @@ from .levels import (
     pyramid,
 )
 from .networks import spatial_dims
-from .probe import MadeParametersError, Probe
+from .probe import MadeParametersError, Probe, Result
 from .steps import proportional
 from .taps import StageTaps
 from .trace import Trace, record
@@ -45,6 +46,10 @@ random_factor(timm.layers.DropBlock2d, of_positions=True, unless="with_noise")
 
 MOST_CHECKED_IMAGES = 128
 """Of a batch of training that a check compares: as many small images take as long as ten of 224 pixels."""
+
+
+Levels = int | Literal["all"] | None
+"""Number of feature maps to keep: None for up to four."""
 
 
 class _Reading(NamedTuple):
@@ -83,7 +88,7 @@ class Backbone:
             `forward_intermediates`, they are found by running it, see :mod:`~sparkmim.models.stages`.
         in_chans: channels of the images.
         levels: number of maps to keep. By default the four deepest, without a map of stride 1; if given, such a map may
-            be among them.
+            be among them. "all" keeps every map of a network that goes up again (a U-Net), and of others the default.
         dims: number of spatial dimensions; by default that of most of the network's convolutions.
 
     Attributes:
@@ -114,13 +119,13 @@ class Backbone:
         stages: Sequence[str] | None = None,
         *,
         in_chans: int = 3,
-        levels: int | None = None,
+        levels: Levels = None,
         dims: int | None = None,
     ) -> None:
         if isinstance(stages, str):
             raise ValueError(f"stages takes a sequence of names, not {stages!r}; write [{stages!r}]")
-        if levels is not None and levels < 1:
-            raise ValueError(f"levels is a number of feature maps, at least 1, not {levels}")
+        if not (levels is None or levels == "all" or (isinstance(levels, int) and levels >= 1)):
+            raise ValueError(f"levels is a number of feature maps, at least 1, or 'all', not {levels!r}")
         if dims not in (None, 1, 2, 3):
             raise ValueError(f"dims is the number of spatial dimensions, 1, 2 or 3, not {dims}")
         require_traceable(module)
@@ -143,7 +148,7 @@ class Backbone:
 
     @classmethod
     def create(
-        cls, name: str, *, in_chans: int = 3, pretrained: bool = False, levels: int | None = None, **kwargs: Any
+        cls, name: str, *, in_chans: int = 3, pretrained: bool = False, levels: Levels = None, **kwargs: Any
     ) -> Backbone:
         """Create a timm network by name, without its classifier.
 
@@ -218,7 +223,7 @@ class Backbone:
         self._taps, self._alignment, self._chosen = reading.taps, reading.alignment, reading.chosen
         self.levels = reading.levels
 
-    def _read_plain_or_padded(self, stages: Sequence[str] | None, levels: int | None) -> _Reading:
+    def _read_plain_or_padded(self, stages: Sequence[str] | None, levels: Levels) -> _Reading:
         """Return how maps are read: with padding where only that gives maps of each resolution."""
         plain: _Reading | NotProportionalError
         try:
@@ -240,7 +245,7 @@ class Backbone:
         better = padded.offered >= plain.offered and not padded.unaligned and (padded.ended is None or plain.ended)
         return padded if better and alignment.padded else plain
 
-    def _read(self, stages: Sequence[str] | None, count: int | None, alignment: Alignment | None) -> _Reading:
+    def _read(self, stages: Sequence[str] | None, count: Levels, alignment: Alignment | None) -> _Reading:
         """Find the maps, measure them and choose among them.
 
         Raises:
@@ -249,12 +254,13 @@ class Backbone:
         self._taps, self._alignment, self._chosen = None, alignment, None
         ended = None
         unaligned: str | None = None
+        rises = stages is not None
         if stages is not None:
             self._taps = StageTaps(self.module, stages)
         elif not hasattr(self.module, "forward_intermediates"):
             found, ended = self._finder.find(full=count is not None, alignment=alignment)
             self._taps = StageTaps(self.module, found.stages)
-            unaligned = found.unaligned
+            unaligned, rises = found.unaligned, found.rises
         name = type(self.module).__name__
         passes: dict[tuple[int, ...], _Pass] = {}
 
@@ -274,15 +280,17 @@ class Backbone:
                 raise
             passes.clear()
             everything = measure_levels(run, self.dims, name, COMPUTED_SIZES[self.dims], lambda: True)
-        chosen = pyramid(everything, MAX_LEVELS if count is None else count)
-        if count is not None and len(chosen) < count:
+        chosen = self._choose(everything, count, rises)
+        if isinstance(count, int) and len(chosen) < count:
             raise ValueError(
                 f"levels={count}, but {name} has maps of {len(chosen)} resolutions"
                 + (f" ({', '.join(self._taps.names)})" if self._taps is not None else "")
             )
+        size = tuple(passes)[-1]
+        if count == "all":
+            chosen = [index for index in chosen if passes[size].reached[index]]  # not the image itself
         self._chosen = chosen
         self.levels = [everything[index] for index in chosen]
-        size = tuple(passes)[-1]
         if alignment is not None:
             alignment.padded.clear()  # while stages were looked for, the classifier ran too
         astray = self._unaligned(passes[size].trace, size)
@@ -310,6 +318,16 @@ class Backbone:
         except Exception:  # a network that takes no larger images
             return None
         return proportional(trace, larger.trace, size).unaligned
+
+    @staticmethod
+    def _choose(levels: list[Level], count: Levels, rises: bool) -> list[int]:
+        """Return which of all maps are kept, see :class:`Backbone`; `rises` says whether the network goes up again."""
+        if count != "all":
+            return pyramid(levels, MAX_LEVELS if count is None else count)
+        everything = pyramid(levels, len(levels))
+        if rises:
+            return everything
+        return [index for index in everything if math.prod(levels[index].stride) > 1][-MAX_LEVELS:]
 
     def _probe_sizes(self) -> Iterator[int]:
         """Yield the sizes on which levels are measured, fewer once the network turns out to be computed."""
@@ -374,7 +392,7 @@ class Backbone:
         total = self.strides[-1]
         if patch_size is None:
             return total
-        size = (patch_size,) * self.dims if isinstance(patch_size, int) else tuple(patch_size)
+        size = per_axis((patch_size,) if isinstance(patch_size, int) else tuple(patch_size), self.dims)
         if len(size) == self.dims and all(
             p > 0 and (p % s == 0 or s % p == 0) for stride in self.strides for p, s in zip(size, stride, strict=True)
         ):
@@ -465,12 +483,20 @@ class Backbone:
 
     def _reached(self, levels: int | None) -> set[str]:
         """Return the names of the parameters that one of the deepest `levels` maps depends on."""
-        pixels = max(s for stride in self.strides for s in stride)
 
         def use(image: Tensor, names: Mapping[int, str]) -> set[str]:
             found = leaves(self(image)[-(levels or 0) :])
             return {name for key, name in names.items() if key in found}
 
+        return self.probe(use)
+
+    def probe(self, use: Callable[[Tensor, Mapping[int, str]], Result]) -> Result:
+        """Return what `use` makes of a blank image large enough for all maps, see :mod:`~sparkmim.models.probe`.
+
+        Args:
+            use: takes an image, and the name of each parameter by its id. Nothing is computed if that can be avoided.
+        """
+        pixels = max(s for stride in self.strides for s in stride)
         if not self._probe.computes:
             return self._probe(self._verified, use)
         try:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..sparse import PatchGrid, UnsupportedOperation, require_compilable
 from .masking import random_visible, visible_patches
+from .own_decoder import OwnDecoder, own_decoder_is_eager
 
 FEW_IMAGES = 2
 """Of a batch, that the eager passes compute."""
@@ -48,9 +49,11 @@ def check_compilable(model: Any, images: Tensor) -> None:
     """Raise if a SparK model, compiled, would compute something else for images of this shape.
 
     Raises:
-        UnsupportedOperation: if its network is refused, or decides by sizes.
+        UnsupportedOperation: if its network is refused, decides by sizes, or predicts by its own decoder.
         ValueError: if the images do not fit.
     """
+    if isinstance(model.decoder, OwnDecoder):
+        raise own_decoder_is_eager()
     if model.execution != "packed":
         return
     few = images[:FEW_IMAGES]

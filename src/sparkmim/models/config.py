@@ -7,9 +7,13 @@ from typing import Literal
 
 from ..utils.fields import Valid, at_least, rate, setting
 
+Decoder = Literal["unet", "own"]
+"""What predicts: a decoder beside the network, or the network's own."""
+
 DecoderBlock = Literal["unet", "convnext"]
 """Blocks of the decoder: the paper's, or one of a sixth of its arithmetic."""
 
+DensifyNorm = Literal["batch", "layer", "instance"]
 Execution = Literal["packed", "masked-dense", "zero-out"]
 LossOn = Literal["hidden", "all"]
 
@@ -29,7 +33,7 @@ class ModelConfig:
         None, Valid(lambda v: v is None or v >= 1, "is a number of feature maps, at least 1"), shapes_model=True
     )
     """Number of feature maps to use, the deepest ones; 4 if not given, or as many as there are, without one of stride
-    1."""
+    1; all with the own decoder."""
 
     in_chans: int = setting(3, at_least(1, "a number of channels"), shapes_model=True)
     """Channels of the images: 1 (gray), 3 (RGB), 4 (RGBA), or those of .npy and TIFF files."""
@@ -52,14 +56,18 @@ class ModelConfig:
     objective: str = setting("pixels", kind="code", shapes_model=True)
     """What is predicted at hidden patches: pixels (the paper's), another objective by name, or FILE.py:CLASS."""
 
+    decoder: Decoder = setting("unet", shapes_model=True)
+    """unet predicts by a light decoder that is discarded afterwards; own by that of a network that has one (a U-Net),
+    which is pretrained and transferred with the encoder."""
+
     decoder_width: int = setting(768, at_least(1, "a number of channels"), shapes_model=True)
-    """Channels of the decoder at the deepest scale, halved by each of its blocks."""
+    """Channels of the decoder unet at the deepest scale, halved by each of its blocks."""
 
     decoder_block: DecoderBlock = setting("unet", shapes_model=True)
-    """Blocks of the decoder: unet is the paper's; convnext is a cheaper one, of a sixth of the arithmetic."""
+    """Blocks of the decoder unet: unet is the paper's; convnext is a cheaper one, of a sixth of the arithmetic."""
 
-    densify_norm: Literal["batch", "layer"] | None = setting(None, shapes_model=True)
-    """Norm before the mask embeddings; the network's own kind if not given."""
+    densify_norm: DensifyNorm | None = setting(None, shapes_model=True)
+    """Norm before the mask embeddings; the network's own kind if not given (instance with the own decoder only)."""
 
     hierarchy: bool = setting(True, shapes_model=True)
     """Decode from all scales; off: from the deepest alone (the paper's ablation)."""

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..sparse import CoarseExecution, CoarseGrid, PatchGrid, run
 from .decoder import BATCH_NORM, CONV, UNetDecoder
 from .levels import Level
+from .own_decoder import OwnDecoder
 from .sparse_projection import project
+
+INSTANCE_NORM: dict[int, type[Any]] = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+NORM = {"batch": BATCH_NORM, "instance": INSTANCE_NORM}
 
 
 class Densify(nn.Module):
@@ -22,7 +28,8 @@ class Densify(nn.Module):
     Args:
         channels: of the encoder's map.
         width: channels of the decoder at that scale.
-        norm: "batch" or "layer", over visible positions.
+        norm: "batch" or "layer", over visible positions; "instance" over those of each image, without parameters, as
+            nnssl's.
         kernel_size: of the projection, 1 at the deepest scale and 3 at the others.
         dims: number of spatial dimensions.
     """
@@ -31,7 +38,7 @@ class Densify(nn.Module):
         super().__init__()
         self.mask_token = nn.Parameter(torch.empty(1, channels, *[1] * dims))
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
-        self.norm: nn.Module = BATCH_NORM[dims](channels) if norm == "batch" else nn.LayerNorm(channels, eps=1e-6)
+        self.norm: nn.Module = nn.LayerNorm(channels, eps=1e-6) if norm == "layer" else NORM[norm][dims](channels)
         self.proj: nn.Module
         if kernel_size == 1 and channels == width:
             self.proj = nn.Identity()
@@ -50,6 +57,8 @@ class Densify(nn.Module):
         """
         if isinstance(self.norm, nn.LayerNorm):
             packed = self.norm(packed.movedim(1, -1)).movedim(-1, 1)
+        elif isinstance(grid, PatchGrid) and isinstance(self.norm, nn.modules.instancenorm._InstanceNorm):
+            packed = self._by_image(packed, grid)
         elif isinstance(grid, CoarseGrid):
             (packed,) = run(CoarseExecution(grid), self.norm, packed)
         else:
@@ -57,26 +66,45 @@ class Densify(nn.Module):
         fill = self.mask_token.flatten()[: packed.shape[1]]  # a mask token that scales share is as wide as the widest
         return project(packed, fill, self.proj, grid)
 
+    def _by_image(self, packed: Tensor, grid: PatchGrid) -> Tensor:
+        """Return packed features normalized over the visible positions of each image."""
+        rows = grid.by_image(packed).movedim(2, 1)  # (batch, channel, patch, *block)
+        out: Tensor = F.instance_norm(rows.flatten(2), eps=self.norm.eps)  # type: ignore[arg-type]
+        return out.reshape(rows.shape).movedim(1, 2).flatten(0, 1)
 
-def densify_norm_of(network: nn.Module) -> str:
-    """Return the densify norm that suits a network: "batch" if it has batch norms, "layer" otherwise."""
-    return "batch" if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()) else "layer"
+
+def densify_norm_of(network: nn.Module, *, instance: bool = False) -> str:
+    """Return the densify norm that suits a network: "batch" if it has batch norms, "layer" otherwise.
+
+    Args:
+        network: the encoder.
+        instance: consider "instance" too, for a network of instance norms. (Not with the decoder "unet": runs of older
+            versions have layer norms there.)
+    """
+    kinds = {"batch": nn.modules.batchnorm._BatchNorm, "instance": nn.modules.instancenorm._InstanceNorm}
+    found = [name for name, kind in kinds.items() if any(isinstance(m, kind) for m in network.modules())]
+    return next((name for name in found if name == "batch" or instance), "layer")
 
 
 def build_densify(
-    levels: Sequence[Level], decoder: UNetDecoder, norm: str, *, shared_mask_token: bool = False
+    levels: Sequence[Level], decoder: UNetDecoder | OwnDecoder, norm: str, *, shared_mask_token: bool = False
 ) -> nn.ModuleList:
     """Build one :class:`Densify` per level, deepest first.
+
+    The projection of one level takes no neighbors: the deepest's, as in the paper, and with the network's own decoder
+    the finest's, as in nnssl.
 
     Args:
         levels: of the pyramid, deepest first.
         decoder: whose widths the maps are projected to.
-        norm: "batch" or "layer".
+        norm: "batch", "layer" or "instance".
         shared_mask_token: use one mask token, that of the widest level, for all of them.
     """
     dims = len(levels[0].stride)
+    alone = len(levels) - 1 if isinstance(decoder, OwnDecoder) else 0
     modules = [
-        Densify(level.channels, decoder.width_of(i), norm, 1 if i == 0 else 3, dims) for i, level in enumerate(levels)
+        Densify(level.channels, decoder.width_of(i), norm, 1 if i == alone else 3, dims)
+        for i, level in enumerate(levels)
     ]
     if shared_mask_token:
         widest = max((densify.mask_token for densify in modules), key=Tensor.numel)

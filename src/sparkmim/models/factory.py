@@ -1,4 +1,4 @@
-"""Build the backbone that a user names: a timm name, a function of a file or of a module."""
+"""Build the backbone that a user names: a timm name, a network of another library, a function of a file or module."""
 
 from __future__ import annotations
 
@@ -17,15 +17,20 @@ from torch import nn
 from ..utils.devices import out_of_memory
 from ..utils.modules import eval_mode
 from ..utils.specs import LOCAL_FOLDER, is_function, load_object
-from .backbone import Backbone
+from .backbone import Backbone, Levels
+from .named.base import NamedNetwork, find_named
 from .user_code import code_of as code_of  # documented here
 
 
 def is_registered(model: str) -> bool:
-    """Return whether a network is named by timm's registry, or is a builder of torchvision's, and needs no request.
+    """Return whether a network is named by timm's registry, is a builder of torchvision's, or one of another library
+    that is built without running or fetching anything else, and needs no request.
 
     These alone are built because a file names them; see :mod:`sparkmim.utils.trust`.
     """
+    named = find_named(model)
+    if named is not None:
+        return not named.needs_trust()
     module, found, name = model.rpartition(":")
     if not found:
         return re.fullmatch(r"[\w.-]+", model) is not None and timm.is_model(model.split(".")[0])
@@ -72,17 +77,18 @@ def load_backbone(
     stages: Sequence[str] = (),
     in_chans: int | None = None,
     *,
-    levels: int | None = None,
+    levels: Levels = None,
     drop_path: float = 0.0,
     pretrained: bool = False,
 ) -> Backbone:
     """Return the backbone that a user names.
 
     Args:
-        model: a timm name, or `FILE.py:FUNCTION` or `MODULE:FUNCTION`, a function that returns a module or a Backbone.
+        model: a timm name; `SCHEME:NAME`, a network of another library (:mod:`sparkmim.models.named`); or
+            `FILE.py:FUNCTION` or `MODULE:FUNCTION`, a function that returns a module or a Backbone.
         stages: names of the submodules whose outputs are the feature maps.
-        in_chans: channels of the images; 3 if not given, or those of a Backbone.
-        levels: number of feature maps to keep, see :class:`Backbone`.
+        in_chans: channels of the images; if not given 3, those of a Backbone, or what another library's network says.
+        levels: number of feature maps to keep, see :class:`Backbone`; of another library's U-Net all by default.
         drop_path: highest rate of stochastic depth; a function is called with it as `drop_path_rate`.
         pretrained: start from timm's weights.
 
@@ -95,6 +101,9 @@ def load_backbone(
     if model.endswith(".py"):
         raise ValueError(f"expected FILE.py:FUNCTION, got {model!r}")
     require_local_folder(model)
+    named = find_named(model)
+    if named is not None:
+        return _named_backbone(named, stages, in_chans, levels, drop_path=drop_path, pretrained=pretrained)
     settings = {"drop_path_rate": drop_path} if drop_path else {}
     if not is_function(model):
         with stochastic_depth(model, drop_path):
@@ -116,7 +125,7 @@ def load_backbone(
                 f"--in-chans {in_chans}, but {model} returns a sparkmim.Backbone for {made.in_chans} channels; leave "
                 f"it out, or make the Backbone with in_chans={in_chans}"
             )
-        if levels not in (None, len(made.levels)):
+        if levels not in (None, "all", len(made.levels)):
             raise ValueError(
                 f"--levels {levels}, but {model} returns a sparkmim.Backbone of {len(made.levels)} feature maps; leave "
                 f"it out, or make the Backbone with levels={levels}"
@@ -125,6 +134,25 @@ def load_backbone(
     if not isinstance(made, nn.Module):
         raise ValueError(f"{model} returns a {type(made).__name__}, not a torch.nn.Module or a sparkmim.Backbone")
     return Backbone(made, stages or None, in_chans=in_chans or 3, levels=levels)
+
+
+def _named_backbone(
+    named: NamedNetwork,
+    stages: Sequence[str],
+    in_chans: int | None,
+    levels: Levels,
+    *,
+    drop_path: float,
+    pretrained: bool,
+) -> Backbone:
+    """Return the backbone of a network of another library; see :func:`load_backbone`."""
+    if pretrained:
+        raise ValueError(f"timm has no weights for {named}; use --init none or a file")
+    if drop_path:
+        raise ValueError(f"{named} takes no stochastic depth; use --drop-path 0")
+    built = named.build(in_chans)
+    own = (stages or built.stages) or None
+    return Backbone(built.module, own, in_chans=built.in_chans, levels=built.levels if levels is None else levels)
 
 
 def require_local_folder(model: str) -> None:
@@ -155,6 +183,8 @@ def stochastic_depth(model: str, drop_path: float) -> Iterator[None]:
 
 def takes_drop_path(model: str) -> bool:
     """Return whether a network can be built with stochastic depth."""
+    if find_named(model) is not None:
+        return False
     if is_function(model):
         return "drop_path_rate" in inspect.signature(load_object(model)).parameters
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,17 +21,19 @@ from ..sparse import (
     MaskedDenseExecution,
     PatchGrid,
     SparseExecution,
+    finished,
     mask_at,
     require_triton,
     run,
 )
 from .backbone import Backbone
 from .compiled import EagerFirst, require_checked
-from .config import DecoderBlock, Execution, LossOn
+from .config import Decoder, DecoderBlock, DensifyNorm, Execution, LossOn
 from .decoder import UNetDecoder, upsampling_steps
 from .densify import build_densify, densify_norm_of
 from .masking import count_visible, random_visible, visible_patches
 from .networks import dtype_of, require_full_precision
+from .own_decoder import OwnDecoder, levels_of, own_decoder_is_eager, require_own_settings
 
 
 class SparKOutput(NamedTuple):
@@ -59,11 +61,18 @@ class SparK(nn.Module):
         patch_size: pixels of a patch, an int or one an axis; by default the network's total stride. It may be a
             multiple of that, or a divisor: maps whose positions hold several patches are then computed whole
             (docs/guides/small-patches.md).
-        decoder_width: channels of the decoder at the deepest scale, halved by each of its blocks.
-        decoder_block: what the decoder is made of: "unet", the paper's blocks, or "convnext", cheaper ones.
-        densify_norm: "batch" or "layer"; by default batch norm if the network has batch norms, else layer norm.
+        decoder: "unet" predicts by a light decoder that is discarded after pretraining, the paper's. "own" predicts by
+            the decoder of a network that has one (a U-Net), which is pretrained with the encoder and stays in
+            `encoder.state_dict()`; all its skips take part, and of its segmentation head only the input is used
+            (docs/guides/own-decoder.md).
+        decoder_width: channels of the decoder "unet" at the deepest scale, halved by each of its blocks.
+        decoder_block: what the decoder "unet" is made of: "unet", the paper's blocks, or "convnext", cheaper ones.
+        densify_norm: "batch", "layer" or "instance" (over the visible positions of an image, without parameters); by
+            default batch norm if the network has batch norms, else layer norm; for `decoder="own"`, instance norm if it
+            has instance norms.
         in_chans: channels of the images (for a :class:`~sparkmim.Backbone`, its own).
-        levels: number of feature maps to pretrain with; by default the four deepest, see :class:`~sparkmim.Backbone`.
+        levels: number of feature maps to pretrain with; by default the four deepest, for `decoder="own"` all, see
+            :class:`~sparkmim.Backbone`.
         dims: number of spatial dimensions; by default that of most of the network's convolutions.
         hierarchy: False decodes from the deepest map alone (the paper's ablation).
         execution: "packed" computes visible patches only. "masked-dense" computes the same numbers the official way,
@@ -100,9 +109,10 @@ class SparK(nn.Module):
         *,
         mask_ratio: float = 0.6,
         patch_size: int | tuple[int, ...] | None = None,
+        decoder: Decoder = "unet",
         decoder_width: int = 768,
         decoder_block: DecoderBlock = "unet",
-        densify_norm: Literal["batch", "layer"] | None = None,
+        densify_norm: DensifyNorm | None = None,
         in_chans: int = 3,
         levels: int | None = None,
         dims: int | None = None,
@@ -114,10 +124,11 @@ class SparK(nn.Module):
         triton: bool = False,
     ) -> None:
         super().__init__()
+        require_one_of("decoder", decoder, get_args(Decoder))
         if isinstance(backbone, str):
-            backbone = Backbone.create(backbone, in_chans=in_chans, levels=levels)
+            backbone = Backbone.create(backbone, in_chans=in_chans, levels=levels_of(levels, decoder))
         elif isinstance(backbone, nn.Module):
-            backbone = Backbone(backbone, in_chans=in_chans, levels=levels, dims=dims)
+            backbone = Backbone(backbone, in_chans=in_chans, levels=levels_of(levels, decoder), dims=dims)
         elif levels not in (None, len(backbone.levels)):
             raise ValueError(
                 f"levels={levels}, but the Backbone has {len(backbone.levels)} maps; give it to the Backbone"
@@ -127,8 +138,8 @@ class SparK(nn.Module):
         dtype = require_full_precision(backbone.module)
         require_one_of("execution", execution, get_args(Execution))
         require_one_of("loss_on", loss_on, get_args(LossOn))
-        if densify_norm not in (None, "batch", "layer"):
-            raise ValueError(f"densify_norm {densify_norm!r} is unknown; use 'batch', 'layer' or None")
+        if densify_norm is not None and densify_norm not in get_args(DensifyNorm):
+            raise ValueError(f"densify_norm {densify_norm!r} is unknown; use 'batch', 'layer', 'instance' or None")
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio is the share of patches to hide, between 0 and 1, not {mask_ratio}")
         self.mask_ratio = mask_ratio
@@ -145,25 +156,48 @@ class SparK(nn.Module):
                 kind.settings_type(), in_chans=backbone.in_chans, patch_size=self.patch_size, loss_on=loss_on
             )
         self.objective = objective
-        used = backbone.levels[::-1] if hierarchy else backbone.levels[-1:]  # deepest first
-        end = objective.stride  # maps finer than the prediction have no place in the decoder
-        used = [level for level in used if all(s >= e for s, e in zip(level.stride, end, strict=True))]
-        if not used:
-            raise ValueError(
-                f"the objective predicts at stride {end}, coarser than the deepest map {backbone.strides[-1]}"
+        self.decoder: UNetDecoder | OwnDecoder
+        if decoder == "own":
+            self.decoder = OwnDecoder(backbone, objective.channels, objective.stride)
+            require_own_settings(hierarchy, decoder_width, decoder_block)
+            self.used = list(self.decoder.plan.used)
+        else:
+            self.used = self._used_by_unet(objective.stride, hierarchy)
+            steps = upsampling_steps([backbone.strides[i] for i in reversed(self.used)], objective.stride)
+            self.decoder = UNetDecoder(
+                steps, decoder_width, objective.channels, block=decoder_block, dims=backbone.dims
             )
-        self.levels = len(used)
-        steps = upsampling_steps([level.stride for level in used], end)
-        self.decoder = UNetDecoder(steps, decoder_width, objective.channels, block=decoder_block, dims=backbone.dims)
-        norm = densify_norm or densify_norm_of(self.encoder)
-        self.densify = build_densify(used, self.decoder, norm, shared_mask_token=shared_mask_token)
+        norm = densify_norm or densify_norm_of(self.encoder, instance=decoder == "own")
+        self.densify = build_densify(
+            [backbone.levels[i] for i in reversed(self.used)], self.decoder, norm, shared_mask_token=shared_mask_token
+        )
         if dtype != torch.get_default_dtype():
             self.decoder.to(dtype)
             self.densify.to(dtype)
-        self.unreached = backbone.unreached_parameters(self.levels)
+        if isinstance(self.decoder, OwnDecoder):
+            trained = self.decoder.plan.trained
+            self.unreached = [n for n, p in self.encoder.named_parameters() if p.requires_grad and n not in trained]
+        else:
+            self.unreached = backbone.unreached_parameters(len(self.used))
         for name in self.unreached:
             self.encoder.get_parameter(name).requires_grad_(False)
         objective.attach(self)
+
+    def _used_by_unet(self, end: Sequence[int], hierarchy: bool) -> list[int]:
+        """Return which of the backbone's maps are decoded, the deepest ones.
+
+        Raises:
+            ValueError: if the prediction is coarser than all of them.
+        """
+        strides = self.backbone.strides
+        used = range(len(strides)) if hierarchy else [len(strides) - 1]
+        # Maps finer than the prediction have no place in the decoder.
+        found = [i for i in used if all(s >= e for s, e in zip(strides[i], end, strict=True))]
+        if not found:
+            raise ValueError(
+                f"the objective predicts at stride {end}, coarser than the deepest map {self.backbone.strides[-1]}"
+            )
+        return found
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute, but for another encoder: everything else was built for the one that there is.
@@ -201,16 +235,16 @@ class SparK(nn.Module):
         """
         # Mask: hide a random share of the patches.
         grid = self.mask(images, visible, generator)
-        # Encode: only the visible patches, by the backbone as it is.
-        features = self.encode_visible(images, grid)
-        # Densify: fill the hidden places of every scale with that scale's mask token, deepest first.
-        grids = self.grids(grid, images.shape[2:])
-        maps = [
-            densify(feature, at)
-            for densify, feature, at in zip(self.densify, reversed(features), reversed(grids), strict=True)
-        ]
-        # Decode: from the deepest map up to the pixels.
-        prediction = self.decoder(maps)
+        if isinstance(self.decoder, OwnDecoder):
+            # The network's own decoder goes on, in the same pass, from the densified maps.
+            prediction = self.decoder(self._last_map(self.decoder, images, grid))
+        else:
+            # Encode: only the visible patches, by the backbone as it is.
+            features = self.encode_visible(images, grid)
+            # Densify: fill the hidden places of every scale with that scale's mask token, deepest first.
+            maps = self._densified(features, self.grids(grid, images.shape[2:]))
+            # Decode: from the deepest map up to the pixels.
+            prediction = self.decoder(maps)
         # Compare: with the objective's target, the normalized pixels of the hidden patches.
         if grid.visible.numel() == grid.patches:
             raise ValueError("the mask hides nothing, so there is nothing to predict")
@@ -304,22 +338,59 @@ class SparK(nn.Module):
         `(B, C_i, *size / stride_i)`, see :meth:`grids`.
         """
         maps_of = partial(self.backbone.maps, self.encoder)  # of the replica, where DataParallel runs replicas
+        execution = self._execution(grid)
+        if execution is None:
+            return self._visible(maps_of(grid.unpack(grid.pack(images))), grid)
+        return self._visible(run(execution, self.encoder, images, maps_of), grid)
+
+    def _execution(self, grid: PatchGrid) -> SparseExecution | MaskedDenseExecution | None:
+        """Return the execution of the encoder; None for the ordinary network."""
         if self.execution == "packed":
             if torch.compiler.is_compiling():
                 require_checked(self)
-            features = run(SparseExecution(grid, triton=self.triton), self.encoder, images, maps_of)
-        elif self.execution == "masked-dense":
-            maps = run(MaskedDenseExecution(grid), self.encoder, images, maps_of)
-            features = [grid.at(m.shape[2:]).pack(m) for m in maps]
+            return SparseExecution(grid, triton=self.triton)
+        return MaskedDenseExecution(grid) if self.execution == "masked-dense" else None
+
+    def _visible(self, maps: Sequence[Tensor], grid: PatchGrid) -> list[Tensor]:
+        """Return the visible patches of those of the backbone's maps that are decoded."""
+        maps = [maps[i] for i in self.used]
+        return list(maps) if self.execution == "packed" else [grid.at(m.shape[2:]).pack(m) for m in maps]
+
+    def _densified(self, features: Sequence[Tensor], grids: Sequence[PatchGrid | CoarseGrid]) -> list[Tensor]:
+        """Return densified maps, deepest first; features and grids come with the highest resolution first."""
+        pairs = zip(self.densify, reversed(features), reversed(grids), strict=True)
+        return [densify(feature, at) for densify, feature, at in pairs]
+
+    def _last_map(self, decoder: OwnDecoder, images: Tensor, grid: PatchGrid) -> Tensor:
+        """Return the last map of the network's own decoder."""
+        if torch.compiler.is_compiling():
+            raise own_decoder_is_eager()
+        execution = self._execution(grid)
+        grids = self.grids(grid, images.shape[2:])
+
+        def densify(maps: Sequence[Tensor]) -> list[Tensor]:
+            if execution is not None:
+                maps = finished(execution, maps)
+            if self.execution != "packed":
+                maps = [at.pack(m) for at, m in zip(grids, maps, strict=True)]
+            return self._densified(maps, grids)[::-1]
+
+        found: list[Tensor] = []
+
+        def through(inputs: Tensor) -> list[Tensor]:
+            found.append(decoder.last_map(self.encoder, inputs, densify))
+            return []  # it is a map of no patches
+
+        if execution is None:
+            through(grid.unpack(grid.pack(images)))
         else:
-            maps = maps_of(grid.unpack(grid.pack(images)))
-            features = [grid.at(m.shape[2:]).pack(m) for m in maps]
-        return features[-self.levels :]
+            run(execution, self.encoder, images, through)
+        return found[0]
 
     def grids(self, grid: PatchGrid, size: Sequence[int]) -> list[PatchGrid | CoarseGrid]:
         """Return the visible part of each feature map of images of `size`, highest resolution first."""
-        levels = self.backbone.levels[-self.levels :]
-        return [grid.at([s // t for s, t in zip(size, level.stride, strict=True)]) for level in levels]
+        strides = [self.backbone.strides[i] for i in self.used]
+        return [grid.at([s // t for s, t in zip(size, stride, strict=True)]) for stride in strides]
 
     def encode(
         self, images: Float[Tensor, "batch channel *size"], visible: Bool[Tensor, "batch *grid"]

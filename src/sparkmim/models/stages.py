@@ -26,6 +26,7 @@ class Findings(NamedTuple):
         smallest: fewest positions along an axis of the deepest map.
         unaligned: name of a convolution or pooling whose map is not the image's size divided by a stride, or None.
         last_fits: whether the last map of all that grow with the image is the image's size divided by a stride.
+        rises: whether the network goes up again, as a U-Net does: its last such map is finer than its deepest stage.
     """
 
     stages: list[str]
@@ -33,6 +34,7 @@ class Findings(NamedTuple):
     smallest: int
     unaligned: str | None
     last_fits: bool
+    rises: bool = False
 
 
 def find_stages(trace: Trace, larger: Trace, image: int, size: Size, full: bool = False) -> Findings:
@@ -48,7 +50,9 @@ def find_stages(trace: Trace, larger: Trace, image: int, size: Size, full: bool 
     steps, unaligned, last_fits = proportional(trace, larger, size)
     chosen = [step for step in _choose(trace, steps, image) if full or step.pixels > 1]
     smallest = min((s // t for step in chosen[-1:] for s, t in zip(size, step.stride, strict=True)), default=0)
-    return Findings([step.event.name for step in chosen], [s.stride for s in chosen], smallest, unaligned, last_fits)
+    rises = bool(chosen) and steps[-1].pixels < chosen[-1].pixels
+    strides = [step.stride for step in chosen]
+    return Findings([step.event.name for step in chosen], strides, smallest, unaligned, last_fits, rises)
 
 
 def _choose(trace: Trace, steps: list[Step], image: int) -> list[Step]:

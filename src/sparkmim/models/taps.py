@@ -109,13 +109,20 @@ class StageTaps:
         self.names = list(stages)
         self.taps = [parse_tap(name, module) for name in self.names]
 
-    def __call__(self, module: nn.Module, images: Tensor) -> list[Tensor]:
+    def __call__(
+        self, module: nn.Module, images: Tensor, on_read: Callable[[str, Any], None] | None = None
+    ) -> list[Tensor]:
         """Return the maps.
+
+        Args:
+            module: the network, or a replica of it.
+            images: `(B, C, *size)`.
+            on_read: called with the name of each map and the map, once it has been computed.
 
         Raises:
             ValueError: if the forward pass does not compute one of them.
         """
-        reading = _Reading(self.taps, images.ndim)
+        reading = _Reading(self.taps, images.ndim, on_read)
         with reading.hooks(module), reading.functions():
             try:
                 module(images)
@@ -135,8 +142,8 @@ class _AllStagesReached(Exception):
 class _Reading:
     """The maps of one pass."""
 
-    def __init__(self, taps: Sequence[Tap], ndim: int) -> None:
-        self.taps, self.ndim = taps, ndim
+    def __init__(self, taps: Sequence[Tap], ndim: int, on_read: Callable[[str, Any], None] | None) -> None:
+        self.taps, self.ndim, self.on_read = taps, ndim, on_read
         self.wanted = len({tap.name for tap in taps})
         self.maps: dict[str, Any] = {}
         self.thread = 0 if torch.compiler.is_compiling() else threading.get_ident()
@@ -149,6 +156,8 @@ class _Reading:
         """Keep a map, and end the pass if it was the last one."""
         if name not in self.maps:
             self.maps[name] = value
+            if self.on_read is not None:
+                self.on_read(name, value)
             if len(self.maps) == self.wanted:
                 raise _AllStagesReached(self)
 

@@ -11,16 +11,19 @@ from torch import Tensor
 
 from ..sparse import PatchGrid
 from .base import Objective, all_patch_loss, hidden_patch_loss, patchify, pixel_axes
+from .settings import PixelsSettings
 
 
 class Pixels(Objective):
-    """Regress images with each patch normalized by its own mean and standard deviation."""
+    """Regress images with each patch normalized by its own mean and standard deviation, or as they are."""
 
+    settings_type = PixelsSettings
     reconstructs = True
+    settings: PixelsSettings
 
     def target(self, images: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch channel *size"]:
-        """Return the images, each patch normalized by its own statistics."""
-        return normalize_patches(images, self.patch_size)
+        """Return the images, each patch normalized by its own statistics, if it is to be."""
+        return normalize_patches(images, self.patch_size) if self.settings.normalize else images
 
     def loss_where_data(
         self,
@@ -30,7 +33,7 @@ class Pixels(Objective):
         grid: PatchGrid,
     ) -> Float[Tensor, ""]:
         """Return the loss with pixels without data left out: of each patch's statistics, its error, and the mean."""
-        target = normalize_patches(images, self.patch_size, has_data)
+        target = normalize_patches(images, self.patch_size, has_data) if self.settings.normalize else images
         if self.loss_on == "all":
             return all_patch_loss(prediction, target, has_data)
         return hidden_patch_loss(prediction, target, grid.visible, grid.visible.numel() - grid.patches, has_data)
@@ -39,6 +42,8 @@ class Pixels(Objective):
         self, prediction: Float[Tensor, "batch channel *size"], images: Float[Tensor, "batch channel *size"]
     ) -> Float[Tensor, "batch channel *size"]:
         """Return predictions in the images' own range, by the statistics of the patches of `images`."""
+        if not self.settings.normalize:
+            return prediction.to(images.dtype)
         return denormalize_patches(prediction.to(images.dtype), images, self.patch_size)
 
 

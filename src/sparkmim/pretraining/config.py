@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..data.config import DataConfig
+from ..data.config import DataConfig, VolumeConfig
 from ..models.config import ModelConfig
+from ..objectives.settings import PixelsSettings
 from ..training.config import Configuration, LoopConfig, OptimizerConfig, ScheduleConfig, plugin
 from ..utils.fields import NoSettings, above_zero, at_least, setting
 
 
 def settings_of_objective(name: str | None) -> type[Any]:
-    """Return the class of an objective's settings; imports the objective, but for the paper's, which has none."""
+    """Return the class of an objective's settings; imports the objective, but for the paper's."""
     if name in (None, "pixels"):
-        return NoSettings
+        return PixelsSettings
     from ..objectives.base import find_objective
 
     return find_objective(str(name)).settings_type
@@ -52,5 +53,6 @@ class PretrainConfig(Configuration):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     run: RunConfig
+    volumes: VolumeConfig = field(default_factory=VolumeConfig)
     objective: Any = plugin("objective", settings_of_objective)
     source: Any = plugin("data", settings_of_source)

@@ -13,9 +13,10 @@ from torch import Tensor
 from ..checkpoints.run_folder import RunFolder
 from ..checkpoints.weights import load_weights
 from ..data.seeding import Stream, keyed_seed
-from ..models.backbone import Backbone
+from ..models.backbone import Backbone, Levels
 from ..models.config import ModelConfig
 from ..models.factory import load_backbone
+from ..models.own_decoder import levels_of
 from ..models.spark import SparK
 from ..objectives.base import find_objective
 from ..training.recorded import require_sound_record
@@ -44,7 +45,7 @@ class ModelBuilder:
         in_chans: int | None,
         seed: int,
         *,
-        levels: int | None = None,
+        levels: Levels = None,
         drop_path: float = 0.0,
         pretrained: bool = False,
     ) -> Backbone:
@@ -55,7 +56,7 @@ class ModelBuilder:
         self,
         model: str,
         stages: Sequence[str],
-        levels: int | None,
+        levels: Levels,
         in_chans: int | None,
         seed: int,
         drop_path: float,
@@ -86,7 +87,7 @@ class ModelBuilder:
         if known is not None:
             return known
         network = (
-            *(config.model, config.stages, config.levels, config.in_chans),
+            *(config.model, config.stages, levels_of(config.levels, config.decoder), config.in_chans),
             *(seed, config.drop_path, config.init == "timm"),
         )
         backbone, state = self._network(*network)
@@ -117,7 +118,7 @@ def build_model(config: ModelConfig, objective: Any = None, backbone: Backbone |
             config.model,
             config.stages,
             config.in_chans,
-            levels=config.levels,
+            levels=levels_of(config.levels, config.decoder),
             drop_path=config.drop_path,
             pretrained=config.init == "timm",
         )
@@ -126,12 +127,14 @@ def build_model(config: ModelConfig, objective: Any = None, backbone: Backbone |
         load_weights(backbone.module, config.init)
     kind = find_objective(config.objective)
     patch_size = backbone.resolve_patch_size(config.patch_size)
+    # Recipes choose a width for the decoder unet, whatever the decoder is.
+    unet: dict[str, Any] = {"decoder_width": config.decoder_width, "decoder_block": config.decoder_block}
     model = SparK(
         backbone,
         mask_ratio=config.mask_ratio,
         patch_size=patch_size,
-        decoder_width=config.decoder_width,
-        decoder_block=config.decoder_block,
+        decoder=config.decoder,
+        **({} if config.decoder == "own" else unet),
         densify_norm=config.densify_norm,
         in_chans=config.in_chans,
         hierarchy=config.hierarchy,

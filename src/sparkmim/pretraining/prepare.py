@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,16 +12,18 @@ import numpy as np
 from lightning_fabric import Fabric
 
 from ..checkpoints.run_folder import RunFolder
-from ..data.config import FileConfig, files_of
+from ..data.config import FileConfig, VolumeConfig, files_of
 from ..data.places import files_outside
 from ..data.seeding import Stream
 from ..data.sources.address import open_source, source_type
 from ..data.sources.base import ImageSource, held_out
 from ..data.sources.pages import Pages, by_page
 from ..data.statistics import first_readable, peculiarities, require_readable
+from ..data.volumes.opening import Stores, are_volumes, channels_of
 from ..models.backbone import Backbone
 from ..models.factory import code_of
 from ..models.masking import visible_patches
+from ..models.own_decoder import levels_of
 from ..training.config import COMPUTATION
 from ..training.memory import free_memory
 from ..training.prepare import require_effect, validate_training
@@ -31,12 +33,19 @@ from ..training.schedule import steps_of
 from ..training.task import Preparation, TrainingKind
 from ..utils.devices import device_name, pick_device
 from ..utils.distributed import local_processes
-from ..utils.fields import NoSettings
+from ..utils.fields import NoSettings, per_axis
 from .config import PretrainConfig, settings_of_source
 from .evaluators import find_monitor
 from .model import INIT_OF_FINETUNING, ModelBuilder, require_pretraining
 from .recipes import RECIPES, Recipe, Situation
 from .task import PretrainingTask
+from .volumes import described, require_few_unreadable
+
+OTHER_PARTS = {"unet": "decoder and mask embeddings", "own": "its own decoder; projections and mask embeddings"}
+"""What a model has beside the network, by decoder."""
+
+OWN_DECODER = "with --decoder own, the network's; use --decoder unet, or leave it out"
+"""Why a setting of the decoder unet has no effect."""
 
 TRIES = 3
 """Times that a recipe is asked: once for what the user sets, once for how it sets that files are read."""
@@ -63,7 +72,8 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
     weights_remedy = "--init RUN"
     not_this_kind = "a checkpoint of a fine-tuning; start from the weights of its run: --init RUN/model.safetensors"
 
-    def __init__(self) -> None:
+    def __init__(self, stores: Stores | None = None) -> None:
+        self.stores = Stores() if stores is None else stores
         self.builder = ModelBuilder()
         self._odd: list[str] = []  # about the images
         self._opened: tuple[tuple[Any, ...], PretrainingImages] | None = None
@@ -86,18 +96,23 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         seed = chosen.get("seed", 0)
         own = {name.removeprefix("data."): value for name, value in chosen.items() if name.startswith("data.")}
         settings = settings_of_source(chosen.get("data"))(**own)
-        where = chosen.get("data"), settings, chosen.get("val_data"), chosen.get("val_share", 0.0), seed
-        self._open(where)
+        prepared = VolumeConfig(**{f.name: chosen[f.name] for f in fields(VolumeConfig) if f.name in chosen})
+        where = chosen.get("data"), settings, chosen.get("val_data"), chosen.get("val_share", 0.0), seed, prepared
+        opened = self._open(where)
+        if are_volumes(chosen.get("data")):
+            chosen = {"in_chans": channels_of(opened.source), **chosen}
         with code_of(chosen["model"]):
             backbone = self.builder.backbone(
                 chosen["model"],
                 chosen.get("stages", ()),
                 chosen.get("in_chans"),
                 seed,
-                levels=chosen.get("levels"),
+                levels=levels_of(chosen.get("levels"), chosen.get("decoder", "unet")),
                 drop_path=chosen.get("drop_path", 0.0),
             )
+        require_same_kind(chosen.get("data"), backbone, chosen["model"])
         if "image_size" in chosen:  # before a recipe runs the network on it
+            chosen = {**chosen, "image_size": per_axis(chosen["image_size"], backbone.dims)}
             require_whole_patches(chosen["image_size"], backbone.resolve_patch_size(chosen.get("patch_size")))
         if init == "timm" and not (getattr(backbone.module, "pretrained_cfg", None) or {}).get("tag"):
             raise ValueError(f"timm has no weights for {chosen['model']}; use --init none or a file")
@@ -140,14 +155,19 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
                 ),
                 "monitor_every": monitored,
                 "monitor_data": monitored,
+                **dict.fromkeys(("decoder_width", "decoder_block"), (config.model.decoder == "unet", OWN_DECODER)),
                 "crop_scale": (given.crop == "resized", "with --crop native, which cuts at the image's resolution"),
+                **dict.fromkeys(
+                    (field.name for field in fields(VolumeConfig)),
+                    (are_volumes(given.data), "on images, which are read as they are; it is for volumes"),
+                ),
             },
         )
 
     def read_data(self, config: PretrainConfig) -> PretrainingImages:
         """Return the images of a configuration: to train on, and held out."""
         data = config.data
-        where = data.data, config.source, data.val_data, data.val_share, config.run.seed
+        where = data.data, config.source, data.val_data, data.val_share, config.run.seed, config.volumes
         return self._images(where, config.model.in_chans, files_of(vars(data)))
 
     def _images(self, where: tuple[Any, ...], channels: int, files: FileConfig) -> PretrainingImages:
@@ -164,7 +184,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
     def _open(self, where: tuple[Any, ...]) -> PretrainingImages:
         """Return the images that :func:`open_images` opens; what was opened last is not opened again."""
         if self._opened is None or self._opened[0] != where:
-            self._opened = where, open_images(*where)
+            self._opened = where, open_images(*where, stores=self.stores)
         return self._opened[1]
 
     def fingerprints(self, data: PretrainingImages) -> dict[str, str]:
@@ -178,9 +198,14 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
     def validate(self, ready: Ready, processes: int) -> None:
         """Raise for what would go wrong later; finds the monitor's images."""
         data, model = ready.config.data, ready.config.model
+        if len(data.image_size) != 2 and data.crop == "resized":
+            raise ValueError(
+                "--crop resized is for images; volumes are resampled once (--spacing), so use --crop native"
+            )
         require_whole_patches(data.image_size, model.patch_size)
         visible_patches([s // p for s, p in zip(data.image_size, model.patch_size, strict=True)], model.mask_ratio)
         validate_training(ready.config, len(ready.data.source), model.in_chans, processes)
+        require_few_unreadable(ready.data.source, data.max_broken)
         held_out = ready.data.held_out
         if held_out is not None:
             option = "--val-data" if data.val_data is not None else "--val-share"
@@ -235,17 +260,18 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             "recipe": Path(ready.recipe).name,
             "network": f"{Path(config.model.model).name}, {millions} million parameters"
             + (f", {trained} million of them trained" if trained != millions else "")
-            + f"; decoder and mask embeddings {others / 1e6:.1f} million"
+            + f"; {OTHER_PARTS[config.model.decoder]} {others / 1e6:.1f} million"
             + (f"; stochastic depth up to {config.model.drop_path:g}" if config.model.drop_path else "")
             + ("" if config.model.init == "none" else f"; starting from {Path(config.model.init).name}"),
             "images": f"{len(ready.data.source):,} ({where}{_files(ready.data.source)})"
             + (f"; {len(ready.data.held_out):,} held out" if ready.data.held_out is not None else "")
             + ("" if (outside := files_outside(ready.data.source)) is None else f"; {outside}")
             + "".join(f"; {text}" for text in self._odd),
+            **described(ready.data.source),
             "values": f"mean {_numbers(data.mean)}, deviation {_numbers(data.std)}"
             + ("" if data.nodata is None else f"; {data.nodata:g} is no data"),
-            "views": f"{_by(data.image_size)} pixels, {patches} patches of {_by(model.patch_size)}, "
-            f"{patches - shown} hidden",
+            "views": f"{_by(data.image_size)} {'pixels' if len(data.image_size) == 2 else 'voxels'}, "
+            f"{patches} patches of {_by(model.patch_size)}, {patches - shown} hidden",
             **_maps(model.backbone),
             **({} if config.model.objective == "pixels" else {"objective": Path(config.model.objective).name}),
             "batch": f"{run.batch_size} images"
@@ -291,9 +317,16 @@ def _files(source: ImageSource) -> str:
 
 
 def open_images(
-    data: str | None, settings: Any, val_data: str | None, val_share: float, seed: int
+    data: str | None,
+    settings: Any,
+    val_data: str | None,
+    val_share: float,
+    seed: int,
+    prepared: VolumeConfig,
+    *,
+    stores: Stores,
 ) -> PretrainingImages:
-    """Return images to train on and images held out.
+    """Return images to train on and images held out; volumes are prepared first.
 
     Args:
         data: folder or address of the images; the built-in photographs if None.
@@ -301,17 +334,43 @@ def open_images(
         val_data: folder or address of images to hold out.
         val_share: share of the images to hold out instead.
         seed: of that choice.
+        prepared: how volumes are prepared.
+        stores: where.
     """
     if val_data is not None and val_share:
         raise ValueError("--val-data and --val-share both say what is held out; use one of them")
     given = None if isinstance(settings, NoSettings) else settings
-    everything = open_source(data, given)
+    volumes = data is not None and are_volumes(data)
+    everything = stores.open(data, prepared) if data is not None and volumes else open_source(data, given)
     if val_data is not None:
+        if volumes != are_volumes(val_data):
+            kinds = ("images", "volumes") if volumes else ("volumes", "images")
+            raise ValueError(f"--val-data {val_data} holds {kinds[0]}, and --data {kinds[1]}; use the same for both")
+        if volumes:
+            return PretrainingImages(everything, stores.open(val_data, prepared, everything, "--val-data"))
         alike = source_type(val_data, "--val-data") is source_type(data)
         return PretrainingImages(everything, open_source(val_data, given if alike else None, "--val-data"))
     return (
         PretrainingImages(*held_out(everything, val_share, seed)) if val_share else PretrainingImages(everything, None)
     )
+
+
+def require_same_kind(data: str | None, backbone: Backbone, name: str) -> None:
+    """Raise unless a network takes what its images are, pictures or volumes.
+
+    Raises:
+        ValueError: naming both, and what to do.
+    """
+    if are_volumes(data) and backbone.dims != 3:
+        raise ValueError(
+            f"{data} holds volumes, and {name} takes images of {backbone.dims} axes; name a network of 3-D "
+            "convolutions, such as nnunet:resenc-m"
+        )
+    if not are_volumes(data) and backbone.dims != 2:
+        raise ValueError(
+            f"{name} takes volumes of {backbone.dims} axes, and {data or 'the built-in photographs'} are images; name "
+            "a folder of volumes (such as .nii.gz files; volumes://FOLDER if they are .npy or .tif)"
+        )
 
 
 def require_whole_patches(image_size: Sequence[int], patch_size: Sequence[int]) -> None:
@@ -322,7 +381,8 @@ def require_whole_patches(image_size: Sequence[int], patch_size: Sequence[int]) 
     """
     if len(image_size) != len(patch_size):
         raise ValueError(f"--image-size takes one number or {len(patch_size)}, not {len(image_size)}")
-    for name, size, patch in zip(("height", "width"), image_size, patch_size, strict=False):
+    axes = ("height", "width") if len(image_size) == 2 else ("size",) * len(image_size)
+    for name, size, patch in zip(axes, image_size, patch_size, strict=True):
         if size % patch:
             below, above = size // patch * patch, (size // patch + 1) * patch
             use = f"{below} or {above}" if below else str(above)

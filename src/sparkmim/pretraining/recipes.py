@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoints.encoder import input_of_weights
 from ..data.config import DataConfig, files_of
@@ -30,6 +30,7 @@ from ..models.masking import random_visible
 from ..models.spark import SparK
 from ..training.compile import compilation
 from ..training.config import OptimizerConfig, Precision, ScheduleConfig
+from ..training.memory import images_that_fit
 from ..training.recipes import (
     CommonSituation,
     divisible,
@@ -41,6 +42,7 @@ from ..training.recipes import (
 from ..training.schedule import steps_of
 from .config import PretrainConfig, RunConfig
 from .model import ModelBuilder
+from .volumes import LARGEST_CROP, crop_size, crops_that_fit, is_normalized, median_extents
 
 IMAGE_SIZE = 224
 """Pixels of a view where none are asked for, brought to a multiple of the patch size."""
@@ -78,24 +80,32 @@ Recipe = Callable[[Situation], PretrainConfig]
 def auto(situation: Situation) -> PretrainConfig:
     """Fit everything to the number of images, their size and the device.
 
-    - Views of 224 pixels (the nearest multiple of the patch size and the total stride).
+    - Views of 224 pixels (the nearest multiple of the patch size and the total stride). Crops of volumes are as large
+      as most volumes are, up to 160 voxels a side, if two of them fit into memory, else smaller.
     - Batch size: a power of two that makes at least 64 steps an epoch, 8 to 4096, or what the processes can share below
       it. What does not fit into memory at once is accumulated.
-    - Epochs: 40 million views in all, but every image at least 100 and at most 800 times.
+      Of volumes, 2 to 8.
+    - The paper's decoder; for volumes as wide as the deepest feature map, for it would take nearly all the time in 3-D.
+    - Epochs: 40 million views in all, but every image at least 100 and at most 800 times; half a million crops of
+      volumes, 10 to 800 of each.
     - Warm-up: a twentieth of the epochs, at most 40.
     - LAMB. Its learning rate is about the relative change of a layer in a step, so shorter runs need a higher one:
       3.2e-3, the paper's, for its 500,000 steps, growing with the sixth root as steps grow fewer, up to 1e-2, the best
       of those tried for 480 steps of 32 images (docs/guides/pretraining.md).
     - bf16-mixed where the device computes it natively, 32 elsewhere; compiled on CUDA if the run is long.
     """
+    images, volumes = situation.images, situation.backbone.dims == 3
+    share, least, most, views, fewest = (16, 2, 8, 5e5, 10) if volumes else (64, 8, 4096, 40e6, 100)
     batch_size = situation.choice(
-        "batch_size", divisible(power_of_two(situation.images / 64, 8, 4096, situation.images), situation.parts)
+        "batch_size", divisible(power_of_two(images / share, least, most, images), situation.parts)
     )
-    epochs = situation.choice("epochs", float(min(800, max(100, round(40e6 / situation.images)))))
-    steps = steps_of(epochs, situation.images, batch_size)
+    epochs = situation.choice("epochs", float(min(800, max(fewest, round(views / images)))))
+    steps = steps_of(epochs, images, batch_size)
     return _complete(
         situation,
-        image_size=tuple(max(1, round(IMAGE_SIZE / u)) * u for u in _unit(situation)),
+        image_size=median_extents(situation.source)
+        if volumes
+        else tuple(max(1, round(IMAGE_SIZE / u)) * u for u in _unit(situation)),
         batch_size=batch_size,
         epochs=epochs,
         warmup_epochs=min(40.0, epochs / 20),
@@ -103,7 +113,7 @@ def auto(situation: Situation) -> PretrainConfig:
         precision=native_precision(situation.device),
         drop_path=0.0,
         crop_scale=(0.67, 1.0),
-        decoder_width=768,
+        decoder_width=_volume_decoder_width(situation) if volumes else 768,
     )
 
 
@@ -161,7 +171,41 @@ def demo(situation: Situation) -> PretrainConfig:
     )
 
 
-RECIPES: dict[str, Recipe] = {"auto": auto, "paper": paper, "fast": fast, "demo": demo}
+def s3d(situation: Situation) -> PretrainConfig:
+    """Return nnssl's settings for volumes: 250,000 steps of 2 crops of 160 voxels a side, 75% hidden, SGD.
+
+    Patches are of 16 voxels, learning rate 1e-2 with polynomial decay, weight decay 3e-5, momentum 0.99, gradients
+    clipped at 12. With as few volumes as a laboratory has, that shows each of them often; `auto` takes fewer steps.
+
+    Source: nnssl (github.com/MIC-DKFZ/nnssl) and "Revisiting MAE pre-training for 3D medical image segmentation"
+    (Wald et al., CVPR 2025). Theirs decays biases and norms as well, and compares values that are not normalized per
+    patch: add `--objective.normalize off`.
+    """
+    if situation.backbone.dims != 3:
+        raise ValueError(f"recipe s3d is for volumes, and the network takes {situation.backbone.dims} axes; use auto")
+    batch_size = situation.choice("batch_size", divisible(min(2, situation.images), situation.parts))
+    epochs = situation.choice("epochs", 250_000 * batch_size / situation.images)
+    chosen = {"patch_size": (16,), "image_size": (LARGEST_CROP,), **situation.chosen}
+    return _complete(
+        replace(situation, chosen=chosen),
+        image_size=(LARGEST_CROP,) * 3,
+        batch_size=batch_size,
+        epochs=epochs,
+        warmup_epochs=0.0,
+        lr=1e-2,
+        precision=native_precision(situation.device),
+        drop_path=0.0,
+        crop_scale=(0.67, 1.0),
+        decoder_width=_volume_decoder_width(situation),
+        mask_ratio=0.75,
+        optimizer=OptimizerConfig(
+            optimizer="sgd", lr=1e-2, betas=(0.99, 0.999), weight_decay=3e-5, weight_decay_end=3e-5, clip=12.0
+        ),
+        schedule=ScheduleConfig(epochs=epochs, warmup_epochs=0.0, lr_end=0.0, lr_decay="polynomial"),
+    )
+
+
+RECIPES: dict[str, Recipe] = {"auto": auto, "paper": paper, "fast": fast, "demo": demo, "s3d": s3d}
 
 
 def _complete(
@@ -176,28 +220,35 @@ def _complete(
     drop_path: float,
     crop_scale: tuple[float, float],
     decoder_width: int,
+    mask_ratio: float = 0.6,
+    optimizer: OptimizerConfig | None = None,
+    schedule: ScheduleConfig | None = None,
 ) -> PretrainConfig:
     """Return a configuration of the parts that the recipes share; the user's choices take precedence."""
     in_chans = situation.backbone.in_chans
     mean, std = _mean_std(situation)
     steps = steps_of(situation.choice("epochs", epochs), situation.images, batch_size)
+    volumes = situation.backbone.dims != 2
     config = PretrainConfig(
         model=ModelConfig(
             model=situation.chosen["model"],
             in_chans=in_chans,
             patch_size=_patch_size(situation),
+            mask_ratio=mask_ratio,
             drop_path=drop_path,
             decoder_width=decoder_width,
         ),
         data=DataConfig(
             image_size=image_size,
+            crop="native" if volumes else "resized",
             crop_scale=crop_scale,
             mean=mean,
             std=std,
             workers=reading_processes(situation.device, situation.cores),
         ),
-        optimizer=OptimizerConfig(lr=lr, betas=(0.9, 0.95) if situation.normalized_by_batch else (0.9, 0.999)),
-        schedule=ScheduleConfig(epochs=epochs, warmup_epochs=warmup_epochs),
+        optimizer=optimizer
+        or OptimizerConfig(lr=lr, betas=(0.9, 0.95) if situation.normalized_by_batch else (0.9, 0.999)),
+        schedule=schedule or ScheduleConfig(epochs=epochs, warmup_epochs=warmup_epochs),
         run=RunConfig(
             batch_size=batch_size,
             precision=precision,
@@ -205,20 +256,46 @@ def _complete(
             log_every=min(50, max(1, steps // 1000)),
         ),
     ).replace(situation.chosen)
-    model, size = config.model, config.data.image_size
+    if volumes and "image_size" not in situation.chosen:
+        wanted = tuple(min(e, LARGEST_CROP) for e in image_size)
+        size = crop_size(wanted, _unit(situation), _crops_that_fit(situation, config))
+        config = config.replace({"image_size": size})
+    return with_accumulation(situation, config, lambda: _images_that_fit(situation, config))
 
-    def inputs(built: nn.Module, images: int) -> tuple[Tensor, Tensor]:
-        assert isinstance(built, SparK)
+
+def _model(situation: Situation, config: PretrainConfig) -> SparK:
+    return situation.builder.model(config.model, config.objective, config.run.seed)
+
+
+def _crops_that_fit(situation: Situation, config: PretrainConfig) -> Callable[[tuple[int, ...]], int]:
+    model, precision = config.model, config.run.precision
+    return crops_that_fit(
+        _model(situation, config), model.in_chans, model.mask_ratio, precision, situation.memory_bytes
+    )
+
+
+def _images_that_fit(situation: Situation, config: PretrainConfig) -> int:
+    """Return how many views fit into memory; of volumes it is estimated from small ones."""
+    model, size = config.model, config.data.image_size
+    built = _model(situation, config)
+    built.grid_shape(size)  # raises for a size that does not fit
+    if len(size) != 2:
+        return _crops_that_fit(situation, config)(size)
+
+    def inputs(images: int) -> tuple[Tensor, Tensor]:
         visible = random_visible(images, built.grid_shape(size), model.mask_ratio)
         return torch.zeros(images, model.in_chans, *size), visible
 
-    return with_accumulation(
-        situation, config, lambda: situation.builder.model(model, config.objective, config.run.seed), inputs
-    )
+    return images_that_fit(built, inputs, config.run.precision, situation.memory_bytes)
 
 
 def _patch_size(situation: Situation) -> tuple[int, ...]:
     return situation.backbone.resolve_patch_size(situation.choice("patch_size", None))
+
+
+def _volume_decoder_width(situation: Situation) -> int:
+    """Return the channels of the deepest map, within limits: the paper's width would take nearly all the time."""
+    return min(768, max(32, situation.backbone.levels[-1].channels))
 
 
 def _unit(situation: Situation) -> tuple[int, ...]:
@@ -237,6 +314,8 @@ def _mean_std(situation: Situation) -> tuple[tuple[float, ...], tuple[float, ...
     known = input_of_weights(situation.choice("init", "none"), situation.backbone)
     if {"mean", "std"} <= known.keys():
         return tuple(known["mean"]), tuple(known["std"])
+    if is_normalized(situation.source):
+        return (0.0,) * channels, (1.0,) * channels
     found = input_statistics(situation.source, channels, files_of(situation.chosen))
     return found.mean, found.std
 

@@ -10,13 +10,18 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
+from ..checkpoints.encoder import read_network_metadata
+from ..checkpoints.run_folder import RunFolder
 from ..data.config import Pages, chosen_files
 from ..data.loader import MaskedViews
 from ..data.normalize import Normalize, join
 from ..data.sources.address import open_source
+from ..data.sources.base import ImageSource
 from ..data.sources.pages import by_page
 from ..data.statistics import first_readable
 from ..data.views import evaluation_view
+from ..data.volumes.opening import open_prepared
+from ..data.volumes.preparing import Preparation
 from ..evaluation.features import log_skipped
 from ..models.config import ModelConfig
 from ..reporting.reconstructions import MOST_IMAGES, reconstruction_grid
@@ -38,12 +43,27 @@ class Reconstructions(NamedTuple):
         skipped: name and error of each image that could not be read.
     """
 
-    images: Float[Tensor, "batch channel height width"]
-    visible: Bool[Tensor, "batch rows columns"]
-    reconstructions: Float[Tensor, "batch channel height width"]
+    images: Float[Tensor, "batch channel *size"]
+    visible: Bool[Tensor, "batch *grid"]
+    reconstructions: Float[Tensor, "batch channel *size"]
     picture: Image.Image
     step: int
     skipped: list[tuple[str, str]]
+
+
+def open_volumes(run: str | Path, data: str | Path | None) -> ImageSource:
+    """Return volumes, prepared as those of a run.
+
+    Raises:
+        ValueError: if there are none, or the run has no encoder yet.
+    """
+    if data is None:
+        raise ValueError("--data is required: a folder of volumes")
+    file = RunFolder(run).encoder
+    recorded = read_network_metadata(file) if file.is_file() else {}
+    if "volumes" not in recorded:
+        raise ValueError(f"{file} does not record how volumes are prepared; the run has not written its encoder yet")
+    return open_prepared(data, Preparation.from_json(recorded["volumes"]))
 
 
 @torch.no_grad()
@@ -63,7 +83,7 @@ def reconstruct(
 
     Args:
         run: folder of a pretraining run.
-        data: folder or address of images; the built-in photographs by default.
+        data: folder or address of images; the built-in photographs by default, of volumes those of the run.
         count: number of images, spread evenly over the folder, at most 8; those that cannot be read are skipped.
         seed: of the masks.
         mask_ratio: share of patches to hide; that of the run by default.
@@ -83,7 +103,10 @@ def reconstruct(
     files = chosen_files(pages, nodata, max_pixels)
     trained = load_run(run, trust=trust, chosen=None if data is None else {"data": data})
     config = trained.config.replace(files)
-    source = by_page(open_source(data), config.model.in_chans, config.data)
+    if len(config.data.image_size) == 3:
+        source: ImageSource = open_volumes(run, config.data.data if data is None else data)
+    else:
+        source = by_page(open_source(data), config.model.in_chans, config.data)
     first_readable(source, config.model.in_chans, config.data)
     grid = trained.model.grid_shape(config.data.image_size)
     ratio = config.model.mask_ratio if mask_ratio is None else mask_ratio

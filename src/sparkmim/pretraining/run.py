@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..data.volumes.opening import Stores
 from ..training.loop import Outcome
 from ..training.recorded import require_arguments, require_sound_run
 from ..training.run import train
@@ -51,7 +52,7 @@ def pretrain(
     )
     require_sound_run(PretrainConfig, output, resume, chosen or {}, trust=trust)
     return train(
-        Pretraining(),
+        Pretraining(Stores(None if plan else output, (chosen or {}).get("store"))),
         output,
         recipe=recipe,
         resume=resume,

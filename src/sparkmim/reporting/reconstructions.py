@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..utils.io import write_atomically
 
-MOST_IMAGES = 8
+MOST_IMAGES, MOST_VOLUMES = 8, 3
 SMALLEST_TILE, LARGEST_TILE = 128, 256
 HIDDEN = 128
 """Gray value of a hidden patch, 0 to 255."""
@@ -28,22 +28,22 @@ LABEL_COLOR = (122, 122, 122)
 
 
 def reconstruction_grid(
-    images: Float[Tensor, "batch channel height width"],
-    visible: Bool[Tensor, "batch rows columns"],
-    prediction_composite: Float[Tensor, "batch channel height width"],
+    images: Float[Tensor, "batch channel *size"],
+    visible: Bool[Tensor, "batch *grid"],
+    prediction_composite: Float[Tensor, "batch channel *size"],
     *,
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Image.Image:
     """Draw up to 8 images side by side; below each, its visible patches and its reconstruction.
 
-    Small images are enlarged by an integer factor without interpolation; large ones are reduced. Of images with two
-    channels the mean is shown, of images with more than three the first three, scaled to the range of each channel in
-    the image. Values of one or three channels that are not colors, from 0 to 1, are stretched by :func:`as_colors`. The
-    gaps between tiles are transparent.
+    Of volumes up to 3 are drawn, each by its three :func:`central_slices`. Small images are enlarged by an integer
+    factor without interpolation; large ones are reduced. Of images with two channels the mean is shown, of images with
+    more than three the first three, scaled to the range of each channel in the image. Values of one or three channels
+    that are not colors, from 0 to 1, are stretched by :func:`as_colors`. The gaps between tiles are transparent.
 
     Args:
-        images: normalized images.
+        images: normalized images or volumes.
         visible: True = visible.
         prediction_composite: returned by :meth:`sparkmim.SparK.reconstruct`.
         mean: mean of each channel, subtracted by the normalization.
@@ -52,45 +52,77 @@ def reconstruction_grid(
     Raises:
         ValueError: if the shapes do not match.
     """
-    divisible = visible.ndim == 3 and not any(s % g for s, g in zip(images.shape[2:], visible.shape[1:], strict=False))
-    if images.ndim != 4 or images.shape != prediction_composite.shape or len(visible) != len(images) or not divisible:
+    dims = images.ndim - 2
+    alike = images.shape == prediction_composite.shape and len(visible) == len(images) and visible.ndim == 1 + dims
+    if dims not in (2, 3) or not alike or any(s % g for s, g in zip(images.shape[2:], visible.shape[1:], strict=True)):
         raise ValueError(
             f"expected images, visible and prediction_composite of (B, C, H, W), (B, rows, columns) and (B, C, H, W), "
-            f"got {tuple(images.shape)}, {tuple(visible.shape)} and {tuple(prediction_composite.shape)}"
+            f"or those of volumes, got {tuple(images.shape)}, {tuple(visible.shape)} and "
+            f"{tuple(prediction_composite.shape)}"
         )
     if not len(mean) == len(std) == images.shape[1]:
         raise ValueError(
             f"expected a mean and a standard deviation for each of {images.shape[1]} channels, got {len(mean)} and "
             f"{len(std)}"
         )
-    count = min(len(images), MOST_IMAGES)
+    count = min(len(images), MOST_IMAGES if dims == 2 else MOST_VOLUMES)
     if count == 0:
         raise ValueError("expected at least one image, got none")
     image, prediction = (
         denormalize(x[:count].detach().float().cpu(), mean, std) for x in (images, prediction_composite)
     )
     prediction, image = (as_colors(x, image, mean, std) for x in (prediction, image))
-    original, reconstruction = to_rgb(image, image), to_rgb(prediction, image)
-    shown = visible[:count].cpu()
-    for axis in (1, 2):
-        shown = shown.repeat_interleave(original.shape[axis] // shown.shape[axis], dim=axis)
-    seen = torch.where(shown.unsqueeze(-1), original, HIDDEN)
-    return _lay_out([[tile(pixels) for pixels in row] for row in (original, seen, reconstruction)])
+    shown = visible[:count].unsqueeze(1).cpu()
+    for axis, (extent, patches) in enumerate(zip(image.shape[2:], visible.shape[1:], strict=True), start=2):
+        shown = shown.repeat_interleave(extent // patches, dim=axis)
+    longest = max(image.shape[2:])
+    columns = []
+    for number in range(count):
+        parts = [x[number : number + 1] for x in (image, prediction, shown)]
+        for plane in zip(*(central_slices(x) if dims == 3 else [x] for x in parts), strict=True):
+            columns.append([tile(pixels, longest) for pixels in _column(*plane)])
+    return _lay_out([list(row) for row in zip(*columns, strict=True)])
+
+
+def _column(
+    image: Float[Tensor, "1 channel height width"],
+    prediction: Float[Tensor, "1 channel height width"],
+    shown: Bool[Tensor, "1 1 height width"],
+) -> list[UInt8[Tensor, "height width 3"]]:
+    """Return the pixels of an image, of what is visible of it, and of its reconstruction."""
+    original, reconstruction = to_rgb(image, image)[0], to_rgb(prediction, image)[0]
+    return [original, torch.where(shown[0, 0].unsqueeze(-1), original, HIDDEN), reconstruction]
+
+
+def central_slices(
+    volumes: Shaped[Tensor, "batch channel x y z"],
+) -> list[Shaped[Tensor, "batch channel rows columns"]]:
+    """Return the axial, the coronal and the sagittal slice through the middle of volumes whose axes are RAS.
+
+    They are shown as one looks at them on paper: the head and the nose up, the left of the body on the left.
+    """
+    middle = [extent // 2 for extent in volumes.shape[2:]]
+    slices = [volumes.select(axis + 2, middle[axis]) for axis in (2, 1, 0)]
+    return [plane.transpose(2, 3).flip(2) for plane in slices]
 
 
 def denormalize(
-    images: Float[Tensor, "batch channel height width"], mean: Sequence[float], std: Sequence[float]
-) -> Float[Tensor, "batch channel height width"]:
+    images: Float[Tensor, "batch channel *size"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "batch channel *size"]:
     """Undo the normalization: multiply by the standard deviation of each channel and add its mean."""
-    return images * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
+    return images * _per_channel(std, images) + _per_channel(mean, images)
+
+
+def _per_channel(values: Sequence[float], images: Tensor) -> Tensor:
+    return torch.tensor(values).view(-1, *(1 for _ in images.shape[2:]))
 
 
 def as_colors(
-    images: Float[Tensor, "batch channel height width"],
-    reference: Float[Tensor, "batch channel height width"],
+    images: Float[Tensor, "batch channel *size"],
+    reference: Float[Tensor, "batch channel *size"],
     mean: Sequence[float],
     std: Sequence[float],
-) -> Float[Tensor, "batch channel height width"]:
+) -> Float[Tensor, "batch channel *size"]:
     """Return images with values from 0 to 1, or bring others there by the statistics of the set that they are from.
 
     Values are colors if statistics and `reference` allow it: values from 0 to 1 of mean m have a deviation of at most
@@ -108,7 +140,7 @@ def as_colors(
     possible = all(0 <= m <= 1 and (s == 1 or s**2 <= m * (1 - m) + SLACK) for m, s in zip(mean, std, strict=True))
     if possible and float(reference.min()) >= -OVERSHOOT and float(reference.max()) <= 1 + OVERSHOOT:
         return images
-    middle, deviation = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    middle, deviation = _per_channel(mean, images), _per_channel(std, images)
     return (images - middle) / (4 * deviation) + 0.5
 
 
@@ -129,10 +161,15 @@ def to_rgb(
     return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
 
 
-def tile(pixels: UInt8[Tensor, "height width 3"]) -> Image.Image:
-    """Resize an image for display: its longer side to 128 to 256 pixels, or more if the factor must be an integer."""
+def tile(pixels: UInt8[Tensor, "height width 3"], longest: int | None = None) -> Image.Image:
+    """Resize an image for display: its longer side to 128 to 256 pixels, or more if the factor must be an integer.
+
+    Args:
+        pixels: of the image.
+        longest: side that is brought to that size; the image's own longer one if not given.
+    """
     picture = Image.fromarray(pixels.contiguous().numpy())
-    longest = max(picture.size)
+    longest = longest or max(picture.size)
     if longest > LARGEST_TILE:
         reduced = [max(1, round(side * LARGEST_TILE / longest)) for side in picture.size]
         return picture.resize((reduced[0], reduced[1]), Image.Resampling.LANCZOS)
@@ -141,8 +178,9 @@ def tile(pixels: UInt8[Tensor, "height width 3"]) -> Image.Image:
 
 
 def _lay_out(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Arrange tiles of equal size in rows, with a label above each row."""
-    columns, (width, height) = len(rows[0]), rows[0][0].size
+    """Arrange tiles in rows, with a label above each row; smaller ones lie in the middle of their place."""
+    columns = len(rows[0])
+    width, height = (max(picture.size[axis] for row in rows for picture in row) for axis in (0, 1))
     gutter = max(4, width // 32)
     whole = columns * (width + gutter) - gutter
     size = max(16, whole // 64)
@@ -155,7 +193,8 @@ def _lay_out(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
         top = i * (label + height + gutter)
         draw.text((0, top + label - round(0.45 * size)), text, fill=(*LABEL_COLOR, 255), font=font, anchor="ls")
         for j, picture in enumerate(tiles):
-            canvas.paste(picture, (j * (width + gutter), top + label))
+            left, down = (width - picture.width) // 2, (height - picture.height) // 2
+            canvas.paste(picture, (j * (width + gutter) + left, top + label + down))
     return canvas
 
 

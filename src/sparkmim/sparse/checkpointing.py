@@ -67,6 +67,11 @@ def recompute_under(enter: Callable[[], AbstractContextManager[Any]], func: Any)
             checkpoint.recompute_fn = _Recompute(enter, compute, tuple(getattr(a, MARK, None) for a in args))
 
 
+def inside_checkpoint() -> bool:
+    """Return whether a checkpointed function runs for the first time."""
+    return _innermost_checkpoint() is not None
+
+
 def _is_under(compute: Any, enter: Callable[[], AbstractContextManager[Any]]) -> bool:
     while isinstance(compute, _Recompute):
         if compute.enter == enter:

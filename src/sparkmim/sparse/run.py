@@ -63,7 +63,7 @@ def run(
             if isinstance(handle, MovedHooks):
                 handle.require_finished()
         maps = [maps] if isinstance(maps, Tensor) else maps
-        return [(execution.owner([m]) or execution).finish(m, f"feature map {i}") for i, m in enumerate(maps)]
+        return finished(execution, maps)
     except (UnsupportedOperation, TypeError) as error:
         if isinstance(error, TypeError) and Extent.__name__ not in str(error):
             raise
@@ -74,6 +74,15 @@ def run(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def finished(execution: Execution, maps: Sequence[Tensor]) -> list[Tensor]:
+    """Return maps that a network has computed under an execution, checked, as values that are free to be used.
+
+    Raises:
+        UnsupportedOperation: for one that does not descend from the input, or is not yet complete.
+    """
+    return [(execution.owner([m]) or execution).finish(m, f"feature map {i}") for i, m in enumerate(maps)]
 
 
 @contextmanager

@@ -10,7 +10,18 @@ from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple, Protocol, Self, cast, get_type_hints
 
 from ..data.config import ViewConfig
-from ..utils.fields import NoSettings, Setting, Valid, above_zero, at_least, describe, setting, share, show
+from ..utils.fields import (
+    NoSettings,
+    Setting,
+    Valid,
+    above_zero,
+    at_least,
+    describe,
+    per_axis,
+    setting,
+    share,
+    show,
+)
 
 Compile = Literal["off", "on", "try"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
@@ -24,8 +35,8 @@ COMPUTATION: dict[Compile, str] = {"off": "", "on": ", compiled", "try": ", comp
 class OptimizerConfig:
     """The update rule."""
 
-    optimizer: Literal["lamb", "adamw"] = setting("lamb", shapes_model=True)
-    """lamb (timm's, the paper's choice) or adamw."""
+    optimizer: Literal["lamb", "adamw", "sgd"] = setting("lamb", shapes_model=True)
+    """lamb (timm's, the paper's choice), adamw, or sgd with Nesterov momentum, which is the first of --betas."""
 
     lr: float = setting(valid=above_zero())
     """Peak learning rate."""
@@ -64,7 +75,11 @@ class ScheduleConfig:
     """Learning rate of the first step, as a share of the peak."""
 
     lr_end: float = setting(0.001, share("the peak"))
-    """Learning rate of the last step, as a share of the peak, approached along a cosine."""
+    """Learning rate of the last step, as a share of the peak."""
+
+    lr_decay: Literal["cosine", "polynomial"] = "cosine"
+    """How the learning rate falls from the peak: along a cosine, or as the 0.9th power of what is left of the run, as
+    nnU-Net's does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +200,8 @@ class Configuration:
     def replace(self, chosen: Mapping[str, Any]) -> Self:
         """Return a configuration with other values for some fields, by flat name.
 
-        A plug-in that is exchanged begins with its default settings.
+        One number for all axes is repeated for as many as there are in this configuration. A plug-in that is exchanged
+        begins with its default settings.
 
         Raises:
             ValueError: for an unknown name or plug-in.
@@ -199,7 +215,9 @@ class Configuration:
         changes: dict[str, dict[str, Any]] = {group: {} for group in groups}
         for field in type(self).describe(asked):
             if field.flat in chosen:
-                changes[field.group][field.name] = chosen[field.flat]
+                old, new = getattr(groups[field.group], field.name), chosen[field.flat]
+                repeated = field.setting.per_axis and isinstance(new, tuple) and isinstance(old, tuple)
+                changes[field.group][field.name] = per_axis(new, len(old)) if repeated else new
         return dataclasses.replace(self, **{g: dataclasses.replace(groups[g], **c) for g, c in changes.items()})
 
     def flat(self) -> dict[str, Any]:
@@ -228,7 +246,7 @@ class Configuration:
             recorded = {
                 group.name: {k: tuple(v) if isinstance(v, list) else v for k, v in values[group.name].items()}
                 for group in fields(cls)
-                if group.name in values or "plugin" not in group.metadata
+                if group.name in values or group.name in cls.required_groups()
             }
             types = cls.group_types({k: v for group in recorded.values() for k, v in group.items()})
             return cls(**{name: kind(**recorded.get(name, {})) for name, kind in types.items()})
@@ -244,13 +262,21 @@ class Configuration:
 
     @classmethod
     def required_groups(cls) -> set[str]:
-        """Return the names of the groups that every recorded configuration of this class has."""
-        return {group.name for group in fields(cls) if "plugin" not in group.metadata}
+        """Return the names of the groups that every recorded configuration has: those without defaults."""
+        return {group.name for group in fields(cls) if "plugin" not in group.metadata and not has_default(group)}
 
     @classmethod
     def optional_groups(cls) -> set[str]:
-        """Return the names of the groups of plug-ins, which are recorded where they have settings."""
-        return {group.name for group in fields(cls) if "plugin" in group.metadata}
+        """Return the names of the other groups.
+
+        Those of plug-ins are recorded where they have settings; those with defaults came with later versions.
+        """
+        return {group.name for group in fields(cls)} - cls.required_groups()
+
+
+def has_default(group: dataclasses.Field[Any]) -> bool:
+    """Return whether a group of a configuration may be left out."""
+    return group.default is not dataclasses.MISSING or group.default_factory is not dataclasses.MISSING
 
 
 class TrainingConfig(Protocol):
@@ -317,8 +343,11 @@ def require_known(names: Iterable[str], settings: Mapping[str, Any]) -> None:
 
 def differences(recorded: Mapping[str, Any], asked: Mapping[str, Any], settings: Mapping[str, Setting]) -> list[str]:
     """Return the fields in which two flat configurations differ although a resumed run may not, one line each."""
-    return [
-        f"{name}: {show(recorded[name])} there, {show(value)} asked for"
-        for name, value in asked.items()
-        if name in recorded and not settings[name].resumable and recorded[name] != value
-    ]
+    found = []
+    for name, value in asked.items():
+        there = recorded.get(name)
+        if settings[name].per_axis and isinstance(value, tuple) and isinstance(there, tuple):
+            value = per_axis(value, len(there))
+        if name in recorded and not settings[name].resumable and there != value:
+            found.append(f"{name}: {show(there)} there, {show(value)} asked for")
+    return found

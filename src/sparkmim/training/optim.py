@@ -11,7 +11,7 @@ from torch import nn
 
 from .config import OptimizerConfig
 
-GROUP_SETTINGS = ("betas", "eps", "lr_scale", "weight_decay_scale", "always_adapt")
+GROUP_SETTINGS = ("betas", "momentum", "eps", "lr_scale", "weight_decay_scale", "always_adapt")
 """What a group of parameters holds of the configuration; the rest is set at each step, or is the optimizer's own."""
 
 
@@ -32,13 +32,15 @@ def param_groups_weight_decay(named: Iterable[tuple[str, nn.Parameter]]) -> list
 
 
 def build_optimizer(groups: list[dict[str, object]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Return the optimizer of some groups of parameters. Clipping is left to the training loop, for both kinds.
+    """Return the optimizer of some groups of parameters. Clipping is left to the training loop, for all kinds.
 
     LAMB scales the steps of what is decayed by its trust ratio, also where the decay is 0; timm's would not.
     """
     if config.optimizer == "lamb":
         groups = [{**group, "always_adapt": bool(group["weight_decay_scale"])} for group in groups]
         return Lamb(groups, lr=config.lr, betas=config.betas, eps=config.eps, max_grad_norm=None)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.betas[0], nesterov=config.betas[0] > 0)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
 
 

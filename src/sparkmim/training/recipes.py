@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
 
 from ..models.backbone import Backbone
 from ..models.densify import densify_norm_of
 from ..utils.distributed import local_processes
 from ..utils.specs import load_object
 from .config import Precision, TrainingConfig
-from .memory import images_that_fit, micro_batches
+from .memory import micro_batches
 
 RecipeT = TypeVar("RecipeT", bound=Callable[..., Any])
 TrainingConfigT = TypeVar("TrainingConfigT", bound=TrainingConfig)
@@ -74,8 +73,7 @@ def find_recipe(name: str, recipes: Mapping[str, RecipeT]) -> RecipeT:
 def with_accumulation(
     situation: CommonSituation,
     config: TrainingConfigT,
-    model: Callable[[], nn.Module],
-    inputs: Callable[[nn.Module, int], tuple[Tensor, ...]],
+    fits: Callable[[], int],
 ) -> TrainingConfigT:
     """Return the configuration with the fewest micro-batches that fit into memory and divide the batch.
 
@@ -85,15 +83,12 @@ def with_accumulation(
     Args:
         situation: of the recipe.
         config: complete but for `accumulate`.
-        model: returns the model on the CPU, if it is needed.
-        inputs: returns what it takes, for a number of images.
+        fits: returns how many images fit, if it is needed.
     """
     batch, processes = config.run.batch_size, situation.processes
     if "accumulate" in situation.chosen or batch % processes:
         return config
-    built = model()
-    fits = images_that_fit(built, lambda n: inputs(built, n), config.run.precision, situation.memory_bytes)
-    return config.replace({"accumulate": micro_batches(batch // processes, fits)})
+    return config.replace({"accumulate": micro_batches(batch // processes, fits())})
 
 
 def cores_per_process() -> int:

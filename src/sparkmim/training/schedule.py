@@ -1,4 +1,4 @@
-"""Learning rate and weight decay of every step. Source: the official `lr_wd_annealing`."""
+"""Learning rate and weight decay of every step. Source: the official `lr_wd_annealing`, and nnU-Net's schedule."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import math
 
 from ..checkpoints.state import MOST_STEPS
 from .config import ScheduleConfig
+
+POWER = 0.9
+"""Of the polynomial decay, in nnU-Net's `PolyLRScheduler`."""
 
 
 def steps_of(epochs: float, images: int, batch_size: int) -> int:
@@ -26,6 +29,8 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float, config: Sched
     """Return the learning rate of a step, 0 being the first."""
     if step < warmup:
         return peak * (config.lr_start + (1 - config.lr_start) * step / warmup)
+    if config.lr_decay == "polynomial":
+        return peak * (config.lr_end + (1 - config.lr_end) * (1 - (step - warmup) / max(1, steps - warmup)) ** POWER)
     return peak * _cosine(1.0, config.lr_end, (step - warmup) / max(1, steps - 1 - warmup))
 
 

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from ..data.config import ViewConfig
 from ..data.normalize import Normalize
-from ..data.views import View, training_view
+from ..data.views import AnyView, training_view
 from .config import AugmentConfig
 
 
@@ -28,7 +28,7 @@ class AugmentedView:
             "rand": [v2.RandAugment(num_ops=2, magnitude=9, interpolation=smooth)],
             "trivial": [v2.TrivialAugmentWide(interpolation=smooth)],
         }
-        self.crop: View = training_view(data)
+        self.crop: AnyView = training_view(data)
         self._policy = policies[augment.policy]
         self._erasing = [v2.RandomErasing(augment.erasing, value="random")] if augment.erasing else []
         self._normalize = Normalize(data)

@@ -29,7 +29,7 @@ from ..training.task import Preparation, TrainingKind
 from ..utils.copies import copied
 from ..utils.devices import device_name, pick_device
 from ..utils.distributed import local_processes
-from ..utils.fields import show
+from ..utils.fields import per_axis, show
 from ..utils.logging import log
 from .config import CLASSIFICATION, LabeledDataConfig, NetworkConfig, TransferConfig, config_type_of
 from .layer_decay import layer_groups
@@ -80,12 +80,14 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
 
     def validate_values(self, chosen: Mapping[str, Any]) -> None:
         """Raise for sizes that are not those of an image."""
-        if len(chosen.get("image_size", (1, 1))) != 2:
+        if len(chosen.get("image_size", (1,))) > 2:
             raise ValueError(f"--image-size takes one number or 2, not {len(chosen['image_size'])}")
 
     def resolve(self, recipe: str, chosen: Mapping[str, Any], processes: int) -> tuple[TransferConfig, Splits[Any]]:
         """Return the configuration that a recipe makes of a situation, and its images."""
         device = pick_device(chosen.get("device", "auto"))
+        if "image_size" in chosen:
+            chosen = {**chosen, "image_size": per_axis(chosen["image_size"], 2)}
         with code_of(recipe):
             make = find_recipe(recipe, RECIPES)
         if "data" not in chosen:

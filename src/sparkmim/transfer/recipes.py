@@ -22,6 +22,7 @@ import torch
 from ..data.config import ViewConfig, files_of
 from ..models.factory import require_image_size, takes_drop_path
 from ..training.config import LoopConfig, ScheduleConfig
+from ..training.memory import images_that_fit
 from ..training.recipes import (
     CommonSituation,
     divisible,
@@ -223,4 +224,10 @@ def _completed(situation: Situation, config: TransferConfig) -> TransferConfig:
         require_image_size(built, built, config.model.model, config.model.in_chans, config.data.image_size)
         return built
 
-    return with_accumulation(situation, config, module, lambda _, images: (torch.zeros(images, *shape),))
+    def fits() -> int:
+        def blank(images: int) -> tuple[torch.Tensor]:
+            return (torch.zeros(images, *shape),)
+
+        return images_that_fit(module(), blank, config.run.precision, situation.memory_bytes)
+
+    return with_accumulation(situation, config, fits)

@@ -12,7 +12,7 @@ import torch
 from ..data.config import ViewConfig
 from ..data.labels import LabeledImages
 from ..data.normalize import Normalize, unit_scale
-from ..data.views import evaluation_view
+from ..data.views import EvaluationView
 from ..evaluation.knn import accuracy
 from ..reporting.reconstructions import as_colors, save_png, tile, to_rgb
 from .augment import one_hot
@@ -73,7 +73,7 @@ def draw_mistakes(
     certain, predicted = outputs.values.softmax(1).max(1)
     wrong = np.flatnonzero(predicted.numpy() != labels)
     worst = wrong[np.argsort(-certain.numpy()[wrong], kind="stable")][:MISTAKES]
-    shown, normalize, found = evaluation_view(view), Normalize(view), []
+    shown, normalize, found = EvaluationView(view), Normalize(view), []
     for place, row in enumerate(worst.tolist()):
         index = outputs.indices[row]
         image = normalize.fill(unit_scale(shown.look(labeled.source, index, channels))).unsqueeze(0)

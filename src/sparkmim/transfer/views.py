@@ -16,7 +16,7 @@ from ..data.normalize import Normalize
 from ..data.sampler import Key
 from ..data.seeding import Stream, keyed_generator
 from ..data.sources.base import ImageSource
-from ..data.views import View, training_view
+from ..data.views import AnyView, training_view
 
 
 class TargetBatch(NamedTuple):
@@ -38,7 +38,7 @@ class TargetBatch(NamedTuple):
 class ImageView(Protocol):
     """How a training image is cut and changed."""
 
-    crop: View
+    crop: AnyView
 
     def transform(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Return the network's input `(C, H, W)` of a crop."""
@@ -52,7 +52,7 @@ class NormalizedView:
     """
 
     def __init__(self, data: ViewConfig) -> None:
-        self.crop: View = training_view(data)
+        self.crop: AnyView = training_view(data)
         self._normalize = Normalize(data)
 
     def transform(self, pixels: Tensor, generator: torch.Generator) -> Tensor:

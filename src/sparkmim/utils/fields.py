@@ -38,7 +38,7 @@ class Setting:
         resumable: a run may be resumed with another value; it changes nothing that is computed, but for rounding.
         shapes_model: it decides which parameters a model has, or what the optimizer remembers of them.
         kind: "images" (a folder, table or address), "weights" (a file, or one of :data:`WORDS`), "code"
-            (`FILE.py:NAME`, or a name), or "value". Relative paths are recorded as absolute ones.
+            (`FILE.py:NAME`, or a name), "folder", or "value". Relative paths are recorded as absolute ones.
         per_axis: a number for each spatial axis, given as one number or several.
     """
 
@@ -46,7 +46,7 @@ class Setting:
     expected: str = ""
     resumable: bool = False
     shapes_model: bool = False
-    kind: Literal["value", "images", "weights", "code"] = "value"
+    kind: Literal["value", "images", "weights", "code", "folder"] = "value"
     per_axis: bool = False
 
 
@@ -187,7 +187,7 @@ def require_type(name: str, value: Any, kind: Any, described: Setting) -> None:
     """
     if described.per_axis and not isinstance(value, (list, tuple)):
         kind = kind | int
-    if described.kind in ("images", "weights") and isinstance(value, Path):
+    if described.kind in ("images", "weights", "folder") and isinstance(value, Path):
         return
     if get_origin(kind) is Literal and described.valid is not None:
         return  # it accepts more, as what older versions recorded
@@ -230,9 +230,10 @@ def _spelled(kind: Any) -> str:
 
 
 def normalize(name: str, value: Any, described: Setting) -> Any:
-    """Return a value in the form in which a configuration records it: tuples, sizes for each axis, absolute paths.
+    """Return a value in the form in which a configuration records it: tuples, sizes as tuples, absolute paths.
 
-    Addresses of images are made absolute where sources are known, not here.
+    Addresses of images are made absolute where sources are known, not here, and one number for all axes is repeated
+    where their number is known, by :func:`per_axis`.
 
     Raises:
         ValueError: for a size below 1.
@@ -244,9 +245,16 @@ def normalize(name: str, value: Any, described: Setting) -> Any:
         size = (value,) if isinstance(value, int) else tuple(value)
         if any(s < 1 for s in size):
             raise ValueError(f"{flag(name)} {show(size)} is not a number of pixels")
-        return size * 2 if len(size) == 1 else size
+        return size
     if described.kind == "code":
         return absolute_spec(value)
     if described.kind == "weights" and value not in WORDS:
         return str(Path(value).expanduser().absolute())
+    if described.kind == "folder":
+        return str(Path(value).expanduser().absolute())
     return value
+
+
+def per_axis(value: tuple[int, ...], axes: int) -> tuple[int, ...]:
+    """Return a size for each of several axes, given one for each, or one for all."""
+    return value * axes if len(value) == 1 else value

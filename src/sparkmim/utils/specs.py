@@ -7,8 +7,10 @@ import importlib.util
 import inspect
 import os
 import pkgutil
+import re
 import sys
 from difflib import get_close_matches
+from functools import cache
 from hashlib import sha256
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -21,8 +23,27 @@ ADDRESSES = ("hf-hub:", "hf_hub:", LOCAL_FOLDER)
 """Beginnings of timm's addresses, which name no Python object."""
 
 
+NAMED = "sparkmim.models.named"
+"""Package whose modules are the schemes of `SCHEME:NAME`, networks of other libraries; also a group of entry points."""
+
+PLANS_FILE = r"(?P<path>.+\.json)#(?P<name>[^#]+)"
+"""A name after a scheme that is an entry of a file."""
+
+
+@cache
+def schemes() -> frozenset[str]:
+    """Return the schemes of networks of other libraries."""
+    return frozenset(plugin_names(NAMED)) | {entry.name for entry in entry_points(group=NAMED)}
+
+
+def scheme_of(spec: str) -> str | None:
+    """Return the scheme of `SCHEME:NAME`, a network of another library; None for a spec of another form."""
+    scheme, found, _ = spec.partition(":")
+    return scheme if found and scheme in schemes() else None
+
+
 def is_function(model: str) -> bool:
-    """Return whether a model is named as `FILE.py:FUNCTION` or `MODULE:FUNCTION`, not by a timm name or address."""
+    """Return whether a model has a colon in its name: it is a function, or one of another library, but none of timm."""
     return ":" in model and not model.startswith(ADDRESSES)
 
 
@@ -102,9 +123,9 @@ def find_plugin(name: str, package: str, base: type[Any], option: str) -> type[A
 
 
 def plugin_names(package: str) -> list[str]:
-    """Return the names of the plug-ins that come with a package: its modules, but for the one of the base class."""
+    """Return the names of the plug-ins that come with a package: its modules, but for `base` and `settings`."""
     folder = importlib.import_module(package).__path__
-    return sorted(module.name for module in pkgutil.iter_modules(folder) if module.name != "base")
+    return sorted(module.name for module in pkgutil.iter_modules(folder) if module.name not in ("base", "settings"))
 
 
 def plugin_of(module: ModuleType, base: type[Any]) -> type[Any]:
@@ -137,8 +158,12 @@ def _require_subclass(found: Any, base: type[Any], name: str) -> type[Any]:
 def absolute_spec(spec: str) -> str:
     """Return `FILE.py:NAME` or `local-dir:FOLDER` with an absolute path, so that it is found from any folder.
 
-    What names no path is returned unchanged.
+    So is the file of `SCHEME:FILE.json#NAME`. What names no path is returned unchanged.
     """
+    scheme = scheme_of(spec)
+    if scheme is not None:
+        file = re.fullmatch(PLANS_FILE, spec.removeprefix(f"{scheme}:"))
+        return spec if file is None else f"{scheme}:{Path(file['path']).expanduser().absolute()}#{file['name']}"
     if spec.startswith(LOCAL_FOLDER):
         return f"{LOCAL_FOLDER}{Path(spec.removeprefix(LOCAL_FOLDER)).expanduser().absolute()}"
     path, _, name = spec.rpartition(":")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .specs import ADDRESSES
+from .specs import ADDRESSES, scheme_of
 from .text import printable
 
 
@@ -46,8 +46,9 @@ def require_trust(
 
 
 def _home(spec: str) -> str:
-    """Return the file or module of a spec, or an address as it is."""
-    return spec if spec.startswith(ADDRESSES) else spec.rpartition(":")[0] or spec
+    """Return the file or module of a spec; an address, or a network of another library, as it is."""
+    whole = spec.startswith(ADDRESSES) or scheme_of(spec) is not None
+    return spec if whole else spec.rpartition(":")[0] or spec
 
 
 def _effect(spec: str) -> str:
@@ -56,6 +57,9 @@ def _effect(spec: str) -> str:
         return f"the folder {printable(spec.partition(':')[2])} would be read"
     if spec.startswith(ADDRESSES):
         return "it would be fetched from the Hugging Face hub"
+    scheme = scheme_of(spec)
+    if scheme is not None:
+        return f"{scheme} would build it, and may fetch weights or read files"
     home, found, name = spec.rpartition(":")
     if not found:
         return "no registry of timm or torchvision has it"

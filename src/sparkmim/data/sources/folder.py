@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +91,7 @@ def find_images(folder: str | Path, flag: str = "--data") -> Files:
     known = image_extensions()
     names: list[str] = []
     others: Counter[str] = Counter()
-    for below, entry in _walk(root):
+    for below, entry in walk(root):
         extension = os.path.splitext(entry.name)[1].lower()
         if extension not in known:
             others[extension or "no extension"] += 1
@@ -107,8 +107,12 @@ def find_images(folder: str | Path, flag: str = "--data") -> Files:
     return Files(root, sorted(names))
 
 
-def _walk(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def walk(root: Path, whole: Callable[[str], bool] = lambda name: False) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield each entry below a folder that is not a folder or junk, with the path of its folder below the root.
+
+    Args:
+        root: the folder.
+        whole: whether a folder of some name is yielded as a whole instead of what it holds.
 
     Raises:
         ValueError: for a folder that cannot be listed.
@@ -127,7 +131,8 @@ def _walk(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
                 for entry in entries:
                     if is_junk(entry.name):
                         continue
-                    if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+                    folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+                    if folder and not whole(entry.name):
                         folders.append(entry.name)
                     else:
                         yield below, entry

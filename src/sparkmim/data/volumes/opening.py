@@ -1,0 +1,128 @@
+"""Open the volumes at an address: prepared in a store, or one by one as they are looked at."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...utils.logging import log
+from ..config import VolumeConfig
+from ..sources.base import ImageSource, Subset
+from .cases import find_cases, is_volumes
+from .preparing import Preparation, PrepareSettings, preparation_of, prepare
+from .store import PreparedVolumes, StoredVolume, is_store
+from .unprepared import UnpreparedVolumes
+
+SCHEME = "volumes://"
+"""Begins an address of volumes whose files may be pictures too, as those of `.npy` and `.tif`."""
+
+STORES = "volumes"
+"""Folder beside run folders that holds the stores of volumes, if no other is named."""
+
+
+def are_volumes(address: str | Path | None) -> bool:
+    """Return whether an address is of volumes: by its scheme, or by the extensions of the files there."""
+    if address is None:
+        return False
+    if str(address).startswith(SCHEME):
+        return True
+    path = Path(address).expanduser()
+    return "://" not in str(address) and path.exists() and is_volumes(path)
+
+
+def channels_of(source: ImageSource) -> int:
+    """Return the channels of the first volume of a source."""
+    first = source.open(0)
+    assert isinstance(first, StoredVolume)
+    return int(first.shape[0])
+
+
+def open_prepared(address: str | Path, preparation: Preparation, option: str = "--data") -> UnpreparedVolumes:
+    """Return the volumes at an address, each prepared when it is opened, as those were that a network has learned from.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    path = Path(str(address).removeprefix(SCHEME)).expanduser().absolute()
+    return UnpreparedVolumes(find_cases(path, option), preparation)
+
+
+class Stores:
+    """Prepares the volumes of a run.
+
+    Args:
+        beside: the run's folder, whose neighbor holds the stores if the user names no other; None prepares nothing, and
+            volumes are resampled whenever they are looked at.
+        chosen: the folder that the user names. One that a run has recorded is read, but not written to.
+    """
+
+    def __init__(self, beside: str | Path | None = None, chosen: str | Path | None = None) -> None:
+        self.beside = None if beside is None else Path(beside).expanduser().absolute()
+        self.chosen = None if chosen is None else Path(chosen).expanduser().absolute()
+
+    def open(
+        self, address: str | Path, config: VolumeConfig, like: ImageSource | None = None, option: str = "--data"
+    ) -> ImageSource:
+        """Return the volumes at an address, prepared as the settings say.
+
+        Args:
+            address: a folder, a table, or a file that describes a data set.
+            config: how they are prepared.
+            like: prepared volumes by whose spacing and intensities these are prepared.
+            option: that named the address, for messages.
+
+        Raises:
+            ValueError: if there are none, or they cannot be prepared.
+        """
+        path = Path(str(address).removeprefix(SCHEME)).expanduser().absolute()
+        settings = PrepareSettings(spacing=config.spacing, intensity=config.intensity, foreground=config.foreground)
+        cases = find_cases(path, option)
+        preparation = None if like is None else prepared_as(like)
+        if self.beside is None:
+            return UnpreparedVolumes(cases, settings if preparation is None else preparation)
+        key = hashlib.sha256(repr((str(path), settings, preparation)).encode(errors="surrogateescape")).hexdigest()[:8]
+        name = f"{path.name}-{key}"
+        root = self.beside.parent / STORES if self.chosen is None else self.chosen
+        if config.store is not None and self.chosen is None and is_store(Path(config.store) / name):
+            root = Path(config.store)
+        with locked(root / f".{name}.lock"):
+            return prepare(cases, settings, root / name, workers=usable_cores(), preparation=preparation)
+
+
+def prepared_as(source: ImageSource) -> Preparation | None:
+    """Return what was done to volumes; None for images."""
+    while isinstance(source, Subset):
+        source = source.source
+    if isinstance(source, UnpreparedVolumes):
+        return source.preparation
+    return preparation_of(source) if isinstance(source, PreparedVolumes) else None
+
+
+def usable_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file while the processes of a run, or several runs, prepare the same store: one does, all wait."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise ValueError(
+            f"{path.parent} cannot be written ({error.strerror}); name another folder by --store"
+        ) from error
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # other errors are of file systems without locks
+                log.info(f"waiting for another process that prepares {path.with_suffix('')}")
+                fcntl.lockf(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,67 @@
+"""Show the fingerprint of volumes as a table and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from ...reporting.volumes import Histogram, draw_volumes
+from .fingerprint import Fingerprint, Intensities
+
+
+def fingerprint_table(found: Fingerprint) -> str:
+    """Return a table of sizes, spacings and intensities, a line for each."""
+    shapes = np.array([case.shape for case in found.cases])
+    boxes = np.array([case.foreground for case in found.cases])
+    channels = f"{found.channels} channel{'s' * (found.channels > 1)}"
+    rows: list[Sequence[str]] = [("", "X", "Y", "Z")]
+    for name, values in (
+        ("spacing, mm", found.spacings),
+        ("size, voxels", shapes),
+        ("foreground, voxels", boxes),
+        ("foreground, mm", boxes * found.spacings),
+    ):
+        rows.append((name, *(_spread(column) for column in values.T)))
+    rows.append(("spacing of --spacing median", *(f"{side:.4g}" for side in found.target_spacing)))
+    lines = [
+        f"{len(found.cases)} volumes of {channels} ({found.modality}); median, and smallest to largest",
+        *_columns(rows),
+    ]
+    rows = [("intensity in the foreground", "mean", "std", "0.5%", "median", "99.5%")]
+    for number, kind in enumerate(found.modalities):
+        if kind == "ct":
+            rows.append(
+                (f"channel {number} (ct), all volumes", *(f"{v:.5g}" for v in _numbers(found.intensities[number])))
+            )
+        else:
+            numbers = np.array([_numbers(case.channels[number]) for case in found.cases])
+            rows.append((f"channel {number} ({kind}), by volume", *map(_spread, numbers.T)))
+    return "\n".join([*lines, "", *_columns(rows)])
+
+
+def fingerprint_picture(found: Fingerprint) -> Image.Image:
+    """Draw histograms of spacings, sizes and intensities."""
+    shapes = np.array([case.shape for case in found.cases])
+    histograms = []
+    for channel, (part, kind) in enumerate(zip(found.intensities, found.modalities, strict=True)):
+        shares, edges = found.histogram(channel)
+        title = f"Intensity, channel {channel} ({kind})"
+        note = f"mean {part.mean:.4g}" if kind == "ct" else "deviations"
+        histograms.append(Histogram(title, shares, float(edges[0]), float(edges[-1]), note))
+    return draw_volumes(f"{len(found.cases)} volumes", found.spacings, shapes, histograms)
+
+
+def _numbers(part: Intensities) -> tuple[float, ...]:
+    return part.mean, part.std, part.low, part.median, part.high
+
+
+def _spread(values: np.ndarray) -> str:
+    low, middle, high = float(values.min()), float(np.median(values)), float(values.max())
+    return f"{middle:.4g}" if low == high else f"{middle:.4g} ({low:.4g} to {high:.4g})"
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,117 @@
+"""What recipes need to know of volumes: how large a crop may be, and how many fit into memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.sources.base import ImageSource, Subset
+from ..data.volumes.opening import prepared_as
+from ..data.volumes.store import MANIFEST, PreparedVolumes
+from ..data.volumes.unprepared import UnpreparedVolumes
+from ..models.masking import random_visible
+from ..models.spark import SparK
+from ..training.config import Precision
+from ..training.memory import images_that_fit
+from ..utils.text import printable
+
+LARGEST_CROP = 160
+"""Most voxels of a crop along an axis where none are asked for: nnssl's."""
+
+AT_LEAST = 2
+"""Crops that must fit into memory together."""
+
+
+def median_extents(source: ImageSource) -> tuple[int, ...]:
+    """Return the median number of voxels of volumes along each axis, of those that were measured."""
+    while isinstance(source, Subset):
+        source = source.source
+    assert isinstance(source, (PreparedVolumes, UnpreparedVolumes))
+    return tuple(int(extent) for extent in np.median(source.shapes, axis=0))
+
+
+def is_normalized(source: ImageSource) -> bool:
+    """Return whether a source's values have been normalized when it was prepared."""
+    preparation = prepared_as(source)
+    return preparation is not None and "none" not in preparation.kinds
+
+
+def described(source: ImageSource) -> dict[str, str]:
+    """Return the lines of the plan on how volumes were prepared; none for images."""
+    preparation = prepared_as(source)
+    if preparation is None:
+        return {}
+    spacing = preparation.spacing
+    resampled = "as they are" if spacing is None else f"resampled to {' x '.join(f'{s:.3g}' for s in spacing)} mm"
+    size = " x ".join(map(str, median_extents(source)))
+    parts = [resampled, f"{size} voxels (median)", f"intensities {' '.join(preparation.kinds)}"]
+    while isinstance(source, Subset):
+        source = source.source
+    if isinstance(source, PreparedVolumes):
+        left_out = len(source.unreadable)
+        parts += [f"{left_out} cannot be read (see {source.root / MANIFEST})"] * (left_out > 0)
+        parts.append(f"prepared in {source.root}")
+    return {"volumes": "; ".join(parts)}
+
+
+def require_few_unreadable(source: ImageSource, most: float) -> None:
+    """Raise if a larger share of the volumes than is allowed could not be prepared.
+
+    Raises:
+        ValueError: with the first reason.
+    """
+    while isinstance(source, Subset):
+        source = source.source
+    if isinstance(source, PreparedVolumes) and source.unreadable:
+        count, of = len(source.unreadable), len(source.unreadable) + len(source)
+        name, reason = source.unreadable[0]
+        if count > most * of:
+            raise ValueError(
+                f"{count} of {of} volumes cannot be read; {printable(name)}: {reason}. Mend or remove them, or allow "
+                "more of them by --max-broken"
+            )
+
+
+def crop_size(extents: Sequence[int], unit: Sequence[int], fits: Callable[[tuple[int, ...]], int]) -> tuple[int, ...]:
+    """Return the size of crops: that of most volumes, up to 160 voxels a side, and as small as memory demands.
+
+    As nnU-Net's planner does, the axis that is largest is reduced first.
+
+    Args:
+        extents: of most volumes, in voxels.
+        unit: what each side must be a multiple of.
+        fits: tells how many crops of a size fit into memory.
+    """
+    least = [u if e < 2 * u else 2 * u for e, u in zip(extents, unit, strict=True)]
+    size = [
+        max(low, min(round(LARGEST_CROP / u), (e + u // 2) // u) * u)
+        for e, u, low in zip(extents, unit, least, strict=True)
+    ]
+    while fits(tuple(size)) < AT_LEAST:
+        reducible = [axis for axis in range(len(size)) if size[axis] > least[axis]]
+        if not reducible:
+            break
+        axis = max(reducible, key=lambda axis: size[axis] / extents[axis])
+        size[axis] -= unit[axis]
+    return tuple(size)
+
+
+def crops_that_fit(
+    model: SparK, in_chans: int, mask_ratio: float, precision: Precision, memory_bytes: int
+) -> Callable[[tuple[int, ...]], int]:
+    """Return a function that tells how many crops of a size fit into memory, measured with small ones.
+
+    What a convolutional network keeps for backward grows with the number of voxels.
+    """
+    unit = model.backbone.size_divisor(model.patch_size)
+    small = tuple(2 * u for u in unit)
+
+    def inputs(crops: int) -> tuple[Tensor, ...]:
+        return torch.zeros(crops, in_chans, *small), random_visible(crops, model.grid_shape(small), mask_ratio)
+
+    voxels = images_that_fit(model, inputs, precision, memory_bytes) * math.prod(small)
+    return lambda size: voxels // math.prod(size)
