@@ -87,7 +87,7 @@ class Exchanging(nn.Module):
 
         def forward(self, maps: list[Tensor]) -> list[Tensor]:
             maps = [own(x) for own, x in zip(self.own, maps, strict=True)]
-            ways = [[way(x) for way, x in zip(row, maps, strict=True)] for row in self.paths]  # type: ignore[arg-type]
+            ways = [[way(x) for way, x in zip(row, maps, strict=True)] for row in self.paths]  # type: ignore[call-overload]
             return [F.relu(torch.stack(row).sum(0)) for row in ways]
 
     def __init__(self, head: bool = True) -> None:
