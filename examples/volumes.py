@@ -64,7 +64,7 @@ def write_data(folder: Path) -> None:
     for number in range(PHANTOMS):
         image = nibabel.Nifti1Image(phantom(generator), np.diag([3.0, 3.0, 3.0, 1.0]))
         nibabel.save(image, folder / f"phantom-{number:02}.nii.gz")
-    shutil.copy(Path(data_path) / "anatomical.nii", folder)
+    shutil.copy(Path(str(data_path)) / "anatomical.nii", folder)
 
 
 def main() -> None:

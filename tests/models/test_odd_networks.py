@@ -103,7 +103,7 @@ class Without(Picky):
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "square images": (lambda: Picky(lambda size: len(set(size)) > 1), "runs on images of .*but not on others.*wrong"),
-    "one size": (lambda: Picky(lambda size: size != (224, 224)), "before it computes a map .*pass the part of it"),
+    "one size": (lambda: Picky(lambda size: size != (224, 224)), "before it computes a map, so .*pass the part"),
     "two inputs": (lambda: Needy(bool), "does not run on images alone .*missing 1 .*'other'.*wrap it in a module"),
     "parameters made": (lambda: Growing(bool), r"makes parameters in its forward pass \(extra.weight.*run the network"),
     "no gradients": (lambda: Without(bool), "depends on any of its parameters.*no_grad"),

@@ -164,15 +164,15 @@ def open_seen(data: str | Path | None, network: TrainedEncoder) -> ImageSource:
     volumes = are_volumes(data)
     if volumes != (network.backbone.dims == 3):
         raise ValueError(
-            f"{data or 'the built-in photographs'}: {network.name} takes images of {network.backbone.dims} axes, and these "
-            f"are {'volumes' if volumes else 'pictures (name volumes of .npy or .tif files as volumes://FOLDER)'}"
+            f"{data or 'the built-in photographs'}: {network.name} takes images of {network.backbone.dims} axes, and "
+            f"these are {'volumes' if volumes else 'pictures (name volumes of .npy or .tif files as volumes://FOLDER)'}"
         )
     if data is None or not volumes:
         return open_source(data)
     if network.volumes is None:
         raise ValueError(
-            f"the file of {network.name} does not record how volumes were prepared, so they would be prepared otherwise "
-            "here; use an encoder.safetensors of a pretraining on volumes"
+            f"the file of {network.name} does not record how volumes were prepared, so they would be prepared "
+            "otherwise here; use an encoder.safetensors of a pretraining on volumes"
         )
     return open_prepared(data, network.volumes)
 

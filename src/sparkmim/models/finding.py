@@ -111,19 +111,19 @@ class StageFinder:
                 "tensor of images: wrap it in a module whose forward calls it with what else it needs, or pass the "
                 f"part of it that takes images, of {children}"
             )
-        if error is not None and not self._ran:
-            return NotProportionalError(
-                f"{name} fails on images of other sizes than its own, before it computes a map ({error}); expected a "
-                "network that takes images of every size that its strides divide: take the check of sizes out, or pass "
-                f"the part of it that computes maps, of {children}"
-            )
         reason = error or (
             f"no submodule of {name} gives a feature map (1, C, *size) of an image"
             + ("" if full else ", but for maps of stride 1, which levels=1 admits")
         )
+        more = ""
+        if error is not None and not self._ran:
+            more = (
+                "; it fails before it computes a map, so if it takes images of one size alone, pass the part that maps"
+            )
         return NotProportionalError(
             f"{name} does not offer its feature maps, and they cannot be found by running it ({reason}); name the "
             f"submodules that end its stages: sparkmim.Backbone(module, stages=[...]), of {children}, or deeper ones"
+            + more
         )
 
     def _run_to_end(self, size: Sequence[int]) -> tuple[Trace, int]:
