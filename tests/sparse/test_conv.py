@@ -385,3 +385,19 @@ def test_a_weight_made_of_the_input_is_refused() -> None:
 def test_channels_last_maps_are_refused() -> None:
     network = Apply(lambda x, weight: F.conv2d(x.permute(0, 2, 3, 1), weight), weight=torch.ones(4, 4, 1, 1).double())
     assert_refused(network, MASKS["boxes"], 4, (4, 4), "laid out as")
+
+
+def test_large_volumes_are_convolved_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers, forward and backward: torch writes out what each kernel sees of volumes in float64."""
+    network, images = nn.Conv3d(2, 3, 3, padding=1).double(), torch.randn(2, 2, 4, 6, 4, dtype=torch.float64)
+    grid = PatchGrid(torch.tensor([[[[1, 0], [1, 1], [0, 0]]], [[[0, 1], [1, 0], [1, 0]]]]).bool(), 3)
+
+    def outcome() -> list[Tensor]:
+        given = images.clone().requires_grad_()
+        (out,) = run(SparseExecution(grid), network, given)
+        return [out, *torch.autograd.grad(out.sin().sum(), [given, *network.parameters()])]
+
+    whole = outcome()
+    monkeypatch.setattr("sparkmim.sparse.packed.conv.MOST_COLUMNS", 2000)
+    for ours, expected in zip(outcome(), whole, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-13, atol=1e-13)

@@ -133,7 +133,22 @@ def _convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], dilation: tuple[int, ...], groups: int
 ) -> Tensor:
     zeros = (0,) * len(stride)
-    return torch.convolution(x, weight, bias, stride, zeros, dilation, False, zeros, groups)
+
+    def convolved(x: Tensor) -> Tensor:
+        return torch.convolution(x, weight, bias, stride, zeros, dilation, False, zeros, groups)
+
+    parts = _parts(x, weight) if x.ndim == 5 and x.dtype == torch.float64 and x.device.type == "cpu" else 1
+    return convolved(x) if parts == 1 else torch.cat([convolved(part) for part in x.chunk(parts)])
+
+
+MOST_COLUMNS = 2**27
+"""Numbers that torch may write out for a convolution of volumes in float64 on a CPU, which takes each kernel's view of
+the input: for a kernel of 7 x 7 x 7 and 64 channels, as in the gradient of a stem, 20,000 times the positions."""
+
+
+def _parts(x: Tensor, weight: Tensor) -> int:
+    """Return in how many parts patches are convolved, so that each writes out at most `MOST_COLUMNS` numbers."""
+    return min(len(x), math.ceil(x.numel() * math.prod(weight.shape[2:]) / MOST_COLUMNS)) or 1
 
 
 def _columns(x: Tensor, table: Tensor, window: Window, fill: float) -> Tensor:
