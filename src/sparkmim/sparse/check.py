@@ -185,7 +185,7 @@ def randomize(network: nn.Module, features: Features, images: Tensor, generator:
     """
     with torch.no_grad():
         for name, p in network.named_parameters():
-            if p.min() == p.max():
+            if p.numel() and p.min() == p.max():
                 low, high = (-0.2, 0.2) if name.endswith("bias") else (0.5, 1.0)
                 p.copy_(torch.empty(p.shape, dtype=p.dtype).uniform_(low, high, generator=generator))
     for module in network.modules():
