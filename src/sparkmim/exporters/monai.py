@@ -35,8 +35,7 @@ def to_monai(encoder: TrainedEncoder) -> MonaiWeights:
             "weights load into the code that made it, as they are"
         )
     own = encoder.backbone
-    outputs = own.in_chans + 1  # another number than that of the pretraining
-    call, settings = named.call(own.in_chans, outputs)
+    call, settings = named.call(own.in_chans)
     with torch.random.fork_rng(devices=()):
         network = named.make(settings)
     wanted, state = network.state_dict(), own.module.state_dict()

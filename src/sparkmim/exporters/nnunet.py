@@ -127,9 +127,9 @@ def _load(network: nn.Module, own: Mapping[str, Tensor], named: NnUNet, encoder:
         name = (lacking or surplus or [next(iter(own))])[0]
         shapes = [tuple(state[name].shape) if name in state else "missing" for state in (own, wanted)]
         raise Mismatch(
-            f"the encoder ({encoder.name}) is not that of {named}: {name} is {shapes[0]} in the encoder and {shapes[1]} "
-            f"in the plans ({len(lacking)} of {len(required)} tensors differ, {len(surplus)} are more); pretrain the "
-            f"planned network, --model {named}"
+            f"the encoder ({encoder.name}) is not that of {named}: {name} is {shapes[0]} in the encoder and "
+            f"{shapes[1]} in the plans ({len(lacking)} of {len(required)} tensors differ, {len(surplus)} are more); "
+            f"pretrain the planned network, --model {named}"
         )
     network.load_state_dict({name: own[name] for name in fitting}, strict=False)
     return fitting

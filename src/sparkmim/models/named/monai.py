@@ -83,16 +83,16 @@ class Monai(NamedNetwork):
             raise ValueError(f"{self} is not a network: it gives a {type(module).__name__}")
         return module
 
-    def call(self, in_chans: int, outputs: int) -> tuple[str, dict[str, Any]]:
-        """Return Python code that builds the network for `N` outputs, and the settings with their number in its place.
+    def call(self, in_chans: int) -> tuple[str, dict[str, Any]]:
+        """Return Python code that builds the network for `N` outputs, and the settings with one more than it has.
 
         A network whose outputs are not counted keeps its settings.
         """
         _, settings = self.settings(in_chans)
         parameters = _parameters(self._builder())
-        counted = next((name for name in OUTPUTS if name in parameters or name in settings), None)
+        counted = next((name for name in OUTPUTS if name in parameters), None)
         if counted is not None:
-            settings[counted] = outputs
+            settings[counted] = settings.get(counted, parameters[counted].default) + 1
         written = ", ".join(f"{name}={'N' if name == counted else repr(value)}" for name, value in settings.items())
         return f"monai.networks.nets.{self.name.partition('(')[0].strip()}({written})", settings
 
@@ -105,11 +105,10 @@ class Monai(NamedNetwork):
     def _builder(self) -> Callable[..., Any]:
         name = self.name.partition("(")[0].strip()
         nets = self.import_module("monai.networks.nets")
-        found = getattr(nets, name, None)
+        found: Any = getattr(nets, name, None)
         if not _builds(found):
-            self.raise_unknown(sorted(name for name in dir(nets) if _builds(getattr(nets, name))))
-        assert callable(found)
-        return found
+            raise self.unknown(sorted(name for name in dir(nets) if _builds(getattr(nets, name))))
+        return found  # type: ignore[no-any-return]
 
     def _arguments(self) -> dict[str, Any]:
         """Return the arguments as written, which are values, not code.

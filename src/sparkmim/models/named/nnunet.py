@@ -93,7 +93,7 @@ class NnUNet(NamedNetwork):
             path = Path(self.name)
             known = ", ".join(_configurations(_read(path), path))
             raise ValueError(f"expected nnunet:PLANS.json#CONFIGURATION, got {self}; {path} has {known}")
-        self.raise_unknown([*PRESETS], ", or nnunet:PLANS.json#CONFIGURATION")
+        raise self.unknown([*PRESETS], ", or nnunet:PLANS.json#CONFIGURATION")
 
     def network(self, plan: Plan, channels: int, classes: int, *, deep_supervision: bool = False) -> nn.Module:
         """Build a plan's network, initialized as nnU-Net does (`get_network_from_plans`).
