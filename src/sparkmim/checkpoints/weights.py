@@ -306,8 +306,8 @@ def _adapt_first_conv(found: dict[str, Tensor], module: nn.Module) -> int | None
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     """Adapt a first convolution's weight `(out, in, *kernel)` to another number of input channels, as timm does.
 
-    For one channel the weights of all are summed. For more they are repeated, and scaled so that an image whose channels
-    are equal gives the same.
+    For one channel the weights of all are summed. For more they are repeated, and scaled so that an image whose
+    channels are equal gives the same.
     """
     came = weight.shape[1]
     if came == channels:

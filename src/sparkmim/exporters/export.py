@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder, with_input
-from ..utils.io import require_utf8, require_writable, write_atomically
+from ..utils.io import require_utf8, require_writable, write_atomically, write_json
 from ..utils.logging import log
 from .detectron2 import detectron2_config, to_detectron2, write_pickle
-from .formats import SUFFIXES, Format
+from .formats import ANY_CHANNELS, SUFFIXES, Format
 from .huggingface import CARD_FILE, check_folder, write_folder
+from .monai import to_monai
+from .nnunet import to_nnunet
 from .openmmlab import Library, to_openmmlab
 from .torchvision import to_torchvision
 
@@ -43,6 +45,7 @@ def export(
     *,
     format: Format = "timm",
     model: str | None = None,
+    plans: str | None = None,
     stages: Sequence[str] = (),
     in_chans: int | None = None,
     mean: Sequence[float] | None = None,
@@ -55,10 +58,12 @@ def export(
     Args:
         encoder: an `encoder.safetensors` or the run folder that holds one, other weights, or "timm"; see
             :func:`sparkmim.load_encoder`.
-        output: file (.pth for torchvision, mmpretrain and mmdet; .pkl for detectron2) or, for timm, a folder that is
-            new, empty, or an earlier export.
+        output: file (.pkl for detectron2, .pth for the others) or, for timm, a folder that is new, empty, or an earlier
+            export. Beside that of nnunet, nnssl's adaptation plan is written as `STEM.adaptation_plan.json`.
         format: the library.
         model: the network's name, for weights that do not record it.
+        plans: for nnunet, `PLANS.json#CONFIGURATION` of the data set to train on, or a preset; those of the network's
+            name by default.
         stages: names of the submodules whose outputs are the feature maps, for networks that do not offer them.
         in_chans: channels of the images, if not recorded.
         mean: mean of each channel that the export names; as recorded by default.
@@ -73,6 +78,8 @@ def export(
     output = Path(output)
     if format not in get_args(Format):
         raise ValueError(f"--format {format} is unknown; use one of {', '.join(get_args(Format))}")
+    if plans is not None and format != "nnunet":
+        raise ValueError(f"--plans {plans} has no effect with --format {format}; it is for --format nnunet")
     suffix = SUFFIXES.get(format)
     if suffix is not None and output.suffix != suffix:
         raise ValueError(f"--output {output} must end in {suffix} for --format {format}")
@@ -87,7 +94,7 @@ def export(
         require_writable(output)
     loaded = load_trained_encoder(encoder, model, stages=stages, in_chans=in_chans, trust=trust)
     network = with_input(loaded, image_size=image_size, mean=mean, std=std)
-    if suffix is not None and network.backbone.in_chans != 3:
+    if format not in ANY_CHANNELS and network.backbone.in_chans != 3:
         raise ValueError(f"networks of {format} take images of 3 channels, this one {network.backbone.in_chans}")
     if network.backbone.aligned:
         log.warning(
@@ -103,6 +110,10 @@ def export(
         usage = _write_torchvision(network, output)
     elif format == "detectron2":
         usage = _write_detectron2(network, output)
+    elif format == "nnunet":
+        usage = _write_nnunet(network, output, plans)
+    elif format == "monai":
+        usage = _write_monai(network, output)
     else:
         usage = _write_openmmlab(network, output, format)
     return Exported(network.name, format, output, usage)
@@ -122,6 +133,29 @@ def _write_detectron2(encoder: TrainedEncoder, output: Path) -> str:
     write_atomically(output, lambda file: write_pickle(weights, file))
     settings = {"MODEL.WEIGHTS": str(output), **detectron2_config(network, encoder.data.mean, encoder.data.std)}
     return "\n".join(f"{key} {value}" for key, value in settings.items())
+
+
+def _write_nnunet(encoder: TrainedEncoder, output: Path, plans: str | None) -> str:
+    found = to_nnunet(encoder, plans)
+    _save(found.content, output)
+    named = "" if found.plans is None else f" -p {found.plans}"
+    usage = f"nnUNetv2_train DATASET {found.configuration} FOLD{named} -pretrained_weights {output}"
+    if found.adaptation is not None:
+        beside = output.with_suffix(".adaptation_plan.json")
+        write_json(beside, found.adaptation)
+        usage += f"\n# nnssl's adaptation plan: {beside}"
+    if found.started_anew:
+        usage += f"\n# {found.started_anew:,} parameters (of decoder and outputs) start as nnU-Net initializes them"
+    return usage
+
+
+def _write_monai(encoder: TrainedEncoder, output: Path) -> str:
+    found = to_monai(encoder)
+    _save(found.weights, output)
+    return (
+        f"network = {found.call}\n"
+        f'network.load_state_dict(torch.load("{output}"), strict=False)  # all but the output layers'
+    )
 
 
 def _write_openmmlab(encoder: TrainedEncoder, output: Path, library: Library) -> str:

@@ -23,8 +23,9 @@ class ModelConfig:
     """The network to pretrain, and how."""
 
     model: str = setting(kind="code", shapes_model=True)
-    """A timm model name, or FILE.py:FUNCTION or MODULE:FUNCTION (torchvision.models:resnet50): a function that returns
-    a torch.nn.Module or a sparkmim.Backbone."""
+    """A timm model name; a network of nnU-Net or MONAI (nnunet:resenc-l, nnunet:PLANS.json#3d_fullres, monai:UNet(...));
+    or FILE.py:FUNCTION or MODULE:FUNCTION (torchvision.models:resnet50): a function that returns a torch.nn.Module or a
+    sparkmim.Backbone."""
 
     stages: tuple[str, ...] = setting((), shapes_model=True)
     """Names of the submodules whose outputs are the feature maps, if the network does not offer them itself."""
@@ -33,7 +34,7 @@ class ModelConfig:
         None, Valid(lambda v: v is None or v >= 1, "is a number of feature maps, at least 1"), shapes_model=True
     )
     """Number of feature maps to use, the deepest ones; 4 if not given, or as many as there are, without one of stride
-    1; all with the own decoder."""
+    1; all with the own decoder, and of a U-Net of nnU-Net or MONAI."""
 
     in_chans: int = setting(3, at_least(1, "a number of channels"), shapes_model=True)
     """Channels of the images: 1 (gray), 3 (RGB), 4 (RGBA), or those of .npy and TIFF files."""

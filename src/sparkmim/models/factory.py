@@ -151,8 +151,9 @@ def _named_backbone(
     if drop_path:
         raise ValueError(f"{named} takes no stochastic depth; use --drop-path 0")
     built = named.build(in_chans)
-    own = (stages or built.stages) or None
-    return Backbone(built.module, own, in_chans=built.in_chans, levels=built.levels if levels is None else levels)
+    default = "all" if stages else built.levels
+    own = stages or built.stages or None
+    return Backbone(built.module, own, in_chans=built.in_chans, levels=default if levels is None else levels)
 
 
 def require_local_folder(model: str) -> None:

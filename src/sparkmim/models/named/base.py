@@ -6,7 +6,7 @@ import importlib
 from abc import ABC, abstractmethod
 from difflib import get_close_matches
 from types import ModuleType
-from typing import Any, ClassVar, Literal, NamedTuple, NoReturn
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import nn
 
@@ -80,8 +80,8 @@ class NamedNetwork(ABC):
                 f"{self} needs the package {self.library}, and {missing} is not installed: {self.install}"
             ) from error
 
-    def raise_unknown(self, known: list[str], also: str = "") -> NoReturn:
-        """Raise for a name that the library does not have.
+    def unknown(self, known: list[str], also: str = "") -> ValueError:
+        """Return the error for a name that the library does not have.
 
         Args:
             known: the names there are; the nearest ones are shown, or all of a few.
@@ -92,7 +92,7 @@ class NamedNetwork(ABC):
         close = [folded[each] for each in get_close_matches(name.lower(), folded, n=4)]
         few = ", ".join(known)
         hint = f"did you mean {', '.join(close)}?" if close and len(known) > 12 else f"use one of {few}"
-        raise ValueError(f"{self.scheme} has no network {name!r}; {hint}{also}")
+        return ValueError(f"{self.scheme} has no network {name!r}; {hint}{also}")
 
     @property
     def scheme(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from torch import nn
@@ -15,6 +15,9 @@ FORM = "monai:NAME(key=value, ...), whose values are numbers, strings, True, Fal
 
 INPUTS = ("in_channels", "n_input_channels")
 """Names of MONAI's networks for the number of input channels."""
+
+OUTPUTS = ("out_channels", "num_classes")
+"""Names of MONAI's networks for the number of output channels, or of classes."""
 
 REQUIRED = {"spatial_dims": 3}
 """Values of arguments that a network requires, if they are not given."""
@@ -38,6 +41,15 @@ class Monai(NamedNetwork):
 
     def build(self, in_chans: int | None) -> Built:
         """Build the network, with all levels of a U-Net, or the four deepest of another network."""
+        channels, settings = self.settings(in_chans)
+        return Built(self.make(settings), channels, levels="all")
+
+    def settings(self, in_chans: int | None) -> tuple[int, dict[str, Any]]:
+        """Return the number of input channels, and the arguments that the network is built with.
+
+        Raises:
+            ValueError: for an unknown name or argument, or another number of channels than the name says.
+        """
         builder, given = self._builder(), self._arguments()
         parameters = _parameters(builder)
         takes = next((name for name in INPUTS if name in parameters), INPUTS[0] if _is_open(builder) else None)
@@ -51,17 +63,38 @@ class Monai(NamedNetwork):
             known = ", ".join(parameters)
             raise ValueError(f"{self} has no argument {', '.join(unknown)}; {self.name.partition('(')[0]} has {known}")
         required = {name for name, p in parameters.items() if p.default is p.empty}
-        defaults = {**REQUIRED, "out_channels": channels, "num_classes": channels}
+        defaults = {**REQUIRED, **dict.fromkeys(OUTPUTS, channels)}
         settings = {name: value for name, value in defaults.items() if name in required}
-        settings |= {name: value for name, value in RANDOM.items() if name in parameters} | {takes: channels} | given
+        settings |= {name: value for name, value in RANDOM.items() if name in parameters}
+        return channels, settings | {takes: channels} | given
+
+    def make(self, settings: Mapping[str, Any]) -> nn.Module:
+        """Return the network that some settings make.
+
+        Raises:
+            ValueError: in place of what MONAI raises.
+        """
         try:
-            module = builder(**settings)
+            module = self._builder()(**settings)
         except Exception as error:  # of MONAI's own kinds, too
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise ValueError(f"{self} cannot be built ({reason})") from error
         if not isinstance(module, nn.Module):
             raise ValueError(f"{self} is not a network: it gives a {type(module).__name__}")
-        return Built(module, channels, levels="all")
+        return module
+
+    def call(self, in_chans: int) -> tuple[str, dict[str, Any]]:
+        """Return Python code that builds the network for `N` outputs, and the settings with one more than it has.
+
+        A network whose outputs are not counted keeps its settings.
+        """
+        _, settings = self.settings(in_chans)
+        parameters = _parameters(self._builder())
+        counted = next((name for name in OUTPUTS if name in parameters), None)
+        if counted is not None:
+            settings[counted] = settings.get(counted, parameters[counted].default) + 1
+        written = ", ".join(f"{name}={'N' if name == counted else repr(value)}" for name, value in settings.items())
+        return f"monai.networks.nets.{self.name.partition('(')[0].strip()}({written})", settings
 
     def needs_trust(self) -> bool:
         """Return whether it would fetch weights or read them from a file."""
@@ -72,11 +105,10 @@ class Monai(NamedNetwork):
     def _builder(self) -> Callable[..., Any]:
         name = self.name.partition("(")[0].strip()
         nets = self.import_module("monai.networks.nets")
-        found = getattr(nets, name, None)
+        found: Any = getattr(nets, name, None)
         if not _builds(found):
-            self.raise_unknown(sorted(name for name in dir(nets) if _builds(getattr(nets, name))))
-        assert callable(found)
-        return found
+            raise self.unknown(sorted(name for name in dir(nets) if _builds(getattr(nets, name))))
+        return found  # type: ignore[no-any-return]
 
     def _arguments(self) -> dict[str, Any]:
         """Return the arguments as written, which are values, not code.

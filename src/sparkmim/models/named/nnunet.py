@@ -71,13 +71,8 @@ class NnUNet(NamedNetwork):
         plan = self.plan()
         channels = in_chans or plan.channels or 1
         module = self.network(plan, channels, classes=channels)
-        encoder = getattr(module, "encoder", None)
-        strides = getattr(encoder, "strides", None)
-        if strides is None or not hasattr(encoder, "stages"):  # not a U-Net: its maps are found by running it
-            return Built(module, channels)
-        last = [k for k in range(len(strides)) if k + 1 == len(strides) or _reduces(strides[k + 1])]  # of a resolution
-        stages = tuple(f"encoder.stages.{k}" for k in last)
-        return Built(module, channels, stages, len(stages))
+        stages = stages_of(module)
+        return Built(module, channels, stages, len(stages) or "all")
 
     def needs_trust(self) -> bool:
         """Return False: plans are read as data, and only classes of the library and of torch are built."""
@@ -98,7 +93,7 @@ class NnUNet(NamedNetwork):
             path = Path(self.name)
             known = ", ".join(_configurations(_read(path), path))
             raise ValueError(f"expected nnunet:PLANS.json#CONFIGURATION, got {self}; {path} has {known}")
-        self.raise_unknown([*PRESETS], ", or nnunet:PLANS.json#CONFIGURATION")
+        raise self.unknown([*PRESETS], ", or nnunet:PLANS.json#CONFIGURATION")
 
     def network(self, plan: Plan, channels: int, classes: int, *, deep_supervision: bool = False) -> nn.Module:
         """Build a plan's network, initialized as nnU-Net does (`get_network_from_plans`).
@@ -144,6 +139,16 @@ class NnUNet(NamedNetwork):
                 f"{UNET}.ResidualEncoderUNet"
             )
         return found
+
+
+def stages_of(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the stages of a U-Net's encoder, the last of each resolution; none of another network."""
+    encoder: Any = getattr(module, "encoder", None)
+    strides = getattr(encoder, "strides", None)
+    if strides is None or not hasattr(encoder, "stages"):
+        return ()
+    last = [k for k in range(len(strides)) if k + 1 == len(strides) or _reduces(strides[k + 1])]
+    return tuple(f"encoder.stages.{k}" for k in last)
 
 
 def read_plan(path: Path, name: str) -> Plan:
