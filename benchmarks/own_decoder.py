@@ -178,7 +178,9 @@ def _renamed(name: str) -> list[str]:
 
 def equality(folder: Path) -> None:
     """Print the table of differences."""
-    print("| network | total stride | patch | hidden | loss | masked-dense: loss, gradients | packed | input not hidden |")
+    print(
+        "| network | total stride | patch | hidden | loss | masked-dense: loss, gradients | packed | input not hidden |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for residual in (False, True):
         print(compare(folder, residual, 8, 32, True))

@@ -124,7 +124,9 @@ class Continuation(TorchFunctionMode):
         if torch.is_grad_enabled() != self.grad_enabled:
             why = switched_gradients(func)
             if why is not None:
-                raise UnsupportedOperation(f"the decoder's {getattr(func, '__name__', 'function')} is given a skip: {why}")
+                raise UnsupportedOperation(
+                    f"the decoder's {getattr(func, '__name__', 'function')} is given a skip: {why}"
+                )
         given = map_tensors(lambda tensor: self._given(func, tensor), (args, kwargs))
         recompute_under(self._again, func)
         return func(*given[0], **given[1])
