@@ -276,7 +276,7 @@ def measure(args: argparse.Namespace) -> None:
 
 def _memory_of(name: str) -> float:
     """Return the peak memory of one contestant's step, above that before it, measured in a process of its own."""
-    given = [a for a in sys.argv[1:]]
+    given = sys.argv[1:]
     out = subprocess.run(
         [sys.executable, __file__, *given, "--contestants", name, "--peak"], capture_output=True, text=True, check=True
     )

@@ -1,4 +1,4 @@
-"""The network's own decoder predicts: from densified skips, exactly, and with its weights where the network has them."""
+"""The network's own decoder predicts from densified skips, exactly, with its weights where the network has them."""
 
 from __future__ import annotations
 
@@ -298,7 +298,8 @@ def test_densify_norm_of_instances() -> None:
 
 def test_blocks_of_a_coarse_decoder_are_laid_out_as_pixels() -> None:
     decoder = model_of("ends at stride 2").decoder
-    assert isinstance(decoder, OwnDecoder) and decoder.block == (2, 2)
+    assert isinstance(decoder, OwnDecoder)
+    assert decoder.block == (2, 2)
     x = torch.randn(2, 4, 3, 5, dtype=torch.float64)
     torch.testing.assert_close(decoder(x), F.pixel_shuffle(decoder.proj(x), 2))
 
