@@ -23,7 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from dynamic_network_architectures.architectures.unet import (  # type: ignore[import-untyped]
+    PlainConvUNet,
+    ResidualEncoderUNet,
+)
 from torch import Tensor, nn
 
 from sparkmim import SparK, random_visible
@@ -64,7 +67,7 @@ class Nnssl:
         sys.path.insert(0, str(folder / "src"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from nnssl.architectures import spark_model, spark_utils
+            from nnssl.architectures import spark_model, spark_utils  # type: ignore[import-not-found]
         self.utils = spark_utils
         copied = copy.deepcopy(network)
         copied.encoder = spark_utils.convert_to_spark_cnn(copied.encoder)
@@ -178,7 +181,9 @@ def _renamed(name: str) -> list[str]:
 
 def equality(folder: Path) -> None:
     """Print the table of differences."""
-    print("| network | total stride | patch | hidden | loss | masked-dense: loss, gradients | packed | input not hidden |")
+    print(
+        "| network | total stride | patch | hidden | loss | masked-dense: loss, gradients | packed | input not hidden |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for residual in (False, True):
         print(compare(folder, residual, 8, 32, True))
@@ -240,9 +245,10 @@ def steps(args: argparse.Namespace) -> dict[str, dict[str, Callable[[], Any]]]:
 
 
 def timed(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    """Return the CPU time of a call: on one thread that of the clock, and less disturbed by other work."""
+    start = time.process_time()
     function()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -257,6 +263,7 @@ def measure(args: argparse.Namespace) -> None:
                     seconds.setdefault((name, part), []).append(taken)
     print(f"{args.network}, widths / {args.narrow}, {args.size} voxels, batch {args.batch}, patches of {args.patch},")
     print(f"{args.mask_ratio:.0%} hidden, {torch.get_num_threads()} thread(s), torch {torch.__version__},")
+    print("CPU time, medians and ranges; ratios are medians of those within each round")
     print(f"{platform.processor() or platform.machine()}, {args.rounds} rounds after one to warm up\n")
     print("| | encoder, s | of nnssl's | whole step, s | of nnssl's | peak memory above start, MiB | of nnssl's |")
     print("|---|---|---|---|---|---|---|")
@@ -274,7 +281,7 @@ def measure(args: argparse.Namespace) -> None:
 
 def _memory_of(name: str) -> float:
     """Return the peak memory of one contestant's step, above that before it, measured in a process of its own."""
-    given = [a for a in sys.argv[1:]]
+    given = sys.argv[1:]
     out = subprocess.run(
         [sys.executable, __file__, *given, "--contestants", name, "--peak"], capture_output=True, text=True, check=True
     )

@@ -57,6 +57,10 @@ def test_your_own_convnet() -> None:
     run_blocks("guides/your-own-convnet.md", 5)
 
 
+def test_own_decoder() -> None:
+    run_blocks("guides/own-decoder.md", 1)
+
+
 @pytest.mark.usefixtures("kept_rules")
 def test_operations() -> None:
     run_blocks("extending/operations.md", 5)

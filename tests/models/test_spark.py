@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import sparkmim
 from helpers import PlainNetwork, build_spark, mask_of_pixels, random_images, seeded_mask
 from sparkmim import Backbone, SparK, SparKOutput, random_visible
+from sparkmim.models.decoder import UNetDecoder
 from sparkmim.models.densify import Densify
 
 SMALL = ["plain", "test_resnet", "test_convnext", "test_efficientnet"]
@@ -67,6 +68,7 @@ def test_forward_is_mask_encode_densify_decode_compare() -> None:
         x = torch.zeros(())
         features = model.encode(images, visible)[::-1]
         densify: Any
+        assert isinstance(model.decoder, UNetDecoder)
         for densify, feature, block in zip(model.densify, features, model.decoder.blocks, strict=True):
             here = mask_of_pixels(visible, tuple(s // g for s, g in zip(feature.shape[2:], (3, 4), strict=True)))
             filled = torch.where(here, densify.norm(feature), densify.mask_token)
@@ -162,6 +164,7 @@ def test_patches_larger_than_the_stride(patch_size: int | tuple[int, int]) -> No
     model = build_spark("test_convnext", patch_size=patch_size)
     assert model.patch_size == ((64, 64) if patch_size == 64 else patch_size)
     ph, pw = model.patch_size
+    assert isinstance(model.decoder, UNetDecoder)
     assert len(model.decoder.blocks) == 5, "the decoder's depth follows the stride, not the patch"
     images, visible = random_images(2, 2 * ph, 2 * pw), seeded_mask(2, 2, 2)
     out = model(images, visible)
@@ -377,6 +380,7 @@ def test_hierarchy_off_uses_the_deepest_map_alone() -> None:
     deepest = model.backbone.levels[-1]
     assert len(model.densify) == 1
     assert model.densify[0].mask_token.shape[1] == deepest.channels
+    assert isinstance(model.decoder, UNetDecoder)
     assert len(model.decoder.blocks) == 3, "the decoder is as deep as with all maps"
     images, visible = random_images(2, 16, 24), seeded_mask(2, 2, 3)
     features = model.encode(images, visible)

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from sparkmim.models.masking import random_visible
 from sparkmim.objectives.base import hidden_patch_loss, patchify, pixel_axes
-from sparkmim.objectives.pixels import denormalize_patches, normalize_patches, patch_statistics
+from sparkmim.objectives.pixels import Pixels, denormalize_patches, normalize_patches, patch_statistics
+from sparkmim.objectives.settings import PixelsSettings
+from sparkmim.sparse import PatchGrid, mask_at
 
 # Patch and grid: square, not square, not square either way, 1-D, 3-D; with 3, 1, 2, 4 and 1 channels.
 SHAPES = {
@@ -178,3 +180,18 @@ def test_patchify_splits_axes(channels: int, patch: tuple[int, ...], grid: tuple
         at: list[Any] = [slice(None)] * patches.ndim
         at[2::2] = cell
         assert torch.equal(patches[tuple(at)], images[(slice(None), slice(None), *place)])
+
+
+def test_values_as_they_are() -> None:
+    """Without normalization the loss is the mean squared error over hidden pixels, of those with data."""
+    channels, patch, grid = SHAPES["oblong-patch"]
+    images, prediction = (drawn(channels, patch, grid, seed) for seed in (0, 1))
+    objective = Pixels(PixelsSettings(normalize=False), in_chans=channels, patch_size=patch)
+    visible = random_visible(3, grid, 0.5, torch.Generator().manual_seed(2))
+    at = PatchGrid(visible, int(visible[0].sum()))
+    hidden = ~mask_at(visible, images.shape[2:]).unsqueeze(1).expand_as(images)
+    wanted = (prediction - images)[hidden].square().mean()
+    torch.testing.assert_close(objective.loss(prediction, objective.target(images), at), wanted)
+    everywhere = torch.ones_like(images, dtype=torch.bool)
+    torch.testing.assert_close(objective.loss_where_data(prediction, images, everywhere, at), wanted)
+    assert objective.to_pixels(prediction, images) is prediction

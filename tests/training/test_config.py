@@ -43,7 +43,17 @@ def test_what_a_field_says_of_itself() -> None:
         *("accumulate", "max_broken", "max_pixels"),
     }
     assert {name for name, field in PretrainConfig.settings().items() if field.shapes_model} == {
-        *("model", "stages", "levels", "in_chans", "decoder_width", "decoder_block", "densify_norm", "hierarchy"),
+        *(
+            "model",
+            "stages",
+            "levels",
+            "in_chans",
+            "decoder",
+            "decoder_width",
+            "decoder_block",
+            "densify_norm",
+            "hierarchy",
+        ),
         *("shared_mask_token", "optimizer", "objective"),
     }
     assert {name for name, field in settings.items() if field.valid} == {

@@ -132,8 +132,8 @@ def require_own_settings(hierarchy: bool, decoder_width: int, decoder_block: Dec
 def own_decoder_is_eager() -> UnsupportedOperation:
     """Build the error of a model that is compiled though its network's own decoder predicts."""
     return UnsupportedOperation(
-        "a model whose network's own decoder predicts cannot be compiled: the compiler does not see where densified maps "
-        "take the place of skips; use --compile off, or the decoder 'unet'"
+        "a model whose network's own decoder predicts cannot be compiled: the compiler does not see where densified "
+        "maps take the place of skips; use --compile off, or the decoder 'unet'"
     )
 
 

@@ -21,11 +21,11 @@ from ..sparse import (
     MaskedDenseExecution,
     PatchGrid,
     SparseExecution,
-    finished,
     mask_at,
     require_triton,
     run,
 )
+from ..sparse.run import finished
 from .backbone import Backbone
 from .compiled import EagerFirst, require_checked
 from .config import Decoder, DecoderBlock, DensifyNorm, Execution, LossOn

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..sparse import PatchGrid
+from ..utils.fields import NoSettings
 from .base import Objective, all_patch_loss, hidden_patch_loss, patchify, pixel_axes
 from .settings import PixelsSettings
 
@@ -20,6 +21,9 @@ class Pixels(Objective):
     settings_type = PixelsSettings
     reconstructs = True
     settings: PixelsSettings
+
+    def __init__(self, settings: PixelsSettings | NoSettings, **given: Any) -> None:
+        super().__init__(PixelsSettings() if isinstance(settings, NoSettings) else settings, **given)
 
     def target(self, images: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch channel *size"]:
         """Return the images, each patch normalized by its own statistics, if it is to be."""

@@ -14,7 +14,7 @@ from .layout import Layout
 from .overrides import dense_fallback, random_factor
 from .packed.depthwise import require_triton
 from .packed.execution import SparseExecution
-from .run import finished, run
+from .run import run
 
 register = Execution.register
 
@@ -31,7 +31,6 @@ __all__ = [
     "UnsupportedOperation",
     "check",
     "dense_fallback",
-    "finished",
     "mask_at",
     "random_factor",
     "register",

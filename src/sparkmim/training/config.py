@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple, Protocol, Self, cast, get_type_hint
 
 from ..data.config import ViewConfig
 from ..utils.fields import (
-    NoSettings,
     Setting,
     Valid,
     above_zero,
@@ -140,8 +139,11 @@ class Plugin(NamedTuple):
 
 
 def plugin(chooser: str, settings_of: Callable[[Any], type[Any]]) -> Any:
-    """Declare a group of a :class:`Configuration` that holds a plug-in's settings, see :class:`Plugin`."""
-    return dataclasses.field(default=NoSettings(), metadata={"plugin": Plugin(chooser, settings_of)})
+    """Declare a group of a :class:`Configuration` that holds a plug-in's settings, see :class:`Plugin`.
+
+    If it is not given, it holds those of the plug-in that is used where none is named.
+    """
+    return dataclasses.field(default=settings_of(None)(), metadata={"plugin": Plugin(chooser, settings_of)})
 
 
 class ConfigField(NamedTuple):
