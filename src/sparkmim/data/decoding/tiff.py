@@ -54,8 +54,8 @@ def decode_tiff(content: Path | bytes, channels: int, files: FileConfig) -> Tens
         ValueError: as tifffile raises it for damaged files.
     """
     with TiffFile(io.BytesIO(content) if isinstance(content, bytes) else content, _multifile=False) as file:
-        _require_all_pages(file)
-        parts = _images(file)
+        require_all_pages(file)
+        parts = images_of(file)
         page: Any = parts[0].keyframe
         require_pixels(page.imagelength, page.imagewidth, files)
         axes, shape = parts[0].axes, parts[0].shape
@@ -77,7 +77,7 @@ def decode_tiff(content: Path | bytes, channels: int, files: FileConfig) -> Tens
         return _finished(stack, page, missing)
 
 
-def _require_all_pages(file: TiffFile) -> None:
+def require_all_pages(file: TiffFile) -> None:
     """Raise if the file ends before its last page: those that are left would be taken for all.
 
     Raises:
@@ -92,7 +92,7 @@ def _require_all_pages(file: TiffFile) -> None:
         raise UnreadableImage(f"the file is cut off after page {len(file.pages)}")
 
 
-def _images(file: TiffFile) -> list[Any]:
+def images_of(file: TiffFile) -> list[Any]:
     """Return the series that are images in full size: the first, and others like it.
 
     Raises:
