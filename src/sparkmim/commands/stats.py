@@ -19,9 +19,9 @@ def command(
     workers: int = 2,
     output: str | None = None,
 ) -> int:
-    """Measure the mean and standard deviation of the channels of images, as flags for `sparkmim pretrain`.
+    """Measure mean and standard deviation of images, or sizes, spacings and intensities of volumes.
 
-    Of volumes, show sizes, spacings and intensities.
+    Those of images are printed as flags for `sparkmim pretrain`, for each channel.
 
     Args:
         data: folder of images, or an address (SCHEME://...); folder or list of volumes.

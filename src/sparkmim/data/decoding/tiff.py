@@ -65,7 +65,7 @@ def decode_tiff(content: Path | bytes, channels: int, files: FileConfig, number:
         ValueError: as tifffile raises it for damaged files.
     """
     with _opened(content) as file:
-        parts = _images(file)
+        parts = images_of(file)
         if files.pages == "images" and number is None and (held := sum(_images_in(p, channels) for p in parts)) > 1:
             raise UnreadableImage(f"expected one image, got {held}; list the files anew")
         if files.pages != "channels":
@@ -88,7 +88,7 @@ def count_images(content: Path | bytes, channels: int) -> int:
         ValueError: as tifffile raises it for damaged files.
     """
     with _opened(content) as file:
-        count = sum(_images_in(part, channels) for part in _images(file))
+        count = sum(_images_in(part, channels) for part in images_of(file))
         if count > file.filehandle.size:
             raise UnreadableImage(f"it claims {count} pages, and has {file.filehandle.size} bytes")
         return count
@@ -97,7 +97,7 @@ def count_images(content: Path | bytes, channels: int) -> int:
 @contextmanager
 def _opened(content: Path | bytes) -> Iterator[TiffFile]:
     with TiffFile(io.BytesIO(content) if isinstance(content, bytes) else content, _multifile=False) as file:
-        _require_all_pages(file)
+        require_all_pages(file)
         yield file
 
 
@@ -129,7 +129,7 @@ def _decode_image(content: Path | bytes, parts: Sequence[Any], number: int, chan
     return _finished(stack, page, _missing(page, files))
 
 
-def _require_all_pages(file: TiffFile) -> None:
+def require_all_pages(file: TiffFile) -> None:
     """Raise if the file ends before its last page: those that are left would be taken for all.
 
     Raises:
@@ -144,7 +144,7 @@ def _require_all_pages(file: TiffFile) -> None:
         raise UnreadableImage(f"the file is cut off after page {len(file.pages)}")
 
 
-def _images(file: TiffFile) -> list[Any]:
+def images_of(file: TiffFile) -> list[Any]:
     """Return the series that are images in full size: the first, and others like it.
 
     Raises:

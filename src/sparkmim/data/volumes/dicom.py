@@ -107,7 +107,11 @@ def read_series(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
         reader = sitk.ImageSeriesReader()
         reader.SetOutputPixelType(sitk.sitkFloat32)  # PET has another slope in each slice
         reader.SetFileNames([str(files[index]) for index in slices.order])
-        array = sitk.GetArrayFromImage(reader.Execute())
+        try:
+            array = sitk.GetArrayFromImage(reader.Execute())
+        except RuntimeError:
+            _require_readable(files)
+            raise
     return array.transpose(2, 1, 0)[None].astype(np.float32, copy=False), slices.affine
 
 
@@ -202,6 +206,20 @@ def _require_alike(headers: Sequence[Any]) -> None:
     planes = [np.concatenate(_plane(header)) for header in headers]
     if any(not np.allclose(plane, planes[0], atol=1e-3) for plane in planes):
         raise UnreadableImage("slices differ in orientation or spacing: a localizer, or several volumes in one series")
+
+
+def _require_readable(files: Sequence[Path]) -> None:
+    """Raise with the name of the first file that cannot be read.
+
+    Raises:
+        UnreadableImage: if there is one.
+    """
+    sitk = library("SimpleITK")
+    for path in files:
+        try:
+            sitk.ReadImage(str(path))
+        except RuntimeError as error:
+            raise UnreadableImage(f"{path.name} is truncated, damaged or compressed in an unknown way") from error
 
 
 def _size(header: Any) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 
 from ...utils.memory import host_memory
 from ..decoding.encoded import UnreadableImage
+from ..decoding.tiff import images_of, require_all_pages
 from .dicom import read_series
 from .extensions import ARRAYS, BLOSC, ITK, NIFTI, TIFF, ZARR, extension_of, is_dicom
 from .geometry import LPS_TO_RAS, affine_from
@@ -90,8 +92,16 @@ def unreadable() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ValueError) and isinstance(error.__cause__, ImportError):
             raise  # a library is missing
-        lines = str(error).strip().splitlines() or [""]
-        raise UnreadableImage(f"{type(error).__name__}: {lines[-1].strip()}") from error
+        raise UnreadableImage(_as_reason(error)) from error
+
+
+def _as_reason(error: Exception) -> str:
+    """Return what a library says on one line, without addresses of memory; of SimpleITK from where ITK speaks."""
+    text = re.sub(r"\(0x[0-9a-f]+\)", "", " ".join(str(error).split()))
+    if "SimpleITK" in text or "sitk::" in text:
+        said = text[max(0, text.find("ITK ERROR:"), text.find("sitk::ERROR:"), text.rfind("[nrrd]")) :]
+        return f"the file, or one that its header names, is missing, truncated, damaged or of another format ({said})"
+    return f"{type(error).__name__}: {text}"
 
 
 def channels_first(values: np.ndarray, axis: int) -> np.ndarray:
@@ -217,7 +227,10 @@ def _read_numpy(path: Path) -> Grid:
 
 
 def _read_blosc(path: Path) -> Grid:
-    array = library("blosc2").open(str(path), mode="r")
+    try:
+        array = library("blosc2").open(str(path), mode="r")
+    except RuntimeError as error:
+        raise UnreadableImage("the file is truncated, damaged or not of blosc2; copy it again") from error
     _require_memory(array.shape)
     values = np.asarray(array[...])
     return of_array(values, axis=0)  # nnU-Net's, channels first
@@ -226,19 +239,32 @@ def _read_blosc(path: Path) -> Grid:
 def _read_tiff(path: Path) -> Grid:
     import tifffile
 
-    with tifffile.TiffFile(path) as file:
-        if len(file.series) > 1:
-            raise UnreadableImage(f"expected one stack, got {len(file.series)} images of other sizes; save one a file")
-        series = file.series[0]
-        _require_memory(series.shape)
-        axes = stack_axes(series.axes, series.shape)
+    with tifffile.TiffFile(path, _multifile=False) as file:
+        require_all_pages(file)
+        parts, axes, shape = _stack(file)
+        _require_memory(shape)
         spacing = _tiff_spacing(file)
-        array = series.asarray().reshape([n for n in series.shape if n > 1])
-    order = [axes.index(letter) for letter in ("CXYZ" if "C" in axes else "XYZ")]
-    values = array.transpose(order)
+        array = np.stack([part.asarray() for part in parts]).reshape([n for n in shape if n > 1])
+    values = array.transpose([axes.index(letter) for letter in ("CXYZ" if "C" in axes else "XYZ")])
     if values.ndim == 4:
         values = channels_first(values, 0)
-    return Grid(of_array(values, spacing).values, affine_from(np.eye(3), spacing, np.zeros(3)))
+    return of_array(values, spacing, axis=0)
+
+
+def _stack(file: Any) -> tuple[list[Any], str, tuple[int, ...]]:
+    """Return the images of a file, and their axes and shape as those of one stack, see :func:`stack_axes`.
+
+    Raises:
+        UnreadableImage: if they are none.
+    """
+    parts = images_of(file)
+    shapes = sorted({part.shape for part in parts})
+    if len(shapes) > 1:
+        held = " and ".join(_by(shape) for shape in shapes[:2])
+        raise UnreadableImage(f"expected one stack, got {len(parts)} images of several sizes ({held}); save one a file")
+    first = parts[0]
+    axes, shape = (first.axes, first.shape) if len(parts) == 1 else (f"Z{first.axes}", (len(parts), *first.shape))
+    return parts, stack_axes(axes, shape), tuple(shape)
 
 
 def stack_axes(axes: str, shape: Sequence[int]) -> str:
@@ -358,9 +384,9 @@ def is_flat(path: Path) -> bool:
         if extension in TIFF:
             import tifffile
 
-            with tifffile.TiffFile(path) as file:
-                series = file.series[0]
-                stack_axes(series.axes, series.shape)
+            with tifffile.TiffFile(path, _multifile=False) as file:
+                if _is_whole(file):
+                    _stack(file)
         elif extension == ".npy":
             with path.open("rb") as opened:
                 return len(_npy_shape(opened)) < 3
@@ -372,6 +398,14 @@ def is_flat(path: Path) -> bool:
     except Exception:  # a broken file, which is told of when it is read
         return False
     return False
+
+
+def _is_whole(file: Any) -> bool:
+    try:
+        require_all_pages(file)
+    except UnreadableImage:
+        return False
+    return True
 
 
 def _npy_dimensions(archive: zipfile.ZipFile, name: str) -> int:
