@@ -19,11 +19,8 @@ class Given(StoredVolume):
     """A volume in memory, which notes how much of it is read."""
 
     def __init__(self, values: Tensor) -> None:
+        super().__init__(values.numpy(), values.shape, np.eye(4))
         self.values, self.reads = values, list[tuple[int, ...]]()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.values.shape)
 
     def crop(self, start: list[int], stop: list[int]) -> Tensor:  # type: ignore[override]
         assert all(0 <= a < b <= s for a, b, s in zip(start, stop, self.shape[1:], strict=True))
