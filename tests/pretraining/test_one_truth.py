@@ -75,9 +75,12 @@ def test_plan_record_and_images_agree(here: Path, tmp_path: Path, monkeypatch: p
         by_flag["data"] = wanted["data"]
     opened: list[Any] = []
     original = pretraining.open_images
-    monkeypatch.setattr(
-        pretraining, "open_images", lambda *where, stores: (opened.append(where), original(*where, stores=stores))[1]
-    )  # type: ignore[func-returns-value]
+
+    def noted(*where: Any, stores: Any) -> Any:
+        opened.append(where)
+        return original(*where, stores=stores)
+
+    monkeypatch.setattr(pretraining, "open_images", noted)
     kind = Pretraining()
 
     def resolve() -> Any:
