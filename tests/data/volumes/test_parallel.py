@@ -29,12 +29,12 @@ def test_results_are_in_order(workers: int) -> None:
 
 
 def test_work_is_left_when_a_stop_is_asked_for() -> None:
-    done = []
-    with pytest.raises(Interrupted), interruptible(lambda: len(done) >= 2):
-        done.extend([0])
-        for result in each(slow_square, list(range(50)), 2, "squaring"):
-            done.append(result)
-    assert len(done) == 2
+    asked = iter([False, False, True])
+    results = each(slow_square, list(range(50)), 2, "squaring")
+    with interruptible(lambda: next(asked)):
+        assert [next(results)[0] for _ in range(2)] == [0, 1]
+        with pytest.raises(Interrupted):
+            next(results)
 
 
 def test_bar_on_a_terminal_and_lines_elsewhere(
