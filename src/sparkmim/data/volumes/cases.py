@@ -37,6 +37,9 @@ BIDS_SERIES = re.compile(r".*_(bold|cbv|sbref|dwi|asl|m0scan|epi|phasediff|phase
 LABELS_READ = 3
 """Files named as label maps that are read first, to see whether they are."""
 
+MANY_SLICES = 5000
+"""DICOM files whose headers take a while to read."""
+
 LOOKED_AT = 20_000
 """Files among which one that holds a volume is looked for."""
 
@@ -240,6 +243,8 @@ def _of_dicom(root: Path, files: Sequence[Path]) -> tuple[list[Case], list[tuple
     """Return a case for each series of more than a slice, named after its folder."""
     if not files:
         return [], []
+    if len(files) > MANY_SLICES:
+        log.info(f"reading the headers of {len(files):,} DICOM files")
     series, skipped = find_series(files)
     single = [one for one in series if len(one.files) == 1 and not _has_frames(one.uid)]
     volumes = [one for one in series if one not in single]

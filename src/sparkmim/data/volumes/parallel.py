@@ -44,6 +44,13 @@ class _Work(Dataset[Any], Generic[Item, Result]):
             return _Failed(error)
 
 
+class _Loader(DataLoader[Any]):
+    """torch's DataLoader without its warning about more workers than cores, a number that the user chose."""
+
+    def check_worker_number_rationality(self) -> None:
+        """Accept any number."""
+
+
 class _Failed(NamedTuple):
     """What was raised in a worker process."""
 
@@ -64,7 +71,7 @@ def each(function: Callable[[Item], Result], items: Sequence[Item], workers: int
         Interrupted: if a stop is asked for, see :func:`~sparkmim.utils.interruption.interruptible`.
     """
     workers = min(workers, len(items))
-    loader: Any = DataLoader(
+    loader: Any = _Loader(
         _Work(function, items),
         batch_size=None,
         num_workers=workers,
