@@ -278,3 +278,10 @@ def test_a_twin_is_the_same_function() -> None:
     with GarbageAfterConvolutions():
         twin = network(images)
     torch.testing.assert_close(twin, network(images))
+
+
+def test_empty_parameters() -> None:
+    """As a layer for no classes has them."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU())
+    network.register_parameter("classifier", nn.Parameter(torch.empty(0, 4)))
+    assert check(network, patch_size=(4, 4)).passed
