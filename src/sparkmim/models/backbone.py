@@ -125,7 +125,7 @@ class Backbone:
         if isinstance(stages, str):
             raise ValueError(f"stages takes a sequence of names, not {stages!r}; write [{stages!r}]")
         if not (levels is None or levels == "all" or (isinstance(levels, int) and levels >= 1)):
-            raise ValueError(f"levels is a number of feature maps, at least 1, or 'all', not {levels!r}")
+            raise ValueError(f"levels is a number of feature maps, at least 1, not {levels!r}; 'all' takes all")
         if dims not in (None, 1, 2, 3):
             raise ValueError(f"dims is the number of spatial dimensions, 1, 2 or 3, not {dims}")
         require_traceable(module)

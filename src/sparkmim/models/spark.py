@@ -167,6 +167,7 @@ class SparK(nn.Module):
             self.decoder = UNetDecoder(
                 steps, decoder_width, objective.channels, block=decoder_block, dims=backbone.dims
             )
+        self.levels = len(self.used)
         norm = densify_norm or densify_norm_of(self.encoder, instance=decoder == "own")
         self.densify = build_densify(
             [backbone.levels[i] for i in reversed(self.used)], self.decoder, norm, shared_mask_token=shared_mask_token
