@@ -192,7 +192,8 @@ def adaptation_plan(network: nn.Module, plan: Plan, channels: int, encoder: Trai
     keys = [getattr(network, name, None) for name in ("key_to_encoder", "key_to_stem", "keys_to_in_proj")]
     if any(key is None for key in keys):
         return None
-    size = list(encoder.data.image_size)
+    # Crops of both trainings: the fork's loader ends in an error for convnets where they differ.
+    size = [int(side) for side in plan.settings.get("patch_size") or encoder.data.image_size]
     spacing = getattr(encoder.data, "spacing", None)
     spacing = list(spacing) if isinstance(spacing, (tuple, list)) else list(plan.settings.get("spacing") or ())
     spacing = [float(value) for value in spacing] or [1.0] * len(size)
@@ -230,7 +231,7 @@ def adaptation_plan(network: nn.Module, plan: Plan, channels: int, encoder: Trai
             "experiment_planner_used": "ExperimentPlanner",
         },
         "pretrain_num_input_channels": channels,
-        "recommended_downstream_patchsize": [int(side) for side in plan.settings.get("patch_size") or size],
+        "recommended_downstream_patchsize": size,
         "key_to_encoder": keys[0],
         "key_to_stem": keys[1],
         "keys_to_in_proj": list(keys[2] or ()),
