@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,20 @@ import torch
 from helpers import TINY_PRETRAIN, make_data, make_images
 from sparkmim.pretraining.run import pretrain
 from sparkmim.sparse.registry import RULES
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Spell out names of files that are not UTF-8, which pytest-xdist cannot pass on."""
+    report = yield
+    report.sections = [(title, _printable(text)) for title, text in report.sections]
+    if report.failed and _printable(str(report.longrepr)) != str(report.longrepr):
+        report.longrepr = _printable(str(report.longrepr))
+    return report
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @pytest.fixture(autouse=True, scope="session")
