@@ -81,7 +81,7 @@ def test_a_network_that_fails_says_why() -> None:
     assert not verdict.passed
     assert not verdict.is_wrong
     assert verdict.error is not None
-    assert "view cannot be carried out on visible patches" in verdict.error
+    assert "reshape cannot be carried out on visible patches" in verdict.error
     assert set(verdict.deviations.values()) == {math.inf}
 
 

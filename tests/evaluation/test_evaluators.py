@@ -136,7 +136,8 @@ def test_images_that_cannot_be_read_are_left_out(tmp_path: Path, data: Path) -> 
     labeled = make_split(tmp_path / "labeled", 3)
     (labeled / "red" / "1.png").write_bytes(b"no image")
     said: list[str] = []
-    record(said, run, tmp_path / "run", data, monitor="knn", monitor_data=labeled, monitor_every=0.5)
+    some = {"monitor": "knn", "monitor_data": labeled, "monitor_every": 0.5, "max_broken": 0.2}
+    record(said, run, tmp_path / "run", data, **some)
     assert "\n".join(said).count("k-NN: 1 of 9 labeled images cannot be read and are left out") == 1
     shares = [top1 * 8 for _, top1, _ in monitored(tmp_path / "run")]
     assert shares == pytest.approx([round(share) for share in shares])

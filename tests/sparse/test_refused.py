@@ -351,7 +351,6 @@ def test_functions_are_named_as_they_are_written(function: Function, name: str) 
 
 
 NOISE = {
-    "rand_by_channel": lambda x: x * torch.rand(x.shape[:2], dtype=x.dtype)[..., None, None],
     "drop_block": lambda x: torchvision.ops.drop_block2d(x, 0.5, 1),
     "normal": lambda x: torch.normal(x, 1.0),
     "multinomial": lambda x: x * x.mean((2, 3)).exp().multinomial(1)[..., None, None],
