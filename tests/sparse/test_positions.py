@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 import copy
 import math
 import pickle
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import pytest
