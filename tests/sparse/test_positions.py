@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -320,12 +321,12 @@ def test_arithmetic_of_extents() -> None:
         "square": (rows * rows, 144, 16, (2,)),
         "one of two": (rows * columns // rows, 18, 6, (0, 1)),
         "largest": (max(7, rows), 12, 4, (1,)),  # type: ignore[call-overload]
+        "a third of a patch": (rows // 12, 1, Fraction(1, 3), (1,)),
     }
     for name, (size, value, local, degrees) in kept.items():
         assert (size, local_of(size), degrees_of(size)) == (value, local, degrees), name
     derived = {
         "rounded": (rows // 5, 2),
-        "a quarter of a patch": (rows // 12, 1),
         "more": (rows + 1, 13),
         "less": (rows - 1, 11),
         "from the other side": (20 - rows, 8),

@@ -26,6 +26,7 @@ from .memory import CONTIGUOUS, RESHAPING, VIEWING, Memory, settle
 from .reasons import reason_for
 from .reduction import Reduction
 from .registry import UNDERSTAND_SIZES, WAITING, Rule, factory_for, register, rule_for
+from .totals import follow, require_no_sizes
 
 MADE_OUTSIDE = "_sparkmim_made_outside"
 """Attribute of a tensor that a network has made in a run of tensors, all of them from outside the input."""
@@ -139,6 +140,9 @@ class Execution(TorchFunctionMode):
             raise unsupported(func, reason_for(func))
         if self.told.read and func not in UNDERSTAND_SIZES:
             args, kwargs = of_whole_map(args), of_whole_map(kwargs)
+        follows = (self.told.totals or self.told.left) and not self.compiling
+        if follows:
+            require_no_sizes(self.told, func, args, kwargs)
         memory = self.memory
         before = memory.writes(func, args, kwargs) if memory.doubtful else None
         if self.compiling:
@@ -151,6 +155,8 @@ class Execution(TorchFunctionMode):
                 if trace is not None and trace.tb_next is None:  # raised by the call itself, not within the rule
                     raise unsupported(func, f"its rule does not know arguments of this form ({error})") from None
                 raise
+        if follows:
+            follow(self.told, func, args, kwargs, out, traced=True)
         if before:
             memory.written(before)
         if func in VIEWING or func in RESHAPING or (memory.strided and func not in CONTIGUOUS):
@@ -315,6 +321,8 @@ class Execution(TorchFunctionMode):
         if measured:
             for tensor in tensors_in(out):
                 tensor._sparkmim_measured = True  # type: ignore[attr-defined]
+        if self.told.left and not self.compiling:
+            follow(self.told, func, args, kwargs, out, traced=False)
         return self._note_constant(out, args, kwargs)
 
     def _note_constant(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
