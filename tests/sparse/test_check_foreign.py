@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from helpers import conv_norm_relu
 from sparkmim import Backbone
+from sparkmim.sparse import check
 
 
 class Network(nn.Module):
@@ -91,6 +92,50 @@ def test_passes(make: Callable[[], Network]) -> None:
     assert vars(network).get("steps", 0) == 0
 
 
+CONVERSIONS: dict[str, Callable[[Network, Tensor], Tensor]] = {
+    "half": lambda net, x: net.two(x.half()).float(),
+    "bfloat16": lambda net, x: net.two(x.bfloat16()).float(),
+    "to": lambda net, x: net.two(x.to(torch.float16)).float(),
+    "to a device": lambda net, x: net.two(x.to(x.device, torch.float16)).to(torch.float32),
+    "type": lambda net, x: net.two(x.type("torch.HalfTensor")).type(torch.float32),
+    "new tensors": lambda net, x: net.two(x.half() + torch.ones(8, 1, 1, dtype=torch.float16)).float(),
+    "checkpoint": lambda net, x: checkpoint(net.two, x.half(), use_reentrant=False).float(),  # type: ignore[no-any-return]
+    "back and forth": lambda net, x: x.half().float().to(x) * 2,
+    "at the end": lambda net, x: x.half(),
+    "single precision": lambda net, x: x.float() * 2,
+}
+
+
+class Converts(nn.Module):
+    """A stem in float32, and a part that computes in the precision that the function between them converts to."""
+
+    def __init__(self, function: Callable[[Network, Tensor], Tensor], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.one, self.function = nn.Conv2d(3, 8, 2, 2), function
+        self.two = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU()).to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, self.one(x))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("function", CONVERSIONS.values(), ids=CONVERSIONS)
+def test_networks_that_convert_are_checked(function: Callable[[Network, Tensor], Tensor]) -> None:
+    network = Converts(function, torch.bfloat16 if function is CONVERSIONS["bfloat16"] else torch.float16)
+    report = check(network, patch_size=(8, 8), shapes=[(1, 32, 32)])
+    assert report.passed, str(report)
+    assert report.precision == (torch.float32 if function is CONVERSIONS["single precision"] else torch.float64)
+
+
+def test_conversions_do_not_hide_what_is_refused() -> None:
+    report = check(Converts(lambda net, x: net.two(x.half().roll(1, 2)), torch.float16), patch_size=(8, 8))
+    assert "torch.Tensor.roll cannot be carried out" in report.errors[0]
+
+
+def test_a_precision_that_does_not_run_is_named() -> None:
+    with pytest.raises(ValueError, match="the check computes in one precision"):
+        check(Converts(lambda net, x: net.two(x.type(torch.HalfTensor)), torch.float16), patch_size=(8, 8))
+
+
 class InitializedByData(Network):
     """Reads its first batch of training in a way that the engine refuses (ActNorm)."""
 
@@ -109,7 +154,7 @@ class InitializedByData(Network):
 def test_the_first_pass_of_training_is_checked() -> None:
     report = Backbone(InitializedByData()).check()
     assert not report.passed
-    assert "reshape" in report.errors[0]
+    assert "it mixes images" in report.errors[0]
     network = InitializedByData()
     network(torch.randn(2, 3, 16, 16))
     assert Backbone(network).check().passed
