@@ -283,16 +283,18 @@ class Execution(TorchFunctionMode):
             local: its extent.
         """
         whole = self.extent_of_whole(layout, axis, local)
-        return local if self.plain_sizes else extent(whole, local, layout.degrees(axis), self.told)
+        return local if self.has_plain_sizes() else extent(whole, local, layout.degrees(axis), self.told)
 
-    @property
-    def plain_sizes(self) -> bool:
-        """Whether the network gets the sizes of the tensors at hand as ordinary numbers, as it does from Dynamo."""
+    def has_plain_sizes(self) -> bool:
+        """Return whether the network gets sizes of the tensors at hand as ordinary numbers, as it does from Dynamo.
+
+        (It is a method as Dynamo cannot read properties of an execution.)
+        """
         return self.told.plain or self.compiling
 
     def extent_of_whole(self, layout: Layout, axis: int, local: int) -> int:
         """Return the extent on the whole map of an axis that has `local` here, as far as the network knows."""
-        return local if self.plain_sizes or axis not in layout.tracked_axes else self._whole(layout, axis, local)
+        return local if self.has_plain_sizes() or axis not in layout.tracked_axes else self._whole(layout, axis, local)
 
     def _whole(self, layout: Layout, axis: int, local: int) -> int:
         raise NotImplementedError
@@ -308,12 +310,12 @@ class Execution(TorchFunctionMode):
     def _answer_untraced(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function whose arguments do not descend from the input, but for sizes that may be among them."""
         measured = False
-        if self.told.read or self.plain_sizes:
+        if self.told.read or self.has_plain_sizes():
             factory = None if self.opaque_calls else factory_for(func)
             made = None if factory is None else factory(self, func, *args, **kwargs)
             if made is not None:
                 return made
-            if not self.plain_sizes:
+            if not self.has_plain_sizes():
                 measured = has_extent(args) or has_extent(kwargs)
                 measured = measured or any(hasattr(t, "_sparkmim_measured") for t in tensors_in((args, kwargs)))
                 args, kwargs = of_whole_map(args), of_whole_map(kwargs)
@@ -366,17 +368,15 @@ class Execution(TorchFunctionMode):
             raise unsupported(func, f"{what} must be a map laid out as (batch, channel, *space), it is {layout}")
         return layout
 
-    @staticmethod
-    def require_no_padding(layout: Layout, func: Any, what: str = "its argument") -> None:
+    def require_no_padding(self, layout: Layout, func: Any, what: str = "its argument") -> None:
         """Raise if a padding is waiting."""
         if layout.padding is not None:
             raise unsupported(func, f"{what} was padded, and only a convolution or pooling can follow a padding")
 
     # --- what the two executions do differently -----------------------------------------------------------------
 
-    @property
-    def rows(self) -> int:
-        """Rows along the axis of samples."""
+    def count_rows(self) -> int:
+        """Return the number of rows along the axis of samples."""
         raise NotImplementedError
 
     def one_row_per_image(self, values: Tensor, axis: int) -> Tensor:
