@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -134,6 +135,32 @@ def test_conversions_do_not_hide_what_is_refused() -> None:
 def test_a_precision_that_does_not_run_is_named() -> None:
     with pytest.raises(ValueError, match="the check computes in one precision"):
         check(Converts(lambda net, x: net.two(x.type(torch.HalfTensor)), torch.float16), patch_size=(8, 8))
+
+
+class Causal(nn.Module):
+    """Sees rows and columns before its own alone: by padding both sides and cropping, or by padding one."""
+
+    def __init__(self, crops: bool, dilation: int = 1) -> None:
+        super().__init__()
+        self.crops, self.around = crops, 2 * dilation
+        padding = self.around if crops else 0
+        self.stem = nn.Conv2d(3, 8, 2, 2)
+        self.conv = nn.Conv2d(8, 8, 3, padding=padding, dilation=dilation)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, n = self.stem(x), self.around
+        x = self.conv(x)[..., :-n, :-n] if self.crops else self.conv(F.pad(x, (n, 0, n, 0)))
+        out: Tensor = self.norm(x.relu())
+        return out
+
+
+@pytest.mark.parametrize("crops", [True, False])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("patch", [(8, 8), (2, 2)])
+def test_causal_convolutions(crops: bool, dilation: int, patch: tuple[int, int]) -> None:
+    report = check(Causal(crops, dilation), patch_size=patch, shapes=[(1, 32, 32)])
+    assert report.passed, str(report)
 
 
 class InitializedByData(Network):

@@ -102,6 +102,7 @@ NOISE: dict[str, Function] = {
     "rand of a list": lambda x: torch.rand([x.shape[0], 1, 1, 1], dtype=x.dtype) + 0.5,
     "rand of len": lambda x: torch.rand(len(x), 1, 1, 1, dtype=x.dtype) + 0.5,
     "rand of int": lambda x: torch.rand(int(x.size(0)), 1, 1, 1, dtype=x.dtype) + 0.5,
+    "rand of channels": lambda x: torch.rand(x.shape[:2], dtype=x.dtype)[..., None, None] + 0.5,
     "rand by name": lambda x: torch.rand(size=(x.shape[0], 1, 1, 1), dtype=x.dtype) + 0.5,
     "empty": lambda x: torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype).bernoulli_(0.5),
     "ones": lambda x: torch.ones((x.shape[0], *ones(x)), dtype=x.dtype).bernoulli_(0.5),

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .checkpointing import recompute_under, switched_gradients
-from .errors import OUTSIDER, WAYS_OUT, UnsupportedOperation, unsupported
+from .errors import NOT_TRACED, OUTSIDER, WAYS_OUT, UnsupportedOperation, unsupported
 from .extent import MEASURED, Told, extent, has_extent, of_whole_map
 from .layout import Layout, Unfinished
 from .memory import CONTIGUOUS, RESHAPING, VIEWING, Memory, settle
@@ -183,7 +183,7 @@ class Execution(TorchFunctionMode):
         """Check that an output of the network descends from the input as a `(batch, C, *size)` map, and return it."""
         if self.layout(tensor) is None:
             raise UnsupportedOperation(
-                f"{what} is not traced from the input. A scripted module, a custom autograd function or a conversion "
+                f"{what} {NOT_TRACED}. A scripted module, a custom autograd function or a conversion "
                 "to NumPy on the way hides it. " + WAYS_OUT
             )
         assert isinstance(tensor, Tensor)
