@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -132,9 +133,14 @@ def test_conversions_do_not_hide_what_is_refused() -> None:
     assert "torch.Tensor.roll cannot be carried out" in report.errors[0]
 
 
+def as_half_tensor(network: Any, x: Tensor) -> Tensor:
+    kind: Any = torch.HalfTensor
+    return network.two(x.type(kind))
+
+
 def test_a_precision_that_does_not_run_is_named() -> None:
     with pytest.raises(ValueError, match="the check computes in one precision"):
-        check(Converts(lambda net, x: net.two(x.type(torch.HalfTensor)), torch.float16), patch_size=(8, 8))
+        check(Converts(as_half_tensor, torch.float16), patch_size=(8, 8))
 
 
 class Causal(nn.Module):

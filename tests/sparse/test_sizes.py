@@ -223,6 +223,8 @@ def test_an_average_by_ordinary_numbers_is_refused(function: Function, patch: tu
     assert_refused(Apply(as_map), EVERYTHING, 4, patch, match=r"size of the map.*x\.mean\(\(2, 3\)\)")
 
 
+TWELVE = torch.tensor(12.0)
+
 CONSTANTS: dict[str, Function] = {
     "sum": lambda x: x + x.sum((2, 3), keepdim=True) / 10,
     "mean": lambda x: x + x.mean((2, 3), keepdim=True) * 1.5,
@@ -235,7 +237,6 @@ CONSTANTS: dict[str, Function] = {
     ),
     "buffer": lambda x: x + x.sum((2, 3), keepdim=True) / TWELVE,
 }
-TWELVE = torch.tensor(12.0)
 
 
 @pytest.mark.parametrize("patch", PATCHES)

@@ -73,7 +73,7 @@ def scripted_functions(network: nn.Module) -> list[str]:
 
 def _add_scripted(value: Any, found: dict[str, None], seen: set[int]) -> None:
     if isinstance(value, torch.jit.ScriptFunction):
-        found[value.name] = None
+        found[str(value.name)] = None
     if not isinstance(value, FunctionType) or id(value) in seen or value.__module__.startswith("torch."):
         return
     seen.add(id(value))
