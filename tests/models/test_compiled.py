@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial, reduce
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparkmim import Backbone, SparK, random_visible
 from sparkmim.sparse import UnsupportedOperation
+
+Function = Callable[[Tensor], Tensor]
 
 
 class Between(nn.Module):
@@ -62,6 +67,85 @@ def test_refused_or_right(function: Callable[[Tensor], Tensor]) -> None:
         except UnsupportedOperation:
             return
     torch.testing.assert_close(found, wanted)
+
+
+def group_norm_by_view(x: Tensor) -> Tensor:
+    groups = x.view(x.shape[0], 2, -1)
+    variance, mean = torch.var_mean(groups, -1, keepdim=True)
+    return ((groups - mean) / (variance + 1e-5).sqrt()).view(x.shape)
+
+
+def tokens(x: Tensor) -> Tensor:
+    normalized = F.layer_norm(x.permute(0, 2, 3, 1).reshape(-1, 8), (8,))
+    return normalized.view(x.shape[0], x.shape[2], x.shape[3], 8).permute(0, 3, 1, 2)
+
+
+def upsampled(x: Tensor, **options: Any) -> Tensor:
+    return x + F.interpolate(F.avg_pool2d(x, 2), size=x.shape[2:], **options)
+
+
+MERGED = (
+    group_norm_by_view,
+    tokens,
+    lambda x: x.flatten(0, 1).relu().view(x.shape) + x,
+    lambda x: x * x.flatten(1).std(1)[:, None, None, None],
+    lambda x: x.reshape(1, -1, x.shape[2], x.shape[3]).tanh().reshape(x.shape),
+)
+RESAMPLED = (
+    upsampled,
+    partial(upsampled, mode="bilinear", align_corners=False),
+    lambda x: F.avg_pool2d(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False), 2),
+    lambda x: x + F.interpolate(F.interpolate(x, scale_factor=0.5, mode="area"), scale_factor=2),
+    lambda x: x + F.interpolate(F.interpolate(x, size=(x.shape[2] // 2, x.shape[3] // 2)), scale_factor=2),
+    lambda x: x * x.mean((1, 2, 3)).view(-1, 1, 1, 1),
+)
+
+
+def in_order(functions: tuple[Function, ...]) -> Function:
+    return lambda x: reduce(lambda value, function: function(value), functions, x)
+
+
+def stepped(network: SparK, images: Tensor, visible: Tensor) -> tuple[Tensor, list[Tensor]]:
+    torch.manual_seed(0)
+    loss = network(images, visible).loss
+    loss.backward()
+    return loss.detach(), [p.grad for p in network.encoder.parameters() if p.grad is not None]
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("functions", [MERGED, RESAMPLED], ids=["merged", "resampled"])
+def test_idioms_are_the_same_compiled(functions: tuple[Function, ...]) -> None:
+    """Several in one network, which costs one compilation."""
+    images, visible = torch.randn(3, 3, 64, 64), random_visible(3, (8, 8), 0.6)
+    eager, compiled = model(in_order(functions)), model(in_order(functions))
+    compiled.compile(backend="eager")
+    torch.testing.assert_close(
+        stepped(compiled, images, visible), stepped(eager, images, visible), rtol=1e-3, atol=1e-5
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * (torch.rand(len(x)) + 0.5).view(-1, 1, 1, 1),
+        lambda x: x * torch.arange(x.shape[0]).view(-1, 1, 1, 1),
+        lambda x: x * x.new_empty(x.shape[0]).fill_(0.5).view(-1, 1, 1, 1),
+        lambda x: x + x.mean((2, 3), keepdim=True).expand(-1, -1, x.shape[2], x.shape[3]),
+        lambda x: x / (x.flatten(1).norm(dim=1).view(-1, 1, 1, 1) + 1),
+    ],
+    ids=["noise of images", "numbers of images", "new vector of images", "expanded", "norm of an image"],
+)
+def test_what_only_eager_follows_is_refused_in_words(function: Function) -> None:
+    """A compiler tells the number of patches for that of images; no error of its own stands for the refusal."""
+    images, visible = torch.randn(3, 3, 64, 64), random_visible(3, (8, 8), 0.6)
+    eager, compiled = model(function).eval(), model(function).eval()
+    compiled.compile(backend="eager")
+    with torch.no_grad():
+        assert eager(images, visible).loss.isfinite()
+        with pytest.raises(UnsupportedOperation, match="cannot be carried out on visible patches"):
+            compiled(images, visible)
 
 
 def test_each_shape_is_checked() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine_helpers import (
     BATCH,
@@ -28,7 +28,14 @@ from engine_helpers import (
     packed,
     random_grid,
 )
-from sparkmim.sparse import require_compilable
+from sparkmim.sparse import (
+    MaskedDenseExecution,
+    PatchGrid,
+    SparseExecution,
+    UnsupportedOperation,
+    require_compilable,
+    run,
+)
 
 BLOCKS = pytest.mark.parametrize("block", [LARGE, SMALL], ids=["patches_4x2", "patches_1x1"])
 
@@ -182,6 +189,48 @@ DOUBTFUL: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 def test_refused_where_it_depends_on_the_device(case: str, block: tuple[int, int]) -> None:
     function, expected = DOUBTFUL[case]
     assert outcome(function, block) == expected
+
+
+def every_other(write: Callable[[Tensor, Tensor], Tensor], copies: bool) -> Callable[[Tensor], Tensor]:
+    """Return a function that writes to a map or to its every other position, with the slice copied first or not."""
+
+    def function(x: Tensor) -> Tensor:
+        made = x * 1
+        part = made[..., ::2, ::2]
+        return write(made, part.clone() if copies else part)
+
+    return function
+
+
+WRITES_TO_SLICES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "to the slice": lambda made, part: (part.mul_(2), F.avg_pool2d(made, 2))[1],
+    "to the map": lambda made, part: (made.mul_(2), part * 1)[1],
+    "to the map, both used": lambda made, part: (made.mul_(2), F.avg_pool2d(made, 2) + part)[1],
+    "to the slice, both used": lambda made, part: (part.relu_(), F.avg_pool2d(made, 2) + part)[1],
+}
+
+
+@pytest.mark.parametrize("write", WRITES_TO_SLICES.values(), ids=WRITES_TO_SLICES)
+def test_slices_of_one_pixel_patches(write: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """The slice is a copy here and a view in the ordinary network: refused, and right after the `clone()` advised."""
+    visible = torch.rand(BATCH, 16, generator=torch.Generator().manual_seed(0)).argsort(1).lt(9).view(BATCH, 4, 4)
+    grid, images = PatchGrid(visible, 9), torch.randn(BATCH, 3, 4, 4, dtype=torch.float64)
+    with pytest.raises(UnsupportedOperation, match=r"written to in place.*clone\(\) first"):
+        packed(Host(every_other(write, copies=False)), grid)(images)
+    network = Host(every_other(write, copies=True))
+    torch.testing.assert_close(
+        whole(SparseExecution(grid), network, images), whole(MaskedDenseExecution(grid), network, images)
+    )
+    everything = PatchGrid(torch.ones_like(visible), 16)
+    torch.testing.assert_close(whole(SparseExecution(everything), network, images), network(images))
+    in_larger_patches = PatchGrid(torch.ones(BATCH, 2, 2, dtype=torch.bool), 4)
+    view = Host(every_other(write, copies=False))
+    torch.testing.assert_close(packed(view, in_larger_patches)(images), view(images))
+
+
+def whole(execution: SparseExecution | MaskedDenseExecution, network: nn.Module, images: Tensor) -> Tensor:
+    """Return a network's map, whose positions may hold several patches."""
+    return execution.whole_map(run(execution, network, images)[0])
 
 
 def test_inference_mode_refuses_what_it_cannot_see() -> None:

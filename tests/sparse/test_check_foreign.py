@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from helpers import conv_norm_relu
 from sparkmim import Backbone
+from sparkmim.sparse import check
 
 
 class Network(nn.Module):
@@ -89,6 +92,81 @@ def test_passes(make: Callable[[], Network]) -> None:
     assert (report.precision == torch.float32) == (make is SinglePrecision)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert vars(network).get("steps", 0) == 0
+
+
+CONVERSIONS: dict[str, Callable[[Network, Tensor], Tensor]] = {
+    "half": lambda net, x: net.two(x.half()).float(),
+    "bfloat16": lambda net, x: net.two(x.bfloat16()).float(),
+    "to": lambda net, x: net.two(x.to(torch.float16)).float(),
+    "to a device": lambda net, x: net.two(x.to(x.device, torch.float16)).to(torch.float32),
+    "type": lambda net, x: net.two(x.type("torch.HalfTensor")).type(torch.float32),
+    "new tensors": lambda net, x: net.two(x.half() + torch.ones(8, 1, 1, dtype=torch.float16)).float(),
+    "checkpoint": lambda net, x: checkpoint(net.two, x.half(), use_reentrant=False).float(),  # type: ignore[no-any-return]
+    "back and forth": lambda net, x: x.half().float().to(x) * 2,
+    "at the end": lambda net, x: x.half(),
+    "single precision": lambda net, x: x.float() * 2,
+}
+
+
+class Converts(nn.Module):
+    """A stem in float32, and a part that computes in the precision that the function between them converts to."""
+
+    def __init__(self, function: Callable[[Network, Tensor], Tensor], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.one, self.function = nn.Conv2d(3, 8, 2, 2), function
+        self.two = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU()).to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, self.one(x))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("function", CONVERSIONS.values(), ids=CONVERSIONS)
+def test_networks_that_convert_are_checked(function: Callable[[Network, Tensor], Tensor]) -> None:
+    network = Converts(function, torch.bfloat16 if function is CONVERSIONS["bfloat16"] else torch.float16)
+    report = check(network, patch_size=(8, 8), shapes=[(1, 32, 32)])
+    assert report.passed, str(report)
+    assert report.precision == (torch.float32 if function is CONVERSIONS["single precision"] else torch.float64)
+
+
+def test_conversions_do_not_hide_what_is_refused() -> None:
+    report = check(Converts(lambda net, x: net.two(x.half().roll(1, 2)), torch.float16), patch_size=(8, 8))
+    assert "torch.Tensor.roll cannot be carried out" in report.errors[0]
+
+
+def as_half_tensor(network: Any, x: Tensor) -> Tensor:
+    kind: Any = torch.HalfTensor
+    return network.two(x.type(kind))
+
+
+def test_a_precision_that_does_not_run_is_named() -> None:
+    with pytest.raises(ValueError, match="the check computes in one precision"):
+        check(Converts(as_half_tensor, torch.float16), patch_size=(8, 8))
+
+
+class Causal(nn.Module):
+    """Sees rows and columns before its own alone: by padding both sides and cropping, or by padding one."""
+
+    def __init__(self, crops: bool, dilation: int = 1) -> None:
+        super().__init__()
+        self.crops, self.around = crops, 2 * dilation
+        padding = self.around if crops else 0
+        self.stem = nn.Conv2d(3, 8, 2, 2)
+        self.conv = nn.Conv2d(8, 8, 3, padding=padding, dilation=dilation)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, n = self.stem(x), self.around
+        x = self.conv(x)[..., :-n, :-n] if self.crops else self.conv(F.pad(x, (n, 0, n, 0)))
+        out: Tensor = self.norm(x.relu())
+        return out
+
+
+@pytest.mark.parametrize("crops", [True, False])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("patch", [(8, 8), (2, 2)])
+def test_causal_convolutions(crops: bool, dilation: int, patch: tuple[int, int]) -> None:
+    report = check(Causal(crops, dilation), patch_size=patch, shapes=[(1, 32, 32)])
+    assert report.passed, str(report)
 
 
 class InitializedByData(Network):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -237,6 +238,11 @@ MIXING = {
     "conv_even": Case(conv(2), "conv2d"),
     "conv_dilated": Case(conv(3, padding=1, dilation=2), "conv2d"),
     "conv_transposed": Case(nn.ConvTranspose2d(8, 8, 3, 2, dtype=torch.float64), "conv_transpose2d"),
+    "conv_of_one_axis": Case(lambda x: F.conv1d(x, constant(8, 8, 1)), "conv1d"),
+    "conv_of_three_axes": Case(lambda x: F.conv3d(x, constant(8, 8, 1, 1, 1)), "conv3d"),
+    "conv_of_a_new_axis": Case(lambda x: F.conv3d(x[:, :, None], constant(8, 8, 1, 1, 1))[:, :, 0], "conv3d"),
+    "conv_of_rows": Case(lambda x: F.conv1d(x.transpose(1, 2).flatten(0, 1), constant(8, 8, 3), padding=1), "flatten"),
+    "conv_transposed_of_one_axis": Case(lambda x: F.conv_transpose1d(x, constant(8, 8, 1)), "conv_transpose1d"),
     "conv_channels_last": Case(channels_last(lambda x: F.conv2d(x, constant(x.shape[1], x.shape[1], 1, 1))), "conv2d"),
     "conv_of_the_input": Case(
         lambda x: F.conv2d(x, F.linear(x.mean((2, 3)), constant(8, 8))[:, :, None, None]), "conv2d"
@@ -345,6 +351,50 @@ def test_functions_are_named_as_they_are_written(function: Function, name: str) 
     assert name in named
     assert "<locals>" not in named
     assert "pybind" not in named
+
+
+def swish(x: Tensor) -> Tensor:
+    return x * x.sigmoid()
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of what newer releases of torch deprecate
+    scripted_swish = torch.jit.script(swish)
+
+
+def calls_a_scripted_function(x: Tensor) -> Tensor:
+    return scripted_swish(x) + 1
+
+
+class KeepsFunction(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = scripted_swish
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = F.conv2d(self.act(x), constant(8, 8, 1, 1))
+        return out
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@cases(
+    {
+        "at the end": lambda x: scripted_swish(x),
+        "before a convolution": lambda x: F.conv2d(scripted_swish(x), constant(8, 8, 1, 1)),
+        "added": lambda x: x + scripted_swish(x),
+        "in a function": calls_a_scripted_function,
+        "attribute": KeepsFunction(),
+    }
+)
+def test_scripted_functions_are_named(case: nn.Module | Function, gradients: bool) -> None:
+    with torch.set_grad_enabled(gradients):
+        message = refusal(case, SIZES["patches_4x4"])
+    assert "scripted functions, which may be the reason: swish" in message
+    assert_names_the_ways_out(message)
+
+
+def test_functions_that_are_not_scripted_are_not_named() -> None:
+    assert "scripted functions" not in refusal(lambda x: x + torch.rand(x.shape[2], 1), SIZES["patches_4x4"])
 
 
 # --- noise of unknown origin ------------------------------------------------------------------------------------------

@@ -45,7 +45,10 @@ REMEDIES: dict[str, Remedy] = {
     "area_by_int": Remedy(
         lambda x: x - x.sum((2, 3), True) / (int(x.shape[2]) * int(x.shape[3])), "use x.mean((2, 3))",
         lambda x: x - x.mean((2, 3), keepdim=True),
-        LARGE,
+    ),
+    "area_by_axes": Remedy(
+        lambda x: x - x.sum((2, 3), True) / float(x.shape[2]) / float(x.shape[3]), "use x.mean((2, 3))",
+        lambda x: x - x.mean((2, 3), keepdim=True),
     ),
     "strips": Remedy(
         lambda x: x * F.interpolate(F.avg_pool2d(x, (1, x.shape[3])), size=x.shape[2:]),

@@ -180,6 +180,9 @@ def test_channels_that_differ_around_the_map_are_refused(case: Function, block: 
         "pad": lambda x: F.conv2d(F.pad(x, (1, 1, 1, 1)), constant(8, 8, 3, 3)),
         "pad_twice": lambda x: F.max_pool2d(F.pad(F.pad(x, (1, 0, 0, 0)), (0, 1, 1, 1)), 3, 1),
         "pad_and_write": written_after_padding,
+        "causal": lambda x: F.conv2d(x, constant(8, 8, 3, 3), padding=2)[..., :-2, :-2],
+        "causal_by_pad": lambda x: F.conv2d(F.pad(x, (2, 0, 2, 0)), constant(8, 8, 3, 3)),
+        "causal_and_dilated": lambda x: F.conv2d(x, constant(8, 8, 2, 3), padding=2, dilation=(2, 1))[..., :-2, :-2],
     }
 )
 def test_inference_mode(case: Function, block: tuple[int, int]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -100,6 +102,7 @@ NOISE: dict[str, Function] = {
     "rand of a list": lambda x: torch.rand([x.shape[0], 1, 1, 1], dtype=x.dtype) + 0.5,
     "rand of len": lambda x: torch.rand(len(x), 1, 1, 1, dtype=x.dtype) + 0.5,
     "rand of int": lambda x: torch.rand(int(x.size(0)), 1, 1, 1, dtype=x.dtype) + 0.5,
+    "rand of channels": lambda x: torch.rand(x.shape[:2], dtype=x.dtype)[..., None, None] + 0.5,
     "rand by name": lambda x: torch.rand(size=(x.shape[0], 1, 1, 1), dtype=x.dtype) + 0.5,
     "empty": lambda x: torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype).bernoulli_(0.5),
     "ones": lambda x: torch.ones((x.shape[0], *ones(x)), dtype=x.dtype).bernoulli_(0.5),
@@ -153,6 +156,97 @@ def test_behaves_as_on_the_whole_map(function: Function, patch: tuple[int, int])
 @pytest.mark.parametrize("function", REFUSED.values(), ids=REFUSED)
 def test_is_refused_where_a_size_meets_the_input(function: Function, patch: tuple[int, int]) -> None:
     assert_refused(Apply(function), EVERYTHING, 4, patch, match="size of the map")
+
+
+def per_axis(convert: Callable[[Any], Any], combine: Callable[[Tensor, Any], Any] = operator.truediv) -> Function:
+    """Return a sum over space that is divided by the extents, one by one, after `convert`."""
+    return lambda x: combine(combine(x.sum((2, 3)), convert(x.shape[2])), convert(x.shape[3]))
+
+
+def in_place(s: Tensor, number: Any) -> Tensor:
+    s /= number
+    return s
+
+
+BY_HAND: dict[str, Function] = {
+    "float": per_axis(float),
+    "int": per_axis(int),
+    "square root": per_axis(math.sqrt),
+    "inverse": per_axis(lambda n: 1.0 / int(n), operator.mul),
+    "inverse of a float": per_axis(lambda n: 1 / float(n), operator.mul),
+    "inverse square root": per_axis(lambda n: int(n) ** -0.5, operator.mul),
+    "inverse on the left": per_axis(lambda n: 1 / float(n), lambda s, n: n * s),
+    "method": per_axis(float, Tensor.div),
+    "function": per_axis(int, torch.true_divide),
+    "in place": per_axis(float, Tensor.div_),
+    "operator in place": per_axis(float, in_place),
+    "format": per_axis(lambda n: int(str(int(n)))),
+    "tensor": per_axis(lambda n: torch.tensor(float(n))),
+    "tensor of double precision": per_axis(lambda n: torch.tensor(int(n), dtype=torch.float64)),
+    "inverse of a tensor": per_axis(lambda n: 1 / torch.tensor(float(n)), operator.mul),
+    "filled": per_axis(lambda n: torch.full((1,), float(n))),
+    "number of NumPy": per_axis(np.float64),
+    "integer of NumPy": per_axis(lambda n: np.int64(int(n))),
+    "product": lambda x: x.sum((2, 3)) / (int(x.shape[2]) * int(x.shape[3])),
+    "product of floats": lambda x: x.sum((2, 3)) * (1 / float(x.shape[2]) / float(x.shape[3])),
+    "one of the axes": lambda x: x.sum((2, 3)) / float(x.shape[3]),
+    "sizes read later": lambda x: (lambda s: s / float(x.shape[2]) / float(x.shape[3]))(x.sum((2, 3))),
+    "axes kept": lambda x: x * (x.sum((2, 3), keepdim=True) / float(x.shape[2]) / float(x.shape[3])),
+    "axes in turn": lambda x: x.sum(3).sum(2) / float(x.shape[2]) / float(x.shape[3]),
+    "flattened": lambda x: x.flatten(2).sum(2) / float(x.shape[2]) / float(x.shape[3]),
+    "einsum": lambda x: torch.einsum("bchw->bc", x) / float(x.shape[2]) / float(x.shape[3]),
+    "norm": lambda x: x.norm(dim=(2, 3)) / math.sqrt(x.shape[2]) / math.sqrt(x.shape[3]),
+    "norm of vectors": lambda x: torch.linalg.vector_norm(x, dim=(2, 3)) / math.sqrt(x.shape[2]),
+    "root of a sum of squares": lambda x: x.square().sum((2, 3)).sqrt() / math.sqrt(x.shape[2] * 1.0),
+    "logarithm of a sum": lambda x: x.logsumexp((2, 3)) - math.log(x.shape[2]) - math.log(x.shape[3]),
+    "logarithm of a sum at once": lambda x: x.logsumexp((2, 3)) - math.log(x.shape[2] * x.shape[3]),
+    "mean times sizes": lambda x: x.mean((2, 3)) * float(x.shape[2]) * float(x.shape[3]),
+    "scaled before": lambda x: (x / float(x.shape[2]) / float(x.shape[3])).sum((2, 3)),
+    "after a layer": lambda x: F.linear(x.sum((2, 3)), weights_of(4, 4)) / float(x.shape[2]) / float(x.shape[3]),
+    "weights of a layer": lambda x: F.linear(x.sum((2, 3)), weights_of(4, 4) / float(x.shape[2])),
+    "after views": lambda x: x.sum((2, 3)).view(len(x), 2, 2).transpose(1, 2).flatten(1)[:, 1:] / int(x.shape[2]),
+    "softmax": lambda x: (x.flatten(2).softmax(-1) * float(x.shape[2]) * float(x.shape[3])).unflatten(2, x.shape[2:]),
+    "normalized": lambda x: (
+        F.normalize(x, dim=(2, 3)) * math.sqrt(x.shape[2]) * math.sqrt(x.shape[3])  # type: ignore[arg-type]
+    ),
+}
+"""Averages by sizes that have become ordinary numbers, which are known by their value alone."""
+
+
+@pytest.mark.parametrize("patch", PATCHES)
+@pytest.mark.parametrize("function", BY_HAND.values(), ids=BY_HAND)
+def test_an_average_by_ordinary_numbers_is_refused(function: Function, patch: tuple[int, int]) -> None:
+    def as_map(x: Tensor) -> Tensor:
+        out = function(x)
+        return x + out.view(len(x), -1, 1, 1)[:, :1] if out.ndim < 4 else x + out
+
+    assert_refused(Apply(as_map), EVERYTHING, 4, patch, match=r"size of the map.*x\.mean\(\(2, 3\)\)")
+
+
+TWELVE = torch.tensor(12.0)
+
+CONSTANTS: dict[str, Function] = {
+    "sum": lambda x: x + x.sum((2, 3), keepdim=True) / 10,
+    "mean": lambda x: x + x.mean((2, 3), keepdim=True) * 1.5,
+    "norm": lambda x: x / (x.norm(dim=(2, 3), keepdim=True) + 1e-6) * 0.7,
+    "gate": lambda x: x * F.relu6(F.conv2d(x.mean((2, 3), keepdim=True), weights_of(4, 4, 1, 1)) + 3) / 6,
+    "map": lambda x: depthwise(x / 11 * 7, 3, padding=1),
+    "weights": lambda x: F.conv2d(x, weights_of(4, 4, 1, 1) / 11),
+    "global response": lambda x: (lambda g: x * (g / (g.mean(1, keepdim=True) + 1e-6)) + x)(
+        x.norm(dim=(2, 3), keepdim=True)
+    ),
+    "buffer": lambda x: x + x.sum((2, 3), keepdim=True) / TWELVE,
+}
+
+
+@pytest.mark.parametrize("patch", PATCHES)
+@pytest.mark.parametrize("function", CONSTANTS.values(), ids=CONSTANTS)
+def test_constants_are_no_sizes(function: Function, patch: tuple[int, int]) -> None:
+    def measured(x: Tensor) -> Tensor:
+        return function(x.view(int(x.shape[0]), 4, int(x.shape[2]), int(x.shape[3])))
+
+    assert_agrees_with_oracle(Apply(measured), MASK, 4, patch)
+    assert_agrees_with_crop(Apply(measured), EVERYTHING, 4, patch)
 
 
 WITHIN_PATCHES: dict[str, Function] = {

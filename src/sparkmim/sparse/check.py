@@ -87,7 +87,8 @@ def check(
             positions make large differences of rounding.
         modes: of "eval" and "train".
         dtype: precision; the tolerance depends on it, or on a lower one that the network itself converts maps to. A
-            network that does not run in float64 is checked in float32.
+            network that does not run in float64 is checked in float32; of one that computes in 16 bits the conversions
+            are left out.
         seed: of images, masks and randomized parameters.
         shapes: numbers of images and their sizes, `(images, *size)`, on each of which "size" is compared too.
 
@@ -108,16 +109,18 @@ def check(
         size = [g * p for g, p in zip(grid, patch_size, strict=True)]
         batch = batch or max(2, math.ceil(FEWEST_PIXELS / math.prod(size)))
         images = _images((batch, in_chans, *size), network, dtype, generator)
-        dtype, computed = prepare(network, features, images, dtype, generator)
-        images = images.to(dtype)
+        prepared = prepare(network, features, images, dtype, generator)
+        images = images.to(prepared.dtype)
         runner = _Runner(network, features, images, patch_size, unit, seed)
         results = []
         for mode in modes:
             network.train(mode == "train")
             names = [name for name in _PROPERTIES if name != "hidden" or any(u > 1 for u in unit)]
-            results += [_compared(name, mode, runner, computed) for name in names]
-        results += [_at_size(network, features, shape, in_chans, patch_size, seed) for shape in shapes]
-    return CheckReport(results, computed)
+            with prepared.precision(prepared.dtype):
+                results += [_compared(name, mode, runner, prepared.computed) for name in names]
+        with prepared.precision(torch.float32):
+            results += [_at_size(network, features, shape, in_chans, patch_size, seed) for shape in shapes]
+    return CheckReport(results, prepared.computed)
 
 
 def require_multiples(size: Sequence[int], unit: Sequence[int]) -> None:

@@ -20,6 +20,9 @@ OUTSIDER = (
 )
 
 
+NOT_TRACED = "is not traced from the input"
+"""Words of errors for tensors that may descend from the input by a way that cannot be followed."""
+
 WAYS_OUT = (
     "Either register a rule for it with sparkmim.sparse.register(function), or run the module that calls it on the "
     "whole map with sparkmim.sparse.dense_fallback(module)."

@@ -19,13 +19,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .checkpointing import recompute_under, switched_gradients
-from .errors import OUTSIDER, WAYS_OUT, UnsupportedOperation, unsupported
+from .errors import NOT_TRACED, OUTSIDER, WAYS_OUT, UnsupportedOperation, unsupported
 from .extent import MEASURED, Told, extent, has_extent, of_whole_map
 from .layout import Layout, Unfinished
 from .memory import CONTIGUOUS, RESHAPING, VIEWING, Memory, settle
 from .reasons import reason_for
 from .reduction import Reduction
 from .registry import UNDERSTAND_SIZES, WAITING, Rule, factory_for, register, rule_for
+from .totals import follow, require_no_sizes
 
 MADE_OUTSIDE = "_sparkmim_made_outside"
 """Attribute of a tensor that a network has made in a run of tensors, all of them from outside the input."""
@@ -139,6 +140,9 @@ class Execution(TorchFunctionMode):
             raise unsupported(func, reason_for(func))
         if self.told.read and func not in UNDERSTAND_SIZES:
             args, kwargs = of_whole_map(args), of_whole_map(kwargs)
+        follows = (self.told.totals or self.told.left) and not self.compiling
+        if follows:
+            require_no_sizes(self.told, func, args, kwargs)
         memory = self.memory
         before = memory.writes(func, args, kwargs) if memory.doubtful else None
         if self.compiling:
@@ -151,6 +155,8 @@ class Execution(TorchFunctionMode):
                 if trace is not None and trace.tb_next is None:  # raised by the call itself, not within the rule
                     raise unsupported(func, f"its rule does not know arguments of this form ({error})") from None
                 raise
+        if follows:
+            follow(self.told, func, args, kwargs, out, traced=True)
         if before:
             memory.written(before)
         if func in VIEWING or func in RESHAPING or (memory.strided and func not in CONTIGUOUS):
@@ -177,7 +183,7 @@ class Execution(TorchFunctionMode):
         """Check that an output of the network descends from the input as a `(batch, C, *size)` map, and return it."""
         if self.layout(tensor) is None:
             raise UnsupportedOperation(
-                f"{what} is not traced from the input. A scripted module, a custom autograd function or a conversion "
+                f"{what} {NOT_TRACED}. A scripted module, a custom autograd function or a conversion "
                 "to NumPy on the way hides it. " + WAYS_OUT
             )
         assert isinstance(tensor, Tensor)
@@ -277,16 +283,18 @@ class Execution(TorchFunctionMode):
             local: its extent.
         """
         whole = self.extent_of_whole(layout, axis, local)
-        return local if self.plain_sizes else extent(whole, local, layout.degrees(axis), self.told)
+        return local if self.has_plain_sizes() else extent(whole, local, layout.degrees(axis), self.told)
 
-    @property
-    def plain_sizes(self) -> bool:
-        """Whether the network gets the sizes of the tensors at hand as ordinary numbers, as it does from Dynamo."""
+    def has_plain_sizes(self) -> bool:
+        """Return whether the network gets sizes of the tensors at hand as ordinary numbers, as it does from Dynamo.
+
+        (It is a method as Dynamo cannot read properties of an execution.)
+        """
         return self.told.plain or self.compiling
 
     def extent_of_whole(self, layout: Layout, axis: int, local: int) -> int:
         """Return the extent on the whole map of an axis that has `local` here, as far as the network knows."""
-        return local if self.plain_sizes or axis not in layout.tracked_axes else self._whole(layout, axis, local)
+        return local if self.has_plain_sizes() or axis not in layout.tracked_axes else self._whole(layout, axis, local)
 
     def _whole(self, layout: Layout, axis: int, local: int) -> int:
         raise NotImplementedError
@@ -302,12 +310,12 @@ class Execution(TorchFunctionMode):
     def _answer_untraced(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function whose arguments do not descend from the input, but for sizes that may be among them."""
         measured = False
-        if self.told.read or self.plain_sizes:
+        if self.told.read or self.has_plain_sizes():
             factory = None if self.opaque_calls else factory_for(func)
             made = None if factory is None else factory(self, func, *args, **kwargs)
             if made is not None:
                 return made
-            if not self.plain_sizes:
+            if not self.has_plain_sizes():
                 measured = has_extent(args) or has_extent(kwargs)
                 measured = measured or any(hasattr(t, "_sparkmim_measured") for t in tensors_in((args, kwargs)))
                 args, kwargs = of_whole_map(args), of_whole_map(kwargs)
@@ -315,6 +323,8 @@ class Execution(TorchFunctionMode):
         if measured:
             for tensor in tensors_in(out):
                 tensor._sparkmim_measured = True  # type: ignore[attr-defined]
+        if self.told.left and not self.compiling:
+            follow(self.told, func, args, kwargs, out, traced=False)
         return self._note_constant(out, args, kwargs)
 
     def _note_constant(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -358,17 +368,15 @@ class Execution(TorchFunctionMode):
             raise unsupported(func, f"{what} must be a map laid out as (batch, channel, *space), it is {layout}")
         return layout
 
-    @staticmethod
-    def require_no_padding(layout: Layout, func: Any, what: str = "its argument") -> None:
+    def require_no_padding(self, layout: Layout, func: Any, what: str = "its argument") -> None:
         """Raise if a padding is waiting."""
         if layout.padding is not None:
             raise unsupported(func, f"{what} was padded, and only a convolution or pooling can follow a padding")
 
     # --- what the two executions do differently -----------------------------------------------------------------
 
-    @property
-    def rows(self) -> int:
-        """Rows along the axis of samples."""
+    def count_rows(self) -> int:
+        """Return the number of rows along the axis of samples."""
         raise NotImplementedError
 
     def one_row_per_image(self, values: Tensor, axis: int) -> Tensor:

@@ -88,6 +88,7 @@ class Extent:
         The extent of one axis may be any constant; once those of all axes have left, their product is a number of
         positions.
         """
+        self.told.left.add(self.value)
         if self.degrees and sum(self.degrees) < len(self.told.grid):
             self.told.axes.setdefault(self.degrees, set()).add(self.value)
             if all(unit(axis) in self.told.axes for axis in range(len(self.told.grid))):
@@ -260,6 +261,8 @@ class Told:
             tells it those of the rectangle.)
         lost: sizes that it has made ordinary numbers of, and numbers near at hand that are computed from these.
         axes: extents of single axes that it has made ordinary numbers of, by their degrees.
+        left: all numbers computed from sizes that have left as ordinary ones, however small (see `totals.py`).
+        totals: whether it has taken values over all positions of a map.
         read: whether it has read any size of a map.
         plain: whether it is told sizes of the tensors at hand as ordinary numbers, as Dynamo tells them. (A pass in
             this way, compared with an ordinary one, shows whether a network can be compiled.)
@@ -269,8 +272,23 @@ class Told:
         self.grid = tuple(grid)
         self.lost: set[float] = set()
         self.axes: dict[Degrees, set[float]] = {}
+        self.left: set[float] = set()
+        self.totals = False
         self.read = False
         self.plain = False
+        self._scales: tuple[int, tuple[float, ...]] = (0, ())
+
+    def scales(self) -> tuple[float, ...]:
+        """Return what a network may scale by to divide by a size that has left: it, its square, its root, inverses.
+
+        Products of the extents of all axes are among them, 1 is not.
+        """
+        if self._scales[0] != len(self.left):
+            axes = [self.axes.get(unit(axis), set()) for axis in range(len(self.grid))]
+            sizes = {abs(n) for n in (*self.left, *map(math.prod, product(*axes))) if n not in (0, 1)}
+            powers = {power for n in sizes for power in (n, n * n, math.sqrt(n))}
+            self._scales = len(self.left), tuple(sorted(powers | {1 / n for n in powers}))
+        return self._scales[1]
 
 
 class MapSize(tuple[Any, ...]):

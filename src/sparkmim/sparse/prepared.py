@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..utils.devices import out_of_memory
+from .checkpointing import recompute_under
+from .functions import functions_named
 from .overrides import draws_positions
 
 Features = Callable[[Tensor], Any]
@@ -18,12 +21,32 @@ Features = Callable[[Tensor], Any]
 _OF_DTYPES = re.compile("scalar type|dtype|should be the same|Double", re.IGNORECASE)
 
 
+class Prepared(NamedTuple):
+    """How a network is checked.
+
+    Attributes:
+        dtype: of its parameters and images.
+        computed: the lowest precision in which it computes, whose tolerance applies.
+        is_one: whether its own conversions to other precisions are left out (:class:`OnePrecision`).
+    """
+
+    dtype: torch.dtype
+    computed: torch.dtype
+    is_one: bool
+
+    def precision(self, dtype: torch.dtype) -> AbstractContextManager[Any]:
+        """Return the context in which it runs where its parameters have been converted to `dtype`."""
+        return OnePrecision(dtype) if self.is_one else nullcontext()
+
+
 def prepare(
     network: nn.Module, features: Features, images: Tensor, dtype: torch.dtype, generator: torch.Generator
-) -> tuple[torch.dtype, torch.dtype]:
-    """Convert a network and randomize it; return the dtype of its images, and the lowest in which it computes.
+) -> Prepared:
+    """Convert a network and randomize it.
 
     One that does not run in float64, as it converts its input or makes tensors of another dtype, is left in float32.
+    One that computes in 16 bits, or does not run in float32 either, is checked in float64 with all its conversions left
+    out: rounding to 16 bits would hide differences, and parts of several precisions would not fit together.
 
     Args:
         network: the module.
@@ -35,25 +58,34 @@ def prepare(
     Raises:
         ValueError: if the network does not run on the images.
     """
-    convert(network, dtype)
-    try:
-        with _LowestPrecision(dtype) as computed:
-            randomize(network, features, images, generator)
-        return dtype, computed.dtype
-    except Exception as error:
-        if dtype == torch.float64 and _OF_DTYPES.search(str(error)) is not None:
-            return prepare(network, features, images.float(), torch.float32, generator)
-        if out_of_memory(error):
-            raise
-        raise _not_run(network, images.shape[2:], error) from error
+    wanted = [(dtype, False), (torch.float32, False), (dtype, True)] if dtype == torch.float64 else [(dtype, False)]
+    for attempt, (own, is_one) in enumerate(wanted):
+        convert(network, own)
+        try:
+            with OnePrecision(own) if is_one else nullcontext(), _LowestPrecision(own) as computed:
+                randomize(network, features, images.to(own), generator)
+            if computed.dtype not in SIXTEEN_BITS or wanted[-1] == (own, is_one):
+                return Prepared(own, computed.dtype, is_one)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            if attempt + 1 == len(wanted) or _OF_DTYPES.search(str(error)) is None:
+                raise _not_run(network, images.shape[2:], error) from error
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _not_run(network: nn.Module, size: Sequence[int], error: Exception) -> ValueError:
     """Return what to raise for a network that does not run on the images of a check."""
     reason = " ".join(str(error).split())[:300] or type(error).__name__
+    remedy = "if it takes only multiples of a number, use a patch size of that many pixels"
+    if _OF_DTYPES.search(reason) is not None:
+        remedy = (
+            "the check computes in one precision; have the network convert by Tensor.to(dtype) or .half(), or compute "
+            "in 16 bits by torch.autocast"
+        )
     return ValueError(
         f"{type(network).__name__} does not run on the images of the check, {' x '.join(map(str, size))} pixels "
-        f"({reason}); if it takes only multiples of a number, use a patch size of that many pixels"
+        f"({reason}); {remedy}"
     )
 
 
@@ -114,8 +146,39 @@ def _in_evaluation(module: nn.Module, args: Any) -> None:
     module.eval()
 
 
+SIXTEEN_BITS = (torch.float16, torch.bfloat16)
+_FLOATING = (*SIXTEEN_BITS, torch.float32, torch.float64)
+_TYPES = tuple(f"torch.{name}Tensor" for name in ("Half", "BFloat16", "Float", "Double"))
+_CONVERTING = functions_named("half bfloat16 float double")
+
+
+class OnePrecision(TorchFunctionMode):
+    """Has a network compute in one precision: what it converts to, or makes of, another one has this one."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if not torch.compiler.is_compiling():
+            recompute_under(self._again, func)
+        named = {name: self._own(value) for name, value in (kwargs or {}).items()}
+        if func in _CONVERTING:
+            return torch.Tensor.to(args[0], self.dtype, **named)
+        return func(*map(self._own, args), **named)
+
+    def _again(self) -> OnePrecision:
+        return self
+
+    def _own(self, value: Any) -> Any:
+        is_other = isinstance(value, torch.dtype) and value in _FLOATING
+        return self.dtype if is_other or (isinstance(value, str) and value in _TYPES) else value
+
+
 class _LowestPrecision(TorchFunctionMode):
-    """Notes whether a network converts what has the precision `dtype` to float32, as some norms always do."""
+    """Notes whether a network converts what has the precision `dtype` to a lower one, as some norms always do."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -126,6 +189,8 @@ class _LowestPrecision(TorchFunctionMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         first = args[0] if args else None
-        if isinstance(first, Tensor) and isinstance(out, Tensor) and first.dtype == torch.float64:
-            self.dtype = torch.float32 if out.dtype == torch.float32 else self.dtype
+        if isinstance(first, Tensor) and isinstance(out, Tensor) and out.dtype != first.dtype:
+            lower = first.dtype in (torch.float64, torch.float32) and out.dtype in (torch.float32, *SIXTEEN_BITS)
+            if lower and _FLOATING.index(out.dtype) < _FLOATING.index(self.dtype):
+                self.dtype = out.dtype
         return out

@@ -13,10 +13,11 @@ from ..utils.modules import preserved_buffers
 from .backward_hooks import MovedHooks
 from .checkpointing import note_shapes_at_hand
 from .compiling import compiled_parts_eager, show_functions_to_modes
-from .errors import WAYS_OUT, UnsupportedOperation, path_of_running_module
+from .errors import NOT_TRACED, WAYS_OUT, UnsupportedOperation, path_of_running_module
 from .execution import Execution
 from .extent import MEASURED, Extent
 from .overrides import attach_to_modules
+from .traceable import scripted_functions
 
 FOUND_COMPILABLE = "_sparkmim_compilable"
 """Attribute of networks that :func:`~sparkmim.sparse.compilable.require_compilable` has seen."""
@@ -70,10 +71,21 @@ def run(
         path = None if torch.compiler.is_compiling() else path_of_running_module(error, network)
         if isinstance(error, TypeError):  # torch itself takes no sizes of a map where it wants a tensor
             error = UnsupportedOperation(f"{MEASURED} ({str(error).splitlines()[0]}). {WAYS_OUT}")
-        raise UnsupportedOperation(f"in module '{path}': {error}" if path else str(error)) from None
+        message = f"{error}{_scripted_ones(error, network)}"
+        raise UnsupportedOperation(f"in module '{path}': {message}" if path else message) from None
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _scripted_ones(error: Exception, network: nn.Module) -> str:
+    """Return a sentence that names the scripted functions of a network, if an error is of what is not traced."""
+    if torch.compiler.is_compiling() or NOT_TRACED not in str(error):
+        return ""
+    names = ", ".join(scripted_functions(network))
+    return (
+        f" It calls scripted functions, which may be the reason: {names}; call what they were made of." if names else ""
+    )
 
 
 def finished(execution: Execution, maps: Sequence[Tensor]) -> list[Tensor]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import CellType, FunctionType
+from typing import Any
+
 import torch
 from torch import nn
 from torch.fx import GraphModule
@@ -48,3 +51,39 @@ def _scripted(module: nn.Module, path: str) -> str | None:
         return None
     found = (_scripted(child, f"{path}.{name}" if path else name) for name, child in module.named_children())
     return next((name for name in found if name is not None), None)
+
+
+def scripted_functions(network: nn.Module) -> list[str]:
+    """Return the names of functions of `torch.jit.script` and `trace` that a network's modules call, each once.
+
+    They are looked for by name in the methods of its modules, in their attributes, and in the functions that these
+    call; those of torch itself are left out.
+    """
+    found: dict[str, None] = {}
+    seen: set[int] = set()
+    for module in network.modules():
+        if is_dense_fallback(module):
+            continue
+        for owner in (module, *type(module).__mro__):
+            if isinstance(owner, nn.Module) or not owner.__module__.startswith("torch."):
+                for value in vars(owner).values():
+                    _add_scripted(value, found, seen)
+    return list(found)
+
+
+def _add_scripted(value: Any, found: dict[str, None], seen: set[int]) -> None:
+    if isinstance(value, torch.jit.ScriptFunction):
+        found[str(value.name)] = None
+    if not isinstance(value, FunctionType) or id(value) in seen or value.__module__.startswith("torch."):
+        return
+    seen.add(id(value))
+    names = value.__code__.co_names
+    for inner in (*[value.__globals__.get(name) for name in names], *map(_content, value.__closure__ or ())):
+        _add_scripted(inner, found, seen)
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # of a variable that has no value yet
+        return None

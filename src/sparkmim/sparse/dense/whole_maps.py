@@ -151,8 +151,7 @@ class WholeMaps(Execution):
             return local * math.prod(self.told.grid) // math.prod(self.grid_shape[1:])
         return local
 
-    @property
-    def rows(self) -> int:
+    def count_rows(self) -> int:
         return self.grid_shape[0]
 
     def one_row_per_image(self, values: Tensor, axis: int) -> Tensor:

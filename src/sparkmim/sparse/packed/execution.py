@@ -78,8 +78,7 @@ class SparseExecution(Execution):
         patches = self.told.grid if layout.flattened else (self.told.grid[layout.space.index(axis)],)
         return local * math.prod(patches)
 
-    @property
-    def rows(self) -> int:
+    def count_rows(self) -> int:
         return self.grid.patches
 
     def one_row_per_image(self, values: Tensor, axis: int) -> Tensor:

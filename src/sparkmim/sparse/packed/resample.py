@@ -21,7 +21,7 @@ from .execution import SparseExecution
 def _steps(execution: SparseExecution, x: Tensor, layout: Layout, size: Any, scale_factor: Any) -> list[int]:
     """Return how many positions of a map become one along each axis, none if that is no whole number."""
     old = [execution.extent_of_whole(layout, axis, x.shape[axis]) for axis in layout.space]
-    if execution.plain_sizes and size is not None:
+    if execution.has_plain_sizes() and size is not None:
         return []
     new = target_size(old, size, scale_factor)
     return (

@@ -19,6 +19,7 @@ from ..errors import OUTSIDER, unsupported
 from ..execution import Execution
 from ..functions import functions_named
 from ..layout import Layout
+from ..totals import note_total
 from .calls import call
 from .pointwise import require_no_input
 
@@ -104,6 +105,7 @@ def contract(
         layout = execution.layout(tensor)
         seen.append(tensor if layout is None or not layout.is_map else execution.where_seen(tensor, layout))
     total = execution.total_per_image(compute(*seen), meaning.layout.batch)
+    note_total(execution, "sum", None, total)
     return execution.mark(total, meaning.layout)
 
 

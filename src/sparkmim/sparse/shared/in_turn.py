@@ -15,6 +15,7 @@ from ..errors import unsupported
 from ..execution import Execution
 from ..layout import Layout, Unfinished
 from ..reduction import Reduction
+from ..totals import note_total
 from ..versions import version_of
 
 _IN_TURN = ("mean", "sum", "nansum", "amax", "amin", "logsumexp", "norm", "vector_norm")
@@ -75,6 +76,7 @@ def continued(execution: Execution, reduce: Reduction, unfinished: Unfinished, a
     out: Tensor = execution.reduce_space(first._replace(keep=True), source, layout, everything)
     gone = [axis for axis in range(source.ndim) if axis not in kept]
     out = out.squeeze(gone) if gone else out
+    note_total(execution, first.name, source, out)
     return execution.mark(out, layout.per_image(kept.index(layout.batch)))
 
 

@@ -52,7 +52,7 @@ def _meaning(execution: Execution, sizes: Sequence[Any], channels: bool) -> tupl
     """
     space = space_of(sizes)
     images = execution.grid_shape[0]
-    lead = execution.rows if execution.plain_sizes else images
+    lead = execution.count_rows() if execution.has_plain_sizes() else images
     if space is None or len(sizes) < 2 or sizes[0] != lead or 0 in space:
         return None
     if space:
@@ -62,7 +62,7 @@ def _meaning(execution: Execution, sizes: Sequence[Any], channels: bool) -> tupl
         owner, local = found
         if owner is not execution:
             execution.has_scales = True
-        return Layout(owner, 0, space), [owner.rows, *local[1:]]
+        return Layout(owner, 0, space), [owner.count_rows(), *local[1:]]
     if images == 1 or any(size != 1 for size in sizes[1 + channels :]):
         return None
     return Layout(execution, 0, ()), [images, *[value_of(size) for size in sizes[1:]]]

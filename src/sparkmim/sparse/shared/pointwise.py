@@ -115,7 +115,7 @@ def as_size(execution: Execution, sizes: Sequence[Any], args: tuple[Any, ...], k
     execution.told.read = True
     if args or kwargs:
         return sizes[args[0] if args else kwargs["dim"]]
-    return torch.Size(sizes) if execution.plain_sizes else MapSize(sizes)
+    return torch.Size(sizes) if execution.has_plain_sizes() else MapSize(sizes)
 
 
 def shape_of_whole(execution: Execution, x: Tensor) -> list[Any]:
@@ -167,7 +167,7 @@ def stride(execution: Execution, func: Any, x: Tensor, dim: int | None = None) -
 def pointwise(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any:
     if func in WHERE and len(args) + len(kwargs) < 3:
         raise unsupported(func, "it lists positions")
-    if execution.told.read and not execution.plain_sizes:
+    if execution.told.read and not execution.has_plain_sizes():
         args = tuple(operand(execution, func, value) for value in args)
         kwargs = {name: operand(execution, func, value) for name, value in kwargs.items()}
     if execution.grid_shape[0] > 1:

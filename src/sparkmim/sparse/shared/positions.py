@@ -14,6 +14,7 @@ from ..errors import unsupported
 from ..execution import Execution
 from ..functions import functions_named
 from ..reduction import Reduction
+from ..totals import note_total
 from .pointwise import free_axes, own_layout
 
 _SOFTMAX = functions_named("softmax log_softmax softmin")
@@ -36,7 +37,10 @@ def softmax(execution: Execution, func: Any, input: Tensor, dim: int | None = No
     x = -x if _SOFTMAX[func] == "softmin" else x
     total = execution.reduce_space(Reduction(torch.logsumexp, True, {}), x, layout, (axis,))
     out = x - total
-    return execution.mark(out if _SOFTMAX[func] == "log_softmax" else out.exp(), layout)
+    is_logarithm = _SOFTMAX[func] == "log_softmax"
+    out = out if is_logarithm else out.exp()
+    note_total(execution, "logsumexp" if is_logarithm else "softmax", None, out)
+    return execution.mark(out, layout)
 
 
 @Execution.register(torch.nn.functional.normalize)
@@ -52,7 +56,9 @@ def normalize(
         return execution.mark(func(input, p, dim, eps), layout)
 
     size = execution.reduce_space(Reduction(torch.linalg.vector_norm, True, {"ord": p}), input, layout, axes)
-    return execution.mark(input / size.clamp_min(eps), layout)
+    out = input / size.clamp_min(eps)
+    note_total(execution, "normalize", None, out)
+    return execution.mark(out, layout)
 
 
 def _accurate(x: Tensor) -> torch.dtype:

@@ -16,6 +16,7 @@ from ..functions import functions_named
 from ..layout import Layout
 from ..reduction import REDUCTIONS, Reduction, bound_arguments
 from ..registry import understands_sizes
+from ..totals import note_total
 from ..window import per_axis
 from .axes import without_axes
 from .calls import call
@@ -67,7 +68,11 @@ def reduction(execution: Execution, func: Any, input: Tensor, *args: Any, **kwar
         new = layout.per_image(layout.batch) if spatial else layout
         return execution.mark(out, new if keep else without_axes(new, axes))
 
-    out = execution.reduce_space(reduce, input, layout, axes) if spatial else reduce(input, axes)
+    if not spatial:
+        out = reduce(input, axes)
+    else:
+        out = execution.reduce_space(reduce, input, layout, axes)
+        note_total(execution, reduce.name, input, out)
     return marked(out) if isinstance(out, Tensor) else tuple(marked(part) for part in out)
 
 
