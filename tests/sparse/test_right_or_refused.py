@@ -71,7 +71,7 @@ KEYWORD_FORMS: dict[str, tuple[Any, ...]] = {
     ),
     "group_norm": (lambda x: F.group_norm(input=x, num_groups=2), RIGHT),
     "batch_norm": (lambda x: F.batch_norm(input=x, running_mean=None, running_var=None, training=True), RIGHT),
-    "interpolate": (lambda x: F.interpolate(input=x, scale_factor=(2, 2), mode="nearest"), REFUSED),
+    "interpolate": (lambda x: F.interpolate(input=x, scale_factor=(2, 2), mode="nearest"), RIGHT),
     "squeeze": (lambda x: torch.squeeze(input=x[:, :1], dim=1)[:, None], RIGHT),
     "std_positional": (lambda x: x / x.std((2, 3), True)[..., None, None], RIGHT),
     "std_of_channels": (lambda x: x / x.std(1, True)[:, None], RIGHT),
