@@ -103,6 +103,8 @@ def follow(told: Told, func: Any, args: Any, kwargs: Any, out: Any, traced: bool
     Args:
         traced: whether an argument descends from the input.
     """
+    if not told.left and not _any_total(args) and not (kwargs and _any_total(kwargs.values())):
+        return  # most of the functions of most networks
     tensors = list(_tensors((args, kwargs)))
     found: dict[str, Any] = {}
     for name in (_TOTAL, _SCALED, _SIZE):
@@ -129,6 +131,16 @@ def follow(told: Told, func: Any, args: Any, kwargs: Any, out: Any, traced: bool
             _set(tensor, _SCALED, found.get(_SCALED, found.get(_SIZE)))
         elif func in _FILLING or layout is None:
             _set(tensor, _SIZE, found.get(_SIZE))
+
+
+def _any_total(values: Iterable[Any]) -> bool:
+    for value in values:
+        if isinstance(value, Tensor):
+            if _TOTAL in value.__dict__:
+                return True
+        elif isinstance(value, (list, tuple)) and _any_total(value):
+            return True
+    return False
 
 
 def _set(tensor: Tensor, name: str, value: Any) -> None:
