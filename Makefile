@@ -54,7 +54,7 @@ wheel: $(VENV)/installed  ## build the wheel into dist/, install it into an empt
 floor:  ## all tests, against the oldest supported torch, torchvision and timm
 	test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check \
-		"torch==2.6.0" "torchvision==0.21.0" "timm==1.0.22" --editable ".[dev]"
+		"torch==2.6.0" "torchvision==0.21.0" "timm==1.0.31" --editable ".[dev]"
 	OMP_NUM_THREADS=1 .venv-floor/bin/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 # Other packages pin what the project needs newer, so theirs are installed without dependencies, all of them by version.

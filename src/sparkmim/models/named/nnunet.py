@@ -64,7 +64,7 @@ class NnUNet(NamedNetwork):
     """A preset of nnU-Net, or the network of a configuration in its plans: `nnunet:PLANS.json#CONFIGURATION`."""
 
     library: ClassVar[str] = "dynamic_network_architectures"
-    install: ClassVar[str] = "pip install dynamic-network-architectures"
+    install: ClassVar[str] = "pip install --no-deps dynamic-network-architectures einops"
 
     def build(self, in_chans: int | None) -> Built:
         """Build the whole U-Net, initialized as nnU-Net does, with an output channel for each of the input's."""
