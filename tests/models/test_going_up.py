@@ -220,8 +220,9 @@ def test_a_map_that_no_padding_aligns_is_said() -> None:
     network = nn.Sequential(block(3, 8, 2), block(8, 16, 2), nn.Conv2d(16, 32, 4, 1, 1), nn.Conv2d(32, 1, 4, 1, 1))
     backbone = Backbone(network)
     assert backbone.strides == [(2, 2), (4, 4)]
-    (note,) = backbone.notes
-    assert "the map of 2 is not the image's size divided by a stride" in note
+    aligned, overlooked = backbone.notes
+    assert "the map of 2 is not the image's size divided by a stride" in aligned
+    assert "(2.weight, 2.bias, 3.weight, 3.bias)" in overlooked
 
 
 class Causal(nn.Module):

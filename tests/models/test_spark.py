@@ -177,7 +177,7 @@ def test_patches_larger_than_the_stride(patch_size: int | tuple[int, int]) -> No
     torch.testing.assert_close(model.target(images)[0, :, :ph, :pw], target)
 
 
-@pytest.mark.parametrize("patch_size", [48, 12, 6, 0, -32, (32, 48), (32,), (32, 32, 32)])
+@pytest.mark.parametrize("patch_size", [48, 12, 6, 0, -32, (32, 48), (48,), (32, 32, 32)])
 def test_patch_size_must_fit_the_strides(patch_size: int | tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"patch size .* is not a multiple of the network's total stride 32 x 32"):
         SparK("test_convnext", patch_size=patch_size, decoder_width=32)
