@@ -424,7 +424,7 @@ def test_unreadable_images_are_counted_not_refused(tmp_path: Path) -> None:
     ("field", "value", "message"),
     [
         ("crop", "nativ", "--crop takes resized or native, not 'nativ'"),
-        ("optimizer", "sgd", "--optimizer takes lamb or adamw, not 'sgd'"),
+        ("optimizer", "adam", "--optimizer takes lamb or adamw or sgd, not 'adam'"),
         ("flip", "off", "--flip takes True or False, not 'off'"),
         ("epochs", "2", "--epochs takes float, not '2'"),
         ("workers", True, "--workers takes int, not True"),
