@@ -169,7 +169,10 @@ def test_check_of_a_timm_name(sparkmim: Command) -> None:
 
 @pytest.mark.parametrize(
     ("model", "why"),
-    [("vit_tiny_patch16_224", "doesn't match model (224)"), ("coatnet_nano_rw_224", "must match the size of tensor")],
+    [
+        ("vit_tiny_patch16_224", "doesn't match model (224)"),
+        ("coatnet_nano_rw_224", "runs on images of 224 x 224, but not on others"),
+    ],
 )
 def test_check_of_a_network_for_one_image_size(sparkmim: Command, model: str, why: str) -> None:
     code, _, err = sparkmim("check", model)

@@ -218,8 +218,9 @@ class Configuration:
         for field in type(self).describe(asked):
             if field.flat in chosen:
                 old, new = getattr(groups[field.group], field.name), chosen[field.flat]
-                repeated = field.setting.per_axis and isinstance(new, tuple) and isinstance(old, tuple)
-                changes[field.group][field.name] = per_axis(new, len(old)) if repeated else new
+                if field.setting.per_axis and isinstance(old, tuple) and isinstance(new, (int, tuple, list)):
+                    new = per_axis((new,) if isinstance(new, int) else tuple(new), len(old))
+                changes[field.group][field.name] = new
         return dataclasses.replace(self, **{g: dataclasses.replace(groups[g], **c) for g, c in changes.items()})
 
     def flat(self) -> dict[str, Any]:
