@@ -14,6 +14,7 @@ from PIL import Image
 
 from helpers import make_images
 from sparkmim.checkpoints.run_folder import RunFolder
+from sparkmim.cli import run_command
 from sparkmim.evaluation.features import embed
 from sparkmim.pretraining.reconstruct import reconstruct
 from sparkmim.pretraining.run import pretrain
@@ -202,3 +203,29 @@ def test_what_was_learned_prepares_other_volumes_alike(volumes: Path, tmp_path: 
     assert reconstruct(run, trust=True).images.shape == (6, 1, 16, 16, 16)
     with pytest.raises(ValueError, match=r"takes images of 3 axes, and these are pictures"):
         embed(run / "encoder.safetensors", make_images(tmp_path / "images"), trust=True)
+
+
+def test_arrays_are_volumes_where_the_address_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(4):
+        np.save(folder / f"{number}.npy", generator.normal(size=(16, 18, 20)).astype(np.float32))
+    run = tmp_path / "run"
+    address = f"volumes://{folder}"
+    pretrain(run, chosen={**TINY, "data": address, "epochs": 1.0})
+    assert json.loads((run / "config.json").read_text())["data"]["data"] == address
+    assert pretrain(run, trust=True) is not None  # all is done
+    assert embed(run / "encoder.safetensors", address, trust=True).features.shape == (4, 16)
+    assert run_command(["stats", "--data", address]) == 0
+    assert "4 volumes of 1 channel" in capsys.readouterr().out
+    assert run_command(["knn", "--encoder", "none", "--data", address, "--model", "test_resnet"]) == 2
+    assert run_command(["predict", "--run", str(run), "--data", address, "--output", f"{tmp_path}/p.csv"]) == 2
+
+
+def test_advice_after_a_run_is_of_volumes(volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    assert run_command(["pretrain", *settings, "--data", str(volumes), "--output", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr()
+    assert "features of volumes" in said.out + said.err
+    assert "finetune" not in said.out + said.err

@@ -50,12 +50,14 @@ def command(
         return 0
     run = shlex.quote(str(output))
     again = " --trust" if names_unknown_code(PretrainConfig, output) else ""
-    recorded = PretrainConfig.plugins_of(RunFolder(output).read_config() or {})
-    pictures = find_objective(recorded.get("objective", "pixels")).reconstructs
+    recorded = RunFolder(output).read_config() or {}
+    pictures = find_objective(PretrainConfig.plugins_of(recorded).get("objective", "pixels")).reconstructs
+    images = len(recorded["data"]["image_size"]) == 2
     advice = [
-        f"{'More pictures, features' if pictures else 'Features'} of images, and a classifier from labeled ones:",
+        f"{'More pictures, features' if pictures else 'Features'} of {'images' if images else 'volumes'}"
+        + (", and a classifier from labeled ones:" if images else ":"),
         *[f"    sparkmim reconstruct --run {run} --data FOLDER --output picture.png{again}"] * pictures,
         f"    sparkmim embed --encoder {run}/encoder.safetensors --data FOLDER --output features.npz{again}",
-        f"    sparkmim finetune --encoder {run} --data LABELED --output runs/classifier{again}",
+        *[f"    sparkmim finetune --encoder {run} --data LABELED --output runs/classifier{again}"] * images,
     ]
     return report_outcome(output, outcome, advice, trust=again)

@@ -37,9 +37,9 @@ def command(
         raise ValueError(
             f"--in-chans {in_chans} and --limit {limit} must be at least 1, --workers {workers} at least 0"
         )
-    from ..data.volumes.cases import is_volumes
+    from ..data.volumes.opening import are_volumes
 
-    if is_volumes(data):
+    if are_volumes(data):
         return _volumes(data, limit, workers, None if output is None else Path(output))
     if output is not None:
         raise ValueError(f"--output {output} is for the histograms of volumes; {data} is not one of volumes")
@@ -59,8 +59,8 @@ def command(
 def _volumes(data: str, limit: int, workers: int, output: Path | None) -> int:
     """Print the fingerprint of volumes, and draw it."""
     from ..data.statistics import spread_indices
-    from ..data.volumes.cases import find_cases
     from ..data.volumes.fingerprint import measure
+    from ..data.volumes.opening import cases_at, path_of
     from ..data.volumes.store import PreparedVolumes, is_store
     from ..data.volumes.summary import fingerprint_picture, fingerprint_table
     from ..utils.io import require_suffix, require_writable, write_atomically
@@ -70,10 +70,10 @@ def _volumes(data: str, limit: int, workers: int, output: Path | None) -> int:
         require_suffix(output, ".png")
         require_writable(output)
     with printing():
-        if is_store(data):
-            found = PreparedVolumes.open_store(data).fingerprint
+        if is_store(path_of(data)):
+            found = PreparedVolumes.open_store(path_of(data)).fingerprint
         else:
-            cases = find_cases(data)
+            cases = cases_at(data)
             found = measure([cases[index] for index in spread_indices(limit, len(cases))], workers)
     print(fingerprint_table(found))
     if output is not None:

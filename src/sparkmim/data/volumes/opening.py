@@ -13,7 +13,7 @@ from pathlib import Path
 from ...utils.logging import log
 from ..config import VolumeConfig
 from ..sources.base import ImageSource, Subset
-from .cases import find_cases, is_volumes
+from .cases import Cases, find_cases, is_volumes
 from .preparing import Preparation, PrepareSettings, preparation_of, prepare
 from .store import PreparedVolumes, StoredVolume, is_store
 from .unprepared import UnpreparedVolumes
@@ -35,6 +35,20 @@ def are_volumes(address: str | Path | None) -> bool:
     return "://" not in str(address) and path.exists() and is_volumes(path)
 
 
+def cases_at(address: str | Path, option: str = "--data") -> Cases:
+    """Return the volumes at an address.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    return find_cases(path_of(address), option)
+
+
+def path_of(address: str | Path) -> Path:
+    """Return the folder, table or file of an address of volumes."""
+    return Path(str(address).removeprefix(SCHEME)).expanduser().absolute()
+
+
 def channels_of(source: ImageSource) -> int:
     """Return the channels of the first volume of a source."""
     first = source.open(0)
@@ -48,8 +62,7 @@ def open_prepared(address: str | Path, preparation: Preparation, option: str = "
     Raises:
         ValueError: if there are none.
     """
-    path = Path(str(address).removeprefix(SCHEME)).expanduser().absolute()
-    return UnpreparedVolumes(find_cases(path, option), preparation)
+    return UnpreparedVolumes(cases_at(address, option), preparation)
 
 
 class Stores:
@@ -79,9 +92,8 @@ class Stores:
         Raises:
             ValueError: if there are none, or they cannot be prepared.
         """
-        path = Path(str(address).removeprefix(SCHEME)).expanduser().absolute()
+        path, cases = path_of(address), cases_at(address, option)
         settings = PrepareSettings(spacing=config.spacing, intensity=config.intensity, foreground=config.foreground)
-        cases = find_cases(path, option)
         preparation = None if like is None else prepared_as(like)
         if self.beside is None:
             return UnpreparedVolumes(cases, settings if preparation is None else preparation)
