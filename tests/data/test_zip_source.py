@@ -13,12 +13,13 @@ import torch
 from helpers import FOUR_STEPS, make_images, numbers
 from sparkmim.data.config import DataConfig
 from sparkmim.data.decoding.encoded import UnreadableImage
-from sparkmim.data.loader import Loader, MaskedViews, PlainViews, _collate_plain, plain_batches, training_batches
+from sparkmim.data.loader import MaskedViews, PlainViews, _collate_plain, plain_batches, training_batches
 from sparkmim.data.sampler import Positions
 from sparkmim.data.sources.address import open_source, source_type
 from sparkmim.data.sources.base import ImageSource
 from sparkmim.data.sources.folder import find_images
 from sparkmim.data.views import evaluation_view, training_view
+from sparkmim.data.workers import Loader
 from sparkmim.evaluation.features import embed
 from sparkmim.pretraining.reconstruct import reconstruct
 from sparkmim.pretraining.run import pretrain

@@ -9,19 +9,19 @@ from collections.abc import Iterator
 import pytest
 
 from sparkmim.training import signals
-from sparkmim.training.signals import SIGNALS, StoppedEarly, StopRequest
-from sparkmim.utils.interruption import Interrupted, interruptible, leave_if_asked
+from sparkmim.training.signals import StoppedEarly, StopRequest
+from sparkmim.utils.interruption import STOPS, Interrupted, interruptible, leave_if_asked
 
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in STOPS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", STOPS)
 def test_the_first_signal_is_recorded(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with StopRequest() as stop:
@@ -32,7 +32,7 @@ def test_the_first_signal_is_recorded(number: signal.Signals) -> None:
     assert signal.getsignal(number) == before  # type: ignore[unreachable]
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", STOPS)
 def test_before_the_first_step_it_stops_at_once(number: signal.Signals) -> None:
     with StopRequest() as stop:
         stop.at_once = True
@@ -64,7 +64,7 @@ def test_when_processes_leave_together_no_signal_ends_one() -> None:
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
         stop.hold()
-    for number in SIGNALS:
+    for number in STOPS:
         os.kill(os.getpid(), number)
 
 

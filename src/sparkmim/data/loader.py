@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..models.masking import random_visible, visible_where_data
-from ..utils.interruption import leave_if_asked
+from ..utils.interruption import STOPS, leave_if_asked
 from ..utils.logging import log
 from .decoding.encoded import UnreadableImage
 from .normalize import join, where_data
@@ -30,13 +30,10 @@ from .seeding import Stream, keyed_generator
 from .shared_memory import SHARED_MEMORY, PipedBatch, PipedIfFull, shared_memory_free
 from .sources.base import ImageSource
 from .views import AnyView
+from .workers import Loader, ignore_signals
 
 MAX_REPLACEMENTS = 100
 """Unreadable images in a row, drawn at random, after which reading fails."""
-
-
-STOPS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
-"""Signals that ask a run to stop."""
 
 FROM_OUTSIDE = (*STOPS, signal.SIGKILL)
 """Signals that another process sends; SIGKILL comes of the system if memory is short."""
@@ -145,13 +142,6 @@ def random_view(
             index = int(torch.randint(len(source), (), generator=generator))
 
 
-class Loader(DataLoader[T]):
-    """torch's DataLoader without its warning about more workers than cores, a number that the user chose."""
-
-    def check_worker_number_rationality(self) -> None:
-        """Accept any number: many workers help where reading waits for a disk or a network."""
-
-
 class PlainViews(Dataset["PlainBatch"]):
     """Batches of one unmasked view each, empty where an image cannot be read."""
 
@@ -190,7 +180,7 @@ def plain_batches(views: PlainViews, batch_size: int, workers: int) -> DataLoade
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=PipedIfFull(_collate_plain) if workers else _collate_plain,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=ignore_signals,
     )
 
 
@@ -362,7 +352,7 @@ def load(
         num_workers=workers,
         collate_fn=PipedIfFull(collate) if workers else collate,
         pin_memory=pin_memory,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=ignore_signals,
     )
 
 
@@ -388,13 +378,3 @@ def _collate_plain(parts: list[PlainBatch]) -> PlainBatch:
         [index for part in parts for index in part.indices],
         [broken for part in parts for broken in part.broken],
     )
-
-
-def _ignore_signals(_: int) -> None:
-    """Ignore the signals that ask the trainer for a stop: it saves then, and needs the batches of its step.
-
-    They often reach all processes of a job. A worker ends when the trainer tells it to or has ended, which it looks for
-    every few seconds.
-    """
-    for number in STOPS:
-        signal.signal(number, signal.SIG_IGN)

@@ -12,8 +12,7 @@ from typing import Any, Self
 import torch.distributed
 from lightning_fabric import Fabric
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
-"""Signals that ask for a stop: of schedulers, terminals and people; SIGXCPU of a limit of processor time."""
+from ..utils.interruption import STOPS
 
 AGAIN_SECONDS = 1.0
 """A second Ctrl-C counts from here on: torchrun passes on the first one, which its processes have received already."""
@@ -50,7 +49,7 @@ class StopRequest:
         if self._depth > 1:
             return self
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in STOPS:
                 if self._takes(number):
                     self._previous[number] = signal.signal(number, self._record)
         return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import time
 import traceback
@@ -12,16 +11,15 @@ from contextlib import suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from ...utils.interruption import leave_if_asked
 from ...utils.logging import is_rank_zero, log
 from ...utils.text import duration
+from ..workers import Loader, ignore_signals
 
 LINE_SECONDS = 10.0
 """Seconds between two lines at least, where there is no terminal."""
-
-STOPS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -44,13 +42,6 @@ class _Work(Dataset[Any], Generic[Item, Result]):
             return _Failed(error)
 
 
-class _Loader(DataLoader[Any]):
-    """torch's DataLoader without its warning about more workers than cores, a number that the user chose."""
-
-    def check_worker_number_rationality(self) -> None:
-        """Accept any number."""
-
-
 class _Failed(NamedTuple):
     """What was raised in a worker process."""
 
@@ -71,7 +62,7 @@ def each(function: Callable[[Item], Result], items: Sequence[Item], workers: int
         Interrupted: if a stop is asked for, see :func:`~sparkmim.utils.interruption.interruptible`.
     """
     workers = min(workers, len(items))
-    loader: Any = _Loader(
+    loader: Any = Loader(
         _Work(function, items),
         batch_size=None,
         num_workers=workers,
@@ -105,10 +96,9 @@ def _as_it_is(result: Result) -> Result:
     return result
 
 
-def _prepare_worker(_: int) -> None:
+def _prepare_worker(number: int) -> None:
     """Use one thread, and leave signals to the process that waits for the results."""
-    for number in STOPS:
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals(number)
     torch.set_num_threads(1)
     if "SimpleITK" in sys.modules:
         sys.modules["SimpleITK"].ProcessObject.SetGlobalDefaultNumberOfThreads(1)
