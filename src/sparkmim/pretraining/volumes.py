@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.sources.base import ImageSource, Subset
+from ..data.sources.base import ImageSource, whole_of
 from ..data.volumes.opening import prepared_as
 from ..data.volumes.store import MANIFEST, PreparedVolumes
 from ..data.volumes.unprepared import UnpreparedVolumes
@@ -28,8 +28,7 @@ AT_LEAST = 2
 
 def median_extents(source: ImageSource) -> tuple[int, ...]:
     """Return the median number of voxels of volumes along each axis, of those that were measured."""
-    while isinstance(source, Subset):
-        source = source.source
+    source = whole_of(source)
     assert isinstance(source, (PreparedVolumes, UnpreparedVolumes))
     return tuple(int(extent) for extent in np.median(source.shapes, axis=0))
 
@@ -49,8 +48,7 @@ def described(source: ImageSource) -> dict[str, str]:
     resampled = "as they are" if spacing is None else f"resampled to {' x '.join(f'{s:.3g}' for s in spacing)} mm"
     size = " x ".join(map(str, median_extents(source)))
     parts = [resampled, f"{size} voxels (median)", f"intensities {' '.join(preparation.kinds)}"]
-    while isinstance(source, Subset):
-        source = source.source
+    source = whole_of(source)
     if isinstance(source, PreparedVolumes):
         left_out = len(source.unreadable)
         parts += [f"{left_out} cannot be read (see {source.root / MANIFEST})"] * (left_out > 0)
@@ -64,8 +62,7 @@ def require_few_unreadable(source: ImageSource, most: float) -> None:
     Raises:
         ValueError: with the first reason.
     """
-    while isinstance(source, Subset):
-        source = source.source
+    source = whole_of(source)
     if isinstance(source, PreparedVolumes) and source.unreadable:
         count, of = len(source.unreadable), len(source.unreadable) + len(source)
         name, reason = source.unreadable[0]

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..checkpoints.run_folder import RunFolder
-from ..utils.io import open_own
+from ..utils.io import lock_file, open_own
 from .errors import DISK_FULL
 
 
 @contextmanager
 def lock(run: RunFolder) -> Iterator[None]:
     """Make the folder if there is none, and keep other processes from training in it.
-
-    The lock ends with the process, however it dies. It is a POSIX lock, which processes that read images do not inherit
-    and network file systems support; a file system without locks is used without one.
 
     Raises:
         ValueError: if another process trains there, or the folder cannot be written.
@@ -33,15 +28,12 @@ def lock(run: RunFolder) -> Iterator[None]:
             raise
         raise ValueError(f"{run.root} cannot be written ({error.strerror}); use another --output") from error
     with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                file.seek(0)
-                raise ValueError(
-                    f"{run.root} is in use: {file.read().strip() or 'another process'} trains there. Wait until it "
-                    f"ends, or use another --output"
-                ) from error
+        if not lock_file(file):
+            file.seek(0)
+            raise ValueError(
+                f"{run.root} is in use: {file.read().strip() or 'another process'} trains there. Wait until it "
+                f"ends, or use another --output"
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -144,6 +145,19 @@ def open_own(path: Path, mode: str, buffering: int = -1) -> IO[Any]:
         return descriptor
 
     return open(path, mode, buffering, opener=opener)
+
+
+def lock_file(file: IO[Any]) -> bool:
+    """Lock an open file for this process, and return True; False if another process has locked it.
+
+    The lock ends with the file or the process, however it dies. It is a POSIX lock, which processes that read images do
+    not inherit and network file systems support; a file system without locks is used without one.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
 
 
 def foreign(path: Path) -> ValueError:

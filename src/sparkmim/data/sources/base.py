@@ -80,6 +80,13 @@ class Subset(ImageSource):
         return self.source.open(int(self.indices[index]))
 
 
+def whole_of(source: ImageSource) -> ImageSource:
+    """Return the source that a subset, or a subset of one, is part of; any other source itself."""
+    while isinstance(source, Subset):
+        source = source.source
+    return source
+
+
 def open_image(source: ImageSource, index: int, files: FileConfig) -> EncodedImage:
     """Return an image of a source, encoded, that will be decoded as the settings say.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -10,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ...utils.io import lock_file
 from ...utils.logging import log
 from ..config import VolumeConfig
-from ..sources.base import ImageSource, Subset
+from ..sources.base import ImageSource, whole_of
 from .cases import Cases, find_cases, is_volumes
 from .preparing import Preparation, PrepareSettings, preparation_of, prepare
 from .store import PreparedVolumes, StoredVolume, is_store
@@ -108,8 +108,7 @@ class Stores:
 
 def prepared_as(source: ImageSource) -> Preparation | None:
     """Return what was done to volumes; None for images."""
-    while isinstance(source, Subset):
-        source = source.source
+    source = whole_of(source)
     if isinstance(source, UnpreparedVolumes):
         return source.preparation
     return preparation_of(source) if isinstance(source, PreparedVolumes) else None
@@ -131,10 +130,7 @@ def locked(path: Path) -> Iterator[None]:
             f"{path.parent} cannot be written ({error.strerror}); name another folder by --store"
         ) from error
     with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):  # other errors are of file systems without locks
-                log.info(f"waiting for another process that prepares {path.with_suffix('')}")
-                fcntl.lockf(file, fcntl.LOCK_EX)
+        if not lock_file(file):
+            log.info(f"waiting for another process that prepares {path.with_suffix('')}")
+            fcntl.lockf(file, fcntl.LOCK_EX)
         yield
