@@ -69,9 +69,9 @@ def _settings(configuration: type[Configuration], plugins: Mapping[str, str | No
 
 
 def _metavar(kind: Any) -> str:
-    """Return the placeholder of a flag's value in the help: `INT`, `FLOAT FLOAT`, `lamb|adamw`."""
-    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    kind = next(option for option in options if option is not NoneType)
+    """Return the placeholder of a flag's value in the help: `INT`, `lamb|adamw`, `median|none|FLOAT FLOAT FLOAT`."""
+    if get_origin(kind) in (Union, UnionType):
+        return "|".join(_metavar(option) for option in get_args(kind) if option is not NoneType)
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
     if get_origin(kind) is tuple:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ..utils.fields import Valid, at_least, setting, share, validate_as
+from .volumes.settings import PrepareSettings
 
 Pages = Literal["channels", "images", "first"]
-Intensity = Literal["auto", "ct", "mr", "none"]
 
 MAX_PIXELS = 2**28
 """Pixels of a square of 16,384, which take 768 MiB in RGB of 8 bits."""
@@ -88,25 +88,8 @@ class ViewConfig(FileConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VolumeConfig:
+class VolumeConfig(PrepareSettings):
     """How volumes are prepared, once, and seen; other images have no use for it."""
-
-    spacing: Literal["median", "none"] | tuple[float, float, float] = setting(
-        "median",
-        Valid(
-            lambda v: isinstance(v, str) or all(0 < part < math.inf for part in v),
-            "is median, none, or three lengths in millimeters above 0",
-        ),
-    )
-    """Millimeters between voxels along each axis, to which volumes are resampled: median takes those of most volumes,
-    none leaves every volume as it is."""
-
-    intensity: Intensity = "auto"
-    """How values are normalized: ct clips them and divides by the deviation of the whole set, mr divides by that of
-    each volume, none leaves them; auto takes ct where values look like Hounsfield units, else mr."""
-
-    foreground: bool = True
-    """Cut off what surrounds the body: planes of zeros at the faces of each volume."""
 
     rotate: bool = True
     """Rotate a fifth of the crops by up to 30 degrees, and scale a fifth by 0.7 to 1.4, as nnU-Net does."""

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 from ...utils.io import lock_file
@@ -93,7 +94,7 @@ class Stores:
             ValueError: if there are none, or they cannot be prepared.
         """
         path, cases = path_of(address), cases_at(address, option)
-        settings = PrepareSettings(spacing=config.spacing, intensity=config.intensity, foreground=config.foreground)
+        settings = PrepareSettings(**{field.name: getattr(config, field.name) for field in fields(PrepareSettings)})
         preparation = None if like is None else prepared_as(like)
         if self.beside is None:
             return UnpreparedVolumes(cases, settings if preparation is None else preparation)

@@ -7,12 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ...utils.fields import Valid, setting
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareSettings:
     """How volumes are prepared."""
 
-    spacing: Literal["median", "none"] | tuple[float, ...] = "median"
+    spacing: Literal["median", "none"] | tuple[float, float, float] = setting(
+        "median",
+        Valid(
+            lambda v: isinstance(v, str) or all(0 < side < math.inf for side in v),
+            "is median, none, or three lengths in millimeters above 0",
+        ),
+    )
     """Millimeters between voxels along X, Y and Z; median for nnU-Net's choice, none to leave volumes as they are."""
 
     intensity: Literal["auto", "ct", "mr", "none"] = "auto"
