@@ -142,6 +142,13 @@ def test_bad_input(volumes: Path, tmp_path: Path, chosen: dict[str, Any], messag
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("model", ["resnet5", "test_resnet", f"{NETWORK}y"])
+def test_nothing_is_prepared_for_a_network_that_does_not_fit(volumes: Path, tmp_path: Path, model: str) -> None:
+    with pytest.raises(ValueError):
+        pretrain(tmp_path / "run", chosen={**TINY, "data": volumes, "model": model})
+    assert not list(tmp_path.iterdir())
+
+
 def test_images_and_settings_of_volumes(tmp_path: Path) -> None:
     images = make_images(tmp_path / "images")
     with pytest.raises(ValueError, match=r"takes volumes of 3 axes, and .* are images; name a folder of volumes"):

@@ -19,7 +19,7 @@ from ..data.sources.address import open_source, source_type
 from ..data.sources.base import ImageSource, held_out
 from ..data.sources.pages import Pages, by_page
 from ..data.statistics import first_readable, peculiarities, require_readable
-from ..data.volumes.opening import Stores, are_volumes, channels_of
+from ..data.volumes.opening import Stores, are_volumes
 from ..models.backbone import Backbone
 from ..models.factory import code_of
 from ..models.masking import visible_patches
@@ -98,9 +98,11 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         settings = settings_of_source(chosen.get("data"))(**own)
         prepared = VolumeConfig(**{f.name: chosen[f.name] for f in fields(VolumeConfig) if f.name in chosen})
         where = chosen.get("data"), settings, chosen.get("val_data"), chosen.get("val_share", 0.0), seed, prepared
-        opened = self._open(where)
-        if are_volumes(chosen.get("data")):
-            chosen = {"in_chans": channels_of(opened.source), **chosen}
+        volumes = are_volumes(chosen.get("data"))
+        if not volumes:
+            self._open(where)
+        elif "in_chans" not in chosen:  # volumes are prepared when the network is known to fit them
+            chosen = {**chosen, "in_chans": self.stores.channels(chosen["data"])}
         with code_of(chosen["model"]):
             backbone = self.builder.backbone(
                 chosen["model"],
@@ -110,7 +112,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
                 levels=levels_of(chosen.get("levels"), chosen.get("decoder", "unet")),
                 drop_path=chosen.get("drop_path", 0.0),
             )
-        require_same_kind(chosen.get("data"), backbone, chosen["model"])
+        require_same_kind(chosen.get("data"), volumes, backbone, chosen["model"])
         if "image_size" in chosen:  # before a recipe runs the network on it
             chosen = {**chosen, "image_size": per_axis(chosen["image_size"], backbone.dims)}
             require_whole_patches(chosen["image_size"], backbone.resolve_patch_size(chosen.get("patch_size")))
@@ -157,10 +159,11 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
                 "monitor_data": monitored,
                 **dict.fromkeys(("decoder_width", "decoder_block"), (config.model.decoder == "unet", OWN_DECODER)),
                 "crop_scale": (given.crop == "resized", "with --crop native, which cuts at the image's resolution"),
-                **dict.fromkeys(
-                    (field.name for field in fields(VolumeConfig)),
-                    (are_volumes(given.data), "on images, which are read as they are; it is for volumes"),
-                ),
+                **{
+                    field.name: (are_volumes(given.data), "on images, which are read as they are; it is for volumes")
+                    for field in fields(VolumeConfig)
+                    if field.name in chosen
+                },
             },
         )
 
@@ -355,18 +358,18 @@ def open_images(
     )
 
 
-def require_same_kind(data: str | None, backbone: Backbone, name: str) -> None:
-    """Raise unless a network takes what its images are, pictures or volumes.
+def require_same_kind(data: str | None, volumes: bool, backbone: Backbone, name: str) -> None:
+    """Raise unless a network takes what its images are, volumes or pictures.
 
     Raises:
         ValueError: naming both, and what to do.
     """
-    if are_volumes(data) and backbone.dims != 3:
+    if volumes and backbone.dims != 3:
         raise ValueError(
             f"{data} holds volumes, and {name} takes images of {backbone.dims} axes; name a network of 3-D "
             "convolutions, such as nnunet:resenc-m"
         )
-    if not are_volumes(data) and backbone.dims != 2:
+    if not volumes and backbone.dims != 2:
         raise ValueError(
             f"{name} takes volumes of {backbone.dims} axes, and {data or 'the built-in photographs'} are images; name "
             "a folder of volumes (such as .nii.gz files; volumes://FOLDER if they are .npy or .tif)"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -256,11 +257,15 @@ def _complete(
             log_every=min(50, max(1, steps // 1000)),
         ),
     ).replace(situation.chosen)
-    if volumes and "image_size" not in situation.chosen:
+    if not volumes:
+        return with_accumulation(situation, config, lambda: _images_that_fit(situation, config))
+    crops_of = cache(partial(_crops_that_fit, situation, config))  # the network is run once for both
+    if "image_size" not in situation.chosen:
         wanted = tuple(min(e, LARGEST_CROP) for e in image_size)
-        size = crop_size(wanted, _unit(situation), _crops_that_fit(situation, config))
-        config = config.replace({"image_size": size})
-    return with_accumulation(situation, config, lambda: _images_that_fit(situation, config))
+        config = config.replace({"image_size": crop_size(wanted, _unit(situation), crops_of())})
+    size = config.data.image_size
+    _model(situation, config).grid_shape(size)  # raises for a size that does not fit
+    return with_accumulation(situation, config, lambda: crops_of()(size))
 
 
 def _model(situation: Situation, config: PretrainConfig) -> SparK:
@@ -275,12 +280,9 @@ def _crops_that_fit(situation: Situation, config: PretrainConfig) -> Callable[[t
 
 
 def _images_that_fit(situation: Situation, config: PretrainConfig) -> int:
-    """Return how many views fit into memory; of volumes it is estimated from small ones."""
+    """Return how many views of images fit into memory."""
     model, size = config.model, config.data.image_size
     built = _model(situation, config)
-    built.grid_shape(size)  # raises for a size that does not fit
-    if len(size) != 2:
-        return _crops_that_fit(situation, config)(size)
 
     def inputs(images: int) -> tuple[Tensor, Tensor]:
         visible = random_visible(images, built.grid_shape(size), model.mask_ratio)

@@ -50,13 +50,14 @@ def pretrain(
     require_arguments(
         output=output, recipe=recipe, resume=resume, plan=plan, chosen=chosen, after_step=after_step, trust=trust
     )
-    require_sound_run(PretrainConfig, output, resume, chosen or {}, trust=trust)
+    given = chosen or {}
+    require_sound_run(PretrainConfig, output, resume, given, trust=trust)
     return train(
-        Pretraining(Stores(None if plan else output, (chosen or {}).get("store"))),
+        Pretraining(Stores(None if plan else output, given.get("store"), given.get("workers"))),
         output,
         recipe=recipe,
         resume=resume,
         plan=plan,
-        chosen=chosen or {},
+        chosen=given,
         after_step=after_step,
     )

@@ -12,11 +12,15 @@ from pathlib import Path
 
 from ...utils.io import lock_file
 from ...utils.logging import log
+from ...utils.text import printable
 from ..config import VolumeConfig
+from ..decoding.encoded import UnreadableImage
 from ..sources.base import ImageSource, whole_of
+from ..statistics import PROBED, spread_indices
 from .cases import Cases, find_cases, is_volumes
 from .preparing import Preparation, PrepareSettings, preparation_of, prepare
-from .store import PreparedVolumes, StoredVolume, is_store
+from .reading import read_volume
+from .store import PreparedVolumes, is_store
 from .unprepared import UnpreparedVolumes
 
 SCHEME = "volumes://"
@@ -50,13 +54,6 @@ def path_of(address: str | Path) -> Path:
     return Path(str(address).removeprefix(SCHEME)).expanduser().absolute()
 
 
-def channels_of(source: ImageSource) -> int:
-    """Return the channels of the first volume of a source."""
-    first = source.open(0)
-    assert isinstance(first, StoredVolume)
-    return int(first.shape[0])
-
-
 def open_prepared(address: str | Path, preparation: Preparation, option: str = "--data") -> UnpreparedVolumes:
     """Return the volumes at an address, each prepared when it is opened, as those were that a network has learned from.
 
@@ -73,11 +70,38 @@ class Stores:
         beside: the run's folder, whose neighbor holds the stores if the user names no other; None prepares nothing, and
             volumes are resampled whenever they are looked at.
         chosen: the folder that the user names. One that a run has recorded is read, but not written to.
+        workers: processes that prepare volumes; as many as there are processor cores if None.
     """
 
-    def __init__(self, beside: str | Path | None = None, chosen: str | Path | None = None) -> None:
+    def __init__(
+        self, beside: str | Path | None = None, chosen: str | Path | None = None, workers: int | None = None
+    ) -> None:
         self.beside = None if beside is None else Path(beside).expanduser().absolute()
         self.chosen = None if chosen is None else Path(chosen).expanduser().absolute()
+        self.workers = usable_cores() if workers is None else workers
+        self._found: dict[str, Cases] = {}
+
+    def _cases(self, address: str | Path, option: str) -> Cases:
+        """Return the volumes at an address; those that were found before are not looked for again."""
+        if str(address) not in self._found:
+            self._found[str(address)] = cases_at(address, option)
+        return self._found[str(address)]
+
+    def channels(self, address: str | Path, option: str = "--data") -> int:
+        """Return the channels of volumes: of the first of a few that can be read. Nothing is prepared.
+
+        Raises:
+            ValueError: if there are none, or none of them can be read.
+        """
+        cases = self._cases(address, option)
+        tried = [cases[index] for index in spread_indices(PROBED, len(cases))]
+        errors = []
+        for case in tried:
+            try:
+                return len(read_volume(case).values)
+            except UnreadableImage as error:
+                errors.append(f"{printable(case.name)}: {error}")
+        raise ValueError(f"{option} {address}: none of {len(tried)} volumes tried can be read; {errors[0]}")
 
     def open(
         self, address: str | Path, config: VolumeConfig, like: ImageSource | None = None, option: str = "--data"
@@ -93,7 +117,7 @@ class Stores:
         Raises:
             ValueError: if there are none, or they cannot be prepared.
         """
-        path, cases = path_of(address), cases_at(address, option)
+        path, cases = path_of(address), self._cases(address, option)
         settings = PrepareSettings(**{field.name: getattr(config, field.name) for field in fields(PrepareSettings)})
         preparation = None if like is None else prepared_as(like)
         if self.beside is None:
@@ -104,7 +128,7 @@ class Stores:
         if config.store is not None and self.chosen is None and is_store(Path(config.store) / name):
             root = Path(config.store)
         with locked(root / f".{name}.lock"):
-            return prepare(cases, settings, root / name, workers=usable_cores(), preparation=preparation)
+            return prepare(cases, settings, root / name, workers=self.workers, preparation=preparation)
 
 
 def prepared_as(source: ImageSource) -> Preparation | None:
