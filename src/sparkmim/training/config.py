@@ -14,9 +14,9 @@ from ..utils.fields import (
     Setting,
     Valid,
     above_zero,
+    along_axes_of,
     at_least,
     describe,
-    per_axis,
     setting,
     share,
     show,
@@ -217,10 +217,8 @@ class Configuration:
         changes: dict[str, dict[str, Any]] = {group: {} for group in groups}
         for field in type(self).describe(asked):
             if field.flat in chosen:
-                old, new = getattr(groups[field.group], field.name), chosen[field.flat]
-                if field.setting.per_axis and isinstance(old, tuple) and isinstance(new, (int, tuple, list)):
-                    new = per_axis((new,) if isinstance(new, int) else tuple(new), len(old))
-                changes[field.group][field.name] = new
+                old = getattr(groups[field.group], field.name)
+                changes[field.group][field.name] = along_axes_of(old, chosen[field.flat], field.setting)
         return dataclasses.replace(self, **{g: dataclasses.replace(groups[g], **c) for g, c in changes.items()})
 
     def flat(self) -> dict[str, Any]:
@@ -349,8 +347,7 @@ def differences(recorded: Mapping[str, Any], asked: Mapping[str, Any], settings:
     found = []
     for name, value in asked.items():
         there = recorded.get(name)
-        if settings[name].per_axis and isinstance(value, tuple) and isinstance(there, tuple):
-            value = per_axis(value, len(there))
+        value = along_axes_of(there, value, settings[name])
         if name in recorded and not settings[name].resumable and there != value:
             found.append(f"{name}: {show(there)} there, {show(value)} asked for")
     return found

@@ -255,6 +255,13 @@ def normalize(name: str, value: Any, described: Setting) -> Any:
     return value
 
 
+def along_axes_of(other: Any, value: Any, described: Setting) -> Any:
+    """Return a size along as many axes as another value of its field has; values of other fields unchanged."""
+    if not (described.per_axis and isinstance(other, tuple) and isinstance(value, (int, tuple, list))):
+        return value
+    return per_axis((value,) if isinstance(value, int) else tuple(value), len(other))
+
+
 def per_axis(value: tuple[int, ...], axes: int) -> tuple[int, ...]:
     """Return a size for each of several axes, given one for each, or one for all."""
     return value * axes if len(value) == 1 else value
