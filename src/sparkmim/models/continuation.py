@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode, _len_torch_function_stack, _pop_m
 
 from ..sparse import UnsupportedOperation
 from ..sparse.checkpointing import inside_checkpoint, recompute_under, switched_gradients
-from ..sparse.execution import map_tensors, tensors_in
 from ..sparse.layout import MARK
+from ..sparse.nested import map_tensors, tensors_in
 from .taps import StageTaps
 
 TAG = "_sparkmim_encoder"

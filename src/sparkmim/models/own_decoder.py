@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..sparse import UnsupportedOperation
-from ..sparse.execution import tensors_in
+from ..sparse.nested import tensors_in
 from ..utils.hooks import running_modules
 from .backbone import Backbone, Levels
 from .config import Decoder, DecoderBlock, ModelConfig

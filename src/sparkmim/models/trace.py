@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..sparse.execution import tensors_in
+from ..sparse.nested import tensors_in
 from .dataflow import Node
 from .probe import needs_values
 from .taps import function_name

@@ -10,7 +10,7 @@ rule raises :class:`UnsupportedOperation`: nothing passes silently.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -23,6 +23,7 @@ from .errors import NOT_TRACED, OUTSIDER, WAYS_OUT, UnsupportedOperation, unsupp
 from .extent import MEASURED, Told, extent, has_extent, of_whole_map
 from .layout import Layout, Unfinished
 from .memory import CONTIGUOUS, RESHAPING, VIEWING, Memory, settle
+from .nested import tensors_in
 from .reasons import reason_for
 from .reduction import Reduction
 from .registry import UNDERSTAND_SIZES, WAITING, Rule, factory_for, register, rule_for
@@ -467,29 +468,6 @@ class Execution(TorchFunctionMode):
         """Compute `func` of per-image values once an image; the batch axis must stay where it is."""
         out = func(self.one_row_per_image(values, layout.batch))
         return self.mark(self.all_rows(out, layout.batch), layout)
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested lists, tuples and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from tensors_in(part)
-    elif isinstance(value, dict):
-        yield from tensors_in(tuple(value.values()))
-
-
-def map_tensors(function: Any, values: Any) -> Any:
-    """Apply `function` to every tensor in nested lists, tuples and dicts."""
-    if isinstance(values, Tensor):
-        return function(values)
-    if isinstance(values, dict):
-        return {key: map_tensors(function, value) for key, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        parts = [map_tensors(function, value) for value in values]
-        return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)
-    return values
 
 
 def _is_from_outside(tensor: Tensor) -> bool:

@@ -11,7 +11,7 @@ The ordinary network is the one whose images and weights are contiguous, `(B, C,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from .errors import unsupported
 from .functions import attributes_named, functions_named
+from .nested import tensors_in
 
 Strides = tuple[int, ...]
 
@@ -145,7 +146,7 @@ class Memory:
             if may_write(func, args, kwargs):
                 raise unsupported(func, f"it writes in place, and {_IN_DOUBT}")
             return []
-        given = list(_tensors_in((args, kwargs)))
+        given = list(tensors_in((args, kwargs)))
         if self.stale and func not in _OF_SHAPE:
             self.require_current(func, given)
         return [(tensor, tensor._version) for tensor in given if not tensor.is_inference()]
@@ -311,7 +312,7 @@ def _view(execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
         return
     shape = execution.ordinary_shape(source, execution.marked(source))
     strides = memory.strides(source, shape)
-    for part in _tensors_in(out):
+    for part in tensors_in(out):
         layout = execution.marked(part)
         if layout is not None:
             new = execution.ordinary_shape(part, layout)
@@ -409,12 +410,12 @@ def _follow(execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
         if note is not None and out is not first:
             memory.note(out, _dense(note))
         return
-    given = [(t, memory.noted(t)) for t in _tensors_in(args)]
+    given = [(t, memory.noted(t)) for t in tensors_in(args)]
     if kwargs:
-        given += [(t, memory.noted(t)) for t in _tensors_in(kwargs)]
+        given += [(t, memory.noted(t)) for t in tensors_in(kwargs)]
     if all(note is None for _, note in given) or any(out is t for t, _ in given):
         return
-    for part in (out,) if isinstance(out, Tensor) else _tensors_in(out):
+    for part in (out,) if isinstance(out, Tensor) else tensors_in(out):
         found: Note | None = UNKNOWN
         if func in KEEPING:
             leading = [note for t, note in given if t.shape == part.shape]
@@ -438,13 +439,3 @@ def may_write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     operator = name.startswith("__i") and name not in ("__invert__", "__index__", "__int__")
     flagged = kwargs.get("inplace") is True or any(a is True for a in args[1:])
     return in_place or operator or flagged or name == "__setitem__"
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _tensors_in(part)
-    elif isinstance(value, dict):
-        yield from _tensors_in(tuple(value.values()))

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .backward_hooks import MovedHooks, has_backward_hooks
-from .execution import Execution, map_tensors
+from .execution import Execution
+from .nested import map_tensors
 
 _FALLBACK = "_sparkmim_dense_fallback"
 

@@ -22,6 +22,7 @@ from .errors import unsupported
 from .extent import Told
 from .functions import functions_named, operators_in_place, operators_named
 from .memory import RESHAPING, VIEWING
+from .nested import tensors_in
 
 _TOTAL = "_sparkmim_total"
 """Attribute of tensors that were taken over all positions: the name of the reduction."""
@@ -67,7 +68,7 @@ def note_total(execution: Any, name: str, source: Tensor | None, out: Any) -> No
     number = getattr(source, _SCALED, None)
     if number is not None and name in SUMS:
         raise unsupported(getattr(Tensor, name, None), _why(number))
-    for tensor in _tensors(out):
+    for tensor in tensors_in(out):
         setattr(tensor, _TOTAL, name)
 
 
@@ -79,10 +80,10 @@ def require_no_sizes(told: Told, func: Any, args: Any, kwargs: Any) -> None:
     """
     if not (told.totals and told.left):
         return
-    kinds = {getattr(tensor, _TOTAL, None) for tensor in _tensors((args, kwargs))} - {None}
+    kinds = {getattr(tensor, _TOTAL, None) for tensor in tensors_in((args, kwargs))} - {None}
     if not kinds:
         return
-    for tensor in _tensors((args, kwargs)):
+    for tensor in tensors_in((args, kwargs)):
         if (func in _SCALING or func in _LINEAR) and hasattr(tensor, _SIZE):
             raise unsupported(func, _why(getattr(tensor, _SIZE)))
     if func in _SCALING:
@@ -105,7 +106,7 @@ def follow(told: Told, func: Any, args: Any, kwargs: Any, out: Any, traced: bool
     """
     if not told.left and not _any_total(args) and not (kwargs and _any_total(kwargs.values())):
         return  # most of the functions of most networks
-    tensors = list(_tensors((args, kwargs)))
+    tensors = list(tensors_in((args, kwargs)))
     found: dict[str, Any] = {}
     for name in (_TOTAL, _SCALED, _SIZE):
         for tensor in tensors:
@@ -118,7 +119,7 @@ def follow(told: Told, func: Any, args: Any, kwargs: Any, out: Any, traced: bool
             found[_SCALED if traced and func in _SCALING else _SIZE] = number
     if not found:
         return
-    for tensor in _tensors(out):
+    for tensor in tensors_in(out):
         if not traced:
             _set(tensor, _SIZE, found.get(_SIZE))
             continue
@@ -174,13 +175,3 @@ def _numbers(value: Any) -> Iterator[float]:
             yield from _numbers(part)
     elif isinstance(value, dict):
         yield from _numbers(tuple(value.values()))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        yield from _tensors(tuple(value.values()))

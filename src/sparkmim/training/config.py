@@ -264,7 +264,7 @@ class Configuration:
     @classmethod
     def required_groups(cls) -> set[str]:
         """Return the names of the groups that every recorded configuration has: those without defaults."""
-        return {group.name for group in fields(cls) if "plugin" not in group.metadata and not has_default(group)}
+        return {group.name for group in fields(cls) if not has_default(group)}
 
     @classmethod
     def optional_groups(cls) -> set[str]:

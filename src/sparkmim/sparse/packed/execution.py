@@ -19,11 +19,12 @@ from torch import Tensor
 
 from ..dense.coarse import CoarseExecution
 from ..errors import unsupported
-from ..execution import Execution, map_tensors, tensors_in
+from ..execution import Execution
 from ..extent import Told
 from ..grid import PatchGrid
 from ..layout import Layout
 from ..memory import RESHAPING, VIEWING, may_write
+from ..nested import map_tensors, tensors_in
 from ..reduction import Reduction
 from ..shared.pad import require_unchanged
 from ..versions import version_of
