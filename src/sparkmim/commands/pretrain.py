@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pretraining.config import PretrainConfig
+from ..utils.logging import is_rank_zero
 from .options import value_of, with_flags
 from .outcome import report_outcome
 
@@ -48,8 +49,10 @@ def command(
     outcome = pretrain(output, recipe=recipe, resume=resume, plan=plan, chosen=settings, trust=trust)
     if outcome is None:
         return 0
-    run = shlex.quote(str(output))
     again = " --trust" if names_unknown_code(PretrainConfig, output) else ""
+    if outcome.interrupted or not is_rank_zero():
+        return report_outcome(output, outcome, [], trust=again)
+    run = shlex.quote(str(output))
     recorded = RunFolder(output).read_config() or {}
     pictures = find_objective(PretrainConfig.plugins_of(recorded).get("objective", "pixels")).reconstructs
     images = len(recorded["data"]["image_size"]) == 2

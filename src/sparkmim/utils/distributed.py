@@ -21,10 +21,10 @@ WAIT = timedelta(minutes=30)
 """How long processes wait for each other, at most."""
 
 LOST_CONNECTION = (
-    *("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe"),
-    *("Timed out waiting", "timed out", "Timeout", "Socket Timeout"),
+    *("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe"),
+    *("timed out", "timeout", "communicator was aborted", "remote process exited"),
 )
-"""Texts of the errors of collectives whose other processes have ended or do not answer."""
+"""Lower-case texts of errors of Gloo's and NCCL's collectives whose other processes have ended or do not answer."""
 
 
 def processes_here() -> int:
@@ -144,7 +144,7 @@ def by_first_process(fabric: Fabric, act: Callable[[], object]) -> None:
 def lost_connection(error: BaseException) -> bool:
     """Return whether an error comes of a process that has ended or does not answer."""
     ours = isinstance(error, (torch.distributed.DistError, RuntimeError))
-    return ours and torch.distributed.is_initialized() and any(text in str(error) for text in LOST_CONNECTION)
+    return ours and torch.distributed.is_initialized() and any(text in str(error).lower() for text in LOST_CONNECTION)
 
 
 @torch.no_grad()
