@@ -79,7 +79,7 @@ class Execution(TorchFunctionMode):
         self.traced: list[tuple[Tensor, Layout]] = []
         self.told = Told(())
         self.opaque_calls = 0
-        self.memory = Memory()
+        self.memory = Memory(self.compiling)
         self.reenter: Callable[[Execution], AbstractContextManager[Any]] | None = None
 
     def __torch_function__(
@@ -354,9 +354,9 @@ class Execution(TorchFunctionMode):
         from a scripted module, a custom autograd function or the like. Known only while gradients are on, and not
         while compiling.
         """
-        if self.compiling or tensor.grad_fn is None:
+        if self.compiling or self.marked(tensor) is not None or tensor.grad_fn is None:
             return False
-        return not hasattr(tensor, "_sparkmim_constant") and self.marked(tensor) is None
+        return not hasattr(tensor, "_sparkmim_constant")
 
     def any_layout(self, values: Iterable[Any]) -> bool:
         """Return whether a tensor in nested lists, tuples and dicts descends from the input."""

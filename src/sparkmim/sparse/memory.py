@@ -72,6 +72,9 @@ KEEPING: dict[Any, Any] = {}
 class Memory:
     """What is known of the ordinary network's memory during one run.
 
+    Args:
+        compiling: whether the run is traced by a compiler.
+
     Attributes:
         strided: whether a tensor of the input is not contiguous in the ordinary network.
         traced: tensors and their strides while compiling.
@@ -80,7 +83,8 @@ class Memory:
         stale: memory that may have been written to in the ordinary network, as another of its group has been.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, compiling: bool = False) -> None:
+        self.compiling = compiling
         self.strided = False
         self.doubtful = False
         self.traced: list[tuple[Tensor, Note | None]] = []
@@ -93,7 +97,7 @@ class Memory:
         """Return what is noted of a tensor; None if it is contiguous in the ordinary network."""
         if not self.strided:
             return None
-        if not torch.compiler.is_compiling():
+        if not self.compiling:
             return getattr(tensor, "_sparkmim_strides", None)
         for traced, note in reversed(self.traced):
             if traced is tensor:
@@ -105,7 +109,7 @@ class Memory:
         if note is None and not self.strided:
             return tensor
         self.strided = True
-        if torch.compiler.is_compiling():
+        if self.compiling:
             self.traced.append((tensor, note))
         else:
             tensor._sparkmim_strides = note  # type: ignore[attr-defined]
@@ -123,7 +127,7 @@ class Memory:
     def doubt(self, a: Tensor, b: Tensor) -> None:
         """Remember that two tensors, which share no memory here, may do so in the ordinary network."""
         self.doubtful = True
-        if torch.compiler.is_compiling():
+        if self.compiling:
             return
         joined = [StorageWeakRef(t.untyped_storage()) for t in (a, b)]
         ends = {reference.cdata for reference in joined}
@@ -142,7 +146,7 @@ class Memory:
         Raises:
             UnsupportedOperation: if an argument may hold something else in the ordinary network.
         """
-        if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        if self.compiling or torch.is_inference_mode_enabled():
             if may_write(func, args, kwargs):
                 raise unsupported(func, f"it writes in place, and {_IN_DOUBT}")
             return []
@@ -336,7 +340,7 @@ def _reshaped(execution: Any, source: Tensor, out: Tensor) -> Tensor:
             viewed = _as_shape(shape, strides, new) if known else None
         shares = viewed is not None
         found = UNKNOWN if not known else None if viewed is None else _note_of(new, viewed)
-    here = torch.compiler.is_compiling() or out.untyped_storage()._cdata == source.untyped_storage()._cdata
+    here = memory.compiling or out.untyped_storage()._cdata == source.untyped_storage()._cdata
     if here and not shares:
         out = execution.mark(out.clone(), execution.marked(out))
     if not known or (shares and not here):

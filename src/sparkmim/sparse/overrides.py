@@ -35,7 +35,7 @@ def dense_fallback(module: nn.Module, enable: bool = True) -> nn.Module:
 
 def is_dense_fallback(module: nn.Module) -> bool:
     """Return whether a module runs on the whole map."""
-    return bool(getattr(module, _FALLBACK, False))
+    return bool(module.__dict__.get(_FALLBACK, False))  # (torch looks far for attributes that modules lack)
 
 
 class _Factor(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,8 @@ def run(
             )
         show_functions_to_modes()
     else:
-        execution.note_constants(network.parameters())  # they may be results: of `torch.func.functional_call`
+        own = (module._parameters.values() for module in network.modules())  # `parameters()` takes four times as long
+        execution.note_constants(p for p in chain.from_iterable(own) if p is not None)  # results of functional_call
         execution.reenter = partial(_again, network)
         note_shapes_at_hand()
     features = network if features is None else features

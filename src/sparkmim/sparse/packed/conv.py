@@ -10,6 +10,7 @@ again in backward instead of being kept.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def conv(
         return execution.answer_coarser(func, input, weight, bias, stride, padding, dilation, groups)
     window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)
     input, weight, bias = autocast_arguments(input, weight, bias)
-    with torch.autocast(input.device.type, enabled=False):
+    with without_autocast(input.device.type):
         if window.needs_halo and window.edge != "constant":
             around = with_mirrored_halo(execution.grid, input, window.before, window.after, window.edge)
             out = func(around, weight, bias, window.stride, 0, window.dilation, groups)
@@ -84,6 +85,11 @@ def autocast_arguments(*tensors: Tensor | None) -> list[Any]:
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
     return [t.to(dtype) if t is not None and t.dtype != torch.float64 else t for t in tensors]
+
+
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Return a context in which autocast converts nothing: none where it is off, as entering it takes long."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _with_halo(grid: PatchGrid, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> Tensor:

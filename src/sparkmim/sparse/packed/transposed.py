@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..shared.transposed import CONV_TRANSPOSE, Upward, upward
-from .conv import autocast_arguments
+from .conv import autocast_arguments, without_autocast
 from .execution import SparseExecution
 from .halo import gather_halo, scatter_halo
 
@@ -37,7 +37,7 @@ def conv_transpose(
         readers = execution.grid.readers(block, geometry.before, geometry.after)
         around = _Halo.apply(input, table, readers, block)  # type: ignore[no-untyped-call]
     around, weight, bias = autocast_arguments(around, weight, bias)
-    with torch.autocast(input.device.type, enabled=False):
+    with without_autocast(input.device.type):
         out = func(around, weight, None, geometry.stride, 0, 0, groups, geometry.dilation)
         out = _of_the_patch(out, block, geometry)
         if bias is not None:

@@ -66,6 +66,10 @@ def broadcast_layout(execution: Execution, func: Any, operands: Sequence[Any]) -
     """
     tensors = [value for value in operands if isinstance(value, Tensor)]
     layouts = [execution.layout(value) for value in tensors]
+    if len(tensors) == 1 and layouts[0] is not None:
+        if layouts[0].is_map:
+            execution.require_no_padding(layouts[0], func)
+        return layouts[0], tensors[0].ndim
     ndim = max(tensor.ndim for tensor in tensors)
     maps = [(t, s) for t, s in zip(tensors, layouts, strict=True) if s is not None and s.is_map]
     images = [(t, s) for t, s in zip(tensors, layouts, strict=True) if s is not None and not s.is_map]
@@ -170,7 +174,7 @@ def pointwise(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any
     if execution.told.read and not execution.has_plain_sizes():
         args = tuple(operand(execution, func, value) for value in args)
         kwargs = {name: operand(execution, func, value) for name, value in kwargs.items()}
-    if execution.grid_shape[0] > 1:
+    if execution.grid_shape[0] > 1 and any(isinstance(v, Tensor) and hasattr(v, MADE_OUTSIDE) for v in args):
         args = _with_values_per_image(execution, args)
     layout, ndim = broadcast_layout(execution, func, [*args, *kwargs.values()])
     if "out" in kwargs or func in IN_PLACE:
