@@ -176,6 +176,33 @@ class Looped(nn.Module):
         return x.mean((2, 3))
 
 
+class Bridged(nn.Module):
+    """An encoder whose decoder begins with layers at the deepest resolution, as MA-Net's attention."""
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.center, self.back = block(16, 16), nn.ModuleList([block(24, 8), block(12, 4)])
+
+        def forward(self, maps: list[Tensor]) -> Tensor:
+            x = self.center(maps[-1])
+            for back, skip in zip(self.back, maps[-2::-1], strict=True):
+                x = back(torch.cat([up(x), skip], 1))
+            return x
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleList([block(3, 4), block(4, 8, 2), block(8, 16, 2)])
+        self.decoder, self.head = self.Decoder(), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = []
+        for stage in self.encoder:
+            x = stage(x)
+            maps.append(x)
+        return self.head(self.decoder(maps))  # type: ignore[no-any-return]
+
+
 class Wrapped(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -193,6 +220,7 @@ ENCODERS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "weighted pyramid": (Weighted, ["body.0", "body.1", "body.2"]),
     "latent code": (Latent, ["encoder.0", "encoder.1", "encoder"]),
     "narrowing autoencoder": (lambda: Latent((32, 16, 4)), ["encoder.0", "encoder.1", "encoder"]),
+    "bridge of the decoder": (Bridged, ["encoder.1", "encoder.2"]),
     "pathways": (Pathways, ["fast", "deep:input", "deep"]),
     "looped": (Looped, [":relu[1]", ":relu[3]", ":relu[5]"]),
 }

@@ -184,6 +184,29 @@ def without_heads(flow: Dataflow, outer: list[Step], end: Step) -> list[Step]:
     return sorted(kept, key=lambda step: step.time)
 
 
+def without_decoders(outer: list[Step], steps: list[Step], risen: set[Node]) -> list[Step]:
+    """Return the steps without those of modules that go up themselves, where others have maps of all resolutions.
+
+    Such a module is a decoder, which may begin with layers at the deepest resolution (the attention of MA-Net).
+
+    Args:
+        outer: the steps on the way down.
+        steps: all of them.
+        risen: nodes of the maps that went up.
+    """
+    resolutions = {step.pixels for step in outer}
+    for name in dict.fromkeys(name for step in steps if step.event.node in risen for name in _modules_of(step)):
+        kept = [step for step in outer if name not in _modules_of(step)]
+        if {step.pixels for step in kept if step.event.kind != "input"} == resolutions:
+            outer = kept
+    return outer
+
+
+def _modules_of(step: Step) -> list[str]:
+    """Return the modules that were running when a map was made, the whole network left out."""
+    return [name for name in (*step.event.within, step.event.module) if name]
+
+
 def without_necks(flow: Dataflow, outer: list[Step], top: list[Step], risen: set[Node]) -> list[Step]:
     """Return the steps without the deepest resolutions that a feature pyramid adds to the encoder (EfficientDet's).
 

@@ -11,7 +11,7 @@ import math
 from itertools import pairwise
 from typing import NamedTuple
 
-from .ascent import Ascent, find_ascent, outside_hourglasses, without_heads, without_necks
+from .ascent import Ascent, find_ascent, outside_hourglasses, without_decoders, without_heads, without_necks
 from .dataflow import Dataflow, Node, leaves_of
 from .steps import Step, proportional
 from .trace import Event, Size, Trace
@@ -65,6 +65,8 @@ def _choose(trace: Trace, steps: list[Step], image: int) -> list[Step]:
         return []
     ascent = find_ascent(flow, steps, outer)
     parallel, outer = ascent.parallel, ascent.before
+    if ascent.goes_up:
+        outer = without_decoders(outer, steps, ascent.risen)
     end = _end(flow, outer, steps, ascent)
     if parallel:
         outer = without_heads(flow, outer, end)
