@@ -7,6 +7,7 @@ RUN/environment.json     versions and device
 RUN/metrics.jsonl        metrics, a line every few steps
 RUN/checkpoints/         step-*.pt, the newest ones; step-*.pt.unreadable, set aside when the run was resumed
 RUN/encoder.safetensors  the encoder as of the newest checkpoint
+RUN/teacher.safetensors  the averaged encoder of --objective latents, likewise
 RUN/reconstructions/     step-*.png
 RUN/model.safetensors    the classifier of a fine-tuning, as of the best validation so far
 RUN/results.json         its scores, at the end
@@ -96,6 +97,10 @@ class RunFolder:
         self.tensorboard = self.root / "tensorboard"
         self.report = self.root / "report.html"
         self.lock = self.root / ".lock"
+
+    def network(self, name: str) -> Path:
+        """Return the file of a network that the objective keeps beside the encoder."""
+        return self.root / f"{name}.safetensors"
 
     def read_config(self) -> dict[str, Any] | None:
         """Read `config.json`; None if the folder is empty or missing.

@@ -20,7 +20,8 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..models.masking import random_visible, visible_where_data
+from ..models.config import MaskShape
+from ..models.masking import MASKS, visible_where_data
 from ..utils.interruption import STOPS, leave_if_asked
 from ..utils.logging import log
 from .decoding.encoded import UnreadableImage
@@ -70,6 +71,7 @@ class MaskedViews(Dataset[Batch]):
         grid: patches along each axis of a view.
         mask_ratio: share of patches to hide.
         seed: of views and masks.
+        shape: of the masks.
         replace: show a random other image instead of one that cannot be read, as training does; otherwise its batch is
             empty, so that nothing is measured twice.
     """
@@ -83,9 +85,10 @@ class MaskedViews(Dataset[Batch]):
         mask_ratio: float,
         seed: int,
         *,
+        shape: MaskShape = "random",
         replace: bool = True,
     ) -> None:
-        self.source, self.view, self.channels = source, view, channels
+        self.source, self.view, self.channels, self.shape = source, view, channels, shape
         self.grid, self.mask_ratio, self.seed, self.replace = tuple(grid), mask_ratio, seed, replace
 
     def __len__(self) -> int:
@@ -97,7 +100,7 @@ class MaskedViews(Dataset[Batch]):
     def __getitems__(self, keys: Sequence[Key]) -> list[Batch]:
         """Return batches of one view. Masks are drawn first: decoding evicts small work from the CPU's cache."""
         generators = [keyed_generator(self.seed, Stream.VIEW, *key) for key in keys]
-        masks = [random_visible(1, self.grid, self.mask_ratio, generator) for generator in generators]
+        masks = [MASKS[self.shape](1, self.grid, self.mask_ratio, generator) for generator in generators]
         batches = []
         for (_, index), generator, visible in zip(keys, generators, masks, strict=True):
             batches.append(self._show(index, visible, generator))

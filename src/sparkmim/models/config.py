@@ -16,6 +16,7 @@ DecoderBlock = Literal["unet", "convnext"]
 DensifyNorm = Literal["batch", "layer", "instance"]
 Execution = Literal["packed", "masked-dense", "zero-out"]
 LossOn = Literal["hidden", "all"]
+MaskShape = Literal["random", "blocks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,13 @@ class ModelConfig:
     mask_ratio: float = setting(0.6, Valid(lambda v: 0 < v < 1, "is the share of patches to hide, between 0 and 1"))
     """Share of patches to hide."""
 
+    mask_shape: MaskShape = "random"
+    """random hides patches independently of each other, as the paper does; blocks hides as many in blocks of neighbors,
+    which suits --objective latents."""
+
     objective: str = setting("pixels", kind="code", shapes_model=True)
-    """What is predicted at hidden patches: pixels (the paper's), another objective by name, or FILE.py:CLASS."""
+    """What is predicted at hidden patches: pixels (the paper's), latents (feature maps of an averaged copy of the
+    encoder), both (pixels+latents), or FILE.py:CLASS."""
 
     decoder: Decoder = setting("unet", shapes_model=True)
     """unet predicts by a light decoder that is discarded afterwards; own by that of a network that has one (a U-Net),

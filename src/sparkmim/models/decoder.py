@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..objectives.base import Decoded
 from .config import DecoderBlock
 from .fused_upsample import upsample_conv
 from .memory_efficient import checkpointed, relu6
@@ -137,7 +138,7 @@ class UNetDecoder(nn.Module):
     Args:
         steps: see :func:`upsampling_steps`.
         width: channels at the deepest scale.
-        out_chans: channels of the prediction.
+        out_chans: channels of the prediction; 0 leaves the last map as it is.
         block: "unet", the paper's :class:`UNetBlock`, or "convnext", the cheaper :class:`ConvNeXtBlock`.
         dims: number of spatial dimensions; by default that of the steps, or 2 if there are none (a map of stride 1).
 
@@ -167,7 +168,7 @@ class UNetDecoder(nn.Module):
         self.blocks = nn.ModuleList(
             _BLOCKS[block](self.widths[i], self.widths[i + 1], step.factor) for i, step in enumerate(steps)
         )
-        self.proj = CONV[dims](self.widths[-1], out_chans, 1)
+        self.proj = CONV[dims](self.widths[-1], out_chans, 1) if out_chans else nn.Identity()
         self.reset_parameters()
 
     def width_of(self, level: int) -> int:
@@ -197,13 +198,18 @@ class UNetDecoder(nn.Module):
 
     def forward(self, maps: Sequence[Float[Tensor, "batch _ *_size"]]) -> Float[Tensor, "batch out_chans *size"]:
         """Return the prediction for densified maps, deepest first."""
+        return self.decode(maps).prediction
+
+    def decode(self, maps: Sequence[Float[Tensor, "batch _ *_size"]]) -> Decoded:
+        """Return the prediction for densified maps, deepest first, and the map after each block."""
         remaining = iter(maps)
         x = next(remaining)
+        inner = []
         for i, (step, block) in enumerate(zip(self.steps, self.blocks, strict=True)):
-            if i > 0 and step.level is not None:
-                x = x + next(remaining)
+            if i > 0:
+                x = x if step.level is None else x + next(remaining)
+                inner.append(x)
             x = block(x)
-        for full_resolution in remaining:  # a map of stride 1
-            x = x + full_resolution
-        prediction: Tensor = self.proj(x)
-        return prediction
+        for finest in remaining:  # a map of the prediction's own stride
+            x = x + finest
+        return Decoded(self.proj(x), [*inner, x])

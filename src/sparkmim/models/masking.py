@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
+
+from .config import MaskShape
 
 
 def visible_patches(grid: Sequence[int], mask_ratio: float) -> int:
@@ -60,6 +62,69 @@ def random_visible(
     target = visible.device if device is None else torch.device(device)
     # A copy to the CPU is synchronous: the caller could read it there before an asynchronous one arrives.
     return visible.view(batch, *grid).to(target, non_blocking=target.type != "cpu")
+
+
+BLOCK = (0.15, 0.25)
+"""Least and largest share of the patches in one block (I-JEPA, arXiv 2301.08243, takes 0.15 to 0.2)."""
+
+
+def block_visible(
+    batch: int,
+    grid: Sequence[int],
+    mask_ratio: float,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Bool[Tensor, "batch *grid"]:
+    """Draw a mask of hidden blocks for each image, all with the same number of visible patches.
+
+    Blocks of random size, shape and place are hidden, which may overlap, until enough is; of the last one as many
+    patches, at random.
+
+    Args:
+        batch: number of images.
+        grid: patches along each spatial axis.
+        mask_ratio: share of patches to hide.
+        generator: source of randomness, on its own device; by default the default generator of `device`.
+        device: of the result.
+
+    Raises:
+        ValueError: if the ratio hides all patches or none.
+    """
+    patches = math.prod(grid)
+    hide = patches - visible_patches(grid, mask_ratio)
+    drawn_on = torch.device("cpu" if device is None else device) if generator is None else generator.device
+    masks = []
+    for _ in range(batch):
+        visible = torch.ones(*grid, dtype=torch.bool)
+        missing = hide
+        while missing:
+            block = _random_block(grid, torch.rand(2 * len(grid) + 1, generator=generator, device=drawn_on).tolist())
+            new = torch.zeros(*grid, dtype=torch.bool)
+            new[block] = True
+            places = (new & visible).flatten().nonzero().flatten()
+            if len(places) > missing:
+                order = torch.rand(len(places), generator=generator, device=drawn_on).argsort()
+                places = places[order[:missing].to(places.device)]
+            visible.view(-1)[places] = False
+            missing -= len(places)
+        masks.append(visible)
+    made = torch.stack(masks) if masks else torch.ones(0, *grid, dtype=torch.bool)
+    return made.to(drawn_on if device is None else device)
+
+
+def _random_block(grid: Sequence[int], drawn: Sequence[float]) -> tuple[slice, ...]:
+    """Return a block of a grid for `2 * dims + 1` numbers between 0 and 1: of its size, its shape and its place."""
+    dims = len(grid)
+    share = BLOCK[0] + (BLOCK[1] - BLOCK[0]) * drawn[0]
+    stretch = [(3 / 4) ** (1 - 2 * value) for value in drawn[1 : dims + 1]]  # from 3/4 to 4/3 along each axis
+    stretch = [value / math.prod(stretch) ** (1 / dims) for value in stretch]
+    sides = [min(max(round(g * share ** (1 / dims) * s), 1), g) for g, s in zip(grid, stretch, strict=True)]
+    starts = [int(value * (g - side + 1)) for value, g, side in zip(drawn[dims + 1 :], grid, sides, strict=True)]
+    return tuple(slice(start, start + side) for start, side in zip(starts, sides, strict=True))
+
+
+MASKS: dict[MaskShape, Callable[..., Tensor]] = {"random": random_visible, "blocks": block_visible}
+"""How masks are drawn, by their shape."""
 
 
 def visible_where_data(

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..objectives.base import Objective, find_objective
+from ..objectives.base import Decoded, Objective, find_objective
 from ..sparse import (
     CheckReport,
     CoarseGrid,
@@ -28,10 +28,10 @@ from ..sparse import (
 from ..sparse.run import finished
 from .backbone import Backbone
 from .compiled import EagerFirst, require_checked
-from .config import Decoder, DecoderBlock, DensifyNorm, Execution, LossOn
+from .config import Decoder, DecoderBlock, DensifyNorm, Execution, LossOn, MaskShape
 from .decoder import UNetDecoder, upsampling_steps
 from .densify import build_densify, densify_norm_of
-from .masking import count_visible, random_visible, visible_patches
+from .masking import MASKS, count_visible, visible_patches
 from .networks import dtype_of, require_full_precision
 from .own_decoder import OwnDecoder, levels_of, own_decoder_is_eager, require_own_settings
 
@@ -58,6 +58,7 @@ class SparK(nn.Module):
         backbone: the network: a timm name, a module, or a :class:`~sparkmim.Backbone`. It is not changed: its
             parameters keep their names, under `encoder.`.
         mask_ratio: share of patches to hide.
+        mask_shape: "random" hides patches independently of each other, the paper's; "blocks" hides as many in blocks.
         patch_size: pixels of a patch, an int or one an axis; by default the network's total stride. It may be a
             multiple of that, or a divisor: maps whose positions hold several patches are then computed whole
             (docs/guides/small-patches.md).
@@ -108,6 +109,7 @@ class SparK(nn.Module):
         backbone: str | nn.Module | Backbone,
         *,
         mask_ratio: float = 0.6,
+        mask_shape: MaskShape = "random",
         patch_size: int | tuple[int, ...] | None = None,
         decoder: Decoder = "unet",
         decoder_width: int = 768,
@@ -136,13 +138,14 @@ class SparK(nn.Module):
         if dims not in (None, backbone.dims):
             raise ValueError(f"dims={dims}, but the network takes images of {backbone.dims} spatial dimensions")
         dtype = require_full_precision(backbone.module)
+        require_one_of("mask_shape", mask_shape, get_args(MaskShape))
         require_one_of("execution", execution, get_args(Execution))
         require_one_of("loss_on", loss_on, get_args(LossOn))
         if densify_norm is not None and densify_norm not in get_args(DensifyNorm):
             raise ValueError(f"densify_norm {densify_norm!r} is unknown; use 'batch', 'layer', 'instance' or None")
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio is the share of patches to hide, between 0 and 1, not {mask_ratio}")
-        self.mask_ratio = mask_ratio
+        self.mask_ratio, self.mask_shape = mask_ratio, mask_shape
         self.execution = execution
         if triton:
             require_triton()
@@ -156,6 +159,7 @@ class SparK(nn.Module):
                 kind.settings_type(), in_chans=backbone.in_chans, patch_size=self.patch_size, loss_on=loss_on
             )
         self.objective = objective
+        objective.fit(backbone.strides)
         self.decoder: UNetDecoder | OwnDecoder
         if decoder == "own":
             self.decoder = OwnDecoder(backbone, objective.channels, objective.stride)
@@ -238,22 +242,19 @@ class SparK(nn.Module):
         grid = self.mask(images, visible, generator)
         if isinstance(self.decoder, OwnDecoder):
             # The network's own decoder goes on, in the same pass, from the densified maps.
-            prediction = self.decoder(self._last_map(self.decoder, images, grid))
+            decoded = Decoded(self.decoder(self._last_map(self.decoder, images, grid)))
         else:
             # Encode: only the visible patches, by the backbone as it is.
             features = self.encode_visible(images, grid)
             # Densify: fill the hidden places of every scale with that scale's mask token, deepest first.
             maps = self._densified(features, self.grids(grid, images.shape[2:]))
             # Decode: from the deepest map up to the pixels.
-            prediction = self.decoder(maps)
+            decoded = self.decoder.decode(maps) if self.objective.uses_maps else Decoded(self.decoder(maps))
         # Compare: with the objective's target, the normalized pixels of the hidden patches.
         if grid.visible.numel() == grid.patches:
             raise ValueError("the mask hides nothing, so there is nothing to predict")
-        if has_data is None:
-            loss = self.objective.loss(prediction, self.target(images), grid)
-        else:
-            loss = self.objective.loss_where_data(prediction, images, has_data, grid)
-        return SparKOutput(loss, prediction, grid.visible)
+        loss = self.objective.compare(decoded, images, grid, has_data)
+        return SparKOutput(loss, decoded.prediction, grid.visible)
 
     def mask(
         self,
@@ -275,7 +276,7 @@ class SparK(nn.Module):
                 f"images of {images.shape[1]} channels do not fit a network for {self.backbone.in_chans}; see in_chans"
             )
         if visible is None:
-            visible = random_visible(len(images), shape, self.mask_ratio, generator, images.device)
+            visible = MASKS[self.mask_shape](len(images), shape, self.mask_ratio, generator, images.device)
             return PatchGrid(visible, visible_patches(shape, self.mask_ratio))
         if not isinstance(visible, Tensor):
             raise TypeError(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import make_dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -12,6 +14,19 @@ from torch import Tensor, nn
 from ..sparse import PatchGrid
 from ..utils.fields import NoSettings
 from ..utils.specs import find_plugin
+
+
+class Decoded(NamedTuple):
+    """What a decoder makes of densified maps.
+
+    Attributes:
+        prediction: `(B, channels, *size / stride)`.
+        maps: the decoder's own maps, each with the densified map of its scale, coarsest first: what its first block
+            made of the deepest scale, up to the map that the prediction is made of. None of a network's own decoder.
+    """
+
+    prediction: Tensor
+    maps: Sequence[Tensor] = ()
 
 
 class Objective(nn.Module, ABC):
@@ -28,13 +43,15 @@ class Objective(nn.Module, ABC):
         loss_on: "hidden" compares hidden patches, "all" visible ones as well.
 
     Attributes:
-        channels: of the prediction.
+        channels: of the prediction; 0 predicts nothing but from the decoder's maps, see :meth:`compare`.
         stride: pixels of the image for one position of the prediction, along each axis; the decoder ends there.
         reconstructs: whether predictions can be shown as images, see :meth:`to_pixels`.
+        uses_maps: whether :meth:`compare` needs the decoder's maps beside the prediction.
     """
 
     settings_type: ClassVar[type[Any]] = NoSettings
     reconstructs: ClassVar[bool] = False
+    uses_maps: ClassVar[bool] = False
 
     def __init__(
         self, settings: Any, *, in_chans: int, patch_size: tuple[int, ...], loss_on: Literal["hidden", "all"] = "hidden"
@@ -44,8 +61,33 @@ class Objective(nn.Module, ABC):
         self.channels = in_chans
         self.stride = (1,) * len(patch_size)
 
+    def fit(self, strides: Sequence[tuple[int, ...]]) -> None:
+        """Choose channels and stride of the prediction by the strides of the feature maps, highest resolution first.
+
+        It is called once, before the decoder is built.
+        """
+
     def attach(self, model: nn.Module) -> None:
         """Look at the whole model once, when it is built; for objectives that keep a copy of its encoder, say."""
+
+    def compare(
+        self,
+        decoded: Decoded,
+        images: Float[Tensor, "batch channel *size"],
+        grid: PatchGrid,
+        has_data: Bool[Tensor, "batch channel *size"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the loss of what was decoded; by default :meth:`loss`, or :meth:`loss_where_data` with `has_data`.
+
+        Args:
+            decoded: by the decoder.
+            images: what the target is made of, normalized.
+            grid: the visible patches.
+            has_data: True where a pixel has data; everywhere if not given.
+        """
+        if has_data is None:
+            return self.loss(decoded.prediction, self.target(images), grid)
+        return self.loss_where_data(decoded.prediction, images, has_data, grid)
 
     @abstractmethod
     def target(self, images: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch _ *_size"]:
@@ -87,14 +129,130 @@ class Objective(nn.Module, ABC):
     def after_step(self, model: nn.Module, progress: float) -> None:
         """Follow the model after each update, as averaged copies do; `progress` is the share of the steps done."""
 
+    def watch(self) -> dict[str, float]:
+        """Return numbers to be written with the loss, by name."""
+        return {}
+
+    def warning(self) -> str | None:
+        """Return what is going wrong, for the user; None as long as nothing is. Asked after :meth:`watch`."""
+        return None
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """Return networks to be saved beside the encoder, in its form, by the name of their file (`teacher`)."""
+        return {}
+
+
+class Joined(Objective):
+    """Several objectives at once, `--objective pixels+latents`: the sum of their losses, times their `weight`.
+
+    At most one of them predicts (`channels` above 0); others compare the decoder's maps. Their settings are those of
+    all, under one name each.
+    """
+
+    kinds: ClassVar[tuple[type[Objective], ...]]
+
+    def __init__(self, settings: Any, **given: Any) -> None:
+        super().__init__(settings, **given)
+        self.parts = nn.ModuleList(kind(settings, **given) for kind in self.kinds)
+
+    def fit(self, strides: Sequence[tuple[int, ...]]) -> None:
+        """Let all choose, and predict what the one predicts that does.
+
+        Raises:
+            ValueError: if several do.
+        """
+        for part in self._objectives():
+            part.fit(strides)
+        predicting = [part for part in self._objectives() if part.channels]
+        if len(predicting) > 1:
+            names = " and ".join(type(part).__name__ for part in predicting)
+            raise ValueError(f"--objective: {names} both need the decoder's prediction, and there is one; use either")
+        chosen = (predicting or list(self._objectives()))[0]
+        self.channels, self.stride = chosen.channels, chosen.stride
+
+    def _objectives(self) -> list[Objective]:
+        return list(self.parts)  # type: ignore[arg-type]
+
+    def attach(self, model: nn.Module) -> None:
+        """Let all look at the model."""
+        for part in self._objectives():
+            part.attach(model)
+
+    def compare(
+        self,
+        decoded: Decoded,
+        images: Float[Tensor, "batch channel *size"],
+        grid: PatchGrid,
+        has_data: Bool[Tensor, "batch channel *size"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the sum of the losses, times their weights."""
+        losses = [getattr(p, "weight", 1.0) * p.compare(decoded, images, grid, has_data) for p in self._objectives()]
+        return sum(losses[1:], losses[0])
+
+    def _shown(self) -> Objective:
+        return next((part for part in self._objectives() if part.channels), self._objectives()[0])
+
+    def target(self, images: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch _ *_size"]:
+        """Return the target of the objective that predicts."""
+        return self._shown().target(images)
+
+    def to_pixels(
+        self, prediction: Float[Tensor, "batch _ *_size"], images: Float[Tensor, "batch channel *size"]
+    ) -> Float[Tensor, "batch channel *size"]:
+        """Return predictions as images, as the objective does that predicts."""
+        return self._shown().to_pixels(prediction, images)
+
+    def after_step(self, model: nn.Module, progress: float) -> None:
+        """Let all follow the model."""
+        for part in self._objectives():
+            part.after_step(model, progress)
+
+    def watch(self) -> dict[str, float]:
+        """Return the numbers of all."""
+        return {name: value for part in self._objectives() for name, value in part.watch().items()}
+
+    def warning(self) -> str | None:
+        """Return the first warning."""
+        return next((said for part in self._objectives() if (said := part.warning())), None)
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """Return the networks of all."""
+        return {name: network for part in self._objectives() for name, network in part.networks().items()}
+
 
 def find_objective(name: str) -> type[Objective]:
     """Return an objective's class by name: of a module here, `FILE.py:CLASS`, `MODULE:CLASS`, or an installed plug-in.
 
+    Several names with `+` between them are a :class:`Joined` objective.
+
     Raises:
         ValueError: for an unknown name.
     """
+    if "+" in name and ":" not in name:
+        kinds = tuple(find_plugin(part, "sparkmim.objectives", Objective, "--objective") for part in name.split("+"))
+        return _joined(kinds)
     return find_plugin(name, "sparkmim.objectives", Objective, "--objective")
+
+
+@cache
+def _joined(kinds: tuple[type[Objective], ...]) -> type[Joined]:
+    """Return the class of several objectives at once, always the same one.
+
+    Raises:
+        ValueError: if an objective is named twice, or two have a setting of the same name.
+    """
+    types = [kind.settings_type for kind in kinds]
+    names = [name for kind in types for name in getattr(kind, "__dataclass_fields__", {})]
+    for given, what in ((kinds, "named"), (names, "a setting of several")):
+        twice = next((value for value in given if list(given).count(value) > 1), None)
+        if twice is not None:
+            raise ValueError(f"--objective: {getattr(twice, '__name__', twice)} is {what} twice")
+    title = "".join(kind.__name__ for kind in kinds)
+    settings = make_dataclass(f"{title}Settings", [], bases=tuple(types), frozen=True, kw_only=True)
+    reconstructs = any(kind.reconstructs for kind in kinds)
+    uses_maps = any(kind.uses_maps for kind in kinds)
+    members = {"kinds": kinds, "settings_type": settings, "reconstructs": reconstructs, "uses_maps": uses_maps}
+    return type(title, (Joined,), members)
 
 
 def patchify(images: Float[Tensor, "batch channel *size"], patch_size: Sequence[int]) -> Tensor:

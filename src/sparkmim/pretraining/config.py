@@ -7,15 +7,18 @@ from typing import Any, Literal
 
 from ..data.config import DataConfig, VolumeConfig
 from ..models.config import ModelConfig
-from ..objectives.settings import PixelsSettings
+from ..objectives.settings import LatentsSettings, PixelsSettings
 from ..training.config import Configuration, LoopConfig, OptimizerConfig, ScheduleConfig, plugin
 from ..utils.fields import NoSettings, above_zero, at_least, setting
 
+OWN_SETTINGS: dict[str, type[Any]] = {"pixels": PixelsSettings, "latents": LatentsSettings}
+
 
 def settings_of_objective(name: str | None) -> type[Any]:
-    """Return the class of an objective's settings; imports the objective, but for the paper's."""
-    if name in (None, "pixels"):
-        return PixelsSettings
+    """Return the class of an objective's settings; imports the objective, but for those whose settings are known."""
+    own = OWN_SETTINGS.get(name or "pixels")
+    if own is not None:
+        return own
     from ..objectives.base import find_objective
 
     return find_objective(str(name)).settings_type

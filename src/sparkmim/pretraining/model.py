@@ -132,6 +132,7 @@ def build_model(config: ModelConfig, objective: Any = None, backbone: Backbone |
     model = SparK(
         backbone,
         mask_ratio=config.mask_ratio,
+        mask_shape=config.mask_shape,
         patch_size=patch_size,
         decoder=config.decoder,
         **({} if config.decoder == "own" else unet),

@@ -111,7 +111,8 @@ def reconstruct(
     grid = trained.model.grid_shape(config.data.image_size)
     ratio = config.model.mask_ratio if mask_ratio is None else mask_ratio
     view = evaluation_view(config.data)
-    views = MaskedViews(source, view, config.model.in_chans, grid, ratio, seed, replace=False)
+    shape = config.model.mask_shape
+    views = MaskedViews(source, view, config.model.in_chans, grid, ratio, seed, shape=shape, replace=False)
     batch, broken = readable_views(views, count)
     skipped = log_skipped(source, broken)
     if not batch:

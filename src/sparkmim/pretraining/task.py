@@ -62,7 +62,7 @@ class PretrainingTask(TrainingTask[Batch]):
         self.evaluated = self._views(held_out or source, train=False)
         self.unreadable = UnreadableImages(self.evaluated.source, run, config.data.max_broken, run.broken_held_out)
         self.pictures = config.run.pictures if model.objective.reconstructs else 0
-        self.evaluators = []
+        self.evaluators, self.warned = [], False
         if held_out is not None:
             self.evaluators.append(Evaluator(config.run.val_every, self.measure_held_out))
         if monitor is not None:
@@ -73,7 +73,8 @@ class PretrainingTask(TrainingTask[Batch]):
         grid = self.model.grid_shape(data.image_size)
         view = training_view(data, rotate=self.settings.volumes.rotate) if train else evaluation_view(data)
         seed = self.settings.run.seed
-        return MaskedViews(source, view, model.in_chans, grid, model.mask_ratio, seed, replace=train)
+        shape = model.mask_shape
+        return MaskedViews(source, view, model.in_chans, grid, model.mask_ratio, seed, shape=shape, replace=train)
 
     def batches(self, positions: Positions) -> DataLoader[Batch]:
         """Return masked views."""
@@ -94,6 +95,15 @@ class PretrainingTask(TrainingTask[Batch]):
     def after_step(self) -> None:
         """Let the objective follow the model."""
         self.model.objective.after_step(self.model, self.step / self.steps)
+
+    def watch(self) -> dict[str, float]:
+        """Return what the objective watches; the user is warned once of what goes wrong."""
+        found = self.model.objective.watch()
+        said = None if self.warned else self.model.objective.warning()
+        if said is not None:
+            self.warned = True
+            log.warning(said)
+        return found
 
     def measure_held_out(self) -> dict[str, float]:
         """Return the loss of held-out images."""
@@ -125,6 +135,8 @@ class PretrainingTask(TrainingTask[Batch]):
         if self.fabric.is_global_zero:
             metadata = encoder_metadata(self.settings, self.step, prepared_as(self.source))
             save_encoder(self.model.encoder, self.run.encoder, metadata)
+            for name, network in self.model.objective.networks().items():
+                save_encoder(network, self.run.network(name), metadata)
             write_report(self.run.root)
 
 

@@ -269,6 +269,7 @@ class TrainingLoop:
                 "lr": lr,
                 "weight_decay": decay,
                 **({"grad_norm": sum(self.norms) / len(self.norms)} if self.norms else {}),
+                **(self.task.watch() if self.fabric.is_global_zero else {}),
                 "images_per_second": images / (time.monotonic() - self.interval_start),
                 "peak_memory_bytes": peak_memory_bytes(self.fabric.device),
             }

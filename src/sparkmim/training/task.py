@@ -112,6 +112,10 @@ class TrainingTask(ABC, Generic[BatchT]):
     def after_step(self) -> None:
         """Follow the model after each update, as averages of weights do."""
 
+    def watch(self) -> dict[str, float]:
+        """Return further numbers for a line of metrics; called by the first process, between steps."""
+        return {}
+
     def draw(self) -> None:
         """Draw what the model does now; the first process's work."""
 

@@ -120,8 +120,9 @@ def _describe(group: type[Any]) -> tuple[Field, ...]:
     settings = {field.name: field.metadata.get(KEY, PLAIN) for field in dataclasses.fields(group)}
     found: list[Field] = []
     for part in group.__mro__[:-1]:
-        texts = attribute_docstrings(part)
-        for name in filter(settings.__contains__, inspect.get_annotations(part)):
+        own = list(filter(settings.__contains__, inspect.get_annotations(part)))
+        texts = attribute_docstrings(part) if own else {}
+        for name in own:
             if name not in texts:
                 raise ValueError(f"{part.__name__}.{name} is not documented: write a text below it")
             found.append(Field(name, types[name], texts[name], settings[name]))
