@@ -17,6 +17,7 @@ from engine_helpers import (
     REFUSED,
     RIGHT,
     SMALL,
+    Apply,
     Host,
     all_visible,
     answer,
@@ -33,6 +34,7 @@ from sparkmim.sparse import (
     PatchGrid,
     SparseExecution,
     UnsupportedOperation,
+    dense_fallback,
     require_compilable,
     run,
 )
@@ -118,7 +120,7 @@ WRITES: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
-def compared(function: Callable[[Tensor], Tensor], block: tuple[int, int]) -> None:
+def compared(function: Callable[[Tensor], Tensor] | nn.Module, block: tuple[int, int]) -> None:
     """Compare both executions with the ordinary network, nothing hidden, in values and gradients."""
     network, grid, images = Host(function), all_visible(), images_of(block)
     expected = answer(network, network, images)
@@ -154,6 +156,55 @@ def test_writing_to_what_may_have_been_copied(way: str) -> None:
 @pytest.mark.parametrize("write", WRITES)
 def test_every_form_of_writing(way: str, write: str) -> None:
     compared(writing(way, write, to_copy=True), LARGE)
+
+
+def by_channels_last(x: Tensor) -> Tensor:
+    return F.conv2d(x.contiguous(memory_format=torch.channels_last), constant(8, 8, 1, 1))
+
+
+@BLOCKS
+@pytest.mark.parametrize("way", WAYS)
+def test_writing_within_and_behind_a_dense_fallback(way: str, block: tuple[int, int]) -> None:
+    """The module gets maps that lie in memory as the ordinary network's, and what it makes is known to lie so."""
+    write = writing(way, "relu", to_copy=True)
+    within, behind = dense_fallback(Apply(write)), dense_fallback(Apply(by_channels_last))
+    compared(within, block)
+    compared(nn.Sequential(Apply(lambda x: first(last(x).contiguous())), within), block)
+    compared(nn.Sequential(behind, Apply(write)), block)
+
+
+SOURCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "copied_and_back": lambda x: first(last(x).contiguous()),
+    "reshaped_and_back": lambda x: first(last(x).reshape(last(x).shape)),
+    "format": lambda x: x.to(memory_format=torch.channels_last),
+    "format_and_back": lambda x: x.to(memory_format=torch.channels_last).contiguous(),
+    "rows_and_columns": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "cloned_and_back": lambda x: first(last(x).contiguous().clone()),
+    "normed_and_back": lambda x: first(F.layer_norm(last(x), (8,))),
+}  # fmt: skip
+"""How the map lies in memory that a network then views or copies."""
+
+
+@pytest.mark.parametrize("way", ["contiguous", "channels_last", "format", "tokens_contiguous", "flattened", "clone"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_writing_from_maps_that_lie_otherwise(source: str, way: str) -> None:
+    compared(lambda x: writing(way, "relu", to_copy=True)(SOURCES[source](x)), SMALL)
+
+
+def test_writing_on_maps_that_become_coarser() -> None:
+    """Where positions begin to hold several patches, how maps lie in memory is remembered (seed 2097 at random)."""
+
+    def function(x: Tensor) -> Tensor:
+        made = F.conv2d(first(last(x).contiguous()), constant(8, 8, 2, 2), stride=2)
+        copy = last(made).contiguous()
+        copy[..., :4] = 0
+        return made + first(copy)
+
+    visible = torch.ones(BATCH, 4, 4, dtype=torch.bool)
+    network, images = Host(function), torch.randn(BATCH, 3, 4, 4, dtype=torch.float64)
+    for execution in (SparseExecution(PatchGrid(visible, 16)), MaskedDenseExecution(PatchGrid(visible, 16))):
+        with pytest.raises(UnsupportedOperation, match="how the ordinary network's maps lie in memory"):
+            whole(execution, network, images)
 
 
 # --- where the ordinary network's memory is not known ----------------------------------------------------------------

@@ -202,6 +202,20 @@ def _note_of(shape: Sequence[int], strides: Strides) -> Note | None:
     return None if strides != UNKNOWN and _alike(shape, strides, contiguous_strides(shape)) else strides
 
 
+def laid_out(tensor: Tensor, note: Note | None) -> Tensor:
+    """Return a tensor laid out in memory as the ordinary network's, without gaps; as it is where that is not known."""
+    order = None if note == UNKNOWN else range(tensor.ndim) if note is None else _dense(note)
+    if order is None:
+        return tensor
+    axes = list(order.axes if isinstance(order, Order) else order)
+    return tensor.permute(axes).contiguous().permute([axes.index(axis) for axis in range(tensor.ndim)])
+
+
+def note_of(tensor: Tensor) -> Note | None:
+    """Return what to note of a tensor that is the ordinary network's own."""
+    return _note_of(tensor.shape, tensor.stride())
+
+
 def _dense(note: Note) -> Note:
     """Return the note of a tensor without gaps whose axes lie in the same order."""
     if isinstance(note, Order) or note == UNKNOWN:
@@ -283,6 +297,11 @@ TO = functions_named("to")
 FORMATTING = functions_named("contiguous") | TO
 
 
+def formats(func: Any, kwargs: dict[str, Any]) -> bool:
+    """Return whether a call says how its result lies in memory."""
+    return func in FORMATTING and (func not in TO or "memory_format" in kwargs)
+
+
 def settle(execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """Return the result of a rule, copied if the ordinary network copies and this one did not; note its strides."""
     made = execution.marked(out)
@@ -295,7 +314,7 @@ def settle(execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
         if func in RESHAPING:
             return _reshaped(execution, source, out)
         _view(execution, func, args, kwargs, source, out)
-    else:
+    elif not formats(func, kwargs):  # `in_format` has noted what it made
         _follow(execution, func, args, kwargs, out)
     return out
 

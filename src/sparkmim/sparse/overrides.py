@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .backward_hooks import MovedHooks, has_backward_hooks
 from .execution import Execution
+from .memory import UNKNOWN, laid_out, note_of
 from .nested import map_tensors
 
 _FALLBACK = "_sparkmim_dense_fallback"
@@ -148,6 +149,7 @@ class _WholeMapCall:
 
     def __init__(self, execution: Execution, owner: Execution | None) -> None:
         self.execution, self.owner = execution, owner
+        self.known = True  # how the ordinary network's maps lie in memory
         self.given: list[tuple[Tensor, Tensor, int | None]] = []  # a map, the whole one, and the version of that
 
     def whole_map(self, value: Tensor) -> Tensor:
@@ -156,8 +158,12 @@ class _WholeMapCall:
             if own is value:
                 return whole
         whole = self.execution.whole_map(value)
-        if whole is not value:
-            self.given.append((value, whole, _version_of(whole)))
+        if whole is value:
+            return value
+        note = self.execution.memory.noted(value)
+        self.known = self.known and note != UNKNOWN
+        whole = laid_out(whole, note)
+        self.given.append((value, whole, _version_of(whole)))
         return whole
 
     def write_back(self) -> None:
@@ -174,7 +180,10 @@ class _WholeMapCall:
         for own, whole, _ in self.given:
             if whole is output:
                 return own
-        return self.execution.returned(self.owner.visible_part(output))  # type: ignore[no-any-return]
+        found: Tensor = self.execution.returned(self.owner.visible_part(output))
+        if torch.compiler.is_compiling():
+            return found
+        return self.execution.memory.note(found, note_of(output) if self.known else UNKNOWN)
 
 
 def _version_of(tensor: Tensor) -> int | None:

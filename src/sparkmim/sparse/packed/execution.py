@@ -137,7 +137,8 @@ class SparseExecution(Execution):
             require_unchanged(func, x, padding)
             padding = padding._replace(version=version_of(whole))
         start = Layout(self.coarser, layout.batch, layout.space, padding)
-        out = self.returned(self.coarser.answer(func, (self.coarser.mark(whole, start), *args), {}))
+        whole = self.memory.note(self.coarser.mark(whole, start), self.memory.noted(x))
+        out = self.returned(self.coarser.answer(func, (whole, *args), {}))
         if func in VIEWING or func in RESHAPING:  # views of the map in the ordinary network
             for part in tensors_in(out):
                 self.memory.doubt(x, part)
@@ -179,9 +180,11 @@ class SparseExecution(Execution):
         if layout is None or layout.is_map or (layout.origin is self) == fine:
             return value
         if fine:
-            return self.mark(self.all_rows(value, layout.batch), Layout(self, layout.batch, ()))
-        rows = self.one_row_per_image(value, layout.batch)
-        return self.coarser.mark(rows, Layout(self.coarser, layout.batch, ()))
+            made = self.mark(self.all_rows(value, layout.batch), Layout(self, layout.batch, ()))
+        else:
+            rows = self.one_row_per_image(value, layout.batch)
+            made = self.coarser.mark(rows, Layout(self.coarser, layout.batch, ()))
+        return self.memory.note(made, self.memory.noted(value))
 
     def returned(self, out: Any) -> Any:
         """Pack maps that have become as fine as patches again."""

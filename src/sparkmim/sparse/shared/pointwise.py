@@ -18,7 +18,7 @@ from ..execution import MADE_OUTSIDE, Execution
 from ..extent import MEASURED, Extent, MapSize, value_of
 from ..functions import attributes_named, functions_named, operators_in_place, operators_named
 from ..layout import Layout
-from ..memory import FORMATTING, KEEPING, TO, UNKNOWN, in_format
+from ..memory import KEEPING, UNKNOWN, formats, in_format
 from ..registry import understands_sizes
 from .calls import call
 
@@ -225,7 +225,7 @@ def operand(execution: Execution, func: Any, value: Any) -> Any:
 def same_values(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Return the first argument's values in another form; other arguments may only lend their dtype or device."""
     layout = execution.layout(input)
-    if layout is not None and func in FORMATTING and (func not in TO or "memory_format" in kwargs):
+    if layout is not None and formats(func, kwargs):
         return in_format(execution, func, input, args, kwargs)
     out: Tensor = func(input, *args, **kwargs)
     return out if layout is None else execution.mark(out, layout)
