@@ -14,6 +14,7 @@ from ..registry import understands_sizes
 from ..shared.pooling import AVG_POOL, MAX_POOL, WITH_INDICES, answer_max_pool, require_axes, sum_pool
 from ..shared.pooling import max_pool as largest_in_windows
 from ..shared.reduce import is_whole_map, over_whole_map, require_fixed_windows
+from ..shared.short import short_avg_pool, short_max_pool
 from ..window import per_axis, window_over
 from .execution import MaskedDenseExecution
 
@@ -42,6 +43,9 @@ def _largest(
         return over_whole_map(execution, torch.amax, input)
     require_fixed_windows(func, kernel)
     kernel, stride, padding = of_whole_map((kernel, stride, padding))
+    waiting = short_max_pool(execution, func, input, kernel, stride or kernel, padding, dilation)
+    if waiting is not None:
+        return waiting
     window = window_over(
         execution, func, input, kernel, stride or kernel, padding, dilation, fill=-math.inf, ceil_mode=ceil_mode
     )
@@ -76,6 +80,9 @@ def avg_pool(
         return over_whole_map(execution, torch.mean, input)
     require_fixed_windows(func, kernel)
     kernel, stride, padding = of_whole_map((kernel, stride, padding))
+    waiting = short_avg_pool(execution, func, input, kernel, stride or kernel, padding, divisor_override)
+    if waiting is not None:
+        return waiting
     window = window_over(execution, func, input, kernel, stride or kernel, padding, 1, ceil_mode=ceil_mode)
 
     def summed(x: Tensor, padding: Any) -> Tensor:

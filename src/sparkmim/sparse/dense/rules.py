@@ -16,6 +16,7 @@ from ..registry import understands_sizes
 from ..shared.overhang import overhanging
 from ..shared.pointwise import samples_and_channels_first
 from ..shared.resample import resampled_by_itself
+from ..shared.short import short_convolution
 from ..shared.smooth import NEAREST, local_sizes, shrinking, smooth
 from ..window import sees_one_position, window_over
 from .execution import MaskedDenseExecution
@@ -42,6 +43,8 @@ def conv(
         execution.require_no_padding(layout, func)
         return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
     waiting = overhanging(execution, func, input, weight, bias, stride, padding, dilation, groups)
+    if waiting is None:
+        waiting = short_convolution(execution, func, input, weight, bias, stride, padding, dilation, groups)
     if waiting is not None:
         return waiting
     window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)

@@ -22,6 +22,7 @@ from ..errors import unsupported
 from ..grid import PatchGrid, maps_of, rows_of
 from ..shared.mirrored import with_mirrored_halo
 from ..shared.overhang import overhanging
+from ..shared.short import short_convolution
 from ..window import Window, per_axis, sees_one_position, window_over
 from .depthwise import depthwise, has_kernel
 from .execution import SparseExecution
@@ -59,6 +60,8 @@ def conv(
         execution.require_no_padding(layout, func)
         return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
     waiting = overhanging(execution, func, input, weight, bias, stride, padding, dilation, groups)
+    if waiting is None:
+        waiting = short_convolution(execution, func, input, weight, bias, stride, padding, dilation, groups)
     if waiting is not None:
         return waiting
     if execution.outgrows(input.shape[2:], per_axis(stride, len(layout.space))):

@@ -27,6 +27,7 @@ from ..shared.pooling import (
 )
 from ..shared.pooling import max_pool as largest_in_windows
 from ..shared.reduce import is_whole_map, over_whole_map, require_fixed_windows
+from ..shared.short import short_avg_pool, short_max_pool
 from ..window import Window, per_axis, window_over
 from .execution import SparseExecution
 from .halo import gather_halo, scatter_halo
@@ -56,6 +57,9 @@ def _largest(
         return over_whole_map(execution, torch.amax, input)
     require_fixed_windows(func, kernel)
     kernel, stride, padding = of_whole_map((kernel, stride, padding))
+    waiting = short_max_pool(execution, func, input, kernel, stride or kernel, padding, dilation)
+    if waiting is not None:
+        return waiting
     if execution.outgrows(input.shape[2:], per_axis(stride or kernel, dims)):
         return execution.answer_coarser(VALUES[dims], input, kernel, stride, padding, dilation, ceil_mode)  # type: ignore[no-any-return]
     window = window_over(
@@ -135,6 +139,9 @@ def avg_pool(
         return over_whole_map(execution, torch.mean, input)
     require_fixed_windows(func, kernel)
     kernel, stride, padding = of_whole_map((kernel, stride, padding))
+    waiting = short_avg_pool(execution, func, input, kernel, stride or kernel, padding, divisor_override)
+    if waiting is not None:
+        return waiting
     if execution.outgrows(input.shape[2:], per_axis(stride or kernel, dims)):
         further = (divisor_override,) if dims > 1 else ()
         return execution.answer_coarser(func, input, kernel, stride, padding, ceil_mode, count_include_pad, *further)
