@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import ViewConfig
+from .crops import CropTrainingView, CropView
 from .sources.base import ImageSource, open_image
-from .volumes.views import VolumeTrainingView, VolumeView
 
 ASPECT = (3 / 4, 4 / 3)
 """Least and greatest aspect ratio (width / height) of a random crop, relative to the view's."""
@@ -180,7 +180,7 @@ class EvaluationView(View):
         return with_reduction(Window((height, width), top, left, kept_height, kept_width, size))
 
 
-AnyView = View | VolumeView
+AnyView = View | CropView
 """Views of images and of volumes: each looks into a source."""
 
 
@@ -193,12 +193,12 @@ def training_view(config: ViewConfig, *, rotate: bool = True) -> AnyView:
     """
     if len(config.image_size) == 2:
         return TrainingView(config)
-    return VolumeTrainingView(config, rotate=rotate)
+    return CropTrainingView(config, rotate=rotate)
 
 
 def evaluation_view(config: ViewConfig) -> AnyView:
     """Return the fixed view for evaluation, likewise."""
-    return EvaluationView(config) if len(config.image_size) == 2 else VolumeView(config)
+    return EvaluationView(config) if len(config.image_size) == 2 else CropView(config)
 
 
 def center_start(length: int, wanted: int) -> int:
