@@ -173,8 +173,8 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             )
         require_same_kind(chosen.get("data"), kind, backbone, chosen["model"])
         if kind == "clips":
-            source = of_clips(self._open(where).source)
-            chosen = with_frames(chosen, source, backbone.size_divisor(patch_size_of(backbone, chosen))[0])
+            clips = of_clips(self._open(where).source)
+            chosen = with_frames(chosen, clips, backbone.size_divisor(patch_size_of(backbone, chosen))[0])
         if "image_size" in chosen:  # before a recipe runs the network on it
             chosen = {**chosen, "image_size": per_axis(chosen["image_size"], backbone.dims)}
             require_whole_patches(chosen["image_size"], patch_size_of(backbone, chosen))

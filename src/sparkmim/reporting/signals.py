@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
-from .vanishing.canvas import INK, LINE, Canvas, Color
+from .vanishing.canvas import INK, Canvas, Color
 
 WIDTH, CHANNEL, MARGIN = 480, 76, 8
 """Pixels of a picture, of a channel in it, and around the lines."""
@@ -19,6 +19,9 @@ MOST_CHANNELS = 3
 
 HIDDEN: Color = (232, 232, 228)
 """Color of hidden patches."""
+
+PALE: Color = (172, 172, 166)
+"""Color of what was at hidden patches."""
 
 PREDICTED: Color = (214, 92, 20)
 
@@ -48,7 +51,7 @@ def signal_tiles(
     return [
         _draw(signal, [], [(signal, whole, INK)]),
         _draw(signal, hidden, [(signal, shown, INK)]),
-        _draw(signal, hidden, [(signal, hidden, LINE), (signal, shown, INK), (prediction, hidden, PREDICTED)]),
+        _draw(signal, hidden, [(signal, hidden, PALE), (signal, shown, INK), (prediction, hidden, PREDICTED)]),
     ]
 
 

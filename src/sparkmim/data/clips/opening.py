@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ...reporting.text_tables import aligned, spread
 from ...utils.logging import log
 from ...utils.text import printable
 from ..decoding.encoded import UnreadableImage
@@ -67,8 +68,6 @@ class Clips(Files):
     Attributes:
         sizes: of some clips, spread over the set.
     """
-
-    schemes = ()
 
     def __init__(self, root: Path, names: Sequence[str], preparation: ClipPreparation) -> None:
         super().__init__(root, names)
@@ -134,6 +133,20 @@ def find_clips(address: str | Path, option: str = "--data") -> tuple[Path, list[
             f"files, or folders of at least {FEWEST} frames"
         )
     return root, sorted(names)
+
+
+def clips_table(clips: Clips) -> str:
+    """Return the number of clips, and the sizes of those that were looked at, a line for each."""
+    rates = [size.rate for size in clips.sizes if size.rate is not None]
+    columns = {
+        "frames": [size.frames for size in clips.sizes],
+        "height, pixels": [size.height for size in clips.sizes],
+        "width, pixels": [size.width for size in clips.sizes],
+        "frames a second": rates,
+    }
+    rows = [(name, spread(np.array(values))) for name, values in columns.items() if values]
+    first = f"{len(clips)} clips; median, and smallest to largest, of {len(clips.sizes)}"
+    return "\n".join([first, *aligned(rows)])
 
 
 def open_clips(

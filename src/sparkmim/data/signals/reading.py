@@ -213,7 +213,7 @@ def _of_array(array: np.ndarray, rate: float | None) -> Recording:
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
             return np.array(array[:, start:stop], dtype=np.float32, order="C")
 
-    return _checked(Recording(*array.shape, rate, read))
+    return _checked(Recording(len(array), array.shape[1], rate, read))
 
 
 def _checked(recording: Recording) -> Recording:

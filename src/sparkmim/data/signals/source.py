@@ -177,8 +177,6 @@ class Signals(Files):
         survey: of some of them.
     """
 
-    schemes = ()
-
     def __init__(
         self,
         root: Path,
