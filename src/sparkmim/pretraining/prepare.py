@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,6 +146,8 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         settings = settings_of_source(chosen.get("data"))(**own)
         with code_of(chosen["model"]):
             kind = kind_of(chosen.get("data"), lambda: self.builder.axes(chosen["model"]))
+            if kind != "volumes" and Path(chosen.get("data") or ".").exists():  # the kind depends on it, or may
+                require_same_kind(chosen.get("data"), kind, self.builder.axes(chosen["model"]), chosen["model"])
         where = Where(
             data=chosen.get("data"),
             settings=settings,
@@ -162,7 +165,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             where = where._replace(channels=chosen["in_chans"])
         elif kind == "images":
             self._open(where)
-        with code_of(chosen["model"]):
+        with code_of(chosen["model"]), about_channels(kind, chosen):
             backbone = self.builder.backbone(
                 chosen["model"],
                 chosen.get("stages", ()),
@@ -171,7 +174,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
                 levels=levels_of(chosen.get("levels"), chosen.get("decoder", "unet")),
                 drop_path=chosen.get("drop_path", 0.0),
             )
-        require_same_kind(chosen.get("data"), kind, backbone, chosen["model"])
+        require_same_kind(chosen.get("data"), kind, backbone.dims, chosen["model"])
         if kind == "clips":
             clips = of_clips(self._open(where).source)
             chosen = with_frames(chosen, clips, backbone.size_divisor(patch_size_of(backbone, chosen))[0])
@@ -409,6 +412,24 @@ def _group_of(kind: Kind, chosen: Mapping[str, Any]) -> Any:
     return group and group(**{field.name: chosen[field.name] for field in fields(group) if field.name in chosen})
 
 
+@contextmanager
+def about_channels(kind: Kind, chosen: Mapping[str, Any]) -> Iterator[None]:
+    """Say how many channels signals have where a network cannot be used: it is often made for others.
+
+    Raises:
+        ValueError: likewise.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if kind != "signals":
+            raise
+        channels = chosen["in_chans"]
+        raise ValueError(
+            f"{error}. The signals have {channels} channel{'s' * (channels != 1)}: is the network made for as many?"
+        ) from error
+
+
 def patch_size_of(backbone: Backbone, chosen: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the size of patches that the user has chosen, or the network's."""
     return backbone.resolve_patch_size(chosen.get("patch_size"))
@@ -445,23 +466,23 @@ def _open_kind(
     return open_signals(address, how, where.channels, option)
 
 
-def require_same_kind(data: str | None, kind: Kind, backbone: Backbone, name: str) -> None:
+def require_same_kind(data: str | None, kind: Kind, axes: int, name: str) -> None:
     """Raise unless a network has as many axes as its images.
 
     Raises:
         ValueError: naming both, and what to do.
     """
-    if backbone.dims == AXES[kind]:
+    if axes == AXES[kind]:
         return
     if kind == "images":
-        takes = [other for other in AXES if AXES[other] == backbone.dims]
+        takes = [other for other in AXES if AXES[other] == axes]
         raise ValueError(
-            f"{name} takes {' or '.join(takes)} of {backbone.dims} axes, and {data or 'the built-in photographs'} are "
+            f"{name} takes {' or '.join(takes)} of {axes} axes, and {data or 'the built-in photographs'} are "
             f"images; name {', or '.join(NAMES[other] for other in takes)}"
         )
     networks = {"volumes": ", such as nnunet:resenc-m", "clips": ", such as torchvision.models.video:r3d_18"}
     raise ValueError(
-        f"{data} holds {kind}, and {name} takes images of {backbone.dims} axes; name a network of {AXES[kind]}-D "
+        f"{data} holds {kind}, and {name} takes images of {axes} axes; name a network of {AXES[kind]}-D "
         f"convolutions{networks.get(kind, '')}"
     )
 

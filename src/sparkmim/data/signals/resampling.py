@@ -15,18 +15,15 @@ HALF = 10
 """Periods of the slower rate on each side that the filter weighs: scipy.signal.resample_poly's."""
 
 LARGEST = 1000
-"""Largest whole number in the ratio of two rates, which is exact for those that are in use."""
+"""Largest denominator of the higher rate over the lower one; the ratio is exact for those that are in use."""
 
 
 def ratio_of(rate: float, wanted: float) -> Fraction:
     """Return the samples wanted for one that is there."""
     if same_rate(rate, wanted):
         return Fraction(1)
-    return (
-        Fraction(wanted / rate).limit_denominator(LARGEST)
-        if wanted < rate
-        else 1 / Fraction(rate / wanted).limit_denominator(LARGEST)
-    )
+    ratio = Fraction(max(rate, wanted) / min(rate, wanted)).limit_denominator(LARGEST)
+    return ratio if wanted > rate else 1 / ratio
 
 
 def length_at(samples: int, ratio: Fraction) -> int:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..decoding.encoded import UnreadableImage
-from ..tables import SEPARATORS, named
+from ..tables import LONGEST, SEPARATORS, named
 
 SECONDS = {"h": 3600.0, "min": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 """Seconds of each unit that a heading may name."""
@@ -66,26 +66,26 @@ def read_columns(path: Path, time_column: str | None) -> Columns:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UnreadableImage(f"it is not a text in UTF-8 ({error}); save it as one") from error
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    if not lines:
+    numbered = [
+        (number, line)
+        for number, line in enumerate(text.splitlines(), start=1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+    if not numbered:
         raise UnreadableImage("the file is empty")
-    separator = next((mark for mark in SEPARATORS if mark in lines[0]), None)
-    comma = separator in (";", "\t") and "," in lines[-1]  # decimals, as they are written in many countries
-    first = next(csv.reader([lines[0]], delimiter=separator)) if separator else lines[0].split()
-    headings = (
-        [] if all(_is_number(cell, comma=comma) for cell in first) else [cell.strip().strip("'") for cell in first]
-    )
-    body = "\n".join(lines[bool(headings) :])
+    separator = next((mark for mark in SEPARATORS if mark in numbered[0][1]), None)
+    comma = separator in (";", "\t") and "," in numbered[-1][1]  # decimals, as they are written in many countries
+    plain = [(number, line.replace(",", ".") if comma else line) for number, line in numbered]
+    names = not all(map(_is_number, _cells(plain[0][1], separator)))
+    headings = [cell.strip("'") for cell in _cells(numbered[0][1], separator)] if names else []
+    rows = plain[names:]
+    if not rows:
+        raise UnreadableImage("it names its columns, and holds no numbers")
     try:
-        values = np.loadtxt(
-            io.StringIO(body.replace(",", ".") if comma else body), delimiter=separator, ndmin=2, quotechar='"'
-        )
+        lines = io.StringIO("\n".join(line for _, line in rows))
+        values = np.loadtxt(lines, delimiter=separator, ndmin=2, quotechar='"')
     except ValueError as error:
-        reason = str(error).partition(";")[0]
-        raise UnreadableImage(
-            f"expected a row of numbers for each sample ({reason}, counted from the first row of numbers); fill or "
-            "remove what is no number"
-        ) from error
+        raise UnreadableImage(_first_fault(rows, separator) or str(error)) from error
     if headings and len(headings) != values.shape[1]:
         raise UnreadableImage(f"its first row names {len(headings)} columns, and it has {values.shape[1]}")
     place = _place_of_time(headings, time_column)
@@ -100,12 +100,31 @@ def read_columns(path: Path, time_column: str | None) -> Columns:
     return Columns(values[:, left], rate)
 
 
-def _is_number(cell: str, *, comma: bool) -> bool:
+def _cells(line: str, separator: str | None) -> list[str]:
+    cells = next(csv.reader([line], delimiter=separator)) if separator else line.split()
+    return [cell.strip() for cell in cells]
+
+
+def _is_number(cell: str) -> bool:
     try:
-        float(cell.replace(",", ".") if comma else cell)
+        float(cell)
     except ValueError:
         return False
     return True
+
+
+def _first_fault(rows: Sequence[tuple[int, str]], separator: str | None) -> str | None:
+    """Return what is wrong with the first row that is not of as many numbers as the first of all."""
+    width = len(_cells(rows[0][1], separator))
+    for number, line in rows:
+        cells = _cells(line, separator)
+        if len(cells) != width:
+            return f"line {number}: expected {width} columns, got {len(cells)}"
+        odd = next((cell for cell in cells if not _is_number(cell)), None)
+        if odd is not None:
+            got = repr(odd[:LONGEST]) if odd else "nothing"
+            return f"line {number}: expected a number, got {got}; fill or remove what is no number"
+    return None
 
 
 def _place_of_time(headings: Sequence[str], wanted: str | None) -> int | None:
