@@ -110,7 +110,12 @@ def test_signals_of_no_use_are_listed_and_replaced(kind: str, tmp_path: Path) ->
     run = tmp_path / "run"
     pretrain(run, chosen={**TINY, "data": folder, "epochs": 1.0, "max_broken": 0.2, "in_chans": 2})
     (line,) = (run / RunFolder(run).broken.name).read_text().splitlines()
-    reason = {"nan": "is nan at sample 30", "truncated": "truncated", "constant": "constant", "channels": "3 channels, not 2"}
+    reason = {
+        "nan": "is nan at sample 30",
+        "truncated": "truncated",
+        "constant": "constant",
+        "channels": "3 channels, not 2",
+    }
     assert line.startswith("s5.npy\t")
     assert reason[kind] in line
     assert len(numbers(run)) == 4

@@ -29,7 +29,7 @@ VIDEOS = frozenset(
 """Extensions of video files that FFmpeg reads."""
 
 COLORS = (1, 3, 4)
-"""Channels that tell the last axis of an array from the others."""
+"""Channels that gray frames serve for too."""
 
 PIXELS = {1: "gray", 3: "rgb24", 4: "rgba"}
 """Formats of FFmpeg by the number of channels."""
@@ -117,20 +117,20 @@ class ArrayClip(Clip):
         """Return the array as `(T, H, W)` or `(T, H, W, C)`, as the number of channels tells.
 
         Raises:
-            UnreadableImage: if neither the first nor the last axis is of channels, or both may be.
+            UnreadableImage: if neither the first nor the last axis is of channels.
         """
         array = self._array
         if array.ndim == 3:
             return array
-        known = {channels} if channels not in COLORS else {channels, 1}
-        first, last = (array.shape[axis] in known for axis in (0, 3))
-        if first == last:
-            by = " x ".join(map(str, array.shape))
-            raise UnreadableImage(
-                f"expected (T, H, W, C) or (C, T, H, W) of {channels} channels, got an array of {by}"
-                + (": both its first and its last axis may be channels" if first else "; see --in-chans")
-            )
-        return array if last else np.moveaxis(array, 0, 3)
+        known = {channels, 1} if channels in COLORS else {channels}
+        if array.shape[3] in known:  # no frame is as narrow as that
+            return array
+        if array.shape[0] in known:
+            return np.moveaxis(array, 0, 3)
+        by = " x ".join(map(str, array.shape))
+        raise UnreadableImage(
+            f"expected (T, H, W, C) or (C, T, H, W) of {channels} channels, got an array of {by}; see --in-chans"
+        )
 
     def measure(self, channels: int) -> ClipSize:
         """Return the size by the header."""
@@ -167,14 +167,11 @@ class VideoFile(Clip):
         """Return the length by the header, as time where it gives no number of frames, and the size of the first."""
         with self._opened() as (container, stream):
             rate, count = _rate(stream), stream.frames
-            if not count:
-                if stream.duration is not None:
-                    seconds = float(stream.duration * stream.time_base)
-                elif container.duration is not None:
-                    seconds = container.duration / 1e6
-                else:
-                    raise UnreadableImage("the file does not give its length; write it anew (ffmpeg -c copy)")
-                count = max(1, round(seconds * rate))
+            if not count and container.format.name not in INDEXED:  # its length is a guess by the first bytes
+                count = sum(packet.size > 0 for packet in container.demux(stream))
+                container.seek(0)
+            elif not count:
+                count = max(1, round(_seconds(container, stream) * rate))
             for frame in container.decode(stream):
                 size = (frame.height, frame.width) if frame.rotation % 180 == 0 else (frame.width, frame.height)
                 return ClipSize(count, *size, float(rate))
@@ -224,11 +221,22 @@ TOLERATED = 2
 """Frames by which a file may end before its header says."""
 
 
+def _seconds(container: Any, stream: Any) -> float:
+    """Return the length of a stream, or of the whole file where that is not known."""
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    if container.duration is not None:
+        return float(container.duration / 1e6)
+    raise UnreadableImage("the file does not give its length; write it anew (ffmpeg -i IN -c copy OUT)")
+
+
 def _rate(stream: Any) -> Any:
     """Return the frames a second, a fraction."""
     rate = stream.average_rate or stream.guessed_rate
     if not rate:
-        raise UnreadableImage("the file does not give its number of frames a second; write it anew (ffmpeg -r RATE)")
+        raise UnreadableImage(
+            "the file does not give its number of frames a second; write it anew (ffmpeg -r RATE -i IN OUT)"
+        )
     return rate
 
 
