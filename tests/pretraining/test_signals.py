@@ -143,6 +143,19 @@ def test_long_signals_are_seen_in_crops_of_256_patches(tmp_path: Path) -> None:
     assert record["data"]["image_size"] == [20 * 256]
 
 
+def test_a_network_of_stride_320(tmp_path: Path) -> None:
+    """The decoder that the recipe chooses is as wide as its seven steps up need."""
+    (tmp_path / "some").mkdir()
+    for number in range(2):
+        np.save(tmp_path / "some" / f"{number}.npy", waves(1, 3000, number)[0])
+    chosen = {name: value for name, value in TINY.items() if name not in ("image_size", "decoder_width")}
+    pretrain(tmp_path / "run", chosen={**chosen, "model": f"{NETWORKS}:wav2vec", "data": tmp_path / "some"})
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["model"]["patch_size"] == [320]
+    assert record["model"]["decoder_width"] == 4 * 2**7
+    assert record["data"]["image_size"] == [2880]
+
+
 def test_amplitudes_of_the_set(signals: Path, tmp_path: Path) -> None:
     pretrain(tmp_path / "run", chosen={**TINY, "data": signals, "amplitude": "set", "epochs": 1.0})
     data = json.loads((tmp_path / "run" / "config.json").read_text())["data"]

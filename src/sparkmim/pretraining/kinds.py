@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..data.clips.opening import Clips
-from ..data.kinds import Kind, kind_of
+from ..data.kinds import Kind
 from ..data.signals.source import Signals
 from ..data.sources.base import ImageSource, whole_of
 from ..data.volumes.opening import prepared_as
@@ -35,8 +35,11 @@ def of_clips(source: ImageSource) -> Clips:
 
 
 def kind_in(config: PretrainConfig) -> Kind:
-    """Return what a configuration's images are."""
-    return kind_of(config.data.data, lambda: len(config.data.image_size))
+    """Return what a configuration's images are, by the axes of its views."""
+    axes = len(config.data.image_size)
+    if axes == 3:
+        return "volumes" if config.clips.frames is None else "clips"
+    return "signals" if axes == 1 else "images"
 
 
 def kind_of_source(source: ImageSource, axes: int) -> Kind:

@@ -148,6 +148,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             kind = kind_of(chosen.get("data"), lambda: self.builder.axes(chosen["model"]))
             if kind != "volumes" and Path(chosen.get("data") or ".").exists():  # the kind depends on it, or may
                 require_same_kind(chosen.get("data"), kind, self.builder.axes(chosen["model"]), chosen["model"])
+        require_for_kind(chosen, kind)
         where = Where(
             data=chosen.get("data"),
             settings=settings,
@@ -217,7 +218,8 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
     def require_effects(self, chosen: Mapping[str, Any], config: PretrainConfig) -> None:
         """Raise for settings of the user's that change nothing beside the others."""
         given, run = config.data, config.run
-        kind = kind_in(config)
+        others = {name: value for name, value in chosen.items() if name != "frames"}  # by which clips are recognized
+        require_for_kind(others, kind_in(config))
         monitored = run.monitor != "none", "without a monitor; give --monitor knn too"
         require_effect(
             chosen,
@@ -230,14 +232,6 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
                 "monitor_data": monitored,
                 **dict.fromkeys(("decoder_width", "decoder_block"), (config.model.decoder == "unet", OWN_DECODER)),
                 "crop_scale": (given.crop == "resized", "with --crop native, which cuts at the image's resolution"),
-                **{
-                    field.name: (kind == name, f"on {kind}; it is for {name}")
-                    for name, group in GROUPS.items()
-                    for field in fields(group)
-                },
-                **dict.fromkeys(
-                    ("pages", "nodata"), (kind not in ("signals", "clips"), f"on {kind}; it is for images")
-                ),
             },
         )
 
@@ -410,6 +404,21 @@ def _group_of(kind: Kind, chosen: Mapping[str, Any]) -> Any:
     """Return the settings of a kind of data that the user has set; None for images."""
     group = GROUPS.get(kind)
     return group and group(**{field.name: chosen[field.name] for field in fields(group) if field.name in chosen})
+
+
+def require_for_kind(chosen: Mapping[str, Any], kind: Kind) -> None:
+    """Raise for settings of the user's that are for another kind of data.
+
+    Raises:
+        ValueError: naming the setting, and what it is for.
+    """
+    effects = {
+        field.name: (kind == name, f"on {kind}; it is for {name}")
+        for name, group in GROUPS.items()
+        for field in fields(group)
+    }
+    pictured = kind not in ("signals", "clips"), f"on {kind}; it is for images"
+    require_effect(chosen, effects | dict.fromkeys(("pages", "nodata"), pictured))
 
 
 @contextmanager

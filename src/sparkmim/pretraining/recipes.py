@@ -27,6 +27,7 @@ from ..data.kinds import Kind
 from ..data.sources.base import ImageSource
 from ..data.statistics import input_statistics
 from ..models.config import ModelConfig
+from ..models.decoder import upsampling_steps
 from ..models.factory import takes_drop_path
 from ..models.masking import random_visible
 from ..models.spark import SparK
@@ -336,8 +337,14 @@ def _patch_size(situation: Situation) -> tuple[int, ...]:
 
 
 def _narrow_decoder_width(situation: Situation) -> int:
-    """Return the channels of the deepest map, within limits: the paper's width would take nearly all the time."""
-    return min(768, max(32, situation.backbone.levels[-1].channels))
+    """Return the channels of the deepest map, within limits: the paper's width would take nearly all the time in 3-D.
+
+    The width is halved at each step up: at least one channel is left, of signals four.
+    """
+    backbone = situation.backbone
+    left = 4 if situation.kind == "signals" else 1
+    least = left * 2 ** len(upsampling_steps(backbone.strides[::-1]))
+    return max(min(768, max(32, backbone.channels[-1])), least)
 
 
 def _unit(situation: Situation) -> tuple[int, ...]:

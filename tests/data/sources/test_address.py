@@ -85,7 +85,7 @@ def test_a_class_in_a_file(source_file: Path) -> None:
     [
         (
             "fodler://x",
-            r"--data fodler://x: unknown scheme 'fodler'; did you mean folder://. Known .*: builtin, clips, folder, signals, volumes",
+            r"--data fodler://x: unknown scheme 'fodler'; did you mean folder://. Known .*: builtin, clips, folder, signals",
         ),
         (
             "s3://bucket",
