@@ -7,7 +7,7 @@ network's own names, and under the metadata key `sparkmim` a JSON object of :fun
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..data.clips.opening import ClipPreparation
 from ..data.config import DataConfig, ViewConfig, files_of
+from ..data.signals.source import SignalPreparation
 from ..data.volumes.preparing import Preparation
 from ..models.backbone import Backbone
 from ..models.factory import code_of, is_registered, load_backbone
@@ -60,7 +62,7 @@ def network_metadata(model: str, stages: Sequence[str], in_chans: int, data: Vie
         in_chans: channels of the images.
         data: how images are prepared.
         more: further values: `step`, `levels` (number of feature maps, if given by the user), `classes` of a
-            classifier, and `volumes` (how they were prepared).
+            classifier, and `volumes`, `signals` or `clips` (how they were prepared).
     """
     values = {
         "model": model,
@@ -108,7 +110,9 @@ class TrainedEncoder(NamedTuple):
         levels: number of feature maps, if given by the user.
         statistics_known: whether mean and standard deviation are those that the weights were trained with; if not, they
             are a default, and those of the images at hand serve better.
-        volumes: how the volumes that it has learned from were prepared; None for images.
+        volumes: how the volumes that it has learned from were prepared; None for all else.
+        signals: likewise of signals.
+        clips: likewise of clips.
     """
 
     name: str
@@ -119,6 +123,8 @@ class TrainedEncoder(NamedTuple):
     levels: int | None = None
     statistics_known: bool = True
     volumes: Preparation | None = None
+    signals: SignalPreparation | None = None
+    clips: ClipPreparation | None = None
 
 
 def load_encoder(
@@ -197,7 +203,8 @@ def load_trained_encoder(
     backbone.module.eval()
     step = None if "classes" in known else known.get("step")  # a classifier's steps are not those of a pretraining
     data, certain = _input_of(backbone, {**_published(backbone), **known}, recorded.path)
-    return TrainedEncoder(name, backbone, data, step, tuple(stages), levels, certain, _volumes_of(known, recorded.path))
+    prepared = {kind: _prepared(kind, known, recorded.path) for kind in PREPARATIONS}
+    return TrainedEncoder(name, backbone, data, step, tuple(stages), levels, certain, **prepared)
 
 
 def find_weights(encoder: str | Path) -> Path:
@@ -249,7 +256,7 @@ def with_input(
 
     Args:
         network: the encoder.
-        image_size: side of the square view in pixels; None keeps its own.
+        image_size: side of the view along each axis but that of frames; None keeps its own.
         mean: mean of each channel, likewise.
         std: standard deviation of each channel, likewise.
         files: how files are read, where that differs; see :func:`~sparkmim.data.config.chosen_files`.
@@ -260,7 +267,9 @@ def with_input(
     if image_size is not None:
         if image_size < 1:
             raise ValueError(f"--image-size {image_size} is not a number of pixels")
-        network = network._replace(data=replace(network.data, image_size=(image_size, image_size)))
+        frames = network.data.image_size[:1] if network.clips is not None else ()
+        size = (*frames, *[image_size] * (network.backbone.dims - len(frames)))
+        network = network._replace(data=replace(network.data, image_size=size))
     if files:
         network = network._replace(data=replace(network.data, **files))
     channels = network.backbone.in_chans
@@ -337,18 +346,26 @@ def _without_encoder(path: Path) -> bool:
     return path.is_dir() and not of_timm_folder(path) and not RunFolder(path).encoder.is_file()
 
 
-def _volumes_of(known: Mapping[str, Any], path: object) -> Preparation | None:
-    """Return how volumes were prepared, as a file records; None for images.
+PREPARATIONS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "volumes": Preparation.from_json,
+    "signals": SignalPreparation.from_json,
+    "clips": ClipPreparation.from_json,
+}
+"""What reads how data were prepared, by their kind."""
+
+
+def _prepared(kind: str, known: Mapping[str, Any], path: object) -> Any:
+    """Return how data of a kind were prepared, as a file records; None if it does not.
 
     Raises:
         ValueError: if it cannot be.
     """
-    if "volumes" not in known:
+    if kind not in known:
         return None
     try:
-        return Preparation.from_json(known["volumes"])
+        return PREPARATIONS[kind](known[kind])
     except ValueError as error:
-        raise ValueError(f"{path} records how volumes were prepared, and is damaged: {error}") from error
+        raise ValueError(f"{path} records how {kind} were prepared, and is damaged: {error}") from error
 
 
 def _input_of(backbone: Backbone, known: Mapping[str, Any], path: object = "timm") -> tuple[DataConfig, bool]:

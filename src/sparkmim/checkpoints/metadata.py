@@ -35,6 +35,9 @@ INPUT = ("image_size", "crop", "flip", "mean", "std", "pages", "nodata", "max_pi
 LARGEST_SIZE = 16_384
 """Pixels of the longest side of a view that a file may record."""
 
+LONGEST_SIGNAL = 2**24
+"""Samples of a view of a signal that a file may record."""
+
 MOST_CHANNELS = 10_000
 
 MOST_PIXELS = 2**34
@@ -47,6 +50,11 @@ def _whole(low: int, high: float) -> Callable[[Any], bool]:
 
 def _list_of(valid: Callable[[Any], bool], most: int, least: int = 0) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and least <= len(value) <= most and all(map(valid, value))
+
+
+def largest_side(size: Any) -> int:
+    """Return the longest side of a view that a file may record, given all of its sides."""
+    return LONGEST_SIGNAL if isinstance(size, (list, tuple)) and len(size) == 1 else LARGEST_SIZE
 
 
 def _number(value: Any) -> bool:
@@ -62,7 +70,10 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stages": (_list_of(_text, 1000), "a list of names"),
     "levels": (lambda value: value is None or _whole(1, 1000)(value), "a number of feature maps"),
     "in_chans": (_whole(1, MOST_CHANNELS), f"a number of channels from 1 to {MOST_CHANNELS:,}"),
-    "image_size": (_list_of(_whole(1, LARGEST_SIZE), 3, 1), f"sides from 1 to {LARGEST_SIZE:,} pixels"),
+    "image_size": (
+        lambda value: _list_of(_whole(1, largest_side(value)), 3, 1)(value),
+        f"sides from 1 to {LARGEST_SIZE:,} pixels, or up to {LONGEST_SIGNAL:,} samples",
+    ),
     "crop": (lambda value: value in ("resized", "native"), "resized or native"),
     "flip": (lambda value: isinstance(value, bool), "true or false"),
     "pages": (lambda value: value in get_args(Pages), ", ".join(get_args(Pages))),
@@ -76,6 +87,8 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "settings": (lambda value: isinstance(value, dict), "an object"),
     "targets": (lambda value: isinstance(value, dict), "an object"),
     "volumes": (lambda value: isinstance(value, dict), "an object"),
+    "signals": (lambda value: isinstance(value, dict), "an object"),
+    "clips": (lambda value: isinstance(value, dict), "an object"),
     "padded": (lambda value: isinstance(value, bool), "true or false"),
 }
 """What each recorded value must be."""

@@ -43,6 +43,7 @@ def command(
     """
     from ..checkpoints.run_folder import RunFolder
     from ..objectives.base import find_objective
+    from ..pretraining.kinds import kind_in
     from ..pretraining.run import pretrain
     from ..training.recorded import names_unknown_code
 
@@ -55,9 +56,10 @@ def command(
     run = shlex.quote(str(output))
     recorded = RunFolder(output).read_config() or {}
     pictures = find_objective(PretrainConfig.plugins_of(recorded).get("objective", "pixels")).reconstructs
-    images = len(recorded["data"]["image_size"]) == 2
+    kind = kind_in(PretrainConfig.from_dict(recorded))
+    images = kind == "images"
     advice = [
-        f"{'More pictures, features' if pictures else 'Features'} of {'images' if images else 'volumes'}"
+        f"{'More pictures, features' if pictures else 'Features'} of {kind}"
         + (", and a classifier from labeled ones:" if images else ":"),
         *[f"    sparkmim reconstruct --run {run} --data FOLDER --output picture.png{again}"] * pictures,
         f"    sparkmim embed --encoder {run}/encoder.safetensors --data FOLDER --output features.npz{again}",

@@ -19,40 +19,72 @@ def command(
     workers: int = 2,
     output: str | None = None,
 ) -> int:
-    """Measure mean and standard deviation of images, or sizes, spacings and intensities of volumes.
+    """Measure mean and standard deviation of images, or sizes and values of volumes, signals or clips.
 
-    Those of images are printed as flags for `sparkmim pretrain`, for each channel.
+    Mean and deviation are printed as flags for `sparkmim pretrain`, for each channel.
 
     Args:
-        data: folder of images, or an address (SCHEME://...); folder or list of volumes.
-        in_chans: channels of the images; those of volumes are in the files.
-        limit: maximum number of images or volumes to read, spread evenly over the folder.
+        data: folder of images, signals or clips, or an address (SCHEME://...); folder or list of volumes.
+        in_chans: channels of images and clips; those of volumes and signals are in the files.
+        limit: maximum number of them to read, spread evenly over the folder.
         pages: what the pages of a TIFF file are, as for `sparkmim pretrain`.
         nodata: value of pixels without data, beside NaN and the one that a GeoTIFF names.
         max_pixels: most pixels of an image.
         workers: processes that read volumes.
-        output: a .png file for the histograms of volumes.
+        output: a .png file for the histograms of volumes or signals.
     """
     if in_chans < 1 or limit < 1 or workers < 0:
         raise ValueError(
             f"--in-chans {in_chans} and --limit {limit} must be at least 1, --workers {workers} at least 0"
         )
-    from ..data.volumes.opening import are_volumes
+    from ..data.kinds import kind_of
 
-    if are_volumes(data):
+    kind = kind_of(data)
+    if kind == "volumes":
         return _volumes(data, limit, workers, None if output is None else Path(output))
+    if kind == "signals":
+        return _signals(data, limit, None if output is None else Path(output))
     if output is not None:
-        raise ValueError(f"--output {output} is for the histograms of volumes; {data} is not one of volumes")
+        raise ValueError(f"--output {output} is for the histograms of volumes or signals; {data} holds {kind}")
+    from ..data.clips.opening import ClipPreparation, clips_table, open_clips
     from ..data.sources.address import open_source
+    from ..data.sources.base import ImageSource
     from ..data.sources.pages import by_page
     from ..data.statistics import channel_statistics
 
     validate_as(FileConfig, pages=pages, nodata=nodata, max_pixels=max_pixels)
     files = FileConfig(pages=pages, nodata=nodata, max_pixels=max_pixels)
-    source = by_page(open_source(data), in_chans, files)
+    if kind == "clips":
+        clips = open_clips(data, ClipPreparation(1), in_chans)
+        print(clips_table(clips))
+        source: ImageSource = clips
+    else:
+        source = by_page(open_source(data), in_chans, files)
     measured = channel_statistics(source, in_chans, limit, files)
     print(f"--mean {' '.join(map(str, measured.mean))} --std {' '.join(map(str, measured.std))}")
-    print(f"measured on {measured.images} images", file=sys.stderr)
+    print(f"measured on {measured.images} {kind}", file=sys.stderr)
+    return 0
+
+
+def _signals(data: str, limit: int, output: Path | None) -> int:
+    """Print what signals are like, and draw it."""
+    from ..data.signals.opening import find_signals
+    from ..data.signals.settings import SignalSettings
+    from ..data.signals.summary import measure_signals, signals_picture, signals_table
+    from ..utils.io import require_suffix, require_writable, write_atomically
+    from ..utils.logging import printing
+
+    if output is not None:
+        require_suffix(output, ".png")
+        require_writable(output)
+    with printing():
+        root, names = find_signals(data)
+        found = measure_signals(root, names, SignalSettings(), limit)
+    print(signals_table(found))
+    if output is not None:
+        picture = signals_picture(found)
+        write_atomically(output, lambda file: picture.save(file, "png"))
+        print(f"wrote {output}", file=sys.stderr)
     return 0
 
 

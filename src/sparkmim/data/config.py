@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ..utils.fields import Valid, at_least, setting, share, validate_as
+from .clips.settings import ClipSettings
+from .signals.settings import SignalSettings
 from .volumes.settings import PrepareSettings
 
 Pages = Literal["channels", "images", "first"]
@@ -97,6 +99,16 @@ class VolumeConfig(PrepareSettings):
     store: str | None = setting(None, kind="folder", resumable=True)
     """Folder for the prepared volumes, which runs on the same volumes share; the folder of the run's folder if not
     given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalConfig(SignalSettings):
+    """How signals are read; other data have no use for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig(ClipSettings):
+    """How clips are seen; other data have no use for it."""
 
 
 @dataclass(frozen=True, kw_only=True)

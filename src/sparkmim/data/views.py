@@ -8,16 +8,20 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .clips.base import Clip
+from .clips.opening import Clips
 from .config import ViewConfig
-from .sources.base import ImageSource, open_image
-from .volumes.views import VolumeTrainingView, VolumeView
+from .crops import CropTrainingView, CropView
+from .decoding.encoded import UnreadableImage, require_pixels
+from .normalize import unit_scale
+from .sources.base import ImageSource, open_image, whole_of
 
 ASPECT = (3 / 4, 4 / 3)
 """Least and greatest aspect ratio (width / height) of a random crop, relative to the view's."""
@@ -180,25 +184,90 @@ class EvaluationView(View):
         return with_reduction(Window((height, width), top, left, kept_height, kept_width, size))
 
 
-AnyView = View | VolumeView
-"""Views of images and of volumes: each looks into a source."""
+class ClipView:
+    """Some frames of a clip in the middle of it, each seen by the same window.
+
+    Frames beyond the clip have no data: they are NaN.
+
+    Attributes:
+        config: frames, height and width of views, and how frames are cropped.
+    """
+
+    spatial: type[View] = EvaluationView
+
+    def __init__(self, config: ViewConfig) -> None:
+        self.config = config
+        self._window = self.spatial(replace(config, image_size=config.image_size[1:]))
+
+    def look(self, source: ImageSource, index: int, channels: int, generator: torch.Generator | None = None) -> Tensor:
+        """Read the view of a clip of a source, no more frames than it shows.
+
+        Returns:
+            `(C, T, H, W)`: uint8, or float32 where frames have more than 8 bits or are beyond the clip.
+
+        Raises:
+            UnreadableImage: if it cannot be decoded.
+        """
+        clip = open_image(source, index, self.config)
+        if not isinstance(clip, Clip):
+            raise UnreadableImage("it is not a clip, and the network takes clips")
+        size, count = clip.measure(channels), self.config.image_size[0]
+        require_pixels(size.height, size.width, clip.files)
+        start = self.start(size.frames, clip.stride * (count - 1) + 1, generator)
+        window = self._window.place(size.height, size.width, generator)
+        wanted = [start + clip.stride * number for number in range(count)]
+        there = [0 <= place < size.frames for place in wanted]
+        frames = clip.frames([p for p, known in zip(wanted, there, strict=True) if known], channels, window.reduction)
+        seen = self._window.cut(frames.flatten(0, 1), window).unflatten(0, frames.shape[:2])
+        if all(there):
+            return seen
+        view = torch.full((channels, count, *seen.shape[2:]), torch.nan)
+        view[:, torch.tensor(there)] = unit_scale(seen)
+        return view
+
+    def start(self, frames: int, seen: int, generator: torch.Generator | None) -> int:
+        """Return the first frame of a view that spans `seen` of a clip's frames; at least one of them is shown."""
+        return max((frames - seen) // 2, 0)
 
 
-def training_view(config: ViewConfig, *, rotate: bool = True) -> AnyView:
-    """Return the view of training: of images, or of volumes where sizes have three axes.
+class ClipTrainingView(ClipView):
+    """Some frames of a clip from a random one on, each seen by the same random window."""
+
+    spatial = TrainingView
+
+    def start(self, frames: int, seen: int, generator: torch.Generator | None) -> int:
+        """Return a random first frame: the first one of a clip that is too short."""
+        return _between(0, max(0, frames - seen), torch.rand((), generator=generator, dtype=torch.float64).item())
+
+
+AnyView = View | CropView | ClipView
+"""Views of images, of volumes and signals, and of clips: each looks into a source."""
+
+
+def training_view(config: ViewConfig, source: ImageSource | None = None, *, rotate: bool = True) -> AnyView:
+    """Return the view of training that fits a source.
 
     Args:
         config: size of views, and how they are cropped.
+        source: of clips; any other, or none, is of what the number of axes tells: images, signals, volumes.
         rotate: rotate and scale crops of volumes.
     """
+    if _of_clips(source):
+        return ClipTrainingView(config)
     if len(config.image_size) == 2:
         return TrainingView(config)
-    return VolumeTrainingView(config, rotate=rotate)
+    return CropTrainingView(config, rotate=rotate and len(config.image_size) == 3)
 
 
-def evaluation_view(config: ViewConfig) -> AnyView:
-    """Return the fixed view for evaluation, likewise."""
-    return EvaluationView(config) if len(config.image_size) == 2 else VolumeView(config)
+def evaluation_view(config: ViewConfig, source: ImageSource | None = None) -> AnyView:
+    """Return the fixed view for evaluation, likewise; without a source it is not of clips."""
+    if _of_clips(source):
+        return ClipView(config)
+    return EvaluationView(config) if len(config.image_size) == 2 else CropView(config)
+
+
+def _of_clips(source: ImageSource | None) -> bool:
+    return source is not None and isinstance(whole_of(source), Clips)
 
 
 def center_start(length: int, wanted: int) -> int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -14,16 +14,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder, with_input
+from ..data.clips.opening import open_clips
 from ..data.config import DataConfig, Pages, ViewConfig, chosen_files
+from ..data.kinds import AXES, kind_of
 from ..data.loader import PlainViews, plain_batches, read
 from ..data.normalize import Normalize, join
 from ..data.places import files_outside, shared_files
+from ..data.signals.opening import open_signals
 from ..data.sources.address import open_source
 from ..data.sources.base import ImageSource
 from ..data.sources.pages import by_page
 from ..data.statistics import input_statistics
 from ..data.views import evaluation_view
-from ..data.volumes.opening import are_volumes, open_prepared
+from ..data.volumes.opening import open_prepared
 from ..models.backbone import Backbone
 from ..models.factory import require_image_size
 from ..training.config import Device, LoopConfig
@@ -156,25 +159,47 @@ def embed(
 
 
 def open_seen(data: str | Path | None, network: TrainedEncoder) -> ImageSource:
-    """Return the images at an address; volumes are prepared as those that a network has learned from.
+    """Return the images at an address; other data are prepared as those that a network has learned from.
 
     Raises:
         ValueError: if there are none, or they are not what the network takes.
     """
-    volumes = are_volumes(data)
-    if volumes != (network.backbone.dims == 3):
+    dims = network.backbone.dims
+    prepared = {"volumes": network.volumes, "signals": network.signals, "clips": network.clips}
+    learned = next((name for name, how in prepared.items() if how is not None), None)
+    kind = kind_of(data, lambda: dims, likely="clips" if learned == "clips" else "volumes" if dims == 3 else None)
+    if AXES[kind] != dims:
+        pictures = "pictures (name volumes of .npy or .tif files as volumes://FOLDER)" if dims == 3 else "pictures"
         raise ValueError(
-            f"{data or 'the built-in photographs'}: {network.name} takes images of {network.backbone.dims} axes, and "
-            f"these are {'volumes' if volumes else 'pictures (name volumes of .npy or .tif files as volumes://FOLDER)'}"
+            f"{data or 'the built-in photographs'}: {network.name} takes images of {dims} axes, and these are "
+            f"{pictures if kind == 'images' else kind}"
         )
-    if data is None or not volumes:
+    if data is None or kind == "images":
         return open_source(data)
-    if network.volumes is None:
+    if prepared[kind] is None:
+        about = f"has learned from {learned}" if learned else f"does not record how {kind} were prepared"
         raise ValueError(
-            f"the file of {network.name} does not record how volumes were prepared, so they would be prepared "
-            "otherwise here; use an encoder.safetensors of a pretraining on volumes"
+            f"the file of {network.name} {about}, so {kind} would be prepared otherwise here; use an "
+            f"encoder.safetensors of a pretraining on {kind}"
         )
-    return open_prepared(data, network.volumes)
+    return open_learned(data, {kind: prepared[kind]}, network.backbone.in_chans)
+
+
+def open_learned(data: str | Path, prepared: Mapping[str, Any], channels: int) -> ImageSource:
+    """Return data at an address, prepared as those that a network has learned from.
+
+    Args:
+        data: folder or address.
+        prepared: what was done to those, by their kind.
+        channels: of the network.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    ((kind, how),) = prepared.items()
+    if kind == "volumes":
+        return open_prepared(data, how)
+    return open_clips(data, how, channels) if kind == "clips" else open_signals(data, how, channels)
 
 
 def input_for(network: TrainedEncoder, source: ImageSource) -> DataConfig:
@@ -255,7 +280,7 @@ def pooled_features(
     indices: list[int] = []
     broken: list[tuple[int, str]] = []
     normalize = Normalize(data, device)
-    views = PlainViews(source, evaluation_view(data), backbone.in_chans)
+    views = PlainViews(source, evaluation_view(data, source), backbone.in_chans)
     with read(plain_batches(views, batch_size, workers)) as batches:
         for batch in batches:
             broken += batch.broken

@@ -85,6 +85,11 @@ class FrozenEncoder:
             raise ValueError(f"--batch-size {batch_size} must be at least 1, and --workers {workers} at least 0")
         self.device = pick_device(device)
         loaded = load_trained_encoder(encoder, model, seed, stages=stages, in_chans=in_chans, trust=trust)
+        if loaded.backbone.dims == 1 or loaded.clips is not None:
+            raise ValueError(
+                f"{loaded.name} takes {'signals' if loaded.backbone.dims == 1 else 'clips'}, and k-NN and the linear "
+                "probe classify images; `sparkmim embed` computes features to classify by"
+            )
         chosen = with_input(loaded, image_size=image_size, mean=mean, std=std, files=files)
         source = by_page(source, chosen.backbone.in_chans, chosen.data)
         self.network: TrainedEncoder = ready_for(chosen, source, stage)

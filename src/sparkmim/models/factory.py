@@ -19,6 +19,7 @@ from ..utils.modules import eval_mode
 from ..utils.specs import LOCAL_FOLDER, is_function, load_object
 from .backbone import Backbone, Levels
 from .named.base import NamedNetwork, find_named
+from .networks import spatial_dims
 from .user_code import code_of as code_of  # documented here
 
 
@@ -154,6 +155,24 @@ def _named_backbone(
     default = "all" if stages else built.levels
     own = stages or built.stages or None
     return Backbone(built.module, own, in_chans=built.in_chans, levels=default if levels is None else levels)
+
+
+def axes_of(model: str) -> int:
+    """Return the number of spatial axes of the network that a user names: 2 for one of timm.
+
+    Raises:
+        ValueError: for an unknown file or function, or a function that returns no network.
+    """
+    named = find_named(model)
+    if named is None and not is_function(model):
+        return 2
+    with torch.random.fork_rng(devices=()):
+        made = load_object(model)() if named is None else named.build(None).module
+    if isinstance(made, Backbone):
+        return made.dims
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"{model} returns a {type(made).__name__}, not a torch.nn.Module or a sparkmim.Backbone")
+    return spatial_dims(made)
 
 
 def require_local_folder(model: str) -> None:

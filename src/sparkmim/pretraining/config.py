@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..data.config import DataConfig, VolumeConfig
+from ..data.config import ClipConfig, DataConfig, SignalConfig, VolumeConfig
 from ..models.config import ModelConfig
 from ..objectives.settings import LatentsSettings, PixelsSettings
 from ..training.config import Configuration, LoopConfig, OptimizerConfig, ScheduleConfig, plugin
@@ -57,5 +57,7 @@ class PretrainConfig(Configuration):
     schedule: ScheduleConfig
     run: RunConfig
     volumes: VolumeConfig = field(default_factory=VolumeConfig)
+    signals: SignalConfig = field(default_factory=SignalConfig)
+    clips: ClipConfig = field(default_factory=ClipConfig)
     objective: Any = plugin("objective", settings_of_objective)
     source: Any = plugin("data", settings_of_source)

@@ -23,6 +23,7 @@ from ..utils.logging import log
 from ..utils.modules import eval_mode
 from ..utils.text import printable
 from .config import PretrainConfig
+from .kinds import kind_in
 
 PICTURED = 8
 """Images whose reconstructions are drawn."""
@@ -94,7 +95,14 @@ def draw_reconstructions(
         pictures = model.reconstruct(images, visible)
     model.train()
     data = config.data
-    grid = reconstruction_grid(images.cpu(), visible, pictures.float().cpu(), mean=data.mean, std=data.std)
+    grid = reconstruction_grid(
+        images.cpu(),
+        visible,
+        pictures.float().cpu(),
+        mean=data.mean,
+        std=data.std,
+        clips=kind_in(config) == "clips",
+    )
     save_png(grid, path)
 
 

@@ -15,7 +15,7 @@ from ..checkpoints.weights import load_weights
 from ..data.seeding import Stream, keyed_seed
 from ..models.backbone import Backbone, Levels
 from ..models.config import ModelConfig
-from ..models.factory import load_backbone
+from ..models.factory import axes_of, load_backbone
 from ..models.own_decoder import levels_of
 from ..models.spark import SparK
 from ..objectives.base import find_objective
@@ -35,8 +35,15 @@ class ModelBuilder:
     """
 
     def __init__(self) -> None:
+        self._axes: dict[str, int] = {}
         self._networks: dict[tuple[Any, ...], tuple[Backbone, Tensor]] = {}  # with the generator's state after it
         self._models: list[tuple[tuple[ModelConfig, Any, int], SparK]] = []
+
+    def axes(self, model: str) -> int:
+        """Return the number of spatial axes of a network, see :func:`~sparkmim.models.factory.axes_of`."""
+        if model not in self._axes:
+            self._axes[model] = axes_of(model)
+        return self._axes[model]
 
     def backbone(
         self,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +13,17 @@ import numpy as np
 from lightning_fabric import Fabric
 
 from ..checkpoints.run_folder import RunFolder
-from ..data.config import FileConfig, VolumeConfig, files_of
+from ..data.clips.opening import ClipPreparation, open_clips
+from ..data.config import ClipConfig, FileConfig, SignalConfig, VolumeConfig, files_of
+from ..data.kinds import AXES, Kind, kind_of
 from ..data.places import files_outside
 from ..data.seeding import Stream
+from ..data.signals.opening import open_signals
 from ..data.sources.address import open_source, source_type
 from ..data.sources.base import ImageSource, held_out
 from ..data.sources.pages import Pages, by_page
 from ..data.statistics import first_readable, peculiarities, require_readable
-from ..data.volumes.opening import Stores, are_volumes
+from ..data.volumes.opening import Stores
 from ..models.backbone import Backbone
 from ..models.factory import code_of
 from ..models.masking import visible_patches
@@ -36,10 +40,11 @@ from ..utils.distributed import local_processes
 from ..utils.fields import NoSettings, per_axis
 from .config import PretrainConfig, settings_of_source
 from .evaluators import find_monitor
+from .kinds import described, kind_in, of_clips, of_signals, with_frames, with_size
 from .model import INIT_OF_FINETUNING, ModelBuilder, require_pretraining
 from .recipes import RECIPES, Recipe, Situation
 from .task import PretrainingTask
-from .volumes import described, require_few_unreadable
+from .volumes import require_few_unreadable
 
 OTHER_PARTS = {"unet": "decoder and mask embeddings", "own": "its own decoder; projections and mask embeddings"}
 """What a model has beside the network, by decoder."""
@@ -49,6 +54,49 @@ OWN_DECODER = "with --decoder own, the network's; use --decoder unet, or leave i
 
 TRIES = 3
 """Times that a recipe is asked: once for what the user sets, once for how it sets that files are read."""
+
+
+GROUPS: dict[Kind, type[Any]] = {"volumes": VolumeConfig, "signals": SignalConfig, "clips": ClipConfig}
+"""Groups of settings, by the kind of data that they are for."""
+
+VIEWED: dict[Kind, str] = {
+    "images": "pixels",
+    "volumes": "voxels",
+    "signals": "samples",
+    "clips": "frames and pixels",
+}
+"""What views are measured in."""
+
+NAMES: dict[Kind, str] = {
+    "images": "a folder of images",
+    "volumes": "a folder of volumes (such as .nii.gz files; volumes://FOLDER if they are .npy or .tif)",
+    "signals": "a folder of signals (.npy, .npz, .csv or .wav files)",
+    "clips": "a folder of clips (video files, .npy files, or folders of frames)",
+}
+
+
+class Where(NamedTuple):
+    """What is opened, and how.
+
+    Attributes:
+        data: folder or address of the images, or what takes their place; the built-in photographs if None.
+        settings: of the class that opens an address; also for `val_data`, if the same class opens it.
+        val_data: folder or address of images to hold out.
+        val_share: share of the images to hold out instead.
+        seed: of that choice.
+        kind: what `data` holds.
+        how: the settings of that kind; None for images.
+        channels: of signals; None if that is not known.
+    """
+
+    data: str | None
+    settings: Any
+    val_data: str | None
+    val_share: float
+    seed: int
+    kind: Kind
+    how: Any
+    channels: int | None = None
 
 
 class PretrainingImages(NamedTuple):
@@ -76,7 +124,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         self.stores = Stores() if stores is None else stores
         self.builder = ModelBuilder()
         self._odd: list[str] = []  # about the images
-        self._opened: tuple[tuple[Any, ...], PretrainingImages] | None = None
+        self._opened: tuple[Where, PretrainingImages] | None = None
         self._paged: tuple[tuple[Any, ...], PretrainingImages] | None = None
 
     def resolve(
@@ -96,14 +144,29 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         seed = chosen.get("seed", 0)
         own = {name.removeprefix("data."): value for name, value in chosen.items() if name.startswith("data.")}
         settings = settings_of_source(chosen.get("data"))(**own)
-        prepared = VolumeConfig(**{f.name: chosen[f.name] for f in fields(VolumeConfig) if f.name in chosen})
-        where = chosen.get("data"), settings, chosen.get("val_data"), chosen.get("val_share", 0.0), seed, prepared
-        volumes = are_volumes(chosen.get("data"))
-        if not volumes:
-            self._open(where)
-        elif "in_chans" not in chosen:  # volumes are prepared when the network is known to fit them
-            chosen = {**chosen, "in_chans": self.stores.channels(chosen["data"])}
         with code_of(chosen["model"]):
+            kind = kind_of(chosen.get("data"), lambda: self.builder.axes(chosen["model"]))
+            if kind != "volumes" and Path(chosen.get("data") or ".").exists():  # the kind depends on it, or may
+                require_same_kind(chosen.get("data"), kind, self.builder.axes(chosen["model"]), chosen["model"])
+        require_for_kind(chosen, kind)
+        where = Where(
+            data=chosen.get("data"),
+            settings=settings,
+            val_data=chosen.get("val_data"),
+            val_share=chosen.get("val_share", 0.0),
+            seed=seed,
+            kind=kind,
+            how=_group_of(kind, chosen),
+        )
+        if kind == "volumes" and "in_chans" not in chosen:  # prepared when the network is known to fit them
+            chosen = {**chosen, "in_chans": self.stores.channels(chosen["data"])}
+        elif kind == "signals":
+            where = where._replace(channels=chosen.get("in_chans"))
+            chosen = {"in_chans": of_signals(self._open(where).source).channels, **chosen}
+            where = where._replace(channels=chosen["in_chans"])
+        elif kind == "images":
+            self._open(where)
+        with code_of(chosen["model"]), about_channels(kind, chosen):
             backbone = self.builder.backbone(
                 chosen["model"],
                 chosen.get("stages", ()),
@@ -112,10 +175,13 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
                 levels=levels_of(chosen.get("levels"), chosen.get("decoder", "unet")),
                 drop_path=chosen.get("drop_path", 0.0),
             )
-        require_same_kind(chosen.get("data"), volumes, backbone, chosen["model"])
+        require_same_kind(chosen.get("data"), kind, backbone.dims, chosen["model"])
+        if kind == "clips":
+            clips = of_clips(self._open(where).source)
+            chosen = with_frames(chosen, clips, backbone.size_divisor(patch_size_of(backbone, chosen))[0])
         if "image_size" in chosen:  # before a recipe runs the network on it
             chosen = {**chosen, "image_size": per_axis(chosen["image_size"], backbone.dims)}
-            require_whole_patches(chosen["image_size"], backbone.resolve_patch_size(chosen.get("patch_size")))
+            require_whole_patches(chosen["image_size"], patch_size_of(backbone, chosen))
         if init == "timm" and not (getattr(backbone.module, "pretrained_cfg", None) or {}).get("tag"):
             raise ValueError(f"timm has no weights for {chosen['model']}; use --init none or a file")
         asked, files = dict(chosen), files_of(chosen)
@@ -144,9 +210,16 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         first_readable(data.source, config.model.in_chans, config.data)
         return config, data
 
+    def complete(self, chosen: Mapping[str, Any], recorded: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the user's fields with the frames of a run of clips as the first number of `image_size`."""
+        frames = recorded.get("clips", {}).get("frames")
+        return chosen if frames is None or "image_size" not in chosen else with_size(chosen, frames)
+
     def require_effects(self, chosen: Mapping[str, Any], config: PretrainConfig) -> None:
         """Raise for settings of the user's that change nothing beside the others."""
         given, run = config.data, config.run
+        others = {name: value for name, value in chosen.items() if name != "frames"}  # by which clips are recognized
+        require_for_kind(others, kind_in(config))
         monitored = run.monitor != "none", "without a monitor; give --monitor knn too"
         require_effect(
             chosen,
@@ -159,21 +232,25 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
                 "monitor_data": monitored,
                 **dict.fromkeys(("decoder_width", "decoder_block"), (config.model.decoder == "unet", OWN_DECODER)),
                 "crop_scale": (given.crop == "resized", "with --crop native, which cuts at the image's resolution"),
-                **{
-                    field.name: (are_volumes(given.data), "on images, which are read as they are; it is for volumes")
-                    for field in fields(VolumeConfig)
-                    if field.name in chosen
-                },
             },
         )
 
     def read_data(self, config: PretrainConfig) -> PretrainingImages:
         """Return the images of a configuration: to train on, and held out."""
-        data = config.data
-        where = data.data, config.source, data.val_data, data.val_share, config.run.seed, config.volumes
+        data, kind = config.data, kind_in(config)
+        where = Where(
+            data=data.data,
+            settings=config.source,
+            val_data=data.val_data,
+            val_share=data.val_share,
+            seed=config.run.seed,
+            kind=kind,
+            how=None if kind == "images" else getattr(config, kind),
+            channels=config.model.in_chans if kind == "signals" else None,
+        )
         return self._images(where, config.model.in_chans, files_of(vars(data)))
 
-    def _images(self, where: tuple[Any, ...], channels: int, files: FileConfig) -> PretrainingImages:
+    def _images(self, where: Where, channels: int, files: FileConfig) -> PretrainingImages:
         """Return the images of :func:`open_images`: files, or their pages; those of the last call are kept."""
         key = where, channels, files
         if files.pages != "images":
@@ -184,10 +261,10 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             self._paged = key, PretrainingImages(by_page(source, channels, files), held)
         return self._paged[1]
 
-    def _open(self, where: tuple[Any, ...]) -> PretrainingImages:
+    def _open(self, where: Where) -> PretrainingImages:
         """Return the images that :func:`open_images` opens; what was opened last is not opened again."""
         if self._opened is None or self._opened[0] != where:
-            self._opened = where, open_images(*where, stores=self.stores)
+            self._opened = where, open_images(where, stores=self.stores)
         return self._opened[1]
 
     def fingerprints(self, data: PretrainingImages) -> dict[str, str]:
@@ -201,9 +278,13 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
     def validate(self, ready: Ready, processes: int) -> None:
         """Raise for what would go wrong later; finds the monitor's images."""
         data, model = ready.config.data, ready.config.model
-        if len(data.image_size) != 2 and data.crop == "resized":
+        kind = kind_in(ready.config)
+        if kind in ("volumes", "signals") and data.crop == "resized":
+            by = "--spacing" if kind == "volumes" else "--rate"
+            raise ValueError(f"--crop resized is for images; {kind} are resampled once ({by}), so use --crop native")
+        if kind in ("signals", "clips") and ready.config.run.monitor != "none":
             raise ValueError(
-                "--crop resized is for images; volumes are resampled once (--spacing), so use --crop native"
+                f"--monitor {ready.config.run.monitor} is for images, and --data holds {kind}; leave it out"
             )
         require_whole_patches(data.image_size, model.patch_size)
         visible_patches([s // p for s, p in zip(data.image_size, model.patch_size, strict=True)], model.mask_ratio)
@@ -273,7 +354,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             **described(ready.data.source),
             "values": f"mean {_numbers(data.mean)}, deviation {_numbers(data.std)}"
             + ("" if data.nodata is None else f"; {data.nodata:g} is no data"),
-            "views": f"{_by(data.image_size)} {'pixels' if len(data.image_size) == 2 else 'voxels'}, "
+            "views": f"{_by(data.image_size)} {VIEWED[kind_in(config)]}, "
             f"{patches} patches of {_by(model.patch_size)}, {patches - shown} hidden",
             **_maps(model.backbone),
             **({} if config.model.objective == "pixels" else {"objective": Path(config.model.objective).name}),
@@ -319,61 +400,100 @@ def _files(source: ImageSource) -> str:
     return f", pages of {len(np.unique(source.files)):,} files" if isinstance(source, Pages) else ""
 
 
-def open_images(
-    data: str | None,
-    settings: Any,
-    val_data: str | None,
-    val_share: float,
-    seed: int,
-    prepared: VolumeConfig,
-    *,
-    stores: Stores,
-) -> PretrainingImages:
-    """Return images to train on and images held out; volumes are prepared first.
+def _group_of(kind: Kind, chosen: Mapping[str, Any]) -> Any:
+    """Return the settings of a kind of data that the user has set; None for images."""
+    group = GROUPS.get(kind)
+    return group and group(**{field.name: chosen[field.name] for field in fields(group) if field.name in chosen})
 
-    Args:
-        data: folder or address of the images; the built-in photographs if None.
-        settings: of the class that opens the address; also for `val_data`, if the same class opens it.
-        val_data: folder or address of images to hold out.
-        val_share: share of the images to hold out instead.
-        seed: of that choice.
-        prepared: how volumes are prepared.
-        stores: where.
+
+def require_for_kind(chosen: Mapping[str, Any], kind: Kind) -> None:
+    """Raise for settings of the user's that are for another kind of data.
+
+    Raises:
+        ValueError: naming the setting, and what it is for.
     """
-    if val_data is not None and val_share:
+    effects = {
+        field.name: (kind == name, f"on {kind}; it is for {name}")
+        for name, group in GROUPS.items()
+        for field in fields(group)
+    }
+    pictured = kind not in ("signals", "clips"), f"on {kind}; it is for images"
+    require_effect(chosen, effects | dict.fromkeys(("pages", "nodata"), pictured))
+
+
+@contextmanager
+def about_channels(kind: Kind, chosen: Mapping[str, Any]) -> Iterator[None]:
+    """Say how many channels signals have where a network cannot be used: it is often made for others.
+
+    Raises:
+        ValueError: likewise.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if kind != "signals":
+            raise
+        channels = chosen["in_chans"]
+        raise ValueError(
+            f"{error}. The signals have {channels} channel{'s' * (channels != 1)}: is the network made for as many?"
+        ) from error
+
+
+def patch_size_of(backbone: Backbone, chosen: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the size of patches that the user has chosen, or the network's."""
+    return backbone.resolve_patch_size(chosen.get("patch_size"))
+
+
+def open_images(where: Where, *, stores: Stores) -> PretrainingImages:
+    """Return images to train on and images held out; volumes are prepared first, where the stores say."""
+    data, val_data, kind = where.data, where.val_data, where.kind
+    if val_data is not None and where.val_share:
         raise ValueError("--val-data and --val-share both say what is held out; use one of them")
-    given = None if isinstance(settings, NoSettings) else settings
-    volumes = data is not None and are_volumes(data)
-    everything = stores.open(data, prepared) if data is not None and volumes else open_source(data, given)
-    if val_data is not None:
-        if volumes != are_volumes(val_data):
-            kinds = ("images", "volumes") if volumes else ("volumes", "images")
-            raise ValueError(f"--val-data {val_data} holds {kinds[0]}, and --data {kinds[1]}; use the same for both")
-        if volumes:
-            return PretrainingImages(everything, stores.open(val_data, prepared, everything, "--val-data"))
-        alike = source_type(val_data, "--val-data") is source_type(data)
-        return PretrainingImages(everything, open_source(val_data, given if alike else None, "--val-data"))
-    return (
-        PretrainingImages(*held_out(everything, val_share, seed)) if val_share else PretrainingImages(everything, None)
-    )
+    everything = _open_kind(where, data, "--data", stores)
+    if val_data is None:
+        held = held_out(everything, where.val_share, where.seed) if where.val_share else (everything, None)
+        return PretrainingImages(*held)
+    other = kind_of(val_data, lambda: AXES[kind], "--val-data")
+    if other != kind:
+        raise ValueError(f"--val-data {val_data} holds {other}, and --data {kind}; use the same for both")
+    return PretrainingImages(everything, _open_kind(where, val_data, "--val-data", stores, everything))
 
 
-def require_same_kind(data: str | None, volumes: bool, backbone: Backbone, name: str) -> None:
-    """Raise unless a network takes what its images are, volumes or pictures.
+def _open_kind(
+    where: Where, address: str | None, option: str, stores: Stores, like: ImageSource | None = None
+) -> ImageSource:
+    """Return what is at an address; volumes and signals are prepared as those in `like` are."""
+    if address is None or where.kind == "images":
+        alike = option == "--data" or source_type(address, option) is source_type(where.data)
+        given = None if isinstance(where.settings, NoSettings) or not alike else where.settings
+        return open_source(address, given, option)
+    if where.kind == "volumes":
+        return stores.open(address, where.how, like, option)
+    if where.kind == "clips":
+        return open_clips(address, ClipPreparation(where.how.frame_stride), option=option)
+    how = where.how if like is None else of_signals(like).preparation
+    return open_signals(address, how, where.channels, option)
+
+
+def require_same_kind(data: str | None, kind: Kind, axes: int, name: str) -> None:
+    """Raise unless a network has as many axes as its images.
 
     Raises:
         ValueError: naming both, and what to do.
     """
-    if volumes and backbone.dims != 3:
+    if axes == AXES[kind]:
+        return
+    if kind == "images":
+        takes = [other for other in AXES if AXES[other] == axes]
         raise ValueError(
-            f"{data} holds volumes, and {name} takes images of {backbone.dims} axes; name a network of 3-D "
-            "convolutions, such as nnunet:resenc-m"
+            f"{name} takes {' or '.join(takes)} of {axes} axes, and {data or 'the built-in photographs'} are "
+            f"images; name {', or '.join(NAMES[other] for other in takes)}"
         )
-    if not volumes and backbone.dims != 2:
-        raise ValueError(
-            f"{name} takes volumes of {backbone.dims} axes, and {data or 'the built-in photographs'} are images; name "
-            "a folder of volumes (such as .nii.gz files; volumes://FOLDER if they are .npy or .tif)"
-        )
+    networks = {"volumes": ", such as nnunet:resenc-m", "clips": ", such as torchvision.models.video:r3d_18"}
+    raise ValueError(
+        f"{data} holds {kind}, and {name} takes images of {axes} axes; name a network of {AXES[kind]}-D "
+        f"convolutions{networks.get(kind, '')}"
+    )
 
 
 def require_whole_patches(image_size: Sequence[int], patch_size: Sequence[int]) -> None:

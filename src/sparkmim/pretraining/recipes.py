@@ -23,9 +23,11 @@ from torch import Tensor
 
 from ..checkpoints.encoder import input_of_weights
 from ..data.config import DataConfig, files_of
+from ..data.kinds import Kind
 from ..data.sources.base import ImageSource
 from ..data.statistics import input_statistics
 from ..models.config import ModelConfig
+from ..models.decoder import upsampling_steps
 from ..models.factory import takes_drop_path
 from ..models.masking import random_visible
 from ..models.spark import SparK
@@ -42,12 +44,27 @@ from ..training.recipes import (
 )
 from ..training.schedule import steps_of
 from .config import PretrainConfig, RunConfig
+from .kinds import FRAMES, is_normalized, kind_of_source, median_extents
 from .model import ModelBuilder
-from .volumes import LARGEST_CROP, crop_size, crops_that_fit, is_normalized, median_extents
+from .volumes import LARGEST_CROP, crop_size, crops_that_fit
 
 IMAGE_SIZE = 224
 """Pixels of a view where none are asked for, brought to a multiple of the patch size."""
 
+
+CLIP_SIZE = 112
+"""Pixels of a clip's frames, likewise: those of the networks of torchvision.models.video."""
+
+LARGEST_SIGNAL = 256
+"""Most patches of a view of a signal where no size is asked for."""
+
+LENGTHS: dict[Kind, tuple[int, int, int, float, float]] = {
+    "images": (64, 8, 4096, 40e6, 100),
+    "signals": (64, 8, 4096, 40e6, 100),
+    "clips": (16, 2, 64, 4e6, 50),
+    "volumes": (16, 2, 8, 5e5, 10),
+}
+"""By kind of data: steps of an epoch, the smallest and the largest batch, and views in all but the fewest of each."""
 
 FAST_DECODER_WIDTH = 256
 """Width of the decoder in the recipe `fast`, a third of the paper's: a ninth of its arithmetic."""
@@ -74,6 +91,11 @@ class Situation(CommonSituation):
         """Number of images to train on."""
         return len(self.source)
 
+    @property
+    def kind(self) -> Kind:
+        """What they are: images, signals, volumes or clips."""
+        return kind_of_source(self.source, self.backbone.dims)
+
 
 Recipe = Callable[[Situation], PretrainConfig]
 
@@ -82,21 +104,23 @@ def auto(situation: Situation) -> PretrainConfig:
     """Fit everything to the number of images, their size and the device.
 
     - Views of 224 pixels (the nearest multiple of the patch size and the total stride). Crops of volumes are as large
-      as most volumes are, up to 160 voxels a side, if two of them fit into memory, else smaller.
+      as most volumes are, up to 160 voxels a side, if two of them fit into memory, else smaller; those of signals as
+      long as most signals are, up to 256 patches. Clips are of 112 pixels and of 16 frames, or as many as most have.
     - Batch size: a power of two that makes at least 64 steps an epoch, 8 to 4096, or what the processes can share below
       it. What does not fit into memory at once is accumulated.
-      Of volumes, 2 to 8.
-    - The paper's decoder; for volumes as wide as the deepest feature map, for it would take nearly all the time in 3-D.
+      Of volumes, 2 to 8; of clips, 2 to 64.
+    - The paper's decoder; for all but images as wide as the deepest feature map, for it would take nearly all the time
+      in 3-D, and the networks of signals are narrow.
     - Epochs: 40 million views in all, but every image at least 100 and at most 800 times; half a million crops of
-      volumes, 10 to 800 of each.
+      volumes, 10 to 800 of each; four million views of clips, 50 to 800 of each.
     - Warm-up: a twentieth of the epochs, at most 40.
     - LAMB. Its learning rate is about the relative change of a layer in a step, so shorter runs need a higher one:
       3.2e-3, the paper's, for its 500,000 steps, growing with the sixth root as steps grow fewer, up to 1e-2, the best
       of those tried for 480 steps of 32 images (docs/guides/pretraining.md).
     - bf16-mixed where the device computes it natively, 32 elsewhere; compiled on CUDA if the run is long.
     """
-    images, volumes = situation.images, situation.backbone.dims == 3
-    share, least, most, views, fewest = (16, 2, 8, 5e5, 10) if volumes else (64, 8, 4096, 40e6, 100)
+    images = situation.images
+    share, least, most, views, fewest = LENGTHS[situation.kind]
     batch_size = situation.choice(
         "batch_size", divisible(power_of_two(images / share, least, most, images), situation.parts)
     )
@@ -104,9 +128,7 @@ def auto(situation: Situation) -> PretrainConfig:
     steps = steps_of(epochs, images, batch_size)
     return _complete(
         situation,
-        image_size=median_extents(situation.source)
-        if volumes
-        else tuple(max(1, round(IMAGE_SIZE / u)) * u for u in _unit(situation)),
+        image_size=_default_size(situation),
         batch_size=batch_size,
         epochs=epochs,
         warmup_epochs=min(40.0, epochs / 20),
@@ -114,7 +136,7 @@ def auto(situation: Situation) -> PretrainConfig:
         precision=native_precision(situation.device),
         drop_path=0.0,
         crop_scale=(0.67, 1.0),
-        decoder_width=_volume_decoder_width(situation) if volumes else 768,
+        decoder_width=768 if situation.kind == "images" else _narrow_decoder_width(situation),
     )
 
 
@@ -129,7 +151,7 @@ def paper(situation: Situation) -> PretrainConfig:
     batch_size = situation.choice("batch_size", divisible(4096, situation.parts))
     return _complete(
         situation,
-        image_size=(IMAGE_SIZE,) * situation.backbone.dims,
+        image_size=(IMAGE_SIZE,) * situation.backbone.dims if _as_images(situation) else _default_size(situation),
         batch_size=batch_size,
         epochs=1600.0,
         warmup_epochs=min(40.0, situation.choice("epochs", 1600.0) / 20),
@@ -160,7 +182,7 @@ def demo(situation: Situation) -> PretrainConfig:
     epochs = situation.choice("epochs", 700 * batch_size / situation.images)
     return _complete(
         situation,
-        image_size=tuple(3 * u for u in _unit(situation)),
+        image_size=tuple(3 * u for u in _unit(situation)) if _as_images(situation) else _default_size(situation),
         batch_size=batch_size,
         epochs=epochs,
         warmup_epochs=min(50 * batch_size / situation.images, epochs / 4),
@@ -182,8 +204,8 @@ def s3d(situation: Situation) -> PretrainConfig:
     (Wald et al., CVPR 2025). Theirs decays biases and norms as well, and compares values that are not normalized per
     patch: add `--objective.normalize off`.
     """
-    if situation.backbone.dims != 3:
-        raise ValueError(f"recipe s3d is for volumes, and the network takes {situation.backbone.dims} axes; use auto")
+    if situation.kind != "volumes":
+        raise ValueError(f"recipe s3d is for volumes, and these are {situation.kind}; use auto")
     batch_size = situation.choice("batch_size", divisible(min(2, situation.images), situation.parts))
     epochs = situation.choice("epochs", 250_000 * batch_size / situation.images)
     chosen = {"patch_size": (16,), "image_size": (LARGEST_CROP,), **situation.chosen}
@@ -197,7 +219,7 @@ def s3d(situation: Situation) -> PretrainConfig:
         precision=native_precision(situation.device),
         drop_path=0.0,
         crop_scale=(0.67, 1.0),
-        decoder_width=_volume_decoder_width(situation),
+        decoder_width=_narrow_decoder_width(situation),
         mask_ratio=0.75,
         optimizer=OptimizerConfig(
             optimizer="sgd", lr=1e-2, betas=(0.99, 0.999), weight_decay=3e-5, weight_decay_end=3e-5, clip=12.0
@@ -229,7 +251,8 @@ def _complete(
     in_chans = situation.backbone.in_chans
     mean, std = _mean_std(situation)
     steps = steps_of(situation.choice("epochs", epochs), situation.images, batch_size)
-    volumes = situation.backbone.dims != 2
+    kind = situation.kind
+    crops = kind in ("volumes", "signals")
     config = PretrainConfig(
         model=ModelConfig(
             model=situation.chosen["model"],
@@ -241,7 +264,8 @@ def _complete(
         ),
         data=DataConfig(
             image_size=image_size,
-            crop="native" if volumes else "resized",
+            crop="native" if crops else "resized",
+            flip=kind != "signals",  # backwards in time they are others
             crop_scale=crop_scale,
             mean=mean,
             std=std,
@@ -257,15 +281,32 @@ def _complete(
             log_every=min(50, max(1, steps // 1000)),
         ),
     ).replace(situation.chosen)
-    if not volumes:
+    if not crops:
         return with_accumulation(situation, config, lambda: _images_that_fit(situation, config))
     crops_of = cache(partial(_crops_that_fit, situation, config))  # the network is run once for both
     if "image_size" not in situation.chosen:
-        wanted = tuple(min(e, LARGEST_CROP) for e in image_size)
-        config = config.replace({"image_size": crop_size(wanted, _unit(situation), crops_of())})
+        unit = _unit(situation)
+        largest = LARGEST_CROP if kind == "volumes" else LARGEST_SIGNAL * unit[0]
+        wanted = tuple(min(e, largest) for e in image_size)
+        config = config.replace({"image_size": crop_size(wanted, unit, crops_of(), largest)})
     size = config.data.image_size
     _model(situation, config).grid_shape(size)  # raises for a size that does not fit
     return with_accumulation(situation, config, lambda: crops_of()(size))
+
+
+def _as_images(situation: Situation) -> bool:
+    """Return whether views have the sizes of images: those of images, and those of volumes, which are cut to fit."""
+    return situation.kind in ("images", "volumes")
+
+
+def _default_size(situation: Situation) -> tuple[int, ...]:
+    """Return the size of views where none is asked for; that of volumes and signals is cut to fit into memory."""
+    unit = _unit(situation)
+    if situation.kind == "clips":
+        return (situation.choice("frames", FRAMES), *(max(1, round(CLIP_SIZE / u)) * u for u in unit[1:]))
+    if situation.kind == "images":
+        return tuple(max(1, round(IMAGE_SIZE / u)) * u for u in unit)
+    return median_extents(situation.source)
 
 
 def _model(situation: Situation, config: PretrainConfig) -> SparK:
@@ -295,9 +336,15 @@ def _patch_size(situation: Situation) -> tuple[int, ...]:
     return situation.backbone.resolve_patch_size(situation.choice("patch_size", None))
 
 
-def _volume_decoder_width(situation: Situation) -> int:
-    """Return the channels of the deepest map, within limits: the paper's width would take nearly all the time."""
-    return min(768, max(32, situation.backbone.levels[-1].channels))
+def _narrow_decoder_width(situation: Situation) -> int:
+    """Return the channels of the deepest map, within limits: the paper's width would take nearly all the time in 3-D.
+
+    The width is halved at each step up: at least one channel is left, of signals four.
+    """
+    backbone = situation.backbone
+    left = 4 if situation.kind == "signals" else 1
+    least = left * 2 ** len(upsampling_steps(backbone.strides[::-1]))
+    return max(min(768, max(32, backbone.channels[-1])), least)
 
 
 def _unit(situation: Situation) -> tuple[int, ...]:

@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoints.encoder import read_network_metadata
+from ..checkpoints.encoder import PREPARATIONS, read_network_metadata
 from ..checkpoints.run_folder import RunFolder
 from ..data.config import Pages, chosen_files
+from ..data.kinds import Kind, kind_of
 from ..data.loader import MaskedViews
 from ..data.normalize import Normalize, join
 from ..data.sources.address import open_source
@@ -20,14 +21,14 @@ from ..data.sources.base import ImageSource
 from ..data.sources.pages import by_page
 from ..data.statistics import first_readable
 from ..data.views import evaluation_view
-from ..data.volumes.opening import open_prepared
-from ..data.volumes.preparing import Preparation
-from ..evaluation.features import log_skipped
+from ..evaluation.features import log_skipped, open_learned
 from ..models.config import ModelConfig
 from ..reporting.reconstructions import MOST_IMAGES, reconstruction_grid
 from ..training.config import LoopConfig
 from ..utils.fields import validate_as
+from .config import PretrainConfig
 from .evaluators import readable_views
+from .kinds import kind_in
 from .model import load_run
 
 
@@ -51,19 +52,20 @@ class Reconstructions(NamedTuple):
     skipped: list[tuple[str, str]]
 
 
-def open_volumes(run: str | Path, data: str | Path | None) -> ImageSource:
-    """Return volumes, prepared as those of a run.
+def open_as_learned(run: str | Path, kind: Kind, data: str | Path, config: PretrainConfig) -> ImageSource:
+    """Return volumes, signals or clips, prepared as those of a run.
 
     Raises:
-        ValueError: if there are none, or the run has no encoder yet.
+        ValueError: if there are none, they are of another kind, or the run has no encoder yet.
     """
-    if data is None:
-        raise ValueError("--data is required: a folder of volumes")
     file = RunFolder(run).encoder
     recorded = read_network_metadata(file) if file.is_file() else {}
-    if "volumes" not in recorded:
-        raise ValueError(f"{file} does not record how volumes are prepared; the run has not written its encoder yet")
-    return open_prepared(data, Preparation.from_json(recorded["volumes"]))
+    if kind not in recorded:
+        raise ValueError(f"{file} does not record how {kind} are prepared; the run has not written its encoder yet")
+    found = kind_of(data, lambda: len(config.data.image_size), likely=kind)
+    if found != kind:
+        raise ValueError(f"--data {data} holds {found}, and the run in {run} is of {kind}")
+    return open_learned(data, {kind: PREPARATIONS[kind](recorded[kind])}, config.model.in_chans)
 
 
 @torch.no_grad()
@@ -83,7 +85,7 @@ def reconstruct(
 
     Args:
         run: folder of a pretraining run.
-        data: folder or address of images; the built-in photographs by default, of volumes those of the run.
+        data: folder or address of images; the built-in photographs by default, of all but images those of the run.
         count: number of images, spread evenly over the folder, at most 8; those that cannot be read are skipped.
         seed: of the masks.
         mask_ratio: share of patches to hide; that of the run by default.
@@ -103,14 +105,15 @@ def reconstruct(
     files = chosen_files(pages, nodata, max_pixels)
     trained = load_run(run, trust=trust, chosen=None if data is None else {"data": data})
     config = trained.config.replace(files)
-    if len(config.data.image_size) == 3:
-        source: ImageSource = open_volumes(run, config.data.data if data is None else data)
+    kind, where = kind_in(config), config.data.data if data is None else data
+    if kind != "images" and where is not None:
+        source = open_as_learned(run, kind, where, config)
     else:
         source = by_page(open_source(data), config.model.in_chans, config.data)
     first_readable(source, config.model.in_chans, config.data)
     grid = trained.model.grid_shape(config.data.image_size)
     ratio = config.model.mask_ratio if mask_ratio is None else mask_ratio
-    view = evaluation_view(config.data)
+    view = evaluation_view(config.data, source)
     shape = config.model.mask_shape
     views = MaskedViews(source, view, config.model.in_chans, grid, ratio, seed, shape=shape, replace=False)
     batch, broken = readable_views(views, count)
@@ -120,5 +123,7 @@ def reconstruct(
     images = Normalize(config.data)(join([view.images for view in batch]))
     visible = torch.cat([view.visible for view in batch])
     reconstructions = trained.model.reconstruct(images, visible)
-    picture = reconstruction_grid(images, visible, reconstructions, mean=config.data.mean, std=config.data.std)
+    picture = reconstruction_grid(
+        images, visible, reconstructions, mean=config.data.mean, std=config.data.std, clips=kind == "clips"
+    )
     return Reconstructions(images, visible, reconstructions, picture, trained.step, skipped)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,8 +17,6 @@ from ..data.normalize import Normalize
 from ..data.sampler import Positions
 from ..data.sources.base import ImageSource
 from ..data.views import evaluation_view, training_view
-from ..data.volumes.opening import prepared_as
-from ..data.volumes.preparing import Preparation
 from ..evaluation.evaluators import KnnMonitor
 from ..models.masking import random_visible
 from ..models.spark import SparK
@@ -28,6 +26,7 @@ from ..training.unreadable import UnreadableImages
 from ..utils.logging import log
 from .config import PretrainConfig
 from .evaluators import draw_reconstructions, gaps, held_out_loss
+from .kinds import preparation_of
 
 
 class PretrainingTask(TrainingTask[Batch]):
@@ -71,7 +70,8 @@ class PretrainingTask(TrainingTask[Batch]):
     def _views(self, source: ImageSource, *, train: bool) -> MaskedViews:
         model, data = self.settings.model, self.settings.data
         grid = self.model.grid_shape(data.image_size)
-        view = training_view(data, rotate=self.settings.volumes.rotate) if train else evaluation_view(data)
+        rotate = self.settings.volumes.rotate
+        view = training_view(data, source, rotate=rotate) if train else evaluation_view(data, source)
         seed = self.settings.run.seed
         shape = model.mask_shape
         return MaskedViews(source, view, model.in_chans, grid, model.mask_ratio, seed, shape=shape, replace=train)
@@ -133,17 +133,18 @@ class PretrainingTask(TrainingTask[Batch]):
     def publish(self) -> None:
         """Write encoder and report."""
         if self.fabric.is_global_zero:
-            metadata = encoder_metadata(self.settings, self.step, prepared_as(self.source))
+            metadata = encoder_metadata(self.settings, self.step, preparation_of(self.source))
             save_encoder(self.model.encoder, self.run.encoder, metadata)
             for name, network in self.model.objective.networks().items():
                 save_encoder(network, self.run.network(name), metadata)
             write_report(self.run.root)
 
 
-def encoder_metadata(config: PretrainConfig, step: int, prepared: Preparation | None = None) -> dict[str, str]:
+def encoder_metadata(
+    config: PretrainConfig, step: int, prepared: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, str]:
     """Return the metadata of the encoder's file: enough to build the network and to prepare its input."""
     model = config.model
-    more = {} if prepared is None else {"volumes": prepared.as_json()}
     return network_metadata(
-        model.model, model.stages, model.in_chans, config.data, step=step, levels=model.levels, **more
+        model.model, model.stages, model.in_chans, config.data, step=step, levels=model.levels, **(prepared or {})
     )

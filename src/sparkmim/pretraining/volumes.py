@@ -73,20 +73,25 @@ def require_few_unreadable(source: ImageSource, most: float) -> None:
             )
 
 
-def crop_size(extents: Sequence[int], unit: Sequence[int], fits: Callable[[tuple[int, ...]], int]) -> tuple[int, ...]:
-    """Return the size of crops: that of most volumes, up to 160 voxels a side, and as small as memory demands.
+def crop_size(
+    extents: Sequence[int],
+    unit: Sequence[int],
+    fits: Callable[[tuple[int, ...]], int],
+    largest: int = LARGEST_CROP,
+) -> tuple[int, ...]:
+    """Return the size of crops: that of most volumes or signals, up to a largest, and as small as memory demands.
 
     As nnU-Net's planner does, the axis that is largest is reduced first.
 
     Args:
-        extents: of most volumes, in voxels.
+        extents: of most volumes or signals, in voxels or samples.
         unit: what each side must be a multiple of.
         fits: tells how many crops of a size fit into memory.
+        largest: side of a crop, or nearly so.
     """
     least = [u if e < 2 * u else 2 * u for e, u in zip(extents, unit, strict=True)]
     size = [
-        max(low, min(round(LARGEST_CROP / u), (e + u // 2) // u) * u)
-        for e, u, low in zip(extents, unit, least, strict=True)
+        max(low, min(round(largest / u), (e + u // 2) // u) * u) for e, u, low in zip(extents, unit, least, strict=True)
     ]
     while fits(tuple(size)) < AT_LEAST:
         reducible = [axis for axis in range(len(size)) if size[axis] > least[axis]]

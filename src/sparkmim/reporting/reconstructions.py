@@ -13,8 +13,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..utils.io import write_atomically
+from .signals import signal_tiles
 
-MOST_IMAGES, MOST_VOLUMES = 8, 3
+MOST_IMAGES, MOST_VOLUMES, MOST_SIGNALS, MOST_CLIPS = 8, 3, 3, 2
+FRAMES = 4
+"""Frames of a clip that are shown, spread over it."""
+
 SMALLEST_TILE, LARGEST_TILE = 128, 256
 HIDDEN = 128
 """Gray value of a hidden patch, 0 to 255."""
@@ -34,30 +38,37 @@ def reconstruction_grid(
     *,
     mean: Sequence[float],
     std: Sequence[float],
+    clips: bool = False,
 ) -> Image.Image:
     """Draw up to 8 images side by side; below each, its visible patches and its reconstruction.
 
-    Of volumes up to 3 are drawn, each by its three :func:`central_slices`. Small images are enlarged by an integer
+    Of volumes up to 3 are drawn, each by its three :func:`central_slices`; of clips up to 2, by four frames; signals as
+    lines, see :func:`~sparkmim.reporting.signals.signal_tiles`. Small images are enlarged by an integer
     factor without interpolation; large ones are reduced. Of images with two channels the mean is shown, of images with
     more than three the first three, scaled to the range of each channel in the image. Values of one or three channels
     that are not colors, from 0 to 1, are stretched by :func:`as_colors`. The gaps between tiles are transparent.
 
     Args:
-        images: normalized images or volumes.
+        images: normalized images, volumes, signals, or clips.
         visible: True = visible.
         prediction_composite: returned by :meth:`sparkmim.SparK.reconstruct`.
         mean: mean of each channel, subtracted by the normalization.
         std: standard deviation of each channel, by which the normalization divides.
+        clips: what has three axes are clips: frames, height and width.
 
     Raises:
         ValueError: if the shapes do not match.
     """
     dims = images.ndim - 2
     alike = images.shape == prediction_composite.shape and len(visible) == len(images) and visible.ndim == 1 + dims
-    if dims not in (2, 3) or not alike or any(s % g for s, g in zip(images.shape[2:], visible.shape[1:], strict=True)):
+    if (
+        dims not in (1, 2, 3)
+        or not alike
+        or any(s % g for s, g in zip(images.shape[2:], visible.shape[1:], strict=True))
+    ):
         raise ValueError(
             f"expected images, visible and prediction_composite of (B, C, H, W), (B, rows, columns) and (B, C, H, W), "
-            f"or those of volumes, got {tuple(images.shape)}, {tuple(visible.shape)} and "
+            f"or those of signals or volumes, got {tuple(images.shape)}, {tuple(visible.shape)} and "
             f"{tuple(prediction_composite.shape)}"
         )
     if not len(mean) == len(std) == images.shape[1]:
@@ -65,21 +76,25 @@ def reconstruction_grid(
             f"expected a mean and a standard deviation for each of {images.shape[1]} channels, got {len(mean)} and "
             f"{len(std)}"
         )
-    count = min(len(images), MOST_IMAGES if dims == 2 else MOST_VOLUMES)
+    count = min(len(images), {1: MOST_SIGNALS, 2: MOST_IMAGES, 3: MOST_CLIPS if clips else MOST_VOLUMES}[dims])
     if count == 0:
         raise ValueError("expected at least one image, got none")
     image, prediction = (
         denormalize(x[:count].detach().float().cpu(), mean, std) for x in (images, prediction_composite)
     )
+    if dims == 1:
+        parts = zip(image.numpy(), prediction.numpy(), visible[:count].cpu().numpy(), strict=True)
+        tiles = [signal_tiles(*part) for part in parts]
+        return _lay_out([list(row) for row in zip(*tiles, strict=True)], ("signal", *LABELS[1:]))
     prediction, image = (as_colors(x, image, mean, std) for x in (prediction, image))
     shown = visible[:count].unsqueeze(1).cpu()
     for axis, (extent, patches) in enumerate(zip(image.shape[2:], visible.shape[1:], strict=True), start=2):
         shown = shown.repeat_interleave(extent // patches, dim=axis)
-    longest = max(image.shape[2:])
+    longest = max(image.shape[3:] if clips else image.shape[2:])
     columns = []
     for number in range(count):
-        parts = [x[number : number + 1] for x in (image, prediction, shown)]
-        for plane in zip(*(central_slices(x) if dims == 3 else [x] for x in parts), strict=True):
+        of_one = [x[number : number + 1] for x in (image, prediction, shown)]
+        for plane in zip(*(_planes(x, clips=clips) for x in of_one), strict=True):
             columns.append([tile(pixels, longest) for pixels in _column(*plane)])
     return _lay_out([list(row) for row in zip(*columns, strict=True)])
 
@@ -92,6 +107,16 @@ def _column(
     """Return the pixels of an image, of what is visible of it, and of its reconstruction."""
     original, reconstruction = to_rgb(image, image)[0], to_rgb(prediction, image)[0]
     return [original, torch.where(shown[0, 0].unsqueeze(-1), original, HIDDEN), reconstruction]
+
+
+def _planes(images: Tensor, *, clips: bool) -> list[Tensor]:
+    """Return the pictures `(B, C, rows, columns)` that stand for images, volumes or clips."""
+    if images.ndim == 4:
+        return [images]
+    if not clips:
+        return central_slices(images)
+    count = min(FRAMES, images.shape[2])
+    return [images[:, :, round(place * (images.shape[2] - 1) / max(1, count - 1))] for place in range(count)]
 
 
 def central_slices(
@@ -177,7 +202,7 @@ def tile(pixels: UInt8[Tensor, "height width 3"], longest: int | None = None) ->
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def _lay_out(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+def _lay_out(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = LABELS) -> Image.Image:
     """Arrange tiles in rows, with a label above each row; smaller ones lie in the middle of their place."""
     columns = len(rows[0])
     width, height = (max(picture.size[axis] for row in rows for picture in row) for axis in (0, 1))
@@ -186,10 +211,10 @@ def _lay_out(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     size = max(16, whole // 64)
     font = ImageFont.load_default(size)
     label = round(1.5 * size)
-    whole = max(whole, math.ceil(max(font.getlength(text) for text in LABELS)))
+    whole = max(whole, math.ceil(max(font.getlength(text) for text in labels)))
     canvas = Image.new("RGBA", (whole, len(rows) * (label + height + gutter) - gutter), (*LABEL_COLOR, 0))
     draw = ImageDraw.Draw(canvas)
-    for i, (text, tiles) in enumerate(zip(LABELS, rows, strict=True)):
+    for i, (text, tiles) in enumerate(zip(labels, rows, strict=True)):
         top = i * (label + height + gutter)
         draw.text((0, top + label - round(0.45 * size)), text, fill=(*LABEL_COLOR, 255), font=font, anchor="ls")
         for j, picture in enumerate(tiles):

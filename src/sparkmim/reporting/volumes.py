@@ -51,10 +51,15 @@ def draw_volumes(title: str, spacings: np.ndarray, shapes: np.ndarray, intensiti
         intensities: a histogram for each channel.
     """
     panels = [
-        *(_counted(f"Spacing along {axis}, mm", spacings[:, i], SPACING) for i, axis in enumerate("XYZ")),
-        *(_counted(f"Voxels along {axis}", shapes[:, i], SIZE) for i, axis in enumerate("XYZ")),
+        *(counted(f"Spacing along {axis}, mm", spacings[:, i], SPACING) for i, axis in enumerate("XYZ")),
+        *(counted(f"Voxels along {axis}", shapes[:, i], SIZE) for i, axis in enumerate("XYZ")),
         *intensities,
     ]
+    return draw_histograms(title, panels)
+
+
+def draw_histograms(title: str, panels: Sequence[Histogram]) -> Image.Image:
+    """Draw histograms in rows of three, 1240 pixels wide, below a title."""
     rows = -(-len(panels) // COLUMNS)
     canvas = Canvas(WIDTH, 2 * MARGIN + 50 + rows * (TALL + GUTTER))
     canvas.text((MARGIN, MARGIN + 18), title, TITLE)
@@ -66,7 +71,7 @@ def draw_volumes(title: str, spacings: np.ndarray, shapes: np.ndarray, intensiti
     return canvas.finish()
 
 
-def _counted(title: str, values: np.ndarray, color: Color) -> Histogram:
+def counted(title: str, values: np.ndarray, color: Color) -> Histogram:
     """Return the histogram of some numbers, in the middle of a range of its own if all are equal.
 
     The bins of whole numbers hold equally many of them each.

@@ -64,7 +64,7 @@ def prepare(
     else:  # what the folder records is begun anew
         plugins = {name: spec for name, spec in plugins.items() if missing_file(spec) is None}
     named = {**plugins, **chosen}
-    chosen = normalize_fields(chosen, kind.config_type.describe(named))
+    chosen = kind.complete(normalize_fields(chosen, kind.config_type.describe(named)), there)
     validate(chosen, kind.config_type.settings(named))
     kind.validate_values(chosen)
     if recipe is not None and ".py:" in recipe:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.metadata import LARGEST_SIZE, MOST_CHANNELS, MOST_PIXELS
+from ..checkpoints.metadata import MOST_CHANNELS, MOST_PIXELS, largest_side
 from ..checkpoints.run_folder import RunFolder, read_checkpoint
 from ..data.sources.address import SEPARATOR
 from ..models.factory import is_registered
@@ -23,7 +23,6 @@ from .config import ConfigField, Configuration
 
 MOST: Mapping[str, int] = {
     "workers": max(64, 4 * (os.cpu_count() or 1)),
-    "image_size": LARGEST_SIZE,
     "max_pixels": MOST_PIXELS,
     "in_chans": MOST_CHANNELS,
     "decoder_width": 2**14,
@@ -195,7 +194,7 @@ def _require_sound_value(field: ConfigField, value: Any, path: Path) -> None:
         validate({field.name: value}, {field.name: field.setting})
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
-    most = MOST.get(field.name)
+    most = largest_side(value) if field.name == "image_size" else MOST.get(field.name)
     if most is None:
         return
     if any(part > most for part in (value if isinstance(value, tuple) else (value,))):

@@ -198,6 +198,15 @@ class TrainingKind(ABC, Generic[ConfigT, DataT]):
         """Return whether fields, by flat name, are enough for a recipe to begin a run by."""
         return "model" in chosen
 
+    def complete(self, chosen: Mapping[str, Any], recorded: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the user's fields with what a run that is resumed says of them.
+
+        Args:
+            chosen: normalized fields, by flat name.
+            recorded: the run's configuration; empty for a new run.
+        """
+        return chosen
+
     def require_effects(self, chosen: Mapping[str, Any], config: ConfigT) -> None:
         """Raise for settings of the user's that change nothing beside the others.
 

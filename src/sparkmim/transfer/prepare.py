@@ -337,7 +337,8 @@ def read_encoder(chosen: Mapping[str, Any], *, trust: bool = False) -> TrainedEn
             trust=trust,
         )
     if encoder.backbone.dims != 2:
-        raise ValueError(f"{encoder.name} takes volumes; only images of two dimensions are fine-tuned on")
+        takes = "signals" if encoder.backbone.dims == 1 else "clips" if encoder.clips is not None else "volumes"
+        raise ValueError(f"{encoder.name} takes {takes}; only images of two dimensions are fine-tuned on")
     if chosen.get("in_chans", encoder.backbone.in_chans) != encoder.backbone.in_chans:
         raise ValueError(
             f"--in-chans {chosen['in_chans']}, but the encoder takes {encoder.backbone.in_chans} channels; leave it out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -66,6 +67,49 @@ class EncodedImage(ABC):
             UnreadableImage: if the image cannot be decoded in full, has another number of channels, more pixels than
                 `files.max_pixels`, or no pixel with data.
         """
+
+
+class Croppable(EncodedImage):
+    """A volume or a signal, of which parts are read."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Return `(C, *size)`: channels, and voxels or samples along each axis.
+
+        Raises:
+            UnreadableImage: if it cannot be read.
+        """
+
+    @abstractmethod
+    def crop(self, start: Sequence[int], stop: Sequence[int]) -> Tensor:
+        """Read a part.
+
+        Args:
+            start: first voxel or sample along each axis.
+            stop: the one behind the last.
+
+        Returns:
+            `(C, *crop)`, float32.
+
+        Raises:
+            ValueError: if the crop is empty or reaches beyond the data.
+            UnreadableImage: if it cannot be read.
+        """
+
+    def decode(self, channels: int, reduction: int = 1) -> Tensor:
+        """Read all of it, see :meth:`EncodedImage.decode`; any reduction is ignored.
+
+        Returns:
+            `(C, *size)`, float32.
+
+        Raises:
+            UnreadableImage: if it has another number of channels, or cannot be read.
+        """
+        found, *size = self.shape
+        if channels != found:
+            raise UnreadableImage(f"expected {channels} channels, got {found}; see --in-chans")
+        return self.crop([0] * len(size), size)
 
 
 def require_pixels(height: int, width: int, files: FileConfig) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...utils.io import read_json, write_json
 from ...utils.text import printable
-from ..decoding.encoded import EncodedImage, UnreadableImage
+from ..decoding.encoded import Croppable, UnreadableImage
 from ..sources.base import ImageSource
 from .fingerprint import Fingerprint
 from .geometry import spacing_of
@@ -51,18 +51,22 @@ class Entry(NamedTuple):
     affine: np.ndarray
 
 
-class StoredVolume(EncodedImage):
+class StoredVolume(Croppable):
     """A prepared volume, in a store or in memory.
 
     Attributes:
-        shape: `(C, X, Y, Z)`.
         affine: 4x4, from its voxels to the RAS world in millimeters.
     """
 
     def __init__(self, content: Path | np.ndarray, shape: Sequence[int], affine: np.ndarray) -> None:
         self._content = content
-        self.shape = tuple(shape)
+        self._shape = tuple(shape)
         self.affine = affine
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return `(C, X, Y, Z)`."""
+        return self._shape
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -104,19 +108,6 @@ class StoredVolume(EncodedImage):
                 f"{type(error).__name__}: {error}; {printable(self._content.name)} of the store is missing or damaged: "
                 "delete it and prepare again"
             ) from error
-
-    def decode(self, channels: int, reduction: int = 1) -> Tensor:
-        """Read the whole volume, see :meth:`EncodedImage.decode`; any reduction is ignored.
-
-        Returns:
-            `(C, X, Y, Z)`, float32.
-
-        Raises:
-            UnreadableImage: if it has another number of channels, or cannot be read.
-        """
-        if channels != self.shape[0]:
-            raise UnreadableImage(f"expected {channels} channels, got {self.shape[0]}; see --in-chans")
-        return self.crop((0, 0, 0), self.shape[1:])
 
 
 class PreparedVolumes(ImageSource):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from ...reporting.text_tables import aligned, spread
 from ...reporting.volumes import Histogram, draw_volumes
 from .fingerprint import Fingerprint, Intensities
 
@@ -23,11 +24,11 @@ def fingerprint_table(found: Fingerprint) -> str:
         ("foreground, voxels", boxes),
         ("foreground, mm", boxes * found.spacings),
     ):
-        rows.append((name, *(_spread(column) for column in values.T)))
+        rows.append((name, *(spread(column) for column in values.T)))
     rows.append(("spacing of --spacing median", *(f"{side:.4g}" for side in found.target_spacing)))
     lines = [
         f"{len(found.cases)} volumes of {channels} ({found.modality}); median, and smallest to largest",
-        *_columns(rows),
+        *aligned(rows),
     ]
     rows = [("intensity in the foreground", "mean", "std", "0.5%", "median", "99.5%")]
     for number, kind in enumerate(found.modalities):
@@ -37,8 +38,8 @@ def fingerprint_table(found: Fingerprint) -> str:
             )
         else:
             numbers = np.array([_numbers(case.channels[number]) for case in found.cases])
-            rows.append((f"channel {number} ({kind}), by volume", *map(_spread, numbers.T)))
-    return "\n".join([*lines, "", *_columns(rows)])
+            rows.append((f"channel {number} ({kind}), by volume", *map(spread, numbers.T)))
+    return "\n".join([*lines, "", *aligned(rows)])
 
 
 def fingerprint_picture(found: Fingerprint) -> Image.Image:
@@ -55,13 +56,3 @@ def fingerprint_picture(found: Fingerprint) -> Image.Image:
 
 def _numbers(part: Intensities) -> tuple[float, ...]:
     return part.mean, part.std, part.low, part.median, part.high
-
-
-def _spread(values: np.ndarray) -> str:
-    low, middle, high = float(values.min()), float(np.median(values)), float(values.max())
-    return f"{middle:.4g}" if low == high else f"{middle:.4g} ({low:.4g} to {high:.4g})"
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,8 +1,8 @@
-"""Random crops of volumes for training, and the central crop for evaluation.
+"""Random crops of volumes and signals for training, and the central crop for evaluation.
 
-Crops are taken at the volume's own resolution, which preparation has made the same for all. Where a crop reaches beyond
-the volume there is no data: these voxels are NaN, take no part in the loss, and patches of nothing else are hidden
-first.
+Crops are taken at the data's own resolution, which preparation has made the same for all. Where a crop reaches beyond
+a volume or a signal there is no data: these values are NaN, take no part in the loss, and patches of nothing else are
+hidden first.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import ViewConfig
-from ..decoding.encoded import UnreadableImage
-from ..sources.base import ImageSource, open_image
-from .store import StoredVolume
+from .config import ViewConfig
+from .decoding.encoded import Croppable, UnreadableImage
+from .sources.base import ImageSource, open_image
 
 ROTATION, SCALE = math.radians(30), (0.7, 1.4)
 """Largest angle about each axis, and range of sizes, of rotated and scaled crops: those of nnU-Net and nnssl."""
@@ -37,11 +36,11 @@ NUMBERS = 8
 
 
 class Crop(NamedTuple):
-    """The place of a view in a volume, in voxels.
+    """The place of a view in a volume or a signal, in voxels or samples.
 
     Attributes:
-        start: first voxel along each axis; negative where the view begins before the volume.
-        matrix: from steps between voxels of the view to steps in the volume, `(d, d)`; None if they are the same.
+        start: first voxel along each axis; negative where the view begins before the data.
+        matrix: from steps between voxels of the view to steps in the data, `(d, d)`; None if they are the same.
         flip: whether each axis is reversed.
     """
 
@@ -50,8 +49,8 @@ class Crop(NamedTuple):
     flip: tuple[bool, ...] = ()
 
 
-class VolumeView:
-    """The central crop of a volume.
+class CropView:
+    """The central crop of a volume or a signal.
 
     Attributes:
         config: size of views, and whether they are flipped.
@@ -61,33 +60,33 @@ class VolumeView:
         self.config = config
 
     def look(self, source: ImageSource, index: int, channels: int, generator: torch.Generator | None = None) -> Tensor:
-        """Read the view of a volume of a source.
+        """Read the view of one item of a source.
 
         Returns:
             `(C, *image_size)` in float32, NaN where there is no data.
 
         Raises:
-            UnreadableImage: if the volume cannot be read, or has another number of channels.
+            UnreadableImage: if it cannot be read, or has another number of axes or channels.
         """
-        volume = open_image(source, index, self.config)
-        if not isinstance(volume, StoredVolume):
-            raise UnreadableImage(f"it is a picture, and the network takes volumes of {len(self.size)} axes")
-        found, *space = volume.shape
-        if found != channels:
-            raise UnreadableImage(f"it has {found} channels, not {channels}")
-        return self.choose(volume, space, generator)
+        whole = open_image(source, index, self.config)
+        if not isinstance(whole, Croppable) or len(whole.shape) != 1 + len(self.size):
+            found = "a picture" if not isinstance(whole, Croppable) else f"of {len(whole.shape) - 1} axes"
+            raise UnreadableImage(f"it is {found}, and the network takes data of {len(self.size)} axes")
+        if whole.shape[0] != channels:
+            raise UnreadableImage(f"it has {whole.shape[0]} channels, not {channels}")
+        return self.choose(whole, whole.shape[1:], generator)
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Return the voxels of a view along each axis."""
+        """Return the voxels or samples of a view along each axis."""
         return tuple(self.config.image_size)
 
-    def choose(self, volume: StoredVolume, space: Sequence[int], generator: torch.Generator | None) -> Tensor:
-        """Return the view of a volume, `space` its size."""
-        return cut(volume, Crop(tuple((s - w) // 2 for s, w in zip(space, self.size, strict=True))), self.size)
+    def choose(self, whole: Croppable, space: Sequence[int], generator: torch.Generator | None) -> Tensor:
+        """Return the view of what has the size `space`."""
+        return cut(whole, Crop(tuple((s - w) // 2 for s, w in zip(space, self.size, strict=True))), self.size)
 
 
-class VolumeTrainingView(VolumeView):
+class CropTrainingView(CropView):
     """A crop at a random place, flipped along each axis, rotated and scaled at random, that is not empty.
 
     Source: nnssl's default augmentation, and nnU-Net's, which rotate and scale a fifth of the crops each.
@@ -101,7 +100,7 @@ class VolumeTrainingView(VolumeView):
         super().__init__(config)
         self.rotate = rotate
 
-    def choose(self, volume: StoredVolume, space: Sequence[int], generator: torch.Generator | None) -> Tensor:
+    def choose(self, whole: Croppable, space: Sequence[int], generator: torch.Generator | None) -> Tensor:
         """Return a random crop: the first of several that is not empty, or the least empty one."""
         dims = len(self.size)
         numbers = torch.rand(NUMBERS + dims * TRIES, generator=generator, dtype=torch.float64).tolist()
@@ -112,7 +111,7 @@ class VolumeTrainingView(VolumeView):
         for attempt in range(TRIES):
             places = numbers[NUMBERS + dims * attempt : NUMBERS + dims * (attempt + 1)]
             start = tuple(_place(s, w, place) for s, w, place in zip(space, self.size, places, strict=True))
-            view = cut(volume, Crop(start, matrix, flip), self.size)
+            view = cut(whole, Crop(start, matrix, flip), self.size)
             empty = background_share(view)
             if best is None or empty < best[0]:
                 best = empty, view
@@ -138,9 +137,9 @@ class VolumeTrainingView(VolumeView):
         return matrix
 
 
-def cut(volume: StoredVolume, crop: Crop, size: Sequence[int]) -> Tensor:
-    """Cut a view of `size` voxels out of a volume, NaN beyond it; only what it needs is read."""
-    view = _straight(volume, crop.start, size) if crop.matrix is None else _turned(volume, crop, size)
+def cut(whole: Croppable, crop: Crop, size: Sequence[int]) -> Tensor:
+    """Cut a view of `size` voxels or samples, NaN beyond the data; only what it needs is read."""
+    view = _straight(whole, crop.start, size) if crop.matrix is None else _turned(whole, crop, size)
     axes = [axis for axis, flipped in enumerate(crop.flip, start=1) if flipped]
     return view.flip(axes) if axes else view
 
@@ -161,17 +160,17 @@ def _place(extent: int, wanted: int, fraction: float) -> int:
     return low + int(fraction * (high - low + 1))
 
 
-def _straight(volume: StoredVolume, start: Sequence[int], size: Sequence[int]) -> Tensor:
-    channels, *space = volume.shape
+def _straight(whole: Croppable, start: Sequence[int], size: Sequence[int]) -> Tensor:
+    channels, *space = whole.shape
     inside = [(max(0, a), min(s, a + w)) for a, w, s in zip(start, size, space, strict=True)]
     view = torch.full((channels, *size), torch.nan)
     if all(a < b for a, b in inside):
         place = tuple(slice(a - first, b - first) for (a, b), first in zip(inside, start, strict=True))
-        view[(slice(None), *place)] = volume.crop([a for a, _ in inside], [b for _, b in inside])
+        view[(slice(None), *place)] = whole.crop([a for a, _ in inside], [b for _, b in inside])
     return view
 
 
-def _turned(volume: StoredVolume, crop: Crop, size: Sequence[int]) -> Tensor:
+def _turned(whole: Croppable, crop: Crop, size: Sequence[int]) -> Tensor:
     """Interpolate linearly at the places of a rotated and scaled view, about the center of the crop."""
     assert crop.matrix is not None
     middle = torch.tensor([first + (w - 1) / 2 for first, w in zip(crop.start, size, strict=True)], dtype=torch.float64)
@@ -181,7 +180,7 @@ def _turned(volume: StoredVolume, crop: Crop, size: Sequence[int]) -> Tensor:
     low = places.flatten(0, -2).amin(0).floor().int().tolist()
     high = places.flatten(0, -2).amax(0).floor().int().tolist()
     read = [b - a + 2 for a, b in zip(low, high, strict=True)]
-    region = _straight(volume, low, read)
+    region = _straight(whole, low, read)
     # To -1 and 1 at the middles of the first and the last voxel, the last axis first.
     extent = torch.tensor(read, dtype=torch.float64)
     grid = ((places - torch.tensor(low)) / (extent - 1) * 2 - 1).flip(-1).float()

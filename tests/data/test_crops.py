@@ -1,4 +1,4 @@
-"""Crops of volumes: where they lie, what they show, and what is known of them."""
+"""Crops of volumes and signals: where they lie, what they show, and what is known of them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from sparkmim.data.config import ViewConfig
+from sparkmim.data.crops import Crop, CropTrainingView, background_share, cut
 from sparkmim.data.decoding.encoded import EncodedImage, UnreadableImage
 from sparkmim.data.sources.base import ImageSource
 from sparkmim.data.views import evaluation_view, training_view
 from sparkmim.data.volumes.store import StoredVolume
-from sparkmim.data.volumes.views import Crop, VolumeTrainingView, background_share, cut
 
 
 class Given(StoredVolume):
@@ -125,7 +125,7 @@ def test_turned_crops_at_the_edge_know_what_they_do_not_know() -> None:
 def test_crops_are_not_empty_if_others_can_be_had() -> None:
     values = torch.zeros(2, 40, 40, 40)
     values[:, :, :, 20:] = torch.rand(2, 40, 40, 20) + 1
-    view = VolumeTrainingView(config(8, 8, 8), rotate=False)
+    view = CropTrainingView(config(8, 8, 8), rotate=False)
     shares = [
         background_share(view.look(One(Given(values)), 0, 2, torch.Generator().manual_seed(s))) for s in range(100)
     ]

@@ -1,0 +1,1 @@
+"""Clips: videos, and folders of their frames."""

@@ -1,0 +1,1 @@
+"""Signals: files of channels over time, such as electrocardiograms, vibrations and sound."""
