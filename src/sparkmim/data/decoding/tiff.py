@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import ExifTags
-from tifffile import PHOTOMETRIC, TiffFile
+from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile
 from torch import Tensor
 
 from ..config import FileConfig
@@ -41,6 +41,10 @@ LAYOUTS = ("generic", "shaped", "uniform", "imagej", "ome")
 
 MANY_BANDS = 4
 """Bands of a file that are read to take fewer of them, at least."""
+
+
+RATIOS = {COMPRESSION.NONE: 4, COMPRESSION.LZW: 4096, COMPRESSION.ADOBE_DEFLATE: 1100, COMPRESSION.DEFLATE: 1100}
+"""By how much files are at most compressed, where that has a limit; by subsampled colors without compression."""
 
 
 class MissingCodec(UnreadableImage):
@@ -142,6 +146,25 @@ def require_all_pages(file: TiffFile) -> None:
     (following,) = struct.unpack(form.offsetformat, handle.read(form.offsetsize))
     if following >= handle.size:
         raise UnreadableImage(f"the file is cut off after page {len(file.pages)}")
+
+
+def require_all_blocks(page: Any) -> None:
+    """Raise if a page claims more than its tiles or strips hold, before memory is taken for it.
+
+    Blocks of no bytes are missing on purpose (sparse files of GDAL), and stand for zeros.
+
+    Raises:
+        UnreadableImage: if there are fewer blocks than the size needs, or fewer bytes than blocks decode from.
+    """
+    needed, sizes = math.prod(page.chunked), page.databytecounts
+    claim = f"{page.imagelength} x {page.imagewidth} pixels"
+    if len(page.dataoffsets) < needed:
+        raise UnreadableImage(f"{claim} need {needed} tiles or strips, and the file has {len(page.dataoffsets)}")
+    held = min(sum(sizes), page.parent.filehandle.size) * RATIOS.get(page.compression, math.inf)
+    missing = sum(size == 0 for size in sizes) * math.prod(page.chunks)
+    claimed = (page.size - missing) * page.bitspersample // 8
+    if claimed > held:
+        raise UnreadableImage(f"{claim} need {claimed} bytes, more than the {sum(sizes)} of the file can hold")
 
 
 def images_of(file: TiffFile) -> list[Any]:
@@ -332,6 +355,7 @@ def _array(content: Path | bytes, series: Any, frame: int | None = None) -> np.n
     """
     page = series.keyframe
     shape = series.shape if frame is None else page.shape
+    require_all_blocks(page)
     try:
         array: np.ndarray = series.asarray() if frame is None else series.asarray(key=frame)
     except (ValueError, NotImplementedError) as error:
