@@ -17,7 +17,8 @@ import tifffile
 from PIL import Image
 
 from sparkmim.data.config import FileConfig
-from sparkmim.data.decoding.images import EncodedFile, UnreadableImage
+from sparkmim.data.decoding.encoded import UnreadableImage
+from sparkmim.data.decoding.images import EncodedFile
 from sparkmim.data.decoding.pillow import WHOLE
 
 MEMORY = 2**28

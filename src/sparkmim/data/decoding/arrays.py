@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import DEFAULT_FILES, FileConfig
-from .encoded import UnreadableImage, require_pixels
+from .encoded import CHANNELS, UnreadableImage, require_pixels
 
 FULL_SCALE = 65535
 """The largest value of a 16-bit image."""
@@ -90,7 +90,7 @@ def array_to_image(array: np.ndarray, channels: int, files: FileConfig = DEFAULT
             array = array[0] if shape[0] == 1 else array[..., 0]
     planes = array[None] if array.ndim == 2 else array
     if planes.ndim != 3 or len(planes) not in (1, channels) or 0 in planes.shape:
-        raise UnreadableImage(f"expected an array of {channels} channels, got one of shape {shape}; see --in-chans")
+        raise UnreadableImage(f"expected an array of {channels} channels, got one of shape {shape}; {CHANNELS}")
     return to_pixels(planes, () if files.nodata is None else (files.nodata,)).expand(channels, -1, -1).contiguous()
 
 

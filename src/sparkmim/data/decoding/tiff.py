@@ -20,7 +20,7 @@ from torch import Tensor
 from ..config import FileConfig
 from .arrays import to_pixels, with_gaps, without_data
 from .colors import to_channels, upright
-from .encoded import UnreadableImage, require_pixels
+from .encoded import CHANNELS, UnreadableImage, require_pixels
 from .pillow import MODES, convert_bytes, decode_with_pillow, open_with_pillow
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it says of damaged files is in their errors
@@ -200,8 +200,9 @@ def _refusal(planes: int, channels: int, parts: Sequence[Any]) -> str:
     else:
         held = f"a stack of {planes} planes ({parts[0].axes} {parts[0].shape})"
     return (
-        f"expected {channels} channel{'s' * (channels > 1)}, got {held}; use --in-chans {planes}, --pages images for "
-        "each page as an image of its own, or --pages first for the first page alone"
+        f"expected {channels} channel{'s' * (channels > 1)}, got {held}; use --pages images for each page as an "
+        f"image of its own, --pages first for the first page alone, or a network of {planes} channels (--in-chans "
+        "where it is made)"
     )
 
 
@@ -242,7 +243,7 @@ def _decode_page(content: Path | bytes, series: Any, frame: int, channels: int, 
     as_held = bands == channels and (alpha is None or channels not in MODES)
     if not as_held and not (bands == 1 or (channels in MODES and usable and shares)):
         wanted = f"{channels} channel{'s' * (channels > 1)}"
-        raise UnreadableImage(f"expected {wanted}, got {bands} bands of {page.dtype}; see --in-chans")
+        raise UnreadableImage(f"expected {wanted}, got {bands} bands of {page.dtype}; {CHANNELS}")
     require_pixels(page.imagelength * page.imagewidth * bands // max(channels, MANY_BANDS), 1, files)
     try:
         planes = _frame_planes(content, series, frame)

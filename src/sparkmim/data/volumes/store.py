@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...utils.io import read_json, write_json
 from ...utils.text import printable
-from ..decoding.encoded import EncodedImage, UnreadableImage
+from ..decoding.encoded import CHANNELS, EncodedImage, UnreadableImage
 from ..sources.base import ImageSource
 from .fingerprint import Fingerprint
 from .geometry import spacing_of
@@ -115,7 +115,7 @@ class StoredVolume(EncodedImage):
             UnreadableImage: if it has another number of channels, or cannot be read.
         """
         if channels != self.shape[0]:
-            raise UnreadableImage(f"expected {channels} channels, got {self.shape[0]}; see --in-chans")
+            raise UnreadableImage(f"expected {channels} channels, got {self.shape[0]}; {CHANNELS}")
         return self.crop((0, 0, 0), self.shape[1:])
 
 
