@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,49 @@ def test_images_that_go_during_the_run(tmp_path: Path, copy: Path) -> None:
 
     with pytest.raises(RunStopped, match="none of 12 images to be scored can be read"):
         finetune(tmp_path / "run", chosen=TINY_FINETUNE | {"data": copy}, after_step=empty)
+
+
+def spoil(folder: Path, count: int) -> list[str]:
+    """Make some images unreadable; their names below the folder."""
+    paths = sorted(folder.rglob("*.png"))[::4][:count]
+    for path in paths:
+        path.write_bytes(b"no image")
+    return [str(path.relative_to(folder)) for path in paths]
+
+
+@pytest.mark.parametrize(("split", "option"), [("val", "--val-data"), ("test", "--test-data")])
+def test_more_unreadable_images_of_a_split_than_are_allowed(
+    tmp_path: Path, copy: Path, split: str, option: str
+) -> None:
+    """They are refused before the run, and with the flag of the message they are listed and left out."""
+    names = spoil(copy / split, 2)
+    refused(tmp_path / "run", rf"{option}: [12] of [0-9]+ images tried cannot be read .*by --max-broken", data=copy)
+    found = run(tmp_path / "run", data=copy, max_broken=0.4)["test" if split == "test" else "validation"]
+    assert sorted(found["unreadable"]) == names
+    assert sum(sum(row) for row in found["confusion"]) == found["images"] == 10
+    if split == "val":
+        listed = (tmp_path / "run" / "broken_held_out_images.txt").read_text().splitlines()
+        assert [line.split("\t")[0] for line in listed] == names
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert all(name in report for name in names)
+
+
+def test_validation_images_that_break_during_the_run(tmp_path: Path, copy: Path) -> None:
+    """The run saves, stops, and goes on with the flag that it names."""
+
+    def break_some(done: int) -> None:
+        if done == 2:
+            spoil(copy / "val", 3)
+
+    message = r"3 of 12 images cannot be read, more than the share of 0.1 that --max-broken .*Last good state: .*-0"
+    with pytest.raises(RunStopped, match=message) as stopped:
+        finetune(tmp_path / "run", chosen=TINY_FINETUNE | {"data": copy}, after_step=break_some)
+    flag = re.search(r"--max-broken ([\d.]+\d)", str(stopped.value))
+    assert flag is not None
+    outcome = finetune(tmp_path / "run", chosen={"max_broken": float(flag[1])})
+    assert outcome is not None
+    assert outcome.step == outcome.steps
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["validation"]["images"] == 9
 
 
 @pytest.mark.parametrize(

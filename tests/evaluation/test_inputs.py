@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import timm
 import torch
 from PIL import Image
@@ -20,6 +21,7 @@ from sparkmim.checkpoints.encoder import load_trained_encoder, save_encoder
 from sparkmim.cli import run_command
 from sparkmim.diagnostics.vanishing import vanishing_figure
 from sparkmim.exporters.export import export
+from sparkmim.utils.logging import printing
 
 PICKY = """
 import timm
@@ -64,6 +66,38 @@ USES: dict[str, Callable[..., Any]] = {
     "knn": lambda encoder, data, output, **more: sparkmim.knn(encoder, data, neighbours=(1,), **SMALL, **more),
     "probe": lambda encoder, data, output, **more: sparkmim.linear_probe(encoder, data, **SMALL, **more),
 }
+
+
+@pytest.mark.parametrize("command", ["embed", "knn", "probe", "finetune"])
+@pytest.mark.parametrize("kind", ["array", "stack"])
+def test_images_of_other_channels(command: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No flag is advised that the encoder refuses; where the network is made, the flag that is named works."""
+    data = tmp_path / "data"
+    for number in range(4):
+        pixels = np.random.default_rng(number).random((5, 40, 40), dtype=np.float32)
+        path = data / "ab"[number % 2] / f"{number}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, pixels) if kind == "array" else tifffile.imwrite(
+            path.with_suffix(".tif"), pixels, photometric="minisblack"
+        )
+    known = {"sparkmim": json.dumps({"model": "test_resnet", "in_chans": 3, "image_size": [32, 32]})}
+    save_encoder(timm.create_model("test_resnet", num_classes=0), tmp_path / "weights.safetensors", known)
+    output = {"embed": ["--output", "x.npz"], "finetune": ["--output", "run", "--epochs", "1", "--batch-size", "2"]}
+    output["finetune"] += ["--precision", "32"]
+    place = [str(tmp_path / word) if word in ("x.npz", "run") else word for word in output.get(command, [])]
+    line = [command, "--data", str(data), "--workers", "0", "--device", "cpu", *place]
+    encoder = ["--encoder", str(tmp_path / "weights.safetensors")]
+    with printing():
+        assert run_command([*line, *encoder]) == 2
+        told = "".join(capsys.readouterr())
+        assert "(--in-chans where it is made)" in told
+        assert "see --in-chans" not in told
+        assert "use --in-chans" not in told
+        assert run_command([*line, *encoder, "--in-chans", "5"]) == 2
+        assert "leave it out, and give images of so many" in "".join(capsys.readouterr())
+        made = ["--encoder", "none", "--model", "test_resnet", "--image-size", "32", "--in-chans", "5"]
+        made += ["--neighbours", "1"] if command == "knn" else []
+        assert run_command([*line, *made]) == 0, "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("use", USES)

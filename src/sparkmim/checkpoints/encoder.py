@@ -182,7 +182,10 @@ def load_trained_encoder(
     stages = stages or known.get("stages", ())
     levels = levels or known.get("levels")
     if in_chans is not None and known.get("in_chans", in_chans) != in_chans:
-        raise ValueError(f"--in-chans {in_chans}, but the encoder takes {known['in_chans']} channels; leave it out")
+        raise ValueError(
+            f"--in-chans {in_chans}, but the encoder takes {known['in_chans']} channels; leave it out, and give images "
+            "of so many"
+        )
     with code_of(name):
         backbone = load_backbone(name, stages, known.get("in_chans", in_chans), levels=levels)
     try:

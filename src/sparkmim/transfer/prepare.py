@@ -16,7 +16,7 @@ from ..data.config import DataConfig, FileConfig, ViewConfig, files_of
 from ..data.places import files_outside, shared_files
 from ..data.seeding import Stream, keyed_seed
 from ..data.sources.pages import Pages
-from ..data.statistics import first_readable
+from ..data.statistics import first_readable, require_readable
 from ..data.targets import Splits
 from ..evaluation.features import input_for
 from ..models.factory import code_of, require_image_size
@@ -198,6 +198,9 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             held = "the newest checkpoint" if ready.resume == "auto" else ready.resume
             raise ValueError(f"--ema {config.optimizer.ema:g}, but {held} holds no average of weights; use --ema 0")
         validate_training(config, len(ready.data.train), config.model.in_chans, processes)
+        for images, option in ((ready.data.val, _option_of_validation(config)), (ready.data.test, "--test-data")):
+            if images is not None:
+                require_readable(images.source, config.model.in_chans, config.data, config.data.max_broken, option)
         micro_batch = config.run.batch_size // (config.run.accumulate * processes)
         self.task.validate(config, ready.data.train, micro_batch)
 
@@ -324,6 +327,11 @@ def describe_training(config: Any) -> list[str]:
     ]
 
 
+def _option_of_validation(config: TransferConfig) -> str:
+    """Return the flag by which validation images were chosen."""
+    return "--folds" if config.data.folds else "--val-data"
+
+
 def read_encoder(chosen: Mapping[str, Any], *, trust: bool = False) -> TrainedEncoder:
     """Return the network to start from; `trust` runs the code that its file names."""
     with code_of(chosen.get("model", chosen["encoder"])):
@@ -341,7 +349,8 @@ def read_encoder(chosen: Mapping[str, Any], *, trust: bool = False) -> TrainedEn
         raise ValueError(f"{encoder.name} takes {takes}; only images of two dimensions are fine-tuned on")
     if chosen.get("in_chans", encoder.backbone.in_chans) != encoder.backbone.in_chans:
         raise ValueError(
-            f"--in-chans {chosen['in_chans']}, but the encoder takes {encoder.backbone.in_chans} channels; leave it out"
+            f"--in-chans {chosen['in_chans']}, but the encoder takes {encoder.backbone.in_chans} channels; leave it "
+            "out, and give images of so many"
         )
     return encoder
 

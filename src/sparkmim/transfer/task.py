@@ -16,15 +16,15 @@ from torch.utils.data import DataLoader
 from ..checkpoints.run_folder import RunFolder
 from ..data.loader import load
 from ..data.sampler import Positions
-from ..data.sources.base import ImageSource, Subset
+from ..data.sources.base import Subset
 from ..data.targets import Splits
 from ..reporting.report.page import write_report
 from ..training.errors import RunStopped
 from ..training.task import Evaluator, TrainingTask
+from ..training.unreadable import UnreadableImages
 from ..utils.distributed import broadcast, gather_results
 from ..utils.io import write_json
 from ..utils.logging import log
-from ..utils.text import printable
 from .config import TransferConfig
 from .layer_decay import decayed_groups
 from .model_file import save_model
@@ -72,7 +72,10 @@ class FinetuningTask(TrainingTask[TargetBatch]):
         self.evaluators = [] if splits.val is None else [Evaluator(config.run.val_every, self.validate)]
         self.scored_on = task.fingerprint(splits.val)
         self.best: dict[str, Any] | None = None
-        self._unreadable: set[int] = set()  # of the validation images
+        self._unreadable: UnreadableImages | None = None  # of the validation images
+        if splits.val is not None:
+            source, most = splits.val.source, config.data.max_broken
+            self._unreadable = UnreadableImages(source, run, most, run.broken_held_out)
 
     @property
     def scored(self) -> nn.Module:
@@ -114,7 +117,7 @@ class FinetuningTask(TrainingTask[TargetBatch]):
         """Return scores of the validation images; the best weights so far are kept."""
         images: Any = self.splits.val
         outputs = self._outputs(images)
-        self._log_unreadable(images.source, outputs.broken)
+        self._list_unreadable(outputs.broken)
         scores = self.task.evaluate(outputs, images, self.settings)
         metric = self.task.metric
         if metric not in scores:
@@ -124,12 +127,16 @@ class FinetuningTask(TrainingTask[TargetBatch]):
             self.best = {metric: scores[metric], "step": self.step, "model": weights, "images": self.scored_on}
         return {f"val_{name}": score for name, score in scores.items()}
 
-    def _log_unreadable(self, source: ImageSource, broken: Sequence[tuple[int, str]]) -> None:
-        """Log the validation images that cannot be read, each once."""
-        new = [(index, error) for index, error in sorted(broken) if index not in self._unreadable]
-        self._unreadable |= {index for index, _ in new}
-        for index, error in new:
-            log.warning(f"validation: skipped {printable(source.name(index))}: {error}")
+    def _list_unreadable(self, broken: Sequence[tuple[int, str]]) -> None:
+        """List the validation images that cannot be read.
+
+        Raises:
+            TooManyUnreadable: if they are more than `--max-broken` allows.
+        """
+        assert self._unreadable is not None
+        self._unreadable.add(broken)
+        if self._unreadable.update_list(write=self.fabric.is_global_zero):
+            log.warning(f"validation: {self._unreadable.summary()} and are left out; see {self._unreadable.path}")
 
     def state(self) -> dict[str, Any]:
         """Return the average, and the best weights so far."""

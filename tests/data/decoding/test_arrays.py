@@ -57,7 +57,10 @@ def test_tiff_of_many_channels(tmp_path: Path, shape: tuple[int, ...], axes: str
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((3, 4, 5)), r"array of 13 channels, got one of shape \(3, 4, 5\); see --in-chans"),
+        (
+            np.zeros((3, 4, 5)),
+            r"array of 13 channels, got one of shape \(3, 4, 5\); a network takes the channels that it was made",
+        ),
         (np.zeros(4), r"shape \(4,\)"),
         (np.zeros((13, 0, 5)), r"shape \(13, 0, 5\)"),
         (np.zeros((13, 4, 5), complex), "expected real numbers, got values of type complex128"),

@@ -197,7 +197,9 @@ def test_a_fourth_band_that_is_no_opacity_is_kept(tmp_path: Path, dtype: type, p
     if photometric == "rgb":
         assert torch.equal(read_image(path), wanted[:3]), "the first three are colors all the same"
     else:
-        with pytest.raises(UnreadableImage, match=r"expected 3 channels, got 4 bands of \w+; see --in-chans"):
+        with pytest.raises(
+            UnreadableImage, match=r"expected 3 channels, got 4 bands of \w+; a network takes the channels"
+        ):
             read_image(path)
 
 

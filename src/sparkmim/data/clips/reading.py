@@ -129,7 +129,7 @@ class ArrayClip(Clip):
             return np.moveaxis(array, 0, 3)
         by = " x ".join(map(str, array.shape))
         raise UnreadableImage(
-            f"expected (T, H, W, C) or (C, T, H, W) of {channels} channels, got an array of {by}; see --in-chans"
+            f"expected (T, H, W, C) or (C, T, H, W) of {channels} channels, got an array of {by}; {CHANNELS}"
         )
 
     def measure(self, channels: int) -> ClipSize:

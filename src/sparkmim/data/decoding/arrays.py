@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import DEFAULT_FILES, FileConfig
-from .encoded import UnreadableImage, require_pixels
+from .encoded import CHANNELS, UnreadableImage, require_pixels
 
 FULL_SCALE = 65535
 """The largest value of a 16-bit image."""
@@ -30,8 +30,9 @@ IMAGE = "image"
 
 def decode_npy(content: Path | bytes, channels: int, files: FileConfig) -> Tensor:
     """Decode an .npy file, given by its path or its bytes, to `(channels, H, W)`, see :func:`array_to_image`."""
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size
     with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
-        return array_to_image(_read_array(file, channels, files), channels, files)
+        return array_to_image(_read_array(file, size, channels, files), channels, files)
 
 
 def decode_npz(content: Path | bytes, channels: int, files: FileConfig) -> Tensor:
@@ -47,17 +48,20 @@ def decode_npz(content: Path | bytes, channels: int, files: FileConfig) -> Tenso
             found = ", ".join(name.removesuffix(".npy") for name in names[:4]) or "none"
             raise UnreadableImage(f"expected one array, or one named {IMAGE!r} among several, got {found}")
         with archive.open(chosen) as file:
-            return array_to_image(_read_array(file, channels, files), channels, files)
+            size = archive.getinfo(chosen).file_size
+            return array_to_image(_read_array(file, size, channels, files), channels, files)
 
 
-def _read_array(file: IO[bytes], channels: int, files: FileConfig) -> np.ndarray:
-    """Read an array whose header claims no more values than an image may have."""
+def _read_array(file: IO[bytes], size: int, channels: int, files: FileConfig) -> np.ndarray:
+    """Read an array whose header claims no more values than an image may have, and than `size` bytes hold."""
     version = np.lib.format.read_magic(file)
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = header(file)
     if dtype.hasobject:
         raise UnreadableImage("expected numbers, got Python objects, which are not loaded (allow_pickle is off)")
     require_pixels(math.prod(shape) // channels, 1, files)
+    if (claimed := math.prod(shape) * dtype.itemsize) > size:
+        raise UnreadableImage(f"its header claims {claimed} bytes of numbers, and the file has {size}")
     file.seek(0)
     array: np.ndarray = np.load(file, allow_pickle=False)
     return array
@@ -86,7 +90,7 @@ def array_to_image(array: np.ndarray, channels: int, files: FileConfig = DEFAULT
             array = array[0] if shape[0] == 1 else array[..., 0]
     planes = array[None] if array.ndim == 2 else array
     if planes.ndim != 3 or len(planes) not in (1, channels) or 0 in planes.shape:
-        raise UnreadableImage(f"expected an array of {channels} channels, got one of shape {shape}; see --in-chans")
+        raise UnreadableImage(f"expected an array of {channels} channels, got one of shape {shape}; {CHANNELS}")
     return to_pixels(planes, () if files.nodata is None else (files.nodata,)).expand(channels, -1, -1).contiguous()
 
 

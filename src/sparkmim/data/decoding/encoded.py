@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ..config import DEFAULT_FILES, FileConfig
 
+CHANNELS = "a network takes the channels that it was made for (--in-chans where it is made)"
+"""What is said of images with other channels than a network's, also where it is not made anew."""
+
 
 class UnreadableImage(Exception):
     """An image that cannot be decoded: the message gives the reason, and leaves the file's name to the caller."""
@@ -108,7 +111,7 @@ class Croppable(EncodedImage):
         """
         found, *size = self.shape
         if channels != found:
-            raise UnreadableImage(f"expected {channels} channels, got {found}; see --in-chans")
+            raise UnreadableImage(f"expected {channels} channels, got {found}; {CHANNELS}")
         return self.crop([0] * len(size), size)
 
 
@@ -120,6 +123,6 @@ def require_pixels(height: int, width: int, files: FileConfig) -> None:
     """
     if height * width > files.max_pixels:
         raise UnreadableImage(
-            f"{height} x {width} pixels are more than the {files.max_pixels} of --max-pixels; raise it if the file can "
-            "be trusted"
+            f"{height} x {width} pixels are more than the {files.max_pixels} of --max-pixels; cut it into smaller "
+            "files, or raise the limit if the file can be trusted and decoded as a whole in memory"
         )

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError, features
-from PIL.ImageFile import StubImageFile
+from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
@@ -18,18 +17,12 @@ from . import jpeg, tiff
 from .arrays import NPY, NPZ, decode_npy, decode_npz, to_pixels
 from .encoded import EncodedImage, UnreadableImage, require_pixels
 from .jpeg import decode_jpeg, jpeg_size
-from .pillow import MODES, decode_with_pillow, open_with_pillow, upright_size
+from .pillow import MODES, WHOLE, decodable_formats, decode_with_pillow, open_with_pillow, upright_size
 from .png import decode_deep_color, is_deep_color, levels_apart
 from .tiff import decode_tiff
 
 ARRAYS = {".npy": NPY, ".npz": NPZ, ".tif": tiff.START, ".tiff": tiff.START}
 """First bytes of files that hold arrays, by extension."""
-
-UNDECODABLE = {"EPS", "FPX", "IPTC", "MIC", "MPEG", "WMF"}
-"""Formats that Pillow recognizes and cannot decode by itself, beside those that are stubs."""
-
-CODECS = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
-"""Formats that Pillow decodes if it was built with a library."""
 
 
 class EncodedFile(EncodedImage):
@@ -62,11 +55,14 @@ class EncodedFile(EncodedImage):
     def size(self, channels: int) -> tuple[int, int] | None:
         """Return height and width of JPEG files, the only ones that are decoded at a fraction of their size."""
         with self._unreadable():
-            if self._holds_array or not self._picture(channels).startswith(jpeg.START):
+            if self._holds_array:
+                return None
+            picture = self._picture(channels)
+            if not self._start.startswith(jpeg.START):
                 return None
             if channels == 3 and self._jpeg_size is not None:
                 return self._jpeg_size
-            self._opened = open_with_pillow(self._data, self.files)
+            self._opened = open_with_pillow(picture, self.files)
             return upright_size(self._opened) if isinstance(self._opened, JpegImageFile) else None
 
     def decode(self, channels: int, reduction: int = 1) -> Tensor:
@@ -77,30 +73,30 @@ class EncodedFile(EncodedImage):
             if self._holds_array:
                 read = decode_npz if self._start.startswith(NPZ) else decode_npy
                 return read(self._content, channels, self.files)
-            data = self._picture(channels)
+            picture = self._picture(channels)
             missing = () if self.files.nodata is None else (self.files.nodata,)
             if channels == 3 and self._jpeg_size is not None:
-                pixels = decode_jpeg(data, self._jpeg_size, reduction)
+                pixels = decode_jpeg(self._data, self._jpeg_size, reduction)
                 if pixels is not None:
                     return to_pixels(pixels.numpy(), missing) if missing else pixels
-            if is_deep_color(data):
-                return decode_deep_color(data, channels, self.files, missing)
+            if is_deep_color(self._start):
+                return decode_deep_color(picture, self._start, channels, self.files, missing)
             opened, self._opened = self._opened, None  # Pillow decodes it once
-            with opened or open_with_pillow(data, self.files) as file:
-                by = levels_apart(data)
+            with opened or open_with_pillow(picture, self.files) as file:
+                by = levels_apart(self._start)
                 if by > 1 and "transparency" in file.info:  # which Pillow leaves as the file has it
                     file.info["transparency"] *= by
                 return decode_with_pillow(file, channels, reduction, [by * value for value in missing])
 
-    def _picture(self, channels: int) -> bytes:
-        """Return the bytes of a picture.
+    def _picture(self, channels: int) -> Path | bytes:
+        """Return the bytes of a picture, or the path of a large file, which says little of what it holds.
 
         Raises:
             UnreadableImage: if pictures have no such number of channels.
         """
         if channels not in MODES:
             raise UnreadableImage(f"a {self._extension} file has no {channels} channels; .npy and .tiff files may")
-        return self._data
+        return self._content if self._is_large and isinstance(self._content, Path) else self._data
 
     @contextmanager
     def _unreadable(self) -> Iterator[None]:
@@ -110,7 +106,7 @@ class EncodedFile(EncodedImage):
         except (MemoryError, UnreadableImage):
             raise
         except UnidentifiedImageError as error:  # whose message has the buffer's address, another each time
-            what = f"Pillow recognizes no image in these {len(self._data)} bytes"
+            what = f"Pillow recognizes no image in these {self._bytes} bytes"
             raise UnreadableImage(f"{type(error).__name__}: {what}") from error
         except Exception as error:
             raise UnreadableImage(f"{type(error).__name__}: {error}") from error
@@ -118,7 +114,16 @@ class EncodedFile(EncodedImage):
     @cached_property
     def _start(self) -> bytes:
         """Return the first bytes of the file; arrays are read as far as they are needed, all others as a whole."""
-        return self._data[:LONGEST_START] if self._extension not in ARRAYS else self._first_bytes()
+        first = self._extension in ARRAYS or self._is_large
+        return self._first_bytes() if first else self._data[:LONGEST_START]
+
+    @cached_property
+    def _bytes(self) -> int:
+        return len(self._content) if isinstance(self._content, bytes) else os.stat(self._content).st_size
+
+    @cached_property
+    def _is_large(self) -> bool:
+        return self._bytes > WHOLE
 
     def _first_bytes(self) -> bytes:
         if isinstance(self._content, bytes):
@@ -150,14 +155,14 @@ class EncodedFile(EncodedImage):
 
     @cached_property
     def _jpeg_size(self) -> tuple[int, int] | None:
-        size = jpeg_size(self._data)
+        size = None if self._is_large else jpeg_size(self._data)
         if size is not None:
             require_pixels(*size, self.files)
         return size
 
 
-LONGEST_START = 16
-"""Bytes that tell an array from a picture."""
+LONGEST_START = 32
+"""Bytes that tell an array from a picture, and the depth of a PNG file."""
 
 
 def read_image(path: str | Path, channels: int = 3) -> Tensor:
@@ -174,14 +179,6 @@ def read_image(path: str | Path, channels: int = 3) -> Tensor:
 
 def image_extensions() -> set[str]:
     """Return the extensions of files that can be decoded, such as `.png`."""
-    Image.init()
-    kinds = {kind for kind in Image.OPEN.keys() - UNDECODABLE if not _is_stub(kind)}
-    kinds -= {kind for kind, codec in CODECS.items() if not features.check(codec)}
+    kinds = decodable_formats()
     pictures = {extension for extension, kind in Image.registered_extensions().items() if kind in kinds}
     return pictures | set(ARRAYS)
-
-
-def _is_stub(kind: str) -> bool:
-    """Return whether Pillow needs a handler of the user's to decode a format (HDF5, GRIB, BUFR)."""
-    factory = Image.OPEN[kind][0]
-    return isinstance(factory, type) and issubclass(factory, StubImageFile)

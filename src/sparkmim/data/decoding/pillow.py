@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, features
+from PIL.ImageFile import StubImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
@@ -22,21 +24,89 @@ from .encoded import UnreadableImage, require_pixels
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's mode for each number of channels."""
 
+UNDECODABLE = {"EPS", "FPX", "IPTC", "MIC", "MPEG", "WMF"}
+"""Formats that Pillow recognizes and cannot decode by itself, beside those that are stubs; EPS starts Ghostscript."""
+
+CODECS = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
+"""Formats that Pillow decodes if it was built with a library."""
+
+WHOLE = 2**26
+"""Bytes of a file that may be read whatever the size of its image: 64 MiB."""
+
+BYTES_OF_A_PIXEL = 32
+"""Bytes that may be read for each pixel beyond that."""
+
+
+BYTES_OF_A_READ = 256
+"""Bytes that each reading counts as, at least: decoders that look for a mark take one at a time."""
+
+
+class LargeFile(io.BufferedReader):
+    """Read a file whose size tells nothing of its image: no more of it than the image can need.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._left = WHOLE
+
+    def allow(self, pixels: int) -> None:
+        """Allow to read what an image of so many pixels needs."""
+        self._left += BYTES_OF_A_PIXEL * pixels
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read bytes.
+
+        Raises:
+            UnreadableImage: if they are more than may be read.
+        """
+        content = super().read(self._left + 1 if size is None or not 0 <= size <= self._left else size)
+        self._left -= max(BYTES_OF_A_READ, len(content))
+        if self._left < 0:
+            raise UnreadableImage("the file is larger than the image that its header names can be")
+        return content
+
+    def __del__(self) -> None:
+        """Close the file, as Pillow does not: images are opened and left in several places."""
+        self.close()
+
+
+@cache
+def decodable_formats() -> tuple[str, ...]:
+    """Return the names of the formats that Pillow decodes by itself, in the order in which it tries them."""
+    Image.init()
+    missing = {kind for kind, codec in CODECS.items() if not features.check(codec)}
+    return tuple(kind for kind in Image.ID if kind not in UNDECODABLE | missing and not _is_stub(kind))
+
+
+def _is_stub(kind: str) -> bool:
+    """Return whether Pillow needs a handler of the user's to decode a format (HDF5, GRIB, BUFR)."""
+    factory = Image.OPEN[kind][0]
+    return isinstance(factory, type) and issubclass(factory, StubImageFile)
+
 
 def open_with_pillow(content: Path | bytes, files: FileConfig) -> Image.Image:
     """Open a file, read its header, and hold its size against the project's own limit instead of Pillow's.
 
+    Files of formats for which Pillow starts another program are not recognized, whatever their name.
+
     Raises:
-        UnreadableImage: if the image has too many pixels.
+        UnreadableImage: if the image has too many pixels, or a large file is none.
     """
+    large = LargeFile(content) if isinstance(content, Path) and content.stat().st_size > WHOLE else None
     with without_limit():
-        file = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
+        named = io.BytesIO(content) if isinstance(content, bytes) else content
+        file = Image.open(large or named, formats=decodable_formats())
     file.filename = ""  # files with a name may be mapped into memory, and are then not turned upright
     try:
         require_pixels(file.height, file.width, files)
     except UnreadableImage:
         file.close()
         raise
+    if large is not None:
+        large.allow(file.height * file.width)
     return file
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,19 +20,21 @@ START = b"\x89PNG\r\n\x1a\n"
 """First bytes of a file."""
 
 
-def is_deep_color(data: bytes) -> bool:
+def is_deep_color(start: bytes) -> bool:
     """Return whether a file is a PNG of 16 bits with colors or opacity; Pillow decodes gray alone in full."""
-    return data.startswith(START) and data[24:25] == b"\x10" and data[25:26] != b"\0"
+    return start.startswith(START) and start[24:25] == b"\x10" and start[25:26] != b"\0"
 
 
-def decode_deep_color(data: bytes, channels: int, files: FileConfig, missing: Sequence[float] = ()) -> Tensor:
+def decode_deep_color(
+    content: Path | bytes, start: bytes, channels: int, files: FileConfig, missing: Sequence[float] = ()
+) -> Tensor:
     """Decode such a file to an upright image `(channels, H, W)` of 1, 3 or 4 channels, float32, with 65535 as 1."""
-    with open_with_pillow(data, files) as file:
-        mode, gray, key = file.mode, data[25] == 4, file.info.get("transparency")
+    with open_with_pillow(content, files) as file:
+        mode, gray, key = file.mode, start[25] == 4, file.info.get("transparency")
     if gray:  # two bytes of gray and two of opacity, read as four channels
-        pixels = _raw(data, "RGBA", files).view(">u2").astype(np.uint16)
+        pixels = _raw(content, "RGBA", files).view(">u2").astype(np.uint16)
     else:  # Pillow keeps one byte of each value: the high one, or with the byte order swapped, the low one
-        pixels = 256 * _raw(data, f"{mode};16B", files).astype(np.uint16) + _raw(data, f"{mode};16L", files)
+        pixels = 256 * _raw(content, f"{mode};16B", files).astype(np.uint16) + _raw(content, f"{mode};16L", files)
     bands = pixels.transpose(2, 0, 1)
     colors = bands if len(bands) == 3 else bands[:-1]
     image = to_pixels(colors, missing)
@@ -42,16 +45,16 @@ def decode_deep_color(data: bytes, channels: int, files: FileConfig, missing: Se
     return to_channels(image, opacity, channels)
 
 
-def levels_apart(data: bytes) -> int:
+def levels_apart(start: bytes) -> int:
     """Return by what Pillow multiplies the numbers of a file: gray of 2 and 4 bits, which it brings to 8."""
-    if not data.startswith(START) or data[25:26] != b"\0":
+    if not start.startswith(START) or start[25:26] != b"\0":
         return 1
-    return {2: 85, 4: 17}.get(data[24], 1)
+    return {2: 85, 4: 17}.get(start[24], 1)
 
 
-def _raw(data: bytes, raw_mode: str, files: FileConfig) -> np.ndarray:
+def _raw(content: Path | bytes, raw_mode: str, files: FileConfig) -> np.ndarray:
     """Return the upright image `(H, W, C)` when the file's bytes are read in one of Pillow's raw modes."""
-    with open_with_pillow(data, files) as file:
+    with open_with_pillow(content, files) as file:
         assert isinstance(file, PngImageFile)
         file.tile = [file.tile[0]._replace(args=raw_mode)]
         return np.array(ImageOps.exif_transpose(file))

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import ExifTags
-from tifffile import PHOTOMETRIC, TiffFile
+from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile
 from torch import Tensor
 
 from ..config import FileConfig
 from .arrays import to_pixels, with_gaps, without_data
 from .colors import to_channels, upright
-from .encoded import UnreadableImage, require_pixels
+from .encoded import CHANNELS, UnreadableImage, require_pixels
 from .pillow import MODES, convert_bytes, decode_with_pillow, open_with_pillow
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it says of damaged files is in their errors
@@ -41,6 +41,10 @@ LAYOUTS = ("generic", "shaped", "uniform", "imagej", "ome")
 
 MANY_BANDS = 4
 """Bands of a file that are read to take fewer of them, at least."""
+
+
+RATIOS = {COMPRESSION.NONE: 4, COMPRESSION.LZW: 4096, COMPRESSION.ADOBE_DEFLATE: 1100, COMPRESSION.DEFLATE: 1100}
+"""By how much files are at most compressed, where that has a limit; by subsampled colors without compression."""
 
 
 class MissingCodec(UnreadableImage):
@@ -144,6 +148,25 @@ def require_all_pages(file: TiffFile) -> None:
         raise UnreadableImage(f"the file is cut off after page {len(file.pages)}")
 
 
+def require_all_blocks(page: Any) -> None:
+    """Raise if a page claims more than its tiles or strips hold, before memory is taken for it.
+
+    Blocks of no bytes are missing on purpose (sparse files of GDAL), and stand for zeros.
+
+    Raises:
+        UnreadableImage: if there are fewer blocks than the size needs, or fewer bytes than blocks decode from.
+    """
+    needed, sizes = math.prod(page.chunked), page.databytecounts
+    claim = f"{page.imagelength} x {page.imagewidth} pixels"
+    if len(page.dataoffsets) < needed:
+        raise UnreadableImage(f"{claim} need {needed} tiles or strips, and the file has {len(page.dataoffsets)}")
+    held = min(sum(sizes), page.parent.filehandle.size) * RATIOS.get(page.compression, math.inf)
+    missing = sum(size == 0 for size in sizes) * math.prod(page.chunks)
+    claimed = (page.size - missing) * page.bitspersample // 8
+    if claimed > held:
+        raise UnreadableImage(f"{claim} need {claimed} bytes, more than the {sum(sizes)} of the file can hold")
+
+
 def images_of(file: TiffFile) -> list[Any]:
     """Return the series that are images in full size: the first, and others like it.
 
@@ -177,8 +200,9 @@ def _refusal(planes: int, channels: int, parts: Sequence[Any]) -> str:
     else:
         held = f"a stack of {planes} planes ({parts[0].axes} {parts[0].shape})"
     return (
-        f"expected {channels} channel{'s' * (channels > 1)}, got {held}; use --in-chans {planes}, --pages images for "
-        "each page as an image of its own, or --pages first for the first page alone"
+        f"expected {channels} channel{'s' * (channels > 1)}, got {held}; use --pages images for each page as an "
+        f"image of its own, --pages first for the first page alone, or a network of {planes} channels (--in-chans "
+        "where it is made)"
     )
 
 
@@ -219,7 +243,7 @@ def _decode_page(content: Path | bytes, series: Any, frame: int, channels: int, 
     as_held = bands == channels and (alpha is None or channels not in MODES)
     if not as_held and not (bands == 1 or (channels in MODES and usable and shares)):
         wanted = f"{channels} channel{'s' * (channels > 1)}"
-        raise UnreadableImage(f"expected {wanted}, got {bands} bands of {page.dtype}; see --in-chans")
+        raise UnreadableImage(f"expected {wanted}, got {bands} bands of {page.dtype}; {CHANNELS}")
     require_pixels(page.imagelength * page.imagewidth * bands // max(channels, MANY_BANDS), 1, files)
     try:
         planes = _frame_planes(content, series, frame)
@@ -332,6 +356,7 @@ def _array(content: Path | bytes, series: Any, frame: int | None = None) -> np.n
     """
     page = series.keyframe
     shape = series.shape if frame is None else page.shape
+    require_all_blocks(page)
     try:
         array: np.ndarray = series.asarray() if frame is None else series.asarray(key=frame)
     except (ValueError, NotImplementedError) as error:

@@ -45,7 +45,7 @@ def _step_of(path: Path) -> int:
 
 def _flat(path: Path, *, last_row: bool = False) -> Image.Image:
     """Return a picture on a dark background, or only the last row of its tiles, which begins below the last gap."""
-    with Image.open(path) as file:
+    with Image.open(path, formats=("PNG",)) as file:  # of what a folder holds, no other is ours
         picture = file.convert("RGBA")
     if last_row:
         gaps = np.flatnonzero(np.asarray(picture.getchannel("A"))[:, 0] < 255)

@@ -98,7 +98,7 @@ def _mistakes(mistakes: Sequence[Mapping[str, Any]], folder: Path) -> str:
     for mistake in mistakes:
         path = folder / Path(mistake["picture"]).name  # never outside of it
         if path.is_file() and not path.is_symlink():
-            with Image.open(path) as file:
+            with Image.open(path, formats=("PNG",)) as file:
                 picture = embed(file.convert("RGB"))
             text = f"{escaped(mistake['class'])}, predicted {escaped(mistake['predicted'])}"
             figures.append(
