@@ -92,6 +92,15 @@ class EncodedFile(EncodedImage):
                     file.info["transparency"] *= by
                 return decode_with_pillow(file, channels, reduction, [by * value for value in missing])
 
+    def read(self) -> bytes:
+        """Return the content of the file.
+
+        Raises:
+            UnreadableImage: if it cannot be read.
+        """
+        with self._unreadable():
+            return self._data
+
     def _picture(self, channels: int) -> bytes:
         """Return the bytes of a picture.
 
