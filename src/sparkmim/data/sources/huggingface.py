@@ -31,6 +31,7 @@ class HuggingFace(ImageSource):
 
     def __init__(self, rows: Any, column: str, names: Names, label: str | None) -> None:
         self.rows, self.column, self._names, self.label = rows, column, names, label
+        self._images = rows.select_columns([column])  # of a row, all columns are decoded
 
     @classmethod
     def from_address(cls, rest: str, settings: None = None) -> HuggingFace:
@@ -56,14 +57,14 @@ class HuggingFace(ImageSource):
         return FetchedFile(partial(self._read, index), self.name(index))
 
     def _read(self, index: int) -> bytes:
-        return image_bytes(self.rows[index][self.column])
+        return image_bytes(self._images[index][self.column])
 
     def class_names(self) -> list[str] | None:
         """Return the classes that a column says, by their names where these are known."""
         if self.label is None:
             return None
         names = getattr(self.rows.features[self.label], "names", None)
-        values = self.rows.with_format(None)[self.label]
+        values = self.rows.select_columns([self.label]).with_format(None)[self.label][:]
         return [str(value if names is None else names[value]) for value in values]
 
 
