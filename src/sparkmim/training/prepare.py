@@ -85,6 +85,7 @@ def prepare(
         data = kind.read_data(config)
         if state is None:
             state, unreadable, warnings = newest_state(run)
+            warnings = [*warnings, *recorded.go_on_longer(state)]
         if state is not None:
             recorded.require_same_images(kind.fingerprints(data))
             before = recorded.parts()

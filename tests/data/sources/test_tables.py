@@ -46,7 +46,12 @@ def test_row_groups_are_read_once(folder: Path, tmp_path: Path, monkeypatch: pyt
     source = open_source(write_parquet(folder, tmp_path / "x.parquet", 3))
     opened: list[str] = []
     open_table = columns.open_table
-    monkeypatch.setattr(columns, "open_table", lambda name: opened.append(name) or open_table(name))
+
+    def counted(name: str) -> Any:
+        opened.append(name)
+        return open_table(name)
+
+    monkeypatch.setattr(columns, "open_table", counted)
     for _ in range(2):
         assert_same(source, folder)
     assert len(opened) == 3
