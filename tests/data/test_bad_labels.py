@@ -46,13 +46,13 @@ def refused(folder: Path, message: str, **chosen: Any) -> None:
 
 
 @pytest.mark.parametrize("option", ["data", "val_data", "test_data"])
-def test_labels_are_not_read_by_address(tmp_path: Path, data: Path, option: str) -> None:
-    chosen = {"data": data, option: f"own.py:Own://{data}"}
-    flag = "--" + option.replace("_", "-")
+def test_sources_that_know_no_classes_are_refused(tmp_path: Path, data: Path, option: str) -> None:
+    own = tmp_path / "own.py"
+    own.write_text("from sparkmim.data.sources.folder import Files\n\nclass Own(Files):\n    pass\n")
     refused(
         tmp_path / "run",
-        f"there is no folder .*own.py:Own:.*; labeled images cannot be read by address; see {flag}",
-        **chosen,
+        f"--{option.replace('_', '-')} .*own.py:Own:.*: Own does not know the classes of images; name class folders",
+        **{"data": data, option: f"{own}:Own://{data}"},
     )
 
 

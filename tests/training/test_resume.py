@@ -369,3 +369,29 @@ def test_the_command_saves_exits_with_75_and_continues(tmp_path: Path, images: P
         assert f"{by.name}: saved after step {newest['step']} of 2500" in out
         assert f"sparkmim pretrain --output {folder}" in out
         assert [number[0] for number in numbers(folder)] == list(range(1, newest["step"] + 1))
+
+
+def test_a_run_that_is_done_goes_on_for_more_epochs(tmp_path: Path, images: Path) -> None:
+    """As it does in another folder from its last checkpoint, and the schedule is told."""
+    run = Stages(tmp_path / "run", images, epochs=1.6, warmup_epochs=0.4)
+    assert run(1).interrupted
+    with pytest.raises(ValueError, match=r"another configuration \(epochs: 1.6 there, 3.2 asked for\)"):
+        run(epochs=3.2)
+    assert run().step == 4
+    with pytest.raises(ValueError, match="another configuration"):
+        run(epochs=0.8)
+    with pytest.raises(ValueError, match="another configuration"):
+        run(epochs=3.2, lr=0.02)
+    (checkpoint,) = RunFolder(run.folder).list_checkpoints()[-1:]
+    pretrain(tmp_path / "new", resume=str(checkpoint), chosen={"epochs": 3.2})
+    assert run(5, epochs=3.2).interrupted
+    (said,) = (line for line in run.said if line.startswith("this run was done after 1.6 epochs, and goes on to 3.2"))
+    assert "without another warm-up" in said
+    assert run(epochs=3.2).step == 8  # as a scheduler gives the command again
+    assert not any(line.startswith("this run was done") for line in run.said)
+    assert_equal(final(run.folder)["model"], final(tmp_path / "new")["model"])
+    assert numbers(run.folder)[4:] == numbers(tmp_path / "new")
+    rates = [line[3] for line in numbers(run.folder)]
+    assert f"{rates[4]:.3g} instead of {rates[3]:.3g}" in said
+    assert rates[4] > rates[3]
+    assert [line[0] for line in numbers(run.folder)] == list(range(1, 9))

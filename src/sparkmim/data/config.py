@@ -85,6 +85,12 @@ class ViewConfig(FileConfig):
     workers: int = setting(2, at_least(0, "a number of processes"), resumable=True)
     """Processes that read images; 0 reads them in the training process."""
 
+    cache_gb: float | None = setting(
+        None, Valid(lambda v: v is None or 0 <= v < 10**9, "is a number of gigabytes, at least 0"), resumable=True
+    )
+    """Gigabytes of images from servers that are kept on this machine, of all runs together; 0 keeps none. The
+    environment variable SPARKMIM_CACHE_GB, or 10, if not given."""
+
     max_broken: float = setting(0.1, share("the images"), resumable=True)
     """Share of the images that may be unreadable before the run stops. Those within it are skipped and listed."""
 

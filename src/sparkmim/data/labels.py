@@ -3,6 +3,7 @@
 ```
 DIR/CLASS/.../image.jpg           class folders
 DIR/{train,val,test}/CLASS/...    class folders by split; named as DIR/. the three are classes
+SCHEME://...                      an address whose source knows the classes, such as wds://shards-{000..012}.tar
 FILE.csv                          rows `path,class`, paths relative to the file's folder, or columns with headings,
                                   one of which may name splits; see :mod:`sparkmim.data.tables`
 ```
@@ -27,6 +28,7 @@ import torch
 
 from ..utils.text import printable
 from .config import FileConfig
+from .labels_by_address import classes_at, is_address
 from .seeding import Stream, keyed_generator
 from .sources.address import AS_CLASSES
 from .sources.base import ImageSource, Subset
@@ -83,7 +85,7 @@ def read_labeled(path: str | Path, option: str = "--data") -> LabeledImages:
         ValueError: if there are no classes, images lie outside of them, a class folder is empty, or files listed in the
             table are missing.
     """
-    labeled = _read(Path(path).expanduser(), option, "train")
+    labeled = at_address(str(path), option) if is_address(path) else _read(Path(path).expanduser(), option, "train")
     empty = [name for name, count in zip(labeled.classes, labeled.counts(), strict=True) if not count]
     if empty:
         raise ValueError(
@@ -107,10 +109,9 @@ def read_matching(path: str | Path, classes: Sequence[str], reference: str, opti
     Raises:
         ValueError: as for :func:`read_labeled`, and if the classes differ.
     """
-    path = Path(path).expanduser()
-    other = _read(path, option, {"--val-data": "val", "--test-data": "test"}.get(option))
+    other = _read_split(path, option)
     unknown = sorted(set(other.classes) - set(classes))
-    missing = sorted(set(classes) - set(other.classes)) if path.is_dir() else []
+    missing = sorted(set(classes) - set(other.classes)) if _is_folder(path) else []
     if unknown or missing:
         spelled = {_one_spelling(name): name for name in missing}
         twice = [name for name in unknown if _one_spelling(name) in spelled]
@@ -145,8 +146,8 @@ def read_splits(
     Raises:
         ValueError: as for :func:`read_labeled` and :func:`read_matching`.
     """
-    root = Path(data).expanduser()
-    if _has_splits(data):
+    root: str | Path = data if is_address(data) else Path(data).expanduser()
+    if isinstance(root, Path) and _has_splits(data):
         if strange := [name for name in list_folders(root) if name not in SPLITS]:
             raise ValueError(
                 f"expected only the folders {', '.join(SPLITS)} in {root}, got also {named(strange)}; if all of these "
@@ -157,11 +158,31 @@ def read_splits(
             val_data = root / "val"
         root = root / "train"
     train = read_labeled(root, option)
-    if val_data is None and _split_in_table(root, "val"):
+    if val_data is None and isinstance(root, Path) and _split_in_table(root, "val"):
         return train, read_matching(root, train.classes, str(root), "--val-data")
     if len(train.classes) < 2:
         raise ValueError(f"expected at least two classes in {root}, got {train.classes[0]} alone")
     return train, None if val_data is None else read_matching(val_data, train.classes, str(root), "--val-data")
+
+
+def at_address(address: str, option: str) -> LabeledImages:
+    """Return the images at an address whose source knows their classes.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    return LabeledImages(*classes_at(address, option))
+
+
+def _read_split(path: str | Path, option: str) -> LabeledImages:
+    """Read images that others are compared with; of a file that names splits, those that the option asks for."""
+    if is_address(path):
+        return at_address(str(path), option)
+    return _read(Path(path).expanduser(), option, {"--val-data": "val", "--test-data": "test"}.get(option))
+
+
+def _is_folder(path: str | Path) -> bool:
+    return not is_address(path) and Path(path).expanduser().is_dir()
 
 
 def _split_in_table(path: Path, split: str) -> bool:
@@ -308,12 +329,13 @@ def labeled_splits(
         ValueError: as for :func:`~sparkmim.data.labels.read_splits`.
     """
     train, val = read_splits(data, val_data)
-    root = Path(data).expanduser()
     if isinstance(test_data, (str, Path)):
         test_data = [test_data]
-    if not test_data and _has_splits(data) and (root / "test").is_dir():
-        test_data = [root / "test"]
-    if not test_data and _split_in_table(root, "test"):
-        test_data = [root]
+    if not test_data and not is_address(data):
+        root = Path(data).expanduser()
+        if _has_splits(data) and (root / "test").is_dir():
+            test_data = [root / "test"]
+        elif _split_in_table(root, "test"):
+            test_data = [root]
     tests = [read_matching(path, train.classes, "the training images", "--test-data") for path in test_data]
     return LabeledSplits(train, val, tests)

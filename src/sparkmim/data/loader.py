@@ -99,6 +99,7 @@ class MaskedViews(Dataset[Batch]):
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Batch]:
         """Return batches of one view. Masks are drawn first: decoding evicts small work from the CPU's cache."""
+        self.source.prefetch([index for _, index in keys])
         generators = [keyed_generator(self.seed, Stream.VIEW, *key) for key in keys]
         masks = [MASKS[self.shape](1, self.grid, self.mask_ratio, generator) for generator in generators]
         batches = []
@@ -153,6 +154,11 @@ class PlainViews(Dataset["PlainBatch"]):
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[PlainBatch]:
+        """Return a batch of one view for each image."""
+        self.source.prefetch(indices)
+        return [self[index] for index in indices]
 
     def __getitem__(self, index: int) -> PlainBatch:
         try:

@@ -64,7 +64,7 @@ def _folder_of(source: ImageSource) -> tuple[Files | None, Iterator[int]]:
         all_of_them = list(within)
         chosen = source.indices if isinstance(source, Subset) else source.files
         return files, iter([all_of_them[int(index)] for index in chosen] if files is not None else [])
-    if isinstance(source, Files):
+    if isinstance(source, Files) and source.local:
         return source, iter(range(len(source)))
     return None, iter(())
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..checkpoints.run_folder import RunFolder
 from ..data.sources.address import absolute_address
+from ..data.storage.cache import limit_cache
 from ..utils.fields import flag, normalize, require_type, show, validate
 from ..utils.specs import absolute_spec, is_function
 from .config import ConfigField, Configuration, TrainingConfig, differences, require_known
@@ -67,6 +68,7 @@ def prepare(
     chosen = kind.complete(normalize_fields(chosen, kind.config_type.describe(named)), there)
     validate(chosen, kind.config_type.settings(named))
     kind.validate_values(chosen)
+    limit_cache(chosen.get("cache_gb", there.get("data", {}).get("cache_gb")))
     if recipe is not None and ".py:" in recipe:
         recipe = absolute_spec(recipe)
     recorded = recorded_run(
@@ -83,6 +85,7 @@ def prepare(
         data = kind.read_data(config)
         if state is None:
             state, unreadable, warnings = newest_state(run)
+            warnings = [*warnings, *recorded.go_on_longer(state)]
         if state is not None:
             recorded.require_same_images(kind.fingerprints(data))
             before = recorded.parts()

@@ -13,11 +13,12 @@ import torch
 
 from ..checkpoints.metadata import MOST_CHANNELS, MOST_PIXELS, largest_side
 from ..checkpoints.run_folder import RunFolder, read_checkpoint
-from ..data.sources.address import SEPARATOR
+from ..data.sources.address import SEPARATOR, is_fetched
 from ..models.factory import is_registered
 from ..utils.fields import flag, require_type, show, validate
 from ..utils.io import parse_json, require_honest_archive, require_utf8
 from ..utils.specs import absolute_spec
+from ..utils.text import printable
 from ..utils.trust import Untrusted, names_code, require_trust
 from .config import ConfigField, Configuration
 
@@ -28,6 +29,7 @@ MOST: Mapping[str, int] = {
     "decoder_width": 2**14,
     "batch_size": 2**20,
     "pictures": 10_000,
+    "cache_gb": 1_000,
     "repeats": 1_000,
     "epochs": 10**9,
 }
@@ -148,6 +150,8 @@ def require_sound_record(
         if field.setting.kind in ("code", "images"):
             for group in groups.values():  # wherever it stands: plug-ins are looked up by name alone
                 _require_known_code(field, group.get(field.name), path, chosen.get(field.flat), named, trust=trust)
+                if field.setting.kind == "images" and chosen.get(field.flat) is None:
+                    _require_here(field, group.get(field.name), path, trust=trust)
     if groups.get("model", {}).keys() <= {field.name for field in fields if field.group == "model"}:
         for field in fields:
             group = groups.get(field.group, {})
@@ -169,6 +173,20 @@ def _require_known_code(
         return  # of a checkpoint, a plug-in whose file has moved; see config_of_checkpoint
     role = "network" if field.name == "model" else field.name.replace("_", " ")
     require_trust(spec, role, path, trust=trust, named=named, remedy=f"{flag(field.flat)} {value}")
+
+
+def _require_here(field: ConfigField, address: Any, path: Path, *, trust: bool) -> None:
+    """Raise for images that a field records and that would be fetched, unless the user trusts the file.
+
+    Raises:
+        Untrusted: with the address, and what to add to the command.
+    """
+    if not trust and isinstance(address, str) and is_fetched(address):
+        raise Untrusted(
+            f"{path} names the images {printable(address)!r}, and they would be fetched on the file's word alone. If "
+            f"you trust where the file is from, add --trust (in Python trust=True), or name them yourself: "
+            f"{flag(field.flat)} {printable(address)}"
+        )
 
 
 def names_unknown_code(kind: type[Configuration], output: Path) -> bool:
@@ -195,7 +213,7 @@ def _require_sound_value(field: ConfigField, value: Any, path: Path) -> None:
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
     most = largest_side(value) if field.name == "image_size" else MOST.get(field.name)
-    if most is None:
+    if most is None or value is None:
         return
     if any(part > most for part in (value if isinstance(value, tuple) else (value,))):
         raise ValueError(

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from ..checkpoints.run_folder import UNREADABLE, BrokenCheckpoint, RunFolder, identity, read_checkpoint
 from ..data.sources.base import ImageSource, fingerprint
 from ..utils.devices import pick_device
 from ..utils.fields import flag
 from .config import Configuration, differences
+from .schedule import learning_rate, weight_decay
 
 KindT = TypeVar("KindT", bound=Configuration)
 
@@ -34,12 +35,42 @@ class RecordedRun(Generic[KindT]):
         recipe: its name.
         config: with the choices that may change.
         recorded: all that `config.json` says.
+        unless_done: is raised unless the run is done: it is asked for more epochs, and nothing else.
     """
 
     run: RunFolder
     recipe: str
     config: KindT
     recorded: Mapping[str, Any]
+    unless_done: ValueError | None = None
+
+    def go_on_longer(self, state: Mapping[str, Any] | None) -> list[str]:
+        """Return how the schedule goes on, in a text, if the run is asked for more epochs than it was begun with.
+
+        Args:
+            state: of the newest checkpoint; None if it is not that from which the run continues.
+
+        Raises:
+            ValueError: if it is asked for more, and not done.
+        """
+        if self.unless_done is None:
+            return []
+        steps = _steps_planned(self.run)
+        if state is None or steps is None or state["step"] != steps:
+            raise self.unless_done
+        values, before = self.config.flat(), float(self.recorded["schedule"]["epochs"])
+        after, schedule = values["epochs"], cast(Any, self.config).schedule
+        longer, warmup = round(steps * after / before), round(steps * values["warmup_epochs"] / before)
+        decays = values["weight_decay"], values["weight_decay_end"]
+        ends = (steps - 1, steps), (steps, longer)
+        rates = [learning_rate(step, of, warmup, values["lr"], schedule) for step, of in ends]
+        found = [weight_decay(step, of, *decays) for step, of in ends]
+        return [
+            f"this run was done after {before:g} epochs, and goes on to {after:g}: learning rate and weight decay are "
+            f"those of a schedule of {after:g} epochs from here on, {rates[1]:.3g} instead of {rates[0]:.3g} and "
+            f"{found[1]:.3g} instead of {found[0]:.3g}, without another warm-up; what the shorter run has left in "
+            f"{self.run.root} is written anew"
+        ]
 
     def parts(self) -> Parts:
         """Return how its steps were divided."""
@@ -118,6 +149,8 @@ def recorded_run(
             )
         return None if described else RecordedRun(run, name, config.replace(chosen), recorded)
     if unlike:
+        more = "epochs" in chosen and chosen["epochs"] > config.flat()["epochs"]
+        alone = more and all(line.startswith("epochs:") for line in unlike)
         longer = ", with learning rate and decay as the schedule of so many epochs has them there" * any(
             line.startswith("epochs:") for line in unlike
         )
@@ -127,12 +160,22 @@ def recorded_run(
             if fixed
             else f", or continues from that step under these settings{longer} with --resume {quoted(newest[0])}"
         )
-        raise ValueError(
+        refusal = ValueError(
             f"{run.root} holds a run of another configuration ({'; '.join(unlike)}). Give the same settings to "
             f"continue it (--output alone is enough), or use another --output: a run there begins with its weights by "
             f"{weights_remedy.replace('RUN', quoted(run.root))}{continued}"
         )
+        if not alone or resume != "auto":
+            raise refusal
+        return RecordedRun(run, name, config.replace(chosen), recorded, refusal)
     return RecordedRun(run, name, config.replace(chosen), recorded)
+
+
+def _steps_planned(run: RunFolder) -> int | None:
+    """Return how many steps a run was to take, None if its folder does not say."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads(run.plan.read_text())["steps"])
+    return None
 
 
 def processes_of(recorded: Mapping[str, Any], environment: Path) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..decoding.arrays import array_to_image
-from ..decoding.encoded import EncodedImage, UnreadableImage
+from ..decoding.encoded import CHANNELS, EncodedImage, UnreadableImage
 from ..decoding.images import EncodedFile, image_extensions
 from ..sources.folder import is_junk
 from .base import Clip, ClipSize
@@ -183,7 +183,7 @@ class VideoFile(Clip):
         A frame is shown from its time on until the next one's: where some are missing the one before stands in.
         """
         if channels not in PIXELS:
-            raise UnreadableImage(f"a video has 1, 3 or 4 channels, not {channels}; see --in-chans")
+            raise UnreadableImage(f"a video has 1, 3 or 4 channels, not {channels}; {CHANNELS}")
         wanted = list(indices)
         found: dict[int, Tensor] = {}
         with self._opened() as (container, stream):

@@ -88,6 +88,15 @@ class EncodedFile(EncodedImage):
                     file.info["transparency"] *= by
                 return decode_with_pillow(file, channels, reduction, [by * value for value in missing])
 
+    def read(self) -> bytes:
+        """Return the content of the file.
+
+        Raises:
+            UnreadableImage: if it cannot be read.
+        """
+        with self._unreadable():
+            return self._data
+
     def _picture(self, channels: int) -> Path | bytes:
         """Return the bytes of a picture, or the path of a large file, which says little of what it holds.
 

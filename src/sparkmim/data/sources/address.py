@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copyreg
 import pkgutil
+import re
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -11,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.specs import absolute_spec, load_object
-from .base import ImageSource
+from ..storage.locations import absolute, is_remote
+from .base import ImageSource, inside_of
 from .folder import Files, find_images
+from .servers import Remote
 
 SEPARATOR = "://"
 
@@ -21,6 +25,9 @@ AS_CLASSES = "/."
 
 BUILTIN = f"builtin{SEPARATOR}"
 """Address of the built-in photographs."""
+
+OF_FILES = ("list", "parquet", "wds", "zip")
+"""Schemes that a path or a URL follows."""
 
 GROUP = "sparkmim.sources"
 """Entry points of installed packages: the name is the scheme, the value an :class:`ImageSource` subclass."""
@@ -96,7 +103,23 @@ def absolute_address(address: str | Path) -> str:
     if not found or scheme in Files.schemes:
         return f"{path.absolute()}{AS_CLASSES * str(address).endswith(AS_CLASSES)}"
     scheme = absolute_spec(scheme) if ".py:" in scheme else scheme
+    if rest and scheme in OF_FILES and not is_remote(rest):
+        location, inside = inside_of(rest)
+        return f"{scheme}{SEPARATOR}{absolute(location)}{f'#{inside}' * bool(inside)}"
     return f"{scheme}{SEPARATOR}{path.absolute() if rest and path.exists() else rest}"
+
+
+def is_fetched(address: str) -> bool:
+    """Return whether images of an address come from elsewhere than this machine's disks; of a list, whether any do."""
+    scheme, found, rest = address.partition(SEPARATOR)
+    if not found:
+        return False
+    if scheme == "hf":
+        return not Path(re.split(r"[:#]", rest, maxsplit=1)[0]).expanduser().exists()
+    if scheme == "list" and not is_remote(rest):
+        with suppress(OSError):  # it is said when the list is opened
+            return SEPARATOR.encode() in Path(rest).expanduser().read_bytes()
+    return is_remote(rest) or issubclass(_classes().get(scheme, ImageSource), Remote)
 
 
 def _classes() -> dict[str, type[ImageSource]]:

@@ -6,11 +6,11 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import ClassVar
 
 from ..decoding.encoded import EncodedImage
 from ..decoding.images import EncodedFile, image_extensions
+from ..storage.names import Names
 from .base import ImageSource
 
 JUNK = {
@@ -31,16 +31,16 @@ JUNK = {
 class Files(ImageSource):
     """Image files below a folder.
 
-    Names are kept in one array of bytes, which forked worker processes share instead of copying.
+    Attributes:
+        local: the folder is one of this machine.
     """
 
-    schemes = ("folder",)
+    schemes: ClassVar[tuple[str, ...]] = ("folder",)
+    local = True
 
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         self.root = root
-        encoded = [os.fsencode(name) for name in names]
-        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
-        self._ends = np.cumsum([len(name) for name in encoded])
+        self._names = Names.of(names)
 
     @classmethod
     def from_address(cls, rest: str, settings: None = None) -> Files:
@@ -48,12 +48,11 @@ class Files(ImageSource):
         return find_images(rest)
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._names)
 
     def name(self, index: int) -> str:
         """Return the path below the folder."""
-        start = self._ends[index - 1] if index else 0
-        return os.fsdecode(self._bytes[start : self._ends[index]].tobytes())
+        return self._names[index]
 
     def open(self, index: int) -> EncodedImage:
         """Return the file."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..config import FileConfig
@@ -38,6 +40,10 @@ class Pages(ImageSource):
         image = self.source.open(file)
         image.page = None if self._counts[file] == 1 else int(index - self._starts[file])
         return image
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Begin to read files of the source."""
+        self.source.prefetch([int(self.files[index]) for index in indices])
 
 
 def count_pages(source: ImageSource, channels: int, files: FileConfig) -> np.ndarray | None:
