@@ -15,7 +15,7 @@ import pytest
 from helpers import assert_same_training, numbers
 from integration.crash import EPOCHS
 
-KILLS = 30
+KILLS = 16
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
@@ -47,7 +47,7 @@ def test_killed_at_random_moments(tmp_path: Path, images: Path, uninterrupted: C
     assert "cannot be read" not in seen["log"]
     assert seen["partials"] == []
     assert_same_training(tmp_path / "run", uninterrupted(epochs=EPOCHS))
-    assert [number[0] for number in numbers(tmp_path / "run")] == list(range(1, 31))
+    assert [number[0] for number in numbers(tmp_path / "run")] == list(range(1, 21))
 
 
 def test_killed_at_bad_moments(tmp_path: Path, images: Path, uninterrupted: Callable[..., Path]) -> None:
