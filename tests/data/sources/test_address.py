@@ -85,7 +85,7 @@ def test_a_class_in_a_file(source_file: Path) -> None:
     [
         (
             "fodler://x",
-            r"--data fodler://x: unknown scheme 'fodler'; did you mean folder://. Known .*: builtin, clips, folder, signals",
+            r"--data fodler://x: unknown scheme 'fodler'; did you mean folder://. Known .*: builtin, clips, folder",
         ),
         (
             "s3://bucket",
