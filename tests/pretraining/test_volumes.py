@@ -151,7 +151,7 @@ def test_nothing_is_prepared_for_a_network_that_does_not_fit(volumes: Path, tmp_
 
 def test_images_and_settings_of_volumes(tmp_path: Path) -> None:
     images = make_images(tmp_path / "images")
-    with pytest.raises(ValueError, match=r"takes volumes of 3 axes, and .* are images; name a folder of volumes"):
+    with pytest.raises(ValueError, match=r"takes volumes or clips of 3 axes, and .*; name a folder of volumes"):
         pretrain(tmp_path / "run", chosen={**TINY, "data": images, "in_chans": 1})
     with pytest.raises(ValueError, match="--spacing none has no effect on images"):
         pretrain(

@@ -104,6 +104,11 @@ def emptied(folder: Path) -> Path:
     return folder / "a"
 
 
+def of_text(folder: Path) -> Path:
+    (folder / "a.mkv").write_text("film")
+    return folder / "a.mkv"
+
+
 def without_pictures(folder: Path) -> Path:
     soundfile = pytest.importorskip("soundfile")
     soundfile.write(folder / "a.wav", np.zeros(100), 8000)
@@ -118,7 +123,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "channels": (lambda folder: array_of(lambda v: v[..., :2])(folder, frames()), "of 3 channels, .* --in-chans"),
     "array": (lambda folder: truncate(array_of(lambda v: v)(folder, frames())), "truncated, damaged or not an array"),
     "video": (lambda folder: truncate(write_video(folder / "a.mp4", textured())), "truncated, damaged"),
-    "text": (lambda folder: Path(folder / "a.mkv").write_text("film") and folder / "a.mkv", "truncated, damaged"),
+    "text": (of_text, "truncated, damaged"),
     "sound": (without_pictures, "the file holds no pictures"),
 }
 

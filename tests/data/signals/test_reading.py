@@ -53,11 +53,11 @@ def test_tables_as_programs_write_them(tmp_path: Path) -> None:
     assert opened(tmp_path / "epoch.csv", time_column="timestamp").rate == 200.0
 
 
-def of_text(text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / "a.csv").write_text(text) and None
+def of_text(text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "a.csv").write_text(text)
 
 
-def of_array(array: np.ndarray, name: str = "a.npy") -> Callable[[Path], None]:
+def of_array(array: np.ndarray, name: str = "a.npy") -> Callable[[Path], object]:
     return lambda folder: np.save(folder / name, array)
 
 
@@ -67,11 +67,11 @@ def truncated(folder: Path) -> None:
     (folder / "a.npy").write_bytes(whole[: len(whole) // 2])
 
 
-def damaged(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(b"RIFF what is this") and None
+def damaged(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(b"RIFF what is this")
 
 
-BAD: dict[str, tuple[Callable[[Path], None], str]] = {
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (truncated, "the file is truncated"),
     "no array": (damaged("a.npy"), "Error"),
     "no archive": (damaged("a.npz"), "Error|damaged"),
