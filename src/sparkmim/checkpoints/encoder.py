@@ -249,7 +249,7 @@ def with_input(
 
     Args:
         network: the encoder.
-        image_size: side of the square view in pixels; None keeps its own.
+        image_size: pixels or voxels of each side of the view; None keeps its own.
         mean: mean of each channel, likewise.
         std: standard deviation of each channel, likewise.
         files: how files are read, where that differs; see :func:`~sparkmim.data.config.chosen_files`.
@@ -260,7 +260,7 @@ def with_input(
     if image_size is not None:
         if image_size < 1:
             raise ValueError(f"--image-size {image_size} is not a number of pixels")
-        network = network._replace(data=replace(network.data, image_size=(image_size, image_size)))
+        network = network._replace(data=replace(network.data, image_size=(image_size,) * network.backbone.dims))
     if files:
         network = network._replace(data=replace(network.data, **files))
     channels = network.backbone.in_chans

@@ -24,6 +24,7 @@ from ..data.sources.pages import by_page
 from ..data.statistics import input_statistics
 from ..data.views import evaluation_view
 from ..data.volumes.opening import are_volumes, open_prepared
+from ..data.volumes.preparing import Preparation
 from ..models.backbone import Backbone
 from ..models.factory import require_image_size
 from ..training.config import Device, LoopConfig
@@ -118,7 +119,7 @@ def embed(
             :func:`sparkmim.load_encoder`.
         data: folder or address of images; the built-in photographs by default.
         model: the network's name, for weights that do not record it.
-        image_size: side of the square view in pixels; that of the pretraining by default.
+        image_size: pixels of each side of the view, voxels of volumes; that of the pretraining by default.
         stage: index of the feature map, from 0, the highest resolution, to -1, the lowest.
         batch_size: images per forward pass.
         workers: processes that read images.
@@ -162,19 +163,33 @@ def open_seen(data: str | Path | None, network: TrainedEncoder) -> ImageSource:
         ValueError: if there are none, or they are not what the network takes.
     """
     volumes = are_volumes(data)
-    if volumes != (network.backbone.dims == 3):
+    if network.backbone.dims == 3 and not volumes:
         raise ValueError(
             f"{data or 'the built-in photographs'}: {network.name} takes images of {network.backbone.dims} axes, and "
-            f"these are {'volumes' if volumes else 'pictures (name volumes of .npy or .tif files as volumes://FOLDER)'}"
+            "these are pictures (name volumes of .npy or .tif files as volumes://FOLDER)"
         )
-    if data is None or not volumes:
-        return open_source(data)
+    preparation = preparation_for(network, data)
+    return open_source(data) if data is None or preparation is None else open_prepared(data, preparation)
+
+
+def preparation_for(network: TrainedEncoder, data: str | Path | None) -> Preparation | None:
+    """Return how volumes are prepared for a network, None for one of images.
+
+    Raises:
+        ValueError: if a network of images is given volumes, or its file does not say how they are prepared.
+    """
+    if network.backbone.dims != 3:
+        if are_volumes(data):
+            raise ValueError(
+                f"{data}: {network.name} takes images of {network.backbone.dims} axes, and these are volumes"
+            )
+        return None
     if network.volumes is None:
         raise ValueError(
             f"the file of {network.name} does not record how volumes were prepared, so they would be prepared "
             "otherwise here; use an encoder.safetensors of a pretraining on volumes"
         )
-    return open_prepared(data, network.volumes)
+    return network.volumes
 
 
 def input_for(network: TrainedEncoder, source: ImageSource) -> DataConfig:

@@ -19,7 +19,7 @@ from ..data.sources.address import open_source, source_type
 from ..data.sources.base import ImageSource, held_out
 from ..data.sources.pages import Pages, by_page
 from ..data.statistics import first_readable, peculiarities, require_readable
-from ..data.volumes.opening import Stores, are_volumes
+from ..data.volumes.opening import Stores, are_volumes, prepared_as
 from ..models.backbone import Backbone
 from ..models.factory import code_of
 from ..models.masking import visible_patches
@@ -213,7 +213,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         if held_out is not None:
             option = "--val-data" if data.val_data is not None else "--val-share"
             require_readable(held_out, model.in_chans, data, data.max_broken, option)
-        self.monitor = find_monitor(ready.config)
+        self.monitor = find_monitor(ready.config, prepared_as(ready.data.source))
         if ready.state is None:
             self._odd = peculiarities(ready.data.source, model.in_chans, data)
 

@@ -337,7 +337,11 @@ def read_encoder(chosen: Mapping[str, Any], *, trust: bool = False) -> TrainedEn
             trust=trust,
         )
     if encoder.backbone.dims != 2:
-        raise ValueError(f"{encoder.name} takes volumes; only images of two dimensions are fine-tuned on")
+        raise ValueError(
+            f"{encoder.name} takes volumes, and only images of two dimensions are fine-tuned on; `sparkmim probe` fits "
+            "a linear classifier to the features of labeled volumes, and `sparkmim export --format nnunet` (or monai) "
+            "writes a file to fine-tune with those"
+        )
     if chosen.get("in_chans", encoder.backbone.in_chans) != encoder.backbone.in_chans:
         raise ValueError(
             f"--in-chans {chosen['in_chans']}, but the encoder takes {encoder.backbone.in_chans} channels; leave it out"

@@ -40,13 +40,18 @@ def are_volumes(address: str | Path | None) -> bool:
     return "://" not in str(address) and path.exists() and is_volumes(path)
 
 
-def cases_at(address: str | Path, option: str = "--data") -> Cases:
+def cases_at(address: str | Path, option: str = "--data", channels: int | None = None) -> Cases:
     """Return the volumes at an address.
+
+    Args:
+        address: a folder, a table, or a file that describes a data set.
+        option: that named it, for messages.
+        channels: of each volume, if that is known; see :func:`~sparkmim.data.volumes.cases.find_cases`.
 
     Raises:
         ValueError: if there are none.
     """
-    return find_cases(path_of(address), option)
+    return find_cases(path_of(address), option, channels=channels)
 
 
 def path_of(address: str | Path) -> Path:
@@ -60,7 +65,7 @@ def open_prepared(address: str | Path, preparation: Preparation, option: str = "
     Raises:
         ValueError: if there are none.
     """
-    return UnpreparedVolumes(cases_at(address, option), preparation)
+    return UnpreparedVolumes(cases_at(address, option, len(preparation.kinds)), preparation)
 
 
 class Stores:
