@@ -84,7 +84,7 @@ class VolumeView:
 
     def choose(self, volume: StoredVolume, space: Sequence[int], generator: torch.Generator | None) -> Tensor:
         """Return the view of a volume, `space` its size."""
-        return cut(volume, Crop(tuple((s - w) // 2 for s, w in zip(space, self.size, strict=True))), self.size)
+        return cut(volume, Crop(central_start(space, self.size)), self.size)
 
 
 class VolumeTrainingView(VolumeView):
@@ -143,6 +143,11 @@ def cut(volume: StoredVolume, crop: Crop, size: Sequence[int]) -> Tensor:
     view = _straight(volume, crop.start, size) if crop.matrix is None else _turned(volume, crop, size)
     axes = [axis for axis, flipped in enumerate(crop.flip, start=1) if flipped]
     return view.flip(axes) if axes else view
+
+
+def central_start(space: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:
+    """Return the voxel of a volume at which its central view begins; negative where the view reaches beyond it."""
+    return tuple((s - w) // 2 for s, w in zip(space, size, strict=True))
 
 
 def background_share(view: Tensor) -> float:
