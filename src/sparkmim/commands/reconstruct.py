@@ -50,6 +50,6 @@ def command(
     written = found.write_nifti(output)
     print(f"{len(found.images)} reconstructions after step {found.step}:")
     for number, volume in enumerate(found.volumes):
-        files = ", ".join(path.name for path in written[3 * number : 3 * number + 3])
-        print(f"  {printable(volume.name)}: {files}")
+        names = ", ".join(path.name for path in written[3 * number : 3 * number + 3])
+        print(f"  {printable(volume.name)}: {names}")
     return 0

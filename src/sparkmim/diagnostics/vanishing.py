@@ -15,10 +15,11 @@ from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder, with_inp
 from ..data.decoding.encoded import UnreadableImage
 from ..data.decoding.images import read_image
 from ..data.normalize import Normalize
-from ..data.views import EvaluationView, VolumeView
+from ..data.views import EvaluationView
 from ..data.volumes.opening import cases_at
 from ..data.volumes.settings import PrepareSettings
 from ..data.volumes.unprepared import UnpreparedVolumes
+from ..data.volumes.views import VolumeView
 from ..models.factory import require_image_size
 from ..models.masking import random_visible
 from ..reporting.vanishing.drawing import draw_vanishing
