@@ -22,6 +22,7 @@ from ..data.statistics import first_readable, peculiarities, require_readable
 from ..data.volumes.opening import Stores, are_volumes, prepared_as
 from ..models.backbone import Backbone
 from ..models.factory import code_of
+from ..models.levels import NotProportionalError
 from ..models.masking import visible_patches
 from ..models.own_decoder import levels_of
 from ..training.config import COMPUTATION
@@ -39,7 +40,7 @@ from .evaluators import find_monitor
 from .model import INIT_OF_FINETUNING, ModelBuilder, require_pretraining
 from .recipes import RECIPES, Recipe, Situation
 from .task import PretrainingTask
-from .volumes import described, require_few_unreadable
+from .volumes import described, require_few_unreadable, warn_of_small_volumes
 
 OTHER_PARTS = {"unet": "decoder and mask embeddings", "own": "its own decoder; projections and mask embeddings"}
 """What a model has beside the network, by decoder."""
@@ -104,14 +105,19 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         elif "in_chans" not in chosen:  # volumes are prepared when the network is known to fit them
             chosen = {**chosen, "in_chans": self.stores.channels(chosen["data"])}
         with code_of(chosen["model"]):
-            backbone = self.builder.backbone(
-                chosen["model"],
-                chosen.get("stages", ()),
-                chosen.get("in_chans"),
-                seed,
-                levels=levels_of(chosen.get("levels"), chosen.get("decoder", "unet")),
-                drop_path=chosen.get("drop_path", 0.0),
-            )
+            try:
+                backbone = self.builder.backbone(
+                    chosen["model"],
+                    chosen.get("stages", ()),
+                    chosen.get("in_chans"),
+                    seed,
+                    levels=levels_of(chosen.get("levels"), chosen.get("decoder", "unet")),
+                    drop_path=chosen.get("drop_path", 0.0),
+                )
+            except NotProportionalError as error:
+                if not volumes:
+                    raise
+                raise ValueError(f"{error}. It was given images of {_channels(chosen['in_chans'])}") from error
         require_same_kind(chosen.get("data"), volumes, backbone, chosen["model"])
         if "image_size" in chosen:  # before a recipe runs the network on it
             chosen = {**chosen, "image_size": per_axis(chosen["image_size"], backbone.dims)}
@@ -207,8 +213,9 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             )
         require_whole_patches(data.image_size, model.patch_size)
         visible_patches([s // p for s, p in zip(data.image_size, model.patch_size, strict=True)], model.mask_ratio)
-        validate_training(ready.config, len(ready.data.source), model.in_chans, processes)
         require_few_unreadable(ready.data.source, data.max_broken)
+        validate_training(ready.config, len(ready.data.source), model.in_chans, processes)
+        warn_of_small_volumes(ready.data.source, data.image_size)
         held_out = ready.data.held_out
         if held_out is not None:
             option = "--val-data" if data.val_data is not None else "--val-share"
@@ -290,6 +297,14 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             **({} if self.monitor is None else {"monitor": f"{self.monitor}, every {run.monitor_every:g} epochs"}),
             "steps": f"{steps}",
         }
+
+
+def _channels(count: int) -> str:
+    """Return how many channels volumes have, and what to do if a network takes another number."""
+    return (
+        f"{count} channel{'s' * (count != 1)}, as the volumes have (or --in-chans says); a network of other channels "
+        "takes none of them"
+    )
 
 
 def _made(make: Recipe, situation: Situation, recipe: str) -> PretrainConfig:

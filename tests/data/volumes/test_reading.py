@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
+import zarr
 from pydicom.uid import RLELossless
 
 from sparkmim.data.decoding.encoded import UnreadableImage
@@ -411,6 +412,31 @@ def test_bad_files_are_refused_with_a_reason(kind: str, tmp_path: Path, capfd: p
     assert "\n" not in str(refused.value)
     if kind != "raw file missing":  # whose reader writes to the terminal by itself
         assert not capfd.readouterr().err
+
+
+FLAT: dict[str, Callable[[Path, np.ndarray], Any]] = {
+    ".nii": lambda path, values: nib.save(nib.Nifti1Image(values, np.eye(4)), path),
+    ".nii.gz": lambda path, values: nib.save(nib.Nifti1Image(values, np.eye(4)), path),
+    ".nrrd": lambda path, values: sitk.WriteImage(sitk.GetImageFromArray(values), str(path)),
+    ".mha": lambda path, values: sitk.WriteImage(sitk.GetImageFromArray(values), str(path)),
+    ".b2nd": lambda path, values: blosc2.asarray(values, urlpath=str(path), mode="w"),
+    ".npy": np.save,
+    ".npz": lambda path, values: np.savez(path, image=values),
+    ".tif": lambda path, values: tifffile.imwrite(path, values),
+    ".zarr": lambda path, values: zarr.save(str(path), values),
+}
+
+
+@pytest.mark.parametrize("shape", [(12, 10), (12,), (12, 10, 1)], ids=str)
+@pytest.mark.parametrize("extension", FLAT)
+def test_what_is_flat_is_refused_in_every_format(extension: str, shape: Any, tmp_path: Path) -> None:
+    path = tmp_path / f"flat{extension}"
+    try:
+        FLAT[extension](path, np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
+    except Exception:
+        pytest.skip("the format has no such files")
+    with pytest.raises(UnreadableImage):
+        read(path)
 
 
 def test_color_of_dicom_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -93,19 +94,23 @@ class Stores:
         return self._found[str(address)]
 
     def channels(self, address: str | Path, option: str = "--data") -> int:
-        """Return the channels of volumes: of the first of a few that can be read. Nothing is prepared.
+        """Return the channels of volumes: of most of a few that can be read. Nothing is prepared.
 
         Raises:
             ValueError: if there are none, or none of them can be read.
         """
         cases = self._cases(address, option)
         tried = [cases[index] for index in spread_indices(PROBED, len(cases))]
-        errors = []
+        errors, found = [], Counter[int]()
         for case in tried:
             try:
-                return len(read_volume(case).values)
+                found[len(read_volume(case).values)] += 1
             except UnreadableImage as error:
                 errors.append(f"{printable(case.name)}: {error}")
+            if found and max(found.values()) > len(tried) // 2:
+                break
+        if found:
+            return found.most_common(1)[0][0]
         raise ValueError(f"{option} {address}: none of {len(tried)} volumes tried can be read; {errors[0]}")
 
     def open(
