@@ -16,6 +16,10 @@ MAX_PIXELS = 2**28
 """Pixels of a square of 16,384, which take 768 MiB in RGB of 8 bits."""
 
 
+MAX_BROKEN = 0.1
+"""Share of the images that may be unreadable, if nobody says otherwise."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FileConfig:
     """How image files are read."""
@@ -83,7 +87,7 @@ class ViewConfig(FileConfig):
     workers: int = setting(2, at_least(0, "a number of processes"), resumable=True)
     """Processes that read images; 0 reads them in the training process."""
 
-    max_broken: float = setting(0.1, share("the images"), resumable=True)
+    max_broken: float = setting(MAX_BROKEN, share("the images"), resumable=True)
     """Share of the images that may be unreadable before the run stops. Those within it are skipped and listed."""
 
 

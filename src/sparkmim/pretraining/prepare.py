@@ -12,7 +12,7 @@ import numpy as np
 from lightning_fabric import Fabric
 
 from ..checkpoints.run_folder import RunFolder
-from ..data.config import FileConfig, VolumeConfig, files_of
+from ..data.config import MAX_BROKEN, FileConfig, VolumeConfig, files_of
 from ..data.places import files_outside
 from ..data.seeding import Stream
 from ..data.sources.address import open_source, source_type
@@ -99,6 +99,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         settings = settings_of_source(chosen.get("data"))(**own)
         prepared = VolumeConfig(**{f.name: chosen[f.name] for f in fields(VolumeConfig) if f.name in chosen})
         where = chosen.get("data"), settings, chosen.get("val_data"), chosen.get("val_share", 0.0), seed, prepared
+        self.stores.most_unreadable = chosen.get("max_broken", MAX_BROKEN)
         volumes = are_volumes(chosen.get("data"))
         if not volumes:
             self._open(where)
@@ -176,6 +177,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
     def read_data(self, config: PretrainConfig) -> PretrainingImages:
         """Return the images of a configuration: to train on, and held out."""
         data = config.data
+        self.stores.most_unreadable = data.max_broken
         where = data.data, config.source, data.val_data, data.val_share, config.run.seed, config.volumes
         return self._images(where, config.model.in_chans, files_of(vars(data)))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.sources.base import ImageSource, whole_of
+from ..data.volumes import preparing
 from ..data.volumes.opening import prepared_as
 from ..data.volumes.store import MANIFEST, PreparedVolumes
 from ..data.volumes.unprepared import UnpreparedVolumes
@@ -18,7 +19,6 @@ from ..models.spark import SparK
 from ..training.config import Precision
 from ..training.memory import images_that_fit
 from ..utils.logging import log
-from ..utils.text import printable
 
 LARGEST_CROP = 160
 """Most voxels of a crop along an axis where none are asked for: nnssl's."""
@@ -67,14 +67,8 @@ def require_few_unreadable(source: ImageSource, most: float) -> None:
         ValueError: with the first reason.
     """
     source = whole_of(source)
-    if isinstance(source, PreparedVolumes) and source.unreadable:
-        count, of = len(source.unreadable), len(source.unreadable) + len(source)
-        name, reason = source.unreadable[0]
-        if count > most * of:
-            raise ValueError(
-                f"{count} of {of} volumes cannot be read; {printable(name)}: {reason}. Mend or remove them, or allow "
-                "more of them by --max-broken"
-            )
+    if isinstance(source, PreparedVolumes):
+        preparing.require_few_unreadable(source.unreadable, len(source.unreadable) + len(source), most)
 
 
 def warn_of_small_volumes(source: ImageSource, size: Sequence[int]) -> None:

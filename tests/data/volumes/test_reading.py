@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -414,16 +415,20 @@ def test_bad_files_are_refused_with_a_reason(kind: str, tmp_path: Path, capfd: p
         assert not capfd.readouterr().err
 
 
+def _zarr(path: Path, values: Any) -> None:
+    zarr.save(str(path), values)
+
+
 FLAT: dict[str, Callable[[Path, np.ndarray], Any]] = {
     ".nii": lambda path, values: nib.save(nib.Nifti1Image(values, np.eye(4)), path),
     ".nii.gz": lambda path, values: nib.save(nib.Nifti1Image(values, np.eye(4)), path),
     ".nrrd": lambda path, values: sitk.WriteImage(sitk.GetImageFromArray(values), str(path)),
     ".mha": lambda path, values: sitk.WriteImage(sitk.GetImageFromArray(values), str(path)),
     ".b2nd": lambda path, values: blosc2.asarray(values, urlpath=str(path), mode="w"),
-    ".npy": np.save,
+    ".npy": lambda path, values: np.save(path, values),
     ".npz": lambda path, values: np.savez(path, image=values),
     ".tif": lambda path, values: tifffile.imwrite(path, values),
-    ".zarr": lambda path, values: zarr.save(str(path), values),
+    ".zarr": _zarr,
 }
 
 
@@ -432,7 +437,7 @@ FLAT: dict[str, Callable[[Path, np.ndarray], Any]] = {
 def test_what_is_flat_is_refused_in_every_format(extension: str, shape: Any, tmp_path: Path) -> None:
     path = tmp_path / f"flat{extension}"
     try:
-        FLAT[extension](path, np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
+        FLAT[extension](path, np.arange(math.prod(shape), dtype=np.float32).reshape(shape))
     except Exception:
         pytest.skip("the format has no such files")
     with pytest.raises(UnreadableImage):

@@ -77,7 +77,12 @@ class Stores:
             volumes are resampled whenever they are looked at.
         chosen: the folder that the user names. One that a run has recorded is read, but not written to.
         workers: processes that prepare volumes; as many as there are processor cores if None.
+
+    Attributes:
+        most_unreadable: share of the volumes that may be; with more, nothing is prepared.
     """
+
+    most_unreadable: float = 1.0
 
     def __init__(
         self, beside: str | Path | None = None, chosen: str | Path | None = None, workers: int | None = None
@@ -138,7 +143,14 @@ class Stores:
         if config.store is not None and self.chosen is None and is_store(Path(config.store) / name):
             root = Path(config.store)
         with locked(root / f".{name}.lock"):
-            return prepare(cases, settings, root / name, workers=self.workers, preparation=preparation)
+            return prepare(
+                cases,
+                settings,
+                root / name,
+                workers=self.workers,
+                preparation=preparation,
+                most_unreadable=self.most_unreadable,
+            )
 
 
 def prepared_as(source: ImageSource) -> Preparation | None:
