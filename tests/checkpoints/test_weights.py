@@ -452,11 +452,17 @@ def test_save_tied_and_strided_tensors(tmp_path: Path) -> None:
     source = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)).to(memory_format=torch.channels_last)
     source[1].weight = source[0].weight
     source[0].bias = nn.Parameter(torch.arange(6.0)[::2])
-    save_encoder(source, tmp_path / "encoder.safetensors", {})
-    target = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
-    target.load_state_dict(safetensors.torch.load_file(tmp_path / "encoder.safetensors"), strict=True)
-    assert_same(target, source)
-    assert read_metadata(tmp_path / "encoder.safetensors") == {}
+    path = tmp_path / "encoder.safetensors"
+    save_encoder(source, path, {"1.weight.": "kept"})
+    assert safetensors.torch.load_file(path).keys() == {"0.weight", "0.bias", "1.bias"}
+    assert read_metadata(path) == {"1.weight.": "kept", "1.weight": "0.weight"}
+    for load in (safetensors.torch.load_model, load_weights):
+        target = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
+        target[1].weight = target[0].weight
+        load(target, path)
+        assert_same(target, source)
+    load_weights(untied := nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)), path)
+    assert_same(untied, source)
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])

@@ -145,7 +145,7 @@ def test_reconstruct(run: Path, images: Path, tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"output": Path("x.jpg")}, "must end in .png; write x.png"),
+        ({"output": Path("x.jpg")}, "must end in .png or .nii.gz or .nii; write x.png"),
         ({"count": 0}, "--count 0"),
         ({"count": 9}, "--count 9 is not a number of images from 1 to 8"),
         ({"seed": -1}, "--seed must be at least 0"),

@@ -127,7 +127,7 @@ def test_features_are_those_of_the_command(
     monkeypatch.setattr("sparkmim.evaluation.evaluators.leave_one_out", noted)
     run(tmp_path / "run", data, precision="bf16-mixed", crop=crop, monitor="knn", monitor_data=data)
     train = read_labeled(data / "train")
-    frozen = FrozenEncoder(tmp_path / "run", None, -1, None, 5, 0, "cpu", 0, source=train.source)
+    frozen = FrozenEncoder(tmp_path / "run", None, -1, None, 5, 0, "cpu", 0, data=data)
     wanted = frozen(train).values
     torch.testing.assert_close(seen[-1], wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 

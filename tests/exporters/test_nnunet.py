@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 
 import sparkmim
-from sparkmim.checkpoints.encoder import save_encoder
+from sparkmim import Backbone
+from sparkmim.checkpoints.encoder import read_metadata, save_encoder
 from sparkmim.cli import main
+from sparkmim.data.volumes.preparing import Preparation
 from sparkmim.exporters.equivalence import Mismatch
 from sparkmim.models.factory import load_backbone
 
@@ -121,6 +124,26 @@ def test_nnunet_computes_the_same(plans: str, encoder: Path, tmp_path: Path) -> 
     assert (tmp_path / "out.pth").stat().st_size < 2.5 * own + 200_000, "ties are kept"
 
 
+def test_a_tensor_with_many_names_is_written_once(plans: str, encoder: Path, tmp_path: Path) -> None:
+    """nnU-Net registers what its encoder holds three more times; files that hold all of it, as before, load as well."""
+    source = sparkmim.load_encoder(encoder)
+    tensors = load_file(encoder)
+    assert sum(t.numel() for t in tensors.values()) == sum(p.numel() for p in source.parameters())
+    known = {"sparkmim": read_metadata(encoder)["sparkmim"]}
+    full = tmp_path / "full.safetensors"
+    save_file({name: tensor.clone() for name, tensor in source.state_dict().items()}, full, known)
+    assert full.stat().st_size > 2 * encoder.stat().st_size
+    other = sparkmim.load_encoder(full)
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in source.state_dict().items())
+    for name, path in (("a", encoder), ("b", full)):
+        sparkmim.export(path, tmp_path / f"{name}.pth", format="nnunet")
+    one, two = (torch.load(tmp_path / f"{name}.pth", weights_only=True)["network_weights"] for name in "ab")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    load_model(again := load_backbone(f"nnunet:{plans}").module, encoder)  # safetensors' own way
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in source.state_dict().items())
+
+
 def test_encoder_alone(plans: str, tmp_path: Path) -> None:
     """Of a function that builds nothing else; the decoder is as nnU-Net initializes it, the same in every export."""
     whole: Any = randomised(load_backbone(f"nnunet:{plans}").module)
@@ -159,6 +182,8 @@ def test_input_channels_are_adapted(came: int, wanted: int, tmp_path: Path) -> N
         torch.testing.assert_close(a, b)
     plan = json.loads((tmp_path / "out.adaptation_plan.json").read_text())
     assert plan["pretrain_num_input_channels"] == wanted
+    with pytest.raises(ValueError, match=rf"--in-chans 4, but .* plans images of {wanted} channels; leave it out"):
+        sparkmim.export(path, tmp_path / "out.pth", format="nnunet", plans=other, in_chans=4)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +242,31 @@ def test_adaptation_plan(plans: str, encoder: Path, tmp_path: Path) -> None:
         assert f"{name}.weight" in weights
 
 
+@pytest.mark.parametrize(
+    ("preparation", "spacing", "schemes", "masks"),
+    [
+        (((1.0, 1.0, 2.5), ("mr",), True), [2.5, 1, 1], ["ZScoreNormalization"], [True]),
+        (((1.0, 1.0, 1.0), ("none",), False), [1, 1, 1], ["NoNormalization"], [False]),
+        ((None, ("mr",), False), [3, 1, 1], ["ZScoreNormalization"], [False]),  # as they are: those of the plans
+    ],
+)
+def test_adaptation_plan_prepares_as_the_pretraining_did(
+    preparation: Any, spacing: list[float], schemes: list[str], masks: list[bool], plans: str, tmp_path: Path
+) -> None:
+    """In the order of nnU-Net's axes, which begins with the last of ours."""
+    own, kinds, masked = preparation
+    network = randomised(load_backbone(f"nnunet:{plans}").module)
+    known = {"model": f"nnunet:{plans}", "in_chans": 1, "image_size": [16, 32, 32], "mean": [0.0], "std": [1.0]}
+    known["volumes"] = Preparation(own, kinds, ("mr",), (None,), True, masked).as_json()
+    save_encoder(network, tmp_path / "encoder.safetensors", {"sparkmim": json.dumps(known)})
+    sparkmim.export(tmp_path / "encoder.safetensors", tmp_path / "out.pth", format="nnunet")
+    plan = json.loads((tmp_path / "out.adaptation_plan.json").read_text())["pretrain_plan"]
+    (style,) = plan["configurations"]
+    found = plan["configurations"][style]
+    assert (found["spacing"], found["normalization_schemes"], found["use_mask_for_norm"]) == (spacing, schemes, masks)
+    assert style == ("onemmiso" if spacing == [1, 1, 1] else "median")
+
+
 def test_command(
     encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,3 +308,32 @@ def test_monai_computes_the_same(spec: str, tmp_path: Path) -> None:
     assert 1 <= len(found.missing_keys) <= 4, "the output layers"
     for key, tensor in backbone.module.state_dict().items():
         assert key in found.missing_keys or torch.equal(tensor, network.state_dict()[key])
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "monai:UNet(spatial_dims=2, channels=(4, 8, 16), strides=(2, 2), num_res_units=1)",  # two convolutions see it
+        "monai:SegResNet(init_filters=8)",
+        "monai:BasicUNet(features=(4, 4, 4, 4, 4, 4))",
+    ],
+)
+@pytest.mark.parametrize(("came", "wanted"), [(1, 3), (3, 1), (2, 4)])
+def test_monai_with_other_channels(spec: str, came: int, wanted: int, tmp_path: Path) -> None:
+    """An image of equal channels gives the same features."""
+    monai = pytest.importorskip("monai")
+    backbone = load_backbone(spec, in_chans=came)
+    known = json.dumps({"model": spec, "in_chans": came})
+    save_encoder(randomised(backbone.module), tmp_path / "encoder.safetensors", {"sparkmim": known})
+    done = sparkmim.export(tmp_path / "encoder.safetensors", tmp_path / "out.pth", format="monai", in_chans=wanted)
+    builds = done.usage.split("\n")[0].removeprefix("network = ")
+    assert f"in_channels={wanted}" in builds
+    network = eval(builds, {"monai": monai, "N": 5})
+    assert not network.load_state_dict(torch.load(tmp_path / "out.pth"), strict=False).unexpected_keys
+    other = Backbone(network.eval(), backbone.stages or None, in_chans=wanted, levels=len(backbone.levels))
+    image = torch.randn(1, 1, *(32,) * backbone.dims)
+    with torch.no_grad():
+        mine = backbone.maps(backbone.module.eval(), image.expand(-1, came, *image.shape[2:]))
+        theirs = other.maps(network, image.expand(-1, wanted, *image.shape[2:]))
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 from safetensors.torch import load_file
+
+import sparkmim
+from sparkmim.checkpoints.encoder import save_encoder
+from sparkmim.models.factory import load_backbone
+from volume_files import write_nifti
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -44,3 +51,28 @@ def test_notebook(tmp_path: Path) -> None:
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     kinds = {kind for cell in notebook.cells for output in cell.get("outputs", []) for kind in output.get("data", {})}
     assert "image/png" in kinds
+
+
+@pytest.mark.slow
+def test_monai(tmp_path: Path) -> None:
+    """From volumes to a segmentation, in a task's folder: the encoder's tensors are all loaded."""
+    pytest.importorskip("monai")
+    generator = np.random.default_rng(0)
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    for number in range(4):
+        label = np.zeros((32, 32, 32), np.uint8)
+        label[8:24, 8:24, 8:24] = 1 + generator.integers(2)
+        write_nifti(
+            tmp_path / "imagesTr" / f"v{number}.nii.gz", (label + generator.normal(size=label.shape)).astype("f4")
+        )
+        write_nifti(tmp_path / "labelsTr" / f"v{number}.nii.gz", label)
+    network = "monai:UNet(channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=2)"
+    save_encoder(
+        load_backbone(network).module, tmp_path / "e.safetensors", {"sparkmim": json.dumps({"model": network})}
+    )
+    sparkmim.export(tmp_path / "e.safetensors", tmp_path / "mine.pth", format="monai")
+    settings = ["--train", "2", "--val", "1", "--epochs", "1", "--weights", str(tmp_path / "mine.pth")]
+    printed = run(EXAMPLES / "monai_segmentation.py", "--data", tmp_path, *settings)
+    assert "45 of 49 tensors loaded" in printed
+    assert "epoch 1: loss" in printed

@@ -106,6 +106,7 @@ def test_damaged_volumes_are_left_out_and_named(volumes: Path, tmp_path: Path) -
     (folder / "v3.nii.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"1 of 6 volumes cannot be read; v3.nii.gz: .*--max-broken"):
         pretrain(tmp_path / "run", chosen={**TINY, "data": folder})
+    assert not list((tmp_path / "volumes").rglob("*.b2nd")), "nothing is prepared in vain"
     pretrain(tmp_path / "run", chosen={**TINY, "data": folder, "max_broken": 0.2})
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert plan["images"].startswith("5 (some)")
@@ -140,6 +141,33 @@ def test_bad_input(volumes: Path, tmp_path: Path, chosen: dict[str, Any], messag
     with pytest.raises(ValueError, match=message):
         pretrain(tmp_path / "run", chosen={**TINY, "data": volumes, **chosen})
     assert not (tmp_path / "run").exists()
+
+
+def test_odd_ones_among_volumes_are_named(volumes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A picture, other channels and NaN, each first in the alphabet; most volumes say how many channels there are."""
+    folder = tmp_path / "some"
+    shutil.copytree(volumes, folder)
+    values = np.random.default_rng(0).normal(100, 20, (20, 24, 22, 2)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), folder / "a.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(values[..., 0, 0], np.eye(4)), folder / "b.nii.gz")
+    values[:3] = np.nan
+    nibabel.save(nibabel.Nifti1Image(values[..., 0], np.eye(4)), folder / "c.nii.gz")
+    with pytest.raises(ValueError, match=r"2 of 9 volumes cannot be read; a.nii.gz: .*channels"):
+        pretrain(tmp_path / "run", chosen={**TINY, "data": folder, "batch_size": 100})
+    assert "got a picture of 20 x 24" in caplog.text
+    assert "NaN in 1 of 8 volumes is replaced by the smallest value of the channel, in c.nii.gz" in caplog.text
+    for name in ("b", "c", *(f"v{number}" for number in range(6))):
+        (folder / f"{name}.nii.gz").unlink()
+    with pytest.raises(ValueError, match="It was given images of 2 channels, as the volumes have"):
+        pretrain(tmp_path / "run", chosen={**TINY, "data": folder})
+
+
+def test_crops_larger_than_volumes_are_told(volumes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pretrain(tmp_path / "run", chosen={**TINY, "data": volumes, "image_size": 32, "epochs": 1.0}, plan=True)
+    assert "crops of 32 x 32 x 32 are larger than volumes (16 x 20 x 18, median): 18% of a crop has data" in caplog.text
+    caplog.clear()
+    pretrain(tmp_path / "run", chosen={**TINY, "data": volumes, "epochs": 1.0}, plan=True)
+    assert "are larger than volumes" not in caplog.text
 
 
 @pytest.mark.parametrize("model", ["resnet5", "test_resnet", f"{NETWORK}y"])

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from sparkmim import Backbone, UnsupportedOperation
 from sparkmim.cli import main
+from sparkmim.commands.encoder_options import EncoderOptions
 from sparkmim.commands.figure import command as figure
-from sparkmim.reporting.vanishing.drawing import EMPTY, chosen_layers, density, heat, percent
+from sparkmim.diagnostics.vanishing import vanishing_figure
+from sparkmim.reporting.vanishing.drawing import EMPTY, _plane, chosen_layers, density, heat, percent
 from sparkmim.reporting.vanishing.measure import InputValues, Layer, Vanishing, open_branches, vanishing
+from volume_files import write_nifti
 
 
 class Convolutions(nn.Module):
@@ -228,3 +231,44 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read"):
         figure("vanishing", tmp_path / "x.png", tmp_path / "f.png", "test_resnet")
+
+
+def test_positions_that_hold_visible_patches_are_left_out(photograph: Path, tmp_path: Path) -> None:
+    """Where patches are smaller than the total stride, the deepest maps have no hidden position."""
+    found = vanishing_figure(photograph, model="test_resnet", image_size=64, patch_size=4, mask_ratio=0.2)
+    assert found.measured.layers
+    assert all(0 <= layer.dense_share <= 1 for layer in found.measured.layers)
+
+
+NETWORK3D = f"{Path(__file__).parents[1] / 'fixtures' / 'networks3d.py'}:tiny"
+
+
+def test_a_volume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each tile is the axial slice through the middle of a patch, the nose up."""
+    values = np.random.default_rng(0).normal(0, 1, (40, 33, 28)).astype(np.float32)
+    values[:, 20:] += 6  # the front
+    file = write_nifti(tmp_path / "v.nii.gz", values)
+    assert figure("vanishing", file, tmp_path / "f.png", NETWORK3D, options=EncoderOptions(in_chans=1)) == 0
+    assert "sparse  0%" in capsys.readouterr().out
+    found = vanishing_figure(file, model=NETWORK3D, in_chans=1).measured
+    assert found.image.shape == (1, 40, 32, 24)  # what the volume has, in whole patches
+    first = found.layers[0]
+    middle = found.visible.shape[2] // 2
+    assert first.visible[:: first.visible.shape[0] // 5, :: first.visible.shape[1] // 4].shape[:2] == (5, 4)
+    shown = _plane(found.visible, first.visible)
+    wanted = found.visible[:, :, middle].repeat_interleave(4, 0).repeat_interleave(4, 1)
+    assert torch.equal(shown, wanted.T.flip(0))
+    view = _plane(found.visible, found.image)[0]
+    assert view.shape == (32, 40)
+    assert view[:8].mean() > view[-8:].mean() + 1, "the front is above"
+
+
+def test_volumes_that_cannot_be_drawn(tmp_path: Path) -> None:
+    for number in range(2):
+        write_nifti(tmp_path / f"v{number}.nii.gz", np.random.default_rng(0).normal(size=(20, 20, 20)).astype("f4"))
+    with pytest.raises(ValueError, match="holds 2 volumes; name the file of one"):
+        vanishing_figure(tmp_path, model=NETWORK3D, in_chans=1)
+    with pytest.raises(ValueError, match="neither a file of a volume"):
+        vanishing_figure(Path(__file__), model=NETWORK3D, in_chans=1)
+    with pytest.raises(ValueError, match=r"take images of --image-size 8 8 8 .*use a larger one"):
+        vanishing_figure(tmp_path / "v0.nii.gz", model=NETWORK3D, in_chans=1, image_size=8)

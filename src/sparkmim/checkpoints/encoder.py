@@ -38,7 +38,7 @@ from .metadata import (
 )
 from .own_files import require_own_files
 from .run_folder import RunFolder
-from .weights import Content, is_safetensors, load_weights, read_weights
+from .weights import Content, is_safetensors, load_weights, read_weights, tied_names
 
 __all__ = [
     "METADATA_KEY",
@@ -82,14 +82,19 @@ def network_metadata(model: str, stages: Sequence[str], in_chans: int, data: Vie
 def save_weights(weights: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
     """Write tensors as safetensors, atomically: a crash leaves the old file or the new one.
 
+    A tensor with several names, as nnU-Net's networks have, is written under the first; the metadata says of each other
+    name which one that is, as :func:`safetensors.torch.save_model` does, and :func:`safetensors.torch.load_model` reads
+    the file.
+
     Args:
         weights: a state dict.
         path: the file; its folder must exist.
         metadata: stored in the file; see :func:`network_metadata`.
     """
-    own = {key: tensor.detach().cpu() for key, tensor in weights.items()}
-    copies = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in own.items()}  # tied ones too
-    content = safetensors.torch.save(copies, dict(metadata))
+    others = {name: kept for name, kept in tied_names(weights).items() if name not in metadata}
+    own = {name: tensor.detach().cpu() for name, tensor in weights.items() if name not in others}
+    copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in own.items()}
+    content = safetensors.torch.save(copies, {**others, **metadata})
     write_atomically(Path(path), lambda file: file.write(content))
 
 
@@ -259,7 +264,7 @@ def with_input(
 
     Args:
         network: the encoder.
-        image_size: side of the view along each axis but that of frames; None keeps its own.
+        image_size: pixels or voxels of each side of the view, but frames; None keeps its own.
         mean: mean of each channel, likewise.
         std: standard deviation of each channel, likewise.
         files: how files are read, where that differs; see :func:`~sparkmim.data.config.chosen_files`.

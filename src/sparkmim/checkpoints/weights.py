@@ -27,6 +27,7 @@ from ..models.spark import SparK
 from ..utils.io import require_honest_archive
 from ..utils.text import printable
 from .key_maps import COUNTER, State, conversions, our_key
+from .metadata import read_metadata
 
 MOST_DOTS = 64
 """Parts of a key that are tried as a prefix; the names of networks have a few."""
@@ -131,7 +132,7 @@ def read_weights(path: str | Path) -> Content:
         raise ValueError(f"{path} is empty: not a checkpoint")
     if is_safetensors(path):
         try:
-            return Content("safetensors file", safetensors.torch.load_file(path))
+            return Content("safetensors file", _with_all_names(safetensors.torch.load_file(path), read_metadata(path)))
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path} is a damaged safetensors file: {error}") from error
     require_honest_archive(Path(path))
@@ -159,6 +160,25 @@ def read_weights(path: str | Path) -> Content:
             f"{path} is not a checkpoint, or a damaged one: neither safetensors nor a file of torch.save "
             f"({type(error).__name__}{reason})"
         ) from error
+
+
+def tied_names(state: State) -> dict[str, str]:
+    """Return for each name of a tensor but the first the first one."""
+    first: dict[tuple[Any, ...], str] = {}
+    others = {}
+    for name, tensor in state.items():
+        if tensor.numel():
+            place = tensor.device, tensor.dtype, tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+            kept = first.setdefault(place, name)
+            if kept != name:
+                others[name] = kept
+    return others
+
+
+def _with_all_names(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return tensors with the names that are not written, which metadata gives; see :func:`tied_names`."""
+    others = {name: tensors[kept] for name, kept in metadata.items() if kept in tensors and name not in tensors}
+    return tensors | others
 
 
 def _states(content: Any, path: object) -> list[tuple[str, State]]:

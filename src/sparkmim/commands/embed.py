@@ -27,9 +27,9 @@ def command(
     Args:
         encoder: an encoder.safetensors or the run folder that holds one; other weights of a network.
         output: the file to write: .npz (arrays `features` and `names`) or .parquet (needs pyarrow).
-        data: folder of images, or an address (SCHEME://...); the built-in photographs if not given.
+        data: folder of images or volumes, or an address (SCHEME://...); the built-in photographs if not given.
         model: the network's timm name, FILE.py:FUNCTION or MODULE:FUNCTION, if the weights do not record it.
-        image_size: side of the square view in pixels; that of the pretraining if not given.
+        image_size: pixels of each side of the view, voxels of volumes; that of the pretraining if not given.
         stage: which feature map, from 0, the highest resolution, to -1, the lowest.
         batch_size: images per forward pass.
         workers: processes that read images.

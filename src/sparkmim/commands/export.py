@@ -32,7 +32,8 @@ def command(
         plans: with nnunet, PLANS.json#3d_fullres of the data set that will be trained on; those of the network if not
             given.
         image_size: side of the images in pixels that the export names; that of the pretraining if not given.
-        options: of the encoder.
+        options: of the encoder; with nnunet and monai, --in-chans is that of the images that will be trained on, to
+            which the first convolution is adapted.
     """
     from ..exporters.export import export
 

@@ -33,14 +33,14 @@ def command(
 
     Args:
         encoder: an encoder.safetensors or the run folder that holds one; other weights; timm; or none (random).
-        data: labeled images: class folders, a CSV file, or a folder that contains train, val and test; FOLDER/.
-            takes its folders for classes, whatever their names.
+        data: labeled images or volumes: class folders, a CSV file, or a folder that contains train, val and test;
+            FOLDER/. takes its folders for classes, whatever their names.
         val_data: labeled images that choose the penalty; val beside train if not given.
         test_data: labeled images to score, several sets pooled; test beside train if not given.
         output: folder for results.json.
         model: the network's timm name, FILE.py:FUNCTION or MODULE:FUNCTION, if the weights do not record it.
         stage: which feature map, from 0, the highest resolution, to -1, the lowest.
-        image_size: side of the square view in pixels; that of the pretraining if not given.
+        image_size: pixels of each side of the view, voxels of volumes; that of the pretraining if not given.
         batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.

@@ -21,8 +21,10 @@ def command(
 
     Args:
         run: folder of a run.
-        output: the PNG file to write.
-        data: folder of images, or an address (SCHEME://...); the built-in photographs if not given.
+        output: the PNG file to write; or, of volumes, NAME.nii.gz for NIfTI files in their place in the world:
+            NAME_volume.nii.gz, NAME_visible.nii.gz and NAME_reconstruction.nii.gz (of several volumes
+            NAME_0_volume.nii.gz...).
+        data: folder of images or volumes, or an address (SCHEME://...); the built-in photographs if not given.
         count: number of images, spread evenly over the folder, at most 8.
         seed: of the masks.
         mask_ratio: share of patches to hide; that of the run if not given.
@@ -30,13 +32,24 @@ def command(
         files: how images are read.
     """
     from ..utils.io import require_suffix, require_writable
+    from ..utils.text import printable
 
-    require_suffix(output, ".png")
-    from ..pretraining.reconstruct import reconstruct
+    require_suffix(output, ".png", ".nii.gz", ".nii")
+    from ..pretraining.reconstruct import reconstruct, require_volumes
     from ..reporting.reconstructions import save_png
 
     require_writable(output)
+    picture = output.suffix.lower() == ".png"
+    if not picture:
+        require_volumes(run, output)
     found = reconstruct(run, data, count=count, seed=seed, mask_ratio=mask_ratio, trust=trust, **files.settings())
-    save_png(found.picture, output)
-    print(f"{len(found.images)} reconstructions after step {found.step}: {output}")
+    if picture:
+        save_png(found.picture, output)
+        print(f"{len(found.images)} reconstructions after step {found.step}: {output}")
+        return 0
+    written = found.write_nifti(output)
+    print(f"{len(found.images)} reconstructions after step {found.step}:")
+    for number, volume in enumerate(found.volumes):
+        names = ", ".join(path.name for path in written[3 * number : 3 * number + 3])
+        print(f"  {printable(volume.name)}: {names}")
     return 0

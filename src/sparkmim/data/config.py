@@ -18,6 +18,10 @@ MAX_PIXELS = 2**28
 """Pixels of a square of 16,384, which take 768 MiB in RGB of 8 bits."""
 
 
+MAX_BROKEN = 0.1
+"""Share of the images that may be unreadable, if nobody says otherwise."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FileConfig:
     """How image files are read."""
@@ -91,7 +95,7 @@ class ViewConfig(FileConfig):
     """Gigabytes of images from servers that are kept on this machine, of all runs together; 0 keeps none. The
     environment variable SPARKMIM_CACHE_GB, or 10, if not given."""
 
-    max_broken: float = setting(0.1, share("the images"), resumable=True)
+    max_broken: float = setting(MAX_BROKEN, share("the images"), resumable=True)
     """Share of the images that may be unreadable before the run stops. Those within it are skipped and listed."""
 
 

@@ -83,7 +83,7 @@ class CropView:
 
     def choose(self, whole: Croppable, space: Sequence[int], generator: torch.Generator | None) -> Tensor:
         """Return the view of what has the size `space`."""
-        return cut(whole, Crop(tuple((s - w) // 2 for s, w in zip(space, self.size, strict=True))), self.size)
+        return cut(whole, Crop(central_start(space, self.size)), self.size)
 
 
 class CropTrainingView(CropView):
@@ -142,6 +142,11 @@ def cut(whole: Croppable, crop: Crop, size: Sequence[int]) -> Tensor:
     view = _straight(whole, crop.start, size) if crop.matrix is None else _turned(whole, crop, size)
     axes = [axis for axis, flipped in enumerate(crop.flip, start=1) if flipped]
     return view.flip(axes) if axes else view
+
+
+def central_start(space: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:
+    """Return the voxel of a volume at which its central view begins; negative where the view reaches beyond it."""
+    return tuple((s - w) // 2 for s, w in zip(space, size, strict=True))
 
 
 def background_share(view: Tensor) -> float:

@@ -8,6 +8,9 @@ FILE.csv                          rows `path,class`, paths relative to the file'
                                   one of which may name splits; see :mod:`sparkmim.data.tables`
 ```
 
+Volumes are read likewise where the network takes them (`volumes`): files, DICOM series and folders of OME-Zarr below
+class folders; in a table also the folder of a series, or `NAME.nii.gz` for channels `NAME_0000.nii.gz`...
+
 Hidden files and junk of operating systems are passed over.
 
 Classes are numbered in the alphabetical order of their names. The only image of a class is trained on and never held
@@ -35,6 +38,10 @@ from .sources.base import ImageSource, Subset
 from .sources.folder import Files, find_images, list_folders
 from .sources.pages import Pages, count_pages
 from .tables import Table, named, read_table
+from .volumes.labeled import cases_of, find_in_classes, is_listed_volume, is_volume_folder
+from .volumes.opening import SCHEME
+from .volumes.preparing import Preparation
+from .volumes.unprepared import UnpreparedVolumes
 
 SPLITS = ("train", "val", "test")
 """Folder names of the splits of a data set."""
@@ -74,18 +81,20 @@ class LabeledImages:
         return np.bincount(self.labels, minlength=len(self.classes)).tolist()
 
 
-def read_labeled(path: str | Path, option: str = "--data") -> LabeledImages:
+def read_labeled(path: str | Path, option: str = "--data", volumes: Preparation | None = None) -> LabeledImages:
     """Read the images of class folders or of a CSV file (of one that names splits, those to train on), see above.
 
     Args:
         path: the folder or file.
         option: the command-line option that named it, for messages.
+        volumes: how volumes are prepared, if these are volumes; None for images.
 
     Raises:
         ValueError: if there are no classes, images lie outside of them, a class folder is empty, or files listed in the
             table are missing.
     """
-    labeled = at_address(str(path), option) if is_address(path) else _read(Path(path).expanduser(), option, "train")
+    place = _place_of(path)
+    labeled = at_address(place, option) if isinstance(place, str) else _read(place, option, "train", volumes)
     empty = [name for name, count in zip(labeled.classes, labeled.counts(), strict=True) if not count]
     if empty:
         raise ValueError(
@@ -95,7 +104,13 @@ def read_labeled(path: str | Path, option: str = "--data") -> LabeledImages:
     return labeled
 
 
-def read_matching(path: str | Path, classes: Sequence[str], reference: str, option: str = "--data") -> LabeledImages:
+def read_matching(
+    path: str | Path,
+    classes: Sequence[str],
+    reference: str,
+    option: str = "--data",
+    volumes: Preparation | None = None,
+) -> LabeledImages:
     """Read the images of another split, with the class indices of a reference.
 
     A class folder may be empty here, and a table need not have every class.
@@ -105,11 +120,12 @@ def read_matching(path: str | Path, classes: Sequence[str], reference: str, opti
         classes: class names of the reference.
         reference: name of the reference in messages.
         option: the command-line option that named the path, for messages.
+        volumes: how volumes are prepared, if these are volumes; None for images.
 
     Raises:
         ValueError: as for :func:`read_labeled`, and if the classes differ.
     """
-    other = _read_split(path, option)
+    other = _read_split(path, option, volumes)
     unknown = sorted(set(other.classes) - set(classes))
     missing = sorted(set(classes) - set(other.classes)) if _is_folder(path) else []
     if unknown or missing:
@@ -134,7 +150,10 @@ def read_matching(path: str | Path, classes: Sequence[str], reference: str, opti
 
 
 def read_splits(
-    data: str | Path, val_data: str | Path | None = None, option: str = "--data"
+    data: str | Path,
+    val_data: str | Path | None = None,
+    option: str = "--data",
+    volumes: Preparation | None = None,
 ) -> tuple[LabeledImages, LabeledImages | None]:
     """Read images to train on, and images to validate with if there are any.
 
@@ -142,11 +161,12 @@ def read_splits(
         data: class folders, a CSV file, or a folder with `train` and perhaps `val` in it.
         val_data: class folders or a CSV file; `val` beside `train` if not given.
         option: the command-line option that named `data`, for messages.
+        volumes: how volumes are prepared, if these are volumes; None for images.
 
     Raises:
         ValueError: as for :func:`read_labeled` and :func:`read_matching`.
     """
-    root: str | Path = data if is_address(data) else Path(data).expanduser()
+    root = _place_of(data)
     if isinstance(root, Path) and _has_splits(data):
         if strange := [name for name in list_folders(root) if name not in SPLITS]:
             raise ValueError(
@@ -157,12 +177,14 @@ def read_splits(
         if val_data is None and (root / "val").is_dir():
             val_data = root / "val"
         root = root / "train"
-    train = read_labeled(root, option)
-    if val_data is None and isinstance(root, Path) and _split_in_table(root, "val"):
-        return train, read_matching(root, train.classes, str(root), "--val-data")
+    train = read_labeled(root, option, volumes)
+    if val_data is None and isinstance(root, Path) and _split_in_table(root, "val", volumes):
+        return train, read_matching(root, train.classes, str(root), "--val-data", volumes)
     if len(train.classes) < 2:
         raise ValueError(f"expected at least two classes in {root}, got {train.classes[0]} alone")
-    return train, None if val_data is None else read_matching(val_data, train.classes, str(root), "--val-data")
+    if val_data is None:
+        return train, None
+    return train, read_matching(val_data, train.classes, str(root), "--val-data", volumes)
 
 
 def at_address(address: str, option: str) -> LabeledImages:
@@ -174,25 +196,36 @@ def at_address(address: str, option: str) -> LabeledImages:
     return LabeledImages(*classes_at(address, option))
 
 
-def _read_split(path: str | Path, option: str) -> LabeledImages:
+def _place_of(data: str | Path) -> str | Path:
+    """Return the address of labeled images, or their folder or file."""
+    return str(data) if is_address(data) and not str(data).startswith(SCHEME) else _path_of(data)
+
+
+def _read_split(path: str | Path, option: str, volumes: Preparation | None) -> LabeledImages:
     """Read images that others are compared with; of a file that names splits, those that the option asks for."""
-    if is_address(path):
-        return at_address(str(path), option)
-    return _read(Path(path).expanduser(), option, {"--val-data": "val", "--test-data": "test"}.get(option))
+    place = _place_of(path)
+    if isinstance(place, str):
+        return at_address(place, option)
+    return _read(place, option, {"--val-data": "val", "--test-data": "test"}.get(option), volumes)
 
 
 def _is_folder(path: str | Path) -> bool:
-    return not is_address(path) and Path(path).expanduser().is_dir()
+    place = _place_of(path)
+    return isinstance(place, Path) and place.is_dir()
 
 
-def _split_in_table(path: Path, split: str) -> bool:
+def _split_in_table(path: Path, split: str, volumes: Preparation | None) -> bool:
     """Return whether a CSV file names rows of a split."""
-    return _is_table(path) and split in (read_table(path).splits or ())
+    return _is_table(path) and split in (_table(path, volumes).splits or ())
+
+
+def _table(path: Path, volumes: Preparation | None) -> Table:
+    return read_table(path) if volumes is None else read_table(path, is_listed_volume)
 
 
 def _has_splits(data: str | Path) -> bool:
     """Return whether a folder is divided into splits; `FOLDER/.` says that it is not, whatever it contains."""
-    return not str(data).endswith(AS_CLASSES) and (Path(data).expanduser() / "train").is_dir()
+    return not str(data).endswith(AS_CLASSES) and (_path_of(data) / "train").is_dir()
 
 
 def _one_spelling(name: str) -> str:
@@ -249,7 +282,12 @@ def _shuffled_classes(labeled: LabeledImages, seed: int, stream: Stream) -> list
     return orders
 
 
-def _read(path: Path, option: str, split: str | None = None) -> LabeledImages:
+def _path_of(data: str | Path) -> Path:
+    """Return the folder or file of labeled images; `volumes://` says nothing here that the network does not."""
+    return Path(str(data).removeprefix(SCHEME)).expanduser()
+
+
+def _read(path: Path, option: str, split: str | None, volumes: Preparation | None) -> LabeledImages:
     """Read class folders or a CSV file; of a file that names splits, the rows of one, if it has any."""
     if not (path.is_file() if _is_table(path) else path.is_dir()):
         if path.is_file():
@@ -257,27 +295,34 @@ def _read(path: Path, option: str, split: str | None = None) -> LabeledImages:
         address = "; labeled images cannot be read by address" if ":/" in str(path) else ""
         raise ValueError(f"there is no {'file' if _is_table(path) else 'folder'} {path}{address}; see {option}")
     if not _is_table(path):
-        return _read_folders(path)
-    table = read_table(path)
+        return _read_folders(path, option, volumes)
+    table = _table(path, volumes)
     if split is not None and table.splits is not None and split in table.splits:
         table = table.of_split(split)
-    return _labeled(path, table)
+    return _labeled(path, table, volumes)
 
 
 def _is_table(path: Path) -> bool:
     return path.suffix.lower() == ".csv"
 
 
-def _labeled(path: Path, table: Table) -> LabeledImages:
+def _labeled(path: Path, table: Table, volumes: Preparation | None) -> LabeledImages:
     classes = tuple(sorted(set(table.classes)))
     number = {name: index for index, name in enumerate(classes)}
     labels = np.array([number[name] for name in table.classes], np.int64)
+    if volumes is not None:
+        return LabeledImages(UnpreparedVolumes(cases_of(path.parent, table.names), volumes), labels, classes)
     return LabeledImages(Files(path.parent, table.names), labels, classes)
 
 
-def _read_folders(root: Path) -> LabeledImages:
-    files = find_images(root)
-    names = [files.name(index) for index in range(len(files))]
+def _read_folders(root: Path, option: str, volumes: Preparation | None) -> LabeledImages:
+    source: ImageSource
+    if volumes is None:
+        source = find_images(root)
+        names = [source.name(index) for index in range(len(source))]
+    else:
+        cases, names = find_in_classes(root, option, len(volumes.kinds))
+        source = UnpreparedVolumes(cases, volumes)
     loose = [name for name in names if "/" not in name]
     dead = sorted(p.name for p in root.iterdir() if p.is_symlink() and not p.exists() and "." not in p.name)
     if dead:
@@ -285,7 +330,7 @@ def _read_folders(root: Path) -> LabeledImages:
             f"{root}: {named(dead)} {'is a link' if len(dead) == 1 else 'are links'} to what does not exist; mend or "
             "remove it, or a class would be missing in silence"
         )
-    classes = tuple(list_folders(root))
+    classes = tuple(name for name in list_folders(root) if volumes is None or not is_volume_folder(name))
     if not classes:
         raise ValueError(f"{root} has no class folders: its {len(names)} images lie in the folder itself")
     if loose:
@@ -293,7 +338,7 @@ def _read_folders(root: Path) -> LabeledImages:
     number = {name: index for index, name in enumerate(classes)}
     labels = np.array([number[name.split("/")[0]] for name in names], dtype=np.int64)
     _require_own_folders(root, classes, labels)
-    return LabeledImages(files, labels, classes)
+    return LabeledImages(source, labels, classes)
 
 
 def _require_own_folders(root: Path, classes: Sequence[str], labels: np.ndarray) -> None:
@@ -321,21 +366,24 @@ class LabeledSplits(NamedTuple):
 
 
 def labeled_splits(
-    data: str | Path, val_data: str | Path | None, test_data: str | Path | Sequence[str | Path]
+    data: str | Path,
+    val_data: str | Path | None,
+    test_data: str | Path | Sequence[str | Path],
+    volumes: Preparation | None = None,
 ) -> LabeledSplits:
     """Return training, validation and test images; `val` and `test` beside `train` in `data` where none are named.
 
     Raises:
         ValueError: as for :func:`~sparkmim.data.labels.read_splits`.
     """
-    train, val = read_splits(data, val_data)
+    train, val = read_splits(data, val_data, volumes=volumes)
+    root = _place_of(data)
     if isinstance(test_data, (str, Path)):
         test_data = [test_data]
-    if not test_data and not is_address(data):
-        root = Path(data).expanduser()
+    if not test_data and isinstance(root, Path):
         if _has_splits(data) and (root / "test").is_dir():
             test_data = [root / "test"]
-        elif _split_in_table(root, "test"):
+        elif _split_in_table(root, "test", volumes):
             test_data = [root]
-    tests = [read_matching(path, train.classes, "the training images", "--test-data") for path in test_data]
+    tests = [read_matching(path, train.classes, "the training images", "--test-data", volumes) for path in test_data]
     return LabeledSplits(train, val, tests)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..utils.text import printable
-from .sources.base import ImageSource, Subset
+from .sources.base import ImageSource, Subset, indices_in_whole, whole_of
 from .sources.folder import Files
 from .sources.pages import Pages
+from .volumes.unprepared import UnpreparedVolumes
 
 MOST_LINKS = 100_000
 """Files that are looked at for links; folders of larger sets are all looked at."""
@@ -70,13 +71,19 @@ def _folder_of(source: ImageSource) -> tuple[Files | None, Iterator[int]]:
 
 
 def _files(source: ImageSource) -> Iterator[tuple[int, int]]:
-    """Yield device and number of each file; of those that are missing, nothing."""
-    files, indices = _folder_of(source)
-    if files is None:
-        return
-    for index in indices:
+    """Yield device and number of each image's file, of a volume's first; of those that are missing, nothing."""
+    for path in _paths(source):
         try:
-            status = os.stat(files.root / files.name(index))
+            status = os.stat(path)
         except OSError:
             continue
         yield status.st_dev, status.st_ino
+
+
+def _paths(source: ImageSource) -> Iterator[Path]:
+    files, indices = _folder_of(source)
+    if files is not None:
+        yield from (files.root / files.name(index) for index in indices)
+    whole = whole_of(source)
+    if isinstance(whole, UnpreparedVolumes):
+        yield from (whole.cases[index].files[0] for index in indices_in_whole(source))

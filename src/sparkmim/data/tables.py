@@ -6,7 +6,7 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,18 +72,22 @@ class Columns(NamedTuple):
     header: bool = False
 
 
-def read_table(file: Path) -> Table:
+def read_table(file: Path, is_image: Callable[[Path], bool] = Path.is_file) -> Table:
     """Read a CSV file in UTF-8 of rows `path,class`.
 
     Columns are separated by commas, semicolons or tabs. A first row may name them, by the words above; then there may
     be others, which are passed over, and one that names splits. Spaces around values are trimmed.
+
+    Args:
+        file: the table.
+        is_image: whether a path is of an image.
 
     Raises:
         ValueError: if the file is none, rows are incomplete, files are missing or listed twice.
     """
     try:
         text = file.read_bytes().decode("utf-8-sig")  # line ends within quotes belong to names
-        separator, columns = _layout(text, file.parent)
+        separator, columns = _layout(text, file.parent, is_image)
         rows = [(number, row) for number, row in _rows(text, separator) if any(cell.strip() for cell in row)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file} cannot be read as a CSV file ({error}); save it as one, encoded in UTF-8") from error
@@ -95,10 +99,10 @@ def read_table(file: Path) -> Table:
         if len(row) != width or not row[columns.path].strip() or not row[columns.label].strip():
             expected = "`path,class`" if width == 2 else f"{width} columns"
             raise ValueError(f"{file}, line {number}: expected {expected}, got {separator.join(row)!r}")
-    names = [_name(row[columns.path], file.parent) for _, row in rows]
-    missing = [name for name in names if not _is_file(file.parent / name)]
+    names = [_name(row[columns.path], file.parent, is_image) for _, row in rows]
+    missing = [name for name in names if not _holds(is_image, file.parent / name)]
     if missing:
-        odd = ", or are not files" if any(_exists(file.parent / name) for name in missing) else ""
+        odd = ", or are not files" if any(_holds(Path.exists, file.parent / name) for name in missing) else ""
         first = missing[0] == names[0] and not columns.header
         header = "; the first row is taken as a header if it is `path,class`, `filename,label` or the like"
         raise ValueError(
@@ -117,15 +121,10 @@ def named(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
-def _is_file(path: Path) -> bool:
-    """Return whether there is a file; false for a name that no file can have."""
-    return _exists(path) and path.is_file()
-
-
-def _exists(path: Path) -> bool:
-    """Return whether there is a file or folder; false for a name that none can have."""
+def _holds(condition: Callable[[Path], bool], path: Path) -> bool:
+    """Return whether a condition on files holds; false for a name that no file can have."""
     try:
-        return path.exists()
+        return condition(path)
     except (OSError, ValueError):  # longer than names can be, or with a zero in it
         return False
 
@@ -139,21 +138,21 @@ def _lines(text: str) -> io.StringIO:
     return io.StringIO(text, newline="")
 
 
-def _layout(text: str, folder: Path) -> tuple[str, Columns]:
+def _layout(text: str, folder: Path, is_image: Callable[[Path], bool]) -> tuple[str, Columns]:
     """Return the separator and the columns: as the headings tell, else as fits the first row, else as `path,class`."""
     first = next((line for line in _lines(text) if line.strip()), "")
     rows = {separator: next(csv.reader([first], delimiter=separator), []) for separator in SEPARATORS}
     for separator, row in rows.items():
-        columns = _headings(row, folder)
+        columns = _headings(row, folder, is_image)
         if columns is not None:
             return separator, columns
     for separator, row in rows.items():
-        if len(row) == 2 and _is_file(folder / _name(row[0], folder)):
+        if len(row) == 2 and _holds(is_image, folder / _name(row[0], folder, is_image)):
             return separator, Columns()
     return next((separator for separator, row in rows.items() if len(row) == 2), SEPARATORS[0]), Columns()
 
 
-def _headings(row: Sequence[str], folder: Path) -> Columns | None:
+def _headings(row: Sequence[str], folder: Path, is_image: Callable[[Path], bool]) -> Columns | None:
     """Return the columns that a row of headings names; None if it is not one."""
     words = [cell.strip().lower() for cell in row]
     places = {kind: [place for place, word in enumerate(words) if word in kinds] for kind, kinds in _KINDS.items()}
@@ -161,7 +160,7 @@ def _headings(row: Sequence[str], folder: Path) -> Columns | None:
         return None
     label = places["label"][0]
     path = places["path"][0] if places["path"] else (1 - label if len(row) == 2 else None)
-    if path is None or path == label or _is_file(folder / _name(row[path], folder)):
+    if path is None or path == label or _holds(is_image, folder / _name(row[path], folder, is_image)):
         return None
     return Columns(path, label, places["split"][0] if places["split"] else None, header=True)
 
@@ -169,9 +168,9 @@ def _headings(row: Sequence[str], folder: Path) -> Columns | None:
 _KINDS = {"path": PATHS, "label": CLASSES, "split": SPLIT}
 
 
-def _name(cell: str, folder: Path) -> str:
+def _name(cell: str, folder: Path, is_image: Callable[[Path], bool]) -> str:
     """Return a path in one spelling, so that `./a.png` is `a.png`; relative if it lies in the folder."""
-    if not _is_file(folder / cell):
+    if not _holds(is_image, folder / cell):
         cell = cell.strip()
     name = os.path.normpath(cell) if cell else cell
     inside = os.path.isabs(name) and Path(name).is_relative_to(folder.absolute())

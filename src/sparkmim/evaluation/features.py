@@ -26,7 +26,8 @@ from ..data.sources.base import ImageSource
 from ..data.sources.pages import by_page
 from ..data.statistics import input_statistics
 from ..data.views import evaluation_view
-from ..data.volumes.opening import open_prepared
+from ..data.volumes.opening import are_volumes, open_prepared
+from ..data.volumes.preparing import Preparation
 from ..models.backbone import Backbone
 from ..models.factory import require_image_size
 from ..training.config import Device, LoopConfig
@@ -121,7 +122,7 @@ def embed(
             :func:`sparkmim.load_encoder`.
         data: folder or address of images; the built-in photographs by default.
         model: the network's name, for weights that do not record it.
-        image_size: side of the square view in pixels; that of the pretraining by default.
+        image_size: pixels of each side of the view, voxels of volumes; that of the pretraining by default.
         stage: index of the feature map, from 0, the highest resolution, to -1, the lowest.
         batch_size: images per forward pass.
         workers: processes that read images.
@@ -200,6 +201,30 @@ def open_learned(data: str | Path, prepared: Mapping[str, Any], channels: int) -
     if kind == "volumes":
         return open_prepared(data, how)
     return open_clips(data, how, channels) if kind == "clips" else open_signals(data, how, channels)
+
+
+def preparation_for(network: TrainedEncoder, data: str | Path | None) -> Preparation | None:
+    """Return how labeled volumes are prepared for a network, None for one of images.
+
+    Raises:
+        ValueError: if a network of images is given volumes, its file does not say how they are prepared, or it has
+            learned from signals or clips.
+    """
+    if network.signals is not None or network.clips is not None or network.backbone.dims == 1:
+        takes = "clips" if network.clips is not None else "signals"
+        raise ValueError(f"{network.name} takes {takes}, and labeled {takes} are not read yet; `sparkmim embed` is")
+    if network.backbone.dims != 3:
+        if are_volumes(data):
+            raise ValueError(
+                f"{data}: {network.name} takes images of {network.backbone.dims} axes, and these are volumes"
+            )
+        return None
+    if network.volumes is None:
+        raise ValueError(
+            f"the file of {network.name} does not record how volumes were prepared, so they would be prepared "
+            "otherwise here; use an encoder.safetensors of a pretraining on volumes"
+        )
+    return network.volumes
 
 
 def input_for(network: TrainedEncoder, source: ImageSource) -> DataConfig:

@@ -11,15 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder, with_input
-from ..data.labels import LabeledImages
-from ..data.sources.base import ImageSource
+from ..data.labels import LabeledImages, LabeledSplits, labeled_splits
 from ..data.sources.pages import by_page
 from ..data.statistics import require_readable
 from ..data.tables import named
 from ..training.config import Device
 from ..utils.devices import pick_device
 from ..utils.logging import log
-from .features import log_skipped, pooled_features, ready_for
+from .features import log_skipped, pooled_features, preparation_for, ready_for
 
 
 class LabeledFeatures(NamedTuple):
@@ -40,12 +39,16 @@ class FrozenEncoder:
             :func:`~sparkmim.checkpoints.encoder.load_trained_encoder`.
         model: the network's name, for weights that do not record it.
         stage: index of the feature map, from 0, the highest resolution, to -1, the lowest.
-        image_size: side of the square view in pixels; that of the pretraining by default.
+        image_size: pixels of each side of the view, voxels of volumes; that of the pretraining by default.
         batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
         seed: of random weights.
-        source: images on which mean and standard deviation of the input are measured where they are not known.
+        data: labeled images, on whose training images mean and standard deviation are measured where they are not
+            known: class folders, a CSV file, or a folder that contains train, val and test. Volumes are prepared as
+            those that the encoder has learned from.
+        val_data: labeled images to validate with; val beside train by default.
+        test_data: labeled images to score; test beside train by default.
         stages: names of the submodules whose outputs are the feature maps; the recorded ones by default.
         in_chans: channels of the images, if not recorded.
         mean: mean of each channel; as recorded by default.
@@ -55,11 +58,12 @@ class FrozenEncoder:
 
     Attributes:
         network: the encoder.
+        splits: the labeled images.
         skipped: number of images that could not be read.
         described: the settings above as recorded in `results.json`.
 
     Raises:
-        ValueError: for an invalid setting, or an encoder that cannot be loaded.
+        ValueError: for an invalid setting, or an encoder or labels that cannot be loaded.
     """
 
     def __init__(
@@ -73,7 +77,9 @@ class FrozenEncoder:
         device: Device,
         seed: int,
         *,
-        source: ImageSource,
+        data: str | Path,
+        val_data: str | Path | None = None,
+        test_data: str | Path | Sequence[str | Path] = (),
         stages: Sequence[str] = (),
         in_chans: int | None = None,
         mean: Sequence[float] | None = None,
@@ -91,7 +97,8 @@ class FrozenEncoder:
                 "probe classify images; `sparkmim embed` computes features to classify by"
             )
         chosen = with_input(loaded, image_size=image_size, mean=mean, std=std, files=files)
-        source = by_page(source, chosen.backbone.in_chans, chosen.data)
+        self.splits: LabeledSplits = labeled_splits(data, val_data, test_data, preparation_for(chosen, data))
+        source = by_page(self.splits.train.source, chosen.backbone.in_chans, chosen.data)
         self.network: TrainedEncoder = ready_for(chosen, source, stage)
         self.network.backbone.module.to(self.device)
         self.stage, self.batch_size, self.workers = stage, batch_size, workers

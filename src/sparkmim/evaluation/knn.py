@@ -16,7 +16,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.config import Pages, chosen_files
-from ..data.labels import labeled_splits
 from ..training.config import Device, LoopConfig
 from ..utils.fields import validate_as
 from .config import NEIGHBOURS
@@ -114,11 +113,11 @@ def knn(
     Args:
         encoder: an `encoder.safetensors` or the run folder that holds one, other weights, "timm" or "none"; see
             :func:`sparkmim.load_encoder`.
-        data: labeled images: class folders, a CSV file, or a folder that contains train, val and test.
+        data: labeled images or volumes: class folders, a CSV file, or a folder that contains train, val and test.
         test_data: labeled images to classify; several sets are pooled into one; by default test beside train, else val.
         model: the network's name, for weights that do not record it.
         stage: index of the feature map, from 0, the highest resolution, to -1, the lowest.
-        image_size: side of the square view in pixels; that of the pretraining by default.
+        image_size: pixels of each side of the view, voxels of volumes; that of the pretraining by default.
         neighbours: values of k to try.
         batch_size: images per forward pass.
         workers: processes that read images.
@@ -140,7 +139,6 @@ def knn(
     if not neighbours or min(neighbours) < 1:
         raise ValueError(f"--neighbours {' '.join(map(str, neighbours))} must be at least 1")
     files = chosen_files(pages, nodata, max_pixels)
-    splits = labeled_splits(data, None, test_data)
     frozen = FrozenEncoder(
         encoder,
         model,
@@ -150,7 +148,8 @@ def knn(
         workers,
         device,
         seed,
-        source=splits.train.source,
+        data=data,
+        test_data=test_data,
         stages=stages,
         in_chans=in_chans,
         mean=mean,
@@ -158,6 +157,7 @@ def knn(
         trust=trust,
         files=files,
     )
+    splits = frozen.splits
     classes = splits.train.classes
     scored = splits.test or [part for part in (splits.val,) if part is not None]
     frozen.require_readable([(splits.train, "--data"), *((part, "--test-data") for part in scored)])

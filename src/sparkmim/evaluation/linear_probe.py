@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.config import Pages, chosen_files
-from ..data.labels import fold, labeled_splits
+from ..data.labels import fold
 from ..training.config import Device, LoopConfig
 from ..utils.fields import validate_as
 from .features import log_places
@@ -149,12 +149,12 @@ def linear_probe(
     Args:
         encoder: an `encoder.safetensors` or the run folder that holds one, other weights, "timm" or "none"; see
             :func:`sparkmim.load_encoder`.
-        data: labeled images: class folders, a CSV file, or a folder that contains train, val and test.
+        data: labeled images or volumes: class folders, a CSV file, or a folder that contains train, val and test.
         val_data: labeled images that choose the penalty; val beside train by default.
         test_data: labeled images to score; several sets are pooled into one; test beside train by default.
         model: the network's name, for weights that do not record it.
         stage: index of the feature map, from 0, the highest resolution, to -1, the lowest.
-        image_size: side of the square view in pixels; that of the pretraining by default.
+        image_size: pixels of each side of the view, voxels of volumes; that of the pretraining by default.
         batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
@@ -173,8 +173,6 @@ def linear_probe(
     """
     validate_as(LoopConfig, seed=seed)
     files = chosen_files(pages, nodata, max_pixels)
-    splits = labeled_splits(data, val_data, test_data)
-    rest, held = (splits.train, splits.val) if splits.val is not None else fold(splits.train, FOLDS, 0, seed)
     frozen = FrozenEncoder(
         encoder,
         model,
@@ -184,7 +182,9 @@ def linear_probe(
         workers,
         device,
         seed,
-        source=splits.train.source,
+        data=data,
+        val_data=val_data,
+        test_data=test_data,
         stages=stages,
         in_chans=in_chans,
         mean=mean,
@@ -192,6 +192,8 @@ def linear_probe(
         trust=trust,
         files=files,
     )
+    splits = frozen.splits
+    rest, held = (splits.train, splits.val) if splits.val is not None else fold(splits.train, FOLDS, 0, seed)
     classes = splits.train.classes
     for part in [*([] if splits.val is None else [splits.val]), *splits.test]:
         log_places(part.source, splits.train.source)

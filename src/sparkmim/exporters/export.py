@@ -13,7 +13,7 @@ from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder, with_inp
 from ..utils.io import require_utf8, require_writable, write_atomically, write_json
 from ..utils.logging import log
 from .detectron2 import detectron2_config, to_detectron2, write_pickle
-from .formats import ANY_CHANNELS, SUFFIXES, Format
+from .formats import ADAPTED, ANY_CHANNELS, SUFFIXES, Format
 from .huggingface import CARD_FILE, check_folder, write_folder
 from .monai import to_monai
 from .nnunet import to_nnunet
@@ -65,7 +65,8 @@ def export(
         plans: for nnunet, `PLANS.json#CONFIGURATION` of the data set to train on, or a preset; those of the network's
             name by default.
         stages: names of the submodules whose outputs are the feature maps, for networks that do not offer them.
-        in_chans: channels of the images, if not recorded.
+        in_chans: channels of the images, if not recorded; for nnunet and monai those of the images that will be trained
+            on, to which the first convolution is adapted.
         mean: mean of each channel that the export names; as recorded by default.
         std: standard deviation of each channel, likewise.
         image_size: side of the images in pixels that the export names; as recorded by default.
@@ -92,7 +93,8 @@ def export(
         raise ValueError(f"--output {output} is the file of --encoder; name another")
     else:
         require_writable(output)
-    loaded = load_trained_encoder(encoder, model, stages=stages, in_chans=in_chans, trust=trust)
+    adapts = format in ADAPTED
+    loaded = load_trained_encoder(encoder, model, stages=stages, in_chans=None if adapts else in_chans, trust=trust)
     network = with_input(loaded, image_size=image_size, mean=mean, std=std)
     if format not in ANY_CHANNELS and network.backbone.in_chans != 3:
         raise ValueError(f"networks of {format} take images of 3 channels, this one {network.backbone.in_chans}")
@@ -111,9 +113,9 @@ def export(
     elif format == "detectron2":
         usage = _write_detectron2(network, output)
     elif format == "nnunet":
-        usage = _write_nnunet(network, output, plans)
+        usage = _write_nnunet(network, output, plans, in_chans)
     elif format == "monai":
-        usage = _write_monai(network, output)
+        usage = _write_monai(network, output, in_chans)
     else:
         usage = _write_openmmlab(network, output, format)
     return Exported(network.name, format, output, usage)
@@ -135,8 +137,8 @@ def _write_detectron2(encoder: TrainedEncoder, output: Path) -> str:
     return "\n".join(f"{key} {value}" for key, value in settings.items())
 
 
-def _write_nnunet(encoder: TrainedEncoder, output: Path, plans: str | None) -> str:
-    found = to_nnunet(encoder, plans)
+def _write_nnunet(encoder: TrainedEncoder, output: Path, plans: str | None, in_chans: int | None) -> str:
+    found = to_nnunet(encoder, plans, in_chans)
     _save(found.content, output)
     named = "" if found.plans is None else f" -p {found.plans}"
     usage = f"nnUNetv2_train DATASET {found.configuration} FOLD{named} -pretrained_weights {output}"
@@ -149,8 +151,8 @@ def _write_nnunet(encoder: TrainedEncoder, output: Path, plans: str | None) -> s
     return usage
 
 
-def _write_monai(encoder: TrainedEncoder, output: Path) -> str:
-    found = to_monai(encoder)
+def _write_monai(encoder: TrainedEncoder, output: Path, in_chans: int | None) -> str:
+    found = to_monai(encoder, in_chans)
     _save(found.weights, output)
     return (
         f"network = {found.call}\n"

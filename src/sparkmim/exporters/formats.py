@@ -16,5 +16,8 @@ SUFFIXES: dict[str, str] = {
 }
 """Suffix of each format's file; timm has a folder."""
 
+ADAPTED = ("nnunet", "monai")
+"""Formats whose first convolution is adapted to the channels of the images that will be trained on."""
+
 ANY_CHANNELS = ("timm", "nnunet", "monai")
 """Formats of networks for images of any number of channels; the others take three."""

@@ -49,7 +49,7 @@ class NnUNetWeights(NamedTuple):
     plans: str | None
 
 
-def to_nnunet(encoder: TrainedEncoder, plans: str | None = None) -> NnUNetWeights:
+def to_nnunet(encoder: TrainedEncoder, plans: str | None = None, in_chans: int | None = None) -> NnUNetWeights:
     """Return the weights of a planned network, its encoder's taken from a pretraining.
 
     A decoder of the same names and shapes in the encoder's file is taken too. The rest is as nnU-Net initializes it.
@@ -57,15 +57,18 @@ def to_nnunet(encoder: TrainedEncoder, plans: str | None = None) -> NnUNetWeight
     Args:
         encoder: the pretrained network.
         plans: `PLANS.json#CONFIGURATION`, or a preset; by default those of the encoder's name.
+        in_chans: channels of the images that will be trained on; by default those of the plans, or the encoder's.
 
     Raises:
         Mismatch: if the planned network has another encoder, or computes something else.
-        ValueError: for plans that are not nnU-Net's, or an encoder without plans.
+        ValueError: for plans that are not nnU-Net's or of other channels, or an encoder without plans.
     """
     named = _named(encoder.name, plans)
     plan = named.plan()
     own = _encoder_state(encoder.backbone.module, named)
-    came, channels = encoder.backbone.in_chans, plan.channels or encoder.backbone.in_chans
+    came, channels = encoder.backbone.in_chans, plan.channels or in_chans or encoder.backbone.in_chans
+    if in_chans not in (None, channels):
+        raise ValueError(f"--in-chans {in_chans}, but {named} plans images of {channels} channels; leave it out")
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         network = named.network(plan, came, _classes(named), deep_supervision=True)
@@ -193,10 +196,12 @@ def adaptation_plan(network: nn.Module, plan: Plan, channels: int, encoder: Trai
     if any(key is None for key in keys):
         return None
     # Crops of both trainings: the fork's loader ends in an error for convnets where they differ.
-    size = [int(side) for side in plan.settings.get("patch_size") or encoder.data.image_size]
-    spacing = getattr(encoder.data, "spacing", None)
-    spacing = list(spacing) if isinstance(spacing, (tuple, list)) else list(plan.settings.get("spacing") or ())
-    spacing = [float(value) for value in spacing] or [1.0] * len(size)
+    size = [int(side) for side in plan.settings.get("patch_size") or encoder.data.image_size[::-1]]
+    prepared = encoder.volumes
+    # nnU-Net's axes run from the last of the file to the first, ours from the first to the last.
+    learned = None if prepared is None or prepared.spacing is None else prepared.spacing[::-1]
+    spacing = [float(side) for side in learned or plan.settings.get("spacing") or [1.0] * len(size)]
+    kinds = ("mr",) * channels if prepared is None or len(prepared.kinds) != channels else prepared.kinds
     isotropic = all(value == 1 for value in spacing)
     style = "onemmiso" if isotropic else "median"
     resample = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
@@ -205,8 +210,8 @@ def adaptation_plan(network: nn.Module, plan: Plan, channels: int, encoder: Trai
         "data_identifier": f"sparkmim_{style}",
         "preprocessor_name": "DefaultPreprocessor",
         "spacing_style": style,
-        "normalization_schemes": ["ZScoreNormalization"] * channels,
-        "use_mask_for_norm": [False] * channels,
+        "normalization_schemes": ["NoNormalization" if kind == "none" else "ZScoreNormalization" for kind in kinds],
+        "use_mask_for_norm": [prepared is not None and prepared.masked] * channels,
         "resampling_fn_data": "resample_data_or_seg_to_shape",
         "resampling_fn_data_kwargs": resample,
         "resampling_fn_mask": "resample_data_or_seg_to_shape",

@@ -14,6 +14,7 @@ from ..data.labels import read_splits
 from ..data.loader import Batch, MaskedViews, evaluation_batches, read
 from ..data.normalize import join
 from ..data.statistics import require_readable
+from ..data.volumes.preparing import Preparation
 from ..evaluation.evaluators import KnnMonitor
 from ..models.spark import SparK
 from ..reporting.reconstructions import reconstruction_grid, save_png
@@ -129,8 +130,8 @@ def readable_views(views: MaskedViews, count: int) -> tuple[list[Batch], list[tu
     return shown, broken
 
 
-def find_monitor(config: PretrainConfig) -> KnnMonitor | None:
-    """Return the monitor of a configuration, its images found.
+def find_monitor(config: PretrainConfig, volumes: Preparation | None = None) -> KnnMonitor | None:
+    """Return the monitor of a configuration, its images found; volumes are prepared as those that are trained on.
 
     Raises:
         ValueError: if there are none, or their labels make no sense.
@@ -140,7 +141,7 @@ def find_monitor(config: PretrainConfig) -> KnnMonitor | None:
         return None
     if where is None:
         raise ValueError("--monitor knn requires --monitor-data (class folders or a CSV file)")
-    train, val = read_splits(where, option="--monitor-data")
+    train, val = read_splits(where, option="--monitor-data", volumes=volumes)
     data, channels = config.data, config.model.in_chans
     train, val = train.by_page(channels, data), None if val is None else val.by_page(channels, data)
     for labeled in (train, val):

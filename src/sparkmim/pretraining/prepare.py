@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 
 from ..checkpoints.run_folder import RunFolder
 from ..data.clips.opening import ClipPreparation, open_clips
-from ..data.config import ClipConfig, FileConfig, SignalConfig, VolumeConfig, files_of
+from ..data.config import MAX_BROKEN, ClipConfig, FileConfig, SignalConfig, VolumeConfig, files_of
 from ..data.kinds import AXES, Kind, kind_of
 from ..data.places import files_outside
 from ..data.seeding import Stream
@@ -23,9 +23,10 @@ from ..data.sources.address import open_source, source_type
 from ..data.sources.base import ImageSource, held_out
 from ..data.sources.pages import Pages, by_page
 from ..data.statistics import first_readable, peculiarities, require_readable
-from ..data.volumes.opening import Stores
+from ..data.volumes.opening import Stores, prepared_as
 from ..models.backbone import Backbone
 from ..models.factory import code_of
+from ..models.levels import NotProportionalError
 from ..models.masking import visible_patches
 from ..models.own_decoder import levels_of
 from ..training.config import COMPUTATION
@@ -44,7 +45,7 @@ from .kinds import described, kind_in, of_clips, of_signals, with_frames, with_s
 from .model import INIT_OF_FINETUNING, ModelBuilder, require_pretraining
 from .recipes import RECIPES, Recipe, Situation
 from .task import PretrainingTask
-from .volumes import require_few_unreadable
+from .volumes import require_few_unreadable, warn_of_small_volumes
 
 OTHER_PARTS = {"unet": "decoder and mask embeddings", "own": "its own decoder; projections and mask embeddings"}
 """What a model has beside the network, by decoder."""
@@ -158,6 +159,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             kind=kind,
             how=_group_of(kind, chosen),
         )
+        self.stores.most_unreadable = chosen.get("max_broken", MAX_BROKEN)
         if kind == "volumes" and "in_chans" not in chosen:  # prepared when the network is known to fit them
             chosen = {**chosen, "in_chans": self.stores.channels(chosen["data"])}
         elif kind == "signals":
@@ -167,14 +169,19 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         elif kind == "images":
             self._open(where)
         with code_of(chosen["model"]), about_channels(kind, chosen):
-            backbone = self.builder.backbone(
-                chosen["model"],
-                chosen.get("stages", ()),
-                chosen.get("in_chans"),
-                seed,
-                levels=levels_of(chosen.get("levels"), chosen.get("decoder", "unet")),
-                drop_path=chosen.get("drop_path", 0.0),
-            )
+            try:
+                backbone = self.builder.backbone(
+                    chosen["model"],
+                    chosen.get("stages", ()),
+                    chosen.get("in_chans"),
+                    seed,
+                    levels=levels_of(chosen.get("levels"), chosen.get("decoder", "unet")),
+                    drop_path=chosen.get("drop_path", 0.0),
+                )
+            except NotProportionalError as error:
+                if kind != "volumes":
+                    raise
+                raise ValueError(f"{error}. It was given images of {_channels(chosen['in_chans'])}") from error
         require_same_kind(chosen.get("data"), kind, backbone.dims, chosen["model"])
         if kind == "clips":
             clips = of_clips(self._open(where).source)
@@ -237,6 +244,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
 
     def read_data(self, config: PretrainConfig) -> PretrainingImages:
         """Return the images of a configuration: to train on, and held out."""
+        self.stores.most_unreadable = config.data.max_broken
         data, kind = config.data, kind_in(config)
         where = Where(
             data=data.data,
@@ -288,13 +296,14 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             )
         require_whole_patches(data.image_size, model.patch_size)
         visible_patches([s // p for s, p in zip(data.image_size, model.patch_size, strict=True)], model.mask_ratio)
-        validate_training(ready.config, len(ready.data.source), model.in_chans, processes)
         require_few_unreadable(ready.data.source, data.max_broken)
+        validate_training(ready.config, len(ready.data.source), model.in_chans, processes)
+        warn_of_small_volumes(ready.data.source, data.image_size)
         held_out = ready.data.held_out
         if held_out is not None:
             option = "--val-data" if data.val_data is not None else "--val-share"
             require_readable(held_out, model.in_chans, data, data.max_broken, option)
-        self.monitor = find_monitor(ready.config)
+        self.monitor = find_monitor(ready.config, prepared_as(ready.data.source))
         if ready.state is None:
             self._odd = peculiarities(ready.data.source, model.in_chans, data)
 
@@ -371,6 +380,14 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             **({} if self.monitor is None else {"monitor": f"{self.monitor}, every {run.monitor_every:g} epochs"}),
             "steps": f"{steps}",
         }
+
+
+def _channels(count: int) -> str:
+    """Return how many channels volumes have, and what to do if a network takes another number."""
+    return (
+        f"{count} channel{'s' * (count != 1)}, as the volumes have (or --in-chans says); a network of other channels "
+        "takes none of them"
+    )
 
 
 def _made(make: Recipe, situation: Situation, recipe: str) -> PretrainConfig:

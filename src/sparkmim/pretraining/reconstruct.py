@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from PIL import Image
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..checkpoints.encoder import PREPARATIONS, read_network_metadata
 from ..checkpoints.run_folder import RunFolder
 from ..data.config import Pages, chosen_files
+from ..data.crops import central_start
 from ..data.kinds import Kind, kind_of
 from ..data.loader import MaskedViews
 from ..data.normalize import Normalize, join
@@ -21,15 +23,46 @@ from ..data.sources.base import ImageSource
 from ..data.sources.pages import by_page
 from ..data.statistics import first_readable
 from ..data.views import evaluation_view
+from ..data.volumes.extensions import extension_of
+from ..data.volumes.store import StoredVolume
+from ..data.volumes.writing import volume_to_nifti
 from ..evaluation.features import log_skipped, open_learned
 from ..models.config import ModelConfig
-from ..reporting.reconstructions import MOST_IMAGES, reconstruction_grid
+from ..reporting.reconstructions import MOST_IMAGES, denormalize, reconstruction_grid
 from ..training.config import LoopConfig
 from ..utils.fields import validate_as
 from .config import PretrainConfig
 from .evaluators import readable_views
 from .kinds import kind_in
-from .model import load_run
+from .model import load_run, require_pretraining
+
+
+class PlacedVolume(NamedTuple):
+    """The part of a volume that a network sees, in the values and voxels that preparation gave it.
+
+    Attributes:
+        name: of the volume.
+        start: its first voxel in the prepared volume.
+        affine: 4x4, from voxels of the prepared volume to the RAS world in millimeters.
+        volume: `(C, X, Y, Z)`.
+        visible: the same with hidden patches at the least value of each channel.
+        reconstruction: the same with hidden patches as predicted.
+    """
+
+    name: str
+    start: tuple[int, ...]
+    affine: np.ndarray
+    volume: Float[Tensor, "channel x y z"]
+    visible: Float[Tensor, "channel x y z"]
+    reconstruction: Float[Tensor, "channel x y z"]
+
+    def write(self, stem: Path, extension: str) -> list[Path]:
+        """Write NIfTI files `STEM_volume`, `STEM_visible` and `STEM_reconstruction`, in their place in the world."""
+        paths = []
+        for kind in ("volume", "visible", "reconstruction"):
+            paths.append(stem.with_name(f"{stem.name}_{kind}{extension}"))
+            volume_to_nifti(getattr(self, kind), self.affine, paths[-1], self.start)
+        return paths
 
 
 class Reconstructions(NamedTuple):
@@ -42,6 +75,7 @@ class Reconstructions(NamedTuple):
         picture: the three as a picture.
         step: number of pretraining steps of the model.
         skipped: name and error of each image that could not be read.
+        volumes: each volume in its place in the world, none of images.
     """
 
     images: Float[Tensor, "batch channel *size"]
@@ -50,6 +84,40 @@ class Reconstructions(NamedTuple):
     picture: Image.Image
     step: int
     skipped: list[tuple[str, str]]
+    volumes: list[PlacedVolume] = []
+
+    def write_nifti(self, path: str | Path) -> list[Path]:
+        """Write volumes, what the network sees of them and its reconstructions as NIfTI files.
+
+        Args:
+            path: names the files: of `NAME.nii.gz` they are `NAME_volume.nii.gz`, `NAME_visible.nii.gz` and
+                `NAME_reconstruction.nii.gz`; of several volumes `NAME_0_volume.nii.gz`...
+
+        Returns:
+            The files.
+
+        Raises:
+            OSError: if one cannot be written.
+        """
+        extension = extension_of(Path(path).name)
+        stem = Path(path).with_name(Path(path).name[: -len(extension)])
+        stems = [stem.with_name(f"{stem.name}_{number}") for number in range(len(self.volumes))]
+        written = [
+            volume.write(where, extension)
+            for volume, where in zip(self.volumes, stems if len(stems) > 1 else [stem], strict=True)
+        ]
+        return [path for paths in written for path in paths]
+
+
+def require_volumes(run: str | Path, output: Path) -> None:
+    """Raise unless a run is of volumes, whose reconstructions NIfTI files can hold.
+
+    Raises:
+        ValueError: naming the remedy; or if there is no such run.
+    """
+    recorded = require_pretraining(RunFolder(run), "--run", "it has no reconstructions")
+    if len(recorded["data"]["image_size"]) != 3:
+        raise ValueError(f"--output {output} is for volumes, and {run} is a run on images; write a .png file")
 
 
 def open_as_learned(run: str | Path, kind: Kind, data: str | Path, config: PretrainConfig) -> ImageSource:
@@ -126,4 +194,32 @@ def reconstruct(
     picture = reconstruction_grid(
         images, visible, reconstructions, mean=config.data.mean, std=config.data.std, clips=kind == "clips"
     )
-    return Reconstructions(images, visible, reconstructions, picture, trained.step, skipped)
+    found = Reconstructions(images, visible, reconstructions, picture, trained.step, skipped)
+    if kind != "volumes":
+        return found
+    own = [denormalize(x, config.data.mean, config.data.std) for x in (images, reconstructions)]
+    indices = [index for view in batch for index in view.indices]
+    placed = [_placed(source, index, *parts) for index, *parts in zip(indices, *own, visible, strict=True)]
+    return found._replace(volumes=placed)
+
+
+def _placed(
+    source: ImageSource,
+    index: int,
+    view: Float[Tensor, "channel x y z"],
+    reconstruction: Float[Tensor, "channel x y z"],
+    visible: Bool[Tensor, "rows columns slices"],
+) -> PlacedVolume:
+    """Return the central view of a volume without what lies beyond the volume."""
+    stored = source.open(index)
+    assert isinstance(stored, StoredVolume)
+    size, space = view.shape[1:], stored.shape[1:]
+    start = central_start(space, size)
+    inside = [slice(max(0, -a), min(w, s - a)) for a, w, s in zip(start, size, space, strict=True)]
+    shown = visible
+    for axis, (extent, patches) in enumerate(zip(size, visible.shape, strict=True)):
+        shown = shown.repeat_interleave(extent // patches, axis)
+    volume, predicted, shown = view[:, *inside], reconstruction[:, *inside], shown[*inside]
+    seen = torch.where(shown, volume, volume.amin((1, 2, 3), keepdim=True))
+    first = tuple(max(0, a) for a in start)
+    return PlacedVolume(source.name(index), first, stored.affine, volume, seen, predicted)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.sources.base import ImageSource, whole_of
+from ..data.volumes import preparing
 from ..data.volumes.opening import prepared_as
 from ..data.volumes.store import MANIFEST, PreparedVolumes
 from ..data.volumes.unprepared import UnpreparedVolumes
@@ -17,10 +18,13 @@ from ..models.masking import random_visible
 from ..models.spark import SparK
 from ..training.config import Precision
 from ..training.memory import images_that_fit
-from ..utils.text import printable
+from ..utils.logging import log
 
 LARGEST_CROP = 160
 """Most voxels of a crop along an axis where none are asked for: nnssl's."""
+
+SMALLEST_SHARE = 0.5
+"""Share of a crop that a volume of median size fills, below which the crop is reported as too large."""
 
 AT_LEAST = 2
 """Crops that must fit into memory together."""
@@ -63,14 +67,22 @@ def require_few_unreadable(source: ImageSource, most: float) -> None:
         ValueError: with the first reason.
     """
     source = whole_of(source)
-    if isinstance(source, PreparedVolumes) and source.unreadable:
-        count, of = len(source.unreadable), len(source.unreadable) + len(source)
-        name, reason = source.unreadable[0]
-        if count > most * of:
-            raise ValueError(
-                f"{count} of {of} volumes cannot be read; {printable(name)}: {reason}. Mend or remove them, or allow "
-                "more of them by --max-broken"
-            )
+    if isinstance(source, PreparedVolumes):
+        preparing.require_few_unreadable(source.unreadable, len(source.unreadable) + len(source), most)
+
+
+def warn_of_small_volumes(source: ImageSource, size: Sequence[int]) -> None:
+    """Warn if most of a crop lies beyond most volumes, where there is nothing to see or to predict."""
+    if prepared_as(source) is None:
+        return
+    extents = median_extents(source)
+    share = math.prod(min(1.0, e / s) for e, s in zip(extents, size, strict=True))
+    if share < SMALLEST_SHARE:
+        by = [" x ".join(map(str, shape)) for shape in (size, extents)]
+        log.warning(
+            f"crops of {by[0]} are larger than volumes ({by[1]}, median): {share:.0%} of a crop has data, and nothing "
+            "is predicted elsewhere; a smaller --image-size, or a finer --spacing, computes less in vain"
+        )
 
 
 def crop_size(

@@ -346,7 +346,11 @@ def read_encoder(chosen: Mapping[str, Any], *, trust: bool = False) -> TrainedEn
         )
     if encoder.backbone.dims != 2:
         takes = "signals" if encoder.backbone.dims == 1 else "clips" if encoder.clips is not None else "volumes"
-        raise ValueError(f"{encoder.name} takes {takes}; only images of two dimensions are fine-tuned on")
+        remedy = (
+            "; `sparkmim probe` fits a linear classifier to the features of labeled volumes, and `sparkmim export "
+            "--format nnunet` (or monai) writes a file to fine-tune with those"
+        ) * (takes == "volumes")
+        raise ValueError(f"{encoder.name} takes {takes}; only images of two dimensions are fine-tuned on{remedy}")
     if chosen.get("in_chans", encoder.backbone.in_chans) != encoder.backbone.in_chans:
         raise ValueError(
             f"--in-chans {chosen['in_chans']}, but the encoder takes {encoder.backbone.in_chans} channels; leave it "

@@ -67,7 +67,7 @@ def require_suffix(path: Path, *suffixes: str) -> None:
     Raises:
         ValueError: naming the suffixes, and a name that has one where that is plain.
     """
-    if path.suffix.lower() in suffixes:
+    if path.name.lower().endswith(suffixes) and path.stem:
         return
     if not path.name or path.is_dir():
         raise ValueError(f"--output {printable(str(path))} is a folder; name a file in it that ends in {suffixes[0]}")

@@ -14,7 +14,7 @@ from sparkmim.data.decoding.encoded import UnreadableImage
 from sparkmim.data.volumes.cases import Case, find_cases
 from sparkmim.data.volumes.fingerprint import Fingerprint, guess_modality, measure
 from sparkmim.data.volumes.foreground import bounding_box, raw_foreground, without_holes
-from sparkmim.data.volumes.preparing import Preparation, Prepared, PrepareSettings, prepare_case
+from sparkmim.data.volumes.preparing import Preparation, Prepared, PrepareSettings, prepare, prepare_case
 from sparkmim.data.volumes.reading import read_volume
 from sparkmim.data.volumes.resampling import new_shape, resample, separate_axis
 from sparkmim.data.volumes.unprepared import UnpreparedVolumes
@@ -274,6 +274,27 @@ def test_mixed_spacings_need_resampling(tmp_path: Path) -> None:
         UnpreparedVolumes(cases, PrepareSettings(spacing="none"))
     source = UnpreparedVolumes(cases, PrepareSettings())
     assert [source.open(index).spacing[2] for index in range(3)] == pytest.approx([2, 2, 2], rel=0.1)
+
+
+@pytest.mark.parametrize(("spare", "fits"), [(10**6, True), (60_000, True), (20_000, False), (-(2**29), False)])
+def test_a_store_that_does_not_fit_is_refused_before_it_is_written(
+    spare: int, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With both sizes; where it might not fit, some volumes are compressed to see."""
+    (tmp_path / "data").mkdir()
+    values = np.zeros((24, 20, 16), np.float32)
+    values[:12] = np.random.default_rng(0).normal(100, 10, (12, 20, 16))  # half of it compresses to nothing
+    for number in range(4):
+        write_nifti(tmp_path / "data" / f"v{number}.nii.gz", values)
+    monkeypatch.setattr("sparkmim.data.volumes.preparing.free_bytes", lambda folder: 2**30 + spare)
+    settings = PrepareSettings(foreground=False)
+    if fits:
+        assert len(prepare(find_cases(tmp_path / "data"), settings, tmp_path / "store", workers=0)) == 4
+        return
+    words = r"the 4 prepared volumes take about [\d.]+ kB \(123 kB before compression\), .* free, .* --spacing X Y Z"
+    with pytest.raises(ValueError, match=words):
+        prepare(find_cases(tmp_path / "data"), settings, tmp_path / "store", workers=0)
+    assert not list((tmp_path / "store").rglob("*.b2nd"))
 
 
 def test_unprepared_volumes(tmp_path: Path) -> None:

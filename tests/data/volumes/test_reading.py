@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
+import zarr
 from pydicom.uid import RLELossless
 
 from sparkmim.data.decoding.encoded import UnreadableImage
@@ -411,6 +413,35 @@ def test_bad_files_are_refused_with_a_reason(kind: str, tmp_path: Path, capfd: p
     assert "\n" not in str(refused.value)
     if kind != "raw file missing":  # whose reader writes to the terminal by itself
         assert not capfd.readouterr().err
+
+
+def _zarr(path: Path, values: Any) -> None:
+    zarr.save(str(path), values)
+
+
+FLAT: dict[str, Callable[[Path, np.ndarray], Any]] = {
+    ".nii": lambda path, values: nib.save(nib.Nifti1Image(values, np.eye(4)), path),
+    ".nii.gz": lambda path, values: nib.save(nib.Nifti1Image(values, np.eye(4)), path),
+    ".nrrd": lambda path, values: sitk.WriteImage(sitk.GetImageFromArray(values), str(path)),
+    ".mha": lambda path, values: sitk.WriteImage(sitk.GetImageFromArray(values), str(path)),
+    ".b2nd": lambda path, values: blosc2.asarray(values, urlpath=str(path), mode="w"),
+    ".npy": lambda path, values: np.save(path, values),
+    ".npz": lambda path, values: np.savez(path, image=values),
+    ".tif": lambda path, values: tifffile.imwrite(path, values),
+    ".zarr": _zarr,
+}
+
+
+@pytest.mark.parametrize("shape", [(12, 10), (12,), (12, 10, 1)], ids=str)
+@pytest.mark.parametrize("extension", FLAT)
+def test_what_is_flat_is_refused_in_every_format(extension: str, shape: Any, tmp_path: Path) -> None:
+    path = tmp_path / f"flat{extension}"
+    try:
+        FLAT[extension](path, np.arange(math.prod(shape), dtype=np.float32).reshape(shape))
+    except Exception:
+        pytest.skip("the format has no such files")
+    with pytest.raises(UnreadableImage):
+        read(path)
 
 
 def test_color_of_dicom_is_refused(tmp_path: Path) -> None:

@@ -124,6 +124,14 @@ def whole_of(source: ImageSource) -> ImageSource:
     return source
 
 
+def indices_in_whole(source: ImageSource) -> np.ndarray:
+    """Return the index that each image of a source has in :func:`whole_of` it."""
+    indices = np.arange(len(source))
+    while isinstance(source, Subset):
+        indices, source = source.indices[indices], source.source
+    return indices
+
+
 def open_image(source: ImageSource, index: int, files: FileConfig) -> EncodedImage:
     """Return an image of a source, encoded, that will be decoded as the settings say.
 

@@ -72,7 +72,9 @@ def is_volumes(path: str | Path) -> bool:
     return False
 
 
-def find_cases(path: str | Path, option: str = "--data") -> Cases:
+def find_cases(
+    path: str | Path, option: str = "--data", *, listings: bool = True, channels: int | None = None
+) -> Cases:
     """Find the volumes of a folder, nested or not, of a list or of a data set.
 
     - A folder: all files of volumes below it; DICOM files by series, files `NAME_0000`, `NAME_0001`... as channels of
@@ -88,6 +90,8 @@ def find_cases(path: str | Path, option: str = "--data") -> Cases:
     Args:
         path: where they are.
         option: the command-line option that named it, for messages.
+        listings: read the lists above; otherwise a folder's volumes are the files below it.
+        channels: of each volume, if that is known: files of 1 are volumes of their own, however they are numbered.
 
     Raises:
         ValueError: if there is no volume, with what there is instead and the remedy.
@@ -99,9 +103,9 @@ def find_cases(path: str | Path, option: str = "--data") -> Cases:
         )
     if not root.exists():
         raise ValueError(f"there is no file or folder {printable(str(root))}; see {option}")
-    found = read_listing(root, option)
+    found = read_listing(root, option) if listings else None
     if found is None:
-        found = _in_folder(root, option) if root.is_dir() else Cases([_only(root, option)])
+        found = _in_folder(root, option, channels) if root.is_dir() else Cases([_only(root, option)])
     twice = [name for name, count in Counter(case.name for case in found).items() if count > 1]
     if twice:
         raise ValueError(f"{option} {printable(str(root))} lists volumes more than once: {named(sorted(twice))}")
@@ -132,7 +136,7 @@ def _is_zarr(folder: Path) -> bool:
     return _is_leaf(folder.name) or any((folder / name).is_file() for name in (".zattrs", ".zgroup", "zarr.json"))
 
 
-def _in_folder(root: Path, option: str) -> Cases:
+def _in_folder(root: Path, option: str, channels: int | None) -> Cases:
     """Find the volumes below a folder, see :func:`find_cases`."""
     if _is_zarr(root):
         return Cases(_of_zarr(root.name, root))
@@ -163,8 +167,9 @@ def _in_folder(root: Path, option: str) -> Cases:
     names = sorted(name for name in names if name not in flat)
     names, labels = without_labels(root, names, option)
     skipped += labels
+    files = [name for name in names if extension_of(name) not in ZARR]
     try:
-        cases = join_channels(root, [name for name in names if extension_of(name) not in ZARR])
+        cases = [Case(name, (root / name,)) for name in files] if channels == 1 else join_channels(root, files)
     except ValueError as error:
         raise ValueError(f"{option} {printable(str(root))}: {error}") from error
     for name in names:

@@ -18,6 +18,7 @@ from ...utils.io import open_own, read_json, write_json
 from ...utils.logging import log
 from ...utils.text import printable
 from ..decoding.encoded import UnreadableImage
+from ..tables import named
 from .base import Case
 from .foreground import bounding_box, raw_foreground, without_holes
 from .label_maps import looks_like_labels, spread
@@ -289,7 +290,10 @@ def measure(cases: Sequence[Case], workers: int = 0, cache: Path | None = None) 
         log.warning(f"{len(unreadable)} of {len(cases)} volumes cannot be used: {shown}{more}")
     filled = sum(result.filled > 0 for result in readable)
     if filled:
-        log.warning(f"{filled} volumes have NaN, which is replaced by the smallest value of the channel")
+        log.warning(
+            f"NaN in {filled} of {len(readable)} volumes is replaced by the smallest value of the channel, in "
+            f"{named([case.name for case in readable if case.filled])}"
+        )
     return Fingerprint(tuple(result for result in readable if len(result.channels) == usual), tuple(unreadable))
 
 

@@ -98,12 +98,14 @@ def _of_decathlon(path: Path, value: Mapping[str, Any]) -> Iterator[Case]:
     """Yield the volumes of `training`: a file each, of all channels, or nnU-Net's files of a channel each."""
     for entry in value["training"]:
         file = _below(path, entry["image"] if isinstance(entry, dict) else entry)
-        stem, extension = stem_of(file.name), extension_of(file.name)
-        channels = sorted(file.parent.glob(f"{_literal(stem)}_[0-9][0-9][0-9][0-9]{extension}"))
-        if file.exists() or not channels:
-            yield Case(file.name, (file,))
-        else:
-            yield Case(stem, tuple(channels))
+        channels = () if file.exists() else channels_of(file)
+        yield Case(stem_of(file.name), channels) if channels else Case(file.name, (file,))
+
+
+def channels_of(file: Path) -> tuple[Path, ...]:
+    """Return nnU-Net's files of a channel each, `NAME_0000.nii.gz`..., of the volume that `NAME.nii.gz` stands for."""
+    stem, extension = stem_of(file.name), extension_of(file.name)
+    return tuple(sorted(file.parent.glob(f"{_literal(stem)}_[0-9][0-9][0-9][0-9]{extension}")))
 
 
 def _literal(name: str) -> str:
@@ -161,9 +163,8 @@ def _of_table(path: Path) -> Iterator[Case]:
                 raise ValueError(
                     f"{where}: expected the path of a volume, got {cell!r}; columns of anything else are to be removed"
                 )
-        yield (
-            Case(row[0], tuple(_file(path, cell) for cell in row)) if width > 1 else Case(row[0], _files(path, row[0]))
-        )
+        files = tuple(_file(path, cell) for cell in row)
+        yield Case(row[0], files if width > 1 else files_at(files[0]))
 
 
 def _is_volume(path: Path, cell: str) -> bool:
@@ -175,9 +176,8 @@ def _file(path: Path, cell: str) -> Path:
     return path.parent / os.path.expanduser(cell)
 
 
-def _files(path: Path, cell: str) -> tuple[Path, ...]:
+def files_at(file: Path) -> tuple[Path, ...]:
     """Return a file, or the DICOM files of a folder."""
-    file = _file(path, cell)
     if file.is_dir() and extension_of(file.name) not in READABLE:
         return tuple(sorted(entry for entry in file.iterdir() if entry.is_file() and is_dicom(entry)))
     return (file,)

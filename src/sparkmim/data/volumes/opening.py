@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -40,13 +41,18 @@ def are_volumes(address: str | Path | None) -> bool:
     return "://" not in str(address) and path.exists() and is_volumes(path)
 
 
-def cases_at(address: str | Path, option: str = "--data") -> Cases:
+def cases_at(address: str | Path, option: str = "--data", channels: int | None = None) -> Cases:
     """Return the volumes at an address.
+
+    Args:
+        address: a folder, a table, or a file that describes a data set.
+        option: that named it, for messages.
+        channels: of each volume, if that is known; see :func:`~sparkmim.data.volumes.cases.find_cases`.
 
     Raises:
         ValueError: if there are none.
     """
-    return find_cases(path_of(address), option)
+    return find_cases(path_of(address), option, channels=channels)
 
 
 def path_of(address: str | Path) -> Path:
@@ -60,7 +66,7 @@ def open_prepared(address: str | Path, preparation: Preparation, option: str = "
     Raises:
         ValueError: if there are none.
     """
-    return UnpreparedVolumes(cases_at(address, option), preparation)
+    return UnpreparedVolumes(cases_at(address, option, len(preparation.kinds)), preparation)
 
 
 class Stores:
@@ -71,7 +77,12 @@ class Stores:
             volumes are resampled whenever they are looked at.
         chosen: the folder that the user names. One that a run has recorded is read, but not written to.
         workers: processes that prepare volumes; as many as there are processor cores if None.
+
+    Attributes:
+        most_unreadable: share of the volumes that may be; with more, nothing is prepared.
     """
+
+    most_unreadable: float = 1.0
 
     def __init__(
         self, beside: str | Path | None = None, chosen: str | Path | None = None, workers: int | None = None
@@ -88,19 +99,23 @@ class Stores:
         return self._found[str(address)]
 
     def channels(self, address: str | Path, option: str = "--data") -> int:
-        """Return the channels of volumes: of the first of a few that can be read. Nothing is prepared.
+        """Return the channels of volumes: of most of a few that can be read. Nothing is prepared.
 
         Raises:
             ValueError: if there are none, or none of them can be read.
         """
         cases = self._cases(address, option)
         tried = [cases[index] for index in spread_indices(PROBED, len(cases))]
-        errors = []
+        errors, found = [], Counter[int]()
         for case in tried:
             try:
-                return len(read_volume(case).values)
+                found[len(read_volume(case).values)] += 1
             except UnreadableImage as error:
                 errors.append(f"{printable(case.name)}: {error}")
+            if found and max(found.values()) > len(tried) // 2:
+                break
+        if found:
+            return found.most_common(1)[0][0]
         raise ValueError(f"{option} {address}: none of {len(tried)} volumes tried can be read; {errors[0]}")
 
     def open(
@@ -128,7 +143,14 @@ class Stores:
         if config.store is not None and self.chosen is None and is_store(Path(config.store) / name):
             root = Path(config.store)
         with locked(root / f".{name}.lock"):
-            return prepare(cases, settings, root / name, workers=self.workers, preparation=preparation)
+            return prepare(
+                cases,
+                settings,
+                root / name,
+                workers=self.workers,
+                preparation=preparation,
+                most_unreadable=self.most_unreadable,
+            )
 
 
 def prepared_as(source: ImageSource) -> Preparation | None:

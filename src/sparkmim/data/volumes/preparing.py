@@ -214,6 +214,7 @@ def prepare(
     workers: int,
     fingerprint: Fingerprint | None = None,
     preparation: Preparation | None = None,
+    most_unreadable: float = 1.0,
 ) -> PreparedVolumes:
     """Prepare volumes into a store, in worker processes, and open it.
 
@@ -227,13 +228,16 @@ def prepare(
         workers: processes; 0 prepares in this one.
         fingerprint: of all these volumes, if it is measured already.
         preparation: what is done to each, if it was resolved for other volumes, as for those held out.
+        most_unreadable: share of the volumes that may be; with more, nothing is prepared.
 
     Raises:
-        ValueError: if no volume can be read, spacings are mixed and not resampled, or the disk has too little room.
+        ValueError: if no volume or too few can be read, spacings are mixed and not resampled, or the disk has too
+            little room.
         ChildProcessError: if a worker is killed.
     """
     library("blosc2")
     fingerprint = measure(cases, workers, store / CACHE) if fingerprint is None else fingerprint
+    require_few_unreadable(fingerprint.unreadable, len(cases), most_unreadable)
     usable = {case.name for case in fingerprint.cases}
     unknown = [case.name for case in cases if case.name not in usable | {name for name, _ in fingerprint.unreadable}]
     if unknown:
@@ -263,6 +267,25 @@ def prepare(
         raise ValueError(f"none of the {len(cases)} volumes can be prepared; {unreadable[0][0]}: {unreadable[0][1]}")
     write_store(store, settings, fingerprint, [entries[c.name] for c in chosen if c.name in entries], unreadable)
     return PreparedVolumes.open_store(store)
+
+
+def require_few_unreadable(unreadable: Sequence[tuple[str, str]], count: int, most: float) -> None:
+    """Raise if a larger share of volumes than is allowed cannot be read.
+
+    Args:
+        unreadable: name and reason of each.
+        count: of all volumes.
+        most: share that is allowed.
+
+    Raises:
+        ValueError: with the first reason.
+    """
+    if len(unreadable) > most * count:
+        name, reason = unreadable[0]
+        raise ValueError(
+            f"{len(unreadable)} of {count} volumes cannot be read; {printable(name)}: {reason}. Mend or remove them, "
+            "or allow more of them by --max-broken"
+        )
 
 
 def _prepare_into(work: tuple[Case, str], *, preparation: Preparation, store: Path) -> Entry | str:

@@ -44,6 +44,8 @@ def read_volume(case: Case) -> Volume:
     grid = _read(case)
     if min(grid.values.shape, default=0) == 0:
         raise UnreadableImage(f"it is empty: {_by(grid.values.shape[1:])} voxels")
+    if grid.values.ndim != 4:
+        raise UnreadableImage(f"expected a volume of three dimensions, got a picture of {_by(grid.values.shape[1:])}")
     if min(grid.values.shape[1:]) == 1:
         raise UnreadableImage(f"a picture of {_by(grid.values.shape[1:])} voxels, not a volume")
     require_rectangular(grid.affine)

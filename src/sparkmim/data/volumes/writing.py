@@ -12,6 +12,9 @@ from ...utils.io import write_atomically
 from .geometry import cropped
 from .libraries import library
 
+NIFTI_FILES = (".nii", ".nii.gz")
+"""Endings of names of NIfTI files."""
+
 
 def volume_to_nifti(
     values: np.ndarray | Tensor, affine: np.ndarray, path: str | Path, start: Sequence[int] = (0, 0, 0)
@@ -32,7 +35,7 @@ def volume_to_nifti(
 
     nib = library("nibabel")
     path = Path(path)
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
+    if not path.name.lower().endswith(NIFTI_FILES):
         raise ValueError(f"{path} must end in .nii or .nii.gz")
     array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, np.float32)
     if array.ndim not in (3, 4):

@@ -83,12 +83,18 @@ class Monai(NamedNetwork):
             raise ValueError(f"{self} is not a network: it gives a {type(module).__name__}")
         return module
 
-    def call(self, in_chans: int) -> tuple[str, dict[str, Any]]:
+    def call(self, in_chans: int, wanted: int | None = None) -> tuple[str, dict[str, Any]]:
         """Return Python code that builds the network for `N` outputs, and the settings with one more than it has.
 
         A network whose outputs are not counted keeps its settings.
+
+        Args:
+            in_chans: channels of the images.
+            wanted: channels of other images that it is built for instead.
         """
         _, settings = self.settings(in_chans)
+        if wanted is not None:
+            settings = {name: wanted if name in INPUTS else value for name, value in settings.items()}
         parameters = _parameters(self._builder())
         counted = next((name for name in OUTPUTS if name in parameters), None)
         if counted is not None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..reconstructions import denormalize, to_rgb
+from ..reconstructions import as_colors, denormalize, to_rgb
 from .canvas import INK, LINE, MUTED, Canvas, Color, Point
 from .measure import InputValues, Layer, Vanishing
 
@@ -28,7 +28,7 @@ BINS = 60
 
 
 def draw_vanishing(found: Vanishing, network: str, *, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
-    """Draw the figure, 1240 pixels wide.
+    """Draw the figure, 1240 pixels wide; of a volume its axial slice through the middle of a patch.
 
     Args:
         found: the numbers.
@@ -37,13 +37,14 @@ def draw_vanishing(found: Vanishing, network: str, *, mean: Sequence[float], std
         std: standard deviation of each channel, by which the normalization divides.
     """
     tile = (WIDTH - 2 * MARGIN - (TILES - 1) * GUTTER) // TILES
-    height, width = found.image.shape[1:]
+    height, width = _plane(found.visible, found.image[0]).shape
     tall = round(tile * height / width)
     canvas = Canvas(WIDTH, 2 * tall + 648)
     top = MARGIN + 18
     canvas.text((MARGIN, top), f"A mask in {network}", TITLE)
     hidden = 1 - float(found.visible.float().mean())
-    canvas.text((WIDTH - MARGIN, top), f"{hidden:.0%} of the patches are hidden", LABEL, MUTED, "rs")
+    slices = "" if found.visible.ndim == 2 else "; an axial slice"
+    canvas.text((WIDTH - MARGIN, top), f"{hidden:.0%} of the patches are hidden{slices}", LABEL, MUTED, "rs")
     pictures = _pictures(found, mean, std)
     chosen = chosen_layers(found.layers, TILES - 1)
     rows = (
@@ -60,7 +61,7 @@ def draw_vanishing(found: Vanishing, network: str, *, mean: Sequence[float], std
         canvas.text((MARGIN, y + tall + 24), "input", SMALL, MUTED)
         for column, (layer, values) in enumerate(zip(chosen, maps, strict=True), start=1):
             x = MARGIN + column * (tile + GUTTER)
-            canvas.pixels((x, y), (tile, tall), heat(values, layer.visible))
+            canvas.pixels((x, y), (tile, tall), heat(*(_plane(found.visible, x) for x in (values, layer.visible))))
             share = layer.dense_share if row == 0 else layer.sparse_share
             number = f"convolution {1 + found.layers.index(layer)}"
             canvas.text((x, y + tall + 24), number, SMALL, MUTED)
@@ -111,20 +112,37 @@ def percent(share: float) -> str:
 
 def _pictures(found: Vanishing, mean: Sequence[float], std: Sequence[float]) -> list[np.ndarray]:
     """Return the image with zeros in hidden patches, and with hidden patches empty."""
-    size = found.image.shape[1:]
     shown = found.visible
-    for axis in (0, 1):
-        shown = shown.repeat_interleave(size[axis] // shown.shape[axis], dim=axis)
-    original = denormalize(found.image.unsqueeze(0), mean, std)
-    zeros = denormalize(torch.zeros_like(found.image).unsqueeze(0), mean, std)
+    for axis, (extent, patches) in enumerate(zip(found.image.shape[1:], shown.shape, strict=True)):
+        shown = shown.repeat_interleave(extent // patches, dim=axis)
+    shown, image = _plane(found.visible, shown), _plane(found.visible, found.image).unsqueeze(0)
+    own = denormalize(image, mean, std)
+    zeros = as_colors(denormalize(torch.zeros_like(image), mean, std), own, mean, std)
+    original = as_colors(own, own, mean, std)
     with_zeros = to_rgb(torch.where(shown, original, zeros), original)[0]
     seen = torch.where(shown.unsqueeze(-1), to_rgb(original, original)[0], torch.tensor(EMPTY, dtype=torch.uint8))
     return [with_zeros.numpy(), seen.numpy()]
 
 
+def _plane(visible: Tensor, values: Tensor) -> Tensor:
+    """Return a map `(..., *size)`, or the axial slice through the middle of a volume's central patches.
+
+    The slice is shown as one looks at it on paper: the nose up, the left of the body on the left.
+
+    Args:
+        visible: the mask, whose number of axes is that of the image.
+        values: of any resolution.
+    """
+    if visible.ndim == 2:
+        return values
+    patches = visible.shape[2]
+    middle = (2 * (patches // 2) + 1) * values.shape[-1] // (2 * patches)
+    return values[..., middle].transpose(-1, -2).flip(-2)
+
+
 def _shares(canvas: Canvas, corner: Point, size: tuple[int, int], layers: Sequence[Layer]) -> None:
     """Draw the share of hidden positions reached, over the layers."""
-    canvas.text((corner[0], corner[1] + 16), "Hidden positions that visible pixels have reached", LABEL)
+    canvas.text((corner[0], corner[1] + 16), "Hidden positions that visible ones have reached", LABEL)
     left, top, right, bottom = corner[0] + 52, corner[1] + 40, corner[0] + size[0], corner[1] + size[1] - 26
     for tick in (0.0, 0.5, 1.0):
         y = bottom - tick * (bottom - top)
@@ -184,7 +202,7 @@ def _histogram(canvas: Canvas, corner: Point, size: tuple[int, int], found: Vani
 def _legend(canvas: Canvas, corner: Point, found: Vanishing) -> None:
     """Draw names, means and standard deviations below the histogram."""
     entries = (
-        ("whole image", found.full, WHOLE, INK),
+        ("whole image" if found.visible.ndim == 2 else "whole volume", found.full, WHOLE, INK),
         ("visible patches", found.shown, SPARSE, INK),
         ("with zeros", found.zeroed, DENSE, INK),
     )

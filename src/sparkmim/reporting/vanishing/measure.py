@@ -35,9 +35,9 @@ class Layer:
     """
 
     name: str
-    visible: Bool[Tensor, "height width"]
-    dense: Float[Tensor, "height width"]
-    sparse: Float[Tensor, "height width"]
+    visible: Bool[Tensor, "*size"]
+    dense: Float[Tensor, "*size"]
+    sparse: Float[Tensor, "*size"]
 
     @property
     def dense_share(self) -> float:
@@ -71,16 +71,17 @@ class Vanishing(NamedTuple):
     """A mask followed through a network.
 
     Attributes:
-        image: `(C, H, W)`, normalized.
-        visible: `(rows, columns)`, True = visible.
-        layers: calls of convolutions with a kernel larger than 1, in their order.
+        image: `(C, H, W)` or `(C, X, Y, Z)`, normalized.
+        visible: `(rows, columns)` or one axis more, True = visible.
+        layers: calls of convolutions with a kernel larger than 1, in their order; those whose every position holds a
+            visible patch, where patches are smaller than the total stride, are left out.
         full: values of the whole image.
         shown: values of the visible patches, the input of a sparse network.
         zeroed: values of the image with zeros in hidden patches, the input of a dense network.
     """
 
-    image: Float[Tensor, "channel height width"]
-    visible: Bool[Tensor, "rows columns"]
+    image: Float[Tensor, "channel *size"]
+    visible: Bool[Tensor, "*grid"]
     layers: list[Layer]
     full: InputValues
     shown: InputValues
@@ -88,19 +89,17 @@ class Vanishing(NamedTuple):
 
 
 @torch.no_grad()
-def vanishing(
-    backbone: Backbone, image: Float[Tensor, "channel height width"], visible: Bool[Tensor, "rows columns"]
-) -> Vanishing:
+def vanishing(backbone: Backbone, image: Float[Tensor, "channel *size"], visible: Bool[Tensor, "*grid"]) -> Vanishing:
     """Follow a mask through a network.
 
     Args:
         backbone: the network, in evaluation mode.
-        image: normalized image.
+        image: normalized image or volume.
         visible: True = visible; patches and total stride divide the image.
 
     Raises:
         UnsupportedOperation: if the network does not work on visible patches.
-        ValueError: if it has no convolution with a kernel larger than 1.
+        ValueError: if it has no convolution with a kernel larger than 1, or no map a hidden position.
     """
     images = image.unsqueeze(0)
     grid = PatchGrid(visible.unsqueeze(0), int(visible.sum()))
@@ -113,8 +112,14 @@ def vanishing(
     layers = []
     for (name, dense), (_, nothing), (_, patches) in zip(ordinary, blank, packed, strict=True):
         shown = mask_at(visible.unsqueeze(0), dense.shape[2:])[0]
+        if shown.all():
+            continue
         carried = (dense - nothing).abs().mean(1)[0]
         layers.append(Layer(name, shown, carried, grid.at(dense.shape[2:]).unpack(patches).abs().mean(1)[0]))
+    if not layers:
+        raise ValueError(
+            "no map has a position that is hidden; use larger patches (--patch-size) or a larger --mask-ratio"
+        )
     return Vanishing(
         image, visible, layers, InputValues.of(images), InputValues.of(grid.pack(images)), InputValues.of(zeroed)
     )
