@@ -12,6 +12,8 @@ from .volumes.settings import PrepareSettings
 
 Pages = Literal["channels", "images", "first"]
 
+Order = Literal["listed", "keyed"]
+
 MAX_PIXELS = 2**28
 """Pixels of a square of 16,384, which take 768 MiB in RGB of 8 bits."""
 
