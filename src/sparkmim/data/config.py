@@ -82,6 +82,10 @@ class ViewConfig(FileConfig):
     )
     """Standard deviation of each channel; the input is divided by it."""
 
+    order: Order = "listed"
+    """How images are shuffled: listed draws the order of an epoch as a list; keyed computes it place by place, in
+    memory that does not depend on their number, for a hundred million images or more. Each is another order."""
+
     workers: int = setting(2, at_least(0, "a number of processes"), resumable=True)
     """Processes that read images; 0 reads them in the training process."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple, Protocol, Self, cast, get_type_hints
 
-from ..data.config import Order, ViewConfig
+from ..data.config import ViewConfig
 from ..utils.fields import (
     Setting,
     Valid,
@@ -107,10 +107,6 @@ class LoopConfig:
 
     seed: int = setting(0, at_least(0))
     """All randomness follows from it."""
-
-    order: Order = "listed"
-    """How images are shuffled: listed draws the order of an epoch as a list; keyed computes it place by place, in
-    memory that does not depend on their number, for a hundred million images or more. Each is another order."""
 
     log_every: int = setting(10, at_least(1, "a number of steps"), resumable=True)
     """Steps between two lines of metrics."""

@@ -129,7 +129,7 @@ class TrainingLoop:
             process=self.fabric.global_rank,
             processes=self.fabric.world_size,
             repeats=self.task.repeats,
-            order=self.config.run.order,
+            order=self.config.data.order,
         )
 
     def train(self) -> Outcome:
