@@ -41,6 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "stochastic-depth": {"model": "test_convnext", "drop_path": 0.5},
     "bf16": {"precision": "bf16-mixed"},
     "accumulated": {"accumulate": 2},
+    "keyed-order": {"order": "keyed"},
     "adamw-one-epoch": {"optimizer": "adamw", "epochs": 0.8, "warmup_epochs": 0.0},
     "held-out": {"val_share": 0.2, "val_every": 0.4, "pictures": 3, "epochs": 3.0},
 }

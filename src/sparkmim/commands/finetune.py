@@ -49,7 +49,7 @@ def command(
     if outcome is None:
         return 0
     if outcome.interrupted or not is_rank_zero():
-        again = " --trust" if names_unknown_code(TransferConfig, output) else ""
+        again = " --trust" if names_unknown_code(TransferConfig, output, resumed=True) else ""
         return report_outcome(output, outcome, [], "finetune", trust=again)
     for line in summary_of_results(output):
         print(line)

@@ -50,7 +50,7 @@ def command(
     outcome = pretrain(output, recipe=recipe, resume=resume, plan=plan, chosen=settings, trust=trust)
     if outcome is None:
         return 0
-    again = " --trust" if names_unknown_code(PretrainConfig, output) else ""
+    again = " --trust" if names_unknown_code(PretrainConfig, output, resumed=outcome.interrupted is not None) else ""
     if outcome.interrupted or not is_rank_zero():
         return report_outcome(output, outcome, [], trust=again)
     run = shlex.quote(str(output))

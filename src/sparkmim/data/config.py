@@ -14,6 +14,8 @@ from .volumes.settings import PrepareSettings
 
 Pages = Literal["channels", "images", "first"]
 
+Order = Literal["listed", "keyed"]
+
 MAX_PIXELS = 2**28
 """Pixels of a square of 16,384, which take 768 MiB in RGB of 8 bits."""
 
@@ -85,6 +87,10 @@ class ViewConfig(FileConfig):
         valid=Valid(lambda v: all(0 < part < math.inf for part in v), "must be above 0 in each channel")
     )
     """Standard deviation of each channel; the input is divided by it."""
+
+    order: Order = "listed"
+    """How images are shuffled: listed draws the order of an epoch as a list; keyed computes it place by place, in
+    memory that does not depend on their number, for a hundred million images or more. Each is another order."""
 
     workers: int = setting(2, at_least(0, "a number of processes"), resumable=True)
     """Processes that read images; 0 reads them in the training process."""

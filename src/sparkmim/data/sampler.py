@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from .config import Order
+from .permutation import KeyedOrder
 from .seeding import Stream, keyed_generator
 
 Key = tuple[int, int]
@@ -23,6 +25,8 @@ class Positions(Sampler[list[Key]]):
     `(s + 1) * batch_size` of the endless sequence of shuffled epochs, so every epoch shows every image once. A step is
     divided into `accumulate * processes` micro-batches, and process `p` takes numbers `p`, `p + processes`, ...: N
     processes see what one process sees that accumulates N micro-batches.
+
+    An epoch's order is listed, or computed place by place in constant memory ("keyed").
 
     With `repeats`, that many views of each image follow each other (repeated augmentation, Hoffer et al. 2020), and an
     epoch shows a part of the images.
@@ -40,6 +44,7 @@ class Positions(Sampler[list[Key]]):
         process: int = 0,
         processes: int = 1,
         repeats: int = 1,
+        order: Order = "listed",
     ) -> None:
         if batch_size % (accumulate * processes):
             raise ValueError(
@@ -48,7 +53,7 @@ class Positions(Sampler[list[Key]]):
             )
         self.images, self.batch_size, self.steps, self.seed = images, batch_size, steps, seed
         self.start, self.accumulate, self.process, self.processes = start, accumulate, process, processes
-        self.repeats = repeats
+        self.repeats, self.order = repeats, order
 
     def __len__(self) -> int:
         return max(0, self.steps - self.start) * self.accumulate
@@ -62,7 +67,8 @@ class Positions(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         micro = self.batch_size // (self.accumulate * self.processes)
-        orders: dict[int, np.ndarray] = {}
+        orders: dict[int, np.ndarray | KeyedOrder] = {}
+        make = KeyedOrder if self.order == "keyed" else epoch_order
         for step in range(self.start, self.steps):
             for turn in range(self.accumulate):
                 first = step * self.batch_size + (turn * self.processes + self.process) * micro
@@ -72,7 +78,7 @@ class Positions(Sampler[list[Key]]):
                     epoch, place = divmod(turn_of_image, self.images)
                     if epoch not in orders:
                         orders = {e: order for e, order in orders.items() if e == epoch - 1}
-                        orders[epoch] = epoch_order(self.images, self.seed, epoch)
+                        orders[epoch] = make(self.images, self.seed, epoch)
                     keys.append((epoch * self.repeats + repeat, int(orders[epoch][place])))
                 yield keys
 
@@ -95,8 +101,8 @@ class InOrder(Sampler[list[Key]]):
 def epoch_order(images: int, seed: int, epoch: int) -> np.ndarray:
     """Return the image shown at each place of an epoch, a permutation in 4 bytes an image (8 beyond 2^31 images).
 
-    It is read by place alone. A permutation that is computed place by place may take its turn here for sets that are
-    larger than memory, under a version recorded in the run's configuration: existing runs keep this one.
+    It is read by place alone. :class:`~sparkmim.data.permutation.KeyedOrder` takes its turn where a run's configuration
+    says so.
     """
     dtype = torch.int32 if images < 2**31 else torch.int64  # the same numbers
     return torch.randperm(images, generator=keyed_generator(seed, Stream.ORDER, epoch), dtype=dtype).numpy()

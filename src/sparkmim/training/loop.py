@@ -129,6 +129,7 @@ class TrainingLoop:
             process=self.fabric.global_rank,
             processes=self.fabric.world_size,
             repeats=self.task.repeats,
+            order=self.config.data.order,
         )
 
     def train(self) -> Outcome:

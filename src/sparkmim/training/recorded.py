@@ -91,10 +91,13 @@ def require_sound_run(
     recorded = run.read_config()
     if recorded is not None:
         require_sound_record(kind, recorded, run.config, chosen, trust=trust)
+        _require_images_here(kind, recorded, run.config, chosen, trust=trust)
     if resume not in ("auto", "never"):
         path = Path(resume).expanduser()
         if recorded is None or path.exists():  # the folder may have trained on from it since
-            require_sound_record(kind, config_in(path), path, chosen, trust=trust)
+            found = config_in(path)
+            require_sound_record(kind, found, path, chosen, trust=trust)
+            _require_images_here(kind, found, path, chosen, trust=trust)
 
 
 def config_in(path: Path) -> Any:
@@ -150,8 +153,6 @@ def require_sound_record(
         if field.setting.kind in ("code", "images"):
             for group in groups.values():  # wherever it stands: plug-ins are looked up by name alone
                 _require_known_code(field, group.get(field.name), path, chosen.get(field.flat), named, trust=trust)
-                if field.setting.kind == "images" and chosen.get(field.flat) is None:
-                    _require_here(field, group.get(field.name), path, trust=trust)
     if groups.get("model", {}).keys() <= {field.name for field in fields if field.group == "model"}:
         for field in fields:
             group = groups.get(field.group, {})
@@ -175,25 +176,41 @@ def _require_known_code(
     require_trust(spec, role, path, trust=trust, named=named, remedy=f"{flag(field.flat)} {value}")
 
 
-def _require_here(field: ConfigField, address: Any, path: Path, *, trust: bool) -> None:
-    """Raise for images that a field records and that would be fetched, unless the user trusts the file.
+def _require_images_here(
+    kind: type[Configuration], recorded: Mapping[str, Any], path: Path, chosen: Mapping[str, Any], *, trust: bool
+) -> None:
+    """Raise for images that a run would fetch when it is resumed, unless the user names them or trusts the file.
 
     Raises:
         Untrusted: with the address, and what to add to the command.
     """
-    if not trust and isinstance(address, str) and is_fetched(address):
-        raise Untrusted(
-            f"{path} names the images {printable(address)!r}, and they would be fetched on the file's word alone. If "
-            f"you trust where the file is from, add --trust (in Python trust=True), or name them yourself: "
-            f"{flag(field.flat)} {printable(address)}"
-        )
+    groups = [group for group in recorded.values() if isinstance(group, dict)]
+    for field in kind.describe():
+        if trust or field.setting.kind != "images" or chosen.get(field.flat) is not None:
+            continue
+        for address in (group.get(field.name) for group in groups):
+            if isinstance(address, str) and is_fetched(address):
+                raise Untrusted(
+                    f"{path} names the images {printable(address)!r}, and they would be fetched on the file's word "
+                    f"alone. If you trust where the file is from, add --trust (in Python trust=True), or name them "
+                    f"yourself: {flag(field.flat)} {printable(address)}"
+                )
 
 
-def names_unknown_code(kind: type[Configuration], output: Path) -> bool:
-    """Return whether the run in a folder can only be used with `--trust`, or by naming its code again."""
+def names_unknown_code(kind: type[Configuration], output: Path, *, resumed: bool = False) -> bool:
+    """Return whether the run in a folder can only be used with `--trust`, or by naming its code again.
+
+    Args:
+        kind: of its configuration.
+        output: the folder.
+        resumed: it is to be resumed, for which its images are read.
+    """
     run = RunFolder(output)
+    recorded = run.read_config() or {}
     try:
-        require_sound_record(kind, run.read_config() or {}, run.config)
+        require_sound_record(kind, recorded, run.config)
+        if resumed:
+            _require_images_here(kind, recorded, run.config, {}, trust=False)
     except Untrusted:
         return True
     return False

@@ -17,7 +17,10 @@ from sparkmim.data.labels import labeled_splits, read_labeled
 from sparkmim.data.sources.address import absolute_address, is_fetched, open_source
 from sparkmim.data.sources.base import fingerprint
 from sparkmim.data.sources.folder import find_images
+from sparkmim.pretraining.config import PretrainConfig
+from sparkmim.pretraining.model import load_run
 from sparkmim.pretraining.run import pretrain
+from sparkmim.training.recorded import names_unknown_code
 from sparkmim.utils.trust import Untrusted
 
 CHOSEN = FOUR_STEPS | {"mean": (0.5,) * 3, "std": (0.25,) * 3}
@@ -154,5 +157,8 @@ def test_a_folder_of_a_run_alone_fetches_nothing(tmp_path: Path, undisturbed: Pa
         Untrusted, match=r"names the images 'wds://memory.*on the file's word alone.*--data wds://memory"
     ):
         pretrain(run)
+    assert load_run(run).model is not None  # nothing is read for its weights
+    assert not names_unknown_code(PretrainConfig, run)
+    assert names_unknown_code(PretrainConfig, run, resumed=True)
     assert pretrain(run, trust=True) is not None
     assert pretrain(run, chosen={"data": places["remote tar"]}) is not None

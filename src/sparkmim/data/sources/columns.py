@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,6 +78,10 @@ class Columns(ImageSource):
     def name(self, index: int) -> str:
         """Return the path that is recorded beside the image; its file's name and row where there is none."""
         return self._names[index]
+
+    def names(self) -> Iterator[str]:
+        """Yield the names of all images."""
+        return iter(self._names)
 
     def open(self, index: int) -> EncodedImage:
         """Return the image, whose row group is read when it is decoded."""

@@ -54,6 +54,10 @@ class Files(ImageSource):
         """Return the path below the folder."""
         return self._names[index]
 
+    def names(self) -> Iterator[str]:
+        """Yield the names of all images."""
+        return iter(self._names)
+
     def open(self, index: int) -> EncodedImage:
         """Return the file."""
         return EncodedFile(self.root / self.name(index))

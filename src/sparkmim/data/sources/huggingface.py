@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,10 @@ class HuggingFace(ImageSource):
     def name(self, index: int) -> str:
         """Return the path that is recorded beside the image, or its row."""
         return self._names[index]
+
+    def names(self) -> Iterator[str]:
+        """Yield the names of all images."""
+        return iter(self._names)
 
     def open(self, index: int) -> EncodedImage:
         """Return the image, which is read when it is decoded."""

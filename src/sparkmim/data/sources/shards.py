@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -77,6 +77,12 @@ class Shards(ImageSource):
         """Return the path in the tar file."""
         shard, place = self._find(index)
         return shard.images.names[place]
+
+    def names(self) -> Iterator[str]:
+        """Yield the names of all images."""
+        if self.order is not None:
+            return super().names()
+        return chain.from_iterable(shard.images.names for shard in self.shards)
 
     def open(self, index: int) -> EncodedImage:
         """Return the image, which is read when it is decoded."""

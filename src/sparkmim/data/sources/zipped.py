@@ -7,7 +7,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -76,6 +76,10 @@ class Zipped(ImageSource):
     def name(self, index: int) -> str:
         """Return the path in the zip file, below the folder that was named."""
         return self._names[index][self._prefix :]
+
+    def names(self) -> Iterator[str]:
+        """Yield the names of all images."""
+        return (name[self._prefix :] for name in self._names)
 
     def open(self, index: int) -> EncodedImage:
         """Return the image, which is read when it is decoded."""

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+TOGETHER = 10_000
+"""Names that are copied at a time when all are gone through."""
+
 
 class Names:
     """A sequence of names in one array of bytes, which forked processes share instead of copying.
@@ -33,4 +36,10 @@ class Names:
         return os.fsdecode(self.content[start : self.ends[index]].tobytes())
 
     def __iter__(self) -> Iterator[str]:
-        return (self[index] for index in range(len(self)))
+        for first in range(0, len(self), TOGETHER):
+            base = int(self.ends[first - 1]) if first else 0
+            ends = self.ends[first : first + TOGETHER].tolist()
+            content, start = self.content[base : ends[-1]].tobytes(), 0
+            for end in ends:
+                yield os.fsdecode(content[start : end - base])
+                start = end - base

@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+import pytest
+
+from sparkmim.data.storage import names
+from sparkmim.data.storage.names import Names
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 100])
+def test_names_are_kept(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "TOGETHER", together)
+    wanted = ["a", "", "ç/d", "\udcff", "", "a b.png"]
+    for given in (wanted, [], [""], wanted[:1]):
+        kept = Names.of(given)
+        assert list(kept) == [kept[index] for index in range(len(kept))] == given
