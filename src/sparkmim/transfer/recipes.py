@@ -54,12 +54,14 @@ class Situation(CommonSituation):
         images: number of images to train on.
         targets: what is known of the targets, for a classification the names of the classes.
         view: how images were prepared where the encoder was trained.
+        extents: median size of the images along each axis; () where a task does not tell.
         build: returns the network of a configuration, given a seed.
     """
 
     images: int
     targets: Mapping[str, Any]
     view: ViewConfig
+    extents: tuple[int, ...] = ()
     build: Callable[[NetworkConfig, int], Network]
 
     @property
