@@ -166,8 +166,10 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         seen: DataConfig = replace(encoder.data, **asdict(files))
         if not {"mean", "std"} <= asked.keys():
             known = task.input_statistics(splits.train, encoder)
-            seen = input_for(encoder._replace(data=seen), splits.train.source) if known is None else replace(
-                seen, mean=known[0], std=known[1]
+            seen = (
+                input_for(encoder._replace(data=seen), splits.train.source)
+                if known is None
+                else replace(seen, mean=known[0], std=known[1])
             )
         given = {
             **{name: getattr(settings, name) for name in LabeledDataConfig.__annotations__},

@@ -33,7 +33,6 @@ from .outputs import Outputs
 from .tasks.base import TransferTask
 from .views import TargetBatch, blank_targets, collate
 
-
 FORMATS = {2: torch.channels_last}
 """In which images are convolved faster, by their number of axes."""
 

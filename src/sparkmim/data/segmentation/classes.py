@@ -174,7 +174,9 @@ def _of_csv(file: Path, text: str) -> list[tuple[str, int, Color | None]]:
     return [_row(file, number, row, place) for place, (number, row) in enumerate(rows)]
 
 
-def _headed(file: Path, line: int, heads: Sequence[str], row: Sequence[str], place: int) -> tuple[str, int, Color | None]:
+def _headed(
+    file: Path, line: int, heads: Sequence[str], row: Sequence[str], place: int
+) -> tuple[str, int, Color | None]:
     cells = dict(zip(heads, row, strict=False))
     if len(row) != len(heads):
         raise ValueError(f"{file}, line {line}: expected {len(heads)} columns ({', '.join(heads)}), got {len(row)}")

@@ -33,14 +33,14 @@ class SegmentedImages:
         source: the images.
         masks: the masks' files, in the images' order.
         sizes: height and width of each, `(N, 2)`.
-        counts: pixels of each class, `(N, classes)`.
+        pixels: of each class, `(N, classes)`.
         table: the classes.
     """
 
     source: ImageSource
     masks: tuple[Path, ...]
     sizes: np.ndarray
-    counts: np.ndarray
+    pixels: np.ndarray
     table: ClassTable
 
     def __len__(self) -> int:
@@ -55,13 +55,13 @@ class SegmentedImages:
             source=Subset(self.source, chosen),
             masks=masks,
             sizes=self.sizes[chosen],
-            counts=self.counts[chosen],
+            pixels=self.pixels[chosen],
         )
 
     def digest(self) -> str:
         """Return a short digest of the classes and of how many pixels of each the masks hold."""
         table = repr((self.table.names, self.table.values, self.table.ignore)).encode(errors="surrogateescape")
-        return hashlib.sha256(table + np.ascontiguousarray(self.counts).tobytes()).hexdigest()[:16]
+        return hashlib.sha256(table + np.ascontiguousarray(self.pixels).tobytes()).hexdigest()[:16]
 
 
 class _Read(NamedTuple):

@@ -230,7 +230,9 @@ def _rows(file: Path) -> tuple[list[Pair], list[str] | None]:
             raise ValueError(
                 f"{file}, line {number}: expected `image,mask` or `image,mask,split`, got {separator.join(row)!r}"
             )
-        pairs.append(Pair(os.path.normpath(os.path.expanduser(row[image])), file.parent / os.path.expanduser(row[mask])))
+        pairs.append(
+            Pair(os.path.normpath(os.path.expanduser(row[image])), file.parent / os.path.expanduser(row[mask]))
+        )
         if split is not None:
             name = SPLIT_NAMES.get(row[split].lower())
             if name is None:

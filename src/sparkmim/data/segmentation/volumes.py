@@ -35,13 +35,13 @@ class SegmentedVolumes:
     Attributes:
         source: the volumes.
         labels: the label maps, in the volumes' order.
-        counts: voxels of each class as drawn, `(N, classes)`.
+        pixels: voxels of each class as drawn, `(N, classes)`.
         table: the classes.
     """
 
     source: ImageSource
     labels: tuple[LabelEntry, ...]
-    counts: np.ndarray
+    pixels: np.ndarray
     table: ClassTable
 
     def __len__(self) -> int:
@@ -51,12 +51,12 @@ class SegmentedVolumes:
         """Return some of the volumes with their label maps."""
         chosen = np.asarray(indices, dtype=np.int64)
         labels = tuple(self.labels[index] for index in chosen.tolist())
-        return replace(self, source=Subset(self.source, chosen), labels=labels, counts=self.counts[chosen])
+        return replace(self, source=Subset(self.source, chosen), labels=labels, pixels=self.pixels[chosen])
 
     def digest(self) -> str:
         """Return a short digest of the classes and of how many voxels of each the label maps hold."""
         table = repr((self.table.names, self.table.values, self.table.ignore)).encode(errors="surrogateescape")
-        return hashlib.sha256(table + np.ascontiguousarray(self.counts).tobytes()).hexdigest()[:16]
+        return hashlib.sha256(table + np.ascontiguousarray(self.pixels).tobytes()).hexdigest()[:16]
 
     def places(self, index: int) -> dict[int, list[list[int]]]:
         """Return some voxels of each class of a volume but the background, by the classes' values."""
