@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def stages(dims: int, widths: tuple[int, ...] = (4, 8, 16)) -> nn.Module:
     channels = (3 if dims == 2 else 1, *widths)
     layers = [
         nn.Sequential(conv(a, b, 3, 2, 1), nn.GroupNorm(2, b), nn.ReLU())
-        for a, b in zip(channels, channels[1:], strict=False)
+        for a, b in pairwise(channels)
     ]
     return nn.Sequential(*layers)
 

@@ -87,7 +87,10 @@ def test_a_class_in_a_file(source_file: Path) -> None:
             "fodler://x",
             r"--data fodler://x: unknown scheme 'fodler'; did you mean folder://. Known .*: builtin, folder, volumes",
         ),
-        ("s3://bucket", r"unknown scheme 's3'\. Known schemes: builtin, folder, volumes\. Write FILE\.py:CLASS://\.\.\."),
+        (
+            "s3://bucket",
+            r"unknown scheme 's3'\. Known schemes: builtin, folder, volumes\. Write FILE\.py:CLASS://\.\.\.",
+        ),
         ("nowhere.py:Class://x", r"there is no file 'nowhere\.py'"),
         ("FILE:function://x", "expected .*own.py:function to be a subclass of ImageSource, got <function"),
         ("FILE:Repaeted://x", "own.py defines no class 'Repaeted'"),

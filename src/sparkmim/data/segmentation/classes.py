@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,12 +117,12 @@ def table_of(values: Sequence[int], ignore: int, *, volumes: bool = False) -> Cl
 
 
 def default_color(value: int) -> Color:
-    """Return the color of an index in the palette of PASCAL VOC: black for 0, bits spread over the channels."""
-    color = [0, 0, 0]
-    for place in range(8):
-        for channel in range(3):
-            color[channel] |= (value >> (3 * place + channel) & 1) << (7 - place)
-    return color[0], color[1], color[2]
+    """Return a color for an index: black for 0, bright ones whose hues lie far apart for those that follow."""
+    if value == 0:
+        return 0, 0, 0
+    hue = value * 0.618034 % 1  # the golden ratio: any number of hues is spread
+    red, green, blue = hsv_to_rgb(hue, 0.8, (1.0, 0.75)[value // 8 % 2])
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def read_classes(path: str | Path, ignore: int) -> ClassTable:
