@@ -41,10 +41,7 @@ def volume_network() -> nn.Module:
 def stages(dims: int, widths: tuple[int, ...] = (4, 8, 16)) -> nn.Module:
     conv: Any = nn.Conv2d if dims == 2 else nn.Conv3d
     channels = (3 if dims == 2 else 1, *widths)
-    layers = [
-        nn.Sequential(conv(a, b, 3, 2, 1), nn.GroupNorm(2, b), nn.ReLU())
-        for a, b in pairwise(channels)
-    ]
+    layers = [nn.Sequential(conv(a, b, 3, 2, 1), nn.GroupNorm(2, b), nn.ReLU()) for a, b in pairwise(channels)]
     return nn.Sequential(*layers)
 
 

@@ -56,6 +56,8 @@ def save_model(
         known = dict(targets)
     else:
         known = {"task": model.task, "settings": dict(settings), "targets": targets}
+        if targets.get("volumes") is not None:  # for whoever starts from these weights
+            known["volumes"] = targets["volumes"]
     metadata = network_metadata(
         model.model, model.stages, model.in_chans, config.data, step=step, levels=model.levels, padded=True, **known
     )
