@@ -149,7 +149,7 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         """Return the encoder and the images that settings name, with what was read in full."""
         task = self._task(asked)
         channels = None if "in_chans" in asked else task.in_chans(asked["data"], asked["encoder"])
-        encoder = read_encoder(asked if channels is None else {**asked, "in_chans": channels}, trust=self.trust)
+        encoder = self._read_encoder(asked, channels)
         task.require_dims(encoder.backbone.dims, encoder.name, asked["data"])
         defaults = {name: value for name, value in task.defaults(encoder).items() if name not in asked}
         asked = {**asked, **defaults, **_network_of(encoder)}
@@ -187,6 +187,18 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
 
     def _builder(self, start: _Start) -> Callable[[NetworkConfig, int], Network]:
         return lambda config, seed: self._build(start.task, config, start.targets, seed)
+
+    def _read_encoder(self, asked: Mapping[str, Any], channels: int | None) -> TrainedEncoder:
+        """Return the network to start from, for images of so many channels where the user does not say."""
+        if channels is None:
+            return read_encoder(asked, trust=self.trust)
+        try:
+            return read_encoder({**asked, "in_chans": channels}, trust=self.trust)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; the network was built for volumes of {channels} channel{'s' * (channels > 1)}, as those of "
+                f"{asked['data']}: name one that takes these, or set --in-chans"
+            ) from error
 
     def read_data(self, config: TransferConfig) -> Splits[Any]:
         """Return the images of a configuration."""
