@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor, nn
 
 from helpers import TINY_FINETUNE
 
@@ -17,7 +15,7 @@ CLASSES = "name,index,color\nbackground,0,#000000\nbox,1,#ff0000\ndisk,2,#00ff00
 SEGMENT: dict[str, Any] = {
     **TINY_FINETUNE,
     "task": "segmentation",
-    "model": f"{Path(__file__).absolute()}:network",
+    "model": f"{Path(__file__).absolute().with_name('segmentation_networks.py')}:network",
     "image_size": (32, 32),
     "batch_size": 4,
     "epochs": 2.0,
@@ -26,55 +24,6 @@ SEGMENT: dict[str, Any] = {
     "decoder_width": 8,
 }
 """Settings of a tiny run."""
-
-
-def network() -> nn.Module:
-    """Three maps of 4 to 16 channels, at strides 2, 4 and 8."""
-    return stages(2)
-
-
-def volume_network() -> nn.Module:
-    """Likewise of volumes of one channel."""
-    return stages(3)
-
-
-def stages(dims: int, widths: tuple[int, ...] = (4, 8, 16)) -> nn.Module:
-    conv: Any = nn.Conv2d if dims == 2 else nn.Conv3d
-    channels = (3 if dims == 2 else 1, *widths)
-    layers = [nn.Sequential(conv(a, b, 3, 2, 1), nn.GroupNorm(2, b), nn.ReLU()) for a, b in pairwise(channels)]
-    return nn.Sequential(*layers)
-
-
-class SmallUNet(nn.Module):
-    """A U-Net of its own, of images or volumes of one channel, with as many outputs."""
-
-    def __init__(self, dims: int) -> None:
-        super().__init__()
-        conv: Any = nn.Conv2d if dims == 2 else nn.Conv3d
-        channels = 3 if dims == 2 else 1
-        self.up = nn.Upsample(scale_factor=2, mode="nearest")
-        self.a = nn.Sequential(conv(channels, 8, 3, 1, 1), nn.GroupNorm(2, 8), nn.ReLU())
-        self.b = nn.Sequential(conv(8, 8, 3, 2, 1), nn.GroupNorm(2, 8), nn.ReLU())
-        self.c = nn.Sequential(conv(8, 16, 3, 2, 1), nn.GroupNorm(2, 16), nn.ReLU())
-        self.d = nn.Sequential(conv(16, 8, 3, 1, 1), nn.ReLU())
-        self.e = nn.Sequential(conv(8, 8, 3, 1, 1), nn.ReLU())
-        self.out = conv(8, channels, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        a = self.a(images)
-        b = self.b(a)
-        x = self.d(self.up(self.c(b))) + b
-        x = self.e(self.up(x)) + a
-        out: Tensor = self.out(x)
-        return out
-
-
-def unet() -> nn.Module:
-    return SmallUNet(2)
-
-
-def volume_unet() -> nn.Module:
-    return SmallUNet(3)
 
 
 def shapes(size: tuple[int, ...], generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

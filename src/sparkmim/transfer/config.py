@@ -183,8 +183,8 @@ class SegmentationSettings:
     resolution. For volumes see --rotate."""
 
     jitter: float = setting(0.25, rate())
-    """Strength of random changes: of brightness, contrast and saturation of images, of scale and offset of a volume's
-    values; 0 for none."""
+    """Strength of random changes: of brightness, contrast and saturation of images of 8 bits and one or three channels,
+    of scale and offset of the values of all others and of volumes; 0 for none."""
 
     oversample: float = setting(0.33, share("the crops"))
     """Share of crops of volumes that are placed around a voxel of a random class other than the background."""

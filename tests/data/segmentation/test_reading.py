@@ -21,7 +21,7 @@ from sparkmim.data.segmentation.pairs import Place, find_places
 from sparkmim.data.segmentation.volumes import SegmentedVolumes, cases_of, read_volumes
 from sparkmim.data.volumes.geometry import from_ras, to_ras
 from sparkmim.data.volumes.opening import Stores
-from volume_files import oblique, write_nifti
+from volume_files import load_nifti, oblique, write_nifti
 
 
 def table(folder: Path, text: str = CLASSES, ignore: int = 255) -> ClassTable:
@@ -299,7 +299,7 @@ def test_label_maps_follow_resampled_volumes(tmp_path: Path) -> None:
     folder = make_volumes(tmp_path / "data", 2, affine=np.diag([2.0, 2.0, 2.0, 1.0]))
     config = VolumeConfig(spacing=(1.0, 1.0, 1.0), intensity="none", foreground=False)
     found = read(folder, config=config)
-    drawn = np.asarray(__import__("nibabel").load(folder / "labels" / "case0.nii.gz").dataobj)
+    drawn = np.asarray(load_nifti(folder / "labels" / "case0.nii.gz").dataobj)
     whole = found.labels[0].open().decode(1)[0].numpy()
     assert np.array_equal(whole, drawn.repeat(2, 0).repeat(2, 1).repeat(2, 2)), "the nearest voxel"
     assert dict(found.labels[0].counts) == dict(zip(*np.unique(drawn, return_counts=True), strict=True))

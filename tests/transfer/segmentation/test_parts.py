@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segmentation_data import SmallUNet, stages
+from segmentation_networks import SmallUNet, stages
 from sparkmim import Backbone
 from sparkmim.data.segmentation.classes import IGNORED
 from sparkmim.transfer.segmentation.heads import build_segmenter

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -23,7 +22,7 @@ from sparkmim.data.segmentation.pairs import Place
 from sparkmim.transfer.config import SegmentationSettings
 from sparkmim.transfer.model_file import load_model
 from sparkmim.transfer.segmentation.views import ImageCrops
-from volume_files import oblique
+from volume_files import load_nifti, oblique
 
 pytestmark = pytest.mark.slow
 
@@ -122,10 +121,11 @@ def test_masks_of_volumes_lie_on_their_volumes(segmented_volumes: Path, volumes:
     assert [one.image for one in found] == [f"case{n}.nii.gz" for n in range(4)]
     totals = []
     for one in found:
-        mask, volume = nib.load(one.mask), nib.load(volumes / "images" / one.image)
+        assert one.mask is not None
+        mask, volume = load_nifti(one.mask), load_nifti(volumes / "images" / one.image)
         assert np.allclose(mask.affine, volume.affine)
         assert mask.shape == volume.shape
-        truth = np.asarray(nib.load(volumes / "labels" / one.image).dataobj)
+        truth = np.asarray(load_nifti(volumes / "labels" / one.image).dataobj)
         pixels = np.zeros((3, 3), np.int64)
         np.add.at(pixels, (truth, np.asarray(mask.dataobj)), 1)
         totals.append(pixels)
@@ -219,6 +219,22 @@ def test_crops_and_masks_stay_together_and_follow_the_key(images: Path) -> None:
     assert torch.equal(mask, again[1])
     assert (mask == 255).any(), "beyond the image there is no class"
     assert view.isfinite().all()
+
+
+def test_images_of_any_channels_and_depth(tmp_path: Path) -> None:
+    """Four channels of floating-point numbers beyond 0 to 1, one of which cannot be read."""
+    for split, count in (("train", 5), ("val", 3)):
+        make_pairs(tmp_path / split, count, seed=count)
+        for path in (tmp_path / split / "images").iterdir():
+            gray = np.asarray(Image.open(path)).astype(np.float32)[..., :1]
+            np.save(path.with_suffix(".npy"), np.concatenate([gray, gray * 3, -gray, gray / 9], 2))
+            path.unlink()
+        (tmp_path / split / "images" / "1.npy").write_bytes(b"no array")
+    chosen = {**SEGMENT, "data": tmp_path, "model": f"{HERE}:wide_network", "in_chans": 4, "max_broken": 0.5}
+    finetune(tmp_path / "run", chosen=chosen)
+    results = results_of(tmp_path / "run")["validation"]
+    assert (results["images"], results["broken"]) == (2, 1)
+    assert list(results["unreadable"]) == ["1.npy"]
 
 
 def test_a_plan_writes_nothing(images: Path, volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,7 +98,7 @@ def _worst(worst: Sequence[Mapping[str, Any]], folder: Path) -> str:
             with Image.open(path) as file:
                 picture = embed(file.convert("RGB"))
             figures.append(
-                f'<figure><figcaption>mean Dice {one["dice"]:.1%} <small>{name_as_html(one["image"])}</small>'
+                f"<figure><figcaption>mean Dice {one['dice']:.1%} <small>{name_as_html(one['image'])}</small>"
                 f'</figcaption><img alt="image, truth, prediction and errors" src="{picture}"></figure>'
             )
     return f"<p>Images of the lowest mean Dice:</p><div class=pictures>{''.join(figures)}</div>" if figures else ""
