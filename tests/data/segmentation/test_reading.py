@@ -18,7 +18,7 @@ from sparkmim.data.segmentation.classes import IGNORED, ClassTable, read_classes
 from sparkmim.data.segmentation.images import read_images
 from sparkmim.data.segmentation.masks import read_mask
 from sparkmim.data.segmentation.pairs import Place, find_places
-from sparkmim.data.segmentation.volumes import SegmentedVolumes, cases_of, read_volumes
+from sparkmim.data.segmentation.volumes import SegmentedVolumes, cases_of, holds_volumes, read_volumes
 from sparkmim.data.volumes.geometry import from_ras, to_ras
 from sparkmim.data.volumes.opening import Stores
 from volume_files import load_nifti, oblique, write_nifti
@@ -335,6 +335,19 @@ def test_the_layout_of_nnunet(tmp_path: Path) -> None:
     places = find_places(str(folder), None, None)
     assert places[2] == Place(folder, "test")
     assert len(cases_of(Place(folder, "test"), "--test-data")[0]) == 1
+
+
+def test_volumes_of_arrays_are_named_by_their_scheme(tmp_path: Path) -> None:
+    folder = make_volumes(tmp_path / "data", 2)
+    for path in [*(folder / "images").iterdir(), *(folder / "labels").iterdir()]:
+        values = np.asarray(load_nifti(path).dataobj)
+        np.save(path.with_name(path.name.replace(".nii.gz", ".npy")), values)
+        path.unlink()
+    assert not holds_volumes(folder)
+    assert holds_volumes(f"volumes://{folder}")
+    place, *_ = find_places(f"volumes://{folder}", None, None)
+    stores = Stores(tmp_path / "run", workers=0)
+    assert len(read_volumes(place, stores, VolumeConfig(), None, 255, "--data").table) == 3
 
 
 def wrong_size(folder: Path) -> None:

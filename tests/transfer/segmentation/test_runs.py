@@ -224,13 +224,13 @@ def test_crops_and_masks_stay_together_and_follow_the_key(images: Path) -> None:
 def test_images_of_any_channels_and_depth(tmp_path: Path) -> None:
     """Four channels of floating-point numbers beyond 0 to 1, one of which cannot be read."""
     for split, count in (("train", 5), ("val", 3)):
-        make_pairs(tmp_path / split, count, seed=count)
-        for path in (tmp_path / split / "images").iterdir():
+        make_pairs(tmp_path / "data" / split, count, seed=count)
+        for path in list((tmp_path / "data" / split / "images").iterdir()):
             gray = np.asarray(Image.open(path)).astype(np.float32)[..., :1]
             np.save(path.with_suffix(".npy"), np.concatenate([gray, gray * 3, -gray, gray / 9], 2))
             path.unlink()
-        (tmp_path / split / "images" / "1.npy").write_bytes(b"no array")
-    chosen = {**SEGMENT, "data": tmp_path, "model": f"{HERE}:wide_network", "in_chans": 4, "max_broken": 0.5}
+        (tmp_path / "data" / split / "images" / "1.npy").write_bytes(b"no array")
+    chosen = {**SEGMENT, "data": tmp_path / "data", "model": f"{HERE}:wide_network", "in_chans": 4, "max_broken": 0.5}
     finetune(tmp_path / "run", chosen=chosen)
     results = results_of(tmp_path / "run")["validation"]
     assert (results["images"], results["broken"]) == (2, 1)

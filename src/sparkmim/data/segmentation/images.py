@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ...utils.logging import log
 from ...utils.text import printable
 from ..decoding.images import image_extensions
 from ..decoding.pillow import upright_size, without_limit
@@ -23,6 +25,9 @@ from .pairs import Pair, Place, by_stem, files_below, find_folders, match, read_
 
 MASKS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".jpg", ".jpeg")
 """Extensions of masks."""
+
+MANY, THREADS = 2000, 4
+"""Masks whose reading takes a while, and threads that read them."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,10 @@ def _read(place: Place, option: str) -> _Read:
         masks = by_stem(files_below(folders.masks, MASKS), folders.masks)
         paths = {stem: folders.masks / name for stem, name in masks.items()}
         root, pairs = folders.images, match(images, paths, folders)
-    contents = [content_of(pair.mask) for pair in pairs]
+    if len(pairs) >= MANY:
+        log.info(f"reading {len(pairs):,} masks")
+    with ThreadPoolExecutor(THREADS) as pool:  # decoding leaves the interpreter's lock
+        contents = list(pool.map(lambda pair: content_of(pair.mask), pairs))
     for pair, content in zip(pairs, contents, strict=True):
         size = _size_of(root / pair.image)
         if size is not None and size != content.size:

@@ -20,6 +20,9 @@ IMAGE_FOLDERS = ("images", "imagesTr", "image", "img", "imgs")
 MASK_FOLDERS = ("masks", "labels", "labelsTr", "mask", "label", "annotations")
 """Names of the folders of a data set, the first that exist."""
 
+VOLUMES = "volumes://"
+"""Begins an address of volumes whose files may be pictures too, as those of `.npy` and `.tif`."""
+
 TEST_FOLDERS = ("imagesTs", "labelsTs")
 """Those of nnU-Net's test images."""
 
@@ -50,10 +53,17 @@ class Place(NamedTuple):
     Attributes:
         path: a folder, or a CSV file.
         split: whose rows of the file are meant; "test" of a folder means nnU-Net's imagesTs and labelsTs.
+        volumes: what its files hold, even where these may be pictures too (`volumes://FOLDER`).
     """
 
     path: Path
     split: str | None = None
+    volumes: bool = False
+
+    @classmethod
+    def of(cls, data: str | Path, split: str | None = None) -> Place:
+        """Return the place that an address names."""
+        return cls(Path(str(data).removeprefix(VOLUMES)).expanduser(), split, str(data).startswith(VOLUMES))
 
     @property
     def is_table(self) -> bool:
@@ -67,18 +77,19 @@ def find_places(data: str, val_data: str | None, test_data: str | None) -> tuple
     Those that are not named are the splits of the CSV file, the folders val and test beside train, or nnU-Net's
     imagesTs and labelsTs.
     """
-    val, test = (None if path is None else Place(Path(path).expanduser()) for path in (val_data, test_data))
-    root = Path(data).expanduser()
-    if Place(root).is_table:
-        splits = splits_of(root)
-        val = val or (Place(root, "val") if "val" in splits else None)
-        test = test or (Place(root, "test") if "test" in splits else None)
-        return Place(root, "train" if splits else None), val, test
-    if test is None and all((root / name).is_dir() for name in TEST_FOLDERS):
-        test = Place(root, "test")
-    paths = split_paths(data, val_data, test_data)
-    val = val or (None if paths.val is None else Place(paths.val))
-    return Place(paths.train), val, test or (None if paths.test is None else Place(paths.test))
+    whole = Place.of(data)
+    val, test = (None if path is None else Place.of(path) for path in (val_data, test_data))
+    if whole.is_table:
+        splits = splits_of(whole.path)
+        val = val or (whole._replace(split="val") if "val" in splits else None)
+        test = test or (whole._replace(split="test") if "test" in splits else None)
+        return whole._replace(split="train" if splits else None), val, test
+    if test is None and all((whole.path / name).is_dir() for name in TEST_FOLDERS):
+        test = whole._replace(split="test")
+    paths = split_paths(str(whole.path), None, None)
+    val = val or (None if paths.val is None else whole._replace(path=paths.val))
+    test = test or (None if paths.test is None else whole._replace(path=paths.test))
+    return whole._replace(path=paths.train), val, test
 
 
 def find_folders(place: Place, option: str) -> Folders:

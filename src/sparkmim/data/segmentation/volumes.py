@@ -73,9 +73,9 @@ class SegmentedVolumes:
 
 
 def holds_volumes(data: str | Path) -> bool:
-    """Return whether a folder or CSV file is of volumes."""
-    path = Path(data).expanduser()
-    return path.exists() and is_volumes(path)
+    """Return whether an address is of volumes: by its scheme, or by the extensions of the files there."""
+    place = Place.of(data)
+    return place.volumes or (place.path.exists() and is_volumes(place.path))
 
 
 def cases_of(place: Place, option: str) -> tuple[Cases, dict[str, Path]]:

@@ -19,4 +19,6 @@ class Volumes(ImageSource):
         Raises:
             ValueError: naming the commands that take volumes.
         """
-        raise ValueError("images are wanted here; pretrain, embed, reconstruct and stats take volumes")
+        raise ValueError(
+            "images are wanted here; pretrain, embed, reconstruct, stats and finetune --task segmentation take volumes"
+        )

@@ -113,7 +113,7 @@ class Segmentation(TransferTask[Any]):
 
     def read_split(self, path: Path, option: str, train: Segmented | None) -> Segmented:
         """Return the images of a folder or CSV file with their masks."""
-        return self._read(Place(path), option, train)
+        return self._read(Place.of(path), option, train)
 
     def _read(self, place: Place, option: str, train: Segmented | None) -> Segmented:
         ignore = self.settings.ignore_index
@@ -121,10 +121,10 @@ class Segmentation(TransferTask[Any]):
         if table is None and self.settings.classes is not None:
             table = read_classes(self.settings.classes, ignore)
         if train is None:
-            volumes = holds_volumes(place.path)
+            volumes = place.volumes or holds_volumes(place.path)
         else:
             volumes = isinstance(train, SegmentedVolumes)
-            if volumes != holds_volumes(place.path):
+            if volumes != (place.volumes or holds_volumes(place.path)):
                 kinds = ("images", "volumes") if volumes else ("volumes", "images")
                 raise ValueError(
                     f"{option} {place.path} holds {kinds[0]}, and --data {kinds[1]}; use the same for both"
