@@ -185,8 +185,9 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         }
         return _Start(encoder, task, splits, task.describe_targets(splits.train), seen, given, defaults)
 
-    def _builder(self, start: _Start) -> Callable[[NetworkConfig, int], Network]:
-        return lambda config, seed: self._build(start.task, config, start.targets, seed)
+    def _builder(self, start: _Start) -> Callable[[TransferConfig], Network]:
+        """Return what builds the network of a configuration, by the settings of the task that it has itself."""
+        return lambda config: self._build(self._task(config.flat()), config.model, start.targets, config.run.seed)
 
     def _read_encoder(self, asked: Mapping[str, Any], channels: int | None) -> TrainedEncoder:
         """Return the network to start from, for images of so many channels where the user does not say."""
@@ -299,7 +300,7 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
 
     def _build(self, task: TransferTask[Any], config: NetworkConfig, targets: Mapping[str, Any], seed: int) -> Network:
         """Return the network with initial weights of the seed's, built once for the same configuration."""
-        asked = (config, dict(targets), seed)
+        asked = (config, type(task), task.settings, dict(targets), seed)
         if self._network is None or self._network[0] != asked:
             with torch.random.fork_rng(devices=()):
                 torch.manual_seed(keyed_seed(seed, Stream.FINETUNE_WEIGHTS))

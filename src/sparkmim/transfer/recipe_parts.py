@@ -13,7 +13,7 @@ from ..models.factory import require_image_size
 from ..training.config import LoopConfig
 from ..training.memory import images_that_fit
 from ..training.recipes import CommonSituation, native_precision, reading_processes, with_accumulation
-from .config import CLASSIFICATION, LabeledDataConfig, NetworkConfig, TransferConfig
+from .config import CLASSIFICATION, LabeledDataConfig, TransferConfig
 from .network import Network
 
 ConfigT = TypeVar("ConfigT", bound=TransferConfig)
@@ -29,14 +29,14 @@ class Situation(CommonSituation):
         targets: what is known of the targets, for a classification the names of the classes.
         view: how images were prepared where the encoder was trained.
         extents: median size of the images along each axis; () where a task does not tell.
-        build: returns the network of a configuration, given a seed.
+        build: returns the network of a configuration, with the task's settings in it.
     """
 
     images: int
     targets: Mapping[str, Any]
     view: ViewConfig
     extents: tuple[int, ...] = ()
-    build: Callable[[NetworkConfig, int], Network]
+    build: Callable[[TransferConfig], Network]
 
     @property
     def task(self) -> str:
@@ -86,7 +86,7 @@ def completed(situation: Situation, config: ConfigT) -> ConfigT:
     shape = config.model.in_chans, *config.data.image_size
 
     def module() -> torch.nn.Module:
-        built = situation.build(config.model, config.run.seed).module
+        built = situation.build(config).module
         require_image_size(built, built, config.model.model, config.model.in_chans, config.data.image_size)
         return built
 

@@ -167,6 +167,8 @@ def test_from_an_encoder_of_images(head: str, images: Path, tmp_path: Path) -> N
     after = load_file(tmp_path / "run" / "model.safetensors")
     moved = [key for key, tensor in before.items() if not torch.allclose(tensor, after[f"encoder.{key}"], atol=1e-6)]
     assert not [key for key in moved if not key.startswith("out.")], "it starts from the encoder, decoder included"
+    assert ("head.weight" in after) == (head == "own"), "what the recipe chose is what was built"
+    assert len(segment(tmp_path / "run", images / "val" / "images", tmp_path / "masks", trust=True)) == 3
 
 
 def load_file(path: Path) -> dict[str, torch.Tensor]:
