@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .sparse import UnsupportedOperation
     from .transfer.predictor import predict
     from .transfer.run import finetune
+    from .transfer.segmentation.predict import segment
     from .transfer.tasks.base import TransferTask
 
     __version__: str
@@ -54,6 +55,7 @@ __all__ = [
     "random_visible",
     "recipes",
     "reconstruct",
+    "segment",
     "sparse",
 ]
 
@@ -76,6 +78,7 @@ _HOMES = {
     "pretrain": "pretraining.run",
     "random_visible": "models.masking",
     "reconstruct": "pretraining.reconstruct",
+    "segment": "transfer.segmentation.predict",
 }
 """Module that defines each public name."""
 

@@ -183,3 +183,40 @@ def test_its_settings_are_flags(
     rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
     assert len(rows) == 40
     assert all(5 < float(row["prediction"]) < 25 for row in rows)
+
+
+SETS_ITS_OWN = """
+from dataclasses import dataclass
+from sparkmim.transfer.recipes import small_data
+from torch import nn
+from regression import Regression
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    loss: str = "squared"
+    \"\"\"The loss.\"\"\"
+    hidden: int = 0
+    \"\"\"Channels of a hidden layer; 0 for none.\"\"\"
+
+class Deep(Regression):
+    settings_type = Settings
+
+    def head(self, channels, targets):
+        last = super().head(self.settings.hidden or channels, targets)
+        return nn.Sequential(nn.Linear(channels, self.settings.hidden), last) if self.settings.hidden else last
+
+def hidden(situation):
+    return small_data(situation).replace({"task.hidden": 8})
+"""
+
+
+def test_the_network_is_built_by_the_settings_that_a_recipe_chose(
+    tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(REGRESSION.rpartition(":")[0]).parent))
+    (tmp_path / "deep.py").write_text(SETS_ITS_OWN)
+    chosen = settings(tables) | {"task": f"{tmp_path / 'deep.py'}:Deep", "epochs": 1.0}
+    finetune(tmp_path / "run", recipe=f"{tmp_path / 'deep.py'}:hidden", chosen=chosen)
+    saved = load_model(tmp_path / "run" / "model.safetensors", trust=True)
+    assert saved.task.settings.hidden == 8
+    assert saved.module.get_parameter("head.0.weight").shape[0] == 8

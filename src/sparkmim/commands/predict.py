@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from ..training.config import Device
 from .encoder_options import FILES_AS_RECORDED, Files
@@ -13,34 +14,66 @@ def command(
     data: str,
     output: Path,
     top_k: int = 1,
+    draw: bool = False,
+    mask_format: Literal["index", "palette"] = "index",
     image_size: int | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 1,
     device: Device = "auto",
     model: str | None = None,
     trust: bool = False,
     files: Files = FILES_AS_RECORDED,
 ) -> int:
-    """Predict the classes of images, or what else a fine-tuned model predicts.
+    """Predict the classes of images, their masks, or what else a fine-tuned model predicts.
 
     The table has a row for each image: its name, the most likely class and its probability, further classes (or the
-    predictions of another task), and the error if the image cannot be read.
+    predictions of another task), and the error if the image cannot be read. A segmentation writes a mask for each image
+    instead: PNG files, or NIfTI files with the affine of each volume.
 
     Args:
         run: the folder of a fine-tuning, or its model.safetensors.
         data: folder of images, flat or nested, or an address (SCHEME://...).
-        output: CSV file to write.
+        output: CSV file to write; for a segmentation the folder of the masks.
         top_k: how many classes a classifier gives, the most likely first.
-        image_size: side of the square view in pixels; that of the fine-tuning if not given.
-        batch_size: images per forward pass.
+        draw: of a segmentation, write pictures with the predicted boundaries too.
+        mask_format: of a segmentation's PNG files: index, or palette (the same indices, shown in color).
+        image_size: side of the square view (for a segmentation the windows) in pixels; that of the fine-tuning if not
+            given.
+        batch_size: images (for a segmentation windows) per forward pass; 32, or 4, if not given.
         workers: processes that read images.
         device: where to compute.
         model: the network, if that of the fine-tuning is code of yours: FILE.py:FUNCTION or MODULE:FUNCTION.
         trust: run the code that the model's file names: only for files whose source you trust.
         files: how images are read.
     """
+    from ..transfer.predictor import is_segmentation
     from ..utils.io import require_suffix, require_writable
 
+    if is_segmentation(run):
+        if top_k != 1:
+            raise ValueError(f"--top-k {top_k} is for classifiers; {run} is a model of a segmentation")
+        from ..transfer.segmentation.predict import segment
+
+        written = segment(
+            run,
+            data,
+            output,
+            draw=draw,
+            mask_format=mask_format,
+            image_size=image_size,
+            batch_size=4 if batch_size is None else batch_size,
+            workers=workers,
+            device=device,
+            model=model,
+            trust=trust,
+            **files.settings(),
+        )
+        lost = sum(one.mask is None for one in written)
+        print(f"{len(written) - lost} masks{f', {lost} skipped' if lost else ''}: {output}")
+        return 0
+    if draw or mask_format != "index":
+        given = "--draw" if draw else f"--mask-format {mask_format}"
+        raise ValueError(f"{given} is for segmentations; {run} is a model of another task")
     require_suffix(output, ".csv")
     from ..transfer.predictor import predict, write_csv
 
@@ -50,7 +83,7 @@ def command(
         data,
         top_k=top_k,
         image_size=image_size,
-        batch_size=batch_size,
+        batch_size=32 if batch_size is None else batch_size,
         workers=workers,
         device=device,
         model=model,

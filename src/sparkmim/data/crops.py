@@ -175,20 +175,42 @@ def _straight(whole: Croppable, start: Sequence[int], size: Sequence[int]) -> Te
     return view
 
 
-def _turned(whole: Croppable, crop: Crop, size: Sequence[int]) -> Tensor:
-    """Interpolate linearly at the places of a rotated and scaled view, about the center of the crop."""
+class Placed(NamedTuple):
+    """The places of a rotated and scaled view in a volume.
+
+    Attributes:
+        places: of each voxel of the view, `(*size, d)`, in voxels of the volume.
+        low: first voxel of the part that is read, along each axis.
+        read: its voxels along each axis.
+    """
+
+    places: Tensor
+    low: list[int]
+    read: list[int]
+
+    def grid(self) -> Tensor:
+        """Return the places for `grid_sample`: -1 and 1 at the middles of the part's ends, the last axis first."""
+        extent = torch.tensor(self.read, dtype=torch.float64)
+        return ((self.places - torch.tensor(self.low)) / (extent - 1) * 2 - 1).flip(-1)
+
+
+def places_of_crop(crop: Crop, size: Sequence[int]) -> Placed:
+    """Return where the voxels of a rotated and scaled view lie, about the center of the crop."""
     assert crop.matrix is not None
     middle = torch.tensor([first + (w - 1) / 2 for first, w in zip(crop.start, size, strict=True)], dtype=torch.float64)
     steps = [torch.arange(w, dtype=torch.float64) - (w - 1) / 2 for w in size]
     places = torch.stack(torch.meshgrid(*steps, indexing="ij"), -1) @ crop.matrix.T + middle
-    dims = len(size)
     low = places.flatten(0, -2).amin(0).floor().int().tolist()
     high = places.flatten(0, -2).amax(0).floor().int().tolist()
-    read = [b - a + 2 for a, b in zip(low, high, strict=True)]
-    region = _straight(whole, low, read)
-    # To -1 and 1 at the middles of the first and the last voxel, the last axis first.
-    extent = torch.tensor(read, dtype=torch.float64)
-    grid = ((places - torch.tensor(low)) / (extent - 1) * 2 - 1).flip(-1).float()
+    return Placed(places, low, [b - a + 2 for a, b in zip(low, high, strict=True)])
+
+
+def _turned(whole: Croppable, crop: Crop, size: Sequence[int]) -> Tensor:
+    """Interpolate linearly at the places of a rotated and scaled view."""
+    placed = places_of_crop(crop, size)
+    dims = len(size)
+    region = _straight(whole, placed.low, placed.read)
+    grid = placed.grid().float()
     known = torch.cat([region.nan_to_num(0.0), (~region.isnan()).float()])
     if dims == 1:
         grid, known = torch.stack([grid[..., 0], torch.zeros_like(grid[..., 0])], -1)[None], known[:, None]

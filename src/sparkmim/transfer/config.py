@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..data.config import ViewConfig
+from ..data.config import ViewConfig, VolumeConfig
 from ..training.config import Configuration, LoopConfig, OptimizerConfig, ScheduleConfig, plugin
 from ..utils.fields import NoSettings, Valid, at_least, rate, setting, share
 
 CLASSIFICATION = "classification"
 """The task that is trained for where none is named."""
+
+SEGMENTATION = "segmentation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,7 @@ class NetworkConfig:
     """The network to train."""
 
     task: str = setting(CLASSIFICATION, kind="code", shapes_model=True)
-    """What to train for: classification, another task by name, or FILE.py:CLASS."""
+    """What to train for: classification, segmentation, another task by name, or FILE.py:CLASS."""
 
     model: str = setting(kind="code", shapes_model=True)
     """A timm model name, or FILE.py:FUNCTION that returns a module or a sparkmim.Backbone; not needed where the encoder
@@ -114,8 +117,8 @@ class FinetuneOptimizerConfig(OptimizerConfig):
 
 
 def settings_of_task(name: str | None) -> type[Any]:
-    """Return the class of a task's settings; imports the task, but for classification, which has groups of its own."""
-    if name in (None, CLASSIFICATION):
+    """Return the class of a task's settings; imports the task, but for those with groups of their own."""
+    if name is None or name in TASKS:
         return NoSettings
     from .tasks.base import find_task
 
@@ -142,6 +145,66 @@ class FinetuneConfig(TransferConfig):
     objective: LossConfig
 
 
+@dataclass(frozen=True, kw_only=True)
+class SegmentationSettings:
+    """How pixels and voxels are classified."""
+
+    head: Literal["fpn", "unet", "own"] = setting("unet", shapes_model=True)
+    """What predicts from the feature maps: fpn (a feature pyramid, whose levels are added up), unet (a decoder with
+    skips, up to the image's resolution), or own (the network's own decoder, as of nnunet:resenc-m)."""
+
+    decoder_width: int = setting(128, at_least(1, "a number of channels"), shapes_model=True)
+    """Channels of the feature pyramid; most channels of a level of the decoder unet."""
+
+    loss: Literal["ce", "dice", "ce+dice"] = "ce+dice"
+    """ce (cross entropy), dice (1 - the mean of the classes' soft Dice over a batch), or the sum of both."""
+
+    classes: str | None = setting(None, kind="file")
+    """Table of the classes: a CSV file of rows `name,index` or `name,index,color`, or nnU-Net's dataset.json. If not
+    given, the classes are the values that the training masks hold."""
+
+    ignore_index: int = setting(255, at_least(-1, "a value of masks, or -1 for none"))
+    """Value of pixels that belong to no class: they take no part in the loss and in scores. -1 for none."""
+
+    class_weights: Literal["none", "balanced"] | tuple[float, ...] = setting(
+        "none",
+        Valid(
+            lambda v: isinstance(v, str) or all(0 <= part < math.inf for part in v),
+            "is none, balanced, or a weight of at least 0 for each class",
+        ),
+    )
+    """Weights of the classes in the cross entropy: none, balanced (the median share of pixels by each class's share),
+    or a number for each class in the table's order."""
+
+    zoom: tuple[float, float] = setting(
+        (0.75, 1.33), Valid(lambda v: 0 < v[0] <= v[1] < math.inf, "is two factors above 0, the smaller one first")
+    )
+    """Factors by which crops of images are enlarged at random, at least and at most; 1 1 cuts at the images' own
+    resolution. For volumes see --rotate."""
+
+    jitter: float = setting(0.25, rate())
+    """Strength of random changes: of brightness, contrast and saturation of images of 8 bits and one or three channels,
+    of scale and offset of the values of all others and of volumes; 0 for none."""
+
+    oversample: float = setting(0.33, share("the crops"))
+    """Share of crops of volumes that are placed around a voxel of a random class other than the background."""
+
+    overlap: float = setting(0.5, rate())
+    """Share of a window that the next one covers too, where whole images are predicted window by window."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationConfig(TransferConfig):
+    """Everything that determines a fine-tuning for segmentation."""
+
+    segmentation: SegmentationSettings
+    volumes: VolumeConfig = VolumeConfig()
+
+
+TASKS: dict[str, type[TransferConfig]] = {CLASSIFICATION: FinetuneConfig, SEGMENTATION: SegmentationConfig}
+"""Tasks whose settings are groups of a configuration of their own, so that their flags have no prefix."""
+
+
 def config_type_of(task: str | None) -> type[TransferConfig]:
     """Return the class of a fine-tuning's configuration for a task by name."""
-    return FinetuneConfig if task in (None, CLASSIFICATION) else TransferConfig
+    return TASKS.get(CLASSIFICATION if task is None else task, TransferConfig)

@@ -34,7 +34,12 @@ class SavedModel(NamedTuple):
 
 
 def save_model(
-    weights: Mapping[str, Tensor], path: Path, config: TransferConfig, targets: Mapping[str, Any], step: int
+    weights: Mapping[str, Tensor],
+    path: Path,
+    config: TransferConfig,
+    settings: Mapping[str, Any],
+    targets: Mapping[str, Any],
+    step: int,
 ) -> None:
     """Write a network, atomically.
 
@@ -42,6 +47,7 @@ def save_model(
         weights: its state dict.
         path: of the file.
         config: of its run.
+        settings: of its task.
         targets: see :meth:`~sparkmim.transfer.tasks.base.TransferTask.describe_targets`.
         step: of its run.
     """
@@ -49,7 +55,9 @@ def save_model(
     if model.task == CLASSIFICATION:
         known = dict(targets)
     else:
-        known = {"task": model.task, "settings": config.to_dict().get("task_settings", {}), "targets": targets}
+        known = {"task": model.task, "settings": dict(settings), "targets": targets}
+        if targets.get("volumes") is not None:  # for whoever starts from these weights
+            known["volumes"] = targets["volumes"]
     metadata = network_metadata(
         model.model, model.stages, model.in_chans, config.data, step=step, levels=model.levels, padded=True, **known
     )

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from ..checkpoints.metadata import read_network_metadata
 from ..checkpoints.own_files import require_own_files
 from ..checkpoints.run_folder import RunFolder
+from ..checkpoints.weights import is_safetensors
 from ..data.config import Pages, ViewConfig, chosen_files
 from ..data.sources.address import open_source
 from ..data.sources.pages import by_page
@@ -22,6 +24,7 @@ from ..utils.fields import validate_as
 from ..utils.io import require_utf8, write_text
 from ..utils.logging import log
 from ..utils.text import printable
+from .config import SEGMENTATION
 from .model_file import load_model
 from .outputs import compute_outputs
 
@@ -92,6 +95,8 @@ def predict(
         require_own_files(run)
     path = RunFolder(run).classifier if run.is_dir() else run
     saved = load_model(path, model, trust=trust)
+    if saved.task.dims != (2,):
+        raise ValueError(f"{path} is a model of {type(saved.task).__name__}, which writes masks: use sparkmim.segment")
     names = saved.targets.get("classes")
     if names is None and top_k != 1:
         raise ValueError(f"--top-k {top_k} is for classifiers; {path} is a model of {type(saved.task).__name__}")
@@ -126,6 +131,13 @@ def predict(
     for index, classes, values in zip(found.indices, likely.indices.tolist(), likely.values.tolist(), strict=True):
         predictions[index] = Prediction(source.name(index), tuple(names[number] for number in classes), tuple(values))
     return [predictions[index] for index in range(len(source))]
+
+
+def is_segmentation(run: str | Path) -> bool:
+    """Return whether a run's folder, or a model's file, is of a segmentation; False if it is of nothing."""
+    path = Path(run).expanduser()
+    path = RunFolder(path).classifier if path.is_dir() else path
+    return path.is_file() and is_safetensors(path) and read_network_metadata(path).get("task") == SEGMENTATION
 
 
 def write_csv(predictions: Sequence[Prediction], path: str | Path) -> None:

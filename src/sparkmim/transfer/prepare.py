@@ -18,6 +18,7 @@ from ..data.seeding import Stream, keyed_seed
 from ..data.sources.pages import Pages
 from ..data.statistics import first_readable, require_readable
 from ..data.targets import Splits
+from ..data.volumes.opening import Stores
 from ..evaluation.features import input_for
 from ..models.factory import code_of, require_image_size
 from ..training.config import COMPUTATION
@@ -55,6 +56,7 @@ class _Start(NamedTuple):
     targets: Mapping[str, Any]
     view: ViewConfig
     given: dict[str, Any]
+    defaults: dict[str, Any]
 
 
 class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
@@ -63,6 +65,7 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
     Args:
         task: what to train for; None for a classification.
         trust: run the code that the file of the encoder names.
+        stores: prepares volumes.
     """
 
     command = "finetune"
@@ -72,22 +75,22 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
     weights_remedy = "--encoder RUN/model.safetensors"
     not_this_kind = "a checkpoint of a pretraining; start from the encoder of its run: --encoder RUN"
 
-    def __init__(self, task: str | None, *, trust: bool = False) -> None:
-        self.trust = trust
+    def __init__(self, task: str | None, *, trust: bool = False, stores: Stores | None = None) -> None:
+        self.name, self.trust = CLASSIFICATION if task is None else task, trust
+        self.stores = Stores() if stores is None else stores
         self.config_type = config_type_of(task)
         self.encoder: TrainedEncoder | None = None  # to start from, if it has been read
         self._network: tuple[Any, Network] | None = None
 
     def validate_values(self, chosen: Mapping[str, Any]) -> None:
         """Raise for sizes that are not those of an image."""
-        if len(chosen.get("image_size", (1,))) > 2:
-            raise ValueError(f"--image-size takes one number or 2, not {len(chosen['image_size'])}")
+        axes = len(chosen.get("image_size", (1,)))
+        if axes > 2 and axes not in find_task(chosen.get("task", self.name)).dims:
+            raise ValueError(f"--image-size takes one number or 2, not {axes}")
 
     def resolve(self, recipe: str, chosen: Mapping[str, Any], processes: int) -> tuple[TransferConfig, Splits[Any]]:
         """Return the configuration that a recipe makes of a situation, and its images."""
         device = pick_device(chosen.get("device", "auto"))
-        if "image_size" in chosen:
-            chosen = {**chosen, "image_size": per_axis(chosen["image_size"], 2)}
         with code_of(recipe):
             make = find_recipe(recipe, RECIPES)
         if "data" not in chosen:
@@ -97,8 +100,11 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         asked, settled = dict(chosen), False
         for _ in range(TRIES):
             start = self._start(asked)
+            if "image_size" in chosen:
+                chosen = {**chosen, "image_size": per_axis(chosen["image_size"], start.encoder.backbone.dims)}
             situation = Situation(
                 images=len(start.splits.train),
+                extents=start.task.extents(start.splits.train),
                 targets=start.targets,
                 backbone=start.encoder.backbone,
                 view=start.view,
@@ -106,7 +112,7 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
                 memory_bytes=free_memory(device, local_processes()),
                 cores=cores_per_process(),
                 processes=processes,
-                chosen={**chosen, **_network_of(start.encoder), "data": asked["data"]},
+                chosen={**chosen, **start.defaults, **_network_of(start.encoder), "data": asked["data"]},
                 build=self._builder(start),
             )
             with code_of(recipe if ".py:" in recipe else start.encoder.name, asked.get("task", CLASSIFICATION)):
@@ -118,7 +124,7 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             own = {"stages": config.model.stages, "levels": config.model.levels}
             own = {name: value or getattr(start.encoder, name) for name, value in own.items()}
             config = config.replace({**own, **chosen})
-            wanted = self._decisive(config)
+            wanted = {name: config.flat().get(name) for name in start.given}
             settled = wanted == start.given
             if settled:
                 break
@@ -136,13 +142,18 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
     def require_effects(self, chosen: Mapping[str, Any], config: TransferConfig) -> None:
         """Raise for settings of the user's that change nothing beside the others."""
         resized = config.data.crop == "resized"
-        require_effect(chosen, {"crop_scale": (resized, "with --crop native, which cuts at the image's resolution")})
+        effects = {"crop_scale": (resized, "with --crop native, which cuts at the image's resolution")}
+        require_effect(chosen, {**effects, **self._task(config.flat()).effects(config)})
 
     def _start(self, asked: Mapping[str, Any]) -> _Start:
         """Return the encoder and the images that settings name, with what was read in full."""
-        encoder = read_encoder(asked, trust=self.trust)
-        asked = {**asked, **_network_of(encoder)}
         task = self._task(asked)
+        channels = None if "in_chans" in asked else task.in_chans(asked["data"], asked["encoder"])
+        encoder = self._read_encoder(asked, channels)
+        task.require_dims(encoder.backbone.dims, encoder.name, asked["data"])
+        defaults = {name: value for name, value in task.defaults(encoder).items() if name not in asked}
+        asked = {**asked, **defaults, **_network_of(encoder)}
+        task = self._task(asked) if defaults else task
         data = {name: asked[name] for name in LabeledDataConfig.__annotations__ if name in asked}
         view = {"image_size": (1, 1), "mean": (0.0,), "std": (1.0,)}
         settings = LabeledDataConfig(**{**view, **data})
@@ -154,7 +165,12 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
                 first_readable(images.source, encoder.backbone.in_chans, files)
         seen: DataConfig = replace(encoder.data, **asdict(files))
         if not {"mean", "std"} <= asked.keys():
-            seen = input_for(encoder._replace(data=seen), splits.train.source)
+            known = task.input_statistics(splits.train, encoder)
+            seen = (
+                input_for(encoder._replace(data=seen), splits.train.source)
+                if known is None
+                else replace(seen, mean=known[0], std=known[1])
+            )
         given = {
             **{name: getattr(settings, name) for name in LabeledDataConfig.__annotations__},
             "seed": seed,
@@ -165,23 +181,29 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             "levels": encoder.levels,
             "in_chans": encoder.backbone.in_chans,
             **asdict(files),
-            **{f"task.{field}": value for field, value in asdict(task.settings).items()},
+            **task.decisive(),
         }
-        return _Start(encoder, task, splits, task.describe_targets(splits.train), seen, given)
+        return _Start(encoder, task, splits, task.describe_targets(splits.train), seen, given, defaults)
 
-    def _decisive(self, config: TransferConfig) -> dict[str, Any]:
-        """Return the fields of a configuration that decide what is read before it."""
-        values = config.flat()
-        network = ("encoder", "model", "stages", "levels", "in_chans")
-        names = [*LabeledDataConfig.__annotations__, *FileConfig.__annotations__, "seed", "task", *network]
-        return {name: values[name] for name in [*names, *(name for name in values if name.startswith("task."))]}
+    def _builder(self, start: _Start) -> Callable[[TransferConfig], Network]:
+        """Return what builds the network of a configuration, by the settings of the task that it has itself."""
+        return lambda config: self._build(self._task(config.flat()), config.model, start.targets, config.run.seed)
 
-    def _builder(self, start: _Start) -> Callable[[NetworkConfig, int], Network]:
-        return lambda config, seed: self._build(start.task, config, start.targets, seed)
+    def _read_encoder(self, asked: Mapping[str, Any], channels: int | None) -> TrainedEncoder:
+        """Return the network to start from, for images of so many channels where the user does not say."""
+        if channels is None:
+            return read_encoder(asked, trust=self.trust)
+        try:
+            return read_encoder({**asked, "in_chans": channels}, trust=self.trust)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; the network was built for volumes of {channels} channel{'s' * (channels > 1)}, as those of "
+                f"{asked['data']}: name one that takes these, or set --in-chans"
+            ) from error
 
     def read_data(self, config: TransferConfig) -> Splits[Any]:
         """Return the images of a configuration."""
-        splits = self._task(config.flat(), config.task_settings).read(config.data, config.run.seed)
+        splits = self._task(config.flat()).read(config.data, config.run.seed)
         return split_pages(splits, config.model.in_chans, files_of(vars(config.data)), config.model.task)
 
     def fingerprints(self, data: Splits[Any]) -> dict[str, str]:
@@ -246,11 +268,13 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             + (f" (fold {data.fold} of {data.folds})" if data.folds else ""),
             "views": ", ".join(
                 [
-                    f"{data.image_size[0]} x {data.image_size[1]} pixels",
+                    f"{' x '.join(map(str, data.image_size))} {'voxels' if len(data.image_size) == 3 else 'pixels'}",
                     *describe_training(config),
+                    *self.task.describe_training(config),
                     *([f"{len(network.backbone.aligned)} layers padded"] if network.backbone.aligned else []),
                 ]
             ),
+            **self.task.describe_lines(splits.train, config),
             "values": f"mean {' '.join(f'{v:.10g}' for v in data.mean)}, deviation "
             + " ".join(f"{v:.10g}" for v in data.std)
             + ("" if data.nodata is None else f"; {data.nodata:g} is no data"),
@@ -265,7 +289,7 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             "steps": f"{steps}",
         }
 
-    def _task(self, chosen: Mapping[str, Any], settings: Any = None) -> TransferTask[Any]:
+    def _task(self, chosen: Mapping[str, Any]) -> TransferTask[Any]:
         name = chosen.get("task", CLASSIFICATION)
         kind = find_task(name)
         if name != CLASSIFICATION and issubclass(kind, Classification):
@@ -273,15 +297,13 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
                 f"--task {name} derives from Classification, whose augmentations and loss are settings of --task "
                 f"{CLASSIFICATION} alone; derive it from TransferTask"
             )
-        if settings is None:
-            own = {name.removeprefix("task."): value for name, value in chosen.items() if name.startswith("task.")}
-            settings = kind.settings_type(**own)
-        self.task = kind(settings)
+        self.task = kind.of(chosen)
+        self.task.stores = self.stores
         return self.task
 
     def _build(self, task: TransferTask[Any], config: NetworkConfig, targets: Mapping[str, Any], seed: int) -> Network:
         """Return the network with initial weights of the seed's, built once for the same configuration."""
-        asked = (config, dict(targets), seed)
+        asked = (config, type(task), task.settings, dict(targets), seed)
         if self._network is None or self._network[0] != asked:
             with torch.random.fork_rng(devices=()):
                 torch.manual_seed(keyed_seed(seed, Stream.FINETUNE_WEIGHTS))
@@ -344,13 +366,9 @@ def read_encoder(chosen: Mapping[str, Any], *, trust: bool = False) -> TrainedEn
             in_chans=chosen.get("in_chans"),
             trust=trust,
         )
-    if encoder.backbone.dims != 2:
-        takes = "signals" if encoder.backbone.dims == 1 else "clips" if encoder.clips is not None else "volumes"
-        remedy = (
-            "; `sparkmim probe` fits a linear classifier to the features of labeled volumes, and `sparkmim export "
-            "--format nnunet` (or monai) writes a file to fine-tune with those"
-        ) * (takes == "volumes")
-        raise ValueError(f"{encoder.name} takes {takes}; only images of two dimensions are fine-tuned on{remedy}")
+    if encoder.backbone.dims == 1 or encoder.clips is not None:
+        takes = "clips" if encoder.clips is not None else "signals"
+        raise ValueError(f"{encoder.name} takes {takes}; only images and volumes are fine-tuned on")
     if chosen.get("in_chans", encoder.backbone.in_chans) != encoder.backbone.in_chans:
         raise ValueError(
             f"--in-chans {chosen['in_chans']}, but the encoder takes {encoder.backbone.in_chans} channels; leave it "

@@ -13,70 +13,26 @@ def gentle(situation: Situation):
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from ..data.config import ViewConfig, files_of
-from ..models.factory import require_image_size, takes_drop_path
-from ..training.config import LoopConfig, ScheduleConfig
-from ..training.memory import images_that_fit
-from ..training.recipes import (
-    CommonSituation,
-    divisible,
-    native_precision,
-    power_of_two,
-    reading_processes,
-    with_accumulation,
-)
+from ..models.factory import takes_drop_path
+from ..training.config import ScheduleConfig
+from ..training.recipes import divisible, power_of_two
 from ..training.schedule import steps_of
 from .config import (
     CLASSIFICATION,
+    SEGMENTATION,
     AugmentConfig,
     FinetuneConfig,
     FinetuneOptimizerConfig,
-    LabeledDataConfig,
     LossConfig,
     NetworkConfig,
     TransferConfig,
 )
-from .network import Network
-
-
-@dataclass(frozen=True, kw_only=True)
-class Situation(CommonSituation):
-    """What a recipe may look at: what :class:`~sparkmim.training.recipes.CommonSituation` has (`chosen` are the user's
-    fields, and `model`, `encoder` and `stages`), and the images.
-
-    Attributes:
-        images: number of images to train on.
-        targets: what is known of the targets, for a classification the names of the classes.
-        view: how images were prepared where the encoder was trained.
-        build: returns the network of a configuration, given a seed.
-    """
-
-    images: int
-    targets: Mapping[str, Any]
-    view: ViewConfig
-    build: Callable[[NetworkConfig, int], Network]
-
-    @property
-    def task(self) -> str:
-        """What is trained for."""
-        return str(self.choice("task", CLASSIFICATION))
-
-    @property
-    def from_scratch(self) -> bool:
-        """Whether the encoder's weights are random."""
-        return bool(self.chosen["encoder"] == "none")
-
-    @property
-    def millions(self) -> float:
-        """Number of the encoder's parameters, in millions."""
-        return sum(p.numel() for p in self.backbone.module.parameters()) / 1e6
-
+from .recipe_parts import Situation as Situation
+from .recipe_parts import completed, data_of, run_of
+from .segmentation.recipe import small_segmentation
 
 Recipe = Callable[[Situation], TransferConfig]
 
@@ -92,7 +48,11 @@ def small_data(situation: Situation) -> TransferConfig:
       points from an encoder and 4.6 from scratch, to a ResNet-18 of 614 images (docs/results/clothing.md).
     - Random resized crops from a third of the area on, flips, label smoothing 0.1.
     - The average of the weights over about the last tenth of the steps is scored and kept.
+
+    For segmentation see :func:`~sparkmim.transfer.segmentation.recipe.small_segmentation`.
     """
+    if situation.task == SEGMENTATION:
+        return small_segmentation(situation)
     batch_size = situation.choice(
         "batch_size", divisible(power_of_two(situation.images / 16, 8, 128, situation.images), situation.parts)
     )
@@ -102,7 +62,7 @@ def small_data(situation: Situation) -> TransferConfig:
     config = _config(
         situation,
         model=NetworkConfig(task=situation.task, model=situation.chosen["model"], in_chans=situation.backbone.in_chans),
-        data=_data(situation, crop_scale=(0.35, 1.0)),
+        data=data_of(situation, crop_scale=(0.35, 1.0)),
         optimizer=FinetuneOptimizerConfig(
             optimizer="adamw",
             lr=float(f"{lr * math.sqrt(batch_size / 64):.2g}"),
@@ -115,9 +75,9 @@ def small_data(situation: Situation) -> TransferConfig:
             ema=round(max(0.0, 1 - 10 / steps), 5),
         ),
         schedule=ScheduleConfig(epochs=epochs, warmup_epochs=epochs / 10),
-        run=_run(situation, batch_size=batch_size, epochs=epochs, steps=steps),
+        run=run_of(situation, batch_size=batch_size, epochs=epochs, steps=steps),
     )
-    return _completed(situation, config)
+    return completed(situation, config)
 
 
 def paper(situation: Situation) -> TransferConfig:
@@ -160,7 +120,7 @@ def paper(situation: Situation) -> TransferConfig:
             in_chans=situation.backbone.in_chans,
             drop_path=drop_path if takes_drop_path(situation.chosen["model"]) else 0.0,
         ),
-        data=_data(situation, crop_scale=(0.08, 1.0)),
+        data=data_of(situation, crop_scale=(0.08, 1.0)),
         augment=AugmentConfig(policy="trivial", erasing=0.25, mixup=mixup, cutmix=1.0, repeats=repeats),
         objective=LossConfig(loss="binary" if kind == "lamb" else "cross-entropy"),
         optimizer=FinetuneOptimizerConfig(
@@ -175,9 +135,9 @@ def paper(situation: Situation) -> TransferConfig:
             ema=0.9999,
         ),
         schedule=ScheduleConfig(epochs=epochs, warmup_epochs=warmup),
-        run=_run(situation, batch_size=batch_size, epochs=epochs, steps=steps),
+        run=run_of(situation, batch_size=batch_size, epochs=epochs, steps=steps),
     )
-    return _completed(situation, config)
+    return completed(situation, config)
 
 
 RECIPES: dict[str, Recipe] = {"small-data": small_data, "paper": paper}
@@ -188,46 +148,3 @@ def _config(situation: Situation, **groups: Any) -> TransferConfig:
     if situation.task == CLASSIFICATION:
         return FinetuneConfig(augment=AugmentConfig(), objective=LossConfig(), **groups)
     return TransferConfig(**groups)
-
-
-def _data(situation: Situation, *, crop_scale: tuple[float, float]) -> LabeledDataConfig:
-    view = situation.view
-    return LabeledDataConfig(
-        data=situation.chosen["data"],
-        image_size=view.image_size,
-        crop=view.crop,
-        crop_scale=crop_scale,
-        flip=view.flip,
-        mean=view.mean,
-        std=view.std,
-        **asdict(files_of(vars(view))),
-        workers=reading_processes(situation.device, situation.cores),
-    )
-
-
-def _run(situation: Situation, *, batch_size: int, epochs: float, steps: int) -> LoopConfig:
-    return LoopConfig(
-        batch_size=batch_size,
-        precision=native_precision(situation.device),
-        log_every=min(50, max(1, steps // 500)),
-        val_every=max(1.0, epochs / 50),
-    )
-
-
-def _completed(situation: Situation, config: TransferConfig) -> TransferConfig:
-    """Return the configuration with the user's choices; what does not fit into memory at once is accumulated."""
-    config = config.replace(situation.chosen)
-    shape = config.model.in_chans, *config.data.image_size
-
-    def module() -> torch.nn.Module:
-        built = situation.build(config.model, config.run.seed).module
-        require_image_size(built, built, config.model.model, config.model.in_chans, config.data.image_size)
-        return built
-
-    def fits() -> int:
-        def blank(images: int) -> tuple[torch.Tensor]:
-            return (torch.zeros(images, *shape),)
-
-        return images_that_fit(module(), blank, config.run.precision, situation.memory_bytes)
-
-    return with_accumulation(situation, config, fits)

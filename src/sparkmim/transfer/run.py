@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.run_folder import RunFolder
+from ..data.volumes.opening import Stores
 from ..training.loop import Outcome
 from ..training.recorded import config_in, require_arguments, require_sound_run
 from ..training.run import train
@@ -61,7 +62,9 @@ def finetune(
             "asked for); leave --task to it, or begin a new run from its weights: --encoder RUN/model.safetensors"
         )
     return train(
-        FineTuning(task, trust=trust),
+        FineTuning(
+            task, trust=trust, stores=Stores(None if plan else output, chosen.get("store"), chosen.get("workers"))
+        ),
         output,
         recipe=recipe,
         resume=resume,

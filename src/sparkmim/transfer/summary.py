@@ -26,19 +26,22 @@ def summary_of_results(output: Path) -> list[str]:
                 + (f", {score['broken']} unreadable, named in {run.results}" if score["broken"] else "")
             )
     weights = results["weights"]
+    masks = "masks" if "ignore_index" in results else "predictions.csv"
     kept = "the best on the validation images" if "validation" in results else "the last"
     return [
         *lines,
         f"  weights  {run.classifier} (of step {weights['step']}, {kept})",
         f"  report   {run.report}",
         "Predict with it:",
-        f"    sparkmim predict --run {shlex.quote(str(output))} --data FOLDER --output predictions.csv"
+        f"    sparkmim predict --run {shlex.quote(str(output))} --data FOLDER --output {masks}"
         + (" --trust" if names_unknown_code(TransferConfig, output) else ""),
     ]
 
 
 def describe_score(score: Mapping[str, Any]) -> str:
     """Return the scores of a set of images as text."""
+    if "miou" in score:
+        return f"mIoU {score['miou']:.2%}, Dice {score['dice']:.2%} (mean over images {score['dice_per_image']:.2%})"
     if "top1" in score:
         return f"top-1 {score['top1']:.2%}, mean of classes {score['mean_per_class']:.2%}"
     numbers = {name: value for name, value in score.items() if isinstance(value, float)}

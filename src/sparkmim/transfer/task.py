@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 from ..checkpoints.run_folder import RunFolder
 from ..data.loader import load
 from ..data.sampler import Positions
-from ..data.sources.base import Subset
 from ..data.targets import Splits
 from ..reporting.report.page import write_report
 from ..training.errors import RunStopped
@@ -29,9 +28,12 @@ from .config import TransferConfig
 from .layer_decay import decayed_groups
 from .model_file import save_model
 from .network import Network
-from .outputs import Outputs, compute_outputs
+from .outputs import Outputs
 from .tasks.base import TransferTask
-from .views import TargetBatch, TargetViews, blank_targets, collate
+from .views import TargetBatch, blank_targets, collate
+
+FORMATS = {2: torch.channels_last}
+"""In which images are convolved faster, by their number of axes."""
 
 
 class FinetuningTask(TrainingTask[TargetBatch]):
@@ -57,17 +59,16 @@ class FinetuningTask(TrainingTask[TargetBatch]):
         fabric: Fabric,
     ) -> None:
         super().__init__(config, network.module, splits.train.source, run, fabric)
-        network.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolves faster
+        self.memory_format = FORMATS.get(network.backbone.dims)
+        if self.memory_format is not None:
+            network.module.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.settings, self.task, self.network, self.splits = config, task, network, splits
         self.targets = task.describe_targets(splits.train)
         self.average = None
         if config.optimizer.ema:  # at first the mean of all weights so far
             self.average = ModelEmaV3(network.module, decay=config.optimizer.ema, use_warmup=True, warmup_power=1.0)
             self.average.module.to(fabric.device)
-        train, seed = splits.train, config.run.seed
-        self.views: TargetViews = TargetViews(
-            train.source, partial(task.target, train), task.view(config), config.model.in_chans, seed
-        )
+        self.views = task.views(splits.train, config)
         self.repeats = task.repeats(config)
         self.evaluators = [] if splits.val is None else [Evaluator(config.run.val_every, self.validate)]
         self.scored_on = task.fingerprint(splits.val)
@@ -94,7 +95,8 @@ class FinetuningTask(TrainingTask[TargetBatch]):
     def blank_batch(self, images: int) -> TargetBatch:
         """Return black images with targets of zeros."""
         blank = torch.zeros(images, self.settings.model.in_chans, *self.settings.data.image_size)
-        return TargetBatch(blank, blank_targets(self.task.target(self.splits.train, 0), images), [], [])
+        target = self.task.blank_target(self.splits.train, self.settings)
+        return TargetBatch(blank, blank_targets(target, images), [], [])
 
     def loss(self, model: Callable[..., Any], batch: TargetBatch) -> Tensor:
         """Return the task's loss."""
@@ -103,7 +105,9 @@ class FinetuningTask(TrainingTask[TargetBatch]):
         targets = batch.targets.to(device, non_blocking=True)
 
         def call(images: Tensor) -> Tensor:
-            out: Tensor = model(images.contiguous(memory_format=torch.channels_last))  # as the weights are
+            if self.memory_format is not None:
+                images = images.contiguous(memory_format=self.memory_format)  # as the weights are
+            out: Tensor = model(images)
             return out
 
         return self.task.training_loss(call, images, targets, self.settings, self.targets)
@@ -156,7 +160,8 @@ class FinetuningTask(TrainingTask[TargetBatch]):
         step = self.step if self.best is None else self.best["step"]
         weights = self.scored.state_dict() if self.best is None else self.best["model"]
         if self.fabric.is_global_zero:
-            save_model(weights, self.run.classifier, self.settings, self.targets, step)
+            own = asdict(self.task.settings)
+            save_model(weights, self.run.classifier, self.settings, own, self.targets, step)
         if self.step == self.steps:
             if self.best is not None:
                 self.scored.load_state_dict(weights)
@@ -176,9 +181,13 @@ class FinetuningTask(TrainingTask[TargetBatch]):
             if images is not None:
                 outputs = self._outputs(images)
                 if self.fabric.is_global_zero:
-                    scored = self.task.results(outputs, images, self.settings, self.run.mistakes / name)
+                    folder = self.run.mistakes / name
+                    scored = self.task.results(outputs, images, self.settings, folder)
+                    drawn = self.task.pictures(
+                        self.scored, outputs, images, self.settings, self.targets, folder, self.fabric.device
+                    )
                     unreadable = {images.source.name(i): " ".join(e.split()) for i, e in sorted(outputs.broken)}
-                    results[name] = {**scored, "unreadable": unreadable}
+                    results[name] = {**scored, **drawn, "unreadable": unreadable}
         if self.fabric.is_global_zero:
             write_json(self.run.results, results)
 
@@ -195,11 +204,12 @@ class FinetuningTask(TrainingTask[TargetBatch]):
         own = np.arange(fabric.global_rank, len(images), fabric.world_size)
 
         def own_outputs() -> Outputs:
-            part = compute_outputs(
+            part = self.task.outputs(
                 self.scored,
-                Subset(images.source, own),
+                images.subset(own),
                 data,
                 self.settings.model.in_chans,
+                self.targets,
                 batch_size=self.micro_batch,
                 workers=data.workers,
                 device=fabric.device,

@@ -38,7 +38,7 @@ class Setting:
         resumable: a run may be resumed with another value; it changes nothing that is computed, but for rounding.
         shapes_model: it decides which parameters a model has, or what the optimizer remembers of them.
         kind: "images" (a folder, table or address), "weights" (a file, or one of :data:`WORDS`), "code"
-            (`FILE.py:NAME`, or a name), "folder", or "value". Relative paths are recorded as absolute ones.
+            (`FILE.py:NAME`, or a name), "folder", "file", or "value". Relative paths are recorded as absolute ones.
         per_axis: a number for each spatial axis, given as one number or several.
     """
 
@@ -46,7 +46,7 @@ class Setting:
     expected: str = ""
     resumable: bool = False
     shapes_model: bool = False
-    kind: Literal["value", "images", "weights", "code", "folder"] = "value"
+    kind: Literal["value", "images", "weights", "code", "folder", "file"] = "value"
     per_axis: bool = False
 
 
@@ -188,7 +188,7 @@ def require_type(name: str, value: Any, kind: Any, described: Setting) -> None:
     """
     if described.per_axis and not isinstance(value, (list, tuple)):
         kind = kind | int
-    if described.kind in ("images", "weights", "folder") and isinstance(value, Path):
+    if described.kind in ("images", "weights", "folder", "file") and isinstance(value, Path):
         return
     if get_origin(kind) is Literal and described.valid is not None:
         return  # it accepts more, as what older versions recorded
@@ -251,7 +251,7 @@ def normalize(name: str, value: Any, described: Setting) -> Any:
         return absolute_spec(value)
     if described.kind == "weights" and value not in WORDS:
         return str(Path(value).expanduser().absolute())
-    if described.kind == "folder":
+    if described.kind in ("folder", "file"):
         return str(Path(value).expanduser().absolute())
     return value
 

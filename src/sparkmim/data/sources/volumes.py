@@ -19,4 +19,7 @@ class Volumes(ImageSource):
         Raises:
             ValueError: naming the commands that take volumes.
         """
-        raise ValueError("images are wanted here; pretrain, embed, knn, probe, reconstruct and stats take volumes")
+        raise ValueError(
+            "images are wanted here; pretrain, embed, knn, probe, reconstruct, stats and finetune --task segmentation "
+            "take volumes"
+        )

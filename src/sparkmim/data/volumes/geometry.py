@@ -79,6 +79,20 @@ def to_ras(values: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.moveaxis(turned, -1, 0), new
 
 
+def from_ras(values: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Return a volume in RAS orientation in the order of axes of the volume that :func:`to_ras` was given.
+
+    Args:
+        values: `(X, Y, Z)`.
+        affine: 4x4, of that volume.
+    """
+    orientations = library("nibabel.orientations")
+    turn = orientations.io_orientation(affine)
+    straight = np.stack([np.arange(3.0), np.ones(3)], axis=1)
+    back: np.ndarray = orientations.apply_orientation(values, orientations.ornt_transform(straight, turn))
+    return back
+
+
 def same_grid(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> bool:
     """Return whether two affines place the corners of a volume at the same points, to a fiftieth of a voxel."""
     sides = [(0.0, float(size - 1)) for size in shape]

@@ -92,6 +92,10 @@ class Stores:
         self.workers = usable_cores() if workers is None else workers
         self._found: dict[str, Cases] = {}
 
+    def name_cases(self, address: str | Path, cases: Cases) -> None:
+        """Take these for the volumes at an address, which need not be one."""
+        self._found[str(address)] = cases
+
     def _cases(self, address: str | Path, option: str) -> Cases:
         """Return the volumes at an address; those that were found before are not looked for again."""
         if str(address) not in self._found:

@@ -41,7 +41,7 @@ def read_volume(case: Case) -> Volume:
             different grids; or if values are infinite, all NaN or all equal.
         ValueError: if the library for the format is not installed.
     """
-    grid = _read(case)
+    grid = read_grid(case)
     if min(grid.values.shape, default=0) == 0:
         raise UnreadableImage(f"it is empty: {_by(grid.values.shape[1:])} voxels")
     if grid.values.ndim != 4:
@@ -54,7 +54,12 @@ def read_volume(case: Case) -> Volume:
     return Volume(values, spacing_of(affine), affine, filled)
 
 
-def _read(case: Case) -> Grid:
+def read_grid(case: Case) -> Grid:
+    """Read the files of a volume as they are: neither turned to RAS nor checked for what is no image.
+
+    Raises:
+        UnreadableImage: if they cannot be read, or lie on different grids.
+    """
     if len(case.files) == 1 or is_dicom(case.files[0]):
         return read_files(case.files)
     grids = []

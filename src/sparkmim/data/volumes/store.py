@@ -209,12 +209,13 @@ def read_entry(root: Path, name: str, key: str) -> Entry | None:
         return None
 
 
-def compress(values: np.ndarray, affine: np.ndarray) -> bytes:
+def compress(values: np.ndarray, affine: np.ndarray, about: str = "") -> bytes:
     """Return the content of a .b2nd file of a volume.
 
     Args:
         values: `(C, X, Y, Z)`.
         affine: 4x4.
+        about: JSON to keep with it.
     """
     blosc2 = library("blosc2")
     blocks, chunks = partition(values.shape)
@@ -231,6 +232,8 @@ def compress(values: np.ndarray, affine: np.ndarray) -> bytes:
         },
     )
     array.vlmeta["affine"] = affine.ravel().tolist()
+    if about:
+        array.vlmeta["about"] = about
     content: bytes = array.to_cframe()
     return content
 

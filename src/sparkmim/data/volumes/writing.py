@@ -48,3 +48,18 @@ def volume_to_nifti(
     if path.name.lower().endswith(".gz"):
         content = gzip.compress(content, 6, mtime=0)
     write_atomically(path, lambda file: file.write(content))
+
+
+def labels_to_nifti(values: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    """Write a label map `(X, Y, Z)` of integers as a NIfTI file, `.nii.gz`, atomically.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    import gzip
+
+    nib = library("nibabel")
+    image = nib.Nifti1Image(np.ascontiguousarray(values), np.asarray(affine, np.float64))
+    image.header.set_xyzt_units("mm")
+    content = gzip.compress(image.to_bytes(), 6, mtime=0)
+    write_atomically(path, lambda file: file.write(content))

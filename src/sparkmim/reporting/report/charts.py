@@ -31,6 +31,11 @@ def charts(lines: Sequence[Mapping[str, float]]) -> str:
         ("mean per class", "main thin", curve(lines, "val_mean_per_class")),
     ]
     drawn.append(chart("Validation accuracy", accuracy, steps))
+    segmented = [
+        ("mean IoU", "held-out", curve(lines, "val_miou")),
+        ("mean Dice", "main thin", curve(lines, "val_dice")),
+    ]
+    drawn.append(chart("Validation scores", segmented, steps))
     neighbours = [
         ("top-1", "held-out", curve(lines, "knn_top1")),
         ("mean per class", "main thin", curve(lines, "knn_mean_per_class")),

@@ -124,6 +124,8 @@ def _headline(
     for key, label, of in (
         ("val_top1", "Top-1", "validation"),
         ("val_mean_per_class", "Mean per class", "validation"),
+        ("val_miou", "Mean IoU", "validation"),
+        ("val_dice", "Mean Dice", "validation"),
         ("knn_top1", "k-NN", "top-1"),
     ):
         accuracy = curve(lines, key)

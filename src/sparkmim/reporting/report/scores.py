@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from .pictures import embed
+from .segmentation import segmentation_score
 from .tables import unreadable
 from .text import as_html, escaped, name_as_html
 
@@ -32,6 +33,8 @@ def scores(results: Mapping[str, Any], mistakes: Path) -> str:
 
 def _score(results: Mapping[str, Any], name: str, folder: Path) -> str:
     score = results[name]
+    if "miou" in score:
+        return segmentation_score(results, score, SETS[name], folder)
     if "confusion" not in score:
         return _numbers(score, name)
     classes = results["classes"]

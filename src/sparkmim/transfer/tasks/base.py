@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Generic
+from typing import Any, ClassVar, Generic, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
+from ...checkpoints.encoder import TrainedEncoder
 from ...data.config import ViewConfig
 from ...data.seeding import Stream, keyed_generator
 from ...data.targets import ImagesT, Splits, split_paths
+from ...data.volumes.opening import Stores
 from ...training.resume import fingerprint_of
 from ...utils.fields import NoSettings
 from ...utils.specs import find_plugin
 from ..network import Network, load_config_backbone, pooled_network
-from ..outputs import Outputs
-from ..views import ImageView, NormalizedView
+from ..outputs import Outputs, compute_outputs
+from ..views import ImageView, NormalizedView, TargetBatch, TargetViews
 
 
 class TransferTask(ABC, Generic[ImagesT]):
@@ -35,14 +40,70 @@ class TransferTask(ABC, Generic[ImagesT]):
     Attributes:
         metric: name of the score that chooses the weights to keep, among those of :meth:`score`.
         greater_is_better: whether larger scores are better ones.
+        dims: numbers of spatial axes of the images that the task is for.
+        stores: prepares volumes, where the task is for them.
     """
 
     settings_type: ClassVar[type[Any]] = NoSettings
     metric: ClassVar[str]
     greater_is_better: ClassVar[bool] = True
+    dims: ClassVar[tuple[int, ...]] = (2,)
+    stores: Stores | None = None
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Return the task with its settings among a configuration's fields, by flat name; others keep defaults."""
+        own = {name.removeprefix("task."): value for name, value in values.items() if name.startswith("task.")}
+        return cls(cls.settings_type(**own))
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the fields, by flat name, that decide which images and targets are read."""
+        return {f"task.{name}": value for name, value in asdict(self.settings).items()}
+
+    def defaults(self, encoder: TrainedEncoder) -> dict[str, Any]:
+        """Return fields, by flat name, that follow from an encoder where the user sets none."""
+        return {}
+
+    def require_dims(self, dims: int, network: str, data: str) -> None:
+        """Raise unless the task is for images of so many axes, those that a network takes.
+
+        Raises:
+            ValueError: naming the network.
+        """
+        if dims not in self.dims:
+            raise ValueError(
+                f"{network} takes volumes; only images of two dimensions are fine-tuned on for classes. `--task "
+                "segmentation` takes volumes, `sparkmim probe` fits a linear classifier to the features of labeled ones"
+            )
+
+    def effects(self, config: Any) -> dict[str, tuple[bool, str]]:
+        """Return, for fields by flat name, whether they have an effect, and what it takes to have one."""
+        return {}
+
+    def extents(self, train: ImagesT) -> tuple[int, ...]:
+        """Return the median size of the training images along each axis, () if a recipe need not know it."""
+        return ()
+
+    def input_statistics(
+        self, train: ImagesT, encoder: TrainedEncoder
+    ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Return mean and deviation of each channel; None for those of the encoder, or measured ones."""
+        return None
+
+    def describe_training(self, config: Any) -> list[str]:
+        """Return augmentations and loss in words, for the plan of a run."""
+        return []
+
+    def describe_lines(self, train: ImagesT, config: Any) -> dict[str, str]:
+        """Return further lines of the plan: label to text."""
+        return {}
+
+    def in_chans(self, data: str, encoder: str) -> int | None:
+        """Return the channels of a network that starts from random weights, None to leave them to it."""
+        return None
 
     # --- images and targets -------------------------------------------------------------------------------------
 
@@ -161,6 +222,15 @@ class TransferTask(ABC, Generic[ImagesT]):
         data: ViewConfig = config.data
         return NormalizedView(data)
 
+    def views(self, train: ImagesT, config: Any) -> Dataset[TargetBatch]:
+        """Return the views to train on with their targets, looked up by epoch and index."""
+        target = partial(self.target, train)
+        return TargetViews(train.source, target, self.view(config), config.model.in_chans, config.run.seed)
+
+    def blank_target(self, train: ImagesT, config: Any) -> Tensor:
+        """Return a target of the shape of those of training, to time a step with."""
+        return self.target(train, 0)
+
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch."""
@@ -189,6 +259,57 @@ class TransferTask(ABC, Generic[ImagesT]):
     @abstractmethod
     def score(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """Return finite scores by name, :attr:`metric` among them, of outputs and targets of all images of a split."""
+
+    def outputs(
+        self,
+        module: nn.Module,
+        images: ImagesT,
+        data: ViewConfig,
+        channels: int,
+        targets: Mapping[str, Any],
+        *,
+        batch_size: int,
+        workers: int,
+        device: torch.device,
+    ) -> Outputs:
+        """Return what a network says of images, a row each, in float32: what :meth:`evaluate` takes.
+
+        Args:
+            module: on the device.
+            images: with their targets.
+            data: how images are seen.
+            channels: of the images.
+            targets: see :meth:`describe_targets`.
+            batch_size: images, or pieces of them, at a time.
+            workers: processes that read images.
+            device: where to compute.
+        """
+        return compute_outputs(
+            module, images.source, data, channels, batch_size=batch_size, workers=workers, device=device
+        )
+
+    def pictures(
+        self,
+        module: nn.Module,
+        outputs: Outputs,
+        images: ImagesT,
+        config: Any,
+        targets: Mapping[str, Any],
+        folder: Path,
+        device: torch.device,
+    ) -> dict[str, Any]:
+        """Draw pictures of a split at the end, and return what `results.json` says of them.
+
+        Args:
+            module: on the device, in evaluation mode.
+            outputs: of :meth:`outputs`, for all images.
+            images: with their targets.
+            config: of the run.
+            targets: see :meth:`describe_targets`.
+            folder: for the pictures.
+            device: where to compute.
+        """
+        return {}
 
     def targets_of(self, images: ImagesT, indices: list[int]) -> Tensor:
         """Return the targets of some images."""

@@ -1,0 +1,1 @@
+"""Images and volumes with a class for each pixel or voxel."""

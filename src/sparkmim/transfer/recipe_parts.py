@@ -1,0 +1,99 @@
+"""What recipes of fine-tuning look at, and the parts that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from ..data.config import ViewConfig, files_of
+from ..models.factory import require_image_size
+from ..training.config import LoopConfig
+from ..training.memory import images_that_fit
+from ..training.recipes import CommonSituation, native_precision, reading_processes, with_accumulation
+from .config import CLASSIFICATION, LabeledDataConfig, TransferConfig
+from .network import Network
+
+ConfigT = TypeVar("ConfigT", bound=TransferConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation(CommonSituation):
+    """What a recipe may look at: what :class:`~sparkmim.training.recipes.CommonSituation` has (`chosen` are the user's
+    fields, and `model`, `encoder` and `stages`), and the images.
+
+    Attributes:
+        images: number of images to train on.
+        targets: what is known of the targets, for a classification the names of the classes.
+        view: how images were prepared where the encoder was trained.
+        extents: median size of the images along each axis; () where a task does not tell.
+        build: returns the network of a configuration, with the task's settings in it.
+    """
+
+    images: int
+    targets: Mapping[str, Any]
+    view: ViewConfig
+    extents: tuple[int, ...] = ()
+    build: Callable[[TransferConfig], Network]
+
+    @property
+    def task(self) -> str:
+        """What is trained for."""
+        return str(self.choice("task", CLASSIFICATION))
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the encoder's weights are random."""
+        return bool(self.chosen["encoder"] == "none")
+
+    @property
+    def millions(self) -> float:
+        """Number of the encoder's parameters, in millions."""
+        return sum(p.numel() for p in self.backbone.module.parameters()) / 1e6
+
+
+def data_of(situation: Situation, *, crop_scale: tuple[float, float]) -> LabeledDataConfig:
+    """Return how images are seen: as the encoder has seen them."""
+    view = situation.view
+    return LabeledDataConfig(
+        data=situation.chosen["data"],
+        image_size=view.image_size,
+        crop=view.crop,
+        crop_scale=crop_scale,
+        flip=view.flip,
+        mean=view.mean,
+        std=view.std,
+        **asdict(files_of(vars(view))),
+        workers=reading_processes(situation.device, situation.cores),
+    )
+
+
+def run_of(situation: Situation, *, batch_size: int, epochs: float, steps: int) -> LoopConfig:
+    """Return how a run is carried out; validation takes place at most 50 times."""
+    return LoopConfig(
+        batch_size=batch_size,
+        precision=native_precision(situation.device),
+        log_every=min(50, max(1, steps // 500)),
+        val_every=max(1.0, epochs / 50),
+    )
+
+
+def completed(situation: Situation, config: ConfigT) -> ConfigT:
+    """Return the configuration with the user's choices; what does not fit into memory at once is accumulated."""
+    config = config.replace(situation.chosen)
+    shape = config.model.in_chans, *config.data.image_size
+
+    def module() -> torch.nn.Module:
+        built = situation.build(config).module
+        require_image_size(built, built, config.model.model, config.model.in_chans, config.data.image_size)
+        return built
+
+    def fits() -> int:
+        def blank(images: int) -> tuple[torch.Tensor]:
+            return (torch.zeros(images, *shape),)
+
+        return images_that_fit(module(), blank, config.run.precision, situation.memory_bytes)
+
+    return with_accumulation(situation, config, fits)

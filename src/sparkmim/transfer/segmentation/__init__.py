@@ -1,0 +1,1 @@
+"""Segmentation: heads on any pyramid, losses, views, whole images window by window, scores and pictures."""

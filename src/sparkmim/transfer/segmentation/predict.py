@@ -1,0 +1,270 @@
+"""The public function :func:`segment`: masks of images and volumes, as files."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path, PurePath
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ...checkpoints.own_files import require_own_files
+from ...checkpoints.run_folder import RunFolder
+from ...data.config import Pages, ViewConfig, chosen_files
+from ...data.decoding.encoded import UnreadableImage
+from ...data.segmentation.classes import ClassTable
+from ...data.segmentation.volumes import holds_volumes
+from ...data.sources.address import open_source
+from ...data.sources.base import ImageSource
+from ...data.volumes.extensions import stem_of
+from ...data.volumes.geometry import from_ras, to_ras
+from ...data.volumes.opening import open_prepared
+from ...data.volumes.preparing import Preparation
+from ...data.volumes.reading import read_grid
+from ...data.volumes.unprepared import UnpreparedVolumes
+from ...data.volumes.writing import labels_to_nifti
+from ...reporting.reconstructions import save_png
+from ...reporting.segmentation import overlay, side_by_side
+from ...training.config import Device, LoopConfig
+from ...utils.devices import pick_device
+from ...utils.fields import validate_as
+from ...utils.io import require_utf8, write_atomically, write_text
+from ...utils.logging import log
+from ...utils.text import printable
+from ..model_file import SavedModel, load_model
+from ..tasks.segmentation import Segmentation, classify
+from .pictures import picture_of, plane_of, planes, scaled
+from .whole import Predictor, Whole
+
+MaskFormat = Literal["index", "palette"]
+
+CLASSES_FILE = "classes.csv"
+"""Beside the masks: name, index and color of each class."""
+
+OVERLAYS = "overlays"
+"""Folder beside the masks."""
+
+
+class SegmentedFile(NamedTuple):
+    """What was written for an image.
+
+    Attributes:
+        image: its path, relative to the folder.
+        mask: path of its mask; None if the image cannot be read.
+        error: why it cannot be read, else empty.
+    """
+
+    image: str
+    mask: Path | None
+    error: str = ""
+
+
+def segment(
+    run: str | Path,
+    data: str | Path,
+    output: str | Path,
+    *,
+    draw: bool = False,
+    mask_format: MaskFormat = "index",
+    image_size: int | None = None,
+    batch_size: int = 4,
+    workers: int = 1,
+    device: Device = "auto",
+    pages: Pages | None = None,
+    nodata: float | None = None,
+    max_pixels: int | None = None,
+    model: str | None = None,
+    trust: bool = False,
+) -> list[SegmentedFile]:
+    """Write the mask of each image of a folder: PNG files, or NIfTI files with the affine of each volume.
+
+    Masks hold the values that those of training held; `classes.csv` beside them tells what they mean.
+
+    Args:
+        run: folder of a fine-tuning for segmentation, or its `model.safetensors`.
+        data: folder of images or volumes, flat or nested, or an address.
+        output: folder to write to.
+        draw: write pictures of the images with the predicted boundaries too, into `overlays`.
+        mask_format: of PNG files: index, or palette (the same indices, shown in the classes' colors).
+        image_size: side of the windows in pixels or voxels; that of the training's crops by default.
+        batch_size: windows per forward pass.
+        workers: processes that read images.
+        device: where to compute.
+        pages: what the pages of a TIFF file are; as recorded by default.
+        nodata: value of pixels without data; as recorded by default.
+        max_pixels: most pixels of an image; as recorded by default.
+        model: the network, where the file names code: `FILE.py:FUNCTION` or `MODULE:FUNCTION`.
+        trust: run the code of a network that the file names, where `model` does not.
+
+    Returns:
+        What was written, in the order of the images' names.
+
+    Raises:
+        ValueError: for an invalid setting, a model of another task, images that the network does not take, two images
+            whose masks would have the same name, or if no image can be read.
+    """
+    run, folder = Path(run).expanduser(), Path(output).expanduser()
+    require_utf8(run, "--run")
+    validate_as(LoopConfig, batch_size=batch_size)
+    validate_as(ViewConfig, workers=workers)
+    files = chosen_files(pages, nodata, max_pixels)
+    if run.is_dir():
+        require_own_files(run)
+    path = RunFolder(run).classifier if run.is_dir() else run
+    saved = load_model(path, model, trust=trust)
+    if not isinstance(saved.task, Segmentation):
+        raise ValueError(f"{path} is a model of {type(saved.task).__name__}, not of a segmentation; use predict")
+    table = ClassTable.from_json(saved.targets)
+    view = replace(saved.view, **files)
+    if image_size is not None:
+        if image_size < 1:
+            raise ValueError(f"--image-size {image_size} is not a number of pixels")
+        view = replace(view, image_size=(image_size,) * len(view.image_size))
+    source = _open(data, saved, path)
+    require_folder(folder, data)
+    ending = ".nii.gz" if isinstance(source, UnpreparedVolumes) else ".png"
+    names = _names(source, ending)
+    where = pick_device(device)
+    predictor = Predictor(saved.module.to(where), view, saved.in_chans, saved.task.settings.overlap, batch_size, where)
+    found: list[SegmentedFile] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for whole, logits in predictor.each(source, workers):
+        name, error = source.name(whole.number), whole.error
+        if logits is not None:
+            try:
+                numbers = _write(source, whole, logits, folder / names[whole.number], saved, table, mask_format)
+            except UnreadableImage as unreadable:
+                error = str(unreadable)
+        if error or logits is None:
+            log.warning(f"skipped {printable(name)}: {error}")
+            found.append(SegmentedFile(name, None, error))
+            continue
+        if draw:
+            picture = folder / OVERLAYS / f"{names[whole.number][: -len(ending)]}.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            _draw(whole, numbers, table, view, picture)
+        found.append(SegmentedFile(name, folder / names[whole.number]))
+    if all(one.mask is None for one in found):
+        raise ValueError(f"none of the {len(source)} images can be read; {found[0].error}")
+    write_text(folder / CLASSES_FILE, _table_text(table))
+    return found
+
+
+def require_folder(folder: Path, data: str | Path) -> None:
+    """Raise unless masks may be written to a folder: not a file, nor within the images, where they would be taken for
+    images later.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if folder.is_file() or folder.suffix.lower() == ".csv":
+        raise ValueError(f"--output {folder}: a segmentation writes a mask for each image; name a folder")
+    images = Path(data).expanduser()
+    if images.is_dir() and folder.resolve().is_relative_to(images.resolve()):
+        raise ValueError(f"--output {folder} is in the folder of the images {images}; use one elsewhere")
+
+
+def _open(data: str | Path, saved: SavedModel, path: Path) -> ImageSource:
+    """Return the images at an address; volumes are prepared as those of the training."""
+    volumes = holds_volumes(data) if "://" not in str(data) else str(data).startswith("volumes://")
+    if volumes != (saved.targets.get("volumes") is not None):
+        kinds = ("volumes", "images") if volumes else ("images", "volumes")
+        raise ValueError(f"{data} holds {kinds[0]}, and {path} is a model of {kinds[1]}")
+    if not volumes:
+        return open_source(data)
+    try:
+        preparation = Preparation.from_json(saved.targets["volumes"])
+    except ValueError as error:
+        raise ValueError(f"{path} records how volumes were prepared, and is damaged: {error}") from error
+    return open_prepared(data, preparation)
+
+
+def _names(source: ImageSource, ending: str) -> list[str]:
+    """Return the names of the masks.
+
+    Raises:
+        ValueError: for two images that differ by their extensions alone.
+    """
+    stems = [_inside(stem_of(source.name(index))) for index in range(len(source))]
+    twice = [stem for stem, count in Counter(stems).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"several images are named {printable(twice[0])} but for their extensions, and would have the same mask; "
+            "rename them"
+        )
+    return [f"{stem}{ending}" for stem in stems]
+
+
+def _inside(name: str) -> str:
+    """Return a path that does not lead out of the folder that it is joined to."""
+    parts = [part for part in PurePath(name.replace("\\", "/")).parts if part not in ("/", "..")]
+    return "/".join(parts) or "image"
+
+
+def _write(
+    source: ImageSource,
+    whole: Whole,
+    logits: Tensor,
+    path: Path,
+    saved: SavedModel,
+    table: ClassTable,
+    mask_format: MaskFormat,
+) -> np.ndarray:
+    """Write the mask of an image, and return the numbers of its classes: those of a volume as prepared.
+
+    Raises:
+        UnreadableImage: if a volume cannot be read any more.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(source, UnpreparedVolumes):
+        numbers = classify(logits, None, None, (), saved.targets)
+        _write_png(table.values_of(numbers), path, table, mask_format)
+        return numbers
+    grid = read_grid(source.cases[whole.number])
+    values, affine = to_ras(*grid)
+    numbers = classify(logits, whole.affine, affine, values.shape[1:], saved.targets)
+    labels_to_nifti(from_ras(table.values_of(numbers), grid.affine), grid.affine, path)
+    return logits.argmax(0).cpu().numpy()
+
+
+def _write_png(values: np.ndarray, path: Path, table: ClassTable, mask_format: MaskFormat) -> None:
+    image = Image.fromarray(values)
+    if mask_format == "palette" and values.dtype == np.uint8:
+        palette = np.zeros((256, 3), np.uint8)
+        for value, color in zip(table.values, table.colors, strict=True):
+            palette[value] = color
+        image = image.copy()
+        image.putpalette(palette.tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    write_atomically(path, lambda file: file.write(buffer.getvalue()))
+
+
+def _draw(whole: Whole, numbers: np.ndarray, table: ClassTable, view: ViewConfig, path: Path) -> None:
+    """Save an image with its predicted classes; of a volume the slices with most of them."""
+    assert whole.pixels is not None
+    bare = [] if table.background is None else [table.background]
+    shown = ~np.isin(numbers, bare)
+    if whole.pixels.ndim == 3:
+        picture = picture_of(whole.pixels, view)
+        save_png(Image.fromarray(overlay(picture, numbers, table.colors, bare)), path)
+        return
+    rows = []
+    for axis, place in planes(whole.pixels, shown):
+        own = whole.pixels.movedim(axis + 1, 0)[place]  # (C, *two axes)
+        own = own.transpose(1, 2).flip(1)
+        picture, part = scaled(picture_of(own, view), plane_of(numbers, axis, place))
+        rows.append([picture, overlay(picture, part, table.colors, bare)])
+    save_png(side_by_side(rows, ("volume", "prediction")), path)
+
+
+def _table_text(table: ClassTable) -> str:
+    rows = ["name,index,color"]
+    for name, value, color in zip(table.names, table.values, table.colors, strict=True):
+        cell = f'"{name.replace(chr(34), chr(34) * 2)}"' if any(c in name for c in ',"\n') else name
+        rows.append(f"{cell},{value},#{color[0]:02x}{color[1]:02x}{color[2]:02x}")
+    return "\n".join(rows) + "\n"

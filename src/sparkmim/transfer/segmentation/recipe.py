@@ -1,0 +1,100 @@
+"""The recipe of segmentation for tens to thousands of images or volumes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ...data.config import VolumeConfig
+from ...models.backbone import Backbone
+from ...models.factory import code_of, load_backbone
+from ...models.own_decoder import find_decoder
+from ...training.config import ScheduleConfig
+from ...training.recipes import divisible, power_of_two
+from ...training.schedule import steps_of
+from ..config import FinetuneOptimizerConfig, NetworkConfig, SegmentationConfig, SegmentationSettings
+from ..recipe_parts import Situation, completed, data_of, run_of
+
+LARGEST_CROP = 128
+"""Most voxels of a crop along an axis: nnU-Net's, about."""
+
+VIEWS = (8_000, 60_000)
+"""Crops shown in all, at least and at most."""
+
+
+def small_segmentation(situation: Situation) -> SegmentationConfig:
+    """Fit everything to tens to thousands of images or volumes.
+
+    - Crops: as large as the encoder has seen, and no larger than most images, in whole positions of the deepest map; of
+      volumes up to 128 voxels a side, as most of them are large.
+    - Batch size: of images a power of two that makes at least 16 steps an epoch, 2 to 16; of volumes 2.
+    - 200 crops of each image, but 8,000 to 60,000 in all; a tenth of them warm-up.
+    - AdamW, learning rate 1e-3 at batch size 16 for images and 2 for volumes, as the root of the batch size, cosine;
+      layer decay 0.75, none from scratch; gradients clipped at norm 1.
+    - Head: the network's own decoder if it has one, else a U-Net's. Cross entropy and Dice.
+    - The average of the weights over about the last tenth of the steps is scored and kept.
+    """
+    volumes = situation.backbone.dims == 3
+    images = situation.images
+    fitting = divisible(min(2, images) if volumes else power_of_two(images / 16, 2, 16, images), situation.parts)
+    batch_size = situation.choice("batch_size", fitting)
+    least, most = VIEWS
+    epochs = situation.choice("epochs", float(max(1, round(min(most, max(least, 200 * images)) / images))))
+    steps = steps_of(epochs, images, batch_size)
+    lr = 1e-3 * math.sqrt(batch_size / (2 if volumes else 16))
+    decoder = own_decoder(situation)
+    data = data_of(situation, crop_scale=(1.0, 1.0))
+    config = SegmentationConfig(
+        model=NetworkConfig(task=situation.task, model=situation.chosen["model"], in_chans=situation.backbone.in_chans),
+        data=replace(data, image_size=crop_size(situation), crop="native"),
+        segmentation=SegmentationSettings(head="own" if decoder else "unet"),
+        volumes=VolumeConfig(),
+        optimizer=FinetuneOptimizerConfig(
+            optimizer="adamw",
+            lr=float(f"{lr:.2g}"),
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            weight_decay=0.05,
+            weight_decay_end=0.05,
+            clip=1.0,
+            layer_decay=1.0 if situation.from_scratch else 0.75,
+            ema=round(max(0.0, 1 - 10 / steps), 5),
+        ),
+        schedule=ScheduleConfig(epochs=epochs, warmup_epochs=epochs / 10),
+        run=replace(
+            run_of(situation, batch_size=batch_size, epochs=epochs, steps=steps), val_every=max(1.0, epochs / 25)
+        ),
+    )
+    return completed(situation, config)
+
+
+def crop_size(situation: Situation) -> tuple[int, ...]:
+    """Return the size of crops, a multiple of the network's total stride."""
+    asked = situation.chosen.get("image_size")
+    if asked is not None:
+        return tuple(asked)
+    backbone = situation.backbone
+    divisor = [math.lcm(*strides) for strides in zip(*backbone.strides, strict=True)]
+    largest: Sequence[int] = (LARGEST_CROP,) * 3 if backbone.dims == 3 else situation.view.image_size
+    return tuple(
+        max(step, min(extent + -extent % step, most // step * step))
+        for extent, step, most in zip(situation.extents, divisor, largest, strict=True)
+    )
+
+
+def own_decoder(situation: Situation) -> bool:
+    """Return whether the network has a decoder of its own that can be followed."""
+    backbone = situation.backbone
+    if not backbone.stages:  # it offers its maps as encoders do
+        return False
+    model = situation.chosen["model"]
+    try:
+        with code_of(model):
+            whole: Backbone = backbone
+            if situation.chosen.get("levels") is None:
+                whole = load_backbone(model, situation.choice("stages", ()), backbone.in_chans, levels="all")
+            find_decoder(whole)
+    except ValueError:
+        return False
+    return True
