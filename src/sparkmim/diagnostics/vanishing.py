@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder, with_input
+from ..data.crops import CropView
 from ..data.decoding.encoded import UnreadableImage
 from ..data.decoding.images import read_image
 from ..data.normalize import Normalize
@@ -19,7 +20,6 @@ from ..data.views import EvaluationView
 from ..data.volumes.opening import cases_at
 from ..data.volumes.settings import PrepareSettings
 from ..data.volumes.unprepared import UnpreparedVolumes
-from ..data.volumes.views import VolumeView
 from ..models.factory import require_image_size
 from ..models.masking import random_visible
 from ..reporting.vanishing.drawing import draw_vanishing
@@ -141,5 +141,5 @@ def _look_at_volume(
     wanted = (side,) * len(unit) if side else tuple(min(VOXELS, extent) for extent in source.open(0).shape[1:])
     least = 1 if side else 2  # units: instance norm refuses a map of one position
     size = tuple(max(least, (round if side else int)(w / u)) * u for w, u in zip(wanted, unit, strict=True))
-    pixels = VolumeView(replace(network.data, image_size=size)).look(source, 0, network.backbone.in_chans)
+    pixels = CropView(replace(network.data, image_size=size)).look(source, 0, network.backbone.in_chans)
     return network, Normalize(network.data)(pixels)
