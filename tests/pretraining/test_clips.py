@@ -47,6 +47,13 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def unchecked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check the network once: that takes as long as a run."""
+    if "from_f" not in request.node.name:
+        monkeypatch.setattr(Pretraining, "check", lambda *_: None)
+
+
 def test_from_frames_to_encoder(clips: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     pretrain(run, chosen={**TINY, "data": clips, "val_share": 0.2, "frame_stride": 2})
@@ -166,8 +173,7 @@ def test_commands(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.slow
-def test_a_network_of_torchvision(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Pretraining, "check", lambda *_: None)  # in float64 it takes minutes for this network
+def test_a_network_of_torchvision(clips: Path, tmp_path: Path) -> None:
     chosen = {**TINY, "model": "torchvision.models.video:r3d_18", "frames": 8, "image_size": 64, "epochs": 1.0}
     pretrain(tmp_path / "run", chosen={**chosen, "data": clips})
     assert len(numbers(tmp_path / "run")) == 3

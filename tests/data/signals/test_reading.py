@@ -53,6 +53,24 @@ def test_tables_as_programs_write_them(tmp_path: Path) -> None:
     assert opened(tmp_path / "epoch.csv", time_column="timestamp").rate == 200.0
 
 
+@pytest.mark.parametrize(
+    ("heading", "unit"),
+    [
+        *((name, 1.0) for name in ("time", "t", "Time", "TIMESTAMP", "time stamp", "elapsed time", "Elapsed_Time")),
+        *((name, 1.0) for name in ("seconds", "sec", "time [s]", "time(s)", "t_s", "time_sec", "Time (seconds)")),
+        *((name, 1e-3) for name in ("ms", "t (ms)", "time_ms", "milliseconds", "time [msec]")),
+        *((name, 1e-6) for name in ("time_us", "time [µs]", "microseconds")),
+        *((name, 60.0) for name in ("time_min", "t [minutes]")),
+        *((name, None) for name in ("s", "h", "I", "V5", "timer", "temp", "x", "lead t1", "times", "n", "min")),
+    ],
+)
+def test_headings_of_the_time(heading: str, unit: float | None, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"{heading},y\n" + "\n".join(f"{2 * n},{n * n}" for n in range(30)))
+    recording = opened(tmp_path / "a.csv")
+    assert recording.channels == (2 if unit is None else 1)
+    assert recording.rate == (None if unit is None else pytest.approx(0.5 / unit, rel=1e-3))
+
+
 def of_text(text: str) -> Callable[[Path], object]:
     return lambda folder: (folder / "a.csv").write_text(text)
 

@@ -27,7 +27,10 @@ _UNITS = {
 }
 _UNIT = "|".join(_UNITS.values())
 
-TIME = re.compile(rf"(?:(?:elapsed[ _]?)?time(?:[ _]?stamp)?|t|{_UNIT})(?:[ _]*[\[(]?(?:{_UNIT})[\])]?)?")
+TIME = re.compile(
+    rf"(?:(?:elapsed[ _]?)?time(?:[ _]?stamp)?|t)(?:[ _]+(?:{_UNIT})|[ _]*[\[(](?:{_UNIT})[\])])?"
+    "|secs?|(?:milli|micro)?seconds?|ms"
+)
 """Headings of the column of the time, in lower case."""
 
 COUNTED = {"", "index", "sample", "samples", "sample #", "sample number", "unnamed: 0"}
