@@ -440,6 +440,13 @@ def test_files_of_a_server_are_named_by_what_they_are(address: str, wanted: str)
         open_source(f"https://host/{address}")
 
 
+def test_files_in_place_of_folders_are_named_by_what_they_are(tmp_path: Path, png: bytes) -> None:
+    tar = write_members(tmp_path / "x.tar", {"a.png": png})
+    with pytest.raises(ValueError, match=rf"x\.tar is a file; --data takes the folder, or wds://{tmp_path}/x\.tar"):
+        open_source(tar)
+    assert len(open_source(f"wds://{tar}")) == 1
+
+
 def test_a_batch_of_a_slow_server_is_fetched_together(folder: Path, tmp_path: Path) -> None:
     from sparkmim.data.config import DataConfig
     from sparkmim.data.views import training_view

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from ...utils.text import printable
 from ..decoding.encoded import EncodedImage
 from ..decoding.images import EncodedFile, image_extensions
 from ..storage.names import Names
@@ -26,6 +27,10 @@ JUNK = {
     "#snapshot",
 }
 """Files and folders that archives, operating systems and storage devices leave beside images, in lower case."""
+
+
+SCHEMES_OF_FILES = {".tar": "wds", ".zip": "zip", ".parquet": "parquet", ".txt": "list"}
+"""Schemes of addresses that open a file of images, by its extension."""
 
 
 class Files(ImageSource):
@@ -88,8 +93,12 @@ def find_images(folder: str | Path, flag: str = "--data") -> Files:
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
+        scheme = SCHEMES_OF_FILES.get(root.suffix.lower())
+        instead = "" if scheme is None else f", or {scheme}://{printable(str(root))}"
         raise ValueError(
-            f"{root} is a file; {flag} takes the folder" if root.exists() else f"there is no folder {root}; see {flag}"
+            f"{root} is a file; {flag} takes the folder{instead}"
+            if root.exists()
+            else f"there is no folder {root}; see {flag}"
         )
     known = image_extensions()
     names: list[str] = []

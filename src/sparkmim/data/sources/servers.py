@@ -10,10 +10,8 @@ from urllib.parse import unquote
 from ..decoding.images import image_extensions
 from ..storage.reading import ask, file_system
 from ..storage.safety import is_hidden
+from .folder import SCHEMES_OF_FILES
 from .listed import Listed
-
-ARCHIVES = {".tar": "wds", ".zip": "zip", ".parquet": "parquet", ".txt": "list"}
-"""Schemes that open a file on a server, by its extension."""
 
 
 class Remote(Listed):
@@ -30,8 +28,8 @@ class Remote(Listed):
         """List the images below a folder."""
         url = f"{cls.scheme}://{rest}"
         ending = os.path.splitext(rest)[1].lower()
-        if ending in ARCHIVES:
-            raise ValueError(f"this is a file, not a folder of images; write {ARCHIVES[ending]}://{url}")
+        if ending in SCHEMES_OF_FILES:
+            raise ValueError(f"this is a file, not a folder of images; write {SCHEMES_OF_FILES[ending]}://{url}")
         return cls(url.rstrip("/"), list_images(url.rstrip("/") + "/"))
 
     def class_names(self) -> list[str] | None:
