@@ -120,7 +120,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "frame": (of_a_broken_frame, r"frame3\.png: "),
     "no frames": (emptied, "the folder holds no frames any more"),
     "axes": (lambda folder: array_of(lambda v: v[0, 0])(folder, frames()), "got an array of 48 x 3"),
-    "channels": (lambda folder: array_of(lambda v: v[..., :2])(folder, frames()), "of 3 channels, .* --in-chans"),
+    "channels": (lambda folder: array_of(lambda v: v[..., :2])(folder, frames()), r"of 3 channels, .*\(--in-chans"),
     "array": (lambda folder: truncate(array_of(lambda v: v)(folder, frames())), "truncated, damaged or not an array"),
     "video": (lambda folder: truncate(write_video(folder / "a.mp4", textured())), "truncated, damaged"),
     "text": (of_text, "truncated, damaged"),

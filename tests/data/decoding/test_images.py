@@ -366,7 +366,7 @@ def test_images_beyond_the_limit_are_refused_by_their_header(tmp_path: Path, kin
         save(Image.fromarray(colors()), path)
     image = EncodedFile(path)
     image.files = FileConfig(max_pixels=HEIGHT * WIDTH - 1)
-    with pytest.raises(UnreadableImage, match=r"pixels are more than the 34 of --max-pixels; raise it"):
+    with pytest.raises(UnreadableImage, match=r"pixels are more than the 34 of --max-pixels; cut it"):
         look(image, channels)
     image = EncodedFile(path)
     image.files = FileConfig(max_pixels=HEIGHT * WIDTH)
