@@ -24,12 +24,8 @@ COMMANDS = {
     "figure": "Draw how a mask vanishes under dense convolution and persists under sparse convolution.",
     "knn": "Classify images by their nearest labeled neighbors, with the features of a frozen encoder.",
     "probe": "Fit a linear classifier to the features of a frozen encoder.",
-<<<<<<< HEAD
-    "stats": "Measure mean and standard deviation of images, or sizes, spacings and intensities of volumes.",
-    "pack": "Pack images into tar files with an index, which are read from one place faster than many files are.",
-=======
     "stats": "Measure mean and standard deviation of images, or sizes and values of volumes, signals or clips.",
->>>>>>> h-signals
+    "pack": "Pack images into tar files with an index, which are read from one place faster than many files are.",
     "check": "Check that a network works on visible patches: identity, crop, leak, oracle, image size.",
     "models": "Check many of timm's networks on visible patches, and write a table.",
     "benchmark": "Measure the training step: images per second, time by part, memory, and share of the machine's peak.",
