@@ -150,7 +150,7 @@ def test_bad_input(data: Path, run: Path, tmp_path: Path, command: Any) -> None:
 
 
 def test_fine_tuning_says_what_there_is_instead(data: Path, run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"takes volumes.* `sparkmim probe` fits .* `sparkmim export"):
+    with pytest.raises(ValueError, match=r"takes volumes.*segmentation` takes volumes, `sparkmim probe` fits"):
         finetune(tmp_path / "fine", chosen={"encoder": str(run), "data": str(data)}, trust=True)
 
 

@@ -11,7 +11,13 @@ from torch.overrides import resolve_name
 
 
 class UnsupportedOperation(RuntimeError):
-    """Raised for an operation without a known meaning on visible patches; the message names it and the ways out."""
+    """Raised for an operation without a known meaning on visible patches; the message names it and the ways out.
+
+    Attributes:
+        within: ids of the modules that were running when the operation was called, if the error was raised later.
+    """
+
+    within: tuple[int, ...] = ()
 
 
 OUTSIDER = (
@@ -40,11 +46,19 @@ def unsupported(func: Any, why: str) -> UnsupportedOperation:
 
 
 def path_of_running_module(error: BaseException, network: nn.Module) -> str | None:
-    """Return the path of the innermost submodule of `network` that was running when `error` was raised."""
+    """Return the path of the innermost submodule of `network` that was running when `error` was raised.
+
+    Of an operation that waited for another one it is that which was running when the operation was called.
+    """
     paths = {id(module): path for path, module in network.named_modules()}
-    found: str | None = None
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        path = paths.get(id(frame.f_locals.get("self")))
-        if path:
-            found = path
-    return found
+    frames = [id(frame.f_locals.get("self")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    found = [path for number in (getattr(error, "within", ()) or frames) if (path := paths.get(number))]
+    return found[-1] if found else None
+
+
+def running_modules() -> tuple[int, ...]:
+    """Return the ids of the modules that are running, outermost first; none while compiling."""
+    if torch.compiler.is_compiling():
+        return ()
+    frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_stack(None)]
+    return tuple(id(owner) for owner in reversed(frames) if isinstance(owner, nn.Module))

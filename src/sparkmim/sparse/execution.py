@@ -210,7 +210,7 @@ class Execution(TorchFunctionMode):
         """Return the layout of `value`, None if it does not descend from the input; raise if it is unfinished."""
         layout = self.layout_as_is(value)
         if layout is not None and layout.unfinished is not None:
-            raise unsupported(layout.unfinished.function, layout.unfinished.why)
+            raise layout.unfinished.error()
         return layout
 
     def layout_as_is(self, value: Any) -> Layout | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from .errors import UnsupportedOperation, unsupported
 from .extent import Degrees, area, unit
 
 MARK = "_sparkmim_layout"
@@ -49,11 +50,19 @@ class Unfinished(NamedTuple):
         function: that made the tensor, which errors name.
         why: it cannot be used, for errors.
         waits: what a function that finishes the tensor needs; None if nothing can.
+        within: ids of the modules that were running when it was made.
     """
 
     function: Any
     why: str
     waits: Any = None
+    within: tuple[int, ...] = ()
+
+    def error(self) -> UnsupportedOperation:
+        """Return the error for a tensor that is used as it is."""
+        made = unsupported(self.function, self.why)
+        made.within = self.within
+        return made
 
 
 class Layout:

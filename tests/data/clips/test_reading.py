@@ -148,7 +148,7 @@ def test_a_video_cut_off_at_its_end(tmp_path: Path) -> None:
 
 def test_videos_have_few_channels(tmp_path: Path) -> None:
     clip = open_clip(write_video(tmp_path / "a.mp4", frames()))
-    with pytest.raises(UnreadableImage, match=r"a video has 1, 3 or 4 channels, not 5; --in-chans"):
+    with pytest.raises(UnreadableImage, match=r"a video has 1, 3 or 4 channels, not 5; .*--in-chans"):
         clip.frames([0], 5)
 
 

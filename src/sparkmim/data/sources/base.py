@@ -62,7 +62,7 @@ class ImageSource(ABC):
             UnreadableImage: if it cannot be found or read.
         """
 
-    def names(self) -> Iterator[str]:
+    def each_name(self) -> Iterator[str]:
         """Yield the names of all images in order, which may take less time than to ask for each."""
         return (self.name(index) for index in range(len(self)))
 
@@ -83,7 +83,7 @@ class ImageSource(ABC):
         Raises:
             ValueError: if an image lies in none.
         """
-        parts = [name.partition("/") for name in self.names()]
+        parts = [name.partition("/") for name in self.each_name()]
         loose = [name for name, slash, _ in parts if not slash]
         if loose:
             raise ValueError(
@@ -163,6 +163,6 @@ def held_out(source: ImageSource, share: float, seed: int) -> tuple[ImageSource,
 def fingerprint(source: ImageSource) -> str:
     """Return a short digest of the names of a source's images, which differs between sets of images."""
     digest = hashlib.sha256()
-    for name in source.names():
+    for name in source.each_name():
         digest.update(name.encode(errors="surrogateescape") + b"\0")
     return digest.hexdigest()[:16]

@@ -79,7 +79,7 @@ class Columns(ImageSource):
         """Return the path that is recorded beside the image; its file's name and row where there is none."""
         return self._names[index]
 
-    def names(self) -> Iterator[str]:
+    def each_name(self) -> Iterator[str]:
         """Yield the names of all images."""
         return iter(self._names)
 

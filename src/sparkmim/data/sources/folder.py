@@ -59,7 +59,7 @@ class Files(ImageSource):
         """Return the path below the folder."""
         return self._names[index]
 
-    def names(self) -> Iterator[str]:
+    def each_name(self) -> Iterator[str]:
         """Yield the names of all images."""
         return iter(self._names)
 

@@ -53,7 +53,7 @@ class HuggingFace(ImageSource):
         """Return the path that is recorded beside the image, or its row."""
         return self._names[index]
 
-    def names(self) -> Iterator[str]:
+    def each_name(self) -> Iterator[str]:
         """Yield the names of all images."""
         return iter(self._names)
 

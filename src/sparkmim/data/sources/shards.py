@@ -78,10 +78,10 @@ class Shards(ImageSource):
         shard, place = self._find(index)
         return shard.images.names[place]
 
-    def names(self) -> Iterator[str]:
+    def each_name(self) -> Iterator[str]:
         """Yield the names of all images."""
         if self.order is not None:
-            return super().names()
+            return super().each_name()
         return chain.from_iterable(shard.images.names for shard in self.shards)
 
     def open(self, index: int) -> EncodedImage:

@@ -77,7 +77,7 @@ class Zipped(ImageSource):
         """Return the path in the zip file, below the folder that was named."""
         return self._names[index][self._prefix :]
 
-    def names(self) -> Iterator[str]:
+    def each_name(self) -> Iterator[str]:
         """Yield the names of all images."""
         return (name[self._prefix :] for name in self._names)
 

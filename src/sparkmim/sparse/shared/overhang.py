@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import unsupported
+from ..errors import running_modules, unsupported
 from ..execution import Execution
 from ..extent import of_whole_map
 from ..layout import Layout, Unfinished
@@ -71,7 +71,9 @@ def overhanging(
     waits = Overhang(source, (weight, bias, stride), (dilation, groups), pads, extra, version_of(source))
     shape = [x.shape[0], weight.shape[0], *[e + o for e, o in zip(x.shape[2:], extra, strict=True)]]
     out = x.new_zeros(()).expand(shape)
-    return execution.mark(out, Layout(layout.origin, 0, layout.space, unfinished=Unfinished(func, why, waits)))
+    return execution.mark(
+        out, Layout(layout.origin, 0, layout.space, unfinished=Unfinished(func, why, waits, running_modules()))
+    )
 
 
 def _per_axis(value: Any, dims: int) -> tuple[int, ...]:
@@ -98,7 +100,7 @@ def cropped_by_index(execution: Execution, x: Tensor, index: Any) -> Tensor:
     crops = []
     for axis, entry in enumerate(of_whole_map(entries)):
         if not isinstance(entry, slice) or entry.step not in (None, 1):
-            raise unsupported(unfinished.function, unfinished.why)
+            raise unfinished.error()
         if axis in layout.space:
             own = layout.space.index(axis)
             size = execution.extent_of_whole(layout, axis, unfinished.waits.source.shape[axis])
@@ -106,7 +108,7 @@ def cropped_by_index(execution: Execution, x: Tensor, index: Any) -> Tensor:
             start, stop, _ = entry.indices(size)
             crops.append((start, size - stop))
         elif entry != slice(None):
-            raise unsupported(unfinished.function, unfinished.why)
+            raise unfinished.error()
     return _finished(execution, unfinished, crops)
 
 
@@ -116,7 +118,7 @@ def cropped_by_pad(execution: Execution, x: Tensor, pad: Sequence[int], mode: st
     dims = len(unfinished.waits.extra)
     sides = [*pad, *[0] * (2 * dims)][: 2 * dims]
     if mode != "constant" or any(amount > 0 for amount in sides) or len(pad) > 2 * dims:
-        raise unsupported(unfinished.function, unfinished.why)
+        raise unfinished.error()
     crops = [(-sides[2 * i], -sides[2 * i + 1]) for i in range(dims)][::-1]
     return _finished(execution, unfinished, crops)
 
@@ -125,7 +127,7 @@ def _finished(execution: Execution, unfinished: Unfinished, crops: Sequence[tupl
     """Convolve with so much less padding as is cropped, before and behind along each spatial axis."""
     waits: Overhang = unfinished.waits
     if [sum(crop) for crop in crops] != list(waits.extra):
-        raise unsupported(unfinished.function, unfinished.why)
+        raise unfinished.error()
     if version_of(waits.source) != waits.version:
         raise unsupported(unfinished.function, "the map was written to between the convolution and the crop behind it")
     sides = [p - amount for p, crop in zip(waits.padding, crops, strict=True) for amount in reversed(crop)]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import unsupported
+from ..errors import running_modules, unsupported
 from ..execution import Execution
 from ..functions import functions_named
 from ..layout import Layout, Unfinished
@@ -85,7 +85,7 @@ def falling_short(
     pool = next(function for function, axes in AVG_POOL.items() if axes == dims)
     seen = call(execution, pool, call(execution, F.pad, one, beyond), extents if dims > 1 else extents[0], 1)
     complete = call(execution, torch.gt, seen, 1 - 0.5 / math.prod(extents))
-    return _standing_for(execution, func, Short(values, complete, missing), why)
+    return _standing_for(execution, Unfinished(func, why, Short(values, complete, missing), running_modules()))
 
 
 def short_convolution(
@@ -137,15 +137,14 @@ def _per_axis(value: Any, dims: int) -> tuple[int, ...]:
     return values * dims if len(values) == 1 else values
 
 
-def _standing_for(execution: Execution, func: Any, waits: Short, why: str) -> Tensor:
+def _standing_for(execution: Execution, unfinished: Unfinished) -> Tensor:
+    waits: Short = unfinished.waits
     owner = execution.owner([waits.values]) or execution
     owner.has_waiting = execution.has_waiting = True
     layout = owner.layout(waits.values)
     assert layout is not None
     standing = waits.values.new_zeros(()).expand(waits.values.shape)
-    return owner.mark(
-        standing, Layout(layout.origin, layout.batch, layout.space, unfinished=Unfinished(func, why, waits))
-    )
+    return owner.mark(standing, Layout(layout.origin, layout.batch, layout.space, unfinished=unfinished))
 
 
 _CONV = {F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d}
@@ -172,11 +171,11 @@ def answer_short(execution: Execution, func: Any, args: tuple[Any, ...], kwargs:
         func in _PARTS and execution.layout(waits.values) is not None and _axis(func, rest, named) % x.ndim == 1
     )
     if not of_channels and (func not in _EACH or any(execution.any_layout([value]) for value in others)):
-        raise unsupported(unfinished.function, unfinished.why)
+        raise unfinished.error()
     out = call(execution, func, waits.values, *rest, **named)
 
     def standing(part: Tensor) -> Tensor:
-        return _standing_for(execution, unfinished.function, waits._replace(values=part), unfinished.why)
+        return _standing_for(execution, unfinished._replace(waits=waits._replace(values=part)))
 
     return type(out)(map(standing, out)) if isinstance(out, (tuple, list)) else standing(out)
 
@@ -198,7 +197,7 @@ def _finished(
     pads = pads if isinstance(pads, str) else _per_axis(pads, dims)
     counts = func in AVG_POOL and (given.get("count_include_pad") is False or given.get("ceil_mode"))
     if isinstance(pads, str) or any(p < m for p, m in zip(pads, waits.missing, strict=True)) or counts:
-        raise unsupported(unfinished.function, unfinished.why)
+        raise unfinished.error()
     fill = -math.inf if func in MAX_POOL else 0.0
     filled = call(execution, torch.where, waits.complete, waits.values, fill)
     sides = [a for p, m in zip(reversed(pads), reversed(waits.missing), strict=True) for a in (p, p - m)]
