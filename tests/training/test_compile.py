@@ -13,6 +13,7 @@ from torch._dynamo.backends.debugging import aot_eager
 
 from helpers import STEPS, TINY_PRETRAIN, assert_same_training, interrupt_at, make_images, numbers, printed, record
 from sparkmim import SparK
+from sparkmim.objectives.pixels import Pixels
 from sparkmim.pretraining.config import RunConfig
 from sparkmim.pretraining.run import pretrain
 from sparkmim.training.compile import STEPS_THAT_PAY, compilation
@@ -108,7 +109,7 @@ def test_other_errors_are_told_as_they_are(
     tmp_path: Path, images: Path, compile_with: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compile_with(aot_eager)
-    monkeypatch.setattr(SparK, "target", lambda self, images: images.no_such_thing)
+    monkeypatch.setattr(Pixels, "target", lambda self, images: images.no_such_thing)
     with pytest.raises(AttributeError, match="no_such_thing"):
         pretrain(tmp_path / "run", chosen=TINY_PRETRAIN | {"data": images, "compile": "try"})
 

@@ -382,6 +382,7 @@ def test_settings_that_change_no_number_may_change(tmp_path: Path, command: Comm
         "workers": 1,
         "max_broken": 0.2,
         "max_pixels": 10**6,
+        "cache_gb": 1.0,
         "data": images.parent / images.name,
     }
     resumable = {name for name, setting in PretrainConfig.settings().items() if setting.resumable}

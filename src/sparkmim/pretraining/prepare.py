@@ -33,6 +33,7 @@ from ..training.config import COMPUTATION
 from ..training.memory import free_memory
 from ..training.prepare import require_effect, validate_training
 from ..training.recipes import cores_per_process, find_recipe
+from ..training.recorded import recorded_value
 from ..training.resume import fingerprint_of
 from ..training.schedule import steps_of
 from ..training.task import Preparation, TrainingKind
@@ -219,7 +220,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
 
     def complete(self, chosen: Mapping[str, Any], recorded: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the user's fields with the frames of a run of clips as the first number of `image_size`."""
-        frames = recorded.get("clips", {}).get("frames")
+        frames = recorded_value(recorded, "clips", "frames", int)
         return chosen if frames is None or "image_size" not in chosen else with_size(chosen, frames)
 
     def require_effects(self, chosen: Mapping[str, Any], config: PretrainConfig) -> None:

@@ -12,6 +12,7 @@ from ..data.storage.cache import limit_cache
 from ..utils.fields import flag, normalize, require_type, show, validate
 from ..utils.specs import absolute_spec, is_function
 from .config import ConfigField, Configuration, TrainingConfig, differences, require_known
+from .recorded import recorded_value
 from .resume import (
     Parts,
     config_of_checkpoint,
@@ -68,7 +69,7 @@ def prepare(
     chosen = kind.complete(normalize_fields(chosen, kind.config_type.describe(named)), there)
     validate(chosen, kind.config_type.settings(named))
     kind.validate_values(chosen)
-    limit_cache(chosen.get("cache_gb", there.get("data", {}).get("cache_gb")))
+    limit_cache(chosen.get("cache_gb", recorded_value(there, "data", "cache_gb", (int, float))))
     if recipe is not None and ".py:" in recipe:
         recipe = absolute_spec(recipe)
     recorded = recorded_run(

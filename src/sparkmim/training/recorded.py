@@ -197,6 +197,13 @@ def _require_images_here(
                 )
 
 
+def recorded_value(recorded: Mapping[str, Any], group: str, name: str, kind: type | tuple[type, ...]) -> Any:
+    """Return a value of a recorded configuration that has not been validated; None unless it is of a kind."""
+    values = recorded.get(group)
+    found = values.get(name) if isinstance(values, dict) else None
+    return found if isinstance(found, kind) and not isinstance(found, bool) else None
+
+
 def names_unknown_code(kind: type[Configuration], output: Path, *, resumed: bool = False) -> bool:
     """Return whether the run in a folder can only be used with `--trust`, or by naming its code again.
 
