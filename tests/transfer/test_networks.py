@@ -181,7 +181,7 @@ def test_batch_norm_of_a_single_value(tmp_path: Path, data: Path) -> None:
 def test_unreadable_images_are_named(tmp_path: Path) -> None:
     train, val = make_split(tmp_path / "train", 4), make_split(tmp_path / "val", 3)
     (val / "red" / "1.png").write_bytes(b"no image")
-    run(tmp_path / "run", data=train, val_data=val)
+    run(tmp_path / "run", data=train, val_data=val, max_broken=0.5)
     score = json.loads((tmp_path / "run" / "results.json").read_text())["validation"]
     assert score["broken"] == 1
     assert list(score["unreadable"]) == ["red/1.png"]
