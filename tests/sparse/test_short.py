@@ -14,6 +14,8 @@ from engine_helpers import REFUSED, RIGHT, Host, constant, images_of, outcome, r
 from sparkmim import Backbone
 from sparkmim.sparse import PatchGrid, SparseExecution, require_compilable, run
 
+LAST = torch.channels_last
+
 
 def k(*shape: int) -> Tensor:
     return constant(*shape)
@@ -21,6 +23,12 @@ def k(*shape: int) -> Tensor:
 
 def pooled(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 2, 1)
+
+
+def rewritten(made: Tensor) -> Tensor:
+    copy = made.contiguous()
+    copy.mul_(2)
+    return made + copy
 
 
 CASES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
@@ -45,6 +53,10 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "in_place": (lambda x: F.conv2d(pooled(x).relu_(), k(8, 8, 3, 3), None, 2, 1), REFUSED),
     "added": (lambda x: F.conv2d(pooled(x) + pooled(x), k(8, 8, 3, 3), None, 2, 1), REFUSED),
     "returned": (lambda x: pooled(x), REFUSED),
+    "log_of_what_is_there": (lambda x: F.conv2d((pooled(x.abs() + 2) - 1.9).log(), k(8, 8, 3, 3), None, 2, 1), RIGHT),
+    "root_of_what_is_there": (lambda x: F.max_pool2d(F.max_pool2d(x.abs(), 2, 1).sqrt(), 3, 2, 1), RIGHT),
+    "says_that_it_has_gradients": (lambda x: x * (pooled(x).requires_grad == x.requires_grad), RIGHT),
+    "with_channels_last": (lambda x: rewritten(F.max_pool2d(pooled(x.to(memory_format=LAST)), 3, 2, 1)), REFUSED),
     "read": (lambda x: F.interpolate(pooled(x), x.shape[2:]), REFUSED),
 }  # fmt: skip
 
@@ -99,9 +111,10 @@ def test_check_of_a_network(dims: int, patch: int) -> None:
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_compiled() -> None:
+@pytest.mark.parametrize("size", [16, 4])
+def test_compiled(size: int) -> None:
     visible = torch.tensor([[[True, False], [True, True]], [[True, True], [False, True]]])
-    network, grid, images = Host(Down(8, 8).double()), PatchGrid(visible, 3), images_of((8, 8))[..., :16, :16]
+    network, grid, images = Host(Down(8, 8).double()), PatchGrid(visible, 3), images_of((8, 8))[..., :size, :size]
     require_compilable(grid, network, images)
     compiled = torch.compile(lambda x: run(SparseExecution(grid), network, x)[0], backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images), run(SparseExecution(grid), network, images)[0])

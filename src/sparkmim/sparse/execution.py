@@ -160,7 +160,8 @@ class Execution(TorchFunctionMode):
             follow(self.told, func, args, kwargs, out, traced=True)
         if before:
             memory.written(before)
-        if func in VIEWING or func in RESHAPING or (memory.strided and func not in CONTIGUOUS):
+        formatted = bool(kwargs) and "memory_format" in kwargs
+        if func in VIEWING or func in RESHAPING or formatted or (memory.strided and func not in CONTIGUOUS):
             if self.has_scales and any(self.marked(t) and not self.made(t) for t in tensors_in(out)):
                 return out  # `coarser` has settled it
             if self.told.read:

@@ -40,7 +40,7 @@ Note = Strides | Order
 RESHAPING = functions_named("reshape reshape_as flatten")
 """Functions that alias their argument where its strides allow that, and else copy."""
 
-_ORDERS = functions_named("permute transpose swapaxes swapdims movedim moveaxis")
+_ORDERS = functions_named("permute transpose swapaxes swapdims movedim moveaxis") | attributes_named("mT")
 _PARTS = functions_named("narrow chunk split tensor_split split_with_sizes detach detach_ alias requires_grad_")
 _SELECTING = functions_named("select unbind")
 _AS_SIZES = functions_named("view view_as unflatten")
@@ -53,7 +53,7 @@ VIEWING = {
 }  # fmt: skip
 """Functions that alias their argument."""
 
-CONTIGUOUS = functions_named("linear layer_norm rms_norm matmul pad") | {torch.Tensor.__matmul__: "matmul"}
+CONTIGUOUS = functions_named("linear layer_norm rms_norm matmul") | {torch.Tensor.__matmul__: "matmul"}
 """Functions whose result is contiguous whatever the strides of their argument."""
 
 _BY_FORMAT = functions_named(
@@ -65,7 +65,10 @@ _BY_FORMAT = functions_named(
 
 _OF_SHAPE = {torch.Tensor.size, torch.Tensor.shape.__get__, torch.Tensor.ndim.__get__}  # type: ignore[attr-defined]
 
-KEEPING: dict[Any, Any] = {}
+MADE_LIKE = functions_named("empty_like zeros_like ones_like full_like rand_like randn_like")
+"""Functions whose result is new, and lies in memory as their argument unless they are given a memory format."""
+
+KEEPING: dict[Any, Any] = dict(MADE_LIKE)
 """Functions whose result has its axes in memory in the order of their argument's; modules of rules add theirs."""
 
 
@@ -217,10 +220,28 @@ def note_of(tensor: Tensor) -> Note | None:
 
 
 def _dense(note: Note) -> Note:
-    """Return the note of a tensor without gaps whose axes lie in the same order."""
-    if isinstance(note, Order) or note == UNKNOWN:
-        return note
-    return Order(tuple(sorted(range(len(note)), key=lambda axis: -note[axis])))
+    """Return the note of a copy that keeps the order of axes."""
+    return note if isinstance(note, Order) or note == UNKNOWN else _order_of([note])
+
+
+def _order_of(operands: Sequence[Strides]) -> Order:
+    """Return the order of axes in memory of what is computed from tensors position by position (as torch decides).
+
+    Args:
+        operands: the strides of each, broadcast: 0 along axes on which it does not depend, which others decide.
+    """
+    order = list(reversed(range(len(operands[0]))))  # the smallest stride first
+    for end in range(1, len(order)):
+        moved = end
+        for place in reversed(range(end)):
+            a, b = order[place], order[moved]
+            steps = next(((s[a], s[b]) for s in operands if s[a] and s[b] and s[a] != s[b]), (0, 0))
+            if steps[0] > steps[1]:
+                order[place], order[moved] = b, a
+                moved = place
+            elif steps[0] < steps[1]:
+                break
+    return Order(tuple(reversed(order)))
 
 
 def channels_last_strides(shape: Sequence[int]) -> Strides:
@@ -265,19 +286,20 @@ def _as_shape(shape: Sequence[int], strides: Strides, new: Sequence[int]) -> Str
 
 
 def in_format(execution: Any, func: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Carry out `contiguous`, or `to` with a memory format: return `x` itself where the ordinary network does, or copy.
+    """Carry out a function that is given a memory format: return `x` itself where the ordinary network does, or copy.
 
     Args:
+        func: `contiguous`, `clone`, `to` or a conversion like it.
         x: a tensor with a layout, which the result has too.
     """
     memory, layout, kwargs = execution.memory, execution.layout(x), dict(kwargs)
     shape = execution.ordinary_shape(x, layout)
     strides = memory.strides(x, shape)
     wanted = kwargs.pop("memory_format", torch.contiguous_format)
-    to = func in TO
+    to = func not in FORMATTING
     if not to and args:
         wanted = args[0]
-    out = x.to(*args, **kwargs) if to else x
+    out = func(x, *args, **kwargs) if to else x
     if wanted is torch.preserve_format:
         note = memory.noted(x)
         return x if out is x else memory.note(execution.mark(out, layout), note and _dense(note))
@@ -290,16 +312,23 @@ def in_format(execution: Any, func: Any, x: Tensor, args: tuple[Any, ...], kwarg
         out = x.clone()
         if not known:
             memory.doubt(x, out)
-    return memory.note(execution.mark(out, layout), _note_of(shape, target))
+            if to:  # which may return a tensor with gaps
+                return memory.note(execution.mark(out, layout), UNKNOWN)
+    return memory.note(execution.mark(out, layout), _in_format(shape, wanted))
 
 
-TO = functions_named("to")
-FORMATTING = functions_named("contiguous") | TO
+FORMATTING = functions_named("contiguous")
 
 
 def formats(func: Any, kwargs: dict[str, Any]) -> bool:
     """Return whether a call says how its result lies in memory."""
-    return func in FORMATTING and (func not in TO or "memory_format" in kwargs)
+    return func in FORMATTING or kwargs.get("memory_format") is not None
+
+
+def _in_format(shape: Sequence[int], wanted: torch.memory_format) -> Note | None:
+    """Return what to note of a new tensor in a format."""
+    last = wanted in (torch.channels_last, torch.channels_last_3d)
+    return _note_of(shape, channels_last_strides(shape)) if last else None
 
 
 def settle(execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
@@ -314,7 +343,9 @@ def settle(execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
         if func in RESHAPING:
             return _reshaped(execution, source, out)
         _view(execution, func, args, kwargs, source, out)
-    elif not formats(func, kwargs):  # `in_format` has noted what it made
+    elif func in MADE_LIKE and kwargs.get("memory_format") not in (None, torch.preserve_format):
+        execution.memory.note(out, _in_format(execution.ordinary_shape(out, made), kwargs["memory_format"]))
+    elif func in MADE_LIKE or not formats(func, kwargs):  # `in_format` has noted what it made
         _follow(execution, func, args, kwargs, out)
     return out
 
@@ -390,6 +421,8 @@ def _order(name: str, ndim: int, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     """Return the axes of a tensor in the order that a function gives them."""
     names = ("dims", "dim0", "axis0", "source", "dim1", "axis1", "destination")  # (whatever order they were given in)
     values = [*args, *(kwargs[own] for own in names if own in kwargs)]
+    if name == "mT":
+        values = [-2, -1]
     if name == "permute":
         dims = values[0] if isinstance(values[0], (tuple, list)) else values
         return [d % ndim for d in dims]
@@ -427,12 +460,14 @@ def _indexed(index: Any, shape: Sequence[int], strides: Strides) -> Strides:
 def _follow(execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Note the strides of what a function made that neither aliases its argument nor reshapes it."""
     memory = execution.memory
-    first = args[0] if args else None
+    first, made = args[0] if args else None, execution.marked(out)
     if func in KEEPING and isinstance(first, Tensor) and isinstance(out, Tensor) and first.shape == out.shape:
-        note = memory.noted(first)
-        if note is not None and out is not first:
-            memory.note(out, _dense(note))
-        return
+        note, own = memory.noted(first), execution.marked(first)
+        alike = own is not None and made is not None and own.is_map == made.is_map  # not a value per image
+        if alike and (note is None or isinstance(note, Order)):  # which decides alone
+            if note is not None and out is not first:
+                memory.note(out, note)
+            return
     given = [(t, memory.noted(t)) for t in tensors_in(args)]
     if kwargs:
         given += [(t, memory.noted(t)) for t in tensors_in(kwargs)]
@@ -441,12 +476,30 @@ def _follow(execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     for part in (out,) if isinstance(out, Tensor) else tensors_in(out):
         found: Note | None = UNKNOWN
         if func in KEEPING:
-            leading = [note for t, note in given if t.shape == part.shape]
-            found = _dense(leading[0]) if leading and leading[0] is not None else None if leading else UNKNOWN
+            found = _of_each_position(execution, [t for t, _ in given], part)
         elif func in _BY_FORMAT:
             found = UNKNOWN if any(_may_have_channels_last(execution, t, note) for t, note in given) else None
         if found is not None:
             memory.note(part, found)
+
+
+def _of_each_position(execution: Any, given: Sequence[Tensor], out: Tensor) -> Note | None:
+    """Return what to note of the result of a function that acts on each position of tensors."""
+    layout = execution.marked(out)
+    if layout is None:
+        return UNKNOWN
+    shape = execution.ordinary_shape(out, layout)
+    operands = []
+    for tensor in given:
+        own = execution.marked(tensor)
+        size = tuple(tensor.shape) if own is None else execution.ordinary_shape(tensor, own)
+        strides = tensor.stride() if own is None else execution.memory.strides(tensor, size)
+        if strides == UNKNOWN and size:
+            return UNKNOWN
+        wide = shape[len(shape) - len(size) :]
+        spread = [0 if n == 1 != m else s for n, m, s in zip(size, wide, strides, strict=True)]
+        operands.append((0,) * (len(shape) - len(size)) + tuple(spread))
+    return _note_of(shape, strides_in_order(shape, _order_of(operands).axes))
 
 
 def _may_have_channels_last(execution: Any, tensor: Tensor, note: Note | None) -> bool:

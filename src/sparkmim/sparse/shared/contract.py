@@ -19,6 +19,7 @@ from ..errors import OUTSIDER, unsupported
 from ..execution import Execution
 from ..functions import functions_named
 from ..layout import Layout
+from ..memory import UNKNOWN, Note, note_of
 from ..totals import note_total
 from .calls import call
 from .pointwise import require_no_input
@@ -199,7 +200,19 @@ def einsum(execution: Execution, func: Any, equation: str, *operands: Any) -> Te
         return torch.einsum(equation, *tensors)
 
     labeled = [(tensor, term or ()) for tensor, term in zip(tensors, terms, strict=True)]
-    return contract(execution, func, compute, _broadcast(execution, labeled), result)
+    out = contract(execution, func, compute, _broadcast(execution, labeled), result)
+    return execution.memory.note(out, _note_of_einsum(execution, equation, tensors))
+
+
+def _note_of_einsum(execution: Execution, equation: str, tensors: Sequence[Tensor]) -> Note | None:
+    """Return what to note of a result, whose axes need not lie in memory in their order."""
+    if execution.compiling or any(execution.memory.noted(tensor) is not None for tensor in tensors):
+        return UNKNOWN
+    layouts = [execution.layout(tensor) for tensor in tensors]
+    shapes = [
+        t.shape if own is None else execution.ordinary_shape(t, own) for t, own in zip(tensors, layouts, strict=True)
+    ]
+    return note_of(torch.einsum(equation, *[torch.empty(shape, device="meta") for shape in shapes]))
 
 
 def _letters(term: str, ndim: int) -> list[Any] | None:

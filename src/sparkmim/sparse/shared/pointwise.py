@@ -53,7 +53,7 @@ SAME_VALUES = functions_named(
     "clone contiguous to type_as float double half bfloat16 detach detach_ alias cpu cuda requires_grad_"
 ) | attributes_named("data")
 
-KEEPING.update(POINTWISE | SAME_VALUES | functions_named("dropout zeros_like ones_like full_like prelu rrelu"))
+KEEPING.update(POINTWISE | SAME_VALUES | functions_named("dropout prelu rrelu"))
 
 # --- what the axes of the result mean -------------------------------------------------------------------------------
 

@@ -72,19 +72,22 @@ def falling_short(
         f"positions does not become one of n / 1, so the result is not aligned with the patches, but for a convolution "
         f"or pooling right behind it that is padded by {max(missing)} more than it needs; pad it"
     )
+    size = execution.ordinary_shape(x, layout)
     patches = zip(execution.grid_shape[1:], layout.space, missing, strict=True)
-    if any(execution.extent_of_whole(layout, axis, x.shape[axis]) <= count * m for count, axis, m in patches):
+    if any(size[axis] <= count * m for count, axis, m in patches):
         raise unsupported(
             func, f"a patch has at most {max(missing)} positions at this depth, and its windows leave so many out"
         )
     sides = [amount for p, m in zip(reversed(pads), reversed(missing), strict=True) for amount in (p, p + m)]
     values = aligned(call(execution, F.pad, x, sides, "constant", fill))
-    one = call(execution, torch.ones_like, call(execution, torch.narrow, x, 1, 0, 1))
+    one = call(execution, torch.ones_like, call(execution, torch.narrow, x, 1, 0, 1), dtype=torch.float32)
     beyond = [amount for m in reversed(missing) for amount in (0, m)]
     extents = tuple(m + 1 for m in missing)
     pool = next(function for function, axes in AVG_POOL.items() if axes == dims)
     seen = call(execution, pool, call(execution, F.pad, one, beyond), extents if dims > 1 else extents[0], 1)
     complete = call(execution, torch.gt, seen, 1 - 0.5 / math.prod(extents))
+    # What a window makes of a part of its positions must not reach functions that have no gradient there, as sqrt.
+    values = call(execution, torch.where, complete, values, 0.5)
     return _standing_for(execution, Unfinished(func, why, Short(values, complete, missing), running_modules()))
 
 
@@ -160,10 +163,10 @@ def answer_short(execution: Execution, func: Any, args: tuple[Any, ...], kwargs:
     if not isinstance(x, Tensor) or unfinished is None or not isinstance(unfinished.waits, Short):
         raise unsupported(func, "one of its arguments, not the first, lacks the last positions of its map")
     waits: Short = unfinished.waits
-    if func in METADATA:
-        return func(*args, **kwargs)
     rest = args[1:] if args else ()
     named = {name: value for name, value in kwargs.items() if name != "input"}
+    if func in METADATA:
+        return call(execution, func, waits.values, *rest, **named)
     others = [value for value in (*rest, *named.values()) if isinstance(value, Tensor)]
     if func in _CONV or func in MAX_POOL or func in AVG_POOL:
         return _finished(execution, func, unfinished, rest, named)
