@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import tv_tensors
 
 from helpers import assert_same_training, interrupt_at, lines, printed
 from segmentation_data import CLASSES, SEGMENT, make_pairs, make_volumes
@@ -221,6 +222,22 @@ def test_crops_and_masks_stay_together_and_follow_the_key(images: Path) -> None:
     assert torch.equal(mask, again[1])
     assert (mask == 255).any(), "beyond the image there is no class"
     assert view.isfinite().all()
+
+
+@pytest.mark.parametrize("zoom", [0.6, 0.75, 1.0, 1.33, 2.0])
+def test_resized_masks_lie_on_their_images(images: Path, zoom: float) -> None:
+    data = read_images(Place(images / "train"), None, 255, "--data")
+    settings = SegmentationSettings(zoom=(zoom, zoom), jitter=0)
+    view = ViewConfig(image_size=(64, 64), crop="native", flip=False, mean=(0.0,) * 3, std=(1.0,) * 3)
+    crops = ImageCrops(data, view, settings, 3)
+    across = torch.arange(1, 201, dtype=torch.uint8).expand(200, 200)
+    for ramp in (across, across.T):
+        image, mask = crops.cut(
+            tv_tensors.Image(ramp.expand(3, -1, -1).double()), tv_tensors.Mask(ramp), torch.Generator().manual_seed(3)
+        )
+        difference = (mask.as_subclass(torch.Tensor).double() - image.as_subclass(torch.Tensor)[0])[4:-4, 4:-4]
+        assert difference.mean().abs() < 0.02
+        assert difference.abs().max() <= 0.5 + 1e-6
 
 
 def test_images_of_any_channels_and_depth(tmp_path: Path) -> None:
