@@ -319,6 +319,18 @@ def test_predictions_that_cannot_be(
     assert "2 masks, 1 skipped" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["1.png", "classes.csv", "overlays/1.png"])
+def test_predictions_replace_no_file(trained: Path, images: Path, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "masks" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"drawn by hand")
+    own = images / "val" / "images"
+    with pytest.raises(ValueError, match=f"holds {name} already.*Name another folder, or delete"):
+        segment(trained, own, tmp_path / "masks", trust=True, draw=True)
+    assert file.read_bytes() == b"drawn by hand"
+    assert [path for path in (tmp_path / "masks").rglob("*") if path.is_file()] == [file]
+
+
 def test_a_classification_in_the_folder_of_a_segmentation_is_refused(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is of another task \(segmentation there, classification asked for\)"):
         finetune(trained, chosen={"task": "classification"}, trust=True)
