@@ -18,11 +18,13 @@ from segmentation_data import CLASSES, SEGMENT, make_pairs, make_volumes
 from sparkmim import finetune, predict, pretrain, segment
 from sparkmim.cli import main, run_command
 from sparkmim.data.config import ViewConfig
+from sparkmim.data.segmentation.classes import table_of
 from sparkmim.data.segmentation.images import SegmentedImages, read_images
 from sparkmim.data.segmentation.pairs import Place
 from sparkmim.transfer.config import SegmentationSettings
 from sparkmim.transfer.model_file import load_model
-from sparkmim.transfer.segmentation.views import ImageCrops
+from sparkmim.transfer.segmentation.predict import require_format
+from sparkmim.transfer.segmentation.views import ImageCrops, SegmentedViews
 from volume_files import load_nifti, oblique
 
 pytestmark = pytest.mark.slow
@@ -238,6 +240,32 @@ def test_resized_masks_lie_on_their_images(images: Path, zoom: float) -> None:
         difference = (mask.as_subclass(torch.Tensor).double() - image.as_subclass(torch.Tensor)[0])[4:-4, 4:-4]
         assert difference.mean().abs() < 0.02
         assert difference.abs().max() <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize("content", [None, b"no picture"])
+def test_masks_that_are_lost_during_a_run_are_replaced_by_others(
+    images: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    shutil.copytree(images / "train", tmp_path / "train")
+    found = read_images(Place(tmp_path / "train"), None, 255, "--data")
+    view = ViewConfig(image_size=(24, 20), crop="native", mean=(0.0,) * 3, std=(1.0,) * 3)
+    views = SegmentedViews(len(found), ImageCrops(found, view, SegmentationSettings(), 3), 0)
+    found.masks[1].unlink() if content is None else found.masks[1].write_bytes(content)
+    batch = views[0, 1]
+    assert {index for index, _ in batch.broken} == {1}
+    assert str(found.masks[1]) in batch.broken[0][1]
+    assert batch.indices != [1]
+
+
+@pytest.mark.parametrize(
+    ("values", "ending", "said"),
+    [((0, 300), ".png", "hold 300; use index"), ((0, 1), ".nii.gz", "of volumes are NIfTI files; use index")],
+)
+def test_palettes_that_cannot_be_written(values: tuple[int, ...], ending: str, said: str) -> None:
+    table = table_of(values, 255)
+    with pytest.raises(ValueError, match=said):
+        require_format("palette", table, ending)
+    require_format("index", table, ending)
 
 
 def test_images_of_any_channels_and_depth(tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def segment(
     require_folder(folder, data)
     ending = ".nii.gz" if isinstance(source, UnpreparedVolumes) else ".png"
     names = _names(source, ending)
+    require_format(mask_format, table, ending)
     require_unwritten(folder, names, ending, draw=draw)
     where = pick_device(device)
     predictor = Predictor(saved.module.to(where), view, saved.in_chans, saved.task.settings.overlap, batch_size, where)
@@ -169,6 +170,22 @@ def require_folder(folder: Path, data: str | Path) -> None:
     images = Path(data).expanduser()
     if images.is_dir() and folder.resolve().is_relative_to(images.resolve()):
         raise ValueError(f"--output {folder} is in the folder of the images {images}; use one elsewhere")
+
+
+def require_format(mask_format: MaskFormat, table: ClassTable, ending: str) -> None:
+    """Raise unless masks can be written in a format.
+
+    Raises:
+        ValueError: for a palette of NIfTI files, or of values above 255, with the remedy.
+    """
+    if mask_format != "palette":
+        return
+    if ending != ".png":
+        raise ValueError("--mask-format palette is for PNG files, and masks of volumes are NIfTI files; use index")
+    if max(table.values) > 255:
+        raise ValueError(
+            f"--mask-format palette holds values to 255, and the masks of training hold {max(table.values)}; use index"
+        )
 
 
 def require_unwritten(folder: Path, names: Sequence[str], ending: str, *, draw: bool) -> None:
@@ -255,7 +272,7 @@ def _write(
 
 def _write_png(values: np.ndarray, path: Path, table: ClassTable, mask_format: MaskFormat) -> None:
     image = Image.fromarray(values)
-    if mask_format == "palette" and values.dtype == np.uint8:
+    if mask_format == "palette":
         palette = np.zeros((256, 3), np.uint8)
         for value, color in zip(table.values, table.colors, strict=True):
             palette[value] = color

@@ -87,10 +87,13 @@ class ImageCrops:
         """Return the normalized crop `(C, *size)` and its mask `(*size)`, uint8.
 
         Raises:
-            UnreadableImage: if the image cannot be read.
+            UnreadableImage: if the image or its mask cannot be read.
         """
         image = open_image(self.images.source, index, self.data).decode(self.channels)
-        numbers = torch.from_numpy(read_mask(self.images.masks[index], self.images.table))
+        try:
+            numbers = torch.from_numpy(read_mask(self.images.masks[index], self.images.table))
+        except ValueError as error:
+            raise UnreadableImage(str(error)) from error
         if image.shape[1:] != numbers.shape:
             raise UnreadableImage(f"it has {tuple(image.shape[1:])} pixels, and its mask {tuple(numbers.shape)}")
         pixels, mask = self.cut(tv_tensors.Image(image), tv_tensors.Mask(numbers), generator)
