@@ -195,6 +195,31 @@ def test_a_run_and_its_continuation(tmp_path: Path, images: Path) -> None:
     assert any(not torch.equal(wanted[name], p) for name, p in trained.encoder.state_dict().items())
 
 
+@pytest.mark.parametrize("objective", ["latents", "pixels+latents"])
+def test_it_starts_from_the_weights_of_another_run(objective: str, tmp_path: Path, images: Path) -> None:
+    chosen = TINY_PRETRAIN | {"data": images}
+    pretrain(tmp_path / "pixels", chosen=chosen | {"objective": "pixels"})
+    pretrain(
+        tmp_path / "run",
+        chosen=chosen
+        | {"objective": objective, "init": str(tmp_path / "pixels"), "lr": 1e-12, "weight_decay": 0}
+        | {"weight_decay_end": 0},
+    )
+    known, model = load_run(tmp_path / "pixels").model, load_run(tmp_path / "run").model
+    own, teacher = dict(model.named_parameters()), dict(latents_of(model).teacher.network.named_parameters())
+    for name, value in known.named_parameters():
+        if name.startswith("encoder."):
+            torch.testing.assert_close(teacher[name.removeprefix("encoder.")].data, value.data)
+        if name.startswith("encoder.") or objective == "pixels+latents":
+            torch.testing.assert_close(own[name].data, value.data)
+
+
+def test_a_weight_beside_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"--objective\.weight 0\.5 .* has no effect on latents alone; leave it out"):
+        built("latents", weight=0.5)
+    built("pixels+latents", weight=0.5)
+
+
 def test_own_decoders_have_no_maps_for_it() -> None:
     model = SparK("test_resnet", decoder_width=32)
     model.decoder = nn.Identity()  # type: ignore[assignment]

@@ -70,6 +70,9 @@ class Objective(nn.Module, ABC):
     def attach(self, model: nn.Module) -> None:
         """Look at the whole model once, when it is built; for objectives that keep a copy of its encoder, say."""
 
+    def follow_loaded(self, model: nn.Module) -> None:
+        """Begin from weights that were loaded into the encoder from elsewhere, as averaged copies must."""
+
     def compare(
         self,
         decoded: Decoded,
@@ -177,6 +180,11 @@ class Joined(Objective):
         """Let all look at the model."""
         for part in self._objectives():
             part.attach(model)
+
+    def follow_loaded(self, model: nn.Module) -> None:
+        """Let all begin from loaded weights."""
+        for part in self._objectives():
+            part.follow_loaded(model)
 
     def compare(
         self,

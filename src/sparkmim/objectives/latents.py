@@ -70,9 +70,15 @@ class Latents(Objective):
         """Copy the encoder, and build a head for each predicted map.
 
         Raises:
-            ValueError: with a network's own decoder, or fewer feature maps than are to be predicted.
+            ValueError: with a network's own decoder, fewer feature maps than are to be predicted, or a weight beside
+                no other objective.
         """
         spark: Any = model
+        if spark.objective is self and self.weight != LatentsSettings.weight:
+            raise ValueError(
+                f"--objective.weight {self.weight:g} weights latents beside another objective, and has no effect on "
+                "latents alone; leave it out, or use --objective pixels+latents"
+            )
         steps = getattr(spark.decoder, "steps", None)
         if steps is None:
             raise ValueError("--objective latents predicts from the maps of --decoder unet; use that, or pixels")
@@ -94,6 +100,11 @@ class Latents(Objective):
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self._maps = spark.backbone.maps
         self._used = list(reversed(spark.used))[:count]
+
+    def follow_loaded(self, model: nn.Module) -> None:
+        """Make the teacher the encoder again."""
+        spark: Any = model
+        self.teacher.network.load_state_dict(spark.encoder.state_dict())
 
     def target(self, images: Float[Tensor, "batch channel *size"]) -> Any:
         """Return the teacher's maps, deepest first, normalized over channels at each position, float32."""

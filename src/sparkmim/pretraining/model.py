@@ -166,7 +166,9 @@ def build_model(config: ModelConfig, objective: Any = None, backbone: Backbone |
 
 
 def load_run_weights(model: SparK, folder: str | Path) -> None:
-    """Load the weights of a pretraining's newest checkpoint: all of them, or the encoder's if the others do not fit.
+    """Load the weights of a pretraining's newest checkpoint: all of them, or those that fit.
+
+    Of another objective the encoder is loaded with its decoder; the encoder alone, if the decoder does not fit.
 
     Raises:
         ValueError: if the folder holds no such run, or one without a checkpoint, or of another network.
@@ -177,11 +179,25 @@ def load_run_weights(model: SparK, folder: str | Path) -> None:
     if newest is None:
         raise ValueError(f"the run in {run.root} has no checkpoint yet to start from; use --init none")
     weights, wanted = newest.state["model"], model.state_dict()
-    if {name: t.shape for name, t in weights.items()} == {name: t.shape for name, t in wanted.items()}:
+    if _shapes(weights) == _shapes(wanted):
         model.load_state_dict(weights)
         return
+    weights, wanted = _without_objective(weights), _without_objective(wanted)
+    if _shapes(weights) == _shapes(wanted):
+        model.load_state_dict(weights, strict=False)
+        model.objective.follow_loaded(model)
+        return
     load_weights(model.encoder, newest.path)
+    model.objective.follow_loaded(model)
     log.info(f"the decoder of {run.root} does not fit this model; it starts anew, and the encoder from that run")
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+
+def _without_objective(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in weights.items() if not name.startswith("objective.")}
 
 
 def require_pretraining(run: RunFolder, option: str, remedy: str) -> dict[str, Any]:

@@ -41,6 +41,8 @@ def summary_of_results(output: Path) -> list[str]:
 def describe_score(score: Mapping[str, Any]) -> str:
     """Return the scores of a set of images as text."""
     if "miou" in score:
+        if score["dice"] is None:
+            return f"mIoU {score['miou']:.2%}, no Dice: the images show the background alone, and nothing else is found"
         return f"mIoU {score['miou']:.2%}, Dice {score['dice']:.2%} (mean over images {score['dice_per_image']:.2%})"
     if "top1" in score:
         return f"top-1 {score['top1']:.2%}, mean of classes {score['mean_per_class']:.2%}"

@@ -19,6 +19,7 @@ from sparkmim.transfer.segmentation.losses import balanced_weights, cross_entrop
 from sparkmim.transfer.segmentation.scores import SegmentationScore, confusion, image_scores
 from sparkmim.transfer.segmentation.sliding import slide, starts, window_weights
 from sparkmim.transfer.segmentation.whole import to_grid
+from sparkmim.transfer.summary import describe_score
 
 
 def example(dims: int, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -218,3 +219,12 @@ def test_scores_of_a_perfect_prediction_are_one() -> None:
     truth = np.array([[0, 1, 2, 2, IGNORED]])
     found = SegmentationScore.of(confusion(truth, np.array([[0, 1, 2, 2, 1]]), 3)[None], None)
     assert (found.miou, found.dice, found.dice_per_image, found.accuracy) == (1, 1, 1, 1)
+
+
+def test_images_of_the_background_alone_have_no_dice() -> None:
+    truth = np.zeros((1, 5), np.uint8)
+    found = SegmentationScore.of(confusion(truth, truth, 2)[None], 0)
+    assert (found.miou, found.dice, found.dice_per_image, found.accuracy) == (1, None, None, 1)
+    assert describe_score(vars(found)).startswith("mIoU 100.00%, no Dice")
+    wrong = SegmentationScore.of(confusion(truth, truth + 1, 2)[None], 0)
+    assert (wrong.dice, wrong.dice_per_image) == (0, 0)

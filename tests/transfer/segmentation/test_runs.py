@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import tv_tensors
 
 from helpers import assert_same_training, interrupt_at, lines, printed
 from segmentation_data import CLASSES, SEGMENT, make_pairs, make_volumes
 from sparkmim import finetune, predict, pretrain, segment
 from sparkmim.cli import main, run_command
 from sparkmim.data.config import ViewConfig
+from sparkmim.data.segmentation.classes import table_of
 from sparkmim.data.segmentation.images import SegmentedImages, read_images
 from sparkmim.data.segmentation.pairs import Place
 from sparkmim.transfer.config import SegmentationSettings
 from sparkmim.transfer.model_file import load_model
-from sparkmim.transfer.segmentation.views import ImageCrops
+from sparkmim.transfer.segmentation.predict import require_format
+from sparkmim.transfer.segmentation.views import ImageCrops, SegmentedViews
 from volume_files import load_nifti, oblique
 
 pytestmark = pytest.mark.slow
@@ -223,6 +226,48 @@ def test_crops_and_masks_stay_together_and_follow_the_key(images: Path) -> None:
     assert view.isfinite().all()
 
 
+@pytest.mark.parametrize("zoom", [0.6, 0.75, 1.0, 1.33, 2.0])
+def test_resized_masks_lie_on_their_images(images: Path, zoom: float) -> None:
+    data = read_images(Place(images / "train"), None, 255, "--data")
+    settings = SegmentationSettings(zoom=(zoom, zoom), jitter=0)
+    view = ViewConfig(image_size=(64, 64), crop="native", flip=False, mean=(0.0,) * 3, std=(1.0,) * 3)
+    crops = ImageCrops(data, view, settings, 3)
+    across = torch.arange(1, 201, dtype=torch.uint8).expand(200, 200)
+    for ramp in (across, across.T):
+        image, mask = crops.cut(
+            tv_tensors.Image(ramp.expand(3, -1, -1).double()), tv_tensors.Mask(ramp), torch.Generator().manual_seed(3)
+        )
+        difference = (mask.as_subclass(torch.Tensor).double() - image.as_subclass(torch.Tensor)[0])[4:-4, 4:-4]
+        assert difference.mean().abs() < 0.02
+        assert difference.abs().max() <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize("content", [None, b"no picture"])
+def test_masks_that_are_lost_during_a_run_are_replaced_by_others(
+    images: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    shutil.copytree(images / "train", tmp_path / "train")
+    found = read_images(Place(tmp_path / "train"), None, 255, "--data")
+    view = ViewConfig(image_size=(24, 20), crop="native", mean=(0.0,) * 3, std=(1.0,) * 3)
+    views = SegmentedViews(len(found), ImageCrops(found, view, SegmentationSettings(), 3), 0)
+    found.masks[1].unlink() if content is None else found.masks[1].write_bytes(content)
+    batch = views[0, 1]
+    assert {index for index, _ in batch.broken} == {1}
+    assert str(found.masks[1]) in batch.broken[0][1]
+    assert batch.indices != [1]
+
+
+@pytest.mark.parametrize(
+    ("values", "ending", "said"),
+    [((0, 300), ".png", "hold 300; use index"), ((0, 1), ".nii.gz", "of volumes are NIfTI files; use index")],
+)
+def test_palettes_that_cannot_be_written(values: tuple[int, ...], ending: str, said: str) -> None:
+    table = table_of(values, 255)
+    with pytest.raises(ValueError, match=said):
+        require_format("palette", table, ending)
+    require_format("index", table, ending)
+
+
 def test_images_of_any_channels_and_depth(tmp_path: Path) -> None:
     """Four channels of floating-point numbers beyond 0 to 1, one of which cannot be read."""
     for split, count in (("train", 5), ("val", 3)):
@@ -300,6 +345,18 @@ def test_predictions_that_cannot_be(
     assert [one.mask is None for one in found] == [False, True, False]
     assert run_command([str(part) for part in (*start, twice, "--output", tmp_path / "c", "--draw")]) == 0
     assert "2 masks, 1 skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["1.png", "classes.csv", "overlays/1.png"])
+def test_predictions_replace_no_file(trained: Path, images: Path, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "masks" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"drawn by hand")
+    own = images / "val" / "images"
+    with pytest.raises(ValueError, match=f"holds {name} already.*Name another folder, or delete"):
+        segment(trained, own, tmp_path / "masks", trust=True, draw=True)
+    assert file.read_bytes() == b"drawn by hand"
+    assert [path for path in (tmp_path / "masks").rglob("*") if path.is_file()] == [file]
 
 
 def test_a_classification_in_the_folder_of_a_segmentation_is_refused(trained: Path, tmp_path: Path) -> None:

@@ -37,13 +37,18 @@ def segmentation_score(results: Mapping[str, Any], score: Mapping[str, Any], tit
         folder: of its pictures.
     """
     classes, background = results["classes"], results["background"]
+    dice, per_image = _share(score["dice"]), _share(score["dice_per_image"])
     aside = "" if background is None else f" (without {escaped(classes[background])})"
     return (
         f"<h3>{title}</h3><p>{score['images']:,} images: mean IoU <b>{score['miou']:.1%}</b>, mean Dice{aside} "
-        f"<b>{score['dice']:.1%}</b>, per image <b>{score['dice_per_image']:.1%}</b>; {score['accuracy']:.1%} of the "
+        f"<b>{dice}</b>, per image <b>{per_image}</b>; {score['accuracy']:.1%} of the "
         f"pixels</p>{_classes(results, score)}{_confusion(classes, score['pixels'])}{_worst(score['worst'], folder)}"
         f"{unreadable(list(score['unreadable'].items()))}"
     )
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{value:.1%}"
 
 
 def _classes(results: Mapping[str, Any], score: Mapping[str, Any]) -> str:

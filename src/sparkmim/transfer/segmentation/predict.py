@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Literal, NamedTuple
@@ -20,6 +21,7 @@ from ...data.segmentation.classes import ClassTable
 from ...data.segmentation.volumes import holds_volumes
 from ...data.sources.address import open_source
 from ...data.sources.base import ImageSource
+from ...data.tables import named
 from ...data.volumes.extensions import stem_of
 from ...data.volumes.geometry import from_ras, to_ras
 from ...data.volumes.opening import open_prepared
@@ -105,7 +107,7 @@ def segment(
 
     Raises:
         ValueError: for an invalid setting, a model of another task, images that the network does not take, two images
-            whose masks would have the same name, or if no image can be read.
+            whose masks would have the same name, files that masks would replace, or if no image can be read.
     """
     run, folder = Path(run).expanduser(), Path(output).expanduser()
     require_utf8(run, "--run")
@@ -128,6 +130,8 @@ def segment(
     require_folder(folder, data)
     ending = ".nii.gz" if isinstance(source, UnpreparedVolumes) else ".png"
     names = _names(source, ending)
+    require_format(mask_format, table, ending)
+    require_unwritten(folder, names, ending, draw=draw)
     where = pick_device(device)
     predictor = Predictor(saved.module.to(where), view, saved.in_chans, saved.task.settings.overlap, batch_size, where)
     found: list[SegmentedFile] = []
@@ -144,7 +148,7 @@ def segment(
             found.append(SegmentedFile(name, None, error))
             continue
         if draw:
-            picture = folder / OVERLAYS / f"{names[whole.number][: -len(ending)]}.png"
+            picture = folder / _overlay_of(names[whole.number], ending)
             picture.parent.mkdir(parents=True, exist_ok=True)
             _draw(whole, numbers, table, view, picture)
         found.append(SegmentedFile(name, folder / names[whole.number]))
@@ -166,6 +170,41 @@ def require_folder(folder: Path, data: str | Path) -> None:
     images = Path(data).expanduser()
     if images.is_dir() and folder.resolve().is_relative_to(images.resolve()):
         raise ValueError(f"--output {folder} is in the folder of the images {images}; use one elsewhere")
+
+
+def require_format(mask_format: MaskFormat, table: ClassTable, ending: str) -> None:
+    """Raise unless masks can be written in a format.
+
+    Raises:
+        ValueError: for a palette of NIfTI files, or of values above 255, with the remedy.
+    """
+    if mask_format != "palette":
+        return
+    if ending != ".png":
+        raise ValueError("--mask-format palette is for PNG files, and masks of volumes are NIfTI files; use index")
+    if max(table.values) > 255:
+        raise ValueError(
+            f"--mask-format palette holds values to 255, and the masks of training hold {max(table.values)}; use index"
+        )
+
+
+def require_unwritten(folder: Path, names: Sequence[str], ending: str, *, draw: bool) -> None:
+    """Raise if a file that is to be written exists: it may be a mask that was drawn by hand, of the same name.
+
+    Raises:
+        ValueError: naming it and the remedy.
+    """
+    files = [*names, *(_overlay_of(name, ending) for name in names if draw), CLASSES_FILE]
+    there = [name for name in files if (folder / name).exists()]
+    if there:
+        raise ValueError(
+            f"--output {folder} holds {named(there)} already, and nothing that is there is replaced: it may have been "
+            "drawn by hand. Name another folder, or delete these files if they are not needed"
+        )
+
+
+def _overlay_of(name: str, ending: str) -> str:
+    return f"{OVERLAYS}/{name[: -len(ending)]}.png"
 
 
 def _open(data: str | Path, saved: SavedModel, path: Path) -> ImageSource:
@@ -233,7 +272,7 @@ def _write(
 
 def _write_png(values: np.ndarray, path: Path, table: ClassTable, mask_format: MaskFormat) -> None:
     image = Image.fromarray(values)
-    if mask_format == "palette" and values.dtype == np.uint8:
+    if mask_format == "palette":
         palette = np.zeros((256, 3), np.uint8)
         for value, color in zip(table.values, table.colors, strict=True):
             palette[value] = color

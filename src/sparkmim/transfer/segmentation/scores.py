@@ -28,9 +28,9 @@ class SegmentationScore:
 
     Attributes:
         miou: mean over the classes of the intersection over union of all images' pixels together.
-        dice: mean over the classes but the background of Dice, likewise.
+        dice: mean over the classes but the background of Dice, likewise; None where none of them is shown or predicted.
         dice_per_image: mean over the classes but the background of the mean of Dice over the images that show the class
-            or are predicted to; as volumes are scored.
+            or are predicted to; as volumes are scored. None likewise.
         accuracy: share of the pixels.
         iou: of each class; None for one that no image shows and none is predicted to.
         dice_of_classes: likewise.
@@ -40,8 +40,8 @@ class SegmentationScore:
     """
 
     miou: float
-    dice: float
-    dice_per_image: float
+    dice: float | None
+    dice_per_image: float | None
     accuracy: float
     iou: list[float | None]
     dice_of_classes: list[float | None]
@@ -60,7 +60,7 @@ class SegmentationScore:
             precision = np.diag(total) / total.sum(0)
         kept = np.arange(len(total)) != (-1 if background is None else background)
         return cls(
-            miou=_mean(iou),
+            miou=_mean(iou) or 0.0,
             dice=_mean(dice[kept]),
             dice_per_image=_mean(per_image[kept]),
             accuracy=float(np.diag(total).sum() / max(1, total.sum())),
@@ -100,9 +100,9 @@ def _nanmean(values: np.ndarray, axis: int) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _mean(values: np.ndarray) -> float:
+def _mean(values: np.ndarray) -> float | None:
     known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else 0.0
+    return float(known.mean()) if len(known) else None
 
 
 def _plain(values: np.ndarray) -> list[float | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -87,10 +87,13 @@ class ImageCrops:
         """Return the normalized crop `(C, *size)` and its mask `(*size)`, uint8.
 
         Raises:
-            UnreadableImage: if the image cannot be read.
+            UnreadableImage: if the image or its mask cannot be read.
         """
         image = open_image(self.images.source, index, self.data).decode(self.channels)
-        numbers = torch.from_numpy(read_mask(self.images.masks[index], self.images.table))
+        try:
+            numbers = torch.from_numpy(read_mask(self.images.masks[index], self.images.table))
+        except ValueError as error:
+            raise UnreadableImage(str(error)) from error
         if image.shape[1:] != numbers.shape:
             raise UnreadableImage(f"it has {tuple(image.shape[1:])} pixels, and its mask {tuple(numbers.shape)}")
         pixels, mask = self.cut(tv_tensors.Image(image), tv_tensors.Mask(numbers), generator)
@@ -127,8 +130,20 @@ class ImageCrops:
         image, mask = parts
         if (height, width) != tuple(size):
             image = tv_tensors.wrap(resize(image.as_subclass(Tensor), (size[0], size[1])), like=image)
-            mask = functional.resize(mask, list(size))  # of masks the nearest pixel
+            mask = tv_tensors.wrap(nearest(mask.as_subclass(Tensor), size), like=mask)
         return image, mask
+
+
+def nearest(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize a mask `(H, W)` to a size, each pixel to the nearest one of its center.
+
+    torchvision's, whose nearest is that of a pixel's corner, moves masks against their images by up to a pixel.
+    """
+    rows, columns = (
+        ((torch.arange(side, dtype=torch.float64) + 0.5) * extent / side).long()
+        for side, extent in zip(size, mask.shape, strict=True)
+    )
+    return mask[rows][:, columns]
 
 
 class VolumeCrops:
