@@ -45,8 +45,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Any]] = {
     "clone_in_format": lambda x: x.clone(memory_format=LAST),
     "clone_contiguous": lambda x: x.clone(memory_format=torch.contiguous_format),
     "clone_preserved": lambda x: x.clone(memory_format=torch.preserve_format),
-    "converted_in_format": lambda x: x.float(memory_format=LAST).double(memory_format=torch.contiguous_format),
-    "converted_to_its_own": lambda x: x.double(memory_format=LAST),
+    "converted_in_format": lambda x: x.float(memory_format=LAST).double(memory_format=torch.contiguous_format),  # type: ignore[call-arg]
+    "converted_to_its_own": lambda x: x.double(memory_format=LAST),  # type: ignore[call-arg]
     "to_its_format": lambda x: x.to(memory_format=LAST).to(memory_format=torch.contiguous_format),
     "zeros_in_format": lambda x: torch.zeros_like(x, memory_format=LAST) + torch.ones_like(x),
     "transposed": lambda x: x.mT.contiguous().mT,
