@@ -139,14 +139,14 @@ def test_the_teacher_has_no_noise_and_statistics_of_whole_images() -> None:
 def test_a_collapse_is_warned_of() -> None:
     latents = latents_of(built())
     assert latents.watch() == {}, "nothing has been seen"
-    assert latents.warning() is None
+    assert latents.warning(latents.watch()) is None
     channels = latents.seen.shape[1]
     latents.count.fill_(WATCHED)
     latents.seen.copy_(torch.randn(WATCHED, channels))
     found = latents.watch()
     assert found["latent_spread"] > 0.9
     assert found["latent_rank"] > 0.8 * channels
-    assert latents.warning() is None
+    assert latents.warning(latents.watch()) is None
     for rows in (
         torch.ones(channels) + 1e-3 * torch.randn(WATCHED, channels),
         torch.randn(WATCHED, 1).expand(-1, channels),
@@ -154,7 +154,7 @@ def test_a_collapse_is_warned_of() -> None:
         latents.seen.copy_(rows)
         found = latents.watch()
         assert found["latent_spread"] < LEAST_SPREAD or found["latent_rank"] < LEAST_RANK
-        assert "collapsed. Use --objective pixels+latents" in (latents.warning() or "")
+        assert "collapsed. Use --objective pixels+latents" in (latents.warning(latents.watch()) or "")
 
 
 def test_a_network_made_to_collapse(tmp_path: Path, images: Path) -> None:

@@ -11,12 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..objectives.base import Decoded
+from ..utils.modules import CONV
 from .config import DecoderBlock
 from .fused_upsample import upsample_conv
 from .memory_efficient import checkpointed, relu6
 
-# `type[Any]`, because kernels and strides may differ per axis and torch annotates the 1-D layers more narrowly.
-CONV: dict[int, type[Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE: dict[int, type[Any]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 BATCH_NORM: dict[int, type[Any]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..sparse import CoarseExecution, CoarseGrid, PatchGrid, run
-from .decoder import BATCH_NORM, CONV, UNetDecoder
+from ..utils.modules import CONV
+from .decoder import BATCH_NORM, UNetDecoder
 from .levels import Level
 from .own_decoder import OwnDecoder
 from .sparse_projection import project

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from ..sparse import UnsupportedOperation
 from ..sparse.nested import tensors_in
 from ..utils.hooks import running_modules
+from ..utils.modules import CONV
 from .backbone import Backbone, Levels
 from .config import Decoder, DecoderBlock, ModelConfig
 from .continuation import Continuation, Densified
 from .dataflow import Dataflow, leaves, leaves_of
-from .decoder import CONV
 from .levels import Level
 from .trace import Event, Trace, record
 

@@ -136,8 +136,8 @@ class Objective(nn.Module, ABC):
         """Return numbers to be written with the loss, by name."""
         return {}
 
-    def warning(self) -> str | None:
-        """Return what is going wrong, for the user; None as long as nothing is. Asked after :meth:`watch`."""
+    def warning(self, watched: Mapping[str, float]) -> str | None:
+        """Return what is going wrong by the numbers of :meth:`watch`, for the user; None as long as nothing is."""
         return None
 
     def networks(self) -> Mapping[str, nn.Module]:
@@ -219,9 +219,9 @@ class Joined(Objective):
         """Return the numbers of all."""
         return {name: value for part in self._objectives() for name, value in part.watch().items()}
 
-    def warning(self) -> str | None:
+    def warning(self, watched: Mapping[str, float]) -> str | None:
         """Return the first warning."""
-        return next((said for part in self._objectives() if (said := part.warning())), None)
+        return next((said for part in self._objectives() if (said := part.warning(watched))), None)
 
     def networks(self) -> Mapping[str, nn.Module]:
         """Return the networks of all."""

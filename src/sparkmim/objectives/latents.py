@@ -17,10 +17,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..sparse import PatchGrid, mask_at
+from ..utils.modules import CONV
 from .base import Decoded, Objective
 from .settings import LatentsSettings
 
-CONV: dict[int, type[Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 WATCHED = 256
@@ -166,15 +166,14 @@ class Latents(Objective):
         rank = torch.special.entr(share).sum().exp()
         return {"latent_spread": float(spread), "latent_rank": float(rank)}
 
-    def warning(self) -> str | None:
+    def warning(self, watched: Mapping[str, float]) -> str | None:
         """Return that the features have collapsed, if they have."""
-        found = self.watch()
-        if not found or (found["latent_spread"] >= LEAST_SPREAD and found["latent_rank"] >= LEAST_RANK):
+        spread, rank = watched.get("latent_spread", math.inf), watched.get("latent_rank", math.inf)
+        if spread >= LEAST_SPREAD and rank >= LEAST_RANK:
             return None
         return (
-            f"the teacher's features hardly differ between images (spread {found['latent_spread']:.3f}, rank "
-            f"{found['latent_rank']:.1f}): they have collapsed. Use --objective pixels+latents, a lower --lr, or a "
-            "higher --objective.momentum"
+            f"the teacher's features hardly differ between images (spread {spread:.3f}, rank {rank:.1f}): they have "
+            "collapsed. Use --objective pixels+latents, a lower --lr, or a higher --objective.momentum"
         )
 
     def networks(self) -> Mapping[str, nn.Module]:

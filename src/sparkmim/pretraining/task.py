@@ -99,7 +99,7 @@ class PretrainingTask(TrainingTask[Batch]):
     def watch(self) -> dict[str, float]:
         """Return what the objective watches; the user is warned once of what goes wrong."""
         found = self.model.objective.watch()
-        said = None if self.warned else self.model.objective.warning()
+        said = None if self.warned else self.model.objective.warning(found)
         if said is not None:
             self.warned = True
             log.warning(said)

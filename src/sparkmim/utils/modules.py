@@ -10,6 +10,10 @@ from typing import Any
 
 from torch import nn
 
+# `type[Any]`, because kernels and strides may differ per axis and torch annotates the 1-D layers more narrowly.
+CONV: dict[int, type[Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+"""Convolutions by the number of spatial axes."""
+
 _OF_TORCH = frozenset(nn.Module().__dict__)
 """Attributes that every module has: its mode, parameters, submodules and hooks."""
 

@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...models.backbone import Backbone
-from ...models.decoder import CONV
 from ...models.levels import Level
 from ...models.own_decoder import find_decoder
 from ...models.taps import StageTaps
+from ...utils.modules import CONV
 
 GROUPS = 8
 """Groups of a norm, at most; the same result for any number of images at a time."""
