@@ -9,7 +9,7 @@ pixels for Inception v3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..utils.axes import per_axis
 from ..utils.hooks import running_modules
 
 _CONVOLUTION = ("weight", "bias", "stride", "padding", "dilation", "groups")
@@ -71,7 +72,7 @@ class Alignment(TorchFunctionMode):
             return func(*args, **kwargs)
         if self._running and self._running[-1] not in self.padded:
             self.padded.append(self._running[-1])
-        if "count_include_pad" in names and not any(_per_axis(named.get("padding", 0), dims)):
+        if "count_include_pad" in names and not any(per_axis(named.get("padding", 0), dims)):
             named["count_include_pad"] = False
         return func(named.pop("input"), **{**named, "padding": added})
 
@@ -87,14 +88,14 @@ def _aligned_padding(call: dict[str, Any], dims: int) -> tuple[int, ...] | None:
 
     None if it does so already, or if no symmetric padding achieves it.
     """
-    kernel = call["weight"].shape[2:] if "weight" in call else _per_axis(call["kernel_size"], dims)
-    stride = _per_axis(call.get("stride") or (1 if "weight" in call else kernel), dims)
-    dilation = _per_axis(call.get("dilation", 1), dims)
+    kernel = call["weight"].shape[2:] if "weight" in call else per_axis(call["kernel_size"], dims)
+    stride = per_axis(call.get("stride") or (1 if "weight" in call else kernel), dims)
+    dilation = per_axis(call.get("dilation", 1), dims)
     ceil_mode = bool(call.get("ceil_mode"))
     padding = call.get("padding", 0)
     if padding == "same":
         return None
-    own = (0,) * dims if padding == "valid" else _per_axis(padding, dims)
+    own = (0,) * dims if padding == "valid" else per_axis(padding, dims)
     extents = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
     axes = list(zip(own, extents, stride, strict=True))
     if all(is_aligned(2 * p, e, s, ceil_mode) for p, e, s in axes):
@@ -117,8 +118,3 @@ def is_aligned(padding: int, extent: int, stride: int, ceil_mode: bool = False) 
     """
     surplus = padding - extent
     return (-(-surplus // stride) if ceil_mode else surplus // stride) == -1
-
-
-def _per_axis(value: Any, dims: int) -> tuple[int, ...]:
-    values: Sequence[int] = (value,) if isinstance(value, int) else tuple(value)
-    return tuple(values) * dims if len(values) == 1 else tuple(values)

@@ -16,8 +16,8 @@ from torchvision.ops import DropBlock2d, DropBlock3d, StochasticDepth
 
 from ..sparse import CheckReport, check, random_factor
 from ..sparse.traceable import require_traceable
+from ..utils.axes import per_axis
 from ..utils.copies import copied
-from ..utils.fields import per_axis
 from ..utils.logging import log
 from .alignment import Alignment
 from .dataflow import leaves

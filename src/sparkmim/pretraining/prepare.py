@@ -37,9 +37,10 @@ from ..training.recorded import recorded_value
 from ..training.resume import fingerprint_of
 from ..training.schedule import steps_of
 from ..training.task import Preparation, TrainingKind
+from ..utils.axes import per_axis
 from ..utils.devices import device_name, pick_device
 from ..utils.distributed import local_processes
-from ..utils.fields import NoSettings, per_axis
+from ..utils.fields import NoSettings
 from .config import PretrainConfig, settings_of_source
 from .evaluators import find_monitor
 from .kinds import described, kind_in, of_clips, of_signals, with_frames, with_size

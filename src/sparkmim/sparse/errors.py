@@ -56,7 +56,7 @@ def path_of_running_module(error: BaseException, network: nn.Module) -> str | No
     return found[-1] if found else None
 
 
-def running_modules() -> tuple[int, ...]:
+def running_module_ids() -> tuple[int, ...]:
     """Return the ids of the modules that are running, outermost first; none while compiling."""
     if torch.compiler.is_compiling():
         return ()

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..utils.axes import per_axis
 from .errors import unsupported
 from .execution import Execution
 from .layout import Layout, Padding
@@ -38,14 +39,6 @@ class Window(NamedTuple):
     span: tuple[int, ...]
     out: tuple[int, ...]
     needs_halo: bool
-
-
-def per_axis(value: Any, dims: int) -> tuple[int, ...]:
-    """Return an int or a sequence of 1 or `dims` ints as `dims` ints."""
-    if isinstance(value, int):
-        return (value,) * dims
-    values = tuple(value)
-    return values * dims if len(values) == 1 else values
 
 
 def sees_one_position(layout: Layout, kernel: Sequence[int], stride: Any, padding: Any) -> bool:

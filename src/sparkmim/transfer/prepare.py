@@ -27,10 +27,11 @@ from ..training.prepare import require_effect, validate_training
 from ..training.recipes import cores_per_process, find_recipe
 from ..training.schedule import steps_of
 from ..training.task import Preparation, TrainingKind
+from ..utils.axes import per_axis
 from ..utils.copies import copied
 from ..utils.devices import device_name, pick_device
 from ..utils.distributed import local_processes
-from ..utils.fields import per_axis, show
+from ..utils.fields import show
 from ..utils.logging import log
 from .config import CLASSIFICATION, LabeledDataConfig, NetworkConfig, TransferConfig, config_type_of
 from .layer_decay import layer_groups

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from .axes import per_axis
 from .specs import absolute_spec
 
 KEY = "sparkmim"
@@ -260,9 +261,4 @@ def along_axes_of(other: Any, value: Any, described: Setting) -> Any:
     """Return a size along as many axes as another value of its field has; values of other fields unchanged."""
     if not (described.per_axis and isinstance(other, tuple) and isinstance(value, (int, tuple, list))):
         return value
-    return per_axis((value,) if isinstance(value, int) else tuple(value), len(other))
-
-
-def per_axis(value: tuple[int, ...], axes: int) -> tuple[int, ...]:
-    """Return a size for each of several axes, given one for each, or one for all."""
-    return value * axes if len(value) == 1 else value
+    return per_axis(value, len(other))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...utils.axes import per_axis
 from ..errors import unsupported
 from ..extent import of_whole_map
 from ..registry import understands_sizes
@@ -15,7 +16,7 @@ from ..shared.pooling import AVG_POOL, MAX_POOL, WITH_INDICES, answer_max_pool, 
 from ..shared.pooling import max_pool as largest_in_windows
 from ..shared.reduce import is_whole_map, over_whole_map, require_fixed_windows
 from ..shared.short import short_avg_pool, short_max_pool
-from ..window import per_axis, window_over
+from ..window import window_over
 from .coarse import CoarseExecution
 
 

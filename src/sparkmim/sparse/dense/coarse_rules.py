@@ -11,10 +11,9 @@ from torch import Tensor
 from ..errors import unsupported
 from ..extent import of_whole_map
 from ..registry import understands_sizes
-from ..shared.overhang import overhanging
 from ..shared.pointwise import samples_and_channels_first
 from ..shared.resample import resampled_by_itself, target_size
-from ..shared.short import short_convolution
+from ..shared.short import unaligned_convolution
 from ..shared.smooth import NEAREST, local_sizes, shrinking, smooth
 from ..window import sees_one_position, window_over
 from .coarse import CoarseExecution
@@ -39,9 +38,7 @@ def conv(
     if layout is None or execution.layout(weight) is not None or execution.layout(bias) is not None:
         raise unsupported(func, "its weight descends from the input")
     if layout.is_map and not sees_one_position(layout, weight.shape[2:], stride, padding):
-        waiting = overhanging(execution, func, input, weight, bias, stride, padding, dilation, groups)
-        if waiting is None:
-            waiting = short_convolution(execution, func, input, weight, bias, stride, padding, dilation, groups)
+        waiting = unaligned_convolution(execution, func, input, weight, bias, stride, padding, dilation, groups)
         if waiting is not None:
             return waiting
         window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)

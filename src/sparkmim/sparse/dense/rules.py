@@ -13,10 +13,9 @@ from ..errors import unsupported
 from ..extent import of_whole_map
 from ..layout import Layout
 from ..registry import understands_sizes
-from ..shared.overhang import overhanging
 from ..shared.pointwise import samples_and_channels_first
 from ..shared.resample import resampled_by_itself
-from ..shared.short import short_convolution
+from ..shared.short import unaligned_convolution
 from ..shared.smooth import NEAREST, local_sizes, shrinking, smooth
 from ..window import sees_one_position, window_over
 from .execution import MaskedDenseExecution
@@ -42,9 +41,7 @@ def conv(
     if sees_one_position(layout, weight.shape[2:], stride, padding):
         execution.require_no_padding(layout, func)
         return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
-    waiting = overhanging(execution, func, input, weight, bias, stride, padding, dilation, groups)
-    if waiting is None:
-        waiting = short_convolution(execution, func, input, weight, bias, stride, padding, dilation, groups)
+    waiting = unaligned_convolution(execution, func, input, weight, bias, stride, padding, dilation, groups)
     if waiting is not None:
         return waiting
     window = window_over(execution, func, input, weight.shape[2:], stride, padding, dilation)

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ...utils.axes import per_axis
 from ..errors import unsupported
 from ..grid import PatchGrid, maps_of, rows_of
 from ..shared.mirrored import with_mirrored_halo
-from ..shared.overhang import overhanging
-from ..shared.short import short_convolution
-from ..window import Window, per_axis, sees_one_position, window_over
+from ..shared.short import unaligned_convolution
+from ..window import Window, sees_one_position, window_over
 from .depthwise import depthwise, has_kernel
 from .execution import SparseExecution
 from .halo import gather_halo, scatter_halo, with_fill
@@ -59,9 +59,7 @@ def conv(
     if sees_one_position(layout, weight.shape[2:], stride, padding):
         execution.require_no_padding(layout, func)
         return execution.mark(func(input, weight, bias, stride, padding, dilation, groups), layout)
-    waiting = overhanging(execution, func, input, weight, bias, stride, padding, dilation, groups)
-    if waiting is None:
-        waiting = short_convolution(execution, func, input, weight, bias, stride, padding, dilation, groups)
+    waiting = unaligned_convolution(execution, func, input, weight, bias, stride, padding, dilation, groups)
     if waiting is not None:
         return waiting
     if execution.outgrows(input.shape[2:], per_axis(stride, len(layout.space))):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ...utils.axes import per_axis
 from ..errors import unsupported
 from ..extent import of_whole_map
 from ..registry import understands_sizes
@@ -28,7 +29,7 @@ from ..shared.pooling import (
 from ..shared.pooling import max_pool as largest_in_windows
 from ..shared.reduce import is_whole_map, over_whole_map, require_fixed_windows
 from ..shared.short import short_avg_pool, short_max_pool
-from ..window import Window, per_axis, window_over
+from ..window import Window, window_over
 from .execution import SparseExecution
 from .halo import gather_halo, scatter_halo
 

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...utils.axes import per_axis
 from ..errors import unsupported
 from ..execution import Execution
 from ..extent import of_whole_map
 from ..functions import functions_named
 from ..layout import Layout
 from ..registry import understands_sizes
-from ..window import per_axis
 from .axes import cat
 from .calls import call
 from .pointwise import own_layout

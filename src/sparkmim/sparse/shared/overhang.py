@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import running_modules, unsupported
+from ...utils.axes import per_axis
+from ..errors import running_module_ids, unsupported
 from ..execution import Execution
 from ..extent import of_whole_map
 from ..layout import Layout, Unfinished
@@ -57,7 +58,7 @@ def overhanging(
     dims = weight.ndim - 2
     if isinstance(padding, str) or layout is None or layout.padding is not None or len(layout.space) != dims:
         return None
-    steps, pads, spread = (_per_axis(value, dims) for value in (stride, padding, dilation))
+    steps, pads, spread = (per_axis(value, dims) for value in (stride, padding, dilation))
     reach = [(k - 1) * d for k, d in zip(weight.shape[2:], spread, strict=True)]
     extra = tuple(2 * p - r for p, r in zip(pads, reach, strict=True))
     if set(steps) != {1} or min(extra) < 0 or max(extra) == 0 or not layout.is_channels_first(x.ndim):
@@ -72,13 +73,8 @@ def overhanging(
     shape = [x.shape[0], weight.shape[0], *[e + o for e, o in zip(x.shape[2:], extra, strict=True)]]
     out = x.new_zeros(()).expand(shape)
     return execution.mark(
-        out, Layout(layout.origin, 0, layout.space, unfinished=Unfinished(func, why, waits, running_modules()))
+        out, Layout(layout.origin, 0, layout.space, unfinished=Unfinished(func, why, waits, running_module_ids()))
     )
-
-
-def _per_axis(value: Any, dims: int) -> tuple[int, ...]:
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * dims if len(values) == 1 else values
 
 
 def is_overhang(execution: Execution, x: Any) -> bool:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...utils.axes import per_axis
 from ..errors import unsupported
 from ..execution import Execution
 from ..extent import degrees_of, of_whole_map, value_of
@@ -17,7 +18,6 @@ from ..layout import Layout
 from ..reduction import REDUCTIONS, Reduction, bound_arguments
 from ..registry import understands_sizes
 from ..totals import note_total
-from ..window import per_axis
 from .axes import without_axes
 from .calls import call
 from .in_turn import InTurn, begun, continued

@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import running_modules, unsupported
+from ...utils.axes import per_axis
+from ..errors import running_module_ids, unsupported
 from ..execution import Execution
 from ..functions import functions_named
 from ..layout import Layout, Unfinished
 from ..registry import register_waiting
 from .calls import call
+from .overhang import overhanging
 from .pointwise import IN_PLACE, METADATA, POINTWISE, SAME_VALUES
 from .pooling import AVG_POOL, MAX_POOL, VALUES
 
@@ -61,7 +63,7 @@ def falling_short(
     if isinstance(padding, str) or layout is None or layout.padding is not None or not layout.is_channels_first(x.ndim):
         return None
     dims = len(layout.space)
-    steps, pads, spread = (_per_axis(value, dims) for value in (stride, padding, dilation))
+    steps, pads, spread = (per_axis(value, dims) for value in (stride, padding, dilation))
     if len(kernel) != dims or set(steps) != {1}:
         return None
     missing = tuple((k - 1) * d - 2 * p for k, d, p in zip(kernel, spread, pads, strict=True))
@@ -88,21 +90,21 @@ def falling_short(
     complete = call(execution, torch.gt, seen, 1 - 0.5 / math.prod(extents))
     # What a window makes of a part of its positions must not reach functions that have no gradient there, as sqrt.
     values = call(execution, torch.where, complete, values, 0.5)
-    return _standing_for(execution, Unfinished(func, why, Short(values, complete, missing), running_modules()))
+    return _standing_for(execution, Unfinished(func, why, Short(values, complete, missing), running_module_ids()))
 
 
-def short_convolution(
-    execution: Execution,
-    func: Any,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
+def unaligned_convolution(
+    execution: Execution, func: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any
 ) -> Tensor | None:
-    """Return the result of a convolution that is padded by less than it needs, unfinished; None for any other."""
+    """Return the result of a convolution that is padded by more or by less than it needs, unfinished; None for others.
+
+    Args:
+        settings: stride, padding, dilation and groups.
+    """
+    waiting = overhanging(execution, func, x, weight, bias, *settings)
+    if waiting is not None:
+        return waiting
+    stride, padding, dilation, groups = settings
 
     def aligned(padded: Tensor) -> Tensor:
         return call(execution, func, padded, weight, bias, stride, 0, dilation, groups)  # type: ignore[no-any-return]
@@ -125,7 +127,7 @@ def short_avg_pool(
     execution: Execution, func: Any, x: Tensor, kernel: Sequence[int], stride: Any, padding: Any, divisor: int | None
 ) -> Tensor | None:
     """Return the result of an average pooling without padding, unfinished; None for any other."""
-    if any(_per_axis(padding, len(kernel))):
+    if any(per_axis(padding, len(kernel))):
         return None
     further = (False, True, divisor) if len(kernel) > 1 else ()
 
@@ -133,11 +135,6 @@ def short_avg_pool(
         return call(execution, func, padded, kernel, stride, 0, *further)  # type: ignore[no-any-return]
 
     return falling_short(execution, func, x, kernel, stride, padding, 1, aligned)
-
-
-def _per_axis(value: Any, dims: int) -> tuple[int, ...]:
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * dims if len(values) == 1 else values
 
 
 def _standing_for(execution: Execution, unfinished: Unfinished) -> Tensor:
@@ -197,7 +194,7 @@ def _finished(
     given = dict(zip(names, rest, strict=False)) | named
     dims = len(waits.missing)
     pads = given.get("padding", 0)
-    pads = pads if isinstance(pads, str) else _per_axis(pads, dims)
+    pads = pads if isinstance(pads, str) else per_axis(pads, dims)
     counts = func in AVG_POOL and (given.get("count_include_pad") is False or given.get("ceil_mode"))
     if isinstance(pads, str) or any(p < m for p, m in zip(pads, waits.missing, strict=True)) or counts:
         raise unfinished.error()

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...utils.axes import per_axis
 from ..errors import unsupported
 from ..execution import Execution
 from ..layout import Layout
-from ..window import per_axis
 
 CONV_TRANSPOSE: dict[Any, int] = {
     F.conv_transpose1d: 1, F.conv_transpose2d: 2, F.conv_transpose3d: 3,
