@@ -45,7 +45,7 @@ def _step_of(path: Path) -> int:
 
 def _flat(path: Path, *, last_row: bool = False) -> Image.Image:
     """Return a picture on a dark background, or only the last row of its tiles, which begins below the last gap."""
-    with Image.open(path, formats=("PNG",)) as file:  # of what a folder holds, no other is ours
+    with open_own(path) as file:
         picture = file.convert("RGBA")
     if last_row:
         gaps = np.flatnonzero(np.asarray(picture.getchannel("A"))[:, 0] < 255)
@@ -55,6 +55,20 @@ def _flat(path: Path, *, last_row: bool = False) -> Image.Image:
     sheet.alpha_composite(picture)
     sheet.thumbnail((1600, 1600), Image.Resampling.LANCZOS)
     return sheet.convert("RGB")
+
+
+def picture_in(folder: Path, name: str) -> str | None:
+    """Return a picture of a run, embedded; None if the folder does not hold it itself."""
+    path = folder / Path(name).name  # never outside of it
+    if not path.is_file() or path.is_symlink():
+        return None
+    with open_own(path) as file:
+        return embed(file.convert("RGB"))
+
+
+def open_own(path: Path) -> Image.Image:
+    """Open a picture of a run: a PNG, as no other kind of what its folder may hold is written by sparkmim."""
+    return Image.open(path, formats=("PNG",))
 
 
 def embed(picture: Image.Image) -> str:

@@ -6,17 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from .pictures import embed
+from .pictures import picture_in
 from .segmentation import segmentation_score
-from .tables import unreadable
+from .tables import confusion_table, mistaken_for, unreadable
 from .text import as_html, escaped, name_as_html
 
 SETS = {"validation": "Validation images", "test": "Test images"}
-
-MOST_CLASSES = 40
-"""Classes of the largest confusion matrix that is shown."""
 
 
 def scores(results: Mapping[str, Any], mistakes: Path) -> str:
@@ -42,7 +37,7 @@ def _score(results: Mapping[str, Any], name: str, folder: Path) -> str:
         f"<h3>{SETS[name]}</h3><p><b>{score['top1']:.1%}</b> of {score['images']:,} correct, mean per class "
         f"<b>{score['mean_per_class']:.1%}</b></p>"
         f"{_classes(classes, results['train']['per_class'], score['confusion'])}"
-        f"{_confusion(classes, score['confusion'])}{_mistakes(score['mistakes'], folder)}"
+        f"{confusion_table(classes, score['confusion'])}{_mistakes(score['mistakes'], folder)}"
         f"{unreadable(list(score['unreadable'].items()))}"
     )
 
@@ -61,48 +56,24 @@ def _classes(classes: Sequence[str], trained: Sequence[int], confusion: Sequence
     rows = []
     for i, name in enumerate(classes):
         total, named = sum(confusion[i]), sum(row[i] for row in confusion)
-        others = [(count, j) for j, count in enumerate(confusion[i]) if j != i and count]
-        worst = max(others, default=None)
         cells = (
             f"{trained[i]:,}",
             f"{total:,}",
             f"{confusion[i][i] / total:.1%}" if total else "",
             f"{confusion[i][i] / named:.1%}" if named else "",
-            f"{escaped(classes[worst[1]])} ({worst[0] / total:.0%})" if worst else "",
+            mistaken_for(classes, confusion[i], i),
         )
         rows.append(f"<tr><th scope=row>{escaped(name)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     head = "".join(f"<th scope=col>{text}</th>" for text in heads)
     return f"<table class=classes><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
-    """Return the confusion matrix, each cell shaded by its share of the row."""
-    if len(classes) > MOST_CLASSES:
-        return ""
-    head = "".join(f"<th scope=col><span>{escaped(name)}</span></th>" for name in classes)
-    rows = []
-    for i, (name, row) in enumerate(zip(classes, confusion, strict=True)):
-        total = max(1, sum(row))
-        cells = "".join(
-            f'<td class={"right" if i == j else "wrong"} style="--share:{count / total:.3f}">{count or ""}</td>'
-            for j, count in enumerate(row)
-        )
-        rows.append(f"<tr><th scope=row>{escaped(name)}</th>{cells}</tr>")
-    return (
-        "<p>Confusion matrix: rows are classes, columns are predictions.</p>"
-        f"<div class=wide><table class=confusion><thead><tr><th></th>{head}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
 def _mistakes(mistakes: Sequence[Mapping[str, Any]], folder: Path) -> str:
     """Return pictures of the most confident mistakes."""
     figures = []
     for mistake in mistakes:
-        path = folder / Path(mistake["picture"]).name  # never outside of it
-        if path.is_file() and not path.is_symlink():
-            with Image.open(path, formats=("PNG",)) as file:
-                picture = embed(file.convert("RGB"))
+        picture = picture_in(folder, mistake["picture"])
+        if picture is not None:
             text = f"{escaped(mistake['class'])}, predicted {escaped(mistake['predicted'])}"
             figures.append(
                 f'<figure><img alt="{text}" src="{picture}"><figcaption>{text} ({mistake["probability"]:.0%})'

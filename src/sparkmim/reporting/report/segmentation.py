@@ -6,14 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from .pictures import embed
-from .tables import unreadable
+from .pictures import picture_in
+from .tables import confusion_table, mistaken_for, unreadable
 from .text import escaped, name_as_html
-
-MOST_CLASSES = 40
-"""Classes of the largest confusion matrix that is shown."""
 
 HEADS = (
     ("class", ""),
@@ -42,7 +37,8 @@ def segmentation_score(results: Mapping[str, Any], score: Mapping[str, Any], tit
     return (
         f"<h3>{title}</h3><p>{score['images']:,} images: mean IoU <b>{score['miou']:.1%}</b>, mean Dice{aside} "
         f"<b>{dice}</b>, per image <b>{per_image}</b>; {score['accuracy']:.1%} of the "
-        f"pixels</p>{_classes(results, score)}{_confusion(classes, score['pixels'])}{_worst(score['worst'], folder)}"
+        f"pixels</p>{_classes(results, score)}{confusion_table(classes, score['pixels'], percent=True)}"
+        f"{_worst(score['worst'], folder)}"
         f"{unreadable(list(score['unreadable'].items()))}"
     )
 
@@ -58,13 +54,11 @@ def _classes(results: Mapping[str, Any], score: Mapping[str, Any]) -> str:
     rows = []
     for i, name in enumerate(classes):
         own = sum(pixels[i])
-        others = [(count, j) for j, count in enumerate(pixels[i]) if j != i and count]
-        most = max(others, default=None)
         columns = ("iou", "dice_of_classes", "dice_per_image_of_classes", "recall", "precision")
         cells = [
             f"{own / total:.2%}",
             *("" if score[key][i] is None else f"{score[key][i]:.1%}" for key in columns),
-            "" if most is None else f"{escaped(classes[most[1]])} ({most[0] / own:.0%})",
+            mistaken_for(classes, pixels[i], i),
         ]
         color = "#{:02x}{:02x}{:02x}".format(*results["colors"][i])
         mark = f'<i style="display:inline-block;width:.8em;height:.8em;margin-right:.5em;background:{color}"></i>'
@@ -73,35 +67,12 @@ def _classes(results: Mapping[str, Any], score: Mapping[str, Any]) -> str:
     return f"<table class=classes><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _confusion(classes: Sequence[str], pixels: Sequence[Sequence[int]]) -> str:
-    """Return the confusion matrix in percent of each row, each cell shaded by it."""
-    if len(classes) > MOST_CLASSES:
-        return ""
-    head = "".join(f"<th scope=col><span>{escaped(name)}</span></th>" for name in classes)
-    rows = []
-    for i, (name, row) in enumerate(zip(classes, pixels, strict=True)):
-        total = max(1, sum(row))
-        cells = "".join(
-            f'<td class={"right" if i == j else "wrong"} style="--share:{count / total:.3f}">'
-            f"{f'{100 * count / total:.1f}' if count else ''}</td>"
-            for j, count in enumerate(row)
-        )
-        rows.append(f"<tr><th scope=row>{escaped(name)}</th>{cells}</tr>")
-    return (
-        "<p>Confusion matrix in percent: rows are classes, columns are predictions.</p>"
-        f"<div class=wide><table class=confusion><thead><tr><th></th>{head}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
 def _worst(worst: Sequence[Mapping[str, Any]], folder: Path) -> str:
     """Return pictures of the images of the lowest mean Dice."""
     figures = []
     for one in worst:
-        path = folder / Path(one["picture"]).name  # never outside of it
-        if path.is_file() and not path.is_symlink():
-            with Image.open(path) as file:
-                picture = embed(file.convert("RGB"))
+        picture = picture_in(folder, one["picture"])
+        if picture is not None:
             figures.append(
                 f"<figure><figcaption>mean Dice {one['dice']:.1%} <small>{name_as_html(one['image'])}</small>"
                 f'</figcaption><img alt="image, truth, prediction and errors" src="{picture}"></figure>'
