@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +11,14 @@ from torch import Tensor, nn
 
 from ..checkpoints.encoder import network_metadata, save_weights
 from ..checkpoints.metadata import read_network_metadata, require_room
+from ..checkpoints.own_files import require_own_files
+from ..checkpoints.run_folder import RunFolder
 from ..checkpoints.weights import read_weights
 from ..data.config import ViewConfig, files_of
 from ..models.factory import code_of, is_registered
+from ..training.config import LoopConfig
+from ..utils.fields import validate_as
+from ..utils.io import require_utf8
 from ..utils.trust import names_code, require_trust
 from .config import CLASSIFICATION, NetworkConfig, TransferConfig
 from .tasks.base import TransferTask, find_task
@@ -62,6 +67,52 @@ def save_model(
         model.model, model.stages, model.in_chans, config.data, step=step, levels=model.levels, padded=True, **known
     )
     save_weights(weights, path, metadata)
+
+
+def model_file(run: str | Path) -> Path:
+    """Return the file of a fine-tuned network: that of a run's folder, or the one that is named."""
+    path = Path(run).expanduser()
+    return RunFolder(path).classifier if path.is_dir() else path
+
+
+def load_for_prediction(
+    run: str | Path,
+    model: str | None,
+    *,
+    trust: bool,
+    image_size: int | None,
+    batch_size: int,
+    workers: int,
+    files: Mapping[str, Any],
+) -> tuple[SavedModel, Path]:
+    """Read the network of a run as :func:`load_model` does, with the view of images that is asked for; and its file.
+
+    Args:
+        run: folder of a fine-tuning run, or its `model.safetensors`.
+        model: see :func:`load_model`.
+        trust: likewise.
+        image_size: pixels of each side of the view; that of the fine-tuning if None.
+        batch_size: images at a time, validated.
+        workers: processes that read images, validated.
+        files: how they are read, where that differs; see :func:`~sparkmim.data.config.chosen_files`.
+
+    Raises:
+        ValueError: for an invalid setting, or as :func:`load_model`.
+    """
+    run = Path(run).expanduser()
+    require_utf8(run, "--run")
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"--image-size {image_size} is not a number of pixels")
+    validate_as(LoopConfig, batch_size=batch_size)
+    validate_as(ViewConfig, workers=workers)
+    if run.is_dir():
+        require_own_files(run)
+    path = model_file(run)
+    saved = load_model(path, model, trust=trust)
+    view = replace(saved.view, **files)
+    if image_size is not None:
+        view = replace(view, image_size=(image_size,) * len(view.image_size))
+    return saved._replace(view=view), path
 
 
 def load_model(path: Path, model: str | None = None, *, trust: bool = False) -> SavedModel:

@@ -5,27 +5,23 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from ..checkpoints.metadata import read_network_metadata
-from ..checkpoints.own_files import require_own_files
-from ..checkpoints.run_folder import RunFolder
 from ..checkpoints.weights import is_safetensors
-from ..data.config import Pages, ViewConfig, chosen_files
+from ..data.config import Pages, chosen_files
 from ..data.sources.address import open_source
 from ..data.sources.pages import by_page
 from ..evaluation.features import log_places
 from ..models.factory import require_image_size
-from ..training.config import Device, LoopConfig
+from ..training.config import Device
 from ..utils.devices import pick_device
-from ..utils.fields import validate_as
-from ..utils.io import require_utf8, write_text
+from ..utils.io import write_text
 from ..utils.logging import log
 from ..utils.text import printable
 from .config import SEGMENTATION
-from .model_file import load_model
+from .model_file import load_for_prediction, model_file
 from .outputs import compute_outputs
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -84,17 +80,15 @@ def predict(
     Raises:
         ValueError: for an invalid setting, a missing classifier, or if no image can be read.
     """
-    run = Path(run).expanduser()
-    require_utf8(run, "--run")
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"--image-size {image_size} is not a number of pixels")
-    validate_as(LoopConfig, batch_size=batch_size)
-    validate_as(ViewConfig, workers=workers)
-    files = chosen_files(pages, nodata, max_pixels)
-    if run.is_dir():
-        require_own_files(run)
-    path = RunFolder(run).classifier if run.is_dir() else run
-    saved = load_model(path, model, trust=trust)
+    saved, path = load_for_prediction(
+        run,
+        model,
+        trust=trust,
+        image_size=image_size,
+        batch_size=batch_size,
+        workers=workers,
+        files=chosen_files(pages, nodata, max_pixels),
+    )
     if saved.task.dims != (2,):
         raise ValueError(f"{path} is a model of {type(saved.task).__name__}, which writes masks: use sparkmim.segment")
     names = saved.targets.get("classes")
@@ -102,8 +96,7 @@ def predict(
         raise ValueError(f"--top-k {top_k} is for classifiers; {path} is a model of {type(saved.task).__name__}")
     if names is not None and not 1 <= top_k <= len(names):
         raise ValueError(f"--top-k {top_k} must be 1 to {len(names)}, the number of classes")
-    view = replace(saved.view, **files)
-    view = view if image_size is None else replace(view, image_size=(image_size, image_size))
+    view = saved.view
     require_image_size(saved.module, saved.module, path.name, saved.in_chans, view.image_size)
     source = by_page(open_source(data), saved.in_chans, view)
     log_places(source)
@@ -135,8 +128,7 @@ def predict(
 
 def is_segmentation(run: str | Path) -> bool:
     """Return whether a run's folder, or a model's file, is of a segmentation; False if it is of nothing."""
-    path = Path(run).expanduser()
-    path = RunFolder(path).classifier if path.is_dir() else path
+    path = model_file(run)
     return path.is_file() and is_safetensors(path) and read_network_metadata(path).get("task") == SEGMENTATION
 
 

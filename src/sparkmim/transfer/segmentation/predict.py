@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Literal, NamedTuple
 
@@ -13,8 +12,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ...checkpoints.own_files import require_own_files
-from ...checkpoints.run_folder import RunFolder
 from ...data.config import Pages, ViewConfig, chosen_files
 from ...data.decoding.encoded import UnreadableImage
 from ...data.segmentation.classes import ClassTable
@@ -31,13 +28,12 @@ from ...data.volumes.unprepared import UnpreparedVolumes
 from ...data.volumes.writing import labels_to_nifti
 from ...reporting.reconstructions import save_png
 from ...reporting.segmentation import overlay, side_by_side
-from ...training.config import Device, LoopConfig
+from ...training.config import Device
 from ...utils.devices import pick_device
-from ...utils.fields import validate_as
-from ...utils.io import require_utf8, write_atomically, write_text
+from ...utils.io import write_atomically, write_text
 from ...utils.logging import log
 from ...utils.text import printable
-from ..model_file import SavedModel, load_model
+from ..model_file import SavedModel, load_for_prediction
 from ..tasks.segmentation import Segmentation, classify
 from .pictures import picture_of, plane_of, planes, scaled
 from .whole import Predictor, Whole
@@ -109,23 +105,19 @@ def segment(
         ValueError: for an invalid setting, a model of another task, images that the network does not take, two images
             whose masks would have the same name, files that masks would replace, or if no image can be read.
     """
-    run, folder = Path(run).expanduser(), Path(output).expanduser()
-    require_utf8(run, "--run")
-    validate_as(LoopConfig, batch_size=batch_size)
-    validate_as(ViewConfig, workers=workers)
-    files = chosen_files(pages, nodata, max_pixels)
-    if run.is_dir():
-        require_own_files(run)
-    path = RunFolder(run).classifier if run.is_dir() else run
-    saved = load_model(path, model, trust=trust)
+    folder = Path(output).expanduser()
+    saved, path = load_for_prediction(
+        run,
+        model,
+        trust=trust,
+        image_size=image_size,
+        batch_size=batch_size,
+        workers=workers,
+        files=chosen_files(pages, nodata, max_pixels),
+    )
     if not isinstance(saved.task, Segmentation):
         raise ValueError(f"{path} is a model of {type(saved.task).__name__}, not of a segmentation; use predict")
     table = ClassTable.from_json(saved.targets)
-    view = replace(saved.view, **files)
-    if image_size is not None:
-        if image_size < 1:
-            raise ValueError(f"--image-size {image_size} is not a number of pixels")
-        view = replace(view, image_size=(image_size,) * len(view.image_size))
     source = _open(data, saved, path)
     require_folder(folder, data)
     ending = ".nii.gz" if isinstance(source, UnpreparedVolumes) else ".png"
@@ -133,7 +125,8 @@ def segment(
     require_format(mask_format, table, ending)
     require_unwritten(folder, names, ending, draw=draw)
     where = pick_device(device)
-    predictor = Predictor(saved.module.to(where), view, saved.in_chans, saved.task.settings.overlap, batch_size, where)
+    overlap = saved.task.settings.overlap
+    predictor = Predictor(saved.module.to(where), saved.view, saved.in_chans, overlap, batch_size, where)
     found: list[SegmentedFile] = []
     folder.mkdir(parents=True, exist_ok=True)
     for whole, logits in predictor.each(source, workers):
@@ -150,7 +143,7 @@ def segment(
         if draw:
             picture = folder / _overlay_of(names[whole.number], ending)
             picture.parent.mkdir(parents=True, exist_ok=True)
-            _draw(whole, numbers, table, view, picture)
+            _draw(whole, numbers, table, saved.view, picture)
         found.append(SegmentedFile(name, folder / names[whole.number]))
     if all(one.mask is None for one in found):
         raise ValueError(f"none of the {len(source)} images can be read; {found[0].error}")
