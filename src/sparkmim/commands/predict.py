@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..training.config import Device
 from .encoder_options import FILES_AS_RECORDED, Files
@@ -49,25 +49,21 @@ def command(
     from ..transfer.predictor import is_segmentation
     from ..utils.io import require_suffix, require_writable
 
+    how: Any = {
+        "image_size": image_size,
+        "workers": workers,
+        "device": device,
+        "model": model,
+        "trust": trust,
+        **files.settings(),
+        **({} if batch_size is None else {"batch_size": batch_size}),
+    }
     if is_segmentation(run):
         if top_k != 1:
             raise ValueError(f"--top-k {top_k} is for classifiers; {run} is a model of a segmentation")
         from ..transfer.segmentation.predict import segment
 
-        written = segment(
-            run,
-            data,
-            output,
-            draw=draw,
-            mask_format=mask_format,
-            image_size=image_size,
-            batch_size=4 if batch_size is None else batch_size,
-            workers=workers,
-            device=device,
-            model=model,
-            trust=trust,
-            **files.settings(),
-        )
+        written = segment(run, data, output, draw=draw, mask_format=mask_format, **how)
         lost = sum(one.mask is None for one in written)
         print(f"{len(written) - lost} masks{f', {lost} skipped' if lost else ''}: {output}")
         return 0
@@ -78,18 +74,7 @@ def command(
     from ..transfer.predictor import predict, write_csv
 
     require_writable(output)
-    predictions = predict(
-        run,
-        data,
-        top_k=top_k,
-        image_size=image_size,
-        batch_size=32 if batch_size is None else batch_size,
-        workers=workers,
-        device=device,
-        model=model,
-        trust=trust,
-        **files.settings(),
-    )
+    predictions = predict(run, data, top_k=top_k, **how)
     write_csv(predictions, output)
     skipped = sum(bool(prediction.error) for prediction in predictions)
     print(f"{len(predictions) - skipped} images{f', {skipped} skipped' if skipped else ''}: {output}")

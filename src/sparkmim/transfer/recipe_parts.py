@@ -13,7 +13,7 @@ from ..models.factory import require_image_size
 from ..training.config import LoopConfig
 from ..training.memory import images_that_fit
 from ..training.recipes import CommonSituation, native_precision, reading_processes, with_accumulation
-from .config import CLASSIFICATION, LabeledDataConfig, TransferConfig
+from .config import CLASSIFICATION, FinetuneOptimizerConfig, LabeledDataConfig, TransferConfig
 from .network import Network
 
 ConfigT = TypeVar("ConfigT", bound=TransferConfig)
@@ -67,6 +67,21 @@ def data_of(situation: Situation, *, crop_scale: tuple[float, float]) -> Labeled
         std=view.std,
         **asdict(files_of(vars(view))),
         workers=reading_processes(situation.device, situation.cores),
+    )
+
+
+def optimizer_of(situation: Situation, *, lr: float, steps: int) -> FinetuneOptimizerConfig:
+    """Return AdamW with layer decay, none from scratch, and an average over about the last tenth of the steps."""
+    return FinetuneOptimizerConfig(
+        optimizer="adamw",
+        lr=float(f"{lr:.2g}"),
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=0.05,
+        weight_decay_end=0.05,
+        clip=1.0,
+        layer_decay=1.0 if situation.from_scratch else 0.75,
+        ema=round(max(0.0, 1 - 10 / steps), 5),
     )
 
 

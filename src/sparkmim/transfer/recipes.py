@@ -31,7 +31,7 @@ from .config import (
     TransferConfig,
 )
 from .recipe_parts import Situation as Situation
-from .recipe_parts import completed, data_of, run_of
+from .recipe_parts import completed, data_of, optimizer_of, run_of
 from .segmentation.recipe import small_segmentation
 
 Recipe = Callable[[Situation], TransferConfig]
@@ -63,17 +63,7 @@ def small_data(situation: Situation) -> TransferConfig:
         situation,
         model=NetworkConfig(task=situation.task, model=situation.chosen["model"], in_chans=situation.backbone.in_chans),
         data=data_of(situation, crop_scale=(0.35, 1.0)),
-        optimizer=FinetuneOptimizerConfig(
-            optimizer="adamw",
-            lr=float(f"{lr * math.sqrt(batch_size / 64):.2g}"),
-            betas=(0.9, 0.999),
-            eps=1e-8,
-            weight_decay=0.05,
-            weight_decay_end=0.05,
-            clip=1.0,
-            layer_decay=1.0 if situation.from_scratch else 0.75,
-            ema=round(max(0.0, 1 - 10 / steps), 5),
-        ),
+        optimizer=optimizer_of(situation, lr=lr * math.sqrt(batch_size / 64), steps=steps),
         schedule=ScheduleConfig(epochs=epochs, warmup_epochs=epochs / 10),
         run=run_of(situation, batch_size=batch_size, epochs=epochs, steps=steps),
     )

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +79,26 @@ class ClassTable:
         found: np.ndarray = np.array(self.values, kind)[numbers]
         return found
 
-    def unknown(self, values: Iterable[int]) -> list[int]:
-        """Return the values that are neither in the table nor ignored."""
-        return sorted(set(values) - set(self.values) - {self.ignore})
+    def require_known(self, counts: Mapping[int, int], path: Path, what: str, unit: str) -> None:
+        """Raise for values that are neither in the table nor ignored.
+
+        Args:
+            counts: how often each value occurs.
+            path: of the file.
+            what: it is called: a mask, a label map.
+            unit: what has a value: pixels, voxels.
+
+        Raises:
+            ValueError: naming the file, the values, and the remedy.
+        """
+        strange = sorted(set(counts) - set(self.values) - {self.ignore})
+        if strange:
+            shown = ", ".join(f"{value} ({counts[value]} {unit})" for value in strange[:4])
+            raise ValueError(
+                f"the {what} {printable(str(path))} has values that are not among the classes: {shown}; expected "
+                f"{', '.join(map(str, self.values[:8]))}{'...' * (len(self) > 8)} or {self.ignore}, which is ignored. "
+                f"Add them to --classes FILE, mend the {what}, or name the value to ignore by --ignore-index"
+            )
 
     def as_json(self) -> dict[str, Any]:
         """Return what :meth:`from_json` reads."""

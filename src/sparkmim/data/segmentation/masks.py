@@ -111,14 +111,7 @@ def class_counts(path: Path, content: MaskContent, table: ClassTable) -> dict[in
         return {by_color[color]: count for color, count in content.counts.items() if color in by_color}
     require_indices(path, content)
     indices = content.indices()
-    strange = table.unknown(indices)
-    if strange:
-        shown = ", ".join(f"{value} ({indices[value]} pixels)" for value in strange[:4])
-        raise ValueError(
-            f"the mask {printable(str(path))} has values that are not among the classes: {shown}; expected "
-            f"{', '.join(map(str, table.values[:8]))}{'...' * (len(table) > 8)} or {table.ignore}, which is ignored. "
-            "Add them to --classes FILE, mend the mask, or name the value to ignore by --ignore-index"
-        )
+    table.require_known(indices, path, "mask", "pixels")
     return {value: count for value, count in indices.items() if value != table.ignore}
 
 

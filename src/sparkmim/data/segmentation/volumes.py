@@ -161,14 +161,7 @@ def _address(place: Place) -> Path:
 
 
 def _counts(entry: LabelEntry, table: ClassTable) -> list[int]:
-    strange = table.unknown(entry.counts)
-    if strange:
-        shown = ", ".join(f"{value} ({entry.counts[value]} voxels)" for value in strange[:4])
-        raise ValueError(
-            f"the label map {printable(str(entry.file))} has values that are not among the classes: {shown}; expected "
-            f"{', '.join(map(str, table.values[:8]))}{'...' * (len(table) > 8)} or {table.ignore}, which is ignored. "
-            "Add them to --classes FILE, mend the label map, or name the value to ignore by --ignore-index"
-        )
+    table.require_known(entry.counts, entry.file, "label map", "voxels")
     return [entry.counts.get(value, 0) for value in table.values]
 
 

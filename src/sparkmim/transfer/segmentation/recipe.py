@@ -13,8 +13,8 @@ from ...models.own_decoder import find_decoder
 from ...training.config import ScheduleConfig
 from ...training.recipes import divisible, power_of_two
 from ...training.schedule import steps_of
-from ..config import FinetuneOptimizerConfig, NetworkConfig, SegmentationConfig, SegmentationSettings
-from ..recipe_parts import Situation, completed, data_of, run_of
+from ..config import NetworkConfig, SegmentationConfig, SegmentationSettings
+from ..recipe_parts import Situation, completed, data_of, optimizer_of, run_of
 
 LARGEST_CROP = 128
 """Most voxels of a crop along an axis: nnU-Net's, about."""
@@ -50,17 +50,7 @@ def small_segmentation(situation: Situation) -> SegmentationConfig:
         data=replace(data, image_size=crop_size(situation), crop="native"),
         segmentation=SegmentationSettings(head="own" if decoder else "unet"),
         volumes=VolumeConfig(),
-        optimizer=FinetuneOptimizerConfig(
-            optimizer="adamw",
-            lr=float(f"{lr:.2g}"),
-            betas=(0.9, 0.999),
-            eps=1e-8,
-            weight_decay=0.05,
-            weight_decay_end=0.05,
-            clip=1.0,
-            layer_decay=1.0 if situation.from_scratch else 0.75,
-            ema=round(max(0.0, 1 - 10 / steps), 5),
-        ),
+        optimizer=optimizer_of(situation, lr=lr, steps=steps),
         schedule=ScheduleConfig(epochs=epochs, warmup_epochs=epochs / 10),
         run=replace(
             run_of(situation, batch_size=batch_size, epochs=epochs, steps=steps), val_every=max(1.0, epochs / 25)
