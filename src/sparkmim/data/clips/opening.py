@@ -15,7 +15,7 @@ from ...reporting.text_tables import aligned, spread
 from ...utils.logging import log
 from ...utils.text import printable
 from ..decoding.encoded import UnreadableImage
-from ..sources.folder import Files, walk
+from ..sources.folder import Files, path_at, walk
 from ..statistics import spread_indices
 from .base import Clip, ClipSize
 from .reading import ARRAYS, VIDEOS, is_frame, library, open_clip
@@ -98,10 +98,8 @@ def find_clips(address: str | Path, option: str = "--data") -> tuple[Path, list[
     Raises:
         ValueError: if there is none, with what there is instead.
     """
-    root = Path(str(address).removeprefix(SCHEME)).expanduser().absolute()
+    root = path_at(address, SCHEME, option)
     shown = printable(str(root))
-    if not root.exists():
-        raise ValueError(f"there is no file or folder {shown}; see {option}")
     if not root.is_dir():
         if os.path.splitext(root.name)[1].lower() not in VIDEOS | {*ARRAYS}:
             raise ValueError(

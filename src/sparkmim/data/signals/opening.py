@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...utils.logging import log
 from ...utils.text import printable
-from ..sources.folder import walk
+from ..sources.folder import path_at, walk
 from .reading import READABLE, TABLES, extension_of
 from .settings import SignalSettings
 from .source import SignalPreparation, Signals, as_learned, prepare_signals, survey_signals
@@ -28,10 +28,8 @@ def find_signals(address: str | Path, option: str = "--data") -> tuple[Path, lis
     Raises:
         ValueError: if there is none, with what there is instead.
     """
-    root = Path(str(address).removeprefix(SCHEME)).expanduser().absolute()
+    root = path_at(address, SCHEME, option)
     shown = printable(str(root))
-    if not root.exists():
-        raise ValueError(f"there is no file or folder {shown}; see {option}")
     expected = ", ".join(sorted(READABLE))
     if not root.is_dir():
         if extension_of(root.name) not in READABLE:

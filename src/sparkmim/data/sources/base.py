@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from ...utils.text import printable
 from ..config import FileConfig
 from ..decoding.encoded import EncodedImage
 from ..seeding import Stream, keyed_generator
+from ..storage.names import Names
 
 
 class ImageSource(ABC):
@@ -90,6 +91,28 @@ class ImageSource(ABC):
                 f"{len(loose)} of {len(parts)} images lie outside of class folders, such as {printable(loose[0])}"
             )
         return [folder for folder, _, _ in parts]
+
+
+class NamedImages(ImageSource):
+    """Images whose names are known.
+
+    Args:
+        names: of the images, in order.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = names if isinstance(names, Names) else Names.of(names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        """Return the name of an image."""
+        return self._names[index]
+
+    def each_name(self) -> Iterator[str]:
+        """Yield the names of all images."""
+        return iter(self._names)
 
 
 class Subset(ImageSource):

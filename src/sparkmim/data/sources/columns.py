@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from ..storage.fetched import FetchedFile
 from ..storage.locations import is_remote, local_files
 from ..storage.names import Names
 from ..storage.reading import ask, open_remote
-from .base import ImageSource, inside_of
+from .base import NamedImages, inside_of
 
 LABELS = ("label", "labels", "class", "target", "fine_label")
 """Columns of classes, the first there is."""
@@ -37,7 +37,7 @@ class Part(NamedTuple):
     rows: int
 
 
-class Columns(ImageSource):
+class Columns(NamedImages):
     """Images in Parquet files, in the order of the files' names and of their rows.
 
     A row group is read as a whole, and kept until others take its place.
@@ -52,7 +52,8 @@ class Columns(ImageSource):
     schemes = ("parquet",)
 
     def __init__(self, parts: Sequence[Part], column: str, names: Names, labels: list[str] | None) -> None:
-        self.parts, self.column, self._names, self._labels = list(parts), column, names, labels
+        super().__init__(names)
+        self.parts, self.column, self._labels = list(parts), column, labels
         self._ends = np.cumsum([part.rows for part in parts])
         self._forget()
 
@@ -71,17 +72,6 @@ class Columns(ImageSource):
         if not pattern:
             raise ValueError("expected a .parquet file, or a folder of them, after ://")
         return open_columns(find_tables(pattern), column)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def name(self, index: int) -> str:
-        """Return the path that is recorded beside the image; its file's name and row where there is none."""
-        return self._names[index]
-
-    def each_name(self) -> Iterator[str]:
-        """Yield the names of all images."""
-        return iter(self._names)
 
     def open(self, index: int) -> EncodedImage:
         """Return the image, whose row group is read when it is decoded."""

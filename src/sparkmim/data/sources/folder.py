@@ -11,8 +11,7 @@ from typing import ClassVar
 from ...utils.text import printable
 from ..decoding.encoded import EncodedImage
 from ..decoding.images import EncodedFile, image_extensions
-from ..storage.names import Names
-from .base import ImageSource
+from .base import NamedImages
 
 JUNK = {
     "__macosx",
@@ -33,7 +32,19 @@ SCHEMES_OF_FILES = {".tar": "wds", ".zip": "zip", ".parquet": "parquet", ".txt":
 """Schemes of addresses that open a file of images, by its extension."""
 
 
-class Files(ImageSource):
+def path_at(address: str | Path, scheme: str, option: str) -> Path:
+    """Return the absolute path of a file or a folder that an address names, with its scheme or without.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    path = Path(str(address).removeprefix(scheme)).expanduser().absolute()
+    if not path.exists():
+        raise ValueError(f"there is no file or folder {printable(str(path))}; see {option}")
+    return path
+
+
+class Files(NamedImages):
     """Image files below a folder.
 
     Attributes:
@@ -44,24 +55,13 @@ class Files(ImageSource):
     local = True
 
     def __init__(self, root: Path, names: Sequence[str]) -> None:
+        super().__init__(names)
         self.root = root
-        self._names = Names.of(names)
 
     @classmethod
     def from_address(cls, rest: str, settings: None = None) -> Files:
         """Find the images below a folder, see :func:`find_images`."""
         return find_images(rest)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def name(self, index: int) -> str:
-        """Return the path below the folder."""
-        return self._names[index]
-
-    def each_name(self) -> Iterator[str]:
-        """Yield the names of all images."""
-        return iter(self._names)
 
     def open(self, index: int) -> EncodedImage:
         """Return the file."""

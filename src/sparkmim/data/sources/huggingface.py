@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,14 @@ from typing import Any
 from ..decoding.encoded import EncodedImage
 from ..storage.fetched import FetchedFile
 from ..storage.names import Names
-from .base import ImageSource, inside_of
+from .base import NamedImages, inside_of
 from .columns import IMAGE_KIND, LABELS, image_bytes, unique_names
 
 SPLIT = "train"
 """Split that is read where none is named."""
 
 
-class HuggingFace(ImageSource):
+class HuggingFace(NamedImages):
     """The rows of a data set, in their order.
 
     Args:
@@ -31,7 +30,8 @@ class HuggingFace(ImageSource):
     schemes = ("hf",)
 
     def __init__(self, rows: Any, column: str, names: Names, label: str | None) -> None:
-        self.rows, self.column, self._names, self.label = rows, column, names, label
+        super().__init__(names)
+        self.rows, self.column, self.label = rows, column, label
         self._images = rows.select_columns([column])  # of a row, all columns are decoded
 
     @classmethod
@@ -45,17 +45,6 @@ class HuggingFace(ImageSource):
         if found is None:
             raise ValueError("expected a data set after ://, such as hf://OWNER/NAME:train")
         return open_dataset(found["name"], found["split"], column)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def name(self, index: int) -> str:
-        """Return the path that is recorded beside the image, or its row."""
-        return self._names[index]
-
-    def each_name(self) -> Iterator[str]:
-        """Yield the names of all images."""
-        return iter(self._names)
 
     def open(self, index: int) -> EncodedImage:
         """Return the image, which is read when it is decoded."""
