@@ -58,6 +58,21 @@ def printed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 STEPS = 6
 """Steps of a run with the settings below: 2.4 epochs of 10 images by 4."""
 
+SMALLEST_PRETRAIN: dict[str, Any] = {
+    "decoder_width": 16,
+    "batch_size": 2,
+    "accumulate": 1,
+    "epochs": 2.0,
+    "warmup_epochs": 0.5,
+    "lr": 0.01,
+    "precision": "32",
+    "device": "cpu",
+    "workers": 0,
+    "log_every": 1,
+    "pictures": 1,
+}
+"""A pretraining on a few volumes, signals or clips; network and size are those of the tests."""
+
 TINY_PRETRAIN: dict[str, Any] = {
     "model": "test_resnet",
     "image_size": (64, 64),

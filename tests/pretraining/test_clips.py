@@ -11,32 +11,18 @@ import pytest
 from PIL import Image
 
 from clip_files import textured, write_frames, write_video
-from helpers import assert_equal, final, make_images, numbers
+from helpers import SMALLEST_PRETRAIN, assert_equal, final, make_images, numbers
 from sparkmim.checkpoints.run_folder import RunFolder
 from sparkmim.cli import run_command
 from sparkmim.evaluation.features import embed
-from sparkmim.pretraining.prepare import Pretraining
 from sparkmim.pretraining.reconstruct import reconstruct
 from sparkmim.pretraining.run import pretrain
 
+pytestmark = pytest.mark.usefixtures("checked_once")
+
 NETWORK = f"{Path(__file__).parents[1] / 'fixtures' / 'networks3d.py'}:tiny_clips"
 
-TINY: dict[str, Any] = {
-    "model": NETWORK,
-    "frames": 4,
-    "image_size": 32,
-    "decoder_width": 16,
-    "batch_size": 2,
-    "accumulate": 1,
-    "epochs": 2.0,
-    "warmup_epochs": 0.5,
-    "lr": 0.01,
-    "precision": "32",
-    "device": "cpu",
-    "workers": 0,
-    "log_every": 1,
-    "pictures": 1,
-}
+TINY: dict[str, Any] = SMALLEST_PRETRAIN | {"model": NETWORK, "frames": 4, "image_size": 32}
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +31,6 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(6):
         write_frames(folder / f"c{number}", textured(seed=number))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def unchecked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check the network once: that takes as long as a run."""
-    if "from_f" not in request.node.name:
-        monkeypatch.setattr(Pretraining, "check", lambda *_: None)
 
 
 def test_from_frames_to_encoder(clips: Path, tmp_path: Path) -> None:

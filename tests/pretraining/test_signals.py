@@ -11,32 +11,19 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import assert_equal, final, make_images, numbers
+from helpers import SMALLEST_PRETRAIN, assert_equal, final, make_images, numbers
 from signal_files import waves, write_table, write_wav
 from sparkmim.checkpoints.run_folder import RunFolder
 from sparkmim.cli import run_command
 from sparkmim.evaluation.features import embed
-from sparkmim.pretraining.prepare import Pretraining
 from sparkmim.pretraining.reconstruct import reconstruct
 from sparkmim.pretraining.run import pretrain
 
+pytestmark = pytest.mark.usefixtures("checked_once")
+
 NETWORKS = Path(__file__).parents[1] / "fixtures" / "networks1d.py"
 
-TINY: dict[str, Any] = {
-    "model": f"{NETWORKS}:tiny",
-    "image_size": 64,
-    "decoder_width": 16,
-    "batch_size": 2,
-    "accumulate": 1,
-    "epochs": 2.0,
-    "warmup_epochs": 0.5,
-    "lr": 0.01,
-    "precision": "32",
-    "device": "cpu",
-    "workers": 0,
-    "log_every": 1,
-    "pictures": 1,
-}
+TINY: dict[str, Any] = SMALLEST_PRETRAIN | {"model": f"{NETWORKS}:tiny", "image_size": 64}
 
 
 def save_signals(folder: Path, count: int = 6, channels: int = 2, samples: int = 300, rate: float = 200) -> Path:
@@ -49,13 +36,6 @@ def save_signals(folder: Path, count: int = 6, channels: int = 2, samples: int =
 @pytest.fixture(scope="module")
 def signals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_signals(tmp_path_factory.mktemp("data") / "recordings")
-
-
-@pytest.fixture(autouse=True)
-def unchecked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check the network once: that takes as long as a run."""
-    if "from_f" not in request.node.name:
-        monkeypatch.setattr(Pretraining, "check", lambda *_: None)
 
 
 def test_from_files_to_encoder(signals: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import make_images
+from helpers import SMALLEST_PRETRAIN, make_images
 from sparkmim.checkpoints.run_folder import RunFolder
 from sparkmim.cli import run_command
 from sparkmim.evaluation.features import embed
@@ -24,21 +24,7 @@ nibabel = pytest.importorskip("nibabel")
 
 NETWORK = f"{Path(__file__).parents[1] / 'fixtures' / 'networks3d.py'}:tiny"
 
-TINY: dict[str, Any] = {
-    "model": NETWORK,
-    "image_size": 16,
-    "decoder_width": 16,
-    "batch_size": 2,
-    "accumulate": 1,
-    "epochs": 2.0,
-    "warmup_epochs": 0.5,
-    "lr": 0.01,
-    "precision": "32",
-    "device": "cpu",
-    "workers": 0,
-    "log_every": 1,
-    "pictures": 1,
-}
+TINY: dict[str, Any] = SMALLEST_PRETRAIN | {"model": NETWORK, "image_size": 16}
 
 
 def make_volumes(folder: Path, count: int = 6, size: tuple[int, ...] = (20, 24, 22), spacing: float = 1.0) -> Path:
