@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from engine_helpers import LARGE, SMALL, Host, all_visible, constant, images_of
 from sparkmim.sparse import MaskedDenseExecution, SparseExecution, UnsupportedOperation, run
-from sparkmim.sparse.memory import UNKNOWN
 from sparkmim.sparse.nested import tensors_in
+from sparkmim.sparse.strides import UNKNOWN
 
 LAST = torch.channels_last
 

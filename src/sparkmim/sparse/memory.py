@@ -12,7 +12,7 @@ The ordinary network is the one whose images and weights are contiguous, `(B, C,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,21 +21,23 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from .errors import unsupported
 from .functions import attributes_named, functions_named
 from .nested import tensors_in
-
-Strides = tuple[int, ...]
-
-UNKNOWN: Strides = ()
-"""Stands for strides that are not known."""
-
-
-class Order(NamedTuple):
-    """The strides of a tensor without gaps: its axes, that of the largest stride first."""
-
-    axes: tuple[int, ...]
-
-
-Note = Strides | Order
-"""What is noted of a tensor that is not contiguous in the ordinary network."""
+from .strides import (
+    UNKNOWN,
+    Note,
+    Order,
+    Strides,
+    alike,
+    as_shape,
+    channels_last_strides,
+    contiguous_strides,
+    dense,
+    has_channels_last,
+    indexed,
+    note_of,
+    order_given,
+    order_of,
+    strides_in_order,
+)
 
 RESHAPING = functions_named("reshape reshape_as flatten")
 """Functions that alias their argument where its strides allow that, and else copy."""
@@ -181,110 +183,6 @@ _IN_DOUBT = (
 )
 
 
-def contiguous_strides(shape: Sequence[int]) -> Strides:
-    """Return the strides of a contiguous tensor."""
-    return strides_in_order(shape, range(len(shape)))
-
-
-def strides_in_order(shape: Sequence[int], order: Sequence[int]) -> Strides:
-    """Return the strides of a dense tensor whose axes lie in memory in this order, the last one without gaps."""
-    strides, step = [0] * len(shape), 1
-    for axis in reversed(order):
-        strides[axis] = step
-        step *= max(shape[axis], 1)
-    return tuple(strides)
-
-
-def _alike(shape: Sequence[int], a: Strides, b: Strides) -> bool:
-    """Return whether two strides mean the same for a tensor of this shape."""
-    return all(s == t for extent, s, t in zip(shape, a, b, strict=True) if extent != 1)
-
-
-def _note_of(shape: Sequence[int], strides: Strides) -> Note | None:
-    """Return what to note of strides, which is nothing for those of a contiguous tensor."""
-    return None if strides != UNKNOWN and _alike(shape, strides, contiguous_strides(shape)) else strides
-
-
-def laid_out(tensor: Tensor, note: Note | None) -> Tensor:
-    """Return a tensor laid out in memory as the ordinary network's, without gaps; as it is where that is not known."""
-    order = None if note == UNKNOWN else range(tensor.ndim) if note is None else _dense(note)
-    if order is None:
-        return tensor
-    axes = list(order.axes if isinstance(order, Order) else order)
-    return tensor.permute(axes).contiguous().permute([axes.index(axis) for axis in range(tensor.ndim)])
-
-
-def note_of(tensor: Tensor) -> Note | None:
-    """Return what to note of a tensor that is the ordinary network's own."""
-    return _note_of(tensor.shape, tensor.stride())
-
-
-def _dense(note: Note) -> Note:
-    """Return the note of a copy that keeps the order of axes."""
-    return note if isinstance(note, Order) or note == UNKNOWN else _order_of([note])
-
-
-def _order_of(operands: Sequence[Strides]) -> Order:
-    """Return the order of axes in memory of what is computed from tensors position by position (as torch decides).
-
-    Args:
-        operands: the strides of each, broadcast: 0 along axes on which it does not depend, which others decide.
-    """
-    order = list(reversed(range(len(operands[0]))))  # the smallest stride first
-    for end in range(1, len(order)):
-        moved = end
-        for place in reversed(range(end)):
-            a, b = order[place], order[moved]
-            steps = next(((s[a], s[b]) for s in operands if s[a] and s[b] and s[a] != s[b]), (0, 0))
-            if steps[0] > steps[1]:
-                order[place], order[moved] = b, a
-                moved = place
-            elif steps[0] < steps[1]:
-                break
-    return Order(tuple(reversed(order)))
-
-
-def channels_last_strides(shape: Sequence[int]) -> Strides:
-    """Return the strides of a tensor `(B, C, *size)` in the format torch.channels_last (or channels_last_3d)."""
-    return strides_in_order(shape, [0, *range(2, len(shape)), 1])
-
-
-def _has_channels_last(shape: Sequence[int], strides: Strides) -> bool:
-    """Return whether torch would take a tensor for one with channels last (or it is not known)."""
-    if strides == UNKNOWN:
-        return True
-    if len(shape) not in (4, 5) or strides[1] == 0:
-        return False
-    least = 0
-    for axis in (1, *range(len(shape) - 1, 1, -1), 0):
-        if strides[axis] < least or (axis == 0 and least == strides[1]):
-            return False
-        least = strides[axis] * max(shape[axis], 1)
-    return True
-
-
-def _as_shape(shape: Sequence[int], strides: Strides, new: Sequence[int]) -> Strides | None:
-    """Return the strides of a view of another shape, None if a tensor of these strides has none (as torch decides)."""
-    out, place = [0] * len(new), len(new) - 1
-    base, old_count, new_count = strides[-1], 1, 1
-    for axis in reversed(range(len(shape))):
-        old_count *= shape[axis]
-        if axis > 0 and (shape[axis - 1] == 1 or strides[axis - 1] == old_count * base):
-            continue
-        while place >= 0 and (new_count < old_count or new[place] == 1):
-            out[place] = new_count * base
-            new_count *= new[place]
-            place -= 1
-        if new_count != old_count:
-            return None
-        if axis > 0:
-            base, old_count, new_count = strides[axis - 1], 1, 1
-    return tuple(out) if place == -1 else None
-
-
-# --- what functions do ----------------------------------------------------------------------------------------------
-
-
 def in_format(execution: Any, func: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Carry out a function that is given a memory format: return `x` itself where the ordinary network does, or copy.
 
@@ -302,12 +200,12 @@ def in_format(execution: Any, func: Any, x: Tensor, args: tuple[Any, ...], kwarg
     out = func(x, *args, **kwargs) if to else x
     if wanted is torch.preserve_format:
         note = memory.noted(x)
-        return x if out is x else memory.note(execution.mark(out, layout), note and _dense(note))
+        return x if out is x else memory.note(execution.mark(out, layout), note and dense(note))
     last = wanted in (torch.channels_last, torch.channels_last_3d)
     target = channels_last_strides(shape) if last else contiguous_strides(shape)
     if out is x:
         known = strides != UNKNOWN
-        if known and (_has_channels_last(shape, strides) == last if to else _alike(shape, strides, target)):
+        if known and (has_channels_last(shape, strides) == last if to else alike(shape, strides, target)):
             return x
         out = x.clone()
         if not known:
@@ -328,7 +226,7 @@ def formats(func: Any, kwargs: dict[str, Any]) -> bool:
 def _in_format(shape: Sequence[int], wanted: torch.memory_format) -> Note | None:
     """Return what to note of a new tensor in a format."""
     last = wanted in (torch.channels_last, torch.channels_last_3d)
-    return _note_of(shape, channels_last_strides(shape)) if last else None
+    return note_of(shape, channels_last_strides(shape)) if last else None
 
 
 def settle(execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
@@ -357,7 +255,7 @@ def _view(execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     if note is None and func in _AS_SIZES:
         return
     if func in _ORDERS:
-        order = _order(_ORDERS[func], source.ndim, args[1:], kwargs)
+        order = order_given(_ORDERS[func], source.ndim, args[1:], kwargs)
         if note is None or isinstance(note, Order):
             moved = tuple(order.index(axis) for axis in (range(source.ndim) if note is None else note.axes))
             memory.note(out, None if moved == tuple(range(source.ndim)) else Order(moved))
@@ -371,7 +269,7 @@ def _view(execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
         if layout is not None:
             new = execution.ordinary_shape(part, layout)
             found = UNKNOWN if strides == UNKNOWN else _viewed(func, args, kwargs, shape, strides, new)
-            memory.note(part, _note_of(new, found))
+            memory.note(part, note_of(new, found))
 
 
 def _reshaped(execution: Any, source: Tensor, out: Tensor) -> Tensor:
@@ -387,9 +285,9 @@ def _reshaped(execution: Any, source: Tensor, out: Tensor) -> Tensor:
             viewed: Strides | None = strides
         else:
             known = strides != UNKNOWN
-            viewed = _as_shape(shape, strides, new) if known else None
+            viewed = as_shape(shape, strides, new) if known else None
         shares = viewed is not None
-        found = UNKNOWN if not known else None if viewed is None else _note_of(new, viewed)
+        found = UNKNOWN if not known else None if viewed is None else note_of(new, viewed)
     here = memory.compiling or out.untyped_storage()._cdata == source.untyped_storage()._cdata
     if here and not shares:
         out = execution.mark(out.clone(), execution.marked(out))
@@ -408,53 +306,13 @@ def _viewed(
         own = [0 if extent != wide else s for extent, s, wide in zip(shape, strides, new[shift:], strict=True)]
         return (0,) * shift + tuple(own)
     if func in _AS_SIZES or func in _SQUEEZING:
-        return _as_shape(shape, strides, new) or UNKNOWN
+        return as_shape(shape, strides, new) or UNKNOWN
     if func in _SELECTING:
         axis = (kwargs["dim"] if "dim" in kwargs else args[1] if len(args) > 1 else 0) % ndim
         return strides[:axis] + strides[axis + 1 :]
     if func in _INDEXING:
-        return _indexed(args[1], shape, strides)
+        return indexed(args[1], shape, strides)
     return strides
-
-
-def _order(name: str, ndim: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-    """Return the axes of a tensor in the order that a function gives them."""
-    names = ("dims", "dim0", "axis0", "source", "dim1", "axis1", "destination")  # (whatever order they were given in)
-    values = [*args, *(kwargs[own] for own in names if own in kwargs)]
-    if name == "mT":
-        values = [-2, -1]
-    if name == "permute":
-        dims = values[0] if isinstance(values[0], (tuple, list)) else values
-        return [d % ndim for d in dims]
-    first, second = ([d % ndim for d in ((v,) if isinstance(v, int) else v)] for v in values[:2])
-    order = list(range(ndim))
-    if name not in ("movedim", "moveaxis"):
-        order[first[0]], order[second[0]] = second[0], first[0]
-        return order
-    rest = iter([axis for axis in range(ndim) if axis not in first])
-    return [first[second.index(axis)] if axis in second else next(rest) for axis in range(ndim)]
-
-
-def _indexed(index: Any, shape: Sequence[int], strides: Strides) -> Strides:
-    """Return the strides of `x[index]` for an index of integers, slices, None and an ellipsis; UNKNOWN for others."""
-    entries = list(index) if isinstance(index, (tuple, list)) else [index]
-    if not all(entry is None or entry is Ellipsis or isinstance(entry, (int, slice)) for entry in entries):
-        return UNKNOWN
-    used = sum(entry is not None and entry is not Ellipsis for entry in entries)
-    if Ellipsis not in entries:
-        entries.append(Ellipsis)
-    place = entries.index(Ellipsis)
-    entries[place : place + 1] = [slice(None)] * (len(shape) - used)
-    out: list[int] = []
-    axis = 0
-    for entry in entries:
-        if entry is None:
-            out.append(shape[axis] * strides[axis] if axis < len(shape) else 1)
-            continue
-        if isinstance(entry, slice):
-            out.append(strides[axis] * (entry.step or 1))
-        axis += 1
-    return tuple(out)
 
 
 def _follow(execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -463,8 +321,8 @@ def _follow(execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     first, made = args[0] if args else None, execution.marked(out)
     if func in KEEPING and isinstance(first, Tensor) and isinstance(out, Tensor) and first.shape == out.shape:
         note, own = memory.noted(first), execution.marked(first)
-        alike = own is not None and made is not None and own.is_map == made.is_map  # not a value per image
-        if alike and (note is None or isinstance(note, Order)):  # which decides alone
+        same_kind = own is not None and made is not None and own.is_map == made.is_map  # not a value per image
+        if same_kind and (note is None or isinstance(note, Order)):  # which decides alone
             if note is not None and out is not first:
                 memory.note(out, note)
             return
@@ -499,13 +357,13 @@ def _of_each_position(execution: Any, given: Sequence[Tensor], out: Tensor) -> N
         wide = shape[len(shape) - len(size) :]
         spread = [0 if n == 1 != m else s for n, m, s in zip(size, wide, strides, strict=True)]
         operands.append((0,) * (len(shape) - len(size)) + tuple(spread))
-    return _note_of(shape, strides_in_order(shape, _order_of(operands).axes))
+    return note_of(shape, strides_in_order(shape, order_of(operands).axes))
 
 
 def _may_have_channels_last(execution: Any, tensor: Tensor, note: Note | None) -> bool:
     if note is None or isinstance(note, Order):
         return note is not None and note.axes[-1] == 1
-    return _has_channels_last(execution.ordinary_shape(tensor, execution.marked(tensor)), note)
+    return has_channels_last(execution.ordinary_shape(tensor, execution.marked(tensor)), note)
 
 
 def may_write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -12,8 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from .backward_hooks import MovedHooks, has_backward_hooks
 from .execution import Execution
-from .memory import UNKNOWN, laid_out, note_of
 from .nested import map_tensors
+from .strides import UNKNOWN, laid_out, note_of_tensor
 
 _FALLBACK = "_sparkmim_dense_fallback"
 
@@ -183,7 +183,7 @@ class _WholeMapCall:
         found: Tensor = self.execution.returned(self.owner.visible_part(output))
         if torch.compiler.is_compiling():
             return found
-        return self.execution.memory.note(found, note_of(output) if self.known else UNKNOWN)
+        return self.execution.memory.note(found, note_of_tensor(output) if self.known else UNKNOWN)
 
 
 def _version_of(tensor: Tensor) -> int | None:

@@ -19,7 +19,7 @@ from ..errors import OUTSIDER, unsupported
 from ..execution import Execution
 from ..functions import functions_named
 from ..layout import Layout
-from ..memory import UNKNOWN, Note, note_of
+from ..strides import UNKNOWN, Note, note_of_tensor
 from ..totals import note_total
 from .calls import call
 from .pointwise import require_no_input
@@ -212,7 +212,7 @@ def _note_of_einsum(execution: Execution, equation: str, tensors: Sequence[Tenso
     shapes = [
         t.shape if own is None else execution.ordinary_shape(t, own) for t, own in zip(tensors, layouts, strict=True)
     ]
-    return note_of(torch.einsum(equation, *[torch.empty(shape, device="meta") for shape in shapes]))
+    return note_of_tensor(torch.einsum(equation, *[torch.empty(shape, device="meta") for shape in shapes]))
 
 
 def _letters(term: str, ndim: int) -> list[Any] | None:

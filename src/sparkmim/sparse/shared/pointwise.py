@@ -18,8 +18,9 @@ from ..execution import MADE_OUTSIDE, Execution
 from ..extent import MEASURED, Extent, MapSize, value_of
 from ..functions import attributes_named, functions_named, operators_in_place, operators_named
 from ..layout import Layout
-from ..memory import KEEPING, UNKNOWN, formats, in_format
+from ..memory import KEEPING, formats, in_format
 from ..registry import understands_sizes
+from ..strides import UNKNOWN
 from .calls import call
 
 METADATA = operators_named(
