@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from helpers import TINY_PRETRAIN, make_images
 from sparkmim.data.seeding import Stream, keyed_generator
 from sparkmim.data.sources.base import ImageSource
-from sparkmim.pretraining import prepare as pretraining
+from sparkmim.pretraining import images
 from sparkmim.pretraining.prepare import Pretraining
 from sparkmim.training.prepare import prepare
 
@@ -74,13 +74,13 @@ def test_plan_record_and_images_agree(here: Path, tmp_path: Path, monkeypatch: p
     if not (in_recipe | by_flag).get("data"):
         by_flag["data"] = wanted["data"]
     opened: list[Any] = []
-    original = pretraining.open_images
+    original = images.open_images
 
     def noted(*where: Any, stores: Any) -> Any:
         opened.append(where)
         return original(*where, stores=stores)
 
-    monkeypatch.setattr(pretraining, "open_images", noted)
+    monkeypatch.setattr("sparkmim.pretraining.prepare.open_images", noted)
     kind = Pretraining()
 
     def resolve() -> Any:

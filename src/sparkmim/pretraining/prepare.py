@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from lightning_fabric import Fabric
 
 from ..checkpoints.run_folder import RunFolder
-from ..data.clips.opening import ClipPreparation, open_clips
-from ..data.config import MAX_BROKEN, ClipConfig, FileConfig, SignalConfig, VolumeConfig, files_of
-from ..data.kinds import AXES, Kind, kind_of
-from ..data.places import files_outside
+from ..data.config import MAX_BROKEN, FileConfig, files_of
+from ..data.kinds import kind_of
 from ..data.seeding import Stream
-from ..data.signals.opening import open_signals
-from ..data.sources.address import open_source, source_type
-from ..data.sources.base import ImageSource, held_out
-from ..data.sources.pages import Pages, by_page
+from ..data.sources.pages import by_page
 from ..data.statistics import first_readable, peculiarities, require_readable
 from ..data.volumes.opening import Stores, prepared_as
 from ..models.backbone import Backbone
@@ -29,85 +21,38 @@ from ..models.factory import code_of
 from ..models.levels import NotProportionalError
 from ..models.masking import visible_patches
 from ..models.own_decoder import levels_of
-from ..training.config import COMPUTATION
 from ..training.memory import free_memory
 from ..training.prepare import require_effect, validate_training
 from ..training.recipes import cores_per_process, find_recipe
 from ..training.recorded import recorded_value
 from ..training.resume import fingerprint_of
-from ..training.schedule import steps_of
 from ..training.task import Preparation, TrainingKind
 from ..utils.axes import per_axis
-from ..utils.devices import device_name, pick_device
+from ..utils.devices import pick_device
 from ..utils.distributed import local_processes
-from ..utils.fields import NoSettings
 from .config import PretrainConfig, settings_of_source
 from .evaluators import find_monitor
-from .kinds import described, kind_in, of_clips, of_signals, with_frames, with_size
+from .images import (
+    PretrainingImages,
+    Where,
+    about_channels,
+    group_of,
+    open_images,
+    require_for_kind,
+    require_same_kind,
+)
+from .kinds import kind_in, of_clips, of_signals, with_frames, with_size
 from .model import INIT_OF_FINETUNING, ModelBuilder, require_pretraining
+from .plan import plan_of
 from .recipes import RECIPES, Recipe, Situation
 from .task import PretrainingTask
 from .volumes import require_few_unreadable, warn_of_small_volumes
-
-OTHER_PARTS = {"unet": "decoder and mask embeddings", "own": "its own decoder; projections and mask embeddings"}
-"""What a model has beside the network, by decoder."""
 
 OWN_DECODER = "with --decoder own, the network's; use --decoder unet, or leave it out"
 """Why a setting of the decoder unet has no effect."""
 
 TRIES = 3
 """Times that a recipe is asked: once for what the user sets, once for how it sets that files are read."""
-
-
-GROUPS: dict[Kind, type[Any]] = {"volumes": VolumeConfig, "signals": SignalConfig, "clips": ClipConfig}
-"""Groups of settings, by the kind of data that they are for."""
-
-VIEWED: dict[Kind, str] = {
-    "images": "pixels",
-    "volumes": "voxels",
-    "signals": "samples",
-    "clips": "frames and pixels",
-}
-"""What views are measured in."""
-
-NAMES: dict[Kind, str] = {
-    "images": "a folder of images",
-    "volumes": "a folder of volumes (such as .nii.gz files; volumes://FOLDER if they are .npy or .tif)",
-    "signals": "a folder of signals (.npy, .npz, .csv or .wav files)",
-    "clips": "a folder of clips (video files, .npy files, or folders of frames)",
-}
-
-
-class Where(NamedTuple):
-    """What is opened, and how.
-
-    Attributes:
-        data: folder or address of the images, or what takes their place; the built-in photographs if None.
-        settings: of the class that opens an address; also for `val_data`, if the same class opens it.
-        val_data: folder or address of images to hold out.
-        val_share: share of the images to hold out instead.
-        seed: of that choice.
-        kind: what `data` holds.
-        how: the settings of that kind; None for images.
-        channels: of signals; None if that is not known.
-    """
-
-    data: str | None
-    settings: Any
-    val_data: str | None
-    val_share: float
-    seed: int
-    kind: Kind
-    how: Any
-    channels: int | None = None
-
-
-class PretrainingImages(NamedTuple):
-    """Images to train on, and images held out for the loss, if there are any."""
-
-    source: ImageSource
-    held_out: ImageSource | None
-
 
 Ready = Preparation[PretrainConfig, PretrainingImages]
 
@@ -159,7 +104,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             val_share=chosen.get("val_share", 0.0),
             seed=seed,
             kind=kind,
-            how=_group_of(kind, chosen),
+            how=group_of(kind, chosen),
         )
         self.stores.most_unreadable = chosen.get("max_broken", MAX_BROKEN)
         if kind == "volumes" and "in_chans" not in chosen:  # prepared when the network is known to fit them
@@ -337,51 +282,12 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
 
     def describe(self, ready: Ready, task: PretrainingTask) -> dict[str, str]:
         """Return the plan: label to text."""
-        config, fabric, model = ready.config, task.fabric, task.model
-        data, run, schedule = config.data, config.run, config.schedule
-        steps = steps_of(schedule.epochs, len(ready.data.source), run.batch_size)
-        grid = model.grid_shape(data.image_size)
-        patches, shown = math.prod(grid), visible_patches(grid, config.model.mask_ratio)
-        encoder = sum(p.numel() for p in model.encoder.parameters())
-        reached = encoder - sum(model.encoder.get_parameter(name).numel() for name in model.unreached)
-        others = sum(p.numel() for p in model.parameters()) - encoder
-        parts = [f"{run.accumulate} x accumulated"] * (run.accumulate > 1) + [f"{fabric.world_size} processes"] * (
-            fabric.world_size > 1
+        monitor = (
+            {}
+            if self.monitor is None
+            else {"monitor": f"{self.monitor}, every {ready.config.run.monitor_every:g} epochs"}
         )
-        where = Path(data.data).name if data.data else "built-in photographs"
-        norm = "synchronized" if fabric.world_size > 1 and fabric.device.type == "cuda" else "of each process"
-        millions, trained = f"{encoder / 1e6:.1f}", f"{reached / 1e6:.1f}"
-        return {
-            "recipe": Path(ready.recipe).name,
-            "network": f"{Path(config.model.model).name}, {millions} million parameters"
-            + (f", {trained} million of them trained" if trained != millions else "")
-            + f"; {OTHER_PARTS[config.model.decoder]} {others / 1e6:.1f} million"
-            + (f"; stochastic depth up to {config.model.drop_path:g}" if config.model.drop_path else "")
-            + ("" if config.model.init == "none" else f"; starting from {Path(config.model.init).name}"),
-            "images": f"{len(ready.data.source):,} ({where}{_files(ready.data.source)})"
-            + (f"; {len(ready.data.held_out):,} held out" if ready.data.held_out is not None else "")
-            + ("" if (outside := files_outside(ready.data.source)) is None else f"; {outside}")
-            + "".join(f"; {text}" for text in self._odd),
-            **described(ready.data.source),
-            "values": f"mean {_numbers(data.mean)}, deviation {_numbers(data.std)}"
-            + ("" if data.nodata is None else f"; {data.nodata:g} is no data"),
-            "views": f"{_by(data.image_size)} {VIEWED[kind_in(config)]}, "
-            f"{patches} patches of {_by(model.patch_size)}, {patches - shown} hidden",
-            **_maps(model.backbone),
-            **({} if config.model.objective == "pixels" else {"objective": Path(config.model.objective).name}),
-            "batch": f"{run.batch_size} images"
-            + (f" ({', '.join(parts)}: {task.micro_batch} at a time)" if parts else "")
-            + (f"; batch norm's statistics {norm}" if fabric.world_size > 1 else ""),
-            "length": f"{_epochs(schedule.epochs)} = {steps:,} steps, {_epochs(schedule.warmup_epochs)} of warm-up",
-            "optimizer": f"{config.optimizer.optimizer}, learning rate up to {config.optimizer.lr:.3g}, weight decay "
-            f"{config.optimizer.weight_decay:g} to {config.optimizer.weight_decay_end:g}, betas "
-            f"{config.optimizer.betas[0]:g} {config.optimizer.betas[1]:g}"
-            + (f", gradients clipped at {config.optimizer.clip:g}" if config.optimizer.clip else ""),
-            "computation": f"{device_name(fabric.device)}, {run.precision}{COMPUTATION[run.compile]}, "
-            f"{config.model.execution}, {data.workers} worker{'s' * (data.workers != 1)}",
-            **({} if self.monitor is None else {"monitor": f"{self.monitor}, every {run.monitor_every:g} epochs"}),
-            "steps": f"{steps}",
-        }
+        return plan_of(ready.recipe, ready.config, ready.data, task, self._odd, monitor)
 
 
 def _channels(count: int) -> str:
@@ -414,105 +320,9 @@ def _made(make: Recipe, situation: Situation, recipe: str) -> PretrainConfig:
     return config
 
 
-def _files(source: ImageSource) -> str:
-    """Return of how many files images are pages, in words; nothing where each file is an image."""
-    return f", pages of {len(np.unique(source.files)):,} files" if isinstance(source, Pages) else ""
-
-
-def _group_of(kind: Kind, chosen: Mapping[str, Any]) -> Any:
-    """Return the settings of a kind of data that the user has set; None for images."""
-    group = GROUPS.get(kind)
-    return group and group(**{field.name: chosen[field.name] for field in fields(group) if field.name in chosen})
-
-
-def require_for_kind(chosen: Mapping[str, Any], kind: Kind) -> None:
-    """Raise for settings of the user's that are for another kind of data.
-
-    Raises:
-        ValueError: naming the setting, and what it is for.
-    """
-    effects = {
-        field.name: (kind == name, f"on {kind}; it is for {name}")
-        for name, group in GROUPS.items()
-        for field in fields(group)
-    }
-    pictured = kind not in ("signals", "clips"), f"on {kind}; it is for images"
-    require_effect(chosen, effects | dict.fromkeys(("pages", "nodata"), pictured))
-
-
-@contextmanager
-def about_channels(kind: Kind, chosen: Mapping[str, Any]) -> Iterator[None]:
-    """Say how many channels signals have where a network cannot be used: it is often made for others.
-
-    Raises:
-        ValueError: likewise.
-    """
-    try:
-        yield
-    except ValueError as error:
-        if kind != "signals":
-            raise
-        channels = chosen["in_chans"]
-        raise ValueError(
-            f"{error}. The signals have {channels} channel{'s' * (channels != 1)}: is the network made for as many?"
-        ) from error
-
-
 def patch_size_of(backbone: Backbone, chosen: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the size of patches that the user has chosen, or the network's."""
     return backbone.resolve_patch_size(chosen.get("patch_size"))
-
-
-def open_images(where: Where, *, stores: Stores) -> PretrainingImages:
-    """Return images to train on and images held out; volumes are prepared first, where the stores say."""
-    data, val_data, kind = where.data, where.val_data, where.kind
-    if val_data is not None and where.val_share:
-        raise ValueError("--val-data and --val-share both say what is held out; use one of them")
-    everything = _open_kind(where, data, "--data", stores)
-    if val_data is None:
-        held = held_out(everything, where.val_share, where.seed) if where.val_share else (everything, None)
-        return PretrainingImages(*held)
-    other = kind_of(val_data, lambda: AXES[kind], "--val-data")
-    if other != kind:
-        raise ValueError(f"--val-data {val_data} holds {other}, and --data {kind}; use the same for both")
-    return PretrainingImages(everything, _open_kind(where, val_data, "--val-data", stores, everything))
-
-
-def _open_kind(
-    where: Where, address: str | None, option: str, stores: Stores, like: ImageSource | None = None
-) -> ImageSource:
-    """Return what is at an address; volumes and signals are prepared as those in `like` are."""
-    if address is None or where.kind == "images":
-        alike = option == "--data" or source_type(address, option) is source_type(where.data)
-        given = None if isinstance(where.settings, NoSettings) or not alike else where.settings
-        return open_source(address, given, option)
-    if where.kind == "volumes":
-        return stores.open(address, where.how, like, option)
-    if where.kind == "clips":
-        return open_clips(address, ClipPreparation(where.how.frame_stride), option=option)
-    how = where.how if like is None else of_signals(like).preparation
-    return open_signals(address, how, where.channels, option)
-
-
-def require_same_kind(data: str | None, kind: Kind, axes: int, name: str) -> None:
-    """Raise unless a network has as many axes as its images.
-
-    Raises:
-        ValueError: naming both, and what to do.
-    """
-    if axes == AXES[kind]:
-        return
-    if kind == "images":
-        takes = [other for other in AXES if AXES[other] == axes]
-        raise ValueError(
-            f"{name} takes {' or '.join(takes)} of {axes} axes, and {data or 'the built-in photographs'} are "
-            f"images; name {', or '.join(NAMES[other] for other in takes)}"
-        )
-    networks = {"volumes": ", such as nnunet:resenc-m", "clips": ", such as torchvision.models.video:r3d_18"}
-    raise ValueError(
-        f"{data} holds {kind}, and {name} takes images of {axes} axes; name a network of {AXES[kind]}-D "
-        f"convolutions{networks.get(kind, '')}"
-    )
 
 
 def require_whole_patches(image_size: Sequence[int], patch_size: Sequence[int]) -> None:
@@ -529,25 +339,3 @@ def require_whole_patches(image_size: Sequence[int], patch_size: Sequence[int]) 
             below, above = size // patch * patch, (size // patch + 1) * patch
             use = f"{below} or {above}" if below else str(above)
             raise ValueError(f"image {name} {size} is not divisible by the patch size {patch}; use --image-size {use}")
-
-
-def _maps(backbone: Backbone) -> dict[str, str]:
-    """Return the lines of the plan on the feature maps: where they were found, and what is unusual."""
-    names = backbone.stages or ["the network's own"] * len(backbone.levels)
-    maps = ", ".join(
-        f"{_by(level.stride)}: {name or 'its output'}" for level, name in zip(backbone.levels, names, strict=True)
-    )
-    lines = {"maps": f"of strides {maps}"} if backbone.stages else {}
-    return lines | {f"note {number}": note for number, note in enumerate(backbone.notes, start=1)}
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return " ".join(f"{value:.10g}" for value in values)
-
-
-def _by(size: Sequence[int]) -> str:
-    return " x ".join(map(str, size))
-
-
-def _epochs(number: float) -> str:
-    return f"{number:g} epoch{'s' * (number != 1)}"
