@@ -295,7 +295,7 @@ REFUSED: dict[str, tuple[Function, str]] = {
     "rows_written_between": (
         written(lambda x: (lambda rows: (x.mul_(2), x.mul_(rows.mean(2, True))))(x.mean(3, True))), "written to",
     ),
-    "everything": (lambda x: x / x.max(), "name the axes"),
+    "everything": (lambda x: x / x.sigmoid().prod(), "name the axes"),
     "topk_of_all": (lambda x: x * x.flatten(2).topk(10**6, -1)[0].mean(), "are visible"),
     "einsum_strip": (lambda x: x * torch.einsum("bchw->bch", x)[..., None], "one spatial axis"),
     "einsum_batch": (lambda x: x * torch.einsum("bchw->chw", x), "sums over samples"),

@@ -1,6 +1,7 @@
 """Normalization: statistics are those of visible positions, and running statistics are updated once, as they should."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -81,6 +82,57 @@ class ChannelsLast(nn.Module):
         return self.module(x.movedim(1, -1)).movedim(-1, 1)
 
 
+class BatchNormByHand(nn.Module):
+    """A batch norm whose statistics of the batch, mean and variance, are given by a function."""
+
+    def __init__(self, statistics: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.statistics = statistics
+        self.weight = nn.Parameter(torch.ones(4, 1, 1))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("running_mean", torch.zeros(4))
+        self.register_buffer("running_var", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            mean, var = (s.reshape(-1) for s in self.statistics(x))
+            self.running_mean.lerp_(mean.detach(), 0.1)
+            self.running_var.mul_(0.9).add_(0.1 * var.detach())
+        return (x - mean.view(1, -1, 1, 1)) * (var[:, None, None] + 1e-5).rsqrt() * self.weight
+
+
+def of_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    rows = x.permute(0, 2, 3, 1).reshape(-1, x.size(1))
+    return rows.mean(0), rows.var(0, unbiased=False)
+
+
+def of_columns(x: Tensor) -> tuple[Tensor, Tensor]:
+    columns = x.transpose(0, 1).flatten(1)
+    mean = columns.mean(1, keepdim=True)
+    return mean, (columns - mean).square().mean(1)
+
+
+def of_images(x: Tensor) -> tuple[Tensor, Tensor]:
+    mean = x.mean((2, 3)).mean(0)
+    return mean, x.square().mean((2, 3), keepdim=True).mean(0, keepdim=True)[0, :, 0, 0] - mean**2
+
+
+BATCH_STATISTICS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "mean": lambda x: (m := x.mean((0, 2, 3), keepdim=True), ((x - m) ** 2).mean(dim=(0, 2, 3))),
+    "var_mean": lambda x: torch.var_mean(x, (0, 2, 3), unbiased=False, keepdim=True)[::-1],  # type: ignore[return-value]
+    "std": lambda x: (x.mean((0, -1, -2)), x.float().to(x.dtype).std((0, 2, 3)) ** 2),
+    "channels last": lambda x: (x.movedim(1, -1).mean((0, 1, 2)), x.movedim(1, -1).var((0, 1, 2), correction=0)),
+    "positions in one axis": lambda x: (x.flatten(2).mean((0, 2)), x.flatten(2).var((0, 2))),
+    "rows": of_rows,
+    "columns": of_columns,
+    "of images": of_images,
+    "all channels": lambda x: (x.mean().expand(4), x.var().expand(4)),
+    "range": lambda x: ((x.amax((0, 2, 3)) + x.amin((0, 2, 3))) / 2, x.amax((0, 2, 3)) - x.amin((0, 2, 3))),
+}
+
+
 def pooled(x: Tensor) -> Tensor:
     return x.mean((2, 3), keepdim=True)
 
@@ -92,6 +144,8 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "batch, no running statistics": lambda: nn.BatchNorm2d(4, track_running_stats=False),
     "batch of pooled values": lambda: SqueezeExcite(nn.BatchNorm2d(4), pooled),
     "batch of values pooled by a module": lambda: SqueezeExcite(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1)),
+    **{f"batch, by hand, {name}": partial(BatchNormByHand, of) for name, of in BATCH_STATISTICS.items()},
+    "batch of pooled values, by hand": lambda: SqueezeExcite(BatchNormByHand(BATCH_STATISTICS["mean"]), pooled),
     "group": lambda: nn.GroupNorm(2, 4),
     "group of one channel each": lambda: nn.GroupNorm(4, 4, affine=False),
     "group of all channels": lambda: nn.GroupNorm(1, 4),
@@ -195,7 +249,10 @@ REFUSED = {
     "batch norm with samples elsewhere": lambda x: F.batch_norm(x.transpose(0, 1), None, None, training=True),
     "batch norm after padding": lambda x: F.batch_norm(F.pad(x, (1, 1, 1, 1)), None, None, training=True),
     "group norm after padding": lambda x: F.group_norm(F.pad(x, (1, 1, 1, 1)), 1),
-    "a weight made of the input": lambda x: F.group_norm(x, 1, x.mean((0, 2, 3))),
+    "a weight made of the input": lambda x: F.group_norm(x, 1, x.amax((1, 2, 3))),
+    "a sum over the batch": lambda x: x - x.sum((0, 2, 3), keepdim=True),
+    "a mean of each position": lambda x: x - x.mean(0),
+    "a mean of each row": lambda x: x - x.mean((0, 3), keepdim=True),
 }
 
 

@@ -224,6 +224,11 @@ def cut(x: Tensor, rows: int, height: int) -> Tensor:
     return x.reshape(*x.shape[:2], rows, height, x.shape[3])
 
 
+def corrected(x: Tensor, *counts: int) -> Tensor:
+    n = math.prod(counts)
+    return x.var((0, 2, 3), unbiased=False, keepdim=True) * (n / (n - 1))
+
+
 REFUSED: dict[str, Function] = {
     # Of (2, h / 2) and (h / 2, 2) only one is cells of two rows, whatever the numbers.
     "as many cells for every map": lambda x: cut(x, 2, x.shape[2] // 2).mean(3),
@@ -258,7 +263,12 @@ REFUSED: dict[str, Function] = {
     "expanded along all positions": lambda x: x.flatten(2) * x.mean((2, 3))[..., None].expand(-1, -1, x[0, 0].numel()),
     "number of positions": lambda x: x / (x.shape[2] * x.shape[3]),
     "number of rows": lambda x: torch.sub(x, x.shape[2]),
-    "batch statistics": lambda x: EvoNorm2dB0(4).double()(x),
+    "variance of the batch corrected by its size": lambda x: EvoNorm2dB0(4).double()(x),
+    "variance of the batch corrected by an int": lambda x: (
+        x / x.var((0, 2, 3), keepdim=True).mul(1 / int(x[:, 0].numel()))
+    ),
+    "variance of the batch corrected by ints": lambda x: x / corrected(x, *map(int, (x.shape[0], *x.shape[2:]))),
+    "mean of the batch times rows": lambda x: x * torch.mul(x.mean(), x.shape[2]),
 }
 
 

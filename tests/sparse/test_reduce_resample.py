@@ -159,6 +159,18 @@ CHANNELS: dict[str, Function] = {
     "without keepdim": lambda x: x.var(1)[:, None],
     "layer norm": lambda x: first(F.layer_norm(last(x), (4,))),
     "softmax": lambda x: x.softmax(1),
+    "of the batch": lambda x: x - x.mean((0, 2, 3), keepdim=True),
+    "of the batch, variance": lambda x: x / torch.var_mean(x, (0, 2, 3), keepdim=True)[0],
+    "of the batch, largest": lambda x: x / x.amax((0, 2, 3), keepdim=True).abs(),
+    "of the batch, without NaN": lambda x: x - x.nanmean((0, 2, 3), keepdim=True),
+    "of everything": lambda x: x - x.mean(),
+    "of everything, no axis named": lambda x: x - x.mean(()),
+    "of everything, None": lambda x: x - x.mean(dim=None),
+    "of everything, biased": lambda x: x * x.var(False),
+    "of everything, deviation": lambda x: x / x.std(),
+    "of everything, largest": lambda x: x / x.max().abs() + torch.min(x),
+    "of everything, in order": lambda x: x - x.flatten().mean() + x.reshape(-1).amax(),
+    "of pooled values of all images": lambda x: x - x.mean((2, 3), keepdim=True).mean(0),
 }
 
 
@@ -170,10 +182,9 @@ def test_reductions_of_channels(function: Function, mask: str) -> None:
 
 
 REFUSED: dict[str, Function] = {
-    "all axes": lambda x: x * x.mean(),
-    "all axes, biased": lambda x: x * x.var(False),
+    "all axes": lambda x: x * x.sum(),
     "samples": lambda x: x - x.mean(0, keepdim=True),
-    "samples and space": lambda x: x - x.mean((0, 2, 3), keepdim=True),
+    "samples and some space": lambda x: x - x.mean((0, 2), keepdim=True),
     "one spatial axis": lambda x: x - x.mean(2, keepdim=True),
     "norm of matrices": lambda x: x * torch.linalg.norm(x, 2, (2, 3), keepdim=True),
     "norm of matrices or not": lambda x: x * torch.linalg.norm(x, dim=(2, 3), keepdim=True),

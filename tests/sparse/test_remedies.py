@@ -56,14 +56,19 @@ REMEDIES: dict[str, Remedy] = {
         lambda x: x * x.mean((2, 3), keepdim=True),
     ),
     "everything": Remedy(
-        lambda x: x - x.mean(), "x.mean((1, 2, 3), keepdim=True)", lambda x: x - x.mean((1, 2, 3), keepdim=True)
+        lambda x: x - x.sum(), "x.sum((1, 2, 3), keepdim=True)", lambda x: x - x.sum((1, 2, 3), keepdim=True)
     ),
-    "largest_of_everything": Remedy(
-        lambda x: x / x.max(), "x.amax((1, 2, 3), keepdim=True)", lambda x: x / x.amax((1, 2, 3), keepdim=True)
+    "product_of_everything": Remedy(
+        lambda x: x * x.sigmoid().prod(), "x.amax((1, 2, 3), keepdim=True)",
+        lambda x: x - x.amax((1, 2, 3), keepdim=True),
     ),
-    "batch_norm_by_hand": Remedy(
-        lambda x: x - x.mean((0, 2, 3), keepdim=True), "F.batch_norm has a rule",
-        lambda x: F.batch_norm(x, None, None, training=True),
+    "variance_corrected_by_hand": Remedy(
+        lambda x: x / (x.var((0, 2, 3), unbiased=False) * (x.numel() / (x.numel() - 1)))[:, None, None],
+        "as in x.var((0, 2, 3))",
+        lambda x: x / x.var((0, 2, 3))[:, None, None],
+    ),
+    "mean_at_each_position": Remedy(
+        lambda x: x - x.mean(0), "x.mean((0, 2, 3))", lambda x: x - x.mean((0, 2, 3))[:, None, None]
     ),
     "layer_norm_with_weights": Remedy(
         lambda x: F.layer_norm(x, x.shape[1:], constant(*map(int, x.shape[1:]))), "nn.GroupNorm(1, channels)",

@@ -80,8 +80,8 @@ KEYWORD_FORMS: dict[str, tuple[Any, ...]] = {
     "matrix_norm": (lambda x: x / torch.linalg.norm(x, ord=2, dim=(2, 3), keepdim=True), REFUSED),
     "nuclear_norm": (lambda x: x / torch.norm(x, "nuc", dim=(2, 3), keepdim=True), REFUSED),
     "frobenius_norm": (lambda x: x / torch.norm(x, "fro", dim=(2, 3), keepdim=True), RIGHT),
-    "mean_of_no_axis": (lambda x: x - x.mean(dim=()), REFUSED),
-    "mean_of_none": (lambda x: x - x.mean(dim=None), REFUSED),
+    "mean_of_no_axis": (lambda x: x - x.mean(dim=()), RIGHT),
+    "mean_of_none": (lambda x: x - x.mean(dim=None), RIGHT),
 }
 """Functions called with arguments by name or in other forms, and what each comes to."""
 

@@ -27,7 +27,7 @@ from .nested import tensors_in
 from .reasons import reason_for
 from .reduction import Reduction
 from .registry import UNDERSTAND_SIZES, WAITING, Rule, factory_for, register, rule_for
-from .totals import follow, require_no_sizes
+from .totals import follow, follow_batch, note_batch, require_no_sizes
 
 MADE_OUTSIDE = "_sparkmim_made_outside"
 """Attribute of a tensor that a network has made in a run of tensors, all of them from outside the input."""
@@ -311,7 +311,7 @@ class Execution(TorchFunctionMode):
 
     def _answer_untraced(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function whose arguments do not descend from the input, but for sizes that may be among them."""
-        measured = False
+        given, measured = (args, kwargs), False
         if self.told.read or self.has_plain_sizes():
             factory = None if self.opaque_calls else factory_for(func)
             made = None if factory is None else factory(self, func, *args, **kwargs)
@@ -325,8 +325,11 @@ class Execution(TorchFunctionMode):
         if measured:
             for tensor in tensors_in(out):
                 tensor._sparkmim_measured = True  # type: ignore[attr-defined]
-        if self.told.left and not self.compiling:
-            follow(self.told, func, args, kwargs, out, traced=False)
+        if not self.compiling:
+            if self.told.left:
+                follow(self.told, func, args, kwargs, out, traced=False)
+            if self.told.batches:
+                follow_batch(self.told, self.grid_shape[0], func, *given, out)
         return self._note_constant(out, args, kwargs)
 
     def _note_constant(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -343,10 +346,17 @@ class Execution(TorchFunctionMode):
 
     @staticmethod
     def note_constants(tensors: Iterable[Tensor]) -> None:
-        """Remember that `tensors` do not descend from the input, although they have a gradient function."""
+        """Remember that `tensors` do not vary over the images, although they have a gradient function."""
         for tensor in tensors:
             if tensor.grad_fn is not None:
                 tensor._sparkmim_constant = True  # type: ignore[attr-defined]
+
+    def of_the_batch(self, out: Any) -> Any:
+        """Return what was taken over all images: it descends from the input, but does not vary over the images."""
+        if not self.compiling:
+            self.note_constants(tensors_in(out))
+            note_batch(self.told, out)
+        return out
 
     def hides_input(self, tensor: Tensor) -> bool:
         """Return whether a tensor without a layout may yet descend from the input, by ways that are not traced.
@@ -391,6 +401,13 @@ class Execution(TorchFunctionMode):
 
     def reduce_space(self, reduce: Reduction, x: Tensor, layout: Layout, axes: tuple[int, ...]) -> Any:
         """Reduce the visible positions of each image by `reduce(x, axes)`; `axes` holds all spatial axes of `x`."""
+        raise NotImplementedError
+
+    def reduce_batch(self, reduce: Reduction, x: Tensor, layout: Layout, axes: tuple[int, ...]) -> Any:
+        """Reduce the visible positions of all images by `reduce(x, axes)`; `axes` holds all but free ones of `x`.
+
+        Of per-image values, there is one an image. What is returned has no samples: it is not marked.
+        """
         raise NotImplementedError
 
     def visible_rows(self, x: Tensor, layout: Layout) -> Tensor:

@@ -30,6 +30,9 @@ MEASURED = (
     "average over the map use x.mean((2, 3))"
 )
 
+OF_THE_BATCH = "_sparkmim_of_the_batch"
+"""Attribute of tensors that were taken over all positions of all images, and of what is computed from them."""
+
 SMALLEST_LOST = 5
 """Whole numbers below it are common as constants, and not looked for among the numbers that meet a tensor."""
 
@@ -248,9 +251,20 @@ def _meeting(compute: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
         return NotImplemented
     if hasattr(tensor, "_sparkmim_layout"):
         raise unsupported(compute, MEASURED)
+    if hasattr(tensor, OF_THE_BATCH):
+        raise scaled_batch(compute, next(value_of(operand) for operand in (a, b) if operand is not tensor))
     out = compute(value_of(a), value_of(b))
     out._sparkmim_measured = True
     return out
+
+
+def scaled_batch(func: Any, number: float) -> Exception:
+    """Return the error for a statistic of all images that is scaled by a number computed from sizes of the map."""
+    return unsupported(
+        func,
+        f"it scales a statistic of all images by {number:g}, which is computed from the size of the map, or may be, "
+        "and only some positions are visible: let torch count them, as in x.var((0, 2, 3)), or use F.batch_norm",
+    )
 
 
 class Told:
@@ -263,6 +277,7 @@ class Told:
         axes: extents of single axes that it has made ordinary numbers of, by their degrees.
         left: all numbers computed from sizes that have left as ordinary ones, however small (see `totals.py`).
         totals: whether it has taken values over all positions of a map.
+        batches: whether it has taken values over all positions of all images.
         read: whether it has read any size of a map.
         plain: whether it is told sizes of the tensors at hand as ordinary numbers, as Dynamo tells them. (A pass in
             this way, compared with an ordinary one, shows whether a network can be compiled.)
@@ -274,6 +289,7 @@ class Told:
         self.axes: dict[Degrees, set[float]] = {}
         self.left: set[float] = set()
         self.totals = False
+        self.batches = False
         self.read = False
         self.plain = False
         self._scales: tuple[int, tuple[float, ...]] = (0, ())
@@ -284,11 +300,23 @@ class Told:
         Products of the extents of all axes are among them, 1 is not.
         """
         if self._scales[0] != len(self.left):
-            axes = [self.axes.get(unit(axis), set()) for axis in range(len(self.grid))]
-            sizes = {abs(n) for n in (*self.left, *map(math.prod, product(*axes))) if n not in (0, 1)}
-            powers = {power for n in sizes for power in (n, n * n, math.sqrt(n))}
+            powers = {power for n in self._sizes() for power in (n, n * n, math.sqrt(n))}
             self._scales = len(self.left), tuple(sorted(powers | {1 / n for n in powers}))
         return self._scales[1]
+
+    def _sizes(self) -> set[float]:
+        """Return what has left, and products of the extents of all axes that have."""
+        axes = [self.axes.get(unit(axis), set()) for axis in range(len(self.grid))]
+        return {abs(n) for n in (*self.left, *map(math.prod, product(*axes))) if n not in (0, 1)}
+
+    def corrections(self, images: int) -> list[float]:
+        """Return what a statistic of so many images may be scaled by for the number n of its values.
+
+        That is n, n / (n - 1) and their inverses.
+        """
+        numbers = {count * n for n in self._sizes() for count in (1, images)}
+        factors = [factor for n in numbers for factor in (n, n / (n - 1))]
+        return factors + [1 / factor for factor in factors]
 
 
 class MapSize(tuple[Any, ...]):

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from .errors import unsupported
-from .extent import Told
+from .extent import OF_THE_BATCH, Extent, Told, scaled_batch, value_of
 from .functions import functions_named, operators_in_place, operators_named
 from .memory import RESHAPING, VIEWING
 from .nested import tensors_in
@@ -96,6 +96,33 @@ def _require_none_of(func: Any, scales: Iterable[float], args: Any, kwargs: Any)
     number = _among(scales, (args, kwargs))
     if number is not None:
         raise unsupported(func, _why(number))
+
+
+def note_batch(told: Told, out: Any) -> None:
+    """Note that `out`, one tensor or several, was taken over all positions of all images."""
+    told.batches = True
+    for tensor in tensors_in(out):
+        setattr(tensor, OF_THE_BATCH, True)
+
+
+def follow_batch(told: Told, images: int, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    """Hand on to the result of a function that statistics of a batch are among its arguments.
+
+    Raises:
+        UnsupportedOperation: if it scales one by a number computed from sizes of the map, as n / (n - 1).
+    """
+    if func not in _OF_SUMS or not any(hasattr(tensor, OF_THE_BATCH) for tensor in tensors_in((args, kwargs))):
+        return
+    if func in _SCALING:
+        number = _extent_in((*args, *kwargs.values())) or _among(told.corrections(images), (args, kwargs))
+        if number is not None:
+            raise scaled_batch(func, number)
+    note_batch(told, out)
+
+
+def _extent_in(values: Iterable[Any]) -> float | None:
+    """Return the first number that is a size of a map, None if there is none."""
+    return next((value_of(value) for value in values if type(value) is Extent), None)
 
 
 def follow(told: Told, func: Any, args: Any, kwargs: Any, out: Any, traced: bool) -> None:

@@ -61,6 +61,9 @@ class CoarseExecution(WholeMaps):
             raise unsupported(reduce.function, "it has no rule where positions hold several patches")
         return reduce(torch.where(visible, x, NEUTRAL[name]), axes)
 
+    def reduce_batch(self, reduce: Reduction, x: Tensor, layout: Layout, axes: tuple[int, ...]) -> Any:
+        return self.reduce_space(reduce, x, layout, axes) if layout.is_map else reduce(x, axes)
+
     def _fewest(self, size: Sequence[int]) -> int:
         """Return how many positions of a map are visible in each image at least."""
         held = math.prod([max(g // s, 1) for g, s in zip(self.grid_shape[1:], size, strict=True)])

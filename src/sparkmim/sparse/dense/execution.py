@@ -61,6 +61,15 @@ class MaskedDenseExecution(WholeMaps):
             return torch.cat(found, batch)
         return tuple(torch.cat(parts, batch) for parts in zip(*found, strict=True))
 
+    def reduce_batch(self, reduce: Reduction, x: Tensor, layout: Layout, axes: tuple[int, ...]) -> Any:
+        if not layout.is_map:
+            return reduce(x, axes)
+        free = [a for a in range(x.ndim) if a not in layout.tracked_axes]
+        order = [layout.batch, *layout.space, *free]
+        rows = x.permute(order)[self.mask_of(x, layout)]
+        rows = rows.reshape(len(rows), *[1] * len(layout.space), *rows.shape[1:])
+        return reduce(rows.permute([order.index(a) for a in range(x.ndim)]), axes)
+
     def with_windows(
         self, func: Any, compute: Callable[..., Tensor], x: Tensor, window: Window, padding: Any
     ) -> Tensor:

@@ -101,6 +101,9 @@ class SparseExecution(Execution):
 
         return repeated(out) if isinstance(out, Tensor) else tuple(repeated(values) for values in out)
 
+    def reduce_batch(self, reduce: Reduction, x: Tensor, layout: Layout, axes: tuple[int, ...]) -> Any:
+        return reduce(x if layout.is_map else self.one_row_per_image(x, layout.batch), axes)
+
     def visible_rows(self, x: Tensor, layout: Layout) -> Tensor:
         return x.view_as(x)
 

@@ -22,6 +22,7 @@ from .pointwise import (
     require_no_input,
     samples_and_channels_first,
 )
+from .reduce import reduction
 
 _REDUCING: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("max", "min", "median", "nanmedian", "mode", "argmax", "argmin"), ("dim", "keepdim")),
@@ -56,6 +57,8 @@ def along_axis(execution: Execution, func: Any, input: Tensor, *args: Any, **kwa
     if "out" in arguments or isinstance(arguments.get("q"), Tensor):
         raise unsupported(func, "its rule knows neither out= nor a tensor of quantiles; give q as a number")
     dim = arguments.get("dim", -1 if name in _LAST_BY_DEFAULT else None)
+    if name in LARGEST and dim is None:
+        return reduction(execution, LARGEST[name], input, None)
     if dim is None or dim == ():
         raise unsupported(
             func,

@@ -175,6 +175,8 @@ class _Call:
         if isinstance(out, tuple):
             return tuple(self.standing(part, groups) for part in out)
         groups = self.first.groups if groups is None else groups
+        if self.execution.layout(out) is None:  # a statistic of the whole batch
+            return self.execution.of_the_batch(out.reshape(_sizes(out.shape, groups)))
         return _standing_for(self.execution, self.unfinished.function, out, groups, self.unfinished.why)
 
     def axis(self, dim: int) -> int:
@@ -237,6 +239,8 @@ def _without(self: _Call, out: Any, axes: Sequence[int], dims: Sequence[int]) ->
     """Return results of a reduction without the axes that it has kept."""
     if isinstance(out, tuple):
         return tuple(_without(self, part, axes, dims) for part in out)
+    if self.execution.layout(out) is None:  # a statistic of the whole batch
+        return self.execution.of_the_batch(out.squeeze(tuple(axes)))
     count = len(self.first.groups)
     gone = {dim % count for dim in dims}
     groups = [
@@ -253,7 +257,7 @@ def _reduced(self: _Call) -> Any:
     dims = arguments.pop("dim", None)
     keep = bool(arguments.pop("keepdim", False))
     if dims is None:
-        raise self.refused()
+        dims = range(len(self.first.groups))
     dims = (dims,) if isinstance(dims, int) else tuple(dims)
     axes = sorted(axis for dim in dims for axis in self.first.groups[dim])
     out = self.answer(self.func, split, dim=tuple(axes) if len(axes) > 1 else axes[0], keepdim=True, **arguments)

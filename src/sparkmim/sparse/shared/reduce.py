@@ -43,11 +43,7 @@ def reduction(execution: Execution, func: Any, input: Tensor, *args: Any, **kwar
     if arguments.pop("out", None) is not None:
         raise unsupported(func, "it writes into a tensor that does not descend from the input")
     if dims is None or dims == ():
-        raise unsupported(
-            func,
-            "it reduces all axes, samples included, and an image must not depend on the others of its batch; name the "
-            "axes, as in x.mean((1, 2, 3), keepdim=True)",
-        )
+        dims = range(input.ndim)
     axes = tuple(d % input.ndim for d in ((dims,) if isinstance(dims, int) else dims))
     reduce = Reduction(func, keep, arguments)
     unfinished = execution.unfinished(input)
@@ -55,11 +51,7 @@ def reduction(execution: Execution, func: Any, input: Tensor, *args: Any, **kwar
         return continued(execution, reduce, unfinished, axes)
     layout = own_layout(execution, func, input)
     if layout.batch in axes:
-        raise unsupported(
-            func,
-            "it mixes images, and an image must not depend on the others of its batch; of what does so nonetheless, "
-            "F.batch_norm has a rule",
-        )
+        return _over_batch(execution, reduce, input, layout, axes)
     spatial = [a for a in layout.space if a in axes]
     if spatial and len(spatial) != len(layout.space):
         return begun(execution, reduce, input, layout, axes)
@@ -74,6 +66,33 @@ def reduction(execution: Execution, func: Any, input: Tensor, *args: Any, **kwar
         out = execution.reduce_space(reduce, input, layout, axes)
         note_total(execution, reduce.name, input, out)
     return marked(out) if isinstance(out, Tensor) else tuple(marked(part) for part in out)
+
+
+# Statistics of a batch, whose size and number of visible positions do not scale them.
+_OF_BATCHES = {"mean", "nanmean", "amax", "amin", "var", "std", "var_mean", "std_mean"}
+
+
+def _over_batch(execution: Execution, reduce: Reduction, x: Tensor, layout: Layout, axes: tuple[int, ...]) -> Any:
+    """Return a statistic of all images together, over their visible positions, as batch norms written by hand take it.
+
+    It is a value of the batch: a constant to each image, without a layout.
+
+    Raises:
+        UnsupportedOperation: for one that grows with the batch, or leaves some spatial axes out.
+    """
+    if reduce.name not in _OF_BATCHES:
+        raise unsupported(
+            reduce.function,
+            "it adds up all images of the batch and their positions, of which only some are visible; take a mean, or "
+            "name the axes of an image, as in x.sum((1, 2, 3), keepdim=True)",
+        )
+    if not set(layout.space) <= set(axes):
+        raise unsupported(
+            reduce.function,
+            "it mixes images at each position, and images differ in which are visible; a statistic of all images is "
+            "taken over all of space too, as in x.mean((0, 2, 3))",
+        )
+    return execution.of_the_batch(execution.reduce_batch(reduce, x, layout, axes))
 
 
 # Adaptive pooling: what it takes of its windows, and its number of spatial dimensions.
