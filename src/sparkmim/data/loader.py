@@ -48,7 +48,7 @@ class Batch(NamedTuple):
     Attributes:
         images: `(B, C, *size)`, uint8, or float32 where images have more than 8 bits; see
             :class:`~sparkmim.data.normalize.Normalize`.
-        visible: `(B, *grid)`, True = visible.
+        visible: `(B * masks, *grid)`, True = visible: the masks of the first image, then those of the second, and so on.
         indices: index of each image in the source; for an unreadable image, that of its replacement, if there is one.
         broken: index and error of each image that could not be read.
         has_data: `(B, C, *size)`, True where a pixel has data; None if all have. The others are NaN in `images`.
@@ -72,6 +72,7 @@ class MaskedViews(Dataset[Batch]):
         mask_ratio: share of patches to hide.
         seed: of views and masks.
         shape: of the masks.
+        masks: of each view.
         replace: show a random other image instead of one that cannot be read, as training does; otherwise its batch is
             empty, so that nothing is measured twice.
     """
@@ -86,10 +87,12 @@ class MaskedViews(Dataset[Batch]):
         seed: int,
         *,
         shape: MaskShape = "random",
+        masks: int = 1,
         replace: bool = True,
     ) -> None:
         self.source, self.view, self.channels, self.shape = source, view, channels, shape
         self.grid, self.mask_ratio, self.seed, self.replace = tuple(grid), mask_ratio, seed, replace
+        self.masks = masks
 
     def __len__(self) -> int:
         return len(self.source)
@@ -101,7 +104,7 @@ class MaskedViews(Dataset[Batch]):
         """Return batches of one view. Masks are drawn first: decoding evicts small work from the CPU's cache."""
         self.source.prefetch([index for _, index in keys])
         generators = [keyed_generator(self.seed, Stream.VIEW, *key) for key in keys]
-        masks = [MASKS[self.shape](1, self.grid, self.mask_ratio, generator) for generator in generators]
+        masks = [MASKS[self.shape](self.masks, self.grid, self.mask_ratio, generator) for generator in generators]
         batches = []
         for (_, index), generator, visible in zip(keys, generators, masks, strict=True):
             batches.append(self._show(index, visible, generator))
@@ -119,7 +122,7 @@ class MaskedViews(Dataset[Batch]):
         images = view.unsqueeze(0)
         has_data = where_data(images)
         if has_data is not None:
-            visible = visible_where_data(visible, has_data, generator)
+            visible = visible_where_data(visible, has_data.expand(self.masks, *has_data.shape[1:]), generator)
         return Batch(images, visible, [shown], broken, has_data)
 
 

@@ -59,6 +59,10 @@ class ModelConfig:
     """random hides patches independently of each other, as the paper does; blocks hides as many in blocks of neighbors,
     which suits --objective latents."""
 
+    masks_per_image: int = setting(1, at_least(1, "a number of masks"))
+    """Masks of each image in a step, each hiding other patches: all see one view, whose target (that of --objective
+    latents takes a pass of its own) is computed once."""
+
     objective: str = setting("pixels", kind="code", shapes_model=True)
     """What is predicted at hidden patches: pixels (the paper's), latents (feature maps of an averaged copy of the
     encoder), both (pixels+latents), or FILE.py:CLASS."""

@@ -43,7 +43,8 @@ class SparKOutput(NamedTuple):
         loss: scalar; for the paper's objective the mean squared error over hidden patches.
         prediction: `(B, C, H, W)`, per-patch normalized pixels, for visible patches too (other objectives:
             `(B, channels, *size / stride)`).
-        visible: bool `(B, *grid)`, True = visible: the mask that was used.
+        visible: bool `(B, *grid)`, True = visible: the mask that was used. With several masks of an image, predictions
+            and masks are as many, those of an image following each other.
     """
 
     loss: Tensor
@@ -59,6 +60,7 @@ class SparK(nn.Module):
             parameters keep their names, under `encoder.`.
         mask_ratio: share of patches to hide.
         mask_shape: "random" hides patches independently of each other, the paper's; "blocks" hides as many in blocks.
+        masks_per_image: masks that are drawn of each image where none are given; the loss is the mean over all.
         patch_size: pixels of a patch, an int or one an axis; by default the network's total stride. It may be a
             multiple of that, or a divisor: maps whose positions hold several patches are then computed whole
             (docs/guides/small-patches.md).
@@ -110,6 +112,7 @@ class SparK(nn.Module):
         *,
         mask_ratio: float = 0.6,
         mask_shape: MaskShape = "random",
+        masks_per_image: int = 1,
         patch_size: int | tuple[int, ...] | None = None,
         decoder: Decoder = "unet",
         decoder_width: int = 768,
@@ -145,7 +148,9 @@ class SparK(nn.Module):
             raise ValueError(f"densify_norm {densify_norm!r} is unknown; use 'batch', 'layer', 'instance' or None")
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio is the share of patches to hide, between 0 and 1, not {mask_ratio}")
-        self.mask_ratio, self.mask_shape = mask_ratio, mask_shape
+        if masks_per_image < 1:
+            raise ValueError(f"masks_per_image is a number of masks, at least 1, not {masks_per_image}")
+        self.mask_ratio, self.mask_shape, self.masks_per_image = mask_ratio, mask_shape, masks_per_image
         self.execution = execution
         if triton:
             require_triton()
@@ -220,7 +225,7 @@ class SparK(nn.Module):
     def forward(
         self,
         images: Float[Tensor, "batch channel *size"],
-        visible: Bool[Tensor, "batch *grid"] | None = None,
+        visible: Bool[Tensor, "masks *grid"] | None = None,
         *,
         generator: torch.Generator | None = None,
         has_data: Bool[Tensor, "batch channel *size"] | None = None,
@@ -229,8 +234,9 @@ class SparK(nn.Module):
 
         Args:
             images: `(B, C, H, W)`, any size divisible by the patch size and the network's total stride.
-            visible: the mask, True = visible, with the same number of visible patches in every image; a random one
-                if not given. A mask on an accelerator is read back once, to count them.
+            visible: the masks, True = visible, with the same number of visible patches in every one; random ones if not
+                given. There are one of each image, or `masks_per_image` of the first, then of the second, and so on.
+                Masks on an accelerator are read back once, to count the patches.
             generator: where a random mask comes from.
             has_data: True where a pixel has data; `images` are 0 elsewhere, and the loss leaves that out. All have data
                 if not given.
@@ -238,7 +244,11 @@ class SparK(nn.Module):
         Raises:
             ValueError: if the shape or dtype of the images, or the mask, does not fit.
         """
-        # Mask: hide a random share of the patches.
+        # Mask: hide a random share of the patches, in one way or in several.
+        masks = self._masks_of_each(images, visible)
+        if masks > 1:
+            images = images.repeat_interleave(masks, 0)
+            has_data = None if has_data is None else has_data.repeat_interleave(masks, 0)
         grid = self.mask(images, visible, generator)
         if isinstance(self.decoder, OwnDecoder):
             # The network's own decoder goes on, in the same pass, from the densified maps.
@@ -253,8 +263,15 @@ class SparK(nn.Module):
         # Compare: with the objective's target, the normalized pixels of the hidden patches.
         if grid.visible.numel() == grid.patches:
             raise ValueError("the mask hides nothing, so there is nothing to predict")
-        loss = self.objective.compare(decoded, images, grid, has_data)
+        loss = self.objective.compare(decoded._replace(masks=masks), images, grid, has_data)
         return SparKOutput(loss, decoded.prediction, grid.visible)
+
+    def _masks_of_each(self, images: Tensor, visible: Tensor | None) -> int:
+        """Return how many masks each image has: one, unless there are as many as this model draws."""
+        if visible is None:
+            return self.masks_per_image
+        several = isinstance(visible, Tensor) and visible.ndim and len(visible) == self.masks_per_image * len(images)
+        return self.masks_per_image if several else 1
 
     def mask(
         self,
@@ -420,7 +437,7 @@ class SparK(nn.Module):
         """
         if not self.objective.reconstructs:
             raise ValueError(f"predictions of {type(self.objective).__name__} are not pixels and cannot be shown")
-        out = self(images, visible)
+        out = self(images, self.mask(images).visible if visible is None else visible)
         prediction = self.objective.to_pixels(out.prediction, images)
         return torch.where(mask_at(out.visible, images.shape[2:]).unsqueeze(1), images, prediction)
 

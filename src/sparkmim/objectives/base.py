@@ -23,10 +23,12 @@ class Decoded(NamedTuple):
         prediction: `(B, channels, *size / stride)`.
         maps: the decoder's own maps, each with the densified map of its scale, coarsest first: what its first block
             made of the deepest scale, up to the map that the prediction is made of. None of a network's own decoder.
+        masks: of each image, which follow each other in the batch: so many of its images are the same.
     """
 
     prediction: Tensor
     maps: Sequence[Tensor] = ()
+    masks: int = 1
 
 
 class Objective(nn.Module, ABC):
@@ -84,7 +86,7 @@ class Objective(nn.Module, ABC):
 
         Args:
             decoded: by the decoder.
-            images: what the target is made of, normalized.
+            images: what the target is made of, normalized; each as often in succession as it has masks.
             grid: the visible patches.
             has_data: True where a pixel has data; everywhere if not given.
         """

@@ -130,8 +130,10 @@ class Latents(Objective):
         Pixels without data are 0, the mean, in what the teacher sees; its maps have values everywhere.
         """
         losses = []
-        for target, start, factor, head in zip(self.target(images), self.starts, self.factors, self.heads, strict=True):
+        targets = self.target(images[:: decoded.masks])  # the teacher sees each image once
+        for target, start, factor, head in zip(targets, self.starts, self.factors, self.heads, strict=True):
             found = decoded.maps[start]
+            target = target.repeat_interleave(decoded.masks, 0)
             predicted = head(POOL[len(factor)](found, factor)).to(target.dtype)
             error = F.smooth_l1_loss(predicted, target, reduction="none").mean(1)
             counted = torch.ones_like(error, dtype=torch.bool)

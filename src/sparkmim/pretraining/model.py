@@ -140,6 +140,7 @@ def build_model(config: ModelConfig, objective: Any = None, backbone: Backbone |
         backbone,
         mask_ratio=config.mask_ratio,
         mask_shape=config.mask_shape,
+        masks_per_image=config.masks_per_image,
         patch_size=patch_size,
         decoder=config.decoder,
         **({} if config.decoder == "own" else unet),

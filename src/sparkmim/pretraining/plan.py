@@ -72,7 +72,8 @@ def plan_of(
         "values": f"mean {_numbers(data.mean)}, deviation {_numbers(data.std)}"
         + ("" if data.nodata is None else f"; {data.nodata:g} is no data"),
         "views": f"{_by(data.image_size)} {VIEWED[kind_in(config)]}, "
-        f"{patches} patches of {_by(model.patch_size)}, {patches - shown} hidden",
+        f"{patches} patches of {_by(model.patch_size)}, {patches - shown} hidden"
+        + (f"; {config.model.masks_per_image} masks of each" if config.model.masks_per_image > 1 else ""),
         **_maps(model.backbone),
         **({} if config.model.objective == "pixels" else {"objective": Path(config.model.objective).name}),
         "batch": f"{run.batch_size} images"

@@ -326,7 +326,7 @@ def _images_that_fit(situation: Situation, config: PretrainConfig) -> int:
     built = _model(situation, config)
 
     def inputs(images: int) -> tuple[Tensor, Tensor]:
-        visible = random_visible(images, built.grid_shape(size), model.mask_ratio)
+        visible = random_visible(images * model.masks_per_image, built.grid_shape(size), model.mask_ratio)
         return torch.zeros(images, model.in_chans, *size), visible
 
     return images_that_fit(built, inputs, config.run.precision, situation.memory_bytes)

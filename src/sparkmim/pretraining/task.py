@@ -74,7 +74,10 @@ class PretrainingTask(TrainingTask[Batch]):
         view = training_view(data, source, rotate=rotate) if train else evaluation_view(data, source)
         seed = self.settings.run.seed
         shape = model.mask_shape
-        return MaskedViews(source, view, model.in_chans, grid, model.mask_ratio, seed, shape=shape, replace=train)
+        masks = model.masks_per_image if train else 1
+        return MaskedViews(
+            source, view, model.in_chans, grid, model.mask_ratio, seed, shape=shape, masks=masks, replace=train
+        )
 
     def batches(self, positions: Positions) -> DataLoader[Batch]:
         """Return masked views."""
@@ -85,7 +88,8 @@ class PretrainingTask(TrainingTask[Batch]):
         """Return black images under random masks."""
         model, size = self.settings.model, self.settings.data.image_size
         blank = torch.zeros(images, model.in_chans, *size, dtype=torch.uint8)
-        return Batch(blank, random_visible(images, self.views.grid, model.mask_ratio), [], [])
+        masks = random_visible(images * model.masks_per_image, self.views.grid, model.mask_ratio)
+        return Batch(blank, masks, [], [])
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
         """Return the objective's loss of masked views."""
