@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .objectives.base import Objective
     from .pretraining.reconstruct import reconstruct
     from .pretraining.run import pretrain
+    from .refinement.run import refine
     from .sparse import UnsupportedOperation
     from .transfer.predictor import predict
     from .transfer.run import finetune
@@ -55,6 +56,7 @@ __all__ = [
     "random_visible",
     "recipes",
     "reconstruct",
+    "refine",
     "segment",
     "sparse",
 ]
@@ -78,6 +80,7 @@ _HOMES = {
     "pretrain": "pretraining.run",
     "random_visible": "models.masking",
     "reconstruct": "pretraining.reconstruct",
+    "refine": "refinement.run",
     "segment": "transfer.segmentation.predict",
 }
 """Module that defines each public name."""

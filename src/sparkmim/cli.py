@@ -16,6 +16,7 @@ from .utils.logging import is_rank_zero, print_line, printing, silence
 COMMANDS = {
     "demo": "Pretrain a ResNet-18 on built-in photographs, in minutes on a CPU.",
     "pretrain": "Pretrain a network on a folder of images, or resume a run.",
+    "refine": "Refine a pretrained encoder by contrast of views, for use without fine-tuning, or resume a run.",
     "finetune": "Train a classifier or a segmenter on labeled images, starting from an encoder, or resume a run.",
     "predict": "Predict the classes of images, their masks, or what else a fine-tuned model predicts.",
     "reconstruct": "Draw images, what the network sees of them, and its reconstructions.",

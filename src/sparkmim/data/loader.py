@@ -48,7 +48,7 @@ class Batch(NamedTuple):
     Attributes:
         images: `(B, C, *size)`, uint8, or float32 where images have more than 8 bits; see
             :class:`~sparkmim.data.normalize.Normalize`.
-        visible: `(B * masks, *grid)`, True = visible: the masks of the first image, then those of the second, and so on.
+        visible: `(B * masks, *grid)`, True = visible: the masks of the first image, then those of the second...
         indices: index of each image in the source; for an unreadable image, that of its replacement, if there is one.
         broken: index and error of each image that could not be read.
         has_data: `(B, C, *size)`, True where a pixel has data; None if all have. The others are NaN in `images`.

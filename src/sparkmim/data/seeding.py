@@ -35,6 +35,9 @@ class Stream(IntEnum):
     FINETUNE_WEIGHTS = 8
     """Initial weights of a fine-tuning."""
 
+    REFINE_WEIGHTS = 9
+    """Initial weights of a refinement's projector."""
+
 
 def keyed_seed(*key: int) -> int:
     """Return a seed of 63 bits from non-negative integers; different keys give independent seeds.

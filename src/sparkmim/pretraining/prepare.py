@@ -42,7 +42,7 @@ from .images import (
     require_same_kind,
 )
 from .kinds import kind_in, of_clips, of_signals, with_frames, with_size
-from .model import INIT_OF_FINETUNING, ModelBuilder, require_pretraining
+from .model import INIT_OF_FINETUNING, ModelBuilder, require_pretraining, weights_of_init
 from .plan import plan_of
 from .recipes import RECIPES, Recipe, Situation
 from .task import PretrainingTask
@@ -87,7 +87,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         init = chosen.get("init", "none")
         if init not in ("none", "timm") and not Path(init).exists():
             raise ValueError(f"there is no file {init}; --init takes none, timm, a file of weights, or a run's folder")
-        if Path(init).is_dir():
+        if Path(weights_of_init(init)).is_dir():
             require_pretraining(RunFolder(init), "--init", INIT_OF_FINETUNING)
         seed = chosen.get("seed", 0)
         own = {name.removeprefix("data."): value for name, value in chosen.items() if name.startswith("data.")}
