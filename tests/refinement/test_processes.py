@@ -70,4 +70,4 @@ def test_negatives_are_those_of_all_processes(
     one, other = final(tmp_path / "alone")["model"], final(together)["model"]
     assert one.keys() == other.keys()
     for name, tensor in one.items():
-        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-6)

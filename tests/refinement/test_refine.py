@@ -72,7 +72,8 @@ def test_early_layers_stay_within_their_learning_rates(refined: Path, pretrained
     rates = [json.loads(line)["lr"] for line in (refined / "metrics.jsonl").read_text().splitlines() if "lr" in line]
     network = ContrastiveNetwork(Backbone(before), ContrastConfig())
     groups = layer_groups(network)
-    last, moved = max(groups.values()), {}
+    moved: dict[int, float] = {}
+    last = max(groups.values())
     for name, parameter in before.named_parameters():
         if not parameter.requires_grad:
             continue
