@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .data.sources.base import ImageSource
     from .diagnostics.check import check
     from .evaluation.features import embed
+    from .evaluation.frozen_evaluation import evaluate
     from .evaluation.knn import knn
     from .evaluation.linear_probe import linear_probe
     from .exporters.export import export
@@ -46,6 +47,7 @@ __all__ = [
     "__version__",
     "check",
     "embed",
+    "evaluate",
     "export",
     "finetune",
     "knn",
@@ -71,6 +73,7 @@ _HOMES = {
     "UnsupportedOperation": "sparse",
     "check": "diagnostics.check",
     "embed": "evaluation.features",
+    "evaluate": "evaluation.frozen_evaluation",
     "export": "exporters.export",
     "finetune": "transfer.run",
     "knn": "evaluation.knn",
