@@ -70,7 +70,7 @@ def test_features_are_the_ordinary_networks(run: Path, images: Path, tmp_path: P
 
 def test_any_map_and_size(run: Path, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "features.npz"
-    embed(run / "encoder.safetensors", output, data=str(images), stage=0, image_size=96, workers=0)
+    embed(run / "encoder.safetensors", output, data=str(images), stage=(0,), image_size=96, workers=0)
     assert np.load(output)["features"].shape[1] == sparkmim.Backbone.create("test_resnet").channels[0]
 
 

@@ -236,8 +236,8 @@ def test_targets_are_the_teacher_s_of_the_whole_image_and_its_mirror(
     data = DataConfig(image_size=(96, 96), mean=network.mean, std=network.std)
     pixels = WholeView(data).look(source, 4, 3)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (network.mean, network.std))
-    layout = MapsLayout(10, 2, *[np.load(store / "maps.npy").shape[i] for i in (2,)], (3, 3), 64)
-    layout = layout._replace(pooled=np.load(store / "pooled.npy").shape[2])
+    channels, pooled = (np.load(store / f"{name}.npy").shape[2] for name in ("maps", "pooled"))
+    layout = MapsLayout(10, 2, channels, (3, 3), pooled)
     reader = TeacherMaps(store, layout, (3, 3))
     for flip in (False, True):
         image = ((pixels.float() / 255 - mean) / std)[None]
@@ -351,7 +351,7 @@ def test_run_folders_and_folders_of_timm_teach(tmp_path: Path, images: Path, tea
     pretrain(tmp_path / "b" / "run", chosen=chosen(images, str(refined), epochs=0.8, warmup_epochs=0.0))
     folder = tmp_path / "timm"
     module = timm.create_model("test_resnet", num_classes=0)
-    timm.models.save_for_hf(module, folder, model_config={"num_classes": 0})
+    timm.models.save_for_hf(module, str(folder), model_config={"num_classes": 0})
     of_folder = load_teacher(str(folder))
     images_ = torch.randn(1, 3, *of_folder.size)
     module.eval()
@@ -388,7 +388,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "one statistic": ({"teacher_mean": (0.5,)}, "are given together"),
     "statistics of other channels": ({"teacher_mean": (0.5,), "teacher_std": (0.5,)}, "takes 3 channels"),
     "teacher without distill": ({"objective": "pixels"}, "--teacher .* has no effect without --objective distill"),
-    "whole pixels": ({"objective": "pixels+distill", "mask_ratio": 0.0}, "mask ratio 0 hides nothing"),
+    "whole pixels": (
+        {"objective": "pixels+distill", "mask_ratio": 0.0},
+        "--mask-ratio 0 hides nothing, and --objective pixels.distill",
+    ),
     "decoder of whole images": ({"decoder_width": 32}, "no effect with --mask-ratio 0"),
     "masks of whole images": ({"masks_per_image": 2}, "no effect with --mask-ratio 0"),
     "weight alone": ({"objective.weight": 0.5}, "no effect on it alone"),

@@ -21,6 +21,7 @@ from ..models.factory import code_of
 from ..models.levels import NotProportionalError
 from ..models.masking import visible_patches
 from ..models.own_decoder import levels_of
+from ..objectives.base import find_objective
 from ..objectives.distill import is_distilled
 from ..training.memory import free_memory
 from ..training.prepare import require_effect, validate_training
@@ -147,6 +148,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         if "image_size" in chosen:  # before a recipe runs the network on it
             chosen = {**chosen, "image_size": per_axis(chosen["image_size"], backbone.dims)}
             require_whole_patches(chosen["image_size"], patch_size_of(backbone, chosen))
+        require_something_hidden(chosen.get("objective", "pixels"), chosen.get("mask_ratio"))
         if is_distilled(chosen.get("objective", "pixels")):
             require_images_to_distill(kind, chosen)
             teacher = self.teaching.load({**TeacherConfig().__dict__, **chosen})
@@ -190,6 +192,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         others = {name: value for name, value in chosen.items() if name != "frames"}  # by which clips are recognized
         require_for_kind(others, kind_in(config))
         monitored = run.monitor != "none", "without a monitor; give --monitor knn too"
+        require_something_hidden(config.model.objective, config.model.mask_ratio)
         distilled = is_distilled(config.model.objective), "without --objective distill"
         masked = config.model.mask_ratio > 0, "with --mask-ratio 0, which trains on whole images"
         require_effect(chosen, {field.name: distilled for field in fields(TeacherConfig)})
@@ -353,6 +356,19 @@ def _made(make: Recipe, situation: Situation, recipe: str) -> PretrainConfig:
 def patch_size_of(backbone: Backbone, chosen: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the size of patches that the user has chosen, or the network's."""
     return backbone.resolve_patch_size(chosen.get("patch_size"))
+
+
+def require_something_hidden(objective: str, mask_ratio: float | None) -> None:
+    """Raise for whole images with an objective that predicts what is hidden.
+
+    Raises:
+        ValueError: naming it, and what to use.
+    """
+    if mask_ratio == 0 and not find_objective(objective).takes_whole:
+        raise ValueError(
+            f"--mask-ratio 0 hides nothing, and --objective {objective} predicts what is hidden; use a ratio above 0 "
+            "(0.6 is the default), or --objective distill alone, which is for whole images"
+        )
 
 
 def require_whole_patches(image_size: Sequence[int], patch_size: Sequence[int]) -> None:

@@ -69,7 +69,7 @@ class TeacherStore(NamedTuple):
     def __str__(self) -> str:
         """Return its size and place, and how far it is."""
         layout, missing = self.layout, len(self.missing())
-        size = f"{layout.bytes / 2**30:.2f} GiB" if layout.bytes >= 2**30 / 10 else f"{layout.bytes / 2**20:.1f} MiB"
+        size = f"{layout.bytes / 2**30:.2f} GiB" if layout.bytes >= 2**30 / 10 else f"{layout.bytes / 2**20:.2g} MiB"
         mirrors = " and their mirrors" if layout.ways > 1 else ""
         state = "used again" if not missing else "to be computed" if missing == layout.images else "to be continued"
         return (
