@@ -117,6 +117,7 @@ def test_plan_says_what_it_will_do(images: Path, pretrained: Path, tmp_path: Pat
     ("chosen", "said"),
     [
         ({"queue": 8}, "--queue 8 has no effect"),
+        ({"val_every": 2.0}, "--val-every 2.0 has no effect"),
         ({"batch_size": 1, "epochs": 1.0}, "takes one image at a time"),
         ({"encoder": "missing"}, "there is no file"),
         ({"temperature": 0.0}, "--temperature"),
@@ -174,6 +175,14 @@ def test_any_channels_are_changed_and_gaps_stay(channels: int, dtype: torch.dtyp
         assert all(torch.equal(view.isnan(), pixels.isnan()) for view in changed)
     untouched = PhotometricChange(0.0)(pixels, torch.Generator().manual_seed(0))
     assert torch.equal(untouched.nan_to_num(), pixels.nan_to_num())
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((3, 8, 9, 7), torch.uint8), ((2, 50), torch.float32)])
+def test_clips_and_signals_change_by_channels(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    pixels = (255 * torch.rand(shape)).to(dtype)
+    changed = [PhotometricChange(1.0, 0.5, 1.0)(pixels, torch.Generator().manual_seed(seed)) for seed in range(5)]
+    assert all(view.dtype == dtype and view.shape == pixels.shape for view in changed)
+    assert any(not torch.equal(view, pixels) for view in changed)
 
 
 def test_final_state_holds_the_projector(refined: Path) -> None:

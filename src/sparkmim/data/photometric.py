@@ -31,7 +31,7 @@ class PhotometricChange:
         self.jitter, self.gray, self.blur = jitter, gray, blur
 
     def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Return a view `(C, H, W)` changed, in its dtype; NaN, where there is no data, stays."""
+        """Return a view `(C, *size)` changed, in its dtype; NaN, where there is no data, stays."""
         with torch.random.fork_rng(devices=()):  # torchvision's transforms draw from the global generator
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             for change in self._changes(pixels):
@@ -39,7 +39,7 @@ class PhotometricChange:
         return pixels
 
     def _changes(self, pixels: Tensor) -> list[v2.Transform | _ChannelJitter]:
-        bytes_ = pixels.dtype == torch.uint8
+        bytes_ = pixels.dtype == torch.uint8 and pixels.ndim == 3
         strength = self.jitter
         changes: list[v2.Transform | _ChannelJitter] = []
         if strength and bytes_ and len(pixels) == 3:
@@ -51,7 +51,7 @@ class PhotometricChange:
             changes.append(_ChannelJitter(0.8 * strength))
         if self.gray and bytes_ and len(pixels) == 3:
             changes.append(v2.RandomGrayscale(self.gray))
-        if self.blur and (bytes_ or not pixels.isnan().any()):
+        if self.blur and pixels.ndim == 3 and (bytes_ or not pixels.isnan().any()):
             side = 2 * (min(pixels.shape[1:]) // (2 * SHARE_BLURRED)) + 1
             changes.append(v2.RandomApply([v2.GaussianBlur(max(3, side), BLUR)], self.blur))
         return changes
@@ -68,9 +68,10 @@ class _ChannelJitter:
             return pixels
         values = pixels.float()
         known = ~values.isnan()
-        count = known.sum((1, 2), keepdim=True).clamp_min(1)
-        mean = values.nan_to_num(0.0).sum((1, 2), keepdim=True) / count
-        deviation = (((values - mean).nan_to_num(0.0).square().sum((1, 2), keepdim=True)) / count).sqrt()
-        scale, shift = ((2 * torch.rand(2, len(pixels), 1, 1) - 1) * self.strength).unbind()
+        space = tuple(range(1, pixels.ndim))
+        count = known.sum(space, keepdim=True).clamp_min(1)
+        mean = values.nan_to_num(0.0).sum(space, keepdim=True) / count
+        deviation = (((values - mean).nan_to_num(0.0).square().sum(space, keepdim=True)) / count).sqrt()
+        scale, shift = ((2 * torch.rand(2, len(pixels), *[1 for _ in space]) - 1) * self.strength).unbind()
         changed = mean + (values - mean) * (1 + scale) + shift * deviation
         return changed.round().clamp(0, 255).to(torch.uint8) if pixels.dtype == torch.uint8 else changed

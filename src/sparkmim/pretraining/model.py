@@ -263,7 +263,8 @@ def load_run(folder: str | Path, *, trust: bool = False, chosen: Mapping[str, An
     """
     run = RunFolder(folder)
     recorded = require_pretraining(run, "--run", f"`sparkmim predict --run {run.root}` uses it")
-    require_sound_record(PretrainConfig, recorded, run.config, chosen, trust=trust)
+    used = {name: group for name, group in recorded.items() if name != "teacher"}  # which is not run here
+    require_sound_record(PretrainConfig, used, run.config, chosen, trust=trust)
     config = PretrainConfig.from_dict(recorded)
     newest = run.newest_checkpoint()
     if newest is None:

@@ -146,6 +146,7 @@ class Refinement(TrainingKind[RefineConfig, ImageSource]):
         require_effect(
             chosen,
             {
+                "val_every": (False, "on a refinement, which has no held-out loss"),
                 "queue": (neighbors, "with --positives views; use --positives neighbors"),
                 "crop_scale": (not native, "with --crop native, which cuts at the image's resolution"),
             },
