@@ -23,6 +23,7 @@ LAYERS = [
     "training",
     "evaluation",
     "pretraining",
+    "refinement",
     "transfer",
     "exporters",
     "diagnostics",

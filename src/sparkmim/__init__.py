@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .data.sources.base import ImageSource
     from .diagnostics.check import check
     from .evaluation.features import embed
+    from .evaluation.frozen_evaluation import evaluate
     from .evaluation.knn import knn
     from .evaluation.linear_probe import linear_probe
     from .exporters.export import export
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .objectives.base import Objective
     from .pretraining.reconstruct import reconstruct
     from .pretraining.run import pretrain
+    from .refinement.run import refine
     from .sparse import UnsupportedOperation
     from .transfer.predictor import predict
     from .transfer.run import finetune
@@ -45,6 +47,7 @@ __all__ = [
     "__version__",
     "check",
     "embed",
+    "evaluate",
     "export",
     "finetune",
     "knn",
@@ -55,6 +58,7 @@ __all__ = [
     "random_visible",
     "recipes",
     "reconstruct",
+    "refine",
     "segment",
     "sparse",
 ]
@@ -69,6 +73,7 @@ _HOMES = {
     "UnsupportedOperation": "sparse",
     "check": "diagnostics.check",
     "embed": "evaluation.features",
+    "evaluate": "evaluation.frozen_evaluation",
     "export": "exporters.export",
     "finetune": "transfer.run",
     "knn": "evaluation.knn",
@@ -78,6 +83,7 @@ _HOMES = {
     "pretrain": "pretraining.run",
     "random_visible": "models.masking",
     "reconstruct": "pretraining.reconstruct",
+    "refine": "refinement.run",
     "segment": "transfer.segmentation.predict",
 }
 """Module that defines each public name."""

@@ -16,6 +16,7 @@ from .utils.logging import is_rank_zero, print_line, printing, silence
 COMMANDS = {
     "demo": "Pretrain a ResNet-18 on built-in photographs, in minutes on a CPU.",
     "pretrain": "Pretrain a network on a folder of images, or resume a run.",
+    "refine": "Refine a pretrained encoder by contrast of views, for use without fine-tuning, or resume a run.",
     "finetune": "Train a classifier or a segmenter on labeled images, starting from an encoder, or resume a run.",
     "predict": "Predict the classes of images, their masks, or what else a fine-tuned model predicts.",
     "reconstruct": "Draw images, what the network sees of them, and its reconstructions.",
@@ -24,6 +25,7 @@ COMMANDS = {
     "figure": "Draw how a mask vanishes under dense convolution and persists under sparse convolution.",
     "knn": "Classify images by their nearest labeled neighbors, with the features of a frozen encoder.",
     "probe": "Fit a linear classifier to the features of a frozen encoder.",
+    "evaluate": "Measure what frozen features are worth: k-NN, few-shot, retrieval and clustering, with errors.",
     "stats": "Measure mean and standard deviation of images, or sizes and values of volumes, signals or clips.",
     "pack": "Pack images into tar files with an index, which are read from one place faster than many files are.",
     "check": "Check that a network works on visible patches: identity, crop, leak, oracle, image size.",

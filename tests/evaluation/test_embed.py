@@ -70,7 +70,7 @@ def test_features_are_the_ordinary_networks(run: Path, images: Path, tmp_path: P
 
 def test_any_map_and_size(run: Path, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "features.npz"
-    embed(run / "encoder.safetensors", output, data=str(images), stage=0, image_size=96, workers=0)
+    embed(run / "encoder.safetensors", output, data=str(images), stage=(0,), image_size=96, workers=0)
     assert np.load(output)["features"].shape[1] == sparkmim.Backbone.create("test_resnet").channels[0]
 
 
@@ -153,7 +153,7 @@ def test_reconstruct(run: Path, images: Path, tmp_path: Path, capsys: pytest.Cap
         ({"run": Path("nowhere")}, "there is no run in nowhere; --run takes the folder of a pretraining"),
         ({"run": Path(__file__).parent}, "there is no run in .*; --run takes the folder of a pretraining"),
         ({"run": OLD / "finetune"}, "holds a run of `sparkmim finetune`; --run takes the folder of a pretraining"),
-        ({"mask_ratio": 1.0}, "--mask-ratio is the share of patches to hide, between 0 and 1, not 1.0"),
+        ({"mask_ratio": 1.0}, "--mask-ratio is the share of patches to hide, from 0 to below 1, not 1.0"),
         ({"mask_ratio": 0.99}, "hides all"),
     ],
 )

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparkmim.evaluation.linear_probe import PENALTIES, Standardization, fit_probes
+from sparkmim.evaluation.linear_probe import PENALTIES, fit_probes
+from sparkmim.evaluation.standardization import Standardization
 
 
 def problem(count: int = 60, features: int = 6, classes: int = 3, noise: float = 1.0) -> tuple[Tensor, Tensor]:

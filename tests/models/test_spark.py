@@ -330,9 +330,9 @@ def test_image_too_small_for_the_ratio() -> None:
     [
         ({"execution": "sparse"}, "execution 'sparse' is unknown; use one of packed, masked-dense, zero-out"),
         ({"densify_norm": "group"}, "densify_norm 'group' is unknown; use 'batch', 'layer', 'instance' or None"),
-        ({"mask_ratio": 1.0}, "share of patches to hide, between 0 and 1, not 1.0"),
-        ({"mask_ratio": 0}, "share of patches to hide, between 0 and 1, not 0"),
-        ({"mask_ratio": 60}, "share of patches to hide, between 0 and 1, not 60"),
+        ({"mask_ratio": 1.0}, "share of patches to hide, from 0 to below 1, not 1.0"),
+        ({"mask_ratio": 0}, "mask ratio 0 hides nothing"),
+        ({"mask_ratio": 60}, "share of patches to hide, from 0 to below 1, not 60"),
         ({"decoder_width": 4}, "decoder width 4 cannot be halved 3 times; use at least 8"),
     ],
 )

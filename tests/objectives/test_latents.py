@@ -241,3 +241,52 @@ def test_block_masks(grid: tuple[int, ...], ratio: float) -> None:
     if math.prod(grid) > 40:  # neighbors agree more often than by chance
         alike = [(m.narrow(1, 1, grid[0] - 1) == m.narrow(1, 0, grid[0] - 1)).double().mean() for m in (blocks, apart)]
         assert alike[0] > alike[1] + 0.1
+
+
+@pytest.mark.parametrize("name", ["latents", "pixels", "pixels+latents"])
+def test_masks_of_an_image_share_its_target(name: str) -> None:
+    """The loss of several masks is the mean of the losses of each; the teacher sees each image once."""
+    masks, images = 3, torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    visible = random_visible(2 * masks, (2, 2), 0.5, torch.Generator().manual_seed(0))
+
+    def loss(several: int, images: Tensor, visible: Tensor) -> tuple[Tensor, list[int], list[Tensor]]:
+        torch.manual_seed(0)
+        model = SparK("test_resnet", decoder_width=32, objective=objective(name), masks_per_image=several).double()
+        model.eval()  # batch norms of the teacher see as many images, or their statistics would differ
+        seen: list[int] = []
+        for module in model.objective.modules():
+            if isinstance(module, Teacher):
+                first = next(m for m in module.network.modules() if isinstance(m, nn.Conv2d))
+                first.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+        out = model(images, visible)
+        assert len(out.prediction) == len(out.visible) == len(visible)
+        out.loss.backward()
+        return out.loss, seen, [p.grad for p in model.encoder.parameters() if p.grad is not None]
+
+    together, seen, gradients = loss(masks, images, visible)
+    apart = [loss(1, images, visible[turn::masks]) for turn in range(masks)]
+    torch.testing.assert_close(together, torch.stack([part[0] for part in apart]).mean())
+    assert seen == ([2] if "latents" in name else [])
+    for gradient, parts in zip(gradients, zip(*(part[2] for part in apart), strict=True), strict=True):
+        torch.testing.assert_close(gradient, torch.stack(parts).mean(0))
+
+
+def test_several_masks_are_drawn_and_others_refused() -> None:
+    model, images = SparK("test_resnet", decoder_width=32, masks_per_image=2), torch.randn(3, 3, 64, 64)
+    assert len(model(images).visible) == 6
+    assert model(images, random_visible(3, (2, 2), 0.5)).visible.shape[0] == 3  # one of each, as held-out images have
+    assert len(model.reconstruct(images)) == 3
+    with pytest.raises(ValueError, match="visible must be"):
+        model(images, random_visible(4, (2, 2), 0.5))
+    with pytest.raises(ValueError, match="masks_per_image"):
+        SparK("test_resnet", decoder_width=32, masks_per_image=0)
+
+
+def test_run_of_several_masks_resumes_to_the_bit(images: Path, tmp_path: Path) -> None:
+    chosen = TINY_PRETRAIN | {"data": str(images), "objective": "pixels+latents", "masks_per_image": 2}
+    whole: list[str] = []
+    record(whole, pretrain, tmp_path / "whole", chosen=chosen)
+    assert any("2 masks of each" in line for line in whole)
+    pretrain(tmp_path / "parts", chosen=chosen, after_step=interrupt_at(3))
+    pretrain(tmp_path / "parts")
+    assert_same_training(tmp_path / "whole", tmp_path / "parts")

@@ -40,7 +40,7 @@ def test_what_a_field_says_of_itself() -> None:
     assert {name for name, field in settings.items() if field.resumable} == {
         *("workers", "log_every", "val_every", "checkpoint_minutes", "keep_checkpoints", "pictures", "compile"),
         *("device", "grad_checkpointing", "monitor", "monitor_data", "monitor_every", "data", "val_data", "test_data"),
-        *("accumulate", "max_broken", "max_pixels", "store", "cache_gb"),
+        *("accumulate", "max_broken", "max_pixels", "store", "cache_gb", "teacher_store"),
     }
     assert {name for name, field in PretrainConfig.settings().items() if field.shapes_model} == {
         *(
@@ -75,10 +75,14 @@ def test_what_a_field_says_of_itself() -> None:
         *("keep_checkpoints", "pictures", "label_share", "folds", "fold", "erasing", "mixup", "cutmix", "repeats"),
         *("smoothing", "layer_decay", "ema", "in_chans", "nodata", "max_pixels", "spacing", "val_share"),
         "cache_gb",
-        *("rate", "frames", "frame_stride"),
+        *("rate", "frames", "frame_stride", "masks_per_image", "jitter", "teacher_size"),
     }
     paths = {"data", "val_data", "test_data", "monitor_data", "init", "encoder", "model", "objective", "task"}
-    assert {name for name, field in settings.items() if field.kind != "value"} == paths | {"store"}
+    assert {name for name, field in settings.items() if field.kind != "value"} == paths | {
+        "store",
+        "teacher",
+        "teacher_store",
+    }
 
 
 def test_round_trip_through_json() -> None:

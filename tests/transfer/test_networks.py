@@ -16,8 +16,8 @@ from helpers import TINY_FINETUNE, build_classifier, make_split
 from sparkmim.checkpoints.encoder import load_trained_encoder
 from sparkmim.models.backbone import Backbone
 from sparkmim.pretraining.run import pretrain
+from sparkmim.training.layer_decay import decayed_groups
 from sparkmim.training.optim import param_groups_weight_decay
-from sparkmim.transfer.layer_decay import decayed_groups
 from sparkmim.transfer.model_file import load_model
 from sparkmim.transfer.network import load_weights
 from sparkmim.transfer.run import finetune

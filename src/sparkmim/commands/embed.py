@@ -15,10 +15,11 @@ def command(
     data: str | None = None,
     model: str | None = None,
     image_size: int | None = None,
-    stage: int = -1,
+    stage: tuple[int, ...] = (-1,),
     batch_size: int = 32,
     workers: int = 1,
     device: Device = "auto",
+    index: Path | None = None,
     options: Encoder = AS_RECORDED,
     files: Files = FILES_AS_RECORDED,
 ) -> int:
@@ -30,10 +31,11 @@ def command(
         data: folder of images or volumes, or an address (SCHEME://...); the built-in photographs if not given.
         model: the network's timm name, FILE.py:FUNCTION or MODULE:FUNCTION, if the weights do not record it.
         image_size: pixels of each side of the view, voxels of volumes; that of the pretraining if not given.
-        stage: which feature map, from 0, the highest resolution, to -1, the lowest.
+        stage: which feature map, from 0, the highest resolution, to -1, the lowest; several are concatenated.
         batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
+        index: an HTML file to write as well: some of the images with their nearest neighbors, as pictures.
         options: of the encoder.
         files: how images are read.
     """
@@ -45,6 +47,9 @@ def command(
     from ..evaluation.features import embed
 
     require_writable(output)
+    if index is not None:
+        require_suffix(index, ".html")
+        require_writable(index)
     found = embed(
         encoder,
         data,
@@ -56,9 +61,12 @@ def command(
         batch_size=batch_size,
         workers=workers,
         device=device,
+        index=index,
     )
     found.write(output)
     images, features = found.features.shape
     skipped = f", {len(found.skipped)} skipped" if found.skipped else ""
     print(f"{images} images, {features} features{skipped}: {output}")
+    if index is not None:
+        print(f"neighbors: {index}")
     return 0

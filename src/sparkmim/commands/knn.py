@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from ..evaluation.config import NEIGHBOURS
 from ..training.config import Device
@@ -16,13 +17,14 @@ def command(
     test_data: tuple[Address, ...] = (),
     output: Path | None = None,
     model: str | None = None,
-    stage: int = -1,
+    stage: tuple[int, ...] = (-1,),
     image_size: int | None = None,
     neighbours: tuple[int, ...] = NEIGHBOURS,
     batch_size: int = 64,
     workers: int = 1,
     device: Device = "auto",
     seed: int = 0,
+    standardize: Literal["on", "off"] = "off",
     options: Encoder = AS_RECORDED,
     files: Files = FILES_AS_RECORDED,
 ) -> int:
@@ -38,13 +40,14 @@ def command(
         test_data: labeled images to classify, several sets pooled; test beside train, else val, if not given.
         output: folder for results.json.
         model: the network's timm name, FILE.py:FUNCTION or MODULE:FUNCTION, if the weights do not record it.
-        stage: which feature map, from 0, the highest resolution, to -1, the lowest.
+        stage: which feature map, from 0, the highest resolution, to -1, the lowest; several are concatenated.
         image_size: pixels of each side of the view, voxels of volumes; that of the pretraining if not given.
         neighbours: numbers of neighbors to try.
         batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
         seed: of random weights.
+        standardize: compare features with mean 0 and deviation 1 over the training images.
         options: of the encoder.
         files: how images are read.
     """
@@ -65,6 +68,7 @@ def command(
         workers=workers,
         device=device,
         seed=seed,
+        standardize=standardize == "on",
     )
     print(f"{found.train_images} training images of {len(found.classes)} classes, {found.features} features")
     print(f"{'neighbors':>10}  leave one out" + (f"  {found.test_images} test images" if found.test else ""))

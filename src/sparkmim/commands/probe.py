@@ -16,7 +16,7 @@ def command(
     test_data: tuple[Address, ...] = (),
     output: Path | None = None,
     model: str | None = None,
-    stage: int = -1,
+    stage: tuple[int, ...] = (-1,),
     image_size: int | None = None,
     batch_size: int = 64,
     workers: int = 1,
@@ -39,7 +39,7 @@ def command(
         test_data: labeled images to score, several sets pooled; test beside train if not given.
         output: folder for results.json.
         model: the network's timm name, FILE.py:FUNCTION or MODULE:FUNCTION, if the weights do not record it.
-        stage: which feature map, from 0, the highest resolution, to -1, the lowest.
+        stage: which feature map, from 0, the highest resolution, to -1, the lowest; several are concatenated.
         image_size: pixels of each side of the view, voxels of volumes; that of the pretraining if not given.
         batch_size: images per forward pass.
         workers: processes that read images.

@@ -142,5 +142,10 @@ class DataConfig(ViewConfig):
     """Labeled images for --monitor: class folders, a CSV file of rows `path,class`, or a folder with train and val
     folders of classes. They do not train."""
 
+    jitter: float = setting(0.0, share("1"))
+    """Strength of random changes of brightness, contrast, saturation and hue of views that are trained on (of scale and
+    offset of the channels of images that are not RGB of 8 bits); 0 for none. For --objective distill, whose targets
+    stay as they are: pixels are predicted as they were changed."""
+
     val_share: float = setting(0.0, Valid(lambda v: 0 <= v < 1, "is a share of the images, from 0 to below 1"))
     """Share of the images to hold out for the held-out loss instead."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing.connection import wait
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from jaxtyping import Bool, Shaped
@@ -22,15 +22,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..models.config import MaskShape
 from ..models.masking import MASKS, visible_where_data
+from ..objectives.distill import TeacherTargets
 from ..utils.interruption import STOPS, leave_if_asked
 from ..utils.logging import log
 from .decoding.encoded import UnreadableImage
 from .normalize import join, where_data
+from .photometric import PhotometricChange
 from .sampler import InOrder, Key, Positions
 from .seeding import Stream, keyed_generator
 from .shared_memory import SHARED_MEMORY, PipedBatch, PipedIfFull, shared_memory_free
 from .sources.base import ImageSource
-from .views import AnyView
+from .teachers.maps import Taught, TaughtView, TeacherMaps
+from .views import AnyView, View
 from .workers import Loader, ignore_signals
 
 MAX_REPLACEMENTS = 100
@@ -41,6 +44,17 @@ FROM_OUTSIDE = (*STOPS, signal.SIGKILL)
 
 T = TypeVar("T")
 
+SeenT = TypeVar("SeenT")
+
+SeenInT = TypeVar("SeenInT", covariant=True)
+
+
+class Looking(Protocol[SeenInT]):
+    """A view, or what looks by one."""
+
+    def look(self, source: ImageSource, index: int, channels: int, generator: torch.Generator | None = None) -> SeenInT:
+        """Return what is seen of an image."""
+
 
 class Batch(NamedTuple):
     """Masked views.
@@ -48,10 +62,11 @@ class Batch(NamedTuple):
     Attributes:
         images: `(B, C, *size)`, uint8, or float32 where images have more than 8 bits; see
             :class:`~sparkmim.data.normalize.Normalize`.
-        visible: `(B, *grid)`, True = visible.
+        visible: `(B * masks, *grid)`, True = visible: the masks of the first image, then those of the second...
         indices: index of each image in the source; for an unreadable image, that of its replacement, if there is one.
         broken: index and error of each image that could not be read.
         has_data: `(B, C, *size)`, True where a pixel has data; None if all have. The others are NaN in `images`.
+        targets: of a frozen teacher, one an image; None without.
     """
 
     images: Shaped[Tensor, "batch channel *size"]
@@ -59,6 +74,7 @@ class Batch(NamedTuple):
     indices: list[int]
     broken: list[tuple[int, str]]
     has_data: Bool[Tensor, "batch channel *size"] | None = None
+    targets: TeacherTargets | None = None
 
 
 class MaskedViews(Dataset[Batch]):
@@ -72,6 +88,9 @@ class MaskedViews(Dataset[Batch]):
         mask_ratio: share of patches to hide.
         seed: of views and masks.
         shape: of the masks.
+        masks: of each view.
+        teacher: maps of a frozen teacher, to be sampled at each view of an image.
+        change: of the colors of views, which the teacher's maps do not see.
         replace: show a random other image instead of one that cannot be read, as training does; otherwise its batch is
             empty, so that nothing is measured twice.
     """
@@ -86,10 +105,19 @@ class MaskedViews(Dataset[Batch]):
         seed: int,
         *,
         shape: MaskShape = "random",
+        masks: int = 1,
+        teacher: TeacherMaps | None = None,
+        change: PhotometricChange | None = None,
         replace: bool = True,
     ) -> None:
         self.source, self.view, self.channels, self.shape = source, view, channels, shape
         self.grid, self.mask_ratio, self.seed, self.replace = tuple(grid), mask_ratio, seed, replace
+        self.masks, self.change = masks, change
+        if teacher is None:
+            self._look: AnyView | TaughtView = view
+        else:
+            assert isinstance(view, View)
+            self._look = TaughtView(view, teacher)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -101,7 +129,7 @@ class MaskedViews(Dataset[Batch]):
         """Return batches of one view. Masks are drawn first: decoding evicts small work from the CPU's cache."""
         self.source.prefetch([index for _, index in keys])
         generators = [keyed_generator(self.seed, Stream.VIEW, *key) for key in keys]
-        masks = [MASKS[self.shape](1, self.grid, self.mask_ratio, generator) for generator in generators]
+        masks = [MASKS[self.shape](self.masks, self.grid, self.mask_ratio, generator) for generator in generators]
         batches = []
         for (_, index), generator, visible in zip(keys, generators, masks, strict=True):
             batches.append(self._show(index, visible, generator))
@@ -109,23 +137,25 @@ class MaskedViews(Dataset[Batch]):
 
     def _show(self, index: int, visible: Tensor, generator: torch.Generator) -> Batch:
         if self.replace:
-            view, shown, broken = random_view(self.source, self.view, self.channels, index, generator)
+            seen, shown, broken = random_view(self.source, self._look, self.channels, index, generator)
         else:
             try:
-                view, shown, broken = self.view.look(self.source, index, self.channels, generator), index, []
+                seen, shown, broken = self._look.look(self.source, index, self.channels, generator), index, []
             except UnreadableImage as error:
                 nothing = torch.zeros(0, self.channels, *self.view.config.image_size, dtype=torch.uint8)
                 return Batch(nothing, visible[:0], [], [(index, str(error))])
-        images = view.unsqueeze(0)
+        view, targets = seen if isinstance(seen, Taught) else (seen, None)
+        assert isinstance(view, Tensor)
+        images = (view if self.change is None else self.change(view, generator)).unsqueeze(0)
         has_data = where_data(images)
         if has_data is not None:
-            visible = visible_where_data(visible, has_data, generator)
-        return Batch(images, visible, [shown], broken, has_data)
+            visible = visible_where_data(visible, has_data.expand(self.masks, *has_data.shape[1:]), generator)
+        return Batch(images, visible, [shown], broken, has_data, targets)
 
 
 def random_view(
-    source: ImageSource, view: AnyView, channels: int, index: int, generator: torch.Generator
-) -> tuple[Tensor, int, list[tuple[int, str]]]:
+    source: ImageSource, view: Looking[SeenT], channels: int, index: int, generator: torch.Generator
+) -> tuple[SeenT, int, list[tuple[int, str]]]:
     """Return a view `(C, *size)` of an image, or of a random other one if it cannot be read.
 
     Returns:
@@ -374,7 +404,13 @@ def _collate(views: list[Batch]) -> Batch:
         [index for view in views for index in view.indices],
         [broken for view in views for broken in view.broken],
         torch.cat([_known(view) for view in shown]) if with_gaps else None,
+        _all_targets(shown),
     )
+
+
+def _all_targets(views: list[Batch]) -> TeacherTargets | None:
+    found = [view.targets for view in views if view.targets is not None]
+    return TeacherTargets(*(torch.cat(parts) for parts in zip(*found, strict=True))) if found else None
 
 
 def _known(batch: Batch) -> Tensor:

@@ -35,6 +35,15 @@ class Stream(IntEnum):
     FINETUNE_WEIGHTS = 8
     """Initial weights of a fine-tuning."""
 
+    REFINE_WEIGHTS = 9
+    """Initial weights of a refinement's projector."""
+
+    FEW_SHOT = 10
+    """Which images of each class a few-shot draw takes."""
+
+    CLUSTERS = 11
+    """The first centers of a clustering."""
+
 
 def keyed_seed(*key: int) -> int:
     """Return a seed of 63 bits from non-negative integers; different keys give independent seeds.

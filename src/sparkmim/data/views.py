@@ -60,6 +60,13 @@ class Window(NamedTuple):
     reduction: int = 1
     flip: bool = False
 
+    def box(self, view: Sequence[int]) -> tuple[float, float, float, float]:
+        """Return what a view of a height and width shows: top, left, bottom and right, in pixels of the whole image."""
+        tall, wide = self.height / self.size[0], self.width / self.size[1]
+        top = self.top + center_start(self.size[0], view[0]) * tall
+        left = self.left + center_start(self.size[1], view[1]) * wide
+        return top, left, top + view[0] * tall, left + view[1] * wide
+
 
 @dataclass(frozen=True)
 class View(ABC):
@@ -88,12 +95,20 @@ class View(ABC):
         Raises:
             UnreadableImage: if the image cannot be decoded.
         """
+        return self.look_and_tell(source, index, channels, generator)[0]
+
+    def look_and_tell(
+        self, source: ImageSource, index: int, channels: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Window]:
+        """Read a view as :meth:`look` does; return its window too."""
         image = open_image(source, index, self.config)
         size = image.size(channels)
         if size is None:
-            return self(image.decode(channels), generator)
+            whole = image.decode(channels)
+            window = self.place(whole.shape[1], whole.shape[2], generator)
+            return self.cut(whole, window), window
         window = self.place(*size, generator)
-        return self.cut(image.decode(channels, window.reduction), window)
+        return self.cut(image.decode(channels, window.reduction), window), window
 
     def cut(self, image: Tensor, window: Window) -> Tensor:
         """Cut a window out of an image that is whole, or reduced as the window allows."""
@@ -182,6 +197,15 @@ class EvaluationView(View):
         size = max(wanted_height, round(kept_height * scale)), max(wanted_width, round(kept_width * scale))
         top, left = (height - kept_height) // 2, (width - kept_width) // 2
         return with_reduction(Window((height, width), top, left, kept_height, kept_width, size))
+
+
+class WholeView(View):
+    """The whole image, resized (bicubic) to the view's height and width, whatever its own aspect ratio is."""
+
+    def place(self, height: int, width: int, generator: torch.Generator | None = None) -> Window:
+        """Return the window of all of the image."""
+        size = self.config.image_size[0], self.config.image_size[1]
+        return with_reduction(Window((height, width), 0, 0, height, width, size))
 
 
 class ClipView:

@@ -36,6 +36,10 @@ from ..utils.fields import show, validate_as
 from ..utils.io import write_atomically
 from ..utils.logging import log
 from ..utils.text import printable
+from .neighbors import write_neighbors
+
+Stage = int | Sequence[int]
+"""Index of a feature map, or those of several, whose features are concatenated."""
 
 
 class Features(NamedTuple):
@@ -101,7 +105,7 @@ def embed(
     *,
     model: str | None = None,
     image_size: int | None = None,
-    stage: int = -1,
+    stage: Stage = -1,
     batch_size: int = 32,
     workers: int = 1,
     device: Device = "auto",
@@ -114,6 +118,7 @@ def embed(
     std: Sequence[float] | None = None,
     seed: int = 0,
     trust: bool = False,
+    index: str | Path | None = None,
 ) -> Embeddings:
     """Compute an encoder's features of a folder of images.
 
@@ -123,7 +128,7 @@ def embed(
         data: folder or address of images; the built-in photographs by default.
         model: the network's name, for weights that do not record it.
         image_size: pixels of each side of the view, voxels of volumes; that of the pretraining by default.
-        stage: index of the feature map, from 0, the highest resolution, to -1, the lowest.
+        stage: index of the feature map, from 0, the highest resolution, to -1, the lowest; several are concatenated.
         batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
@@ -136,6 +141,7 @@ def embed(
         std: standard deviation of each channel, likewise.
         seed: of random weights.
         trust: run the code of a network that the encoder's file names, where `model` does not.
+        index: an HTML file for some of the images and their nearest neighbors, as pictures.
 
     Raises:
         ValueError: for an invalid setting, an encoder that cannot be loaded, or if no image can be read.
@@ -145,6 +151,10 @@ def embed(
     files = chosen_files(pages, nodata, max_pixels)
     loaded = load_trained_encoder(encoder, model, seed, stages=stages, in_chans=in_chans, trust=trust)
     loaded = with_input(loaded, image_size=image_size, mean=mean, std=std, files=files)
+    if index is not None and loaded.backbone.dims != 2:
+        raise ValueError(
+            f"--index shows images, and {loaded.name} takes data of {loaded.backbone.dims} axes; leave it out"
+        )
     source = by_page(open_seen(data, loaded), loaded.backbone.in_chans, loaded.data)
     log_places(source)
     network = ready_for(loaded, source, stage)
@@ -156,7 +166,11 @@ def embed(
     skipped = log_skipped(source, found.broken)
     if not found.indices:
         raise ValueError(f"none of the {len(source)} images can be read")
-    return Embeddings([source.name(index) for index in found.indices], found.values.numpy(), skipped)
+    if index is not None:
+        title = f"{network.name} on {Path(str(data)).name if data else 'built-in photographs'}"
+        channels = network.backbone.in_chans
+        write_neighbors(Path(index), title, source, network.data, channels, found.values, found.indices)
+    return Embeddings([source.name(place) for place in found.indices], found.values.numpy(), skipped)
 
 
 def open_seen(data: str | Path | None, network: TrainedEncoder) -> ImageSource:
@@ -239,7 +253,7 @@ def input_for(network: TrainedEncoder, source: ImageSource) -> DataConfig:
     return replace(network.data, mean=found.mean, std=found.std)
 
 
-def ready_for(network: TrainedEncoder, source: ImageSource, stage: int = -1) -> TrainedEncoder:
+def ready_for(network: TrainedEncoder, source: ImageSource, stage: Stage = -1) -> TrainedEncoder:
     """Return an encoder whose input is known: statistics that are not are measured on images, and logged as flags.
 
     Raises:
@@ -280,7 +294,7 @@ def pooled_features(
     backbone: Backbone,
     source: ImageSource,
     data: ViewConfig,
-    stage: int = -1,
+    stage: Stage = -1,
     *,
     batch_size: int = 32,
     workers: int = 0,
@@ -292,7 +306,7 @@ def pooled_features(
         backbone: the network, on the device, in evaluation mode.
         source: the images.
         data: their size, mean and standard deviation.
-        stage: index of the feature map, from 0, the highest resolution, to -1, the lowest.
+        stage: index of the feature map, from 0, the highest resolution, to -1, the lowest; several are concatenated.
         batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
@@ -301,6 +315,7 @@ def pooled_features(
         ValueError: if the network has no such map.
     """
     require_stage(backbone, stage)
+    places = stages_of(stage)
     rows: list[Tensor] = []
     indices: list[int] = []
     broken: list[tuple[int, str]] = []
@@ -312,19 +327,29 @@ def pooled_features(
             indices += batch.indices
             if batch.images:
                 maps = backbone(normalize(join(batch.images)))
-                rows.append(maps[stage].flatten(2).mean(2, dtype=torch.float32).cpu())
-    values = torch.cat(rows) if rows else torch.zeros(0, backbone.channels[stage])
+                parts = [maps[place].flatten(2).mean(2, dtype=torch.float32) for place in places]
+                rows.append(torch.cat(parts, 1).cpu())
+    values = torch.cat(rows) if rows else torch.zeros(0, sum(backbone.channels[place] for place in places))
     return Features(values, indices, broken)
 
 
-def require_stage(backbone: Backbone, stage: int) -> None:
-    """Raise unless a network has a feature map of an index.
+def stages_of(stage: Stage) -> tuple[int, ...]:
+    """Return the indices of feature maps."""
+    return (stage,) if isinstance(stage, int) else tuple(stage)
+
+
+def require_stage(backbone: Backbone, stage: Stage) -> None:
+    """Raise unless a network has feature maps of some indices, each named once.
 
     Raises:
         ValueError: with the indices there are.
     """
     levels = len(backbone.levels)
-    if not -levels <= stage < levels:
-        raise ValueError(
-            f"--stage {stage} is not one of the network's {levels} maps, 0 to {levels - 1} or -{levels} to -1"
-        )
+    for place in stages_of(stage):
+        if not -levels <= place < levels:
+            raise ValueError(
+                f"--stage {place} is not one of the network's {levels} maps, 0 to {levels - 1} or -{levels} to -1"
+            )
+    places = [place % levels for place in stages_of(stage)]
+    if not places or len(set(places)) < len(places):
+        raise ValueError(f"--stage {show(stages_of(stage))} must name maps, each once")

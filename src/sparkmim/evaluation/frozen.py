@@ -18,7 +18,8 @@ from ..data.tables import named
 from ..training.config import Device
 from ..utils.devices import pick_device
 from ..utils.logging import log
-from .features import log_skipped, pooled_features, preparation_for, ready_for
+from .features import Stage, log_skipped, pooled_features, preparation_for, ready_for, stages_of
+from .standardization import Standardization
 
 
 class LabeledFeatures(NamedTuple):
@@ -30,6 +31,16 @@ class LabeledFeatures(NamedTuple):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def by(self, standardization: Standardization | None) -> LabeledFeatures:
+        """Return the features standardized; as they are without a standardization."""
+        return self if standardization is None else LabeledFeatures(standardization(self.values), self.labels)
+
+
+def named_stage(stage: Stage) -> int | list[int]:
+    """Return the stage as `results.json` has it: a number, or several."""
+    places = stages_of(stage)
+    return places[0] if len(places) == 1 else list(places)
+
 
 class FrozenEncoder:
     """A frozen encoder that turns labeled images into features.
@@ -38,7 +49,7 @@ class FrozenEncoder:
         encoder: a file, a run folder, "timm" or "none"; see
             :func:`~sparkmim.checkpoints.encoder.load_trained_encoder`.
         model: the network's name, for weights that do not record it.
-        stage: index of the feature map, from 0, the highest resolution, to -1, the lowest.
+        stage: index of the feature map, from 0, the highest resolution, to -1, the lowest; several are concatenated.
         image_size: pixels of each side of the view, voxels of volumes; that of the pretraining by default.
         batch_size: images per forward pass.
         workers: processes that read images.
@@ -70,7 +81,7 @@ class FrozenEncoder:
         self,
         encoder: str | Path,
         model: str | None,
-        stage: int,
+        stage: Stage,
         image_size: int | None,
         batch_size: int,
         workers: int,
@@ -106,7 +117,7 @@ class FrozenEncoder:
         self.described: dict[str, Any] = {
             "encoder": str(encoder),
             "model": self.network.name,
-            "stage": stage,
+            "stage": named_stage(stage),
             "image_size": list(self.network.data.image_size),
             "mean": list(self.network.data.mean),
             "std": list(self.network.data.std),

@@ -19,8 +19,9 @@ from ..data.config import Pages, chosen_files
 from ..training.config import Device, LoopConfig
 from ..utils.fields import validate_as
 from .config import NEIGHBOURS
-from .features import log_places
+from .features import Stage, log_places
 from .frozen import FrozenEncoder
+from .standardization import Standardization
 
 TEMPERATURE = 0.07
 """Temperature of the votes, as in DINO."""
@@ -90,7 +91,7 @@ def knn(
     *,
     test_data: str | Path | Sequence[str | Path] = (),
     model: str | None = None,
-    stage: int = -1,
+    stage: Stage = -1,
     image_size: int | None = None,
     neighbours: Sequence[int] = NEIGHBOURS,
     batch_size: int = 64,
@@ -105,6 +106,7 @@ def knn(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     trust: bool = False,
+    standardize: bool = False,
 ) -> KnnResult:
     """Classify images by their nearest labeled neighbors, with the features of a frozen encoder.
 
@@ -116,7 +118,7 @@ def knn(
         data: labeled images or volumes: class folders, a CSV file, or a folder that contains train, val and test.
         test_data: labeled images to classify; several sets are pooled into one; by default test beside train, else val.
         model: the network's name, for weights that do not record it.
-        stage: index of the feature map, from 0, the highest resolution, to -1, the lowest.
+        stage: index of the feature map, from 0, the highest resolution, to -1, the lowest; several are concatenated.
         image_size: pixels of each side of the view, voxels of volumes; that of the pretraining by default.
         neighbours: values of k to try.
         batch_size: images per forward pass.
@@ -131,6 +133,7 @@ def knn(
         mean: mean of each channel; as recorded by default, or measured where nothing is known.
         std: standard deviation of each channel, likewise.
         trust: run the code of a network that the encoder's file names, where `model` does not.
+        standardize: compare features with mean 0 and deviation 1 over the training images.
 
     Raises:
         ValueError: for an invalid setting, an encoder or labels that cannot be loaded, or too few images.
@@ -162,6 +165,10 @@ def knn(
     scored = splits.test or [part for part in (splits.val,) if part is not None]
     frozen.require_readable([(splits.train, "--data"), *((part, "--test-data") for part in scored)])
     train = frozen(splits.train)
+    standardization = Standardization.of(train.values) if standardize else None
+    if standardization is not None:
+        train = train.by(standardization)
+        frozen.described["standardized"] = True
     within = leave_one_out(train.values, train.labels, neighbours, classes=len(classes))
     if not within:
         raise ValueError(f"{len(train)} training images are too few for {min(neighbours)} neighbours; see --neighbours")
@@ -170,7 +177,7 @@ def knn(
     for part in scored:
         log_places(part.source, splits.train.source)
     if scored:
-        test = frozen.joined(scored)
+        test = frozen.joined(scored).by(standardization)
         images = len(test)
         predicted = knn_predictions(test.values, train.values, train.labels, neighbours, classes=len(classes))
         by_k = {k: accuracy(prediction, test.labels) for k, prediction in predicted.items()}

@@ -15,9 +15,10 @@ from ..data.config import Pages, chosen_files
 from ..data.labels import fold
 from ..training.config import Device, LoopConfig
 from ..utils.fields import validate_as
-from .features import log_places
+from .features import Stage, log_places
 from .frozen import FrozenEncoder, LabeledFeatures
 from .knn import Accuracy, accuracy
+from .standardization import Standardization
 
 PENALTIES = tuple(10.0**exponent for exponent in (1, 0.5, 0, -0.5, -1, -1.5, -2, -2.5, -3, -3.5, -4, -5, -6))
 """Weights of half the sum of squared weights, strongest first."""
@@ -27,23 +28,6 @@ ITERATIONS = 500
 
 FOLDS = 5
 """Without validation images, one of so many folds of the training images chooses the penalty."""
-
-
-class Standardization(NamedTuple):
-    """Mean and standard deviation of each feature, measured on the images that the classifier is fitted to."""
-
-    mean: Float[Tensor, "feature"]
-    std: Float[Tensor, "feature"]
-
-    @classmethod
-    def of(cls, features: Float[Tensor, "image feature"]) -> Standardization:
-        """Measure features; constant ones are left unscaled."""
-        std, mean = torch.std_mean(features.double(), dim=0, correction=0)
-        return cls(mean, torch.where(std > 1e-8 * (1 + mean.abs()), std, 1.0))
-
-    def __call__(self, features: Float[Tensor, "image feature"]) -> Float[Tensor, "image feature"]:
-        """Return features with mean 0 and standard deviation 1, in double precision."""
-        return (features.double() - self.mean) / self.std
 
 
 class LinearProbe(NamedTuple):
@@ -126,7 +110,7 @@ def linear_probe(
     val_data: str | Path | None = None,
     test_data: str | Path | Sequence[str | Path] = (),
     model: str | None = None,
-    stage: int = -1,
+    stage: Stage = -1,
     image_size: int | None = None,
     batch_size: int = 64,
     workers: int = 1,
@@ -153,7 +137,7 @@ def linear_probe(
         val_data: labeled images that choose the penalty; val beside train by default.
         test_data: labeled images to score; several sets are pooled into one; test beside train by default.
         model: the network's name, for weights that do not record it.
-        stage: index of the feature map, from 0, the highest resolution, to -1, the lowest.
+        stage: index of the feature map, from 0, the highest resolution, to -1, the lowest; several are concatenated.
         image_size: pixels of each side of the view, voxels of volumes; that of the pretraining by default.
         batch_size: images per forward pass.
         workers: processes that read images.

@@ -52,16 +52,21 @@ class ModelConfig:
     """Pixels of a patch along each axis, or one number; a multiple or a divisor of the network's total stride, which is
     the default."""
 
-    mask_ratio: float = setting(0.6, Valid(lambda v: 0 < v < 1, "is the share of patches to hide, between 0 and 1"))
-    """Share of patches to hide."""
+    mask_ratio: float = setting(0.6, Valid(lambda v: 0 <= v < 1, "is the share of patches to hide, from 0 to below 1"))
+    """Share of patches to hide; 0, for --objective distill alone, trains the ordinary network on whole images."""
 
     mask_shape: MaskShape = "random"
     """random hides patches independently of each other, as the paper does; blocks hides as many in blocks of neighbors,
     which suits --objective latents."""
 
+    masks_per_image: int = setting(1, at_least(1, "a number of masks"))
+    """Masks of each image in a step, each hiding other patches: all see one view, whose target (that of --objective
+    latents takes a pass of its own) is computed once."""
+
     objective: str = setting("pixels", kind="code", shapes_model=True)
     """What is predicted at hidden patches: pixels (the paper's), latents (feature maps of an averaged copy of the
-    encoder), both (pixels+latents), or FILE.py:CLASS."""
+    encoder), distill (those of a frozen network, see --teacher; of whole images by default), a sum (pixels+latents), or
+    FILE.py:CLASS."""
 
     decoder: Decoder = setting("unet", shapes_model=True)
     """unet predicts by a light decoder that is discarded afterwards; own by that of a network that has one (a U-Net),

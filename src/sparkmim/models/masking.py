@@ -13,18 +13,20 @@ from .config import MaskShape
 
 
 def visible_patches(grid: Sequence[int], mask_ratio: float) -> int:
-    """Return the number of visible patches in a grid, `round(patches * (1 - mask_ratio))`.
+    """Return the number of visible patches in a grid, `round(patches * (1 - mask_ratio))`; all for a ratio of 0.
 
     Source: the official `SparK.mask`.
 
     Args:
         grid: patches along each spatial axis.
-        mask_ratio: share of patches to hide.
+        mask_ratio: share of patches to hide; 0 says that nothing is to be hidden.
 
     Raises:
-        ValueError: if that hides all patches or none.
+        ValueError: if a ratio above 0 hides all patches or none.
     """
     patches = math.prod(grid)
+    if mask_ratio == 0:
+        return patches
     visible = round(patches * (1 - mask_ratio))
     if not 0 < visible < patches:
         what = "all" if visible <= 0 else "none"

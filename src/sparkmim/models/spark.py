@@ -43,7 +43,8 @@ class SparKOutput(NamedTuple):
         loss: scalar; for the paper's objective the mean squared error over hidden patches.
         prediction: `(B, C, H, W)`, per-patch normalized pixels, for visible patches too (other objectives:
             `(B, channels, *size / stride)`).
-        visible: bool `(B, *grid)`, True = visible: the mask that was used.
+        visible: bool `(B, *grid)`, True = visible: the mask that was used. With several masks of an image, predictions
+            and masks are as many, those of an image following each other.
     """
 
     loss: Tensor
@@ -57,8 +58,10 @@ class SparK(nn.Module):
     Args:
         backbone: the network: a timm name, a module, or a :class:`~sparkmim.Backbone`. It is not changed: its
             parameters keep their names, under `encoder.`.
-        mask_ratio: share of patches to hide.
+        mask_ratio: share of patches to hide. 0 takes whole images, for objectives that can do without masks: there is
+            no decoder then, and the encoder is the ordinary network.
         mask_shape: "random" hides patches independently of each other, the paper's; "blocks" hides as many in blocks.
+        masks_per_image: masks that are drawn of each image where none are given; the loss is the mean over all.
         patch_size: pixels of a patch, an int or one an axis; by default the network's total stride. It may be a
             multiple of that, or a divisor: maps whose positions hold several patches are then computed whole
             (docs/guides/small-patches.md).
@@ -89,7 +92,8 @@ class SparK(nn.Module):
 
     Attributes:
         encoder: the backbone's module: `encoder.state_dict()` loads into the ordinary network.
-        mask_ratio: share of patches to hide, may be changed at any time.
+        mask_ratio: share of patches to hide, may be changed at any time, but not from or to 0.
+        whole: whether it was built for whole images.
         patch_size: pixels of a patch along each axis.
         unreached: names of the encoder's parameters that pretraining does not train (a classifier's, say); they keep
             their values and have `requires_grad` switched off.
@@ -110,6 +114,7 @@ class SparK(nn.Module):
         *,
         mask_ratio: float = 0.6,
         mask_shape: MaskShape = "random",
+        masks_per_image: int = 1,
         patch_size: int | tuple[int, ...] | None = None,
         decoder: Decoder = "unet",
         decoder_width: int = 768,
@@ -143,9 +148,12 @@ class SparK(nn.Module):
         require_one_of("loss_on", loss_on, get_args(LossOn))
         if densify_norm is not None and densify_norm not in get_args(DensifyNorm):
             raise ValueError(f"densify_norm {densify_norm!r} is unknown; use 'batch', 'layer', 'instance' or None")
-        if not 0 < mask_ratio < 1:
-            raise ValueError(f"mask_ratio is the share of patches to hide, between 0 and 1, not {mask_ratio}")
-        self.mask_ratio, self.mask_shape = mask_ratio, mask_shape
+        if not 0 <= mask_ratio < 1:
+            raise ValueError(f"mask_ratio is the share of patches to hide, from 0 to below 1, not {mask_ratio}")
+        self.whole = mask_ratio == 0
+        if masks_per_image < 1:
+            raise ValueError(f"masks_per_image is a number of masks, at least 1, not {masks_per_image}")
+        self.mask_ratio, self.mask_shape, self.masks_per_image = mask_ratio, mask_shape, masks_per_image
         self.execution = execution
         if triton:
             require_triton()
@@ -159,9 +167,14 @@ class SparK(nn.Module):
                 kind.settings_type(), in_chans=backbone.in_chans, patch_size=self.patch_size, loss_on=loss_on
             )
         self.objective = objective
+        if self.whole:
+            self._require_without_masks(decoder)
         objective.fit(backbone.strides)
-        self.decoder: UNetDecoder | OwnDecoder
-        if decoder == "own":
+        self.decoder: UNetDecoder | OwnDecoder | None = None
+        self.densify = nn.ModuleList()
+        if self.whole:
+            self.used = [len(backbone.levels) - 1]
+        elif decoder == "own":
             self.decoder = OwnDecoder(backbone, objective.channels, objective.stride)
             require_own_settings(hierarchy, decoder_width, decoder_block)
             self.used = list(self.decoder.plan.used)
@@ -172,13 +185,13 @@ class SparK(nn.Module):
                 steps, decoder_width, objective.channels, block=decoder_block, dims=backbone.dims
             )
         self.levels = len(self.used)
-        norm = densify_norm or densify_norm_of(self.encoder, instance=decoder == "own")
-        self.densify = build_densify(
-            [backbone.levels[i] for i in reversed(self.used)], self.decoder, norm, shared_mask_token=shared_mask_token
-        )
-        if dtype != torch.get_default_dtype():
-            self.decoder.to(dtype)
-            self.densify.to(dtype)
+        if self.decoder is not None:
+            norm = densify_norm or densify_norm_of(self.encoder, instance=decoder == "own")
+            used = [backbone.levels[i] for i in reversed(self.used)]
+            self.densify = build_densify(used, self.decoder, norm, shared_mask_token=shared_mask_token)
+            if dtype != torch.get_default_dtype():
+                self.decoder.to(dtype)
+                self.densify.to(dtype)
         if isinstance(self.decoder, OwnDecoder):
             trained = self.decoder.plan.trained
             self.unreached = [n for n, p in self.encoder.named_parameters() if p.requires_grad and n not in trained]
@@ -187,6 +200,23 @@ class SparK(nn.Module):
         for name in self.unreached:
             self.encoder.get_parameter(name).requires_grad_(False)
         objective.attach(self)
+
+    def _require_without_masks(self, decoder: Decoder) -> None:
+        """Raise unless the objective can do without masks.
+
+        Raises:
+            ValueError: naming it, and what to use.
+        """
+        if not self.objective.takes_whole:
+            name = type(self.objective).__name__.lower()
+            raise ValueError(
+                f"mask ratio 0 hides nothing, and the objective {name} predicts what is hidden; use a ratio above 0 "
+                "(0.6 is the default), or --objective distill alone"
+            )
+        if decoder == "own":
+            raise ValueError(
+                "decoder own takes part where images are masked; use a mask ratio above 0, or decoder unet"
+            )
 
     def _used_by_unet(self, end: Sequence[int], hierarchy: bool) -> list[int]:
         """Return which of the backbone's maps are decoded, the deepest ones.
@@ -220,7 +250,8 @@ class SparK(nn.Module):
     def forward(
         self,
         images: Float[Tensor, "batch channel *size"],
-        visible: Bool[Tensor, "batch *grid"] | None = None,
+        visible: Bool[Tensor, "masks *grid"] | None = None,
+        given: Any = None,
         *,
         generator: torch.Generator | None = None,
         has_data: Bool[Tensor, "batch channel *size"] | None = None,
@@ -229,8 +260,10 @@ class SparK(nn.Module):
 
         Args:
             images: `(B, C, H, W)`, any size divisible by the patch size and the network's total stride.
-            visible: the mask, True = visible, with the same number of visible patches in every image; a random one
-                if not given. A mask on an accelerator is read back once, to count them.
+            visible: the masks, True = visible, with the same number of visible patches in every one; random ones if not
+                given. There are one of each image, or `masks_per_image` of the first, then of the second, and so on.
+                Masks on an accelerator are read back once, to count the patches.
+            given: targets that come with the images, for objectives that make none of them (see `Objective.blank`).
             generator: where a random mask comes from.
             has_data: True where a pixel has data; `images` are 0 elsewhere, and the loss leaves that out. All have data
                 if not given.
@@ -238,8 +271,26 @@ class SparK(nn.Module):
         Raises:
             ValueError: if the shape or dtype of the images, or the mask, does not fit.
         """
-        # Mask: hide a random share of the patches.
+        decoded, images, grid, has_data = self._predict(images, visible, generator, has_data)
+        # Compare: with the objective's target, the normalized pixels of the hidden patches.
+        loss = self.objective.compare(decoded._replace(given=given), images, grid, has_data)
+        return SparKOutput(loss, decoded.prediction, grid.visible)
+
+    def _predict(
+        self, images: Tensor, visible: Tensor | None, generator: torch.Generator | None, has_data: Tensor | None
+    ) -> tuple[Decoded, Tensor, PatchGrid, Tensor | None]:
+        """Return what is made of masked images; they, their masks, and where they have data, each once a mask."""
+        # Mask: hide a random share of the patches, in one way or in several.
+        masks = self._masks_of_each(images, visible)
+        if masks > 1:
+            images = images.repeat_interleave(masks, 0)
+            has_data = None if has_data is None else has_data.repeat_interleave(masks, 0)
         grid = self.mask(images, visible, generator)
+        if self.whole:
+            deepest = self.backbone.maps(self.encoder, images)[-1]
+            return Decoded(deepest, masks=masks, features=deepest), images, grid, has_data
+        if grid.visible.numel() == grid.patches:
+            raise ValueError("the mask hides nothing, so there is nothing to predict")
         if isinstance(self.decoder, OwnDecoder):
             # The network's own decoder goes on, in the same pass, from the densified maps.
             decoded = Decoded(self.decoder(self._last_map(self.decoder, images, grid)))
@@ -247,14 +298,20 @@ class SparK(nn.Module):
             # Encode: only the visible patches, by the backbone as it is.
             features = self.encode_visible(images, grid)
             # Densify: fill the hidden places of every scale with that scale's mask token, deepest first.
-            maps = self._densified(features, self.grids(grid, images.shape[2:]))
+            grids = self.grids(grid, images.shape[2:])
+            maps = self._densified(features, grids)
             # Decode: from the deepest map up to the pixels.
+            assert self.decoder is not None
             decoded = self.decoder.decode(maps) if self.objective.uses_maps else Decoded(self.decoder(maps))
-        # Compare: with the objective's target, the normalized pixels of the hidden patches.
-        if grid.visible.numel() == grid.patches:
-            raise ValueError("the mask hides nothing, so there is nothing to predict")
-        loss = self.objective.compare(decoded, images, grid, has_data)
-        return SparKOutput(loss, decoded.prediction, grid.visible)
+            decoded = decoded._replace(features=features[-1], at=grids[-1])
+        return decoded._replace(masks=masks), images, grid, has_data
+
+    def _masks_of_each(self, images: Tensor, visible: Tensor | None) -> int:
+        """Return how many masks each image has: one, unless there are as many as this model draws."""
+        if visible is None:
+            return self.masks_per_image
+        several = isinstance(visible, Tensor) and visible.ndim and len(visible) == self.masks_per_image * len(images)
+        return self.masks_per_image if several else 1
 
     def mask(
         self,
@@ -420,9 +477,10 @@ class SparK(nn.Module):
         """
         if not self.objective.reconstructs:
             raise ValueError(f"predictions of {type(self.objective).__name__} are not pixels and cannot be shown")
-        out = self(images, visible)
-        prediction = self.objective.to_pixels(out.prediction, images)
-        return torch.where(mask_at(out.visible, images.shape[2:]).unsqueeze(1), images, prediction)
+        one = self.mask(images).visible if visible is None else visible
+        decoded, images, grid, _ = self._predict(images, one, None, None)
+        prediction = self.objective.to_pixels(decoded.prediction, images)
+        return torch.where(mask_at(grid.visible, images.shape[2:]).unsqueeze(1), images, prediction)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute the encoder's activations again in backward instead of keeping them, if the network supports it.

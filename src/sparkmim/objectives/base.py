@@ -23,10 +23,18 @@ class Decoded(NamedTuple):
         prediction: `(B, channels, *size / stride)`.
         maps: the decoder's own maps, each with the densified map of its scale, coarsest first: what its first block
             made of the deepest scale, up to the map that the prediction is made of. None of a network's own decoder.
+        masks: of each image, which follow each other in the batch: so many of its images are the same.
+        features: the encoder's deepest map as it comes: of visible patches, packed, or of whole images.
+        at: where packed features lie; None of whole images.
+        given: what came with the images, see :meth:`Objective.blank`; one an image, not one a mask.
     """
 
     prediction: Tensor
     maps: Sequence[Tensor] = ()
+    masks: int = 1
+    features: Tensor | None = None
+    at: Any = None
+    given: Any = None
 
 
 class Objective(nn.Module, ABC):
@@ -47,11 +55,13 @@ class Objective(nn.Module, ABC):
         stride: pixels of the image for one position of the prediction, along each axis; the decoder ends there.
         reconstructs: whether predictions can be shown as images, see :meth:`to_pixels`.
         uses_maps: whether :meth:`compare` needs the decoder's maps beside the prediction.
+        takes_whole: whether it can do without masks: without a decoder, by the encoder's deepest map of whole images.
     """
 
     settings_type: ClassVar[type[Any]] = NoSettings
     reconstructs: ClassVar[bool] = False
     uses_maps: ClassVar[bool] = False
+    takes_whole: ClassVar[bool] = False
 
     def __init__(
         self, settings: Any, *, in_chans: int, patch_size: tuple[int, ...], loss_on: Literal["hidden", "all"] = "hidden"
@@ -84,7 +94,7 @@ class Objective(nn.Module, ABC):
 
         Args:
             decoded: by the decoder.
-            images: what the target is made of, normalized.
+            images: what the target is made of, normalized; each as often in succession as it has masks.
             grid: the visible patches.
             has_data: True where a pixel has data; everywhere if not given.
         """
@@ -138,6 +148,13 @@ class Objective(nn.Module, ABC):
 
     def warning(self, watched: Mapping[str, float]) -> str | None:
         """Return what is going wrong by the numbers of :meth:`watch`, for the user; None as long as nothing is."""
+        return None
+
+    def blank(self, images: int, size: Sequence[int]) -> Any:
+        """Return targets of blank images, tensors in a named tuple, for objectives whose targets come with the images.
+
+        None if targets are made of the images, as most are.
+        """
         return None
 
     def networks(self) -> Mapping[str, nn.Module]:
@@ -223,6 +240,11 @@ class Joined(Objective):
         """Return the first warning."""
         return next((said for part in self._objectives() if (said := part.warning(watched))), None)
 
+    def blank(self, images: int, size: Sequence[int]) -> Any:
+        """Return the targets of blank images of the objective that is given some."""
+        made = (part.blank(images, size) for part in self._objectives())
+        return next((blank for blank in made if blank is not None), None)
+
     def networks(self) -> Mapping[str, nn.Module]:
         """Return the networks of all."""
         return {name: network for part in self._objectives() for name, network in part.networks().items()}
@@ -259,7 +281,9 @@ def _joined(kinds: tuple[type[Objective], ...]) -> type[Joined]:
     settings = make_dataclass(f"{title}Settings", [], bases=tuple(types), frozen=True, kw_only=True)
     reconstructs = any(kind.reconstructs for kind in kinds)
     uses_maps = any(kind.uses_maps for kind in kinds)
-    members = {"kinds": kinds, "settings_type": settings, "reconstructs": reconstructs, "uses_maps": uses_maps}
+    members: dict[str, Any] = {"kinds": kinds, "settings_type": settings}
+    members |= {"reconstructs": reconstructs, "uses_maps": uses_maps}
+    members["takes_whole"] = all(kind.takes_whole for kind in kinds)
     return type(title, (Joined,), members)
 
 

@@ -64,7 +64,7 @@ class Latents(Objective):
     def fit(self, strides: Sequence[tuple[int, ...]]) -> None:
         """End the decoder one block above the finest of the predicted maps."""
         count = min(self.settings.stages, len(strides))
-        self.stride = tuple(s // f for s, f in zip(strides[-count], map(_least_factor, strides[-count]), strict=True))
+        self.stride = tuple(s // f for s, f in zip(strides[-count], map(least_factor, strides[-count]), strict=True))
 
     def attach(self, model: nn.Module) -> None:
         """Copy the encoder, and build a head for each predicted map.
@@ -130,8 +130,10 @@ class Latents(Objective):
         Pixels without data are 0, the mean, in what the teacher sees; its maps have values everywhere.
         """
         losses = []
-        for target, start, factor, head in zip(self.target(images), self.starts, self.factors, self.heads, strict=True):
+        targets = self.target(images[:: decoded.masks])  # the teacher sees each image once
+        for target, start, factor, head in zip(targets, self.starts, self.factors, self.heads, strict=True):
             found = decoded.maps[start]
+            target = target.repeat_interleave(decoded.masks, 0)
             predicted = head(POOL[len(factor)](found, factor)).to(target.dtype)
             error = F.smooth_l1_loss(predicted, target, reduction="none").mean(1)
             counted = torch.ones_like(error, dtype=torch.bool)
@@ -204,6 +206,6 @@ def normalize_positions(maps: Float[Tensor, "batch channel *size"]) -> Float[Ten
     return centered * (centered.square().mean(1, keepdim=True) + 1e-6).rsqrt()
 
 
-def _least_factor(n: int) -> int:
+def least_factor(n: int) -> int:
     """Return the least prime factor of a number, 1 of 1."""
     return next((f for f in range(2, n + 1) if n % f == 0), 1)

@@ -28,3 +28,23 @@ class LatentsSettings:
 
     weight: float = setting(1.0, above_zero("a weight"))
     """Weight of this loss beside another objective's (pixels+latents)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillSettings:
+    """Settings of the objective distill."""
+
+    pooled: float = setting(1.0, at_least(0, "a weight"), shapes_model=True)
+    """Weight of the loss of whole images, their similarities to others, beside that of positions; 0 leaves it out."""
+
+    temperature: float = setting(0.07, above_zero("a temperature"))
+    """By which similarities of images are divided."""
+
+    queue: int = setting(1024, at_least(2, "a number of images"), shapes_model=True)
+    """Images before to which similarities are compared."""
+
+    weight: float = setting(1.0, above_zero("a weight"))
+    """Weight of this loss beside another objective's (pixels+distill)."""
+
+    channels: tuple[int, int] = setting((0, 0), shapes_model=True)
+    """Channels of the teacher's maps and of its vectors; found by running it, so leave it out."""

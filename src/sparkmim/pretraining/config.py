@@ -7,11 +7,15 @@ from typing import Any, Literal
 
 from ..data.config import ClipConfig, DataConfig, SignalConfig, VolumeConfig
 from ..models.config import ModelConfig
-from ..objectives.settings import LatentsSettings, PixelsSettings
+from ..objectives.settings import DistillSettings, LatentsSettings, PixelsSettings
 from ..training.config import Configuration, LoopConfig, OptimizerConfig, ScheduleConfig, plugin
-from ..utils.fields import NoSettings, above_zero, at_least, setting
+from ..utils.fields import NoSettings, Valid, above_zero, at_least, setting
 
-OWN_SETTINGS: dict[str, type[Any]] = {"pixels": PixelsSettings, "latents": LatentsSettings}
+OWN_SETTINGS: dict[str, type[Any]] = {
+    "pixels": PixelsSettings,
+    "latents": LatentsSettings,
+    "distill": DistillSettings,
+}
 
 
 def settings_of_objective(name: str | None) -> type[Any]:
@@ -48,6 +52,28 @@ class RunConfig(LoopConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """The frozen network of --objective distill; other objectives have no use for it."""
+
+    teacher: str | None = setting(None, kind="teacher")
+    """A timm name, whose weights timm gets; the folder of a run, of timm or of transformers (Hugging Face); an
+    encoder.safetensors; or FILE.py:FUNCTION, which returns a network with its weights."""
+
+    teacher_size: int | None = setting(None, Valid(lambda v: v is None or v >= 1, "is a number of pixels, at least 1"))
+    """Pixels of each side of the images that the teacher sees, whole; its own size if not given."""
+
+    teacher_mean: tuple[float, ...] = ()
+    """Mean of each channel of the teacher's images; its own if not given."""
+
+    teacher_std: tuple[float, ...] = ()
+    """Standard deviation of each channel of the teacher's images, likewise."""
+
+    teacher_store: str | None = setting(None, kind="folder", resumable=True)
+    """Folder for the teacher's maps, which runs on the same images share; the folder of the run's folder if not
+    given."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig(Configuration):
     """Everything that determines a pretraining, every value resolved."""
 
@@ -59,5 +85,6 @@ class PretrainConfig(Configuration):
     volumes: VolumeConfig = field(default_factory=VolumeConfig)
     signals: SignalConfig = field(default_factory=SignalConfig)
     clips: ClipConfig = field(default_factory=ClipConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     objective: Any = plugin("objective", settings_of_objective)
     source: Any = plugin("data", settings_of_source)

@@ -36,9 +36,17 @@ ToInput = Callable[[Tensor], Tensor]
 """Makes a network's input of pixels, on its device."""
 
 
-def gaps(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """Return the argument of a model that says where images have no data, empty if they have everywhere."""
-    return {} if batch.has_data is None else {"has_data": batch.has_data.to(device, non_blocking=True)}
+def beside_images(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """Return the arguments of a model beside images and masks, on the device.
+
+    They say where images have no data, if they lack any, and what a teacher makes of them, if there is one.
+    """
+    found: dict[str, Any] = {}
+    if batch.has_data is not None:
+        found["has_data"] = batch.has_data.to(device, non_blocking=True)
+    if batch.targets is not None:
+        found["given"] = type(batch.targets)(*(part.to(device, non_blocking=True) for part in batch.targets))
+    return found
 
 
 @torch.no_grad()
@@ -63,7 +71,7 @@ def held_out_loss(
                 if not batch.indices:
                     continue
                 with fabric.autocast():
-                    out = model.forward(to_input(batch.images), batch.visible, **gaps(batch, fabric.device))
+                    out = model.forward(to_input(batch.images), batch.visible, **beside_images(batch, fabric.device))
                 total += out.loss.float() * len(batch.images)
                 images += len(batch.images)
         return total.cpu(), images, broken

@@ -24,6 +24,9 @@ from ..training.resume import TASK
 from ..utils.logging import log
 from .config import PretrainConfig
 
+REFINEMENT = "refine"
+"""What the folder of a refinement records as its task."""
+
 INIT_OF_FINETUNING = "--init RUN/model.safetensors starts from its weights"
 """What to do with the folder of a fine-tuning."""
 
@@ -129,9 +132,10 @@ def build_model(config: ModelConfig, objective: Any = None, backbone: Backbone |
             drop_path=config.drop_path,
             pretrained=config.init == "timm",
         )
-    from_run = Path(config.init).is_dir()
-    if config.init not in ("none", "timm") and not from_run:
-        load_weights(backbone.module, config.init)
+    init = weights_of_init(config.init)
+    from_run = Path(init).is_dir()
+    if init not in ("none", "timm") and not from_run:
+        load_weights(backbone.module, init)
     kind = find_objective(config.objective)
     patch_size = backbone.resolve_patch_size(config.patch_size)
     # Recipes choose a width for the decoder unet, whatever the decoder is.
@@ -140,6 +144,7 @@ def build_model(config: ModelConfig, objective: Any = None, backbone: Backbone |
         backbone,
         mask_ratio=config.mask_ratio,
         mask_shape=config.mask_shape,
+        masks_per_image=config.masks_per_image,
         patch_size=patch_size,
         decoder=config.decoder,
         **({} if config.decoder == "own" else unet),
@@ -163,6 +168,16 @@ def build_model(config: ModelConfig, objective: Any = None, backbone: Backbone |
         except ValueError as error:
             raise ValueError(f"--grad-checkpointing on: {error}") from error
     return model
+
+
+def weights_of_init(init: str) -> str:
+    """Return what `--init` stands for: of the folder of a refinement, which has no decoder, its encoder's file."""
+    run = RunFolder(init)
+    if not Path(init).is_dir() or not run.config.is_file() or (run.read_config() or {}).get(TASK) != REFINEMENT:
+        return init
+    if not run.encoder.is_file():
+        raise ValueError(f"the run in {run.root} has no encoder yet to start from; use --init none")
+    return str(run.encoder)
 
 
 def load_run_weights(model: SparK, folder: str | Path) -> None:
@@ -214,6 +229,11 @@ def require_pretraining(run: RunFolder, option: str, remedy: str) -> dict[str, A
     recorded = run.read_config() if run.config.is_file() else None
     if recorded is None:
         raise ValueError(f"there is no run in {run.root}; {option} takes the folder of a pretraining")
+    if recorded.get(TASK) == REFINEMENT:
+        raise ValueError(
+            f"{run.root} holds a run of `sparkmim refine`, an encoder without a decoder; {option} takes the folder of "
+            f"a pretraining. Its encoder is {run.encoder}"
+        )
     if TASK in recorded:
         raise ValueError(
             f"{run.root} holds a run of `sparkmim {recorded[TASK]}`; {option} takes the folder of a pretraining. "
@@ -243,7 +263,8 @@ def load_run(folder: str | Path, *, trust: bool = False, chosen: Mapping[str, An
     """
     run = RunFolder(folder)
     recorded = require_pretraining(run, "--run", f"`sparkmim predict --run {run.root}` uses it")
-    require_sound_record(PretrainConfig, recorded, run.config, chosen, trust=trust)
+    used = {name: group for name, group in recorded.items() if name != "teacher"}  # which is not run here
+    require_sound_record(PretrainConfig, used, run.config, chosen, trust=trust)
     config = PretrainConfig.from_dict(recorded)
     newest = run.newest_checkpoint()
     if newest is None:

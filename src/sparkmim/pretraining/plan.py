@@ -40,14 +40,17 @@ def plan_of(
     images: PretrainingImages,
     task: PretrainingTask,
     peculiarities: Sequence[str],
-    monitor: Mapping[str, str],
+    beside: Mapping[str, str],
 ) -> dict[str, str]:
-    """Return the plan: label to text; `peculiarities` are of the images."""
+    """Return the plan: label to text; `peculiarities` are of the images, `beside` are further lines."""
     fabric, model = task.fabric, task.model
     data, run, schedule = config.data, config.run, config.schedule
     steps = steps_of(schedule.epochs, len(images.source), run.batch_size)
     grid = model.grid_shape(data.image_size)
     patches, shown = math.prod(grid), visible_patches(grid, config.model.mask_ratio)
+    other_parts = "heads" if model.whole else OTHER_PARTS[config.model.decoder]
+    computed = "the ordinary network" if model.whole else config.model.execution
+    hidden = f"{patches} patches of {_by(model.patch_size)}, {patches - shown} hidden"
     encoder = sum(p.numel() for p in model.encoder.parameters())
     reached = encoder - sum(model.encoder.get_parameter(name).numel() for name in model.unreached)
     others = sum(p.numel() for p in model.parameters()) - encoder
@@ -61,7 +64,7 @@ def plan_of(
         "recipe": Path(recipe).name,
         "network": f"{Path(config.model.model).name}, {millions} million parameters"
         + (f", {trained} million of them trained" if trained != millions else "")
-        + f"; {OTHER_PARTS[config.model.decoder]} {others / 1e6:.1f} million"
+        + f"; {other_parts} {others / 1e6:.1f} million"
         + (f"; stochastic depth up to {config.model.drop_path:g}" if config.model.drop_path else "")
         + ("" if config.model.init == "none" else f"; starting from {Path(config.model.init).name}"),
         "images": f"{len(images.source):,} ({where}{_files(images.source)})"
@@ -72,7 +75,9 @@ def plan_of(
         "values": f"mean {_numbers(data.mean)}, deviation {_numbers(data.std)}"
         + ("" if data.nodata is None else f"; {data.nodata:g} is no data"),
         "views": f"{_by(data.image_size)} {VIEWED[kind_in(config)]}, "
-        f"{patches} patches of {_by(model.patch_size)}, {patches - shown} hidden",
+        + ("whole" if model.whole else hidden)
+        + (f"; jitter {data.jitter:g}" if data.jitter else "")
+        + (f"; {config.model.masks_per_image} masks of each" if config.model.masks_per_image > 1 else ""),
         **_maps(model.backbone),
         **({} if config.model.objective == "pixels" else {"objective": Path(config.model.objective).name}),
         "batch": f"{run.batch_size} images"
@@ -84,8 +89,8 @@ def plan_of(
         f"{config.optimizer.betas[0]:g} {config.optimizer.betas[1]:g}"
         + (f", gradients clipped at {config.optimizer.clip:g}" if config.optimizer.clip else ""),
         "computation": f"{device_name(fabric.device)}, {run.precision}{COMPUTATION[run.compile]}, "
-        f"{config.model.execution}, {data.workers} worker{'s' * (data.workers != 1)}",
-        **monitor,
+        f"{computed}, {data.workers} worker{'s' * (data.workers != 1)}",
+        **beside,
         "steps": f"{steps}",
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from ..models.factory import code_of
 from ..models.levels import NotProportionalError
 from ..models.masking import visible_patches
 from ..models.own_decoder import levels_of
+from ..objectives.base import find_objective
+from ..objectives.distill import is_distilled
 from ..training.memory import free_memory
 from ..training.prepare import require_effect, validate_training
 from ..training.recipes import cores_per_process, find_recipe
@@ -30,7 +32,7 @@ from ..training.task import Preparation, TrainingKind
 from ..utils.axes import per_axis
 from ..utils.devices import pick_device
 from ..utils.distributed import local_processes
-from .config import PretrainConfig, settings_of_source
+from .config import PretrainConfig, TeacherConfig, settings_of_source
 from .evaluators import find_monitor
 from .images import (
     PretrainingImages,
@@ -42,14 +44,21 @@ from .images import (
     require_same_kind,
 )
 from .kinds import kind_in, of_clips, of_signals, with_frames, with_size
-from .model import INIT_OF_FINETUNING, ModelBuilder, require_pretraining
+from .model import INIT_OF_FINETUNING, ModelBuilder, require_pretraining, weights_of_init
 from .plan import plan_of
 from .recipes import RECIPES, Recipe, Situation
 from .task import PretrainingTask
+from .teaching import Teaching, require_images_to_distill
 from .volumes import require_few_unreadable, warn_of_small_volumes
 
 OWN_DECODER = "with --decoder own, the network's; use --decoder unet, or leave it out"
 """Why a setting of the decoder unet has no effect."""
+
+MASKED = (
+    *("mask_shape", "masks_per_image", "decoder_width", "decoder_block", "densify_norm", "hierarchy", "loss_on"),
+    *("shared_mask_token", "execution", "patch_size"),
+)
+"""Settings that have no effect on whole images."""
 
 TRIES = 3
 """Times that a recipe is asked: once for what the user sets, once for how it sets that files are read."""
@@ -68,8 +77,11 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
     weights_remedy = "--init RUN"
     not_this_kind = "a checkpoint of a fine-tuning; start from the weights of its run: --init RUN/model.safetensors"
 
-    def __init__(self, stores: Stores | None = None) -> None:
+    def __init__(
+        self, stores: Stores | None = None, *, output: str | Path = ".", plan: bool = False, trust: bool = False
+    ) -> None:
         self.stores = Stores() if stores is None else stores
+        self.teaching = Teaching(Path(output), plan=plan, trust=trust)
         self.builder = ModelBuilder()
         self._odd: list[str] = []  # about the images
         self._opened: tuple[Where, PretrainingImages] | None = None
@@ -87,7 +99,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         init = chosen.get("init", "none")
         if init not in ("none", "timm") and not Path(init).exists():
             raise ValueError(f"there is no file {init}; --init takes none, timm, a file of weights, or a run's folder")
-        if Path(init).is_dir():
+        if Path(weights_of_init(init)).is_dir():
             require_pretraining(RunFolder(init), "--init", INIT_OF_FINETUNING)
         seed = chosen.get("seed", 0)
         own = {name.removeprefix("data."): value for name, value in chosen.items() if name.startswith("data.")}
@@ -136,6 +148,11 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         if "image_size" in chosen:  # before a recipe runs the network on it
             chosen = {**chosen, "image_size": per_axis(chosen["image_size"], backbone.dims)}
             require_whole_patches(chosen["image_size"], patch_size_of(backbone, chosen))
+        require_something_hidden(chosen.get("objective", "pixels"), chosen.get("mask_ratio"))
+        if is_distilled(chosen.get("objective", "pixels")):
+            require_images_to_distill(kind, chosen)
+            teacher = self.teaching.load({**TeacherConfig().__dict__, **chosen})
+            chosen = {"objective.channels": self.teaching.channels(teacher), **chosen}
         if init == "timm" and not (getattr(backbone.module, "pretrained_cfg", None) or {}).get("tag"):
             raise ValueError(f"timm has no weights for {chosen['model']}; use --init none or a file")
         asked, files = dict(chosen), files_of(chosen)
@@ -175,6 +192,13 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         others = {name: value for name, value in chosen.items() if name != "frames"}  # by which clips are recognized
         require_for_kind(others, kind_in(config))
         monitored = run.monitor != "none", "without a monitor; give --monitor knn too"
+        require_something_hidden(config.model.objective, config.model.mask_ratio)
+        distilled = is_distilled(config.model.objective), "without --objective distill"
+        masked = config.model.mask_ratio > 0, "with --mask-ratio 0, which trains on whole images"
+        require_effect(chosen, {field.name: distilled for field in fields(TeacherConfig)})
+        require_effect(chosen, dict.fromkeys(MASKED, masked))
+        alone = config.model.objective == "distill"
+        require_effect(chosen, {"loss_on": (not alone, "with --objective distill, which compares all positions")})
         require_effect(
             chosen,
             {
@@ -203,7 +227,10 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             how=None if kind == "images" else getattr(config, kind),
             channels=config.model.in_chans if kind == "signals" else None,
         )
-        return self._images(where, config.model.in_chans, files_of(vars(data)))
+        found = self._images(where, config.model.in_chans, files_of(vars(data)))
+        if is_distilled(config.model.objective):
+            self.teaching.find(config, found)
+        return found
 
     def _images(self, where: Where, channels: int, files: FileConfig) -> PretrainingImages:
         """Return the images of :func:`open_images`: files, or their pages; those of the last call are kept."""
@@ -224,7 +251,8 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
 
     def fingerprints(self, data: PretrainingImages) -> dict[str, str]:
         """Return what identifies each set of images."""
-        return {"images": fingerprint_of(data.source), "held_out": fingerprint_of(data.held_out)}
+        found = {"images": fingerprint_of(data.source), "held_out": fingerprint_of(data.held_out)}
+        return found | self.teaching.fingerprint()
 
     def watched(self) -> dict[str, str]:
         """Return what identifies the monitor's images."""
@@ -260,7 +288,9 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         # A resumed run has its weights in the checkpoint and needs no file to start from.
         described = config.model if ready.state is None else replace(config.model, init="none")
         model = self.builder.model(described, config.objective, config.run.seed)
-        return PretrainingTask(config, model, ready.data.source, ready.data.held_out, self.monitor, ready.run, fabric)
+        source, held_out = ready.data
+        taught = self.teaching.maps(model, config)
+        return PretrainingTask(config, model, source, held_out, self.monitor, ready.run, fabric, taught)
 
     def check(self, ready: Ready, task: PretrainingTask) -> None:
         """Check that the network works on visible patches: a wrong number would not be noticed later.
@@ -269,7 +299,8 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             ValueError: if it does not, with what failed.
         """
         model = ready.config.model
-        if ready.state is not None or model.execution != "packed":
+        self.teaching.compute(ready.config, task.fabric, task.micro_batch)
+        if ready.state is not None or model.execution != "packed" or task.model.whole:
             return
         size, images = ready.config.data.image_size, task.micro_batch
         report = task.model.backbone.check(model.patch_size, modes=["train"], image_size=size, batch_size=images)
@@ -287,7 +318,9 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             if self.monitor is None
             else {"monitor": f"{self.monitor}, every {ready.config.run.monitor_every:g} epochs"}
         )
-        return plan_of(ready.recipe, ready.config, ready.data, task, self._odd, monitor)
+        return plan_of(
+            ready.recipe, ready.config, ready.data, task, self._odd, {**self.teaching.described(), **monitor}
+        )
 
 
 def _channels(count: int) -> str:
@@ -323,6 +356,19 @@ def _made(make: Recipe, situation: Situation, recipe: str) -> PretrainConfig:
 def patch_size_of(backbone: Backbone, chosen: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the size of patches that the user has chosen, or the network's."""
     return backbone.resolve_patch_size(chosen.get("patch_size"))
+
+
+def require_something_hidden(objective: str, mask_ratio: float | None) -> None:
+    """Raise for whole images with an objective that predicts what is hidden.
+
+    Raises:
+        ValueError: naming it, and what to use.
+    """
+    if mask_ratio == 0 and not find_objective(objective).takes_whole:
+        raise ValueError(
+            f"--mask-ratio 0 hides nothing, and --objective {objective} predicts what is hidden; use a ratio above 0 "
+            "(0.6 is the default), or --objective distill alone, which is for whole images"
+        )
 
 
 def require_whole_patches(image_size: Sequence[int], patch_size: Sequence[int]) -> None:

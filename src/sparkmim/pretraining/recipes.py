@@ -17,9 +17,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..checkpoints.encoder import input_of_weights
 from ..data.config import DataConfig, files_of
@@ -31,6 +31,7 @@ from ..models.decoder import upsampling_steps
 from ..models.factory import takes_drop_path
 from ..models.masking import random_visible
 from ..models.spark import SparK
+from ..objectives.distill import is_distilled
 from ..training.compile import compilation
 from ..training.config import OptimizerConfig, Precision, ScheduleConfig
 from ..training.memory import images_that_fit
@@ -119,6 +120,8 @@ def auto(situation: Situation) -> PretrainConfig:
       of those tried for 480 steps of 32 images (docs/guides/pretraining.md).
     - bf16-mixed where the device computes it natively, 32 elsewhere; compiled on CUDA if the run is long.
     """
+    if is_distilled(situation.choice("objective", "pixels")):
+        return distillation(situation)
     images = situation.images
     share, least, most, views, fewest = LENGTHS[situation.kind]
     batch_size = situation.choice(
@@ -137,6 +140,38 @@ def auto(situation: Situation) -> PretrainConfig:
         drop_path=0.0,
         crop_scale=(0.67, 1.0),
         decoder_width=768 if situation.kind == "images" else _narrow_decoder_width(situation),
+    )
+
+
+def distillation(situation: Situation) -> PretrainConfig:
+    """Fit a distillation, which `auto` is where the objective is one.
+
+    - Whole images, and no decoder, unless a mask ratio is set or pixels are predicted too.
+    - Crops from 0.4 of the area on, jitter of 0.5.
+    - Batch size: a power of two that makes at least 32 steps an epoch, 16 to 1024. What does not fit into memory at
+      once is accumulated.
+    - Epochs: 10 million views in all, but every image at least 30 and at most 400 times; a twentieth of them warm-up.
+    - AdamW, learning rate 2e-3 at batch size 64 and as the root of the batch size, weight decay 0.05.
+    """
+    images = situation.images
+    batch_size = situation.choice("batch_size", divisible(power_of_two(images / 32, 16, 1024, images), situation.parts))
+    epochs = situation.choice("epochs", float(min(400, max(30, round(1e7 / images)))))
+    alone = situation.choice("objective", "pixels") == "distill"
+    lr = float(f"{2e-3 * math.sqrt(batch_size / 64):.2g}")
+    return _complete(
+        replace(situation, chosen={"jitter": 0.5 if alone else 0.0, **situation.chosen}),
+        image_size=_default_size(situation),
+        batch_size=batch_size,
+        epochs=epochs,
+        warmup_epochs=epochs / 20,
+        lr=lr,
+        precision=native_precision(situation.device),
+        drop_path=0.0,
+        crop_scale=(0.4, 1.0),
+        decoder_width=FAST_DECODER_WIDTH,
+        optimizer=OptimizerConfig(
+            optimizer="adamw", lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05, weight_decay_end=0.05
+        ),
     )
 
 
@@ -252,6 +287,8 @@ def _complete(
     mean, std = _mean_std(situation)
     steps = steps_of(situation.choice("epochs", epochs), situation.images, batch_size)
     kind = situation.kind
+    if situation.choice("objective", "pixels") == "distill":
+        mask_ratio = 0.0  # of whole images, unless the user masks them
     crops = kind in ("volumes", "signals")
     config = PretrainConfig(
         model=ModelConfig(
@@ -325,9 +362,10 @@ def _images_that_fit(situation: Situation, config: PretrainConfig) -> int:
     model, size = config.model, config.data.image_size
     built = _model(situation, config)
 
-    def inputs(images: int) -> tuple[Tensor, Tensor]:
-        visible = random_visible(images, built.grid_shape(size), model.mask_ratio)
-        return torch.zeros(images, model.in_chans, *size), visible
+    def inputs(images: int) -> tuple[Any, ...]:
+        visible = random_visible(images * model.masks_per_image, built.grid_shape(size), model.mask_ratio)
+        blank = built.objective.blank(images, size)
+        return torch.zeros(images, model.in_chans, *size), visible, *([] if blank is None else [blank])
 
     return images_that_fit(built, inputs, config.run.precision, situation.memory_bytes)
 

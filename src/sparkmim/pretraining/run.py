@@ -53,7 +53,12 @@ def pretrain(
     given = chosen or {}
     require_sound_run(PretrainConfig, output, resume, given, trust=trust)
     return train(
-        Pretraining(Stores(None if plan else output, given.get("store"), given.get("workers"))),
+        Pretraining(
+            Stores(None if plan else output, given.get("store"), given.get("workers")),
+            output=output,
+            plan=plan,
+            trust=trust,
+        ),
         output,
         recipe=recipe,
         resume=resume,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ from ..checkpoints.encoder import network_metadata, save_encoder
 from ..checkpoints.run_folder import RunFolder
 from ..data.loader import Batch, MaskedViews, training_batches
 from ..data.normalize import Normalize
+from ..data.photometric import PhotometricChange
 from ..data.sampler import Positions
 from ..data.sources.base import ImageSource
+from ..data.teachers.maps import TeacherMaps
 from ..data.views import evaluation_view, training_view
 from ..evaluation.evaluators import KnnMonitor
 from ..models.masking import random_visible
@@ -25,7 +27,7 @@ from ..training.task import Evaluator, TrainingTask
 from ..training.unreadable import UnreadableImages
 from ..utils.logging import log
 from .config import PretrainConfig
-from .evaluators import draw_reconstructions, gaps, held_out_loss
+from .evaluators import beside_images, draw_reconstructions, held_out_loss
 from .kinds import preparation_of
 
 
@@ -40,6 +42,7 @@ class PretrainingTask(TrainingTask[Batch]):
         monitor: evaluates the encoder every `monitor_every` epochs.
         run: the folder to write to.
         fabric: device, precision and processes, launched.
+        taught: maps of a frozen teacher for the images to train on and the held-out ones, if there is a teacher.
     """
 
     model: SparK
@@ -53,12 +56,14 @@ class PretrainingTask(TrainingTask[Batch]):
         monitor: KnnMonitor | None,
         run: RunFolder,
         fabric: Fabric,
+        taught: Sequence[TeacherMaps] = (),
     ) -> None:
         super().__init__(config, model, source, run, fabric)
         self.settings, self.monitor = config, monitor
         self.normalize = Normalize(config.data, fabric.device)
-        self.views: MaskedViews = self._views(source, train=True)
-        self.evaluated = self._views(held_out or source, train=False)
+        own, *others = taught or (None,)
+        self.views: MaskedViews = self._views(source, own, train=True)
+        self.evaluated = self._views(held_out or source, others[0] if others else own, train=False)
         self.unreadable = UnreadableImages(self.evaluated.source, run, config.data.max_broken, run.broken_held_out)
         self.pictures = config.run.pictures if model.objective.reconstructs else 0
         self.evaluators, self.warned = [], False
@@ -67,14 +72,27 @@ class PretrainingTask(TrainingTask[Batch]):
         if monitor is not None:
             self.evaluators.append(Evaluator(config.run.monitor_every, self.measure_monitor))
 
-    def _views(self, source: ImageSource, *, train: bool) -> MaskedViews:
+    def _views(self, source: ImageSource, teacher: TeacherMaps | None, *, train: bool) -> MaskedViews:
         model, data = self.settings.model, self.settings.data
         grid = self.model.grid_shape(data.image_size)
         rotate = self.settings.volumes.rotate
         view = training_view(data, source, rotate=rotate) if train else evaluation_view(data, source)
         seed = self.settings.run.seed
         shape = model.mask_shape
-        return MaskedViews(source, view, model.in_chans, grid, model.mask_ratio, seed, shape=shape, replace=train)
+        masks = model.masks_per_image if train else 1
+        return MaskedViews(
+            source,
+            view,
+            model.in_chans,
+            grid,
+            model.mask_ratio,
+            seed,
+            shape=shape,
+            masks=masks,
+            teacher=teacher,
+            change=PhotometricChange(data.jitter) if train and data.jitter else None,
+            replace=train,
+        )
 
     def batches(self, positions: Positions) -> DataLoader[Batch]:
         """Return masked views."""
@@ -85,11 +103,14 @@ class PretrainingTask(TrainingTask[Batch]):
         """Return black images under random masks."""
         model, size = self.settings.model, self.settings.data.image_size
         blank = torch.zeros(images, model.in_chans, *size, dtype=torch.uint8)
-        return Batch(blank, random_visible(images, self.views.grid, model.mask_ratio), [], [])
+        masks = random_visible(images * model.masks_per_image, self.views.grid, model.mask_ratio)
+        return Batch(blank, masks, [], [], targets=self.model.objective.blank(images, size))
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> Tensor:
         """Return the objective's loss of masked views."""
-        loss: Tensor = model(self.normalize(batch.images), batch.visible, **gaps(batch, self.fabric.device)).loss
+        loss: Tensor = model(
+            self.normalize(batch.images), batch.visible, **beside_images(batch, self.fabric.device)
+        ).loss
         return loss
 
     def after_step(self) -> None:

@@ -125,7 +125,8 @@ def crops_that_fit(
     small = tuple(2 * u for u in unit)
 
     def inputs(crops: int) -> tuple[Tensor, ...]:
-        return torch.zeros(crops, in_chans, *small), random_visible(crops, model.grid_shape(small), mask_ratio)
+        masks = random_visible(crops * model.masks_per_image, model.grid_shape(small), mask_ratio)
+        return torch.zeros(crops, in_chans, *small), masks
 
     voxels = images_that_fit(model, inputs, precision, memory_bytes) * math.prod(small)
     return lambda size: voxels // math.prod(size)

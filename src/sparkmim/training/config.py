@@ -61,6 +61,14 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayeredOptimizerConfig(OptimizerConfig):
+    """The update rule of a network that is trained on from an encoder, and how it differs between layers."""
+
+    layer_decay: float = setting(1.0, Valid(lambda v: 0 < v <= 1, "is a factor above 0 and at most 1"))
+    """Factor of the learning rate from one group of layers to the one below it; 1 trains all layers alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     """How long, and how the learning rate moves."""
 

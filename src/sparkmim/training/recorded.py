@@ -150,7 +150,7 @@ def require_sound_record(
     groups = {name: group for name, group in recorded.items() if isinstance(group, dict)}
     fields = list(kind.describe())  # without the settings of plug-ins, which are not imported yet
     for field in fields:
-        if field.setting.kind in ("code", "images"):
+        if field.setting.kind in ("code", "teacher", "images"):
             for group in groups.values():  # wherever it stands: plug-ins are looked up by name alone
                 _require_known_code(field, group.get(field.name), path, chosen.get(field.flat), named, trust=trust)
     if groups.get("model", {}).keys() <= {field.name for field in fields if field.group == "model"}:

@@ -22,6 +22,9 @@ KindT = TypeVar("KindT", bound=Configuration)
 PROCESSES = "processes"
 """Key of `config.json` and of checkpoints: the processes that trained together. Older ones do not have it."""
 
+TEACHER = "teacher_weights"
+"""Key of `config.json` that identifies the teacher of a distillation."""
+
 TASK = "task"
 """Key of `config.json` that says what a run is for; it is recorded for all but pretraining."""
 
@@ -85,6 +88,11 @@ class RecordedRun(Generic[KindT]):
         """
         for what, description in here.items():
             there = self.recorded.get(what)
+            if there != description and what == TEACHER:
+                raise ValueError(
+                    f"{self.run.root} was begun with another teacher ({there} there, {description} here, a digest of "
+                    "its weights and its input). Give it the same one, or use another --output"
+                )
             if there != description:
                 raise ValueError(
                     f"{self.run.root} was trained on other images ({what}: {there} there, {description} here, by "

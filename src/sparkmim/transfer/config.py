@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..data.config import ViewConfig, VolumeConfig
-from ..training.config import Configuration, LoopConfig, OptimizerConfig, ScheduleConfig, plugin
+from ..training.config import Configuration, LayeredOptimizerConfig, LoopConfig, ScheduleConfig, plugin
 from ..utils.fields import NoSettings, Valid, at_least, rate, setting, share
 
 CLASSIFICATION = "classification"
@@ -105,11 +105,8 @@ class LossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneOptimizerConfig(OptimizerConfig):
+class FinetuneOptimizerConfig(LayeredOptimizerConfig):
     """The update rule, and how it differs between layers."""
-
-    layer_decay: float = setting(1.0, Valid(lambda v: 0 < v <= 1, "is a factor above 0 and at most 1"))
-    """Factor of the learning rate from one group of layers to the one below it; 1 trains all layers alike."""
 
     ema: float = setting(0.0, rate())
     """Decay of a moving average of the weights (at first the mean of all), which is scored and kept; 0 keeps the

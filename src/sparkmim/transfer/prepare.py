@@ -22,6 +22,7 @@ from ..data.volumes.opening import Stores
 from ..evaluation.features import input_for
 from ..models.factory import code_of, require_image_size
 from ..training.config import COMPUTATION
+from ..training.layer_decay import layer_groups
 from ..training.memory import free_memory
 from ..training.prepare import require_effect, validate_training
 from ..training.recipes import cores_per_process, find_recipe
@@ -34,7 +35,6 @@ from ..utils.distributed import local_processes
 from ..utils.fields import show
 from ..utils.logging import log
 from .config import CLASSIFICATION, LabeledDataConfig, NetworkConfig, TransferConfig, config_type_of
-from .layer_decay import layer_groups
 from .network import Network, load_weights
 from .recipes import RECIPES, Situation
 from .task import FinetuningTask

@@ -19,13 +19,13 @@ from ..data.sampler import Positions
 from ..data.targets import Splits
 from ..reporting.report.page import write_report
 from ..training.errors import RunStopped
+from ..training.layer_decay import decayed_groups
 from ..training.task import Evaluator, TrainingTask
 from ..training.unreadable import UnreadableImages
 from ..utils.distributed import broadcast, gather_results
 from ..utils.io import write_json
 from ..utils.logging import log
 from .config import TransferConfig
-from .layer_decay import decayed_groups
 from .model_file import save_model
 from .network import Network
 from .outputs import Outputs
@@ -84,7 +84,7 @@ class FinetuningTask(TrainingTask[TargetBatch]):
         return self.model if self.average is None else self.average.module
 
     def param_groups(self) -> list[dict[str, object]]:
-        """Return the parameters in groups by layer, see :func:`~sparkmim.transfer.layer_decay.decayed_groups`."""
+        """Return the parameters in groups by layer, see :func:`~sparkmim.training.layer_decay.decayed_groups`."""
         return decayed_groups(self.network, self.settings.optimizer.layer_decay)
 
     def batches(self, positions: Positions) -> DataLoader[TargetBatch]:

@@ -39,7 +39,8 @@ class Setting:
         resumable: a run may be resumed with another value; it changes nothing that is computed, but for rounding.
         shapes_model: it decides which parameters a model has, or what the optimizer remembers of them.
         kind: "images" (a folder, table or address), "weights" (a file, or one of :data:`WORDS`), "code"
-            (`FILE.py:NAME`, or a name), "folder", "file", or "value". Relative paths are recorded as absolute ones.
+            (`FILE.py:NAME`, or a name), "teacher" (weights or code), "folder", "file",
+            or "value". Relative paths are recorded as absolute ones.
         per_axis: a number for each spatial axis, given as one number or several.
     """
 
@@ -47,7 +48,7 @@ class Setting:
     expected: str = ""
     resumable: bool = False
     shapes_model: bool = False
-    kind: Literal["value", "images", "weights", "code", "folder", "file"] = "value"
+    kind: Literal["value", "images", "weights", "code", "teacher", "folder", "file"] = "value"
     per_axis: bool = False
 
 
@@ -248,7 +249,9 @@ def normalize(name: str, value: Any, described: Setting) -> Any:
         if any(s < 1 for s in size):
             raise ValueError(f"{flag(name)} {show(size)} is not a number of pixels")
         return size
-    if described.kind == "code":
+    if described.kind == "teacher" and Path(value).expanduser().exists():
+        return str(Path(value).expanduser().absolute())
+    if described.kind in ("code", "teacher"):
         return absolute_spec(value)
     if described.kind == "weights" and value not in WORDS:
         return str(Path(value).expanduser().absolute())

@@ -129,4 +129,5 @@ class Step:
 
     def _decode(self, maps: list[Tensor]) -> Tensor:
         hidden = self.visible.numel() - self.grid.patches
+        assert self.model.decoder is not None
         return hidden_patch_loss(self.model.decoder(maps), self.model.target(self.images), self.visible, hidden)

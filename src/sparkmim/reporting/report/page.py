@@ -19,7 +19,7 @@ from .scores import scores
 from .tables import table, unreadable
 from .text import as_html, number
 
-TASKS = {None: "Masked-image pretraining", "finetune": "Fine-tuning"}
+TASKS = {None: "Masked-image pretraining", "finetune": "Fine-tuning", "refine": "Contrastive refinement"}
 """Title of a run by the `task` of its configuration."""
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from helpers import build_classifier
 from sparkmim.models.backbone import Backbone
-from sparkmim.transfer.layer_decay import decayed_groups, layer_groups
+from sparkmim.training.layer_decay import decayed_groups, layer_groups
 from sparkmim.transfer.network import Network, PooledNetwork
 
 

@@ -12,21 +12,36 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from ..models.backbone import Backbone
-from ..training.optim import param_groups_weight_decay
 from ..utils.hooks import Call, record_calls
 from ..utils.modules import eval_mode
-from .network import Network
+from .optim import param_groups_weight_decay
 
 SEQUENCES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 BLOCKS = 3
 """Blocks of a group, at most."""
+
+
+class Network(Protocol):
+    """A network with a head on it."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Return all that is trained."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """Return its feature maps."""
+
+    @property
+    def encoder(self) -> nn.Module:
+        """Return the part of it whose layers are grouped; what else there is belongs to the head."""
 
 
 def layer_groups(network: Network) -> dict[str, int]:

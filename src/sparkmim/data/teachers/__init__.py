@@ -1,0 +1,1 @@
+"""Features of frozen teachers: a store of maps of whole images, sampled at their views."""
