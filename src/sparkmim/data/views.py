@@ -19,7 +19,7 @@ from .clips.base import Clip
 from .clips.opening import Clips
 from .config import ViewConfig
 from .crops import CropTrainingView, CropView
-from .decoding.encoded import UnreadableImage, require_pixels
+from .decoding.encoded import Box, EncodedImage, UnreadableImage, require_pixels
 from .normalize import unit_scale
 from .sources.base import ImageSource, open_image, whole_of
 
@@ -60,6 +60,11 @@ class Window(NamedTuple):
     reduction: int = 1
     flip: bool = False
 
+    def inside(self) -> Box:
+        """Return the part of the crop that lies in the image."""
+        bottom, right = self.top + self.height, self.left + self.width
+        return Box(max(0, self.top), max(0, self.left), min(self.whole[0], bottom), min(self.whole[1], right))
+
 
 @dataclass(frozen=True)
 class View(ABC):
@@ -89,11 +94,29 @@ class View(ABC):
             UnreadableImage: if the image cannot be decoded.
         """
         image = open_image(source, index, self.config)
+        if self.config.crop == "native":
+            return self._look_at_part(image, channels, generator)
         size = image.size(channels)
         if size is None:
             return self(image.decode(channels), generator)
         window = self.place(*size, generator)
         return self.cut(image.decode(channels, window.reduction), window)
+
+    def _look_at_part(self, image: EncodedImage, channels: int, generator: torch.Generator | None) -> Tensor:
+        """Read the view of an image at its own resolution: no more is decoded than the window, if the format allows."""
+        placed = []
+
+        def choose(height: int, width: int) -> Box:
+            window = self.place(height, width, generator)
+            box = window.inside()
+            local = window._replace(
+                whole=(box.height, box.width), top=window.top - box.top, left=window.left - box.left
+            )
+            placed.append(local)
+            return box
+
+        part = image.decode_part(channels, choose)
+        return self.cut(part, placed[0])
 
     def cut(self, image: Tensor, window: Window) -> Tensor:
         """Cut a window out of an image that is whole, or reduced as the window allows."""

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from . import jpeg, tiff
 from .arrays import NPY, NPZ, decode_npy, decode_npz, to_pixels
-from .encoded import EncodedImage, UnreadableImage, require_pixels
+from .encoded import ChooseBox, EncodedImage, UnreadableImage, require_pixels
 from .jpeg import decode_jpeg, jpeg_size
 from .pillow import MODES, WHOLE, decodable_formats, decode_with_pillow, open_with_pillow, upright_size
 from .png import decode_deep_color, is_deep_color, levels_apart
-from .tiff import decode_tiff
+from .tiff import decode_tiff, decode_tiff_part
 
 ARRAYS = {".npy": NPY, ".npz": NPZ, ".tif": tiff.START, ".tiff": tiff.START}
 """First bytes of files that hold arrays, by extension."""
@@ -87,6 +87,13 @@ class EncodedFile(EncodedImage):
                 if by > 1 and "transparency" in file.info:  # which Pillow leaves as the file has it
                     file.info["transparency"] *= by
                 return decode_with_pillow(file, channels, reduction, [by * value for value in missing])
+
+    def decode_part(self, channels: int, choose: ChooseBox) -> Tensor:
+        """Decode a part of the file, see :meth:`EncodedImage.decode_part`: of TIFF files no more than its tiles."""
+        with self._unreadable():
+            if self._start.startswith(tiff.START):
+                return decode_tiff_part(self._content, channels, self.files, self.page, choose)
+        return super().decode_part(channels, choose)
 
     def read(self) -> bytes:
         """Return the content of the file.

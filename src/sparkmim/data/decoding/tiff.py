@@ -18,10 +18,11 @@ from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile
 from torch import Tensor
 
 from ..config import FileConfig
-from .arrays import to_pixels, with_gaps, without_data
-from .colors import to_channels, upright
-from .encoded import CHANNELS, UnreadableImage, require_pixels
+from .arrays import NoData, to_pixels, with_gaps, without_data
+from .colors import FLIPPED, TURNED, as_stored, as_upright, to_channels, upright, upright_size
+from .encoded import CHANNELS, Box, ChooseBox, TooManyPixels, UnreadableImage, require_pixels
 from .pillow import MODES, convert_bytes, decode_with_pillow, open_with_pillow
+from .tiff_blocks import NODATA, can_copy, copy_blocks
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it says of damaged files is in their errors
 
@@ -30,9 +31,6 @@ START = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 PREMULTIPLIED, STRAIGHT = 1, 2
 """Codes for a band of opacity, by which the colors are multiplied already, or not."""
-
-NODATA = 42113
-"""Tag in which GDAL names the value of pixels without data."""
 
 GRAY = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE)
 
@@ -69,19 +67,104 @@ def decode_tiff(content: Path | bytes, channels: int, files: FileConfig, number:
         ValueError: as tifffile raises it for damaged files.
     """
     with _opened(content) as file:
-        parts = images_of(file)
-        if files.pages == "images" and number is None and (held := sum(_images_in(p, channels) for p in parts)) > 1:
-            raise UnreadableImage(f"expected one image, got {held}; list the files anew")
-        if files.pages != "channels":
-            return _decode_image(content, parts, number or 0, channels, files)
-        planes = math.prod(parts[0].shape) // _pixels(parts[0]) * len(parts)
-        if planes == _count(parts[0], "S"):
-            return _decode_page(content, parts[0], 0, channels, files)
-        if planes != channels or len({part.shape for part in parts}) > 1:
-            raise UnreadableImage(_refusal(planes, channels, parts))
-        require_pixels(parts[0].keyframe.imagelength, parts[0].keyframe.imagewidth, files)
-        stack = np.concatenate([_bands_first(_array(content, part), part.axes) for part in parts])
-        return _finished(stack, parts[0].keyframe, _missing(parts[0].keyframe, files))
+        frames = _chosen(images_of(file), channels, files, number)
+        try:
+            return _decode_frames(content, frames, channels, files)
+        except TooManyPixels as error:
+            if not can_copy(frames):
+                raise
+            by_parts = "with --crop native, pretraining, classification and embeddings read only windows of its tiles"
+            raise TooManyPixels(f"{error}; {by_parts}") from error
+
+
+def decode_tiff_part(
+    content: Path | bytes, channels: int, files: FileConfig, number: int | None, choose: ChooseBox
+) -> Tensor:
+    """Decode a part of an image, see :meth:`EncodedImage.decode_part`: only tiles or strips that it touches.
+
+    Files whose numbers are laid out in another way are decoded as a whole, as are small ones, which takes less time.
+    """
+    with _opened(content) as file:
+        frames = _chosen(images_of(file), channels, files, number)
+        page = frames[0][0].keyframe
+        stored, orientation = (page.imagelength, page.imagewidth), _orientation(page)
+        size = upright_size(*stored, orientation)
+        box = choose(*size)
+        most = files.max_pixels if math.prod(stored) > files.max_pixels else math.prod(stored) // 2
+        copied = None
+        if can_copy(frames):
+            for series in {id(series): series for series, _ in frames}.values():
+                require_all_blocks(series.keyframe)
+            copied = copy_blocks(frames, as_stored(box, size, orientation), most)
+        if copied is None:
+            return box.of(_decode_frames(content, frames, channels, files))
+    copy, held = copied
+    with TiffFile(io.BytesIO(copy)) as file:
+        frames = [(series, frame) for series in images_of(file) for frame in range(_frames_in(series))]
+        try:
+            image = _decode_frames(copy, frames, channels, files)
+        except NoData:
+            return torch.full((channels, box.height, box.width), math.nan)
+    there = as_upright(held, size, orientation)
+    return Box(box.top - there.top, box.left - there.left, box.bottom - there.top, box.right - there.left).of(image)
+
+
+def _chosen(parts: Sequence[Any], channels: int, files: FileConfig, number: int | None) -> list[tuple[Any, int]]:
+    """Return the pages of an image: the series, and the number of the page in it, of each.
+
+    Raises:
+        UnreadableImage: if the file holds another number of channels, or no such image.
+    """
+    if files.pages == "images" and number is None and (held := sum(_images_in(p, channels) for p in parts)) > 1:
+        raise UnreadableImage(f"expected one image, got {held}; list the files anew")
+    if files.pages != "channels":
+        return _numbered(parts, channels, number or 0)
+    planes = math.prod(parts[0].shape) // _pixels(parts[0]) * len(parts)
+    if planes == _count(parts[0], "S"):
+        return [(parts[0], 0)]
+    if planes != channels or len({part.shape for part in parts}) > 1:
+        raise UnreadableImage(_refusal(planes, channels, parts))
+    return [(part, frame) for part in parts for frame in range(_frames_in(part))]
+
+
+def _numbered(parts: Sequence[Any], channels: int, number: int) -> list[tuple[Any, int]]:
+    """Return the pages of one of the images that :func:`count_images` counts, likewise."""
+    for series in parts:
+        held = _images_in(series, channels)
+        if number < held:
+            break
+        number -= held
+    else:
+        raise UnreadableImage("the file holds fewer images than when it was listed; list the files anew")
+    if not _count(series, "SC") == channels > _count(series, "S"):
+        return [(series, number)]
+    others = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if axis not in "SYX"]
+    place = iter(np.unravel_index(number, [size for axis, size in others if axis != "C"] or [1]))
+    indices = [np.arange(size) if axis == "C" else np.atleast_1d(next(place)) for axis, size in others]
+    frames = np.ravel_multi_index(np.ix_(*indices), [size for _, size in others]).reshape(-1)
+    return [(series, int(frame)) for frame in frames]
+
+
+def _decode_frames(
+    content: Path | bytes, frames: Sequence[tuple[Any, int]], channels: int, files: FileConfig
+) -> Tensor:
+    """Decode an image whose channels are on several pages, or one page."""
+    if len(frames) == 1:
+        return _decode_page(content, *frames[0], channels, files)
+    page = frames[0][0].keyframe
+    require_pixels(page.imagelength, page.imagewidth, files)
+    planes = []
+    for series in {id(series): series for series, _ in frames}.values():
+        own = [frame for part, frame in frames if part is series]
+        if own == list(range(_frames_in(series))):
+            planes.append(_bands_first(_array(content, series), series.axes))
+        else:
+            planes += [_frame_planes(content, series, frame) for frame in own]
+    return _finished(np.concatenate(planes), page, _missing(page, files))
+
+
+def _frames_in(series: Any) -> int:
+    return math.prod(series.shape) // _pixels(series) // _count(series, "S")
 
 
 def count_images(content: Path | bytes, channels: int) -> int:
@@ -110,27 +193,6 @@ def _images_in(series: Any, channels: int) -> int:
     declared, bands = _count(series, "SC"), _count(series, "S")
     together = declared if declared == channels > bands else bands
     return math.prod(series.shape) // _pixels(series) // together
-
-
-def _decode_image(content: Path | bytes, parts: Sequence[Any], number: int, channels: int, files: FileConfig) -> Tensor:
-    """Decode one of the images that :func:`count_images` counts."""
-    for series in parts:
-        held = _images_in(series, channels)
-        if number < held:
-            break
-        number -= held
-    else:
-        raise UnreadableImage("the file holds fewer images than when it was listed; list the files anew")
-    bands, page = _count(series, "S"), series.keyframe
-    if not _count(series, "SC") == channels > bands:
-        return _decode_page(content, series, number, channels, files)
-    require_pixels(page.imagelength, page.imagewidth, files)
-    others = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if axis not in "SYX"]
-    place = iter(np.unravel_index(number, [size for axis, size in others if axis != "C"] or [1]))
-    indices = [np.arange(size) if axis == "C" else np.atleast_1d(next(place)) for axis, size in others]
-    frames = np.ravel_multi_index(np.ix_(*indices), [size for _, size in others]).reshape(-1)
-    stack = np.concatenate([_frame_planes(content, series, int(frame)) for frame in frames])
-    return _finished(stack, page, _missing(page, files))
 
 
 def require_all_pages(file: TiffFile) -> None:
@@ -336,7 +398,7 @@ def _bands_first(array: np.ndarray, axes: str) -> np.ndarray:
 def _frame_planes(content: Path | bytes, series: Any, frame: int) -> np.ndarray:
     """Return the bands `(bands, H, W)` of a page of a series, and read no other page if the file allows it."""
     page, bands = series.keyframe, _count(series, "S")
-    frames = math.prod(series.shape) // _pixels(series) // bands
+    frames = _frames_in(series)
     if not set(page.axes) <= set("SYX"):  # blocks of several slices
         return _bands_first(_array(content, series), series.axes)[frame * bands : (frame + 1) * bands]
     if frames > 1 and series.dataoffset is not None:  # one after the other, perhaps without headers of their own
@@ -374,7 +436,10 @@ def _frame(content: Path | bytes, index: int, page: Any) -> np.ndarray:
     """Return the values of a page by Pillow."""
     with open_with_pillow(content, FileConfig(max_pixels=page.imagelength * page.imagewidth)) as file:
         file.seek(index)
+        orientation = int(file.getexif().get(ExifTags.Base.Orientation, 1))
         values = np.array(file).astype(page.dtype)
+    values = np.flip(values, [axis - 1 for axis in FLIPPED.get(orientation, ())])  # Pillow has turned it upright
+    values = values.swapaxes(0, 1) if orientation in TURNED else values
     # Pillow turns gray of up to 8 bits around, and no other.
     values = 255 - values if page.photometric == PHOTOMETRIC.MINISWHITE and page.dtype == np.uint8 else values
     by = _levels_apart(page)
