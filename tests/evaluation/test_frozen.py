@@ -239,14 +239,6 @@ def test_functions_return_what_commands_write(
     assert found.to_dict() == {key: written[key] for key in written.keys() - {"sparkmim", "evaluation"}}
 
 
-def test_skipped_images_are_logged(encoder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = make_split(tmp_path / "images", 4)
-    (folder / "red" / "0.png").write_bytes(b"no image")
-    found = sparkmim.knn(encoder, folder, neighbours=(1,), **SMALL)
-    assert found.skipped == 1
-    assert [record.getMessage().startswith("skipped red/0.png: ") for record in caplog.records] == [True]
-
-
 def test_load_encoder_is_an_ordinary_network(encoder: Path) -> None:
     network = sparkmim.load_encoder(encoder.parent)
     assert isinstance(network, torch.nn.Module)

@@ -141,7 +141,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         asked, files = dict(chosen), files_of(chosen)
         for _ in range(TRIES):
             source = self._images(where, backbone.in_chans, files).source
-            first_readable(source, backbone.in_chans, files)
+            first_readable(source, backbone.in_chans, files, by_part=True)  # as far as is known
             situation = Situation(
                 source=source,
                 backbone=backbone,
@@ -161,7 +161,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             raise ValueError(f"recipe {recipe} sets how files are read anew whenever it is asked; set it with flags")
         self.require_effects(chosen, config)  # before the images are looked at
         data = self.read_data(config)  # the recipe may have named others
-        first_readable(data.source, config.model.in_chans, config.data)
+        first_readable(data.source, config.model.in_chans, config.data, by_part=config.data.by_part)
         return config, data
 
     def complete(self, chosen: Mapping[str, Any], recorded: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -249,7 +249,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         held_out = ready.data.held_out
         if held_out is not None:
             option = "--val-data" if data.val_data is not None else "--val-share"
-            require_readable(held_out, model.in_chans, data, data.max_broken, option)
+            require_readable(held_out, model.in_chans, data, data.max_broken, option, by_part=data.by_part)
         self.monitor = find_monitor(ready.config, prepared_as(ready.data.source))
         if ready.state is None:
             self._odd = peculiarities(ready.data.source, model.in_chans, data)

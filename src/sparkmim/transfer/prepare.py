@@ -163,7 +163,8 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         splits = split_pages(task.read(settings, seed), encoder.backbone.in_chans, files, asked.get("task"))
         for images in splits:
             if images is not None:
-                first_readable(images.source, encoder.backbone.in_chans, files)
+                by_part = asked.get("crop", encoder.data.crop) == "native" and not task.whole_images
+                first_readable(images.source, encoder.backbone.in_chans, files, by_part=by_part)
         seen: DataConfig = replace(encoder.data, **asdict(files))
         if not {"mean", "std"} <= asked.keys():
             known = task.input_statistics(splits.train, encoder)
@@ -221,9 +222,11 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             held = "the newest checkpoint" if ready.resume == "auto" else ready.resume
             raise ValueError(f"--ema {config.optimizer.ema:g}, but {held} holds no average of weights; use --ema 0")
         validate_training(config, len(ready.data.train), config.model.in_chans, processes)
+        data, by_part = config.data, config.data.by_part and not self.task.whole_images
         for images, option in ((ready.data.val, _option_of_validation(config)), (ready.data.test, "--test-data")):
             if images is not None:
-                require_readable(images.source, config.model.in_chans, config.data, config.data.max_broken, option)
+                channels = config.model.in_chans
+                require_readable(images.source, channels, data, data.max_broken, option, by_part=by_part)
         micro_batch = config.run.batch_size // (config.run.accumulate * processes)
         self.task.validate(config, ready.data.train, micro_batch)
 

@@ -438,7 +438,7 @@ def _frame(content: Path | bytes, index: int, page: Any) -> np.ndarray:
         file.seek(index)
         orientation = int(file.getexif().get(ExifTags.Base.Orientation, 1))
         values = np.array(file).astype(page.dtype)
-    values = np.flip(values, [axis - 1 for axis in FLIPPED.get(orientation, ())])  # Pillow has turned it upright
+    values = np.flip(values, tuple(axis - 1 for axis in FLIPPED.get(orientation, ())))  # Pillow has turned it upright
     values = values.swapaxes(0, 1) if orientation in TURNED else values
     # Pillow turns gray of up to 8 bits around, and no other.
     values = 255 - values if page.photometric == PHOTOMETRIC.MINISWHITE and page.dtype == np.uint8 else values

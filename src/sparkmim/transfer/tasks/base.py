@@ -41,6 +41,7 @@ class TransferTask(ABC, Generic[ImagesT]):
         metric: name of the score that chooses the weights to keep, among those of :meth:`score`.
         greater_is_better: whether larger scores are better ones.
         dims: numbers of spatial axes of the images that the task is for.
+        whole_images: whether images are read as a whole even if views are windows at their own resolution.
         stores: prepares volumes, where the task is for them.
     """
 
@@ -48,6 +49,7 @@ class TransferTask(ABC, Generic[ImagesT]):
     metric: ClassVar[str]
     greater_is_better: ClassVar[bool] = True
     dims: ClassVar[tuple[int, ...]] = (2,)
+    whole_images: ClassVar[bool] = False
     stores: Stores | None = None
 
     def __init__(self, settings: Any) -> None:

@@ -94,7 +94,7 @@ class Classification(TransferTask[LabeledImages]):
             return
         if channels not in (1, 3):
             raise ValueError(f"--policy {policy} takes images of 1 or 3 channels; use --policy none")
-        image = first_readable(train.source, channels, config.data).nan_to_num(0)
+        image = first_readable(train.source, channels, config.data, by_part=config.data.by_part).nan_to_num(0)
         low, high = image.min().item(), image.max().item()
         if image.is_floating_point() and not 0 <= low <= high <= 1:
             raise ValueError(

@@ -59,6 +59,7 @@ class Segmentation(TransferTask[Any]):
     settings_type = SegmentationSettings
     metric = "miou"
     dims = (2, 3)
+    whole_images = True
 
     def __init__(self, settings: SegmentationSettings, volumes: VolumeConfig | None = None) -> None:
         super().__init__(settings)
