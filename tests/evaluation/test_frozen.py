@@ -154,7 +154,7 @@ def test_broken_images_are_named_and_skipped(encoder: Path, tmp_path: Path, caps
         knn(encoder, folder, output=tmp_path / "out", neighbours=(1,), **SMALL)
     printed = capsys.readouterr()
     assert "skipped red/0.png" in printed.err
-    assert "1 images skipped" in printed.out
+    assert "1 image skipped" in printed.out
     assert results(tmp_path / "out")["train_images"] == 11
 
 

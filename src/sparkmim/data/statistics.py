@@ -12,7 +12,7 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from ..utils.text import printable
+from ..utils.text import counted, printable
 from .config import DEFAULT_FILES, FileConfig
 from .decoding.encoded import TooManyPixels, UnreadableImage
 from .normalize import WHITE
@@ -184,7 +184,7 @@ def channel_statistics(
             moments.add(piece)
         images += 1
     if not moments.count.all():
-        raise ValueError(f"channel {int((moments.count == 0).nonzero()[0])} has no data in {images} images")
+        raise ValueError(f"channel {int((moments.count == 0).nonzero()[0])} has no data in {counted(images, 'image')}")
     mean, std = moments.mean, (moments.squares / moments.count).sqrt()
     std = torch.where(std > 1e-9 * mean.abs(), std, torch.ones_like(std))
     pairs = list(zip(mean.tolist(), std.tolist(), strict=True))

@@ -30,6 +30,7 @@ from ..training.task import Preparation, TrainingKind
 from ..utils.axes import per_axis
 from ..utils.devices import pick_device
 from ..utils.distributed import local_processes
+from ..utils.text import counted
 from .config import PretrainConfig, settings_of_source
 from .evaluators import find_monitor
 from .images import (
@@ -285,7 +286,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         monitor = (
             {}
             if self.monitor is None
-            else {"monitor": f"{self.monitor}, every {ready.config.run.monitor_every:g} epochs"}
+            else {"monitor": f"{self.monitor}, every {counted(ready.config.run.monitor_every, 'epoch')}"}
         )
         return plan_of(ready.recipe, ready.config, ready.data, task, self._odd, monitor)
 
@@ -293,7 +294,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
 def _channels(count: int) -> str:
     """Return how many channels volumes have, and what to do if a network takes another number."""
     return (
-        f"{count} channel{'s' * (count != 1)}, as the volumes have (or --in-chans says); a network of other channels "
+        f"{counted(count, 'channel')}, as the volumes have (or --in-chans says); a network of other channels "
         "takes none of them"
     )
 

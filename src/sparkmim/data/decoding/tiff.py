@@ -17,6 +17,7 @@ from PIL import ExifTags
 from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile
 from torch import Tensor
 
+from ...utils.text import counted
 from ..config import FileConfig
 from .arrays import NoData, to_pixels, with_gaps, without_data
 from .colors import FLIPPED, TURNED, as_stored, as_upright, to_channels, upright, upright_size
@@ -36,6 +37,9 @@ GRAY = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE)
 
 LAYOUTS = ("generic", "shaped", "uniform", "imagej", "ome")
 """Kinds of files whose further series are images; those of scanners are thumbnails and labels."""
+
+SMALL = 2**19
+"""Pixels of an image that takes less time as a whole than in part."""
 
 MANY_BANDS = 4
 """Bands of a file that are read to take fewer of them, at least."""
@@ -90,9 +94,10 @@ def decode_tiff_part(
         stored, orientation = (page.imagelength, page.imagewidth), _orientation(page)
         size = upright_size(*stored, orientation)
         box = choose(*size)
-        most = files.max_pixels if math.prod(stored) > files.max_pixels else math.prod(stored) // 2
+        pixels = math.prod(stored)
+        most = files.max_pixels if pixels > files.max_pixels else pixels // 2
         copied = None
-        if can_copy(frames):
+        if pixels > min(files.max_pixels, SMALL) and can_copy(frames):
             for series in {id(series): series for series, _ in frames}.values():
                 require_all_blocks(series.keyframe)
             copied = copy_blocks(frames, as_stored(box, size, orientation), most)
@@ -256,13 +261,13 @@ def _refusal(planes: int, channels: int, parts: Sequence[Any]) -> str:
     shapes = sorted({part.shape for part in parts})
     declared = _count(parts[0], "SC")
     if len(shapes) > 1:
-        held = f"{len(parts)} images of different shapes ({' and '.join(map(str, shapes[:2]))})"
+        held = f"{counted(len(parts), 'image')} of different shapes ({' and '.join(map(str, shapes[:2]))})"
     elif planes == declared:
         held = f"{declared} channels on pages of their own"
     else:
         held = f"a stack of {planes} planes ({parts[0].axes} {parts[0].shape})"
     return (
-        f"expected {channels} channel{'s' * (channels > 1)}, got {held}; use --pages images for each page as an "
+        f"expected {counted(channels, 'channel')}, got {held}; use --pages images for each page as an "
         f"image of its own, --pages first for the first page alone, or a network of {planes} channels (--in-chans "
         "where it is made)"
     )
@@ -304,7 +309,7 @@ def _decode_page(content: Path | bytes, series: Any, frame: int, channels: int, 
     shares = page.dtype.str[1:] in ("b1", "u1", "u2") or page.dtype.kind == "f"
     as_held = bands == channels and (alpha is None or channels not in MODES)
     if not as_held and not (bands == 1 or (channels in MODES and usable and shares)):
-        wanted = f"{channels} channel{'s' * (channels > 1)}"
+        wanted = counted(channels, "channel")
         raise UnreadableImage(f"expected {wanted}, got {bands} bands of {page.dtype}; {CHANNELS}")
     require_pixels(page.imagelength * page.imagewidth * bands // max(channels, MANY_BANDS), 1, files)
     try:

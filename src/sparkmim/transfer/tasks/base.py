@@ -22,6 +22,7 @@ from ...data.volumes.opening import Stores
 from ...training.resume import fingerprint_of
 from ...utils.fields import NoSettings
 from ...utils.specs import find_plugin
+from ...utils.text import counted
 from ..network import Network, load_config_backbone, pooled_network
 from ..outputs import Outputs, compute_outputs
 from ..views import ImageView, NormalizedView, TargetBatch, TargetViews
@@ -156,7 +157,7 @@ class TransferTask(ABC, Generic[ImagesT]):
             ValueError: if there is no such fold, or fewer images than folds.
         """
         if not index < folds <= len(images):
-            raise ValueError(f"--fold {index} of --folds {folds} does not exist for {len(images)} images")
+            raise ValueError(f"--fold {index} of --folds {folds} does not exist for {counted(len(images), 'image')}")
         order = torch.randperm(len(images), generator=keyed_generator(seed, Stream.FOLDS)).numpy()
         held_out = np.sort(order[index::folds])
         return images.subset(np.setdiff1d(np.arange(len(images)), held_out)), images.subset(held_out)

@@ -16,6 +16,7 @@ from ...data.statistics import first_readable
 from ...data.targets import Splits
 from ...training.resume import fingerprint_of
 from ...utils.specs import is_function
+from ...utils.text import counted
 from ..augment import AugmentedView, mix, one_hot
 from ..losses import classification_loss
 from ..network import Network, timm_network
@@ -58,7 +59,7 @@ class Classification(TransferTask[LabeledImages]):
     def describe(self, train: LabeledImages) -> str:
         """Return the number of images and classes."""
         counts = train.counts()
-        return f"{len(train):,} of {len(counts)} classes, {min(counts)} to {max(counts)} of each"
+        return f"{len(train):,} of {counted(len(counts), 'class', 'classes')}, {min(counts)} to {max(counts)} of each"
 
     def target(self, images: LabeledImages, index: int) -> Tensor:
         """Return the number of an image's class."""
