@@ -95,6 +95,13 @@ def can_copy(frames: Sequence[tuple[Any, int]]) -> bool:
     return all(_is_plain(series.keyframe) and _position(series, frame) is not None for series, frame in frames)
 
 
+def least_pixels(frames: Sequence[tuple[Any, int]]) -> int:
+    """Return the number of pixels around a single one that are read with it, of pages whose blocks can be copied."""
+    page, grids, one = frames[0][0].keyframe, [_grid(series, frame) for series, frame in frames], Box(0, 0, 1, 1)
+    rows = _stored_rows(page, grids)
+    return (grids[0].around(one) if rows is None else rows.around(one)).pixels
+
+
 def _is_plain(page: Any) -> bool:
     file = page.parent
     special = file.is_lsm or file.is_stk or file.is_ndpi or page.jpegheader is not None
