@@ -128,7 +128,7 @@ def test_strange_files_are_unreadable(name: str, channels: int, bounded: Path, t
     extension, make = FILES[name]
     path = tmp_path / f"innocent.{extension}"
     make(path)
-    start = time.monotonic()
+    start = time.process_time()
     for act in (
         lambda: EncodedFile(path).decode(channels),
         lambda: (EncodedFile(path).size(channels), EncodedFile(path).decode(channels)),
@@ -137,7 +137,7 @@ def test_strange_files_are_unreadable(name: str, channels: int, bounded: Path, t
         with pytest.raises(UnreadableImage) as told:
             limited(act)
         assert len(str(told.value)) < 300
-    assert time.monotonic() - start < 8
+    assert time.process_time() - start < 5
     assert not bounded.exists()
 
 
