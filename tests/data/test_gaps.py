@@ -51,7 +51,7 @@ def test_a_channel_without_data_is_named(tmp_path: Path) -> None:
     array = scene(0)
     array[1] = np.nan
     np.save(tmp_path / "x.npy", array)
-    with pytest.raises(ValueError, match="channel 1 has no data in 1 images"):
+    with pytest.raises(ValueError, match="channel 1 has no data in 1 image"):
         channel_statistics(find_images(tmp_path), 2)
 
 

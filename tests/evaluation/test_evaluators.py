@@ -132,17 +132,6 @@ def test_features_are_those_of_the_command(
     torch.testing.assert_close(seen[-1], wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
-def test_images_that_cannot_be_read_are_left_out(tmp_path: Path, data: Path) -> None:
-    labeled = make_split(tmp_path / "labeled", 3)
-    (labeled / "red" / "1.png").write_bytes(b"no image")
-    said: list[str] = []
-    some = {"monitor": "knn", "monitor_data": labeled, "monitor_every": 0.5, "max_broken": 0.2}
-    record(said, run, tmp_path / "run", data, **some)
-    assert "\n".join(said).count("k-NN: 1 of 9 labeled images cannot be read and are left out") == 1
-    shares = [top1 * 8 for _, top1, _ in monitored(tmp_path / "run")]
-    assert shares == pytest.approx([round(share) for share in shares])
-
-
 def test_images_that_have_gone(tmp_path: Path, data: Path) -> None:
     labeled = make_split(tmp_path / "labeled", 2)
 

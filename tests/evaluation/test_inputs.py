@@ -243,19 +243,6 @@ def test_padded_networks_are_told_of_when_they_are_exported(tmp_path: Path, monk
     assert any("test_resnet was pretrained with" in line and "differ near the edges" in line for line in said)
 
 
-def test_images_that_cannot_be_read_are_not_reconstructed(labeled: Path, tmp_path: Path) -> None:
-    sparkmim.pretrain(tmp_path / "run", chosen={**FOUR_STEPS, "data": labeled, "epochs": 0.5})
-    images = tmp_path / "images"
-    images.mkdir()
-    for index, path in enumerate(sorted(labeled.rglob("*.png"))[:4]):
-        shutil.copy(path, images / f"{index}.png")
-    (images / "1.png").write_bytes(b"no image")
-    said: list[str] = []
-    found = record(said, sparkmim.reconstruct, tmp_path / "run", images)
-    assert len(found.images) == 3
-    assert [line.partition(":")[0] for line in said] == ["skipped 1.png"]
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [

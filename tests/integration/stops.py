@@ -126,6 +126,7 @@ def start(command: list[str], log: Path, prepare: Callable[[], None], rank: int,
     code = 1
     try:
         os.setsid()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as it is not under `nohup`
         quiet = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)

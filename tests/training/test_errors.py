@@ -303,7 +303,7 @@ def test_images_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, w
     assert not (tmp_path / "run").exists()
     # And if they break later:
     for module in ("pretraining.prepare", "data.statistics"):
-        monkeypatch.setattr(f"sparkmim.{module}.first_readable", lambda *_: torch.zeros(1, dtype=torch.uint8))
+        monkeypatch.setattr(f"sparkmim.{module}.first_readable", lambda *_, **__: torch.zeros(1, dtype=torch.uint8))
     with pytest.raises(RunStopped, match=r"image after image cannot be read, at step 0; .*UnidentifiedImageError"):
         run(tmp_path / "run", folder, workers=workers)
     assert multiprocessing.active_children() == []  # or the interpreter would wait for them at its end

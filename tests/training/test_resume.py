@@ -161,7 +161,7 @@ def test_a_finished_run_has_nothing_left_to_do(
     encoder.write_bytes(b"of an older step")  # as a crash after the checkpoint leaves it
     outcome = run()
     assert outcome == Outcome(2, 2, None, {}, None)
-    assert "all 2 steps of this run are done; nothing is left to do" in run.said
+    assert "this run is done (2 steps); nothing is left to do" in run.said
     assert checkpoint.stat().st_mtime_ns == before[0]
     assert (run.folder / "metrics.jsonl").read_bytes() == before[1]
     assert_equal(load(encoder.read_bytes()), before[2])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import TINY_FINETUNE, build_classifier, make_split
+from helpers import TINY_FINETUNE, build_classifier
 from sparkmim.checkpoints.encoder import load_trained_encoder
 from sparkmim.models.backbone import Backbone
 from sparkmim.pretraining.run import pretrain
@@ -176,17 +176,6 @@ def test_batch_norm_of_a_single_value(tmp_path: Path, data: Path) -> None:
         run(tmp_path / "run", data=data, image_size=(32, 32), batch_size=1)
     assert not (tmp_path / "run").exists()
     run(tmp_path / "run", data=data, batch_size=1, epochs=0.1, warmup_epochs=0.0)  # four values
-
-
-def test_unreadable_images_are_named(tmp_path: Path) -> None:
-    train, val = make_split(tmp_path / "train", 4), make_split(tmp_path / "val", 3)
-    (val / "red" / "1.png").write_bytes(b"no image")
-    run(tmp_path / "run", data=train, val_data=val, max_broken=0.5)
-    score = json.loads((tmp_path / "run" / "results.json").read_text())["validation"]
-    assert score["broken"] == 1
-    assert list(score["unreadable"]) == ["red/1.png"]
-    assert "UnidentifiedImageError" in score["unreadable"]["red/1.png"]
-    assert "1 image could not be read:" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_views_can_be_sent_to_processes_that_are_spawned(

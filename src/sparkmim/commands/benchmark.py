@@ -14,6 +14,7 @@ def command(
     model: str = "resnet50",
     data: str | None = None,
     image_size: int = 224,
+    in_chans: int | None = None,
     batch_size: int = 8,
     precision: Precision = "32",
     compile: Literal["on", "off"] = "off",
@@ -32,6 +33,7 @@ def command(
         model: a timm name, or FILE.py:FUNCTION.
         data: folder or address of images, to measure reading; the built-in photographs, in memory, if not given.
         image_size: side of the square view in pixels.
+        in_chans: channels of the images; 3 by default, or those of a sparkmim.Backbone.
         batch_size: images of a step.
         precision: 32, bf16-mixed or 16-mixed.
         compile: compile the model with torch.compile, except for masked-dense, which cannot be compiled.
@@ -53,6 +55,7 @@ def command(
         model,
         data,
         image_size=image_size,
+        in_chans=in_chans,
         batch_size=batch_size,
         precision=precision,
         compile=compile == "on",

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..training.config import Device
+from ..utils.text import counted
 from .encoder_options import AS_RECORDED, FILES_AS_RECORDED, Encoder, Files
 
 
@@ -66,7 +67,7 @@ def command(
     found.write(output)
     images, features = found.features.shape
     skipped = f", {len(found.skipped)} skipped" if found.skipped else ""
-    print(f"{images} images, {features} features{skipped}: {output}")
+    print(f"{counted(images, 'image')}, {features} features{skipped}: {output}")
     if index is not None:
         print(f"neighbors: {index}")
     return 0

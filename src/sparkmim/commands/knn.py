@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..evaluation.config import NEIGHBOURS
 from ..training.config import Device
+from ..utils.text import counted
 from .encoder_options import AS_RECORDED, FILES_AS_RECORDED, Address, Encoder, Files
 from .results import check_output, write_results
 
@@ -70,13 +71,14 @@ def command(
         seed=seed,
         standardize=standardize == "on",
     )
-    print(f"{found.train_images} training images of {len(found.classes)} classes, {found.features} features")
-    print(f"{'neighbors':>10}  leave one out" + (f"  {found.test_images} test images" if found.test else ""))
+    classes = counted(len(found.classes), "class", "classes")
+    print(f"{counted(found.train_images, 'training image')} of {classes}, {found.features} features")
+    print(f"{'neighbors':>10}  leave one out" + (f"  {counted(found.test_images, 'test image')}" if found.test else ""))
     for k, value in found.leave_one_out.items():
         tested = f"  {found.test[k].top1:>10.2%}" if found.test else ""
         print(f"{k:>10}  {value.top1:>12.2%} {tested}{' <- chosen' * (k == found.neighbours)}")
     score = found.accuracy
-    skipped = f"; {found.skipped} images skipped" if found.skipped else ""
+    skipped = f"; {counted(found.skipped, 'image')} skipped" if found.skipped else ""
     print(f"\nk-NN: top-1 {score.top1:.2%}, mean over classes {score.class_mean:.2%}{skipped}")
     write_results(output, "knn", found.to_dict())
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..utils.logging import is_rank_zero
+from ..utils.text import counted
 from .exit_codes import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def report_outcome(
         return INTERRUPTED
     pictures = sorted((output / "reconstructions").glob("step-*.png"))
     loss = [] if outcome.loss is None else [f"loss {outcome.loss:.4f}"]
-    print(f"\ndone: {', '.join([f'{outcome.steps} steps', *loss, *format_metrics(outcome.measured)])}")
+    print("\ndone: " + ", ".join([counted(outcome.steps, "step"), *loss, *format_metrics(outcome.measured)]))
     if pictures:
         print(f"  picture  {pictures[-1]}")
     print(f"  report   {output / 'report.html'}")

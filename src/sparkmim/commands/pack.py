@@ -7,6 +7,8 @@ from pathlib import Path
 
 import tyro
 
+from ..utils.text import counted
+
 
 def command(
     data: tyro.conf.Positional[str],
@@ -34,6 +36,7 @@ def command(
 
     found = pack(data, output, shard_mb=shard_mb, resize=resize, quality=quality, workers=workers)
     skipped = f", {len(found.skipped)} skipped" if found.skipped else ""
-    files = f"{found.shards} tar file{'s' * (found.shards != 1)}"
-    print(f"{found.images} images{skipped}, {in_units(found.size)} in {files}: --data {shlex.quote(found.address)}")
+    files = counted(found.shards, "tar file")
+    packed = f"{counted(found.images, 'image')}{skipped}, {in_units(found.size)}"
+    print(f"{packed} in {files}: --data {shlex.quote(found.address)}")
     return 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..training.config import Device
+from ..utils.text import counted
 from .encoder_options import FILES_AS_RECORDED, Files
 
 
@@ -65,7 +66,7 @@ def command(
 
         written = segment(run, data, output, draw=draw, mask_format=mask_format, **how)
         lost = sum(one.mask is None for one in written)
-        print(f"{len(written) - lost} masks{f', {lost} skipped' if lost else ''}: {output}")
+        print(f"{counted(len(written) - lost, 'mask')}{f', {lost} skipped' if lost else ''}: {output}")
         return 0
     if draw or mask_format != "index":
         given = "--draw" if draw else f"--mask-format {mask_format}"
@@ -77,5 +78,5 @@ def command(
     predictions = predict(run, data, top_k=top_k, **how)
     write_csv(predictions, output)
     skipped = sum(bool(prediction.error) for prediction in predictions)
-    print(f"{len(predictions) - skipped} images{f', {skipped} skipped' if skipped else ''}: {output}")
+    print(f"{counted(len(predictions) - skipped, 'image')}{f', {skipped} skipped' if skipped else ''}: {output}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..training.config import Device
+from ..utils.text import counted
 from .encoder_options import AS_RECORDED, FILES_AS_RECORDED, Address, Encoder, Files
 from .results import check_output, write_results
 
@@ -67,16 +68,17 @@ def command(
         seed=seed,
     )
     features = found.probe.weight.shape[1]
-    print(f"{found.train_images} training images of {len(found.classes)} classes, {features} features")
-    print(f"{'penalty':>10}  {found.val_images} validation images")
+    classes = counted(len(found.classes), "class", "classes")
+    print(f"{counted(found.train_images, 'training image')} of {classes}, {features} features")
+    print(f"{'penalty':>10}  {counted(found.val_images, 'validation image')}")
     for penalty, score in found.val_by_penalty.items():
         print(f"{penalty:>10.3g}  {score.top1:>8.2%}{' <- chosen' * (penalty == found.probe.penalty)}")
     if found.test is None:
         images = "the validation images, which also chose the penalty: slightly optimistic"
     else:
-        images = f"{found.test_images} test images"
+        images = counted(found.test_images, "test image")
     score = found.accuracy
-    skipped = f"; {found.skipped} images skipped" if found.skipped else ""
+    skipped = f"; {counted(found.skipped, 'image')} skipped" if found.skipped else ""
     print(f"\nlinear probe: top-1 {score.top1:.2%}, mean over classes {score.class_mean:.2%} on {images}{skipped}")
     write_results(output, "probe", found.to_dict())
     return 0

@@ -51,6 +51,7 @@ def command(
     from ..data.sources.base import ImageSource
     from ..data.sources.pages import by_page
     from ..data.statistics import channel_statistics
+    from ..utils.text import counted
 
     validate_as(FileConfig, pages=pages, nodata=nodata, max_pixels=max_pixels)
     files = FileConfig(pages=pages, nodata=nodata, max_pixels=max_pixels)
@@ -62,7 +63,9 @@ def command(
         source = by_page(open_source(data), in_chans, files)
     measured = channel_statistics(source, in_chans, limit, files)
     print(f"--mean {' '.join(map(str, measured.mean))} --std {' '.join(map(str, measured.std))}")
-    print(f"measured on {measured.images} {kind}", file=sys.stderr)
+    lost = min(limit, len(source)) - measured.images
+    broken = f"; {lost} of those tried cannot be read" if lost else ""
+    print(f"measured on {counted(measured.images, kind.removesuffix('s'))}{broken}", file=sys.stderr)
     return 0
 
 

@@ -39,7 +39,8 @@ class FileConfig:
     filled with the channel's mean, and left out of statistics and of the loss."""
 
     max_pixels: int = setting(MAX_PIXELS, at_least(1, "a number of pixels"), resumable=True)
-    """Most pixels of an image; larger ones count as unreadable, by their header alone."""
+    """Most pixels of an image to decode; larger ones count as unreadable, by their header alone. With --crop native no
+    more than a window of a TIFF file is decoded."""
 
 
 DEFAULT_FILES = FileConfig()
@@ -100,6 +101,11 @@ class ViewConfig(FileConfig):
     )
     """Gigabytes of images from servers that are kept on this machine, of all runs together; 0 keeps none. The
     environment variable SPARKMIM_CACHE_GB, or 10, if not given."""
+
+    @property
+    def by_part(self) -> bool:
+        """Return whether views are windows that are read without the rest of an image, where its format allows it."""
+        return self.crop == "native"
 
     max_broken: float = setting(MAX_BROKEN, share("the images"), resumable=True)
     """Share of the images that may be unreadable before the run stops. Those within it are skipped and listed."""

@@ -12,10 +12,11 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from ..utils.text import printable
+from ..utils.text import counted, printable
 from .config import DEFAULT_FILES, FileConfig
-from .decoding.encoded import UnreadableImage
+from .decoding.encoded import TooManyPixels, UnreadableImage
 from .normalize import WHITE
+from .pieces import pieces
 from .sources.base import ImageSource, open_image
 
 PROBED = 8
@@ -65,8 +66,16 @@ def spread_indices(limit: int, size: int) -> list[int]:
     return [index * size // count for index in range(count)]
 
 
-def first_readable(source: ImageSource, channels: int, files: FileConfig = DEFAULT_FILES) -> Tensor:
+def first_readable(
+    source: ImageSource, channels: int, files: FileConfig = DEFAULT_FILES, *, by_part: bool = False
+) -> Tensor:
     """Decode the first image that can be read, of a few spread over a source.
+
+    Args:
+        source: the images.
+        channels: of the network.
+        files: how they are read.
+        by_part: windows are of use without the rest of an image: of one that is too large its middle is read.
 
     Raises:
         ValueError: if none can be read, with the reason.
@@ -74,13 +83,19 @@ def first_readable(source: ImageSource, channels: int, files: FileConfig = DEFAU
     errors = []
     for index in spread(source, PROBED):
         try:
-            return open_image(source, index, files).decode(channels)
+            return _look(source, index, channels, files, by_part=by_part)
         except UnreadableImage as error:
             errors.append(f"{printable(source.name(index))}: {error}")
     raise ValueError(f"none of {len(errors)} images tried can be read as {channels} channels; {errors[0]}")
 
 
-def require_readable(source: ImageSource, channels: int, files: FileConfig, most: float, option: str) -> None:
+def _look(source: ImageSource, index: int, channels: int, files: FileConfig, *, by_part: bool) -> Tensor:
+    return next(pieces(open_image(source, index, files), channels, by_part=by_part, windows=1))
+
+
+def require_readable(
+    source: ImageSource, channels: int, files: FileConfig, most: float, option: str, *, by_part: bool = False
+) -> None:
     """Raise for a set of images, other than the ones trained on, that is of no use.
 
     A few images spread over it are tried, and many if one of these cannot be read.
@@ -92,6 +107,7 @@ def require_readable(source: ImageSource, channels: int, files: FileConfig, most
         most: share that may be unreadable. More are certain once so many are found, and as good as certain where those
             tried have more by four standard deviations.
         option: that named the images, for messages.
+        by_part: as for :func:`first_readable`.
 
     Raises:
         ValueError: with the first reason.
@@ -101,7 +117,7 @@ def require_readable(source: ImageSource, channels: int, files: FileConfig, most
     more = [index for index in spread(source, PROBED_IF_BROKEN) if index not in few]
     for tried, index in enumerate([*few, *more], start=1):
         try:
-            open_image(source, index, files).decode(channels)
+            _look(source, index, channels, files, by_part=by_part)
         except UnreadableImage as error:
             errors.append(f"{printable(source.name(index))}: {error}")
         if tried < len(few):
@@ -151,22 +167,24 @@ def channel_statistics(
 ) -> ChannelStatistics:
     """Measure up to `limit` images, spread evenly over a source; every pixel with data has the same weight.
 
-    Memory beyond that of an image does not depend on its size.
+    Memory beyond that of an image does not depend on its size. Nine windows of 512 x 512 pixels stand for a TIFF file
+    of more than `files.max_pixels`.
 
     Raises:
         ValueError: if no image can be read, or a channel has no data.
     """
-    first_readable(source, channels, files)
+    first_readable(source, channels, files, by_part=True)
     moments, images = Moments(channels), 0
     for index in spread(source, limit):
         try:
-            image = open_image(source, index, files).decode(channels)
+            seen = list(pieces(open_image(source, index, files), channels, by_part=True))
         except UnreadableImage:
             continue  # they are counted and listed when they are trained on
-        moments.add(image)
+        for piece in seen:
+            moments.add(piece)
         images += 1
     if not moments.count.all():
-        raise ValueError(f"channel {int((moments.count == 0).nonzero()[0])} has no data in {images} images")
+        raise ValueError(f"channel {int((moments.count == 0).nonzero()[0])} has no data in {counted(images, 'image')}")
     mean, std = moments.mean, (moments.squares / moments.count).sqrt()
     std = torch.where(std > 1e-9 * mean.abs(), std, torch.ones_like(std))
     pairs = list(zip(mean.tolist(), std.tolist(), strict=True))
@@ -185,9 +203,18 @@ def input_statistics(source: ImageSource, channels: int, files: FileConfig = DEF
     Raises:
         ValueError: if no image can be read.
     """
-    if channels == 3 and first_readable(source, channels, files).dtype == torch.uint8:
+    if channels == 3 and first_readable(source, channels, files, by_part=True).dtype == torch.uint8:
         return ChannelStatistics(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, 0)
     return channel_statistics(source, channels, files=files)
+
+
+def _reduced(source: ImageSource, index: int, channels: int, files: FileConfig) -> Tensor:
+    """Decode an image at an eighth of its size where that is cheaper; of one that is too large its middle."""
+    image = open_image(source, index, files)
+    try:
+        return image.decode(channels, 8)
+    except TooManyPixels:
+        return next(pieces(image, channels, by_part=True, windows=1))
 
 
 def _place(value: float) -> int:
@@ -214,10 +241,12 @@ def peculiarities(source: ImageSource, channels: int, files: FileConfig = DEFAUL
     seen: Counter[bytes] = Counter()
     for index in range(min(LOOKED_AT, len(source))):
         try:
-            image = open_image(source, index, files).decode(channels, 8)
+            image = _reduced(source, index, channels, files)
         except UnreadableImage:
             continue  # they are counted and listed when they are trained on
         known = image[~image.isnan()] if image.is_floating_point() else image
+        if not known.numel():
+            continue  # the middle of a large image, without data
         if known.amin() == known.amax():
             kinds["black" if known.amax() == 0 else "of one color"] += 1
         seen[hashlib.sha256(image.contiguous().numpy().tobytes()).digest()] += 1

@@ -19,7 +19,7 @@ from .clips.base import Clip
 from .clips.opening import Clips
 from .config import ViewConfig
 from .crops import CropTrainingView, CropView
-from .decoding.encoded import UnreadableImage, require_pixels
+from .decoding.encoded import Box, EncodedImage, UnreadableImage, require_pixels
 from .normalize import unit_scale
 from .sources.base import ImageSource, open_image, whole_of
 
@@ -67,6 +67,11 @@ class Window(NamedTuple):
         left = self.left + center_start(self.size[1], view[1]) * wide
         return top, left, top + view[0] * tall, left + view[1] * wide
 
+    def inside(self) -> Box:
+        """Return the part of the crop that lies in the image."""
+        bottom, right = self.top + self.height, self.left + self.width
+        return Box(max(0, self.top), max(0, self.left), min(self.whole[0], bottom), min(self.whole[1], right))
+
 
 @dataclass(frozen=True)
 class View(ABC):
@@ -102,6 +107,8 @@ class View(ABC):
     ) -> tuple[Tensor, Window]:
         """Read a view as :meth:`look` does; return its window too."""
         image = open_image(source, index, self.config)
+        if self.config.crop == "native":
+            return self._look_at_part(image, channels, generator)
         size = image.size(channels)
         if size is None:
             whole = image.decode(channels)
@@ -109,6 +116,23 @@ class View(ABC):
             return self.cut(whole, window), window
         window = self.place(*size, generator)
         return self.cut(image.decode(channels, window.reduction), window), window
+
+    def _look_at_part(
+        self, image: EncodedImage, channels: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, Window]:
+        """Read the view of an image at its own resolution: no more is decoded than the window, if the format allows."""
+        placed: list[Window] = []
+
+        def choose(height: int, width: int) -> Box:
+            window = self.place(height, width, generator)
+            placed.append(window)
+            return window.inside()
+
+        part = image.decode_part(channels, choose)
+        window = placed[0]
+        box = window.inside()
+        local = window._replace(whole=(box.height, box.width), top=window.top - box.top, left=window.left - box.left)
+        return self.cut(part, local), window
 
     def cut(self, image: Tensor, window: Window) -> Tensor:
         """Cut a window out of an image that is whole, or reduced as the window allows."""

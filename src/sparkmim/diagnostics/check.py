@@ -12,6 +12,7 @@ from ..models.backbone import Backbone
 from ..models.factory import code_of, load_backbone
 from ..models.levels import Level
 from ..sparse.check_report import CheckReport as PropertyReport
+from ..utils.text import counted
 
 
 class CheckReport(NamedTuple):
@@ -41,7 +42,7 @@ class CheckReport(NamedTuple):
         return self.properties.passed
 
     def __str__(self) -> str:
-        levels = [f"stride {' x '.join(map(str, v.stride)):<9} {v.channels} channels" for v in self.levels]
+        levels = [f"stride {' x '.join(map(str, v.stride)):<9} {counted(v.channels, 'channel')}" for v in self.levels]
         stages = [f"maps: {', '.join(name or 'the output' for name in self.stages)}"] * bool(self.stages)
         notes = [f"note: {note}" for note in self.notes]
         reached = f"{self.reached / 1e6:.2f} of {self.parameters / 1e6:.2f} million parameters"

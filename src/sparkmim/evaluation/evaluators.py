@@ -16,7 +16,7 @@ from ..training.errors import RunStopped
 from ..training.task import TrainingTask
 from ..utils.distributed import gather_results
 from ..utils.logging import log
-from ..utils.text import printable
+from ..utils.text import counted, printable
 from .features import pooled_features
 from .frozen import LabeledFeatures
 from .knn import accuracy, best_neighbours, knn_predictions, leave_one_out
@@ -40,8 +40,8 @@ class KnnMonitor:
 
     def __str__(self) -> str:
         if self.val is None:
-            return f"k-NN, each of {len(self.train):,} labeled images by all others"
-        return f"k-NN, {len(self.val):,} labeled images by {len(self.train):,} others"
+            return f"k-NN, each of {counted(len(self.train), 'labeled image')} by all others"
+        return f"k-NN, {counted(len(self.val), 'labeled image')} by {counted(len(self.train), 'other')}"
 
     def fingerprint(self) -> str:
         """Return the numbers of images and digests of their names."""

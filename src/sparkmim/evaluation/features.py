@@ -35,7 +35,7 @@ from ..utils.devices import pick_device
 from ..utils.fields import show, validate_as
 from ..utils.io import write_atomically
 from ..utils.logging import log
-from ..utils.text import printable
+from ..utils.text import counted, printable
 from .neighbors import write_neighbors
 
 Stage = int | Sequence[int]
@@ -266,7 +266,7 @@ def ready_for(network: TrainedEncoder, source: ImageSource, stage: Stage = -1) -
         return network
     found = input_statistics(source, backbone.in_chans, network.data)
     if found.images:
-        log.info(f"measured on {found.images} images: --mean {show(found.mean)} --std {show(found.std)}")
+        log.info(f"measured on {counted(found.images, 'image')}: --mean {show(found.mean)} --std {show(found.std)}")
     data = replace(network.data, mean=found.mean, std=found.std)
     return network._replace(data=data, statistics_known=True)
 

@@ -132,7 +132,7 @@ class FrozenEncoder:
         """
         channels, data = self.network.backbone.in_chans, self.network.data
         for images, option in sets:
-            require_readable(images.by_page(channels, data).source, channels, data, 1.0, option)
+            require_readable(images.by_page(channels, data).source, channels, data, 1.0, option, by_part=data.by_part)
 
     def __call__(self, images: LabeledImages) -> LabeledFeatures:
         """Return the features of all readable images; log the others as skipped.

@@ -19,6 +19,7 @@ from ..sparse.traceable import require_traceable
 from ..utils.axes import per_axis
 from ..utils.copies import copied
 from ..utils.logging import log
+from ..utils.text import counted
 from .alignment import Alignment
 from .dataflow import leaves
 from .finding import StageFinder
@@ -508,4 +509,4 @@ class Backbone:
 def _some(names: Sequence[str], what: str, most: int = 8) -> str:
     """Return a number of things, and the names of the first ones."""
     shown = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
-    return f"{len(names)} {what}{'s' * (len(names) != 1)} ({shown})"
+    return f"{counted(len(names), what)} ({shown})"

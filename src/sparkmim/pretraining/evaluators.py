@@ -154,5 +154,5 @@ def find_monitor(config: PretrainConfig, volumes: Preparation | None = None) -> 
     train, val = train.by_page(channels, data), None if val is None else val.by_page(channels, data)
     for labeled in (train, val):
         if labeled is not None:
-            require_readable(labeled.source, channels, data, data.max_broken, "--monitor-data")
+            require_readable(labeled.source, channels, data, data.max_broken, "--monitor-data", by_part=data.by_part)
     return KnnMonitor(train, val)

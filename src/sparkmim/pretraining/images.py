@@ -16,6 +16,7 @@ from ..data.sources.base import ImageSource, held_out
 from ..data.volumes.opening import Stores
 from ..training.prepare import require_effect
 from ..utils.fields import NoSettings
+from ..utils.text import counted
 from .kinds import of_signals
 
 GROUPS: dict[Kind, type[Any]] = {"volumes": VolumeConfig, "signals": SignalConfig, "clips": ClipConfig}
@@ -126,7 +127,7 @@ def about_channels(kind: Kind, chosen: Mapping[str, Any]) -> Iterator[None]:
             raise
         channels = chosen["in_chans"]
         raise ValueError(
-            f"{error}. The signals have {channels} channel{'s' * (channels != 1)}: is the network made for as many?"
+            f"{error}. The signals have {counted(channels, 'channel')}: is the network made for as many?"
         ) from error
 
 

@@ -17,6 +17,7 @@ from ..models.masking import visible_patches
 from ..training.config import COMPUTATION
 from ..training.schedule import steps_of
 from ..utils.devices import device_name
+from ..utils.text import counted
 from .config import PretrainConfig
 from .images import PretrainingImages
 from .kinds import described, kind_in
@@ -50,13 +51,13 @@ def plan_of(
     patches, shown = math.prod(grid), visible_patches(grid, config.model.mask_ratio)
     other_parts = "heads" if model.whole else OTHER_PARTS[config.model.decoder]
     computed = "the ordinary network" if model.whole else config.model.execution
-    hidden = f"{patches} patches of {_by(model.patch_size)}, {patches - shown} hidden"
+    hidden = f"{counted(patches, 'patch', 'patches')} of {_by(model.patch_size)}, {patches - shown} hidden"
     encoder = sum(p.numel() for p in model.encoder.parameters())
     reached = encoder - sum(model.encoder.get_parameter(name).numel() for name in model.unreached)
     others = sum(p.numel() for p in model.parameters()) - encoder
-    parts = [f"{run.accumulate} x accumulated"] * (run.accumulate > 1) + [f"{fabric.world_size} processes"] * (
-        fabric.world_size > 1
-    )
+    parts = [f"{run.accumulate} x accumulated"] * (run.accumulate > 1) + [
+        counted(fabric.world_size, "process", "processes")
+    ] * (fabric.world_size > 1)
     where = Path(data.data).name if data.data else "built-in photographs"
     norm = "synchronized" if fabric.world_size > 1 and fabric.device.type == "cuda" else "of each process"
     millions, trained = f"{encoder / 1e6:.1f}", f"{reached / 1e6:.1f}"
@@ -80,16 +81,17 @@ def plan_of(
         + (f"; {config.model.masks_per_image} masks of each" if config.model.masks_per_image > 1 else ""),
         **_maps(model.backbone),
         **({} if config.model.objective == "pixels" else {"objective": Path(config.model.objective).name}),
-        "batch": f"{run.batch_size} images"
+        "batch": f"{counted(run.batch_size, 'image')}"
         + (f" ({', '.join(parts)}: {task.micro_batch} at a time)" if parts else "")
         + (f"; batch norm's statistics {norm}" if fabric.world_size > 1 else ""),
-        "length": f"{_epochs(schedule.epochs)} = {steps:,} steps, {_epochs(schedule.warmup_epochs)} of warm-up",
+        "length": f"{counted(schedule.epochs, 'epoch')} = {counted(steps, 'step')}, "
+        f"{counted(schedule.warmup_epochs, 'epoch')} of warm-up",
         "optimizer": f"{config.optimizer.optimizer}, learning rate up to {config.optimizer.lr:.3g}, weight decay "
         f"{config.optimizer.weight_decay:g} to {config.optimizer.weight_decay_end:g}, betas "
         f"{config.optimizer.betas[0]:g} {config.optimizer.betas[1]:g}"
         + (f", gradients clipped at {config.optimizer.clip:g}" if config.optimizer.clip else ""),
         "computation": f"{device_name(fabric.device)}, {run.precision}{COMPUTATION[run.compile]}, "
-        f"{computed}, {data.workers} worker{'s' * (data.workers != 1)}",
+        f"{computed}, {counted(data.workers, 'worker')}",
         **beside,
         "steps": f"{steps}",
     }
@@ -97,7 +99,7 @@ def plan_of(
 
 def _files(source: ImageSource) -> str:
     """Return of how many files images are pages, in words; nothing where each file is an image."""
-    return f", pages of {len(np.unique(source.files)):,} files" if isinstance(source, Pages) else ""
+    return f", pages of {counted(len(np.unique(source.files)), 'file')}" if isinstance(source, Pages) else ""
 
 
 def _maps(backbone: Backbone) -> dict[str, str]:
@@ -116,7 +118,3 @@ def _numbers(values: Sequence[float]) -> str:
 
 def _by(size: Sequence[int]) -> str:
     return " x ".join(map(str, size))
-
-
-def _epochs(number: float) -> str:
-    return f"{number:g} epoch{'s' * (number != 1)}"

@@ -32,6 +32,7 @@ from ..training.task import Preparation, TrainingKind
 from ..utils.axes import per_axis
 from ..utils.devices import pick_device
 from ..utils.distributed import local_processes
+from ..utils.text import counted
 from .config import PretrainConfig, TeacherConfig, settings_of_source
 from .evaluators import find_monitor
 from .images import (
@@ -158,7 +159,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         asked, files = dict(chosen), files_of(chosen)
         for _ in range(TRIES):
             source = self._images(where, backbone.in_chans, files).source
-            first_readable(source, backbone.in_chans, files)
+            first_readable(source, backbone.in_chans, files, by_part=True)  # as far as is known
             situation = Situation(
                 source=source,
                 backbone=backbone,
@@ -178,7 +179,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             raise ValueError(f"recipe {recipe} sets how files are read anew whenever it is asked; set it with flags")
         self.require_effects(chosen, config)  # before the images are looked at
         data = self.read_data(config)  # the recipe may have named others
-        first_readable(data.source, config.model.in_chans, config.data)
+        first_readable(data.source, config.model.in_chans, config.data, by_part=config.data.by_part)
         return config, data
 
     def complete(self, chosen: Mapping[str, Any], recorded: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -277,7 +278,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         held_out = ready.data.held_out
         if held_out is not None:
             option = "--val-data" if data.val_data is not None else "--val-share"
-            require_readable(held_out, model.in_chans, data, data.max_broken, option)
+            require_readable(held_out, model.in_chans, data, data.max_broken, option, by_part=data.by_part)
         self.monitor = find_monitor(ready.config, prepared_as(ready.data.source))
         if ready.state is None:
             self._odd = peculiarities(ready.data.source, model.in_chans, data)
@@ -316,7 +317,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         monitor = (
             {}
             if self.monitor is None
-            else {"monitor": f"{self.monitor}, every {ready.config.run.monitor_every:g} epochs"}
+            else {"monitor": f"{self.monitor}, every {counted(ready.config.run.monitor_every, 'epoch')}"}
         )
         return plan_of(
             ready.recipe, ready.config, ready.data, task, self._odd, {**self.teaching.described(), **monitor}
@@ -326,7 +327,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
 def _channels(count: int) -> str:
     """Return how many channels volumes have, and what to do if a network takes another number."""
     return (
-        f"{count} channel{'s' * (count != 1)}, as the volumes have (or --in-chans says); a network of other channels "
+        f"{counted(count, 'channel')}, as the volumes have (or --in-chans says); a network of other channels "
         "takes none of them"
     )
 

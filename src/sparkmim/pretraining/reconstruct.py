@@ -178,7 +178,7 @@ def reconstruct(
         source = open_as_learned(run, kind, where, config)
     else:
         source = by_page(open_source(data), config.model.in_chans, config.data)
-    first_readable(source, config.model.in_chans, config.data)
+    first_readable(source, config.model.in_chans, config.data, by_part=config.data.by_part)
     grid = trained.model.grid_shape(config.data.image_size)
     ratio = config.model.mask_ratio if mask_ratio is None else mask_ratio
     view = evaluation_view(config.data, source)

@@ -14,7 +14,7 @@ from ..data.loader import ReaderDied, worker_died
 from ..data.shared_memory import SHARED_MEMORY, shared_memory_free
 from ..utils.devices import out_of_memory
 from ..utils.distributed import WAIT, OtherProcessStopped, lost_connection
-from ..utils.text import printable
+from ..utils.text import counted, printable
 from .step import Trainer
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -150,7 +150,7 @@ def too_large(trainer: Trainer, run: RunFolder) -> RunStopped:
         f"A smaller --batch-size (now {config.run.batch_size}), --image-size{shaping}{precision} helps, too",
     ]
     return RunStopped(
-        f"out of memory at step {trainer.step} with {trainer.task.micro_batch} images of "
+        f"out of memory at step {trainer.step} with {counted(trainer.task.micro_batch, 'image')} of "
         f"{' x '.join(map(str, config.data.image_size))} at a time. {'. '.join(ways)}; for example, {flags}. Last good "
         f"state: {last_good(run)}"
     )

@@ -6,7 +6,7 @@ import time
 from itertools import islice
 from statistics import median
 
-from ..utils.text import duration
+from ..utils.text import counted, duration
 from .errors import explained
 from .loop import TrainingLoop
 from .metrics import peak_memory_bytes
@@ -54,6 +54,6 @@ def estimate(loop: TrainingLoop) -> list[str]:
         *lines,
         f"a step computes for {computing:.3g} s and its images are read in {reading:.3g} s: "
         f"{config.run.batch_size / step:.3g} images/s, limited by {limit}",
-        f"{left:,} steps take about {duration(left * step)}",
+        f"{counted(left, 'step')}: about {duration(left * step)}",
         f"peak memory {peak_memory_bytes(trainer.fabric.device) / 2**30:.2f} GiB",
     ]

@@ -14,6 +14,7 @@ from ..checkpoints.run_folder import UNREADABLE, BrokenCheckpoint, RunFolder, id
 from ..data.sources.base import ImageSource, fingerprint
 from ..utils.devices import pick_device
 from ..utils.fields import flag
+from ..utils.text import counted
 from .config import Configuration, differences
 from .schedule import learning_rate, weight_decay
 
@@ -69,8 +70,9 @@ class RecordedRun(Generic[KindT]):
         rates = [learning_rate(step, of, warmup, values["lr"], schedule) for step, of in ends]
         found = [weight_decay(step, of, *decays) for step, of in ends]
         return [
-            f"this run was done after {before:g} epochs, and goes on to {after:g}: learning rate and weight decay are "
-            f"those of a schedule of {after:g} epochs from here on, {rates[1]:.3g} instead of {rates[0]:.3g} and "
+            f"this run was done after {counted(before, 'epoch')}, and goes on to {after:g}: learning rate and weight "
+            f"decay are those of a schedule of {counted(after, 'epoch')} from here on, {rates[1]:.3g} instead of "
+            f"{rates[0]:.3g} and "
             f"{found[1]:.3g} instead of {found[0]:.3g}, without another warm-up; what the shorter run has left in "
             f"{self.run.root} is written anew"
         ]

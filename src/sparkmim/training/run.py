@@ -36,6 +36,7 @@ from ..utils.distributed import (
 from ..utils.fields import WORDS, flag
 from ..utils.io import write_json
 from ..utils.logging import log
+from ..utils.text import counted
 from .alike import facts_of, require_alike
 from .config import LoopConfig, TrainingConfig
 from .errors import disk_failed
@@ -198,7 +199,7 @@ def _train_in_folder(
             for warning in ready.warnings:
                 log.warning(warning)
             if trainer.step == trainer.steps:
-                log.info(f"all {trainer.steps} steps of this run are done; nothing is left to do")
+                log.info(f"this run is done ({counted(trainer.steps, 'step')}); nothing is left to do")
             elif trainer.step:
                 log.info(f"continuing after step {trainer.step} of {trainer.steps}")
 

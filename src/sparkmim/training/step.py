@@ -16,6 +16,7 @@ from ..data.loader import ReaderDied
 from ..data.seeding import Stream, keyed_seed
 from ..utils.distributed import OtherProcessStopped, largest
 from ..utils.modules import preserved_buffers
+from ..utils.text import counted
 from .compile import compile_model, eager, reason, uncompile
 from .optim import build_optimizer, load_optimizer, set_rates
 from .schedule import learning_rate, steps_of, weight_decay
@@ -236,7 +237,8 @@ def require_enough_values(trainer: Trainer) -> None:
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        parts = f"--batch-size {run.batch_size}, --accumulate {run.accumulate}, {trainer.fabric.world_size} processes"
+        processes = counted(trainer.fabric.world_size, "process", "processes")
+        parts = f"--batch-size {run.batch_size}, --accumulate {run.accumulate}, {processes}"
         raise ValueError(
             f"the network's batch norm would see one value per channel in one image at a time ({parts}); use a smaller "
             f"--accumulate or --batch-size {2 * run.accumulate * trainer.fabric.world_size}, or larger images"

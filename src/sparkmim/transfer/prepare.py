@@ -34,6 +34,7 @@ from ..utils.devices import device_name, pick_device
 from ..utils.distributed import local_processes
 from ..utils.fields import show
 from ..utils.logging import log
+from ..utils.text import counted
 from .config import CLASSIFICATION, LabeledDataConfig, NetworkConfig, TransferConfig, config_type_of
 from .network import Network, load_weights
 from .recipes import RECIPES, Situation
@@ -163,7 +164,8 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         splits = split_pages(task.read(settings, seed), encoder.backbone.in_chans, files, asked.get("task"))
         for images in splits:
             if images is not None:
-                first_readable(images.source, encoder.backbone.in_chans, files)
+                by_part = asked.get("crop", encoder.data.crop) == "native" and not task.whole_images
+                first_readable(images.source, encoder.backbone.in_chans, files, by_part=by_part)
         seen: DataConfig = replace(encoder.data, **asdict(files))
         if not {"mean", "std"} <= asked.keys():
             known = task.input_statistics(splits.train, encoder)
@@ -198,7 +200,7 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             return read_encoder({**asked, "in_chans": channels}, trust=self.trust)
         except ValueError as error:
             raise ValueError(
-                f"{error}; the network was built for volumes of {channels} channel{'s' * (channels > 1)}, as those of "
+                f"{error}; the network was built for volumes of {counted(channels, 'channel')}, as those of "
                 f"{asked['data']}: name one that takes these, or set --in-chans"
             ) from error
 
@@ -221,9 +223,11 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             held = "the newest checkpoint" if ready.resume == "auto" else ready.resume
             raise ValueError(f"--ema {config.optimizer.ema:g}, but {held} holds no average of weights; use --ema 0")
         validate_training(config, len(ready.data.train), config.model.in_chans, processes)
+        data, by_part = config.data, config.data.by_part and not self.task.whole_images
         for images, option in ((ready.data.val, _option_of_validation(config)), (ready.data.test, "--test-data")):
             if images is not None:
-                require_readable(images.source, config.model.in_chans, config.data, config.data.max_broken, option)
+                channels = config.model.in_chans
+                require_readable(images.source, channels, data, data.max_broken, option, by_part=by_part)
         micro_batch = config.run.batch_size // (config.run.accumulate * processes)
         self.task.validate(config, ready.data.train, micro_batch)
 
@@ -264,7 +268,7 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
             "images": self.task.describe(splits.train)
             + (f" ({data.label_share:.0%} of the labels)" if data.label_share < 1 else "")
             + "".join(f"; {text}" for text in others)
-            + (f"; pages of {len(np.unique(source.files)):,} files" if isinstance(source, Pages) else "")
+            + (f"; pages of {counted(len(np.unique(source.files)), 'file')}" if isinstance(source, Pages) else "")
             + ("" if (outside := files_outside(source)) is None else f"; {outside}")
             + (f" (fold {data.fold} of {data.folds})" if data.folds else ""),
             "views": ", ".join(
@@ -272,21 +276,26 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
                     f"{' x '.join(map(str, data.image_size))} {'voxels' if len(data.image_size) == 3 else 'pixels'}",
                     *describe_training(config),
                     *self.task.describe_training(config),
-                    *([f"{len(network.backbone.aligned)} layers padded"] if network.backbone.aligned else []),
+                    *(
+                        [f"{counted(len(network.backbone.aligned), 'layer')} padded"]
+                        if network.backbone.aligned
+                        else []
+                    ),
                 ]
             ),
             **self.task.describe_lines(splits.train, config),
             "values": f"mean {' '.join(f'{v:.10g}' for v in data.mean)}, deviation "
             + " ".join(f"{v:.10g}" for v in data.std)
             + ("" if data.nodata is None else f"; {data.nodata:g} is no data"),
-            "length": f"{schedule.epochs:g} epochs = {steps:,} steps of {run.batch_size} images, "
-            f"{schedule.warmup_epochs:g} epochs of warm-up"
+            "length": f"{counted(schedule.epochs, 'epoch')} = {counted(steps, 'step')} "
+            f"of {counted(run.batch_size, 'image')}, "
+            f"{counted(schedule.warmup_epochs, 'epoch')} of warm-up"
             + (f"; a step takes the images in {run.accumulate} parts" if run.accumulate > 1 else ""),
             "optimizer": f"{optimizer.optimizer}, learning rate up to {optimizer.lr:.3g}, layer decay "
             f"{optimizer.layer_decay:g} over {groups} groups, weight decay {optimizer.weight_decay:g}, average of "
             "weights " + (f"{optimizer.ema:g}" if optimizer.ema else "none"),
             "computation": f"{device_name(task.fabric.device)}, {run.precision}{COMPUTATION[run.compile]}, "
-            f"{data.workers} worker{'s' * (data.workers != 1)}",
+            f"{counted(data.workers, 'worker')}",
             "steps": f"{steps}",
         }
 
@@ -345,7 +354,7 @@ def describe_training(config: Any) -> list[str]:
         *([f"erasing {augment.erasing:g}"] * bool(augment.erasing)),
         *([f"mixup {augment.mixup:g}"] * bool(augment.mixup)),
         *([f"cutmix {augment.cutmix:g}"] * bool(augment.cutmix)),
-        *([f"{augment.repeats} views of each image"] * (augment.repeats > 1)),
+        *([f"{counted(augment.repeats, 'view')} of each image"] * (augment.repeats > 1)),
         f"{config.objective.loss}, smoothing {config.objective.smoothing:g}",
     ]
 

@@ -11,6 +11,7 @@ from ..data.volumes.opening import Stores
 from ..training.loop import Outcome
 from ..training.recorded import config_in, require_arguments, require_sound_run
 from ..training.run import train
+from ..utils.logging import without_repeats
 from .config import CLASSIFICATION, config_type_of
 from .prepare import FineTuning
 
@@ -61,17 +62,17 @@ def finetune(
             f"{output if RunFolder(output).config.exists() else resume} is of another task ({recorded} there, {task} "
             "asked for); leave --task to it, or begin a new run from its weights: --encoder RUN/model.safetensors"
         )
-    return train(
-        FineTuning(
-            task, trust=trust, stores=Stores(None if plan else output, chosen.get("store"), chosen.get("workers"))
-        ),
-        output,
-        recipe=recipe,
-        resume=resume,
-        plan=plan,
-        chosen=chosen,
-        after_step=after_step,
-    )
+    stores = Stores(None if plan else output, chosen.get("store"), chosen.get("workers"))
+    with without_repeats():
+        return train(
+            FineTuning(task, trust=trust, stores=stores),
+            output,
+            recipe=recipe,
+            resume=resume,
+            plan=plan,
+            chosen=chosen,
+            after_step=after_step,
+        )
 
 
 def recorded_task(output: str | Path, resume: str) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..checkpoints.run_folder import RunFolder
 from ..training.recorded import names_unknown_code
+from ..utils.text import counted
 from .config import TransferConfig
 
 
@@ -22,7 +23,7 @@ def summary_of_results(output: Path) -> list[str]:
         if name in results:
             score = results[name]
             lines.append(
-                f"{name}: {describe_score(score)}, {score['images']:,} images"
+                f"{name}: {describe_score(score)}, {counted(score['images'], 'image')}"
                 + (f", {score['broken']} unreadable, named in {run.results}" if score["broken"] else "")
             )
     weights = results["weights"]

@@ -7,6 +7,8 @@ import platform
 
 import torch
 
+from .text import counted
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
 """Names of devices."""
 
@@ -45,7 +47,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{device.type.upper()} ({platform.machine()}, {threads} thread{'s' * (threads != 1)})"
+    return f"{device.type.upper()} ({platform.machine()}, {counted(threads, 'thread')})"
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -47,6 +47,24 @@ def printing() -> Iterator[None]:
         log.setLevel(level)
 
 
+@contextmanager
+def without_repeats() -> Iterator[None]:
+    """Drop warnings that are equal to an earlier one within the block: a network that is built twice warns once."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        known = record.levelno == logging.WARNING and text in said
+        said.add(text)
+        return not known
+
+    log.addFilter(is_new)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_new)
+
+
 def print_line(text: str, stream: TextIO | None) -> None:
     """Write a line, above a progress bar if one is shown.
 

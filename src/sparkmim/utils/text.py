@@ -17,6 +17,18 @@ def duration(seconds: float) -> str:
     return f"{days} days {hours} h"
 
 
+def counted(number: float, noun: str, plural: str | None = None) -> str:
+    """Return a number of things: `1 image`, `2 images`, `1,600 steps`, `0.5 epochs`, `3 classes`.
+
+    Args:
+        number: of things.
+        noun: for one.
+        plural: for any other number; the noun with an s if not given.
+    """
+    text = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{text} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def harmless(text: str) -> str:
     """Return a text in which all control characters but line ends and tabulators are Python escapes.
 

@@ -112,6 +112,19 @@ def test_all_are_turned_upright(orientation: int, layout: str, bands: int) -> No
         assert torch.equal(decode(data, bands), wanted(upright)), kind
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
+def test_compressions_do_not_change_what_is_upright(orientation: int, mode: str) -> None:
+    array = numbers(3 if mode == "RGB" else 1, "u2" if mode == "I;16" else "u1")
+    image = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)) if mode == "RGB" else array[0])
+    seen = []
+    for compression in (None, "tiff_adobe_deflate", "tiff_lzw", "packbits"):
+        file = io.BytesIO()
+        image.save(file, "TIFF", compression=compression, tiffinfo={274: orientation})
+        seen.append(decode(file.getvalue(), len(array)))
+    assert all(torch.equal(seen[0], other) for other in seen)
+
+
 @pytest.mark.parametrize("layout", ["interleaved", "planar", "pages", "tiled", "motorola"])
 @pytest.mark.parametrize("bands", [1, 3, 5])
 def test_pixels_without_data_are_known(layout: str, bands: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...reporting.text_tables import aligned, spread
 from ...utils.logging import log
-from ...utils.text import printable
+from ...utils.text import counted, printable
 from ..decoding.encoded import UnreadableImage
 from ..sources.folder import Files, path_at, walk
 from ..statistics import spread_indices
@@ -143,7 +143,7 @@ def clips_table(clips: Clips) -> str:
         "frames a second": rates,
     }
     rows = [(name, spread(np.array(values))) for name, values in columns.items() if values]
-    first = f"{len(clips)} clips; median, and smallest to largest, of {len(clips.sizes)}"
+    first = f"{counted(len(clips), 'clip')}; median, and smallest to largest, of {len(clips.sizes)}"
     return "\n".join([first, *aligned(rows)])
 
 

@@ -19,7 +19,13 @@ from .encoded import CHANNELS, UnreadableImage, require_pixels
 FULL_SCALE = 65535
 """The largest value of a 16-bit image."""
 
-NO_DATA = "no pixel has data: all are NaN, or the value that stands for none"
+
+class NoData(UnreadableImage):
+    """An image without any pixel with data."""
+
+    def __init__(self) -> None:
+        super().__init__("no pixel has data: all are NaN, or the value that stands for none")
+
 
 NPY, NPZ = b"\x93NUMPY", b"PK\x03\x04"
 """First bytes of a file."""
@@ -106,7 +112,8 @@ def to_pixels(planes: np.ndarray, missing: Sequence[float] = ()) -> Tensor:
         uint16 with 65535 as 1, all other types unscaled.
 
     Raises:
-        UnreadableImage: if values are not real numbers or are infinite, or no pixel has data.
+        UnreadableImage: if values are not real numbers or are infinite.
+        NoData: if no pixel has data.
     """
     if planes.dtype.kind not in "buif":
         raise UnreadableImage(f"expected real numbers, got values of type {planes.dtype}")
@@ -124,7 +131,7 @@ def to_pixels(planes: np.ndarray, missing: Sequence[float] = ()) -> Tensor:
             raise UnreadableImage("expected finite values or NaN, got infinity")
         empty = np.isnan(pixels)
     if empty is not None and empty.all():
-        raise UnreadableImage(NO_DATA)
+        raise NoData
     return torch.from_numpy(pixels)
 
 
@@ -140,14 +147,14 @@ def with_gaps(image: Tensor, empty: np.ndarray | None) -> Tensor:
         The image itself if every pixel has data, otherwise float32 with 255 as 1.
 
     Raises:
-        UnreadableImage: if no pixel has data.
+        NoData: if no pixel has data.
     """
     if empty is None:
         return image
     colors = min(len(image), 3)
     where = torch.from_numpy(empty if len(empty) == colors else empty.any(0, keepdims=True))
     if where.all():
-        raise UnreadableImage(NO_DATA)
+        raise NoData
     pixels = image.float() / 255
     pixels[:colors] = pixels[:colors].masked_fill(where, math.nan)
     return pixels

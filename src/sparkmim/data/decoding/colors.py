@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from .encoded import Box
 
 TURNED = (5, 6, 7, 8)
 """EXIF orientations that swap height and width."""
@@ -32,3 +36,31 @@ def upright(image: Tensor, orientation: int) -> Tensor:
     """Return an image `(C, H, W)` turned by its EXIF orientation."""
     image = image.mT if orientation in TURNED else image
     return image.flip(FLIPPED[orientation]) if orientation in FLIPPED else image
+
+
+def upright_size(height: int, width: int, orientation: int) -> tuple[int, int]:
+    """Return height and width of an image turned by its EXIF orientation."""
+    return (width, height) if orientation in TURNED else (height, width)
+
+
+def as_stored(box: Box, size: tuple[int, int], orientation: int) -> Box:
+    """Return where a box of an upright image of the given size lies in the image as its file holds it."""
+    box = _flipped(box, size, FLIPPED.get(orientation, ()))
+    return _turned(box) if orientation in TURNED else box
+
+
+def as_upright(box: Box, size: tuple[int, int], orientation: int) -> Box:
+    """Return where a box of the image as its file holds it lies in the upright image of the given size."""
+    return _flipped(_turned(box) if orientation in TURNED else box, size, FLIPPED.get(orientation, ()))
+
+
+def _flipped(box: Box, size: tuple[int, int], axes: Sequence[int]) -> Box:
+    if 1 in axes:
+        box = box._replace(top=size[0] - box.bottom, bottom=size[0] - box.top)
+    if 2 in axes:
+        box = box._replace(left=size[1] - box.right, right=size[1] - box.left)
+    return box
+
+
+def _turned(box: Box) -> Box:
+    return Box(box.left, box.top, box.right, box.bottom)

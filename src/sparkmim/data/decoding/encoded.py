@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,6 +16,42 @@ CHANNELS = "a network takes the channels that it was made for (--in-chans where 
 
 class UnreadableImage(Exception):
     """An image that cannot be decoded: the message gives the reason, and leaves the file's name to the caller."""
+
+
+class TooManyPixels(UnreadableImage):
+    """An image of more pixels than may be decoded."""
+
+
+class Box(NamedTuple):
+    """A part of an image, in its pixels; `bottom` and `right` are the first row and column behind it."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def height(self) -> int:
+        """Return the number of rows."""
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        """Return the number of columns."""
+        return self.right - self.left
+
+    @property
+    def pixels(self) -> int:
+        """Return the number of pixels."""
+        return self.height * self.width
+
+    def of(self, image: Tensor) -> Tensor:
+        """Return the part of an image `(C, H, W)`."""
+        return image[:, self.top : self.bottom, self.left : self.right]
+
+
+ChooseBox = Callable[[int, int], Box]
+"""Returns a part, not empty, of an image of some height and width."""
 
 
 class EncodedImage(ABC):
@@ -71,6 +108,23 @@ class EncodedImage(ABC):
                 `files.max_pixels`, or no pixel with data.
         """
 
+    def decode_part(self, channels: int, choose: ChooseBox) -> Tensor:
+        """Decode a part of the image, and no more than that where the format allows it.
+
+        Args:
+            channels: as for :meth:`decode`.
+            choose: called once with height and width of the upright image; returns the part.
+
+        Returns:
+            `(channels, *part)`, the same values as in the whole image. If pixels without data or of more than 8 bits
+            decide on the type, those of the part alone may; and a part may have no pixel with data.
+
+        Raises:
+            UnreadableImage: as :meth:`decode`. `files.max_pixels` holds for what is decoded.
+        """
+        image = self.decode(channels)
+        return choose(*image.shape[1:]).of(image)
+
 
 class Croppable(EncodedImage):
     """A volume or a signal, of which parts are read."""
@@ -119,10 +173,10 @@ def require_pixels(height: int, width: int, files: FileConfig) -> None:
     """Raise if an image is larger than it may be; called with the size that its header gives.
 
     Raises:
-        UnreadableImage: naming the limit.
+        TooManyPixels: naming the limit.
     """
     if height * width > files.max_pixels:
-        raise UnreadableImage(
+        raise TooManyPixels(
             f"{height} x {width} pixels are more than the {files.max_pixels} of --max-pixels; cut it into smaller "
             "files, or raise the limit if the file can be trusted and decoded as a whole in memory"
         )

@@ -13,15 +13,15 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
-from . import jpeg, tiff
+from . import jpeg, tiff_pages
 from .arrays import NPY, NPZ, decode_npy, decode_npz, to_pixels
-from .encoded import EncodedImage, UnreadableImage, require_pixels
+from .encoded import ChooseBox, EncodedImage, UnreadableImage, require_pixels
 from .jpeg import decode_jpeg, jpeg_size
 from .pillow import MODES, WHOLE, decodable_formats, decode_with_pillow, open_with_pillow, upright_size
 from .png import decode_deep_color, is_deep_color, levels_apart
-from .tiff import decode_tiff
+from .tiff import decode_tiff, decode_tiff_part
 
-ARRAYS = {".npy": NPY, ".npz": NPZ, ".tif": tiff.START, ".tiff": tiff.START}
+ARRAYS = {".npy": NPY, ".npz": NPZ, ".tif": tiff_pages.START, ".tiff": tiff_pages.START}
 """First bytes of files that hold arrays, by extension."""
 
 
@@ -50,7 +50,11 @@ class EncodedFile(EncodedImage):
         if self.files.pages != "images":
             return 1
         with self._unreadable():
-            return tiff.count_images(self._content, channels) if self._first_bytes().startswith(tiff.START) else 1
+            return (
+                tiff_pages.count_images(self._content, channels)
+                if self._first_bytes().startswith(tiff_pages.START)
+                else 1
+            )
 
     def size(self, channels: int) -> tuple[int, int] | None:
         """Return height and width of JPEG files, the only ones that are decoded at a fraction of their size."""
@@ -68,7 +72,7 @@ class EncodedFile(EncodedImage):
     def decode(self, channels: int, reduction: int = 1) -> Tensor:
         """Decode the file, see :meth:`EncodedImage.decode`."""
         with self._unreadable():
-            if self._start.startswith(tiff.START):
+            if self._start.startswith(tiff_pages.START):
                 return decode_tiff(self._content, channels, self.files, self.page)
             if self._holds_array:
                 read = decode_npz if self._start.startswith(NPZ) else decode_npy
@@ -87,6 +91,13 @@ class EncodedFile(EncodedImage):
                 if by > 1 and "transparency" in file.info:  # which Pillow leaves as the file has it
                     file.info["transparency"] *= by
                 return decode_with_pillow(file, channels, reduction, [by * value for value in missing])
+
+    def decode_part(self, channels: int, choose: ChooseBox) -> Tensor:
+        """Decode a part of the file, see :meth:`EncodedImage.decode_part`: of TIFF files no more than its tiles."""
+        with self._unreadable():
+            if self._start.startswith(tiff_pages.START):
+                return decode_tiff_part(self._content, channels, self.files, self.page, choose)
+        return super().decode_part(channels, choose)
 
     def read(self) -> bytes:
         """Return the content of the file.
@@ -143,7 +154,7 @@ class EncodedFile(EncodedImage):
 
     @cached_property
     def _holds_array(self) -> bool:
-        return self._start.startswith((NPY, NPZ, *tiff.START))
+        return self._start.startswith((NPY, NPZ, *tiff_pages.START))
 
     @cached_property
     def _data(self) -> bytes:

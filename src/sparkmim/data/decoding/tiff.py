@@ -2,49 +2,39 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import math
-import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import ExifTags
-from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile
+from tifffile import PHOTOMETRIC
 from torch import Tensor
 
+from ...utils.text import counted
 from ..config import FileConfig
-from .arrays import to_pixels, with_gaps, without_data
-from .colors import to_channels, upright
-from .encoded import CHANNELS, UnreadableImage, require_pixels
+from .arrays import NoData, to_pixels, with_gaps, without_data
+from .colors import FLIPPED, TURNED, as_stored, as_upright, to_channels, upright, upright_size
+from .encoded import CHANNELS, Box, ChooseBox, TooManyPixels, UnreadableImage, require_pixels
 from .pillow import MODES, convert_bytes, decode_with_pillow, open_with_pillow
+from .tiff_blocks import NODATA, can_copy, copy_blocks, least_pixels
+from .tiff_pages import chosen_frames, count_axes, frames_in, images_of, opened, require_all_blocks
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it says of damaged files is in their errors
-
-START = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""First bytes of a file."""
 
 PREMULTIPLIED, STRAIGHT = 1, 2
 """Codes for a band of opacity, by which the colors are multiplied already, or not."""
 
-NODATA = 42113
-"""Tag in which GDAL names the value of pixels without data."""
-
 GRAY = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE)
 
-LAYOUTS = ("generic", "shaped", "uniform", "imagej", "ome")
-"""Kinds of files whose further series are images; those of scanners are thumbnails and labels."""
+SMALL = 2**19
+"""Pixels of an image that takes less time as a whole than in part."""
 
 MANY_BANDS = 4
 """Bands of a file that are read to take fewer of them, at least."""
-
-
-RATIOS = {COMPRESSION.NONE: 4, COMPRESSION.LZW: 4096, COMPRESSION.ADOBE_DEFLATE: 1100, COMPRESSION.DEFLATE: 1100}
-"""By how much files are at most compressed, where that has a limit; by subsampled colors without compression."""
 
 
 class MissingCodec(UnreadableImage):
@@ -68,151 +58,66 @@ def decode_tiff(content: Path | bytes, channels: int, files: FileConfig, number:
         UnreadableImage: for other numbers of bands and pages, and color spaces that are not read.
         ValueError: as tifffile raises it for damaged files.
     """
-    with _opened(content) as file:
-        parts = images_of(file)
-        if files.pages == "images" and number is None and (held := sum(_images_in(p, channels) for p in parts)) > 1:
-            raise UnreadableImage(f"expected one image, got {held}; list the files anew")
-        if files.pages != "channels":
-            return _decode_image(content, parts, number or 0, channels, files)
-        planes = math.prod(parts[0].shape) // _pixels(parts[0]) * len(parts)
-        if planes == _count(parts[0], "S"):
-            return _decode_page(content, parts[0], 0, channels, files)
-        if planes != channels or len({part.shape for part in parts}) > 1:
-            raise UnreadableImage(_refusal(planes, channels, parts))
-        require_pixels(parts[0].keyframe.imagelength, parts[0].keyframe.imagewidth, files)
-        stack = np.concatenate([_bands_first(_array(content, part), part.axes) for part in parts])
-        return _finished(stack, parts[0].keyframe, _missing(parts[0].keyframe, files))
+    with opened(content) as file:
+        frames = chosen_frames(images_of(file), channels, files, number)
+        try:
+            return _decode_frames(content, frames, channels, files)
+        except TooManyPixels as error:
+            if not can_copy(frames) or least_pixels(frames) > files.max_pixels:
+                raise
+            by_parts = "with --crop native, pretraining, classification and embeddings read only windows of its tiles"
+            raise TooManyPixels(f"{error}; {by_parts}") from error
 
 
-def count_images(content: Path | bytes, channels: int) -> int:
-    """Return how many images a file holds if its pages are images of their own, those of so many channels together.
+def decode_tiff_part(
+    content: Path | bytes, channels: int, files: FileConfig, number: int | None, choose: ChooseBox
+) -> Tensor:
+    """Decode a part of an image, see :meth:`EncodedImage.decode_part`: only tiles or strips that it touches.
 
-    Raises:
-        UnreadableImage: if it is cut off, or claims more images than it has bytes.
-        ValueError: as tifffile raises it for damaged files.
+    Files whose numbers are laid out in another way are decoded as a whole, as are small ones, which takes less time.
     """
-    with _opened(content) as file:
-        count = sum(_images_in(part, channels) for part in images_of(file))
-        if count > file.filehandle.size:
-            raise UnreadableImage(f"it claims {count} pages, and has {file.filehandle.size} bytes")
-        return count
+    with opened(content) as file:
+        frames = chosen_frames(images_of(file), channels, files, number)
+        page = frames[0][0].keyframe
+        stored, orientation = (page.imagelength, page.imagewidth), _orientation(page)
+        size = upright_size(*stored, orientation)
+        box = choose(*size)
+        pixels = math.prod(stored)
+        most = files.max_pixels if pixels > files.max_pixels else pixels // 2
+        copied = None
+        if pixels > min(files.max_pixels, SMALL) and can_copy(frames):
+            for series in {id(series): series for series, _ in frames}.values():
+                require_all_blocks(series.keyframe)
+            copied = copy_blocks(frames, as_stored(box, size, orientation), most)
+        if copied is None:
+            return box.of(_decode_frames(content, frames, channels, files))
+    copy, held = copied
+    with opened(copy) as file:
+        frames = [(series, frame) for series in images_of(file) for frame in range(frames_in(series))]
+        try:
+            image = _decode_frames(copy, frames, channels, files)
+        except NoData:
+            return torch.full((channels, box.height, box.width), math.nan)
+    there = as_upright(held, size, orientation)
+    return Box(box.top - there.top, box.left - there.left, box.bottom - there.top, box.right - there.left).of(image)
 
 
-@contextmanager
-def _opened(content: Path | bytes) -> Iterator[TiffFile]:
-    with TiffFile(io.BytesIO(content) if isinstance(content, bytes) else content, _multifile=False) as file:
-        require_all_pages(file)
-        yield file
-
-
-def _images_in(series: Any, channels: int) -> int:
-    """Return the number of images in a series: of pages, or of slices whose declared channels are a network's."""
-    declared, bands = _count(series, "SC"), _count(series, "S")
-    together = declared if declared == channels > bands else bands
-    return math.prod(series.shape) // _pixels(series) // together
-
-
-def _decode_image(content: Path | bytes, parts: Sequence[Any], number: int, channels: int, files: FileConfig) -> Tensor:
-    """Decode one of the images that :func:`count_images` counts."""
-    for series in parts:
-        held = _images_in(series, channels)
-        if number < held:
-            break
-        number -= held
-    else:
-        raise UnreadableImage("the file holds fewer images than when it was listed; list the files anew")
-    bands, page = _count(series, "S"), series.keyframe
-    if not _count(series, "SC") == channels > bands:
-        return _decode_page(content, series, number, channels, files)
+def _decode_frames(
+    content: Path | bytes, frames: Sequence[tuple[Any, int]], channels: int, files: FileConfig
+) -> Tensor:
+    """Decode an image whose channels are on several pages, or one page."""
+    if len(frames) == 1:
+        return _decode_page(content, *frames[0], channels, files)
+    page = frames[0][0].keyframe
     require_pixels(page.imagelength, page.imagewidth, files)
-    others = [(axis, size) for axis, size in zip(series.axes, series.shape, strict=True) if axis not in "SYX"]
-    place = iter(np.unravel_index(number, [size for axis, size in others if axis != "C"] or [1]))
-    indices = [np.arange(size) if axis == "C" else np.atleast_1d(next(place)) for axis, size in others]
-    frames = np.ravel_multi_index(np.ix_(*indices), [size for _, size in others]).reshape(-1)
-    stack = np.concatenate([_frame_planes(content, series, int(frame)) for frame in frames])
-    return _finished(stack, page, _missing(page, files))
-
-
-def require_all_pages(file: TiffFile) -> None:
-    """Raise if the file ends before its last page: those that are left would be taken for all.
-
-    Raises:
-        UnreadableImage: if the last page that is there names another one beyond the file's end.
-    """
-    handle, form, last = file.filehandle, file.tiff, file.pages[-1]
-    handle.seek(last.offset)
-    (tags,) = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))
-    handle.seek(last.offset + form.tagnosize + tags * form.tagsize)
-    (following,) = struct.unpack(form.offsetformat, handle.read(form.offsetsize))
-    if following >= handle.size:
-        raise UnreadableImage(f"the file is cut off after page {len(file.pages)}")
-
-
-def require_all_blocks(page: Any) -> None:
-    """Raise if a page claims more than its tiles or strips hold, before memory is taken for it.
-
-    Blocks of no bytes are missing on purpose (sparse files of GDAL), and stand for zeros.
-
-    Raises:
-        UnreadableImage: if there are fewer blocks than the size needs, or fewer bytes than blocks decode from.
-    """
-    needed, sizes = math.prod(page.chunked), page.databytecounts
-    claim = f"{page.imagelength} x {page.imagewidth} pixels"
-    if len(page.dataoffsets) < needed:
-        raise UnreadableImage(f"{claim} need {needed} tiles or strips, and the file has {len(page.dataoffsets)}")
-    held = min(sum(sizes), page.parent.filehandle.size) * RATIOS.get(page.compression, math.inf)
-    missing = sum(size == 0 for size in sizes) * math.prod(page.chunks)
-    claimed = (page.size - missing) * page.bitspersample // 8
-    if claimed > held:
-        raise UnreadableImage(f"{claim} need {claimed} bytes, more than the {sum(sizes)} of the file can hold")
-
-
-def images_of(file: TiffFile) -> list[Any]:
-    """Return the series that are images in full size: the first, and others like it.
-
-    Raises:
-        UnreadableImage: if one has no height and width.
-    """
-    parts = _full_size(file)
-    for part in parts:
-        if not {"Y", "X"} <= set(part.axes):
-            raise UnreadableImage(f"expected an image with height and width, got the axes {part.axes} of {part.shape}")
-    return parts
-
-
-def _full_size(file: TiffFile) -> list[Any]:
-    series = [part for part in file.series if not part.keyframe.is_reduced and not part.keyframe.is_mask]
-    first = (series or list(file.series))[0]
-    if first.kind not in LAYOUTS:
-        return [first]
-    if all((part.axes, part.shape, part.dtype) == (first.axes, first.shape, first.dtype) for part in series):
-        return series or [first]
-    return [first, *(part for part in series if part is not first)]
-
-
-def _refusal(planes: int, channels: int, parts: Sequence[Any]) -> str:
-    shapes = sorted({part.shape for part in parts})
-    declared = _count(parts[0], "SC")
-    if len(shapes) > 1:
-        held = f"{len(parts)} images of different shapes ({' and '.join(map(str, shapes[:2]))})"
-    elif planes == declared:
-        held = f"{declared} channels on pages of their own"
-    else:
-        held = f"a stack of {planes} planes ({parts[0].axes} {parts[0].shape})"
-    return (
-        f"expected {channels} channel{'s' * (channels > 1)}, got {held}; use --pages images for each page as an "
-        f"image of its own, --pages first for the first page alone, or a network of {planes} channels (--in-chans "
-        "where it is made)"
-    )
-
-
-def _count(series: Any, names: str) -> int:
-    """Return the product of a series' sizes along some axes."""
-    return math.prod(size for name, size in zip(series.axes, series.shape, strict=True) if name in names)
-
-
-def _pixels(series: Any) -> int:
-    return int(series.keyframe.imagelength * series.keyframe.imagewidth)
+    planes = []
+    for series in {id(series): series for series, _ in frames}.values():
+        own = [frame for part, frame in frames if part is series]
+        if own == list(range(frames_in(series))):
+            planes.append(_bands_first(_array(content, series), series.axes))
+        else:
+            planes += [_frame_planes(content, series, frame) for frame in own]
+    return _finished(np.concatenate(planes), page, _missing(page, files))
 
 
 def _missing(page: Any, files: FileConfig) -> tuple[float, ...]:
@@ -227,7 +132,7 @@ def _missing(page: Any, files: FileConfig) -> tuple[float, ...]:
 
 def _decode_page(content: Path | bytes, series: Any, frame: int, channels: int, files: FileConfig) -> Tensor:
     """Decode a page: colors, perhaps with opacity, or other bands."""
-    bands, missing = _count(series, "S"), _missing(series.keyframe, files)
+    bands, missing = count_axes(series, "S"), _missing(series.keyframe, files)
     require_pixels(series.keyframe.imagelength, series.keyframe.imagewidth, files)
     page, kind, extra = series.keyframe, series.keyframe.photometric, series.keyframe.extrasamples
     colors = 3 if kind == PHOTOMETRIC.RGB else 1 if kind in GRAY else bands
@@ -242,7 +147,7 @@ def _decode_page(content: Path | bytes, series: Any, frame: int, channels: int, 
     shares = page.dtype.str[1:] in ("b1", "u1", "u2") or page.dtype.kind == "f"
     as_held = bands == channels and (alpha is None or channels not in MODES)
     if not as_held and not (bands == 1 or (channels in MODES and usable and shares)):
-        wanted = f"{channels} channel{'s' * (channels > 1)}"
+        wanted = counted(channels, "channel")
         raise UnreadableImage(f"expected {wanted}, got {bands} bands of {page.dtype}; {CHANNELS}")
     require_pixels(page.imagelength * page.imagewidth * bands // max(channels, MANY_BANDS), 1, files)
     try:
@@ -264,9 +169,9 @@ def _decode_with_pillow(
     """Decode a page of 8 bits whose colors or compression tifffile leaves to others; `page` has the series' tags."""
     shown = [_top(page) - value for value in missing] if page.photometric == PHOTOMETRIC.MINISWHITE else missing
     by = 1 if page.dtype == bool else _levels_apart(page)
-    with open_with_pillow(content, files) as opened:
-        opened.seek(own.index)
-        return decode_with_pillow(opened, channels, missing=[by * value for value in shown])
+    with open_with_pillow(content, files) as file:
+        file.seek(own.index)
+        return decode_with_pillow(file, channels, missing=[by * value for value in shown])
 
 
 def _convert(
@@ -335,8 +240,8 @@ def _bands_first(array: np.ndarray, axes: str) -> np.ndarray:
 
 def _frame_planes(content: Path | bytes, series: Any, frame: int) -> np.ndarray:
     """Return the bands `(bands, H, W)` of a page of a series, and read no other page if the file allows it."""
-    page, bands = series.keyframe, _count(series, "S")
-    frames = math.prod(series.shape) // _pixels(series) // bands
+    page, bands = series.keyframe, count_axes(series, "S")
+    frames = frames_in(series)
     if not set(page.axes) <= set("SYX"):  # blocks of several slices
         return _bands_first(_array(content, series), series.axes)[frame * bands : (frame + 1) * bands]
     if frames > 1 and series.dataoffset is not None:  # one after the other, perhaps without headers of their own
@@ -374,7 +279,10 @@ def _frame(content: Path | bytes, index: int, page: Any) -> np.ndarray:
     """Return the values of a page by Pillow."""
     with open_with_pillow(content, FileConfig(max_pixels=page.imagelength * page.imagewidth)) as file:
         file.seek(index)
+        orientation = int(file.getexif().get(ExifTags.Base.Orientation, 1))
         values = np.array(file).astype(page.dtype)
+    values = np.flip(values, tuple(axis - 1 for axis in FLIPPED.get(orientation, ())))  # Pillow has turned it upright
+    values = values.swapaxes(0, 1) if orientation in TURNED else values
     # Pillow turns gray of up to 8 bits around, and no other.
     values = 255 - values if page.photometric == PHOTOMETRIC.MINISWHITE and page.dtype == np.uint8 else values
     by = _levels_apart(page)

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from ...utils.fields import validate_as
 from ...utils.io import HALF, require_utf8, write_atomically
 from ...utils.logging import log
-from ...utils.text import duration, printable
+from ...utils.text import counted, duration, printable
 from ..config import ViewConfig
 from ..decoding.encoded import UnreadableImage
 from ..sources.address import open_source
@@ -120,7 +120,7 @@ def pack(
     if several and classes is not None:
         raise ValueError("images that share a key (a.1.png and a.2.png) cannot have classes of their own; rename them")
     each = estimate(source, resize, quality)
-    log.info(f"{len(source):,} images, about {in_units(each * len(source))} packed")
+    log.info(f"{counted(len(source), 'image')}, about {in_units(each * len(source))} packed")
     plan = Plan(images_of(source), max(1, round(shard_mb * 1e6 / each)), resize, quality)
     if not output.exists():
         require_room(output, each * len(source))
@@ -239,7 +239,7 @@ def _each_shard(shards: _Shards, workers: int) -> Iterator[_Done]:
         if now - last >= LINE_SECONDS and number < len(shards):
             last = now
             left = (now - start) / number * (len(shards) - number)
-            log.info(f"packed {number} of {len(shards)} tar files, {duration(left)} left")
+            log.info(f"packed {number} of {counted(len(shards), 'tar file')}, {duration(left)} left")
 
 
 def _as_it_is(done: Any) -> Any:

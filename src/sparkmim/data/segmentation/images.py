@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ...utils.logging import log
-from ...utils.text import printable
+from ...utils.text import counted, printable
 from ..decoding.images import image_extensions
 from ..decoding.pillow import upright_size, without_limit
 from ..sources.base import ImageSource, Subset
@@ -116,7 +116,7 @@ def _read(place: Place, option: str) -> _Read:
         paths = {stem: folders.masks / name for stem, name in masks.items()}
         root, pairs = folders.images, match(images, paths, folders)
     if len(pairs) >= MANY:
-        log.info(f"reading {len(pairs):,} masks")
+        log.info(f"reading {counted(len(pairs), 'mask')}")
     with ThreadPoolExecutor(THREADS) as pool:  # decoding leaves the interpreter's lock
         contents = list(pool.map(lambda pair: content_of(pair.mask), pairs))
     for pair, content in zip(pairs, contents, strict=True):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 from urllib.parse import unquote
 
+from ...utils.text import counted
 from ..decoding.images import image_extensions
 from ..storage.reading import ask, file_system
 from ..storage.safety import is_hidden
@@ -50,7 +51,7 @@ def list_images(url: str) -> list[str]:
     names = [path[len(root) :] for path in found if path.startswith(root)]
     chosen = sorted(n for n in names if os.path.splitext(n)[1].lower() in known and not is_hidden(unquote(n)))
     if not chosen:
-        raise ValueError(f"no image in {url}: {len(names)} other files")
+        raise ValueError(f"no image in {url}: {counted(len(names), 'other file')}")
     return chosen
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...utils.logging import log
-from ...utils.text import printable
+from ...utils.text import counted, printable
 from ..decoding.encoded import EncodedImage
 from ..storage.ahead import Ahead, Piece
 from ..storage.cache import cache_folder
@@ -177,7 +177,7 @@ def open_shards(locations: Sequence[str], field: str = "") -> Shards:
         ValueError: if a file cannot be indexed, has no image, or names are not unique.
     """
     if len(locations) > 1:
-        log.info(f"opening {len(locations):,} tar files")
+        log.info(f"opening {counted(len(locations), 'tar file')}")
     build: Callable[[str], TarIndex] = partial(index_of, folder=cache_folder() / "indexes")
     with ThreadPoolExecutor(TOGETHER) as pool:
         shards = [Shard(name, images) for name, images in zip(locations, pool.map(build, locations), strict=True)]
@@ -192,7 +192,7 @@ def open_shards(locations: Sequence[str], field: str = "") -> Shards:
     filled = [shard for shard in shards if len(shard.images)]
     if not filled:
         others = sum(shard.images.skipped for shard in shards)
-        raise ValueError(f"no image in the tar file{'s' * (len(shards) > 1)}: {others} other files")
+        raise ValueError(f"no image in the tar file{'s' * (len(shards) > 1)}: {counted(others, 'other file')}")
     chosen = None if field in ("", ALL) else _of_field(filled, field)
     return Shards(filled, _order(filled, chosen))
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...utils.memory import host_memory
 from ..decoding.encoded import UnreadableImage
-from ..decoding.tiff import images_of, require_all_pages
+from ..decoding.tiff_pages import images_of, require_all_pages
 from .dicom import read_series
 from .extensions import ARRAYS, BLOSC, ITK, NIFTI, TIFF, ZARR, extension_of, is_dicom
 from .geometry import LPS_TO_RAS, affine_from

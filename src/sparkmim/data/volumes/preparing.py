@@ -20,7 +20,7 @@ import numpy as np
 
 from ...utils.io import SUFFIX, write_atomically
 from ...utils.logging import log
-from ...utils.text import printable
+from ...utils.text import counted, printable
 from ..decoding.encoded import UnreadableImage
 from ..tables import named
 from .base import Case
@@ -314,7 +314,7 @@ def _announce(
     place = printable(str(store))
     if most + KEPT_FREE <= free:
         log.info(
-            f"preparing {len(left)} volumes{kept} into {place}: at most {readable_bytes(most)} of the "
+            f"preparing {counted(len(left), 'volume')}{kept} into {place}: at most {readable_bytes(most)} of the "
             f"{readable_bytes(free)} free"
         )
         return
@@ -328,7 +328,7 @@ def _announce(
             f"{readable_bytes(about + KEPT_FREE - free)}, take fewer volumes, or coarser voxels by --spacing X Y Z"
         )
     log.info(
-        f"preparing {len(left)} volumes{kept} into {place}: about {readable_bytes(about)} of the "
+        f"preparing {counted(len(left), 'volume')}{kept} into {place}: about {readable_bytes(about)} of the "
         f"{readable_bytes(free)} free"
     )
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ...reporting.text_tables import aligned, spread
 from ...reporting.volumes import Histogram, draw_volumes
+from ...utils.text import counted
 from .fingerprint import Fingerprint, Intensities
 
 
@@ -16,7 +17,7 @@ def fingerprint_table(found: Fingerprint) -> str:
     """Return a table of sizes, spacings and intensities, a line for each."""
     shapes = np.array([case.shape for case in found.cases])
     boxes = np.array([case.foreground for case in found.cases])
-    channels = f"{found.channels} channel{'s' * (found.channels > 1)}"
+    channels = counted(found.channels, "channel")
     rows: list[Sequence[str]] = [("", "X", "Y", "Z")]
     for name, values in (
         ("spacing, mm", found.spacings),
@@ -27,7 +28,7 @@ def fingerprint_table(found: Fingerprint) -> str:
         rows.append((name, *(spread(column) for column in values.T)))
     rows.append(("spacing of --spacing median", *(f"{side:.4g}" for side in found.target_spacing)))
     lines = [
-        f"{len(found.cases)} volumes of {channels} ({found.modality}); median, and smallest to largest",
+        f"{counted(len(found.cases), 'volume')} of {channels} ({found.modality}); median, and smallest to largest",
         *aligned(rows),
     ]
     rows = [("intensity in the foreground", "mean", "std", "0.5%", "median", "99.5%")]
@@ -51,7 +52,7 @@ def fingerprint_picture(found: Fingerprint) -> Image.Image:
         title = f"Intensity, channel {channel} ({kind})"
         note = f"mean {part.mean:.4g}" if kind == "ct" else "deviations"
         histograms.append(Histogram(title, shares, float(edges[0]), float(edges[-1]), note))
-    return draw_volumes(f"{len(found.cases)} volumes", found.spacings, shapes, histograms)
+    return draw_volumes(counted(len(found.cases), "volume"), found.spacings, shapes, histograms)
 
 
 def _numbers(part: Intensities) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ...utils.text import counted
 from .measure import seconds
 
 PACKAGES = ("sparkmim", "torch", "torchvision", "timm", "pillow")
@@ -16,7 +17,7 @@ PACKAGES = ("sparkmim", "torch", "torchvision", "timm", "pillow")
 
 def describe(device: torch.device) -> str:
     """Return CPU model and cores, the GPU if it is used, and versions."""
-    parts = [f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"]
+    parts = [f"{cpu_name()}, {counted(os.cpu_count() or 1, 'core')}, {counted(torch.get_num_threads(), 'thread')}"]
     if device.type == "cuda":
         parts.append(torch.cuda.get_device_name(device))
     parts.append(f"Python {platform.python_version()}")

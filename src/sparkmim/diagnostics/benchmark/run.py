@@ -22,6 +22,7 @@ from ...models.spark import SparK
 from ...training.config import Device, LoopConfig, Precision
 from ...utils.devices import pick_device
 from ...utils.fields import validate_as
+from ...utils.text import counted
 from .machine import describe, peak_flops
 from .measure import forward_flops, peak_bytes, seconds
 from .step import DTYPES, Step
@@ -102,6 +103,7 @@ def benchmark(
     data: str | Path | None = None,
     *,
     image_size: int = 224,
+    in_chans: int | None = None,
     batch_size: int = 8,
     precision: Precision = "32",
     compile: bool = False,
@@ -116,6 +118,7 @@ def benchmark(
         model: a timm name, or `FILE.py:FUNCTION`.
         data: folder or address of images, to measure reading; the built-in photographs, in memory, by default.
         image_size: side of the square view in pixels.
+        in_chans: channels of the images; 3 by default, or those of a Backbone.
         batch_size: images of a step.
         precision: 32, bf16-mixed or 16-mixed.
         compile: compile the model with torch.compile, except for masked-dense, which cannot be compiled.
@@ -134,7 +137,7 @@ def benchmark(
     where = pick_device(device)
     torch.manual_seed(0)
     with code_of(model):
-        backbone = load_backbone(model)
+        backbone = load_backbone(model, in_chans=in_chans)
     first_readable(open_source(data), backbone.in_chans)
     network = SparK(backbone, mask_ratio=mask_ratio, decoder_width=decoder_width).to(where).train()
     grid = network.grid_shape((image_size, image_size))
@@ -147,9 +150,9 @@ def benchmark(
     measured = _measure(steps, where, rounds)
     compiled = ", compiled (except masked-dense)" if compile else ""
     settings = (
-        f"{model}, {image_size} x {image_size} pixels, batch {batch_size}, {mask_ratio:.0%} hidden, decoder width "
-        f"{decoder_width}, {precision}{compiled}, {where.type}; medians of {rounds} alternating rounds; "
-        f"{datetime.date.today()}"
+        f"{model}, {image_size} x {image_size} pixels, {counted(backbone.in_chans, 'channel')}, batch {batch_size}, "
+        f"{mask_ratio:.0%} hidden, decoder width {decoder_width}, {precision}{compiled}, {where.type}; medians of "
+        f"{rounds} alternating rounds; {datetime.date.today()}"
     )
     return Benchmark(settings, describe(where), measured, reading, batch_size, peak_flops(where, DTYPES[precision]))
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ...utils.text import counted
 from .axes import Axis, axis
 from .curves import Curve, curve, smooth, thin
 from .text import number
@@ -78,7 +79,7 @@ def chart(
         data.append([[float(f"{v:.6g}") for v in column] for column in (shown.step, shown.epoch, shown.value)])
     value = series[-1][2].value if len(series) == 1 else series[min(1, len(series) - 1)][2].value
     summary = (
-        f"{title} over {series[0][2].step[-1]:,.0f} steps: from {number(float(value[0]))} to "
+        f"{title} over {counted(int(series[0][2].step[-1]), 'step')}: from {number(float(value[0]))} to "
         f"{number(float(value[-1]))}, lowest {number(float(value.min()))}, highest {number(float(value.max()))}"
     )
     rows = list(zip(1 - heights.place(np.array(heights.ticks)), map(heights.label, heights.ticks), strict=True))

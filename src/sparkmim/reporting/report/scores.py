@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...utils.text import counted
 from .pictures import picture_in
 from .segmentation import segmentation_score
 from .tables import confusion_table, mistaken_for, unreadable
@@ -47,7 +48,7 @@ def _numbers(score: Mapping[str, Any], name: str) -> str:
     numbers = {key: value for key, value in score.items() if isinstance(value, float)}
     items = "".join(f"<dt>{as_html(key)}</dt><dd>{value:.4g}</dd>" for key, value in numbers.items())
     lost = unreadable(list(score["unreadable"].items()))
-    return f"<h3>{SETS[name]}</h3><p>{score['images']:,} images</p><dl>{items}</dl>{lost}"
+    return f"<h3>{SETS[name]}</h3><p>{counted(score['images'], 'image')}</p><dl>{items}</dl>{lost}"
 
 
 def _classes(classes: Sequence[str], trained: Sequence[int], confusion: Sequence[Sequence[int]]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...utils.text import counted
 from .pictures import picture_in
 from .tables import confusion_table, mistaken_for, unreadable
 from .text import escaped, name_as_html
@@ -35,10 +36,10 @@ def segmentation_score(results: Mapping[str, Any], score: Mapping[str, Any], tit
     dice, per_image = _share(score["dice"]), _share(score["dice_per_image"])
     aside = "" if background is None else f" (without {escaped(classes[background])})"
     return (
-        f"<h3>{title}</h3><p>{score['images']:,} images: mean IoU <b>{score['miou']:.1%}</b>, mean Dice{aside} "
-        f"<b>{dice}</b>, per image <b>{per_image}</b>; {score['accuracy']:.1%} of the "
-        f"pixels</p>{_classes(results, score)}{confusion_table(classes, score['pixels'], percent=True)}"
-        f"{_worst(score['worst'], folder)}"
+        f"<h3>{title}</h3><p>{counted(score['images'], 'image')}: "
+        f"mean IoU <b>{score['miou']:.1%}</b>, mean Dice{aside} <b>{dice}</b>, per image <b>{per_image}</b>; "
+        f"{score['accuracy']:.1%} of the pixels</p>{_classes(results, score)}"
+        f"{confusion_table(classes, score['pixels'], percent=True)}{_worst(score['worst'], folder)}"
         f"{unreadable(list(score['unreadable'].items()))}"
     )
 

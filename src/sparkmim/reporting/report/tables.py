@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ...utils.text import counted
 from .text import as_html, escaped, name_as_html
 
 MOST_UNREADABLE = 20
@@ -24,7 +25,7 @@ def unreadable(images: Sequence[tuple[str, str]]) -> str:
     if not images:
         return ""
     more = f"; the first {MOST_UNREADABLE}" if len(images) > MOST_UNREADABLE else ""
-    count = f"{len(images):,} image{'s' * (len(images) > 1)}"
+    count = counted(len(images), "image")
     rows = "".join(
         f"<tr><th scope=row>{name_as_html(name)}</th><td>{as_html(error)}</td></tr>"
         for name, error in images[:MOST_UNREADABLE]

@@ -22,6 +22,7 @@ from ...data.volumes.opening import Stores
 from ...training.resume import fingerprint_of
 from ...utils.fields import NoSettings
 from ...utils.specs import find_plugin
+from ...utils.text import counted
 from ..network import Network, load_config_backbone, pooled_network
 from ..outputs import Outputs, compute_outputs
 from ..views import ImageView, NormalizedView, TargetBatch, TargetViews
@@ -41,6 +42,7 @@ class TransferTask(ABC, Generic[ImagesT]):
         metric: name of the score that chooses the weights to keep, among those of :meth:`score`.
         greater_is_better: whether larger scores are better ones.
         dims: numbers of spatial axes of the images that the task is for.
+        whole_images: whether images are read as a whole even if views are windows at their own resolution.
         stores: prepares volumes, where the task is for them.
     """
 
@@ -48,6 +50,7 @@ class TransferTask(ABC, Generic[ImagesT]):
     metric: ClassVar[str]
     greater_is_better: ClassVar[bool] = True
     dims: ClassVar[tuple[int, ...]] = (2,)
+    whole_images: ClassVar[bool] = False
     stores: Stores | None = None
 
     def __init__(self, settings: Any) -> None:
@@ -154,7 +157,7 @@ class TransferTask(ABC, Generic[ImagesT]):
             ValueError: if there is no such fold, or fewer images than folds.
         """
         if not index < folds <= len(images):
-            raise ValueError(f"--fold {index} of --folds {folds} does not exist for {len(images)} images")
+            raise ValueError(f"--fold {index} of --folds {folds} does not exist for {counted(len(images), 'image')}")
         order = torch.randperm(len(images), generator=keyed_generator(seed, Stream.FOLDS)).numpy()
         held_out = np.sort(order[index::folds])
         return images.subset(np.setdiff1d(np.arange(len(images)), held_out)), images.subset(held_out)

@@ -16,6 +16,7 @@ from ...data.statistics import first_readable
 from ...data.targets import Splits
 from ...training.resume import fingerprint_of
 from ...utils.specs import is_function
+from ...utils.text import counted
 from ..augment import AugmentedView, mix, one_hot
 from ..losses import classification_loss
 from ..network import Network, timm_network
@@ -58,7 +59,7 @@ class Classification(TransferTask[LabeledImages]):
     def describe(self, train: LabeledImages) -> str:
         """Return the number of images and classes."""
         counts = train.counts()
-        return f"{len(train):,} of {len(counts)} classes, {min(counts)} to {max(counts)} of each"
+        return f"{len(train):,} of {counted(len(counts), 'class', 'classes')}, {min(counts)} to {max(counts)} of each"
 
     def target(self, images: LabeledImages, index: int) -> Tensor:
         """Return the number of an image's class."""
@@ -94,7 +95,7 @@ class Classification(TransferTask[LabeledImages]):
             return
         if channels not in (1, 3):
             raise ValueError(f"--policy {policy} takes images of 1 or 3 channels; use --policy none")
-        image = first_readable(train.source, channels, config.data).nan_to_num(0)
+        image = first_readable(train.source, channels, config.data, by_part=config.data.by_part).nan_to_num(0)
         low, high = image.min().item(), image.max().item()
         if image.is_floating_point() and not 0 <= low <= high <= 1:
             raise ValueError(

@@ -27,6 +27,7 @@ from ...models.backbone import Levels
 from ...models.factory import load_backbone
 from ...pretraining.volumes import described, is_normalized, require_few_unreadable
 from ...utils.fields import show
+from ...utils.text import counted
 from ..config import SegmentationSettings
 from ..network import Network
 from ..outputs import Outputs
@@ -59,6 +60,7 @@ class Segmentation(TransferTask[Any]):
     settings_type = SegmentationSettings
     metric = "miou"
     dims = (2, 3)
+    whole_images = True
 
     def __init__(self, settings: SegmentationSettings, volumes: VolumeConfig | None = None) -> None:
         super().__init__(settings)
@@ -152,7 +154,8 @@ class Segmentation(TransferTask[Any]):
         """Return the number of images, and the share of each class."""
         shares = train.pixels.sum(0) / max(1, train.pixels.sum())
         named = ", ".join(f"{name} {share:.2g}" for name, share in zip(train.table.names[:8], shares, strict=False))
-        return f"{len(train):,} of {len(train.table)} classes ({named}{', ...' * (len(train.table) > 8)} of the pixels)"
+        classes = counted(len(train.table), "class", "classes")
+        return f"{len(train):,} of {classes} ({named}{', ...' * (len(train.table) > 8)} of the pixels)"
 
     def extents(self, train: Segmented) -> tuple[int, ...]:
         """Return the median size of the images along each axis."""
