@@ -17,7 +17,7 @@ from ..data.sources.pages import by_page
 from ..data.statistics import first_readable, peculiarities, require_readable
 from ..data.volumes.opening import Stores, prepared_as
 from ..models.backbone import Backbone
-from ..models.factory import code_of
+from ..models.factory import code_of, orientation_of
 from ..models.levels import NotProportionalError
 from ..models.masking import visible_patches
 from ..models.own_decoder import levels_of
@@ -97,6 +97,8 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             if kind != "volumes" and Path(chosen.get("data") or ".").exists():  # the kind depends on it, or may
                 require_same_kind(chosen.get("data"), kind, self.builder.axes(chosen["model"]), chosen["model"])
         require_for_kind(chosen, kind)
+        if kind == "volumes" and "orientation" not in chosen:
+            chosen = {**chosen, "orientation": orientation_of(chosen["model"])}
         where = Where(
             data=chosen.get("data"),
             settings=settings,

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..utils.io import write_atomically
+from ..utils.orientation import RAS, axes_of
 from .signals import signal_tiles
 
 MOST_IMAGES, MOST_VOLUMES, MOST_SIGNALS, MOST_CLIPS = 8, 3, 3, 2
@@ -39,6 +40,7 @@ def reconstruction_grid(
     mean: Sequence[float],
     std: Sequence[float],
     clips: bool = False,
+    orientation: str = RAS,
 ) -> Image.Image:
     """Draw up to 8 images side by side; below each, its visible patches and its reconstruction.
 
@@ -55,6 +57,7 @@ def reconstruction_grid(
         mean: mean of each channel, subtracted by the normalization.
         std: standard deviation of each channel, by which the normalization divides.
         clips: what has three axes are clips: frames, height and width.
+        orientation: order of the axes of volumes.
 
     Raises:
         ValueError: if the shapes do not match.
@@ -70,6 +73,12 @@ def reconstruction_grid(
             f"expected images, visible and prediction_composite of (B, C, H, W), (B, rows, columns) and (B, C, H, W), "
             f"or those of signals or volumes, got {tuple(images.shape)}, {tuple(visible.shape)} and "
             f"{tuple(prediction_composite.shape)}"
+        )
+    if dims == 3 and not clips:
+        turn = axes_of(RAS, orientation)
+        visible = visible.permute(0, *(1 + axis for axis in turn))
+        images, prediction_composite = (
+            x.permute(0, 1, *(2 + axis for axis in turn)) for x in (images, prediction_composite)
         )
     if not len(mean) == len(std) == images.shape[1]:
         raise ValueError(

@@ -87,6 +87,15 @@ class Vanishing(NamedTuple):
     shown: InputValues
     zeroed: InputValues
 
+    def reordered(self, axes: Sequence[int]) -> Vanishing:
+        """Return the same with the spatial axes in another order."""
+        layers = [
+            Layer(layer.name, *(values.permute(*axes) for values in (layer.visible, layer.dense, layer.sparse)))
+            for layer in self.layers
+        ]
+        image = self.image.permute(0, *(1 + axis for axis in axes))
+        return self._replace(image=image, visible=self.visible.permute(*axes), layers=layers)
+
 
 @torch.no_grad()
 def vanishing(backbone: Backbone, image: Float[Tensor, "channel *size"], visible: Bool[Tensor, "*grid"]) -> Vanishing:

@@ -32,10 +32,11 @@ from ...training.config import Device
 from ...utils.devices import pick_device
 from ...utils.io import write_atomically, write_text
 from ...utils.logging import log
+from ...utils.orientation import RAS
 from ...utils.text import printable
 from ..model_file import SavedModel, load_for_prediction
 from ..tasks.segmentation import Segmentation, classify
-from .pictures import picture_of, plane_of, planes, scaled
+from .pictures import picture_of, plane_of, planes, scaled, to_be_drawn
 from .whole import Predictor, Whole
 
 MaskFormat = Literal["index", "palette"]
@@ -143,7 +144,8 @@ def segment(
         if draw:
             picture = folder / _overlay_of(names[whole.number], ending)
             picture.parent.mkdir(parents=True, exist_ok=True)
-            _draw(whole, numbers, table, saved.view, picture)
+            orientation = source.preparation.orientation if isinstance(source, UnpreparedVolumes) else RAS
+            _draw(whole, numbers, table, saved.view, picture, orientation)
         found.append(SegmentedFile(name, folder / names[whole.number]))
     if all(one.mask is None for one in found):
         raise ValueError(f"none of the {len(source)} images can be read; {found[0].error}")
@@ -276,18 +278,19 @@ def _write_png(values: np.ndarray, path: Path, table: ClassTable, mask_format: M
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
 
 
-def _draw(whole: Whole, numbers: np.ndarray, table: ClassTable, view: ViewConfig, path: Path) -> None:
+def _draw(whole: Whole, numbers: np.ndarray, table: ClassTable, view: ViewConfig, path: Path, orientation: str) -> None:
     """Save an image with its predicted classes; of a volume the slices with most of them."""
     assert whole.pixels is not None
+    pixels, (numbers,) = to_be_drawn(whole.pixels, orientation, numbers)
     bare = [] if table.background is None else [table.background]
     shown = ~np.isin(numbers, bare)
-    if whole.pixels.ndim == 3:
-        picture = picture_of(whole.pixels, view)
+    if pixels.ndim == 3:
+        picture = picture_of(pixels, view)
         save_png(Image.fromarray(overlay(picture, numbers, table.colors, bare)), path)
         return
     rows = []
-    for axis, place in planes(whole.pixels, shown):
-        own = whole.pixels.movedim(axis + 1, 0)[place]  # (C, *two axes)
+    for axis, place in planes(pixels, shown):
+        own = pixels.movedim(axis + 1, 0)[place]  # (C, *two axes)
         own = own.transpose(1, 2).flip(1)
         picture, part = scaled(picture_of(own, view), plane_of(numbers, axis, place))
         rows.append([picture, overlay(picture, part, table.colors, bare)])

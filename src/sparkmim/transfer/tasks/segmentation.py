@@ -24,7 +24,7 @@ from ...data.targets import Splits
 from ...data.volumes.label_store import read_label_map
 from ...data.volumes.opening import Stores, prepared_as
 from ...models.backbone import Levels
-from ...models.factory import load_backbone
+from ...models.factory import load_backbone, orientation_of
 from ...pretraining.volumes import described, is_normalized, require_few_unreadable
 from ...utils.fields import show
 from ..config import SegmentationSettings
@@ -79,12 +79,13 @@ class Segmentation(TransferTask[Any]):
         return {**{name: getattr(self.settings, name) for name in own}, **asdict(self.volumes)}
 
     def defaults(self, encoder: TrainedEncoder) -> dict[str, Any]:
-        """Return spacing and intensities of the volumes that an encoder has learned from."""
+        """Return spacing, intensities and order of the axes of the volumes that an encoder has learned from."""
         if encoder.volumes is None:
-            return {}
+            return {"orientation": orientation_of(encoder.name)} if encoder.backbone.dims == 3 else {}
         kinds = set(encoder.volumes.kinds)
         intensity = {"intensity": kinds.pop()} if len(kinds) == 1 else {}
-        return {"spacing": encoder.volumes.spacing or "none", "foreground": encoder.volumes.foreground, **intensity}
+        learned = {name: getattr(encoder.volumes, name) for name in ("foreground", "orientation")}
+        return {"spacing": encoder.volumes.spacing or "none", **learned, **intensity}
 
     def in_chans(self, data: str, encoder: str) -> int | None:
         """Return the channels of volumes, where a network starts from random weights."""
@@ -397,7 +398,8 @@ class Segmentation(TransferTask[Any]):
                 continue
             truth = self.target(images, chosen[place]).numpy()
             path = folder / f"{place:02}.png"
-            draw_worst(whole.pixels, truth, logits.argmax(0).cpu().numpy(), table, config.data, path)
+            predicted = logits.argmax(0).cpu().numpy()
+            draw_worst(whole.pixels, truth, predicted, table, config.data, path, self.volumes.orientation)
             name = images.source.name(chosen[place])
             shown.append({"image": name, "dice": round(float(scores[order[place]]), 4), "picture": path.name})
         return {"worst": shown}
