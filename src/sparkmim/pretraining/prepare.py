@@ -274,7 +274,9 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         if ready.state is not None or model.execution != "packed":
             return
         size, images = ready.config.data.image_size, task.micro_batch
-        report = task.model.backbone.check(model.patch_size, modes=["train"], image_size=size, batch_size=images)
+        report = task.model.backbone.check(
+            model.patch_size, modes=["train"], image_size=size, batch_size=images, quick=True
+        )
         if not report.passed:
             raise ValueError(
                 f"{model.model} does not work on visible patches:\n{report}\n"
