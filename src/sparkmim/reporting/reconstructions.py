@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -138,6 +139,15 @@ def central_slices(
     middle = [extent // 2 for extent in volumes.shape[2:]]
     slices = [volumes.select(axis + 2, middle[axis]) for axis in (2, 1, 0)]
     return [plane.transpose(2, 3).flip(2) for plane in slices]
+
+
+def as_picture(images: Shaped[Tensor, "batch channel *size"], orientation: str = RAS) -> Tensor:
+    """Return images `(B, C, rows, columns)` as they are, and of volumes the three central slices side by side."""
+    if images.ndim == 4:
+        return images
+    slices = central_slices(images.permute(0, 1, *(2 + axis for axis in axes_of(RAS, orientation))))
+    rows = max(plane.shape[2] for plane in slices)
+    return torch.cat([F.pad(plane, (0, 0, 0, rows - plane.shape[2])) for plane in slices], 3)
 
 
 def denormalize(

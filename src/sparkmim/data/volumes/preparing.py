@@ -111,6 +111,11 @@ class Preparation:
         sides = None if spacing is None else tuple(map(float, spacing))
         return cls(sides, kinds, modalities, intensities, settings.foreground, masked, settings.orientation)
 
+    @classmethod
+    def nothing(cls, channels: int) -> Preparation:
+        """Return what leaves volumes as they are read."""
+        return cls(None, ("none",) * channels, ("mr",) * channels, (None,) * channels, False, False)
+
     def as_json(self) -> dict[str, Any]:
         """Return what :meth:`from_json` reads."""
         return asdict(self)

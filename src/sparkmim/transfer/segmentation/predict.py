@@ -22,7 +22,6 @@ from ...data.tables import named
 from ...data.volumes.extensions import stem_of
 from ...data.volumes.geometry import from_ras, to_ras
 from ...data.volumes.opening import open_prepared
-from ...data.volumes.preparing import Preparation
 from ...data.volumes.reading import read_grid
 from ...data.volumes.unprepared import UnpreparedVolumes
 from ...data.volumes.writing import labels_to_nifti
@@ -34,7 +33,7 @@ from ...utils.io import write_atomically, write_text
 from ...utils.logging import log
 from ...utils.orientation import RAS
 from ...utils.text import printable
-from ..model_file import SavedModel, load_for_prediction
+from ..model_file import SavedModel, load_for_prediction, recorded_volumes
 from ..tasks.segmentation import Segmentation, classify
 from .pictures import picture_of, plane_of, planes, scaled, to_be_drawn
 from .whole import Predictor, Whole
@@ -208,13 +207,8 @@ def _open(data: str | Path, saved: SavedModel, path: Path) -> ImageSource:
     if volumes != (saved.targets.get("volumes") is not None):
         kinds = ("volumes", "images") if volumes else ("images", "volumes")
         raise ValueError(f"{data} holds {kinds[0]}, and {path} is a model of {kinds[1]}")
-    if not volumes:
-        return open_source(data)
-    try:
-        preparation = Preparation.from_json(saved.targets["volumes"])
-    except ValueError as error:
-        raise ValueError(f"{path} records how volumes were prepared, and is damaged: {error}") from error
-    return open_prepared(data, preparation)
+    preparation = recorded_volumes(saved, path)
+    return open_source(data) if preparation is None else open_prepared(data, preparation)
 
 
 def _names(source: ImageSource, ending: str) -> list[str]:

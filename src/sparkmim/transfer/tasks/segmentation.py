@@ -24,7 +24,7 @@ from ...data.targets import Splits
 from ...data.volumes.label_store import read_label_map
 from ...data.volumes.opening import Stores, prepared_as
 from ...models.backbone import Levels
-from ...models.factory import load_backbone, orientation_of
+from ...models.factory import load_backbone
 from ...pretraining.volumes import described, is_normalized, require_few_unreadable
 from ...utils.fields import show
 from ..config import SegmentationSettings
@@ -37,6 +37,7 @@ from ..segmentation.scores import SegmentationScore, confusion, image_scores
 from ..segmentation.views import ImageCrops, SegmentedViews, VolumeCrops
 from ..segmentation.whole import Predictor, Whole, to_grid
 from ..views import TargetBatch
+from ..volumes import settings_of_volumes
 from .base import TransferTask
 
 Segmented = SegmentedImages | SegmentedVolumes
@@ -79,13 +80,8 @@ class Segmentation(TransferTask[Any]):
         return {**{name: getattr(self.settings, name) for name in own}, **asdict(self.volumes)}
 
     def defaults(self, encoder: TrainedEncoder) -> dict[str, Any]:
-        """Return spacing, intensities and order of the axes of the volumes that an encoder has learned from."""
-        if encoder.volumes is None:
-            return {"orientation": orientation_of(encoder.name)} if encoder.backbone.dims == 3 else {}
-        kinds = set(encoder.volumes.kinds)
-        intensity = {"intensity": kinds.pop()} if len(kinds) == 1 else {}
-        learned = {name: getattr(encoder.volumes, name) for name in ("foreground", "orientation")}
-        return {"spacing": encoder.volumes.spacing or "none", **learned, **intensity}
+        """Return how the volumes that an encoder has learned from were prepared."""
+        return settings_of_volumes(encoder)
 
     def in_chans(self, data: str, encoder: str) -> int | None:
         """Return the channels of volumes, where a network starts from random weights."""
