@@ -17,6 +17,7 @@ from helpers import SMALLEST_PRETRAIN
 from plan_files import write_plans
 from sparkmim.evaluation.features import embed
 from sparkmim.models.factory import orientation_of
+from sparkmim.pretraining.model import learned_orientation
 from sparkmim.pretraining.run import pretrain
 from volume_files import write_nifti
 
@@ -86,6 +87,11 @@ def test_the_order_follows_the_network_unless_it_is_named(scans: Path, tmp_path:
     model = "nnunet:" + write_plans(tmp_path / "c")
     pretrain(tmp_path / "run", chosen=start(scans, model, orientation="RSA"))
     record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["volumes"]["orientation"] == "RSA"
+    for init in (tmp_path / "run", tmp_path / "run" / "encoder.safetensors"):
+        assert learned_orientation(str(init)) == "RSA", "a run that starts from these weights goes on in their order"
+    pretrain(tmp_path / "next", chosen=start(scans, model, init=str(tmp_path / "run")))
+    record = json.loads((tmp_path / "next" / "config.json").read_text())
     assert record["volumes"]["orientation"] == "RSA"
 
 

@@ -42,7 +42,7 @@ from .images import (
     require_same_kind,
 )
 from .kinds import kind_in, of_clips, of_signals, with_frames, with_size
-from .model import INIT_OF_FINETUNING, ModelBuilder, require_pretraining
+from .model import INIT_OF_FINETUNING, ModelBuilder, learned_orientation, require_pretraining
 from .plan import plan_of
 from .recipes import RECIPES, Recipe, Situation
 from .task import PretrainingTask
@@ -98,7 +98,8 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
                 require_same_kind(chosen.get("data"), kind, self.builder.axes(chosen["model"]), chosen["model"])
         require_for_kind(chosen, kind)
         if kind == "volumes" and "orientation" not in chosen:
-            chosen = {**chosen, "orientation": orientation_of(chosen["model"])}
+            learned = learned_orientation(init)
+            chosen = {**chosen, "orientation": learned or orientation_of(chosen["model"])}
         where = Where(
             data=chosen.get("data"),
             settings=settings,

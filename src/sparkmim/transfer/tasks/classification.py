@@ -20,9 +20,12 @@ from ...data.targets import Splits
 from ...data.volumes.base import Cases
 from ...data.volumes.opening import Stores, are_volumes, prepared_as
 from ...data.volumes.preparing import Preparation
+from ...data.volumes.store import PreparedVolumes
 from ...pretraining.volumes import described, is_normalized, median_extents, require_few_unreadable
 from ...training.resume import fingerprint_of
+from ...utils.logging import log
 from ...utils.specs import is_function
+from ...utils.text import printable
 from ..augment import AugmentedView, mix, one_hot
 from ..losses import classification_loss
 from ..network import Network, timm_network
@@ -84,7 +87,15 @@ class Classification(TransferTask[LabeledImages]):
             stores.name_cases(address, cases)
             return stores.open(address, self.volumes, like, option)
 
-        return images.prepared(open_cases)
+        found = images.prepared(open_cases)
+        if len(found) < len(images):
+            assert isinstance(found.source, PreparedVolumes)
+            name, reason = found.source.unreadable[0]
+            log.warning(
+                f"{len(images) - len(found):,} of {len(images):,} volumes of {option} cannot be read and are left out; "
+                f"{printable(name)}: {reason}"
+            )
+        return found
 
     def read_split(self, path: Path, option: str, train: LabeledImages | None) -> LabeledImages:
         """Return labeled images; other splits than the training images have the same classes."""
