@@ -246,6 +246,7 @@ def test_adaptation_plan_prepares_as_the_pretraining_did(
     found = plan["configurations"][style]
     assert (found["spacing"], found["normalization_schemes"], found["use_mask_for_norm"]) == (spacing, schemes, masks)
     assert style == ("onemmiso" if spacing == [1, 1, 1] else "median")
+    assert found["patch_size"] == [(16, 32, 32)["SAR".index(axis)] for axis in orientation], "the plans', reordered"
 
 
 def test_command(

@@ -209,13 +209,19 @@ def adaptation_plan(network: nn.Module, plan: Plan, channels: int, encoder: Trai
     keys = [getattr(network, name, None) for name in ("key_to_encoder", "key_to_stem", "keys_to_in_proj")]
     if any(key is None for key in keys):
         return None
-    # Crops of both trainings: the fork's loader ends in an error for convnets where they differ.
-    size = [int(side) for side in plan.settings.get("patch_size") or encoder.data.image_size]
     prepared = encoder.volumes
+    orientation = plan.orientation if prepared is None else prepared.orientation
+    planned = axes_of(orientation, plan.orientation)  # the axes that the encoder has learned from, among the plans'
+
+    def of_plans(name: str) -> list[Any] | None:
+        values = plan.settings.get(name)
+        return [values[axis] for axis in planned] if isinstance(values, list) and len(values) == 3 else values
+
+    # Crops of both trainings: the fork's loader ends in an error for convnets where they differ.
+    size = [int(side) for side in of_plans("patch_size") or encoder.data.image_size]
     learned = None if prepared is None else prepared.spacing_along()
-    spacing = [float(side) for side in learned or plan.settings.get("spacing") or [1.0] * len(size)]
-    # From nnU-Net's axes to those that the encoder has learned from, which older versions left in the file's order.
-    forward = list(axes_of(plan.orientation if prepared is None else prepared.orientation, ORIENTATION))
+    spacing = [float(side) for side in learned or of_plans("spacing") or [1.0] * len(size)]
+    forward = list(axes_of(orientation, ORIENTATION))  # which older versions left in the order of files
     backward = [forward.index(axis) for axis in range(len(forward))]
     kinds = ("mr",) * channels if prepared is None or len(prepared.kinds) != channels else prepared.kinds
     isotropic = all(value == 1 for value in spacing)
