@@ -55,7 +55,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         write_nifti(root / "data" / f"v{number}.nii.gz", place_values(shape, affine).astype(np.float32), affine)
     spacing, orientation = request.param
     alike = {"spacing": spacing, "intensity": "none", "foreground": False, "orientation": orientation}
-    alike["image_size"] = (24, 16, 16)  # so that another order of axes would be noticed
+    # Longer along X, so that another order of axes would be noticed; nothing is too thin to be hidden there.
+    alike["image_size"] = tuple(24 if direction == "R" else 16 for direction in orientation)
     if spacing == "none":  # the same axes, or spacings would be mixed
         for number in (2, 3):
             (root / "data" / f"v{number}.nii.gz").unlink()
