@@ -22,7 +22,7 @@ def network(dims: int = 3) -> nn.Sequential:
 
 def asked(backbone: Backbone) -> dict[str, Any]:
     patch_size = backbone.resolve_patch_size(None)
-    known = {"stride": backbone.strides[-1], "in_chans": backbone.in_chans}
+    known: dict[str, Any] = {"stride": backbone.strides[-1], "in_chans": backbone.in_chans}
     return affordable(backbone.module, backbone, patch_size=patch_size, **known)
 
 

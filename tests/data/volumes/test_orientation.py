@@ -32,7 +32,7 @@ def how(orientation: str, spacing: tuple[float, ...] | None = None) -> Preparati
     return Preparation(spacing, ("none",), ("mr",), (None,), False, False, orientation)
 
 
-@pytest.fixture(params=AFFINES.values(), ids=AFFINES)
+@pytest.fixture(params=AFFINES.values(), ids=list(AFFINES))
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     values = place_values(SHAPE, request.param).astype(np.float32)
     return Case("v", (write_nifti(tmp_path / "v.nii.gz", values, request.param),))

@@ -114,7 +114,8 @@ class Preparation:
     @classmethod
     def nothing(cls, channels: int) -> Preparation:
         """Return what leaves volumes as they are read."""
-        return cls(None, ("none",) * channels, ("mr",) * channels, (None,) * channels, False, False)
+        kinds: tuple[Kind, ...] = ("none",) * channels
+        return cls(None, kinds, ("mr",) * channels, (None,) * channels, False, False)
 
     def as_json(self) -> dict[str, Any]:
         """Return what :meth:`from_json` reads."""

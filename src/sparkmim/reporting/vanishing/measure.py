@@ -6,7 +6,7 @@ was hidden; and they shift the distribution of the input. Neither happens on vis
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
