@@ -114,7 +114,7 @@ class Preparation:
     @classmethod
     def nothing(cls, channels: int) -> Preparation:
         """Return what leaves volumes as they are read."""
-        kinds: tuple[Kind, ...] = ("none",) * channels
+        kinds: Any = ("none",) * channels
         return cls(None, kinds, ("mr",) * channels, (None,) * channels, False, False)
 
     def as_json(self) -> dict[str, Any]:
