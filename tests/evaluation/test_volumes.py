@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import sparkmim
 from helpers import make_images
 from sparkmim.cli import run_command
 from sparkmim.data.labels import LabeledImages, labeled_splits
@@ -20,7 +21,6 @@ from sparkmim.evaluation.frozen import FrozenEncoder
 from sparkmim.evaluation.knn import knn
 from sparkmim.evaluation.linear_probe import linear_probe
 from sparkmim.pretraining.run import pretrain
-from sparkmim.transfer.run import finetune
 from volume_files import write_nifti, write_series
 
 nibabel = pytest.importorskip("nibabel")
@@ -135,23 +135,20 @@ def test_tables_of_series_channels_and_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [knn, linear_probe])
 def test_bad_input(data: Path, run: Path, tmp_path: Path, command: Any) -> None:
     images = make_images(tmp_path / "images" / "a")
+    weights = tmp_path / "weights.pt"
+    torch.save(sparkmim.load_encoder("none", NETWORK, in_chans=1).state_dict(), weights)
     with pytest.raises(ValueError, match=r"no volume in .*: it holds \d+ .png"):
         command(run, images.parent, trust=True)
     with pytest.raises(ValueError, match="test_resnet takes images of 2 axes, and these are volumes"):
         command("none", data, model="test_resnet")
     with pytest.raises(ValueError, match=r"does not record how volumes were prepared.* use an encoder.safetensors"):
-        command("none", data, model=NETWORK, in_chans=1)
+        command(weights, data, model=NETWORK, in_chans=1)
     (tmp_path / "flat").mkdir()
     write_nifti(tmp_path / "flat" / "v.nii.gz", volume(0, 0))
     with pytest.raises(ValueError, match="has no class folders"):
         command(run, tmp_path / "flat", trust=True)
     with pytest.raises(ValueError, match="--image-size 0 is not a number"):
         command(run, data, image_size=0, trust=True)
-
-
-def test_fine_tuning_says_what_there_is_instead(data: Path, run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"takes volumes.*segmentation` takes volumes, `sparkmim probe` fits"):
-        finetune(tmp_path / "fine", chosen={"encoder": str(run), "data": str(data)}, trust=True)
 
 
 def test_volumes_that_are_both_learned_from_and_scored_are_told(

@@ -12,47 +12,13 @@ from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 
 import sparkmim
+from plan_files import write_plans
 from sparkmim import Backbone
 from sparkmim.checkpoints.encoder import read_metadata, save_encoder
 from sparkmim.cli import main
 from sparkmim.data.volumes.preparing import Preparation
 from sparkmim.exporters.equivalence import Mismatch
 from sparkmim.models.factory import load_backbone
-
-UNET = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
-
-
-def write_plans(folder: Path, channels: int = 1, labels: int = 3, **changes: Any) -> str:
-    """Write plans of a narrow residual U-Net and return its name."""
-    folder.mkdir(exist_ok=True)
-    arguments = {
-        "n_stages": 3,
-        "features_per_stage": [4, 8, 8],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * 3,
-        "strides": [[1, 1, 1], [2, 2, 2], [1, 2, 2]],
-        "n_blocks_per_stage": [1, 2, 1],
-        "n_conv_per_stage_decoder": [1, 1],
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
-    required = ["conv_op", "norm_op", "dropout_op", "nonlin"]
-    network = {"network_class_name": UNET, "arch_kwargs": arguments | changes, "_kw_requires_import": required}
-    configuration = {
-        "architecture": network,
-        "patch_size": [16, 32, 32],
-        "spacing": [3.0, 1.0, 1.0],
-        "normalization_schemes": ["ZScoreNormalization"] * channels,
-    }
-    plans = folder / "nnUNetPlans.json"
-    plans.write_text(json.dumps({"plans_name": "nnUNetPlans", "configurations": {"3d_fullres": configuration}}))
-    (folder / "dataset.json").write_text(json.dumps({"labels": {f"label {k}": k for k in range(labels)}}))
-    return f"{plans}#3d_fullres"
 
 
 def randomised(network: nn.Module) -> nn.Module:
@@ -243,28 +209,44 @@ def test_adaptation_plan(plans: str, encoder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("preparation", "spacing", "schemes", "masks"),
+    ("preparation", "spacing", "schemes", "masks", "transpose"),
     [
-        (((1.0, 1.0, 2.5), ("mr",), True), [2.5, 1, 1], ["ZScoreNormalization"], [True]),
-        (((1.0, 1.0, 1.0), ("none",), False), [1, 1, 1], ["NoNormalization"], [False]),
-        ((None, ("mr",), False), [3, 1, 1], ["ZScoreNormalization"], [False]),  # as they are: those of the plans
+        (((1.0, 1.5, 2.5), ("mr",), True, "SAR"), [2.5, 1.5, 1], ["ZScoreNormalization"], [True], [0, 1, 2]),
+        (((1.0, 1.5, 2.5), ("mr",), True, "ARS"), [1.5, 1, 2.5], ["ZScoreNormalization"], [True], [1, 2, 0]),
+        (((1.0, 1.5, 2.5), ("mr",), True, "RAS"), [1, 1.5, 2.5], ["ZScoreNormalization"], [True], [2, 1, 0]),
+        (((1.0, 1.0, 1.0), ("none",), False, "SAR"), [1, 1, 1], ["NoNormalization"], [False], [0, 1, 2]),
+        # as they are: spacing of the plans
+        ((None, ("mr",), False, "SAR"), [3, 1, 1], ["ZScoreNormalization"], [False], [0, 1, 2]),
     ],
 )
 def test_adaptation_plan_prepares_as_the_pretraining_did(
-    preparation: Any, spacing: list[float], schemes: list[str], masks: list[bool], plans: str, tmp_path: Path
+    preparation: Any,
+    spacing: list[float],
+    schemes: list[str],
+    masks: list[bool],
+    transpose: list[int],
+    plans: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """In the order of nnU-Net's axes, which begins with the last of ours."""
-    own, kinds, masked = preparation
+    """In the order of the axes that the encoder has learned from, and with the way there from nnU-Net's."""
+    own, kinds, masked, orientation = preparation
     network = randomised(load_backbone(f"nnunet:{plans}").module)
     known = {"model": f"nnunet:{plans}", "in_chans": 1, "image_size": [16, 32, 32], "mean": [0.0], "std": [1.0]}
-    known["volumes"] = Preparation(own, kinds, ("mr",), (None,), True, masked).as_json()
+    known["volumes"] = Preparation(own, kinds, ("mr",), (None,), True, masked, orientation).as_json()
     save_encoder(network, tmp_path / "encoder.safetensors", {"sparkmim": json.dumps(known)})
     sparkmim.export(tmp_path / "encoder.safetensors", tmp_path / "out.pth", format="nnunet")
+    assert ("it will see them turned; pretrain with --orientation SAR" in caplog.text) == (orientation != "SAR")
     plan = json.loads((tmp_path / "out.adaptation_plan.json").read_text())["pretrain_plan"]
+    # nnU-Net's array of a volume has the axes S, A, R; its preprocessing transposes it by this.
+    assert "".join("SAR"[axis] for axis in plan["transpose_forward"]) == orientation
+    assert plan["transpose_forward"] == transpose
+    assert [plan["transpose_forward"][axis] for axis in plan["transpose_backward"]] == [0, 1, 2]
     (style,) = plan["configurations"]
     found = plan["configurations"][style]
     assert (found["spacing"], found["normalization_schemes"], found["use_mask_for_norm"]) == (spacing, schemes, masks)
     assert style == ("onemmiso" if spacing == [1, 1, 1] else "median")
+    assert found["patch_size"] == [(16, 32, 32)["SAR".index(axis)] for axis in orientation], "the plans', reordered"
 
 
 def test_command(

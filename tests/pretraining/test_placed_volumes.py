@@ -37,7 +37,15 @@ def world(image: Any) -> np.ndarray:
     )
 
 
-@pytest.fixture(scope="module", params=[(1.0, 1.5, 1.5), "none"], ids=["resampled", "own spacing"])
+WAYS = {
+    "resampled": ((1.0, 1.5, 1.5), "RAS"),
+    "own spacing": ("none", "RAS"),
+    "resampled, Z Y X": ((1.0, 1.5, 1.5), "SAR"),
+    "own spacing, Y Z X": ("none", "ASR"),
+}
+
+
+@pytest.fixture(scope="module", params=WAYS.values(), ids=WAYS)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on volumes whose values are a linear function of the place in the world, some smaller than a view."""
     root = tmp_path_factory.mktemp("placed")
@@ -45,8 +53,11 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     for number, affine in enumerate(AFFINES.values()):
         shape = (22, 24, 19) if number % 2 else (14, 21, 12)
         write_nifti(root / "data" / f"v{number}.nii.gz", place_values(shape, affine).astype(np.float32), affine)
-    alike = {"spacing": request.param, "intensity": "none", "foreground": False}
-    if request.param == "none":  # the same axes, or spacings would be mixed
+    spacing, orientation = request.param
+    alike = {"spacing": spacing, "intensity": "none", "foreground": False, "orientation": orientation}
+    # Longer along X, so that another order of axes would be noticed; nothing is too thin to be hidden there.
+    alike["image_size"] = tuple(24 if direction == "R" else 16 for direction in orientation)
+    if spacing == "none":  # the same axes, or spacings would be mixed
         for number in (2, 3):
             (root / "data" / f"v{number}.nii.gz").unlink()
         alike["max_broken"] = 0.0

@@ -10,7 +10,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sparkmim.reporting.reconstructions import HIDDEN, LABEL_COLOR, as_colors, reconstruction_grid, save_png, to_rgb
+from sparkmim.reporting.reconstructions import (
+    HIDDEN,
+    LABEL_COLOR,
+    as_colors,
+    as_picture,
+    reconstruction_grid,
+    save_png,
+    to_rgb,
+)
+from sparkmim.utils.orientation import axes_of
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -214,3 +223,23 @@ def test_values_that_are_no_colors_are_stretched(mean: float, std: float, channe
 def test_colors_are_shown_as_they_are(mean: float, std: float) -> None:
     colors = torch.rand(1, 3, 8, 8)
     assert torch.equal(as_colors(colors, colors, [mean] * 3, [std] * 3), colors)
+
+
+@pytest.mark.parametrize("orientation", ["SAR", "ASR", "SRA"])
+def test_volumes_of_every_order_of_axes_are_drawn_alike(orientation: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, predicted = torch.randn(2, 2, 1, 8, 12, 16, generator=generator)
+    visible = torch.rand(2, 2, 3, 4, generator=generator) > 0.5
+    axes = axes_of(orientation)
+    turned = [part.permute(0, 1, *(2 + axis for axis in axes)) for part in (images, predicted)]
+    plain = reconstruction_grid(images, visible, predicted, mean=[0.0], std=[1.0])
+    found = reconstruction_grid(
+        turned[0],
+        visible.permute(0, *(1 + axis for axis in axes)),
+        turned[1],
+        mean=[0.0],
+        std=[1.0],
+        orientation=orientation,
+    )
+    assert found.tobytes() == plain.tobytes()
+    assert torch.equal(as_picture(turned[0], orientation), as_picture(images))

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +38,7 @@ from .sources.base import ImageSource, Subset
 from .sources.folder import Files, find_images, list_folders
 from .sources.pages import Pages, count_pages
 from .tables import Table, named, read_table
+from .volumes.base import Cases
 from .volumes.labeled import cases_of, find_in_classes, is_listed_volume, is_volume_folder
 from .volumes.opening import SCHEME
 from .volumes.preparing import Preparation
@@ -75,6 +76,31 @@ class LabeledImages:
         if counts is None:
             return self
         return LabeledImages(Pages(self.source, counts), np.repeat(self.labels, counts), self.classes)
+
+    def cases(self) -> Cases:
+        """Return the files of labeled volumes.
+
+        Raises:
+            ValueError: if these were not read from files.
+        """
+        if not isinstance(self.source, UnpreparedVolumes):
+            raise ValueError("labeled volumes are read from class folders or a CSV file, not by address; name one")
+        return Cases(self.source.cases)
+
+    def prepared(self, open_cases: Callable[[Cases], ImageSource]) -> LabeledImages:
+        """Return labeled volumes prepared in another way; those that turn out unreadable are left out.
+
+        Args:
+            open_cases: prepares volumes.
+
+        Raises:
+            ValueError: if these were not read from files.
+        """
+        cases = self.cases()
+        source = open_cases(cases)
+        label = {case.name: int(number) for case, number in zip(cases, self.labels, strict=True)}
+        labels = np.array([label[source.name(index)] for index in range(len(source))], np.int64)
+        return LabeledImages(source, labels, self.classes)
 
     def counts(self) -> list[int]:
         """Return the number of images of each class."""

@@ -20,10 +20,11 @@ from ..data.views import EvaluationView
 from ..data.volumes.opening import cases_at
 from ..data.volumes.settings import PrepareSettings
 from ..data.volumes.unprepared import UnpreparedVolumes
-from ..models.factory import require_image_size
+from ..models.factory import orientation_of, require_image_size
 from ..models.masking import random_visible
 from ..reporting.vanishing.drawing import draw_vanishing
 from ..reporting.vanishing.measure import Vanishing, open_branches, vanishing
+from ..utils.orientation import RAS, axes_of
 
 PIXELS, VOXELS = 224, 96
 """Side of a view of an image, and the longest of a volume, if none is asked for."""
@@ -105,6 +106,8 @@ def vanishing_figure(
     grid = tuple(s // p for s, p in zip(size, patch, strict=True))
     visible = random_visible(1, grid, mask_ratio, torch.Generator().manual_seed(seed))[0]
     found = vanishing(backbone, view, visible)
+    if backbone.dims == 3:  # drawn as axial slices
+        found = found.reordered(axes_of(RAS, _orientation(network)))
     picture = draw_vanishing(found, network.name, mean=network.data.mean, std=network.data.std)
     return VanishingFigure(network.name, found, picture)
 
@@ -122,10 +125,15 @@ def _look_at_image(
     return network, Normalize(network.data)(EvaluationView(replace(network.data, image_size=size))(pixels))
 
 
+def _orientation(network: TrainedEncoder) -> str:
+    """Return the order of the axes of volumes that a network takes."""
+    return orientation_of(network.name) if network.volumes is None else network.volumes.orientation
+
+
 def _look_at_volume(
     network: TrainedEncoder, image: Path, side: int | None, unit: Sequence[int]
 ) -> tuple[TrainedEncoder, Tensor]:
-    """Return the network with the statistics of its input, and the normalized central view `(C, X, Y, Z)` of a volume.
+    """Return the network with the statistics of its input, and the normalized central view `(C, *size)` of a volume.
 
     Raises:
         UnreadableImage: if it cannot be read.
@@ -134,7 +142,7 @@ def _look_at_volume(
     cases = cases_at(image, "--image", network.backbone.in_chans)
     if len(cases) > 1:
         raise ValueError(f"--image {image} holds {len(cases)} volumes; name the file of one")
-    source = UnpreparedVolumes(cases, network.volumes or PrepareSettings())
+    source = UnpreparedVolumes(cases, network.volumes or PrepareSettings(orientation=_orientation(network)))
     if not network.statistics_known:  # default settings normalize
         nothing, one = (0.0,) * network.backbone.in_chans, (1.0,) * network.backbone.in_chans
         network = network._replace(data=replace(network.data, mean=nothing, std=one), statistics_known=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,10 +27,12 @@ from ..data.sources.base import ImageSource
 from ..data.sources.pages import by_page
 from ..data.statistics import input_statistics
 from ..data.views import evaluation_view
+from ..data.volumes.base import Case
 from ..data.volumes.opening import are_volumes, open_prepared
-from ..data.volumes.preparing import Preparation
+from ..data.volumes.preparing import Preparation, PrepareSettings
+from ..data.volumes.unprepared import UnpreparedVolumes
 from ..models.backbone import Backbone
-from ..models.factory import require_image_size
+from ..models.factory import orientation_of, require_image_size
 from ..training.config import Device, LoopConfig
 from ..utils.devices import pick_device
 from ..utils.fields import show, validate_as
@@ -40,6 +43,9 @@ from .neighbors import write_neighbors
 
 Stage = int | Sequence[int]
 """Index of a feature map, or those of several, whose features are concatenated."""
+
+MOST_SEEN = 128
+"""Voxels of a view along an axis at most, of a network that has learned from no volumes."""
 
 
 class Features(NamedTuple):
@@ -239,6 +245,36 @@ def preparation_for(network: TrainedEncoder, data: str | Path | None) -> Prepara
             "otherwise here; use an encoder.safetensors of a pretraining on volumes"
         )
     return network.volumes
+
+
+def untrained_on(
+    network: TrainedEncoder, cases: Sequence[Case], image_size: int | None, *, statistics: bool
+) -> TrainedEncoder:
+    """Return a network that has learned from no volumes, with how some are prepared and seen by default.
+
+    They are normalized, resampled to their median spacing, in the order of axes that the network is made for, and seen
+    by crops of the size of most of them.
+
+    Args:
+        network: with random weights.
+        cases: the volumes, of which up to 32 are measured.
+        image_size: voxels of each side of the view, if the user says.
+        statistics: whether the user says mean and standard deviation.
+
+    Raises:
+        ValueError: if none of the volumes can be read.
+    """
+    source = UnpreparedVolumes(cases, PrepareSettings(orientation=orientation_of(network.name)))
+    backbone = network.backbone
+    size: Sequence[int] = (image_size,) * backbone.dims if image_size else ()
+    if not size:
+        extents, strides = np.median(source.shapes, axis=0), zip(*backbone.strides, strict=True)
+        unit = [math.lcm(*own) for own in strides]
+        size = [max(2 * u, min(round(extent / u), MOST_SEEN // u) * u) for extent, u in zip(extents, unit, strict=True)]
+    data = replace(network.data, image_size=tuple(size), crop="native")
+    if not statistics:
+        data = replace(data, mean=(0.0,) * backbone.in_chans, std=(1.0,) * backbone.in_chans)
+    return network._replace(volumes=source.preparation, data=data, statistics_known=True)
 
 
 def input_for(network: TrainedEncoder, source: ImageSource) -> DataConfig:

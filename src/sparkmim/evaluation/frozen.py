@@ -15,10 +15,11 @@ from ..data.labels import LabeledImages, LabeledSplits, labeled_splits
 from ..data.sources.pages import by_page
 from ..data.statistics import require_readable
 from ..data.tables import named
+from ..data.volumes.preparing import Preparation
 from ..training.config import Device
 from ..utils.devices import pick_device
 from ..utils.logging import log
-from .features import Stage, log_skipped, pooled_features, preparation_for, ready_for, stages_of
+from .features import Stage, log_skipped, pooled_features, preparation_for, ready_for, stages_of, untrained_on
 from .standardization import Standardization
 
 
@@ -108,6 +109,9 @@ class FrozenEncoder:
                 "probe classify images; `sparkmim embed` computes features to classify by"
             )
         chosen = with_input(loaded, image_size=image_size, mean=mean, std=std, files=files)
+        if str(encoder) == "none" and chosen.backbone.dims == 3:
+            bare = labeled_splits(data, val_data, test_data, Preparation.nothing(chosen.backbone.in_chans))
+            chosen = untrained_on(chosen, bare.train.cases(), image_size, statistics=mean is not None)
         self.splits: LabeledSplits = labeled_splits(data, val_data, test_data, preparation_for(chosen, data))
         source = by_page(self.splits.train.source, chosen.backbone.in_chans, chosen.data)
         self.network: TrainedEncoder = ready_for(chosen, source, stage)

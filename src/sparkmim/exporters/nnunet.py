@@ -19,8 +19,10 @@ from ..checkpoints.encoder import TrainedEncoder
 from ..checkpoints.weights import adapt_channels
 from ..models.backbone import Backbone
 from ..models.named.base import find_named
-from ..models.named.nnunet import NnUNet, Plan, stages_of
+from ..models.named.nnunet import ORIENTATION, NnUNet, Plan, stages_of
 from ..utils.io import read_json
+from ..utils.logging import log
+from ..utils.orientation import axes_named, axes_of
 from ..utils.specs import PLANS_FILE
 from .equivalence import Mismatch, compare_maps
 
@@ -74,6 +76,7 @@ def to_nnunet(encoder: TrainedEncoder, plans: str | None = None, in_chans: int |
         network = named.network(plan, came, _classes(named), deep_supervision=True)
         taken = _load(network, own, named, encoder)
         _compare(encoder, network)
+        _warn_of_other_axes(encoder, plan, named)
         if channels != came:
             network = _adapted(named, plan, network, channels)
     state = {name: tensor.detach() for name, tensor in network.cpu().state_dict().items()}  # ties are kept
@@ -152,6 +155,17 @@ def _compare(encoder: TrainedEncoder, network: nn.Module) -> None:
     compare_backbones(own, other)
 
 
+def _warn_of_other_axes(encoder: TrainedEncoder, plan: Plan, named: NnUNet) -> None:
+    """Warn if an encoder has learned from volumes whose axes are in another order than nnU-Net's will be."""
+    learned = None if encoder.volumes is None else encoder.volumes.orientation
+    if learned not in (None, plan.orientation):
+        log.warning(
+            f"the encoder has learned from volumes of the axes {axes_named(str(learned))}, and nnU-Net gives "
+            f"{named} the axes {axes_named(plan.orientation)}: it will see them turned; pretrain with --orientation "
+            f"{plan.orientation}"
+        )
+
+
 def compare_backbones(own: Backbone, other: Backbone) -> None:
     """Verify that two backbones have the same maps, at the strides that the first one has; in double precision.
 
@@ -195,17 +209,24 @@ def adaptation_plan(network: nn.Module, plan: Plan, channels: int, encoder: Trai
     keys = [getattr(network, name, None) for name in ("key_to_encoder", "key_to_stem", "keys_to_in_proj")]
     if any(key is None for key in keys):
         return None
-    # Crops of both trainings: the fork's loader ends in an error for convnets where they differ.
-    size = [int(side) for side in plan.settings.get("patch_size") or encoder.data.image_size[::-1]]
     prepared = encoder.volumes
-    # nnU-Net's axes run from the last of the file to the first, ours from the first to the last.
-    learned = None if prepared is None or prepared.spacing is None else prepared.spacing[::-1]
-    spacing = [float(side) for side in learned or plan.settings.get("spacing") or [1.0] * len(size)]
+    orientation = plan.orientation if prepared is None else prepared.orientation
+    planned = axes_of(orientation, plan.orientation)  # the axes that the encoder has learned from, among the plans'
+
+    def of_plans(name: str) -> list[Any] | None:
+        values = plan.settings.get(name)
+        return [values[axis] for axis in planned] if isinstance(values, list) and len(values) == 3 else values
+
+    # Crops of both trainings: the fork's loader ends in an error for convnets where they differ.
+    size = [int(side) for side in of_plans("patch_size") or encoder.data.image_size]
+    learned = None if prepared is None else prepared.spacing_along()
+    spacing = [float(side) for side in learned or of_plans("spacing") or [1.0] * len(size)]
+    forward = list(axes_of(orientation, ORIENTATION))  # which older versions left in the order of files
+    backward = [forward.index(axis) for axis in range(len(forward))]
     kinds = ("mr",) * channels if prepared is None or len(prepared.kinds) != channels else prepared.kinds
     isotropic = all(value == 1 for value in spacing)
     style = "onemmiso" if isotropic else "median"
     resample = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
-    axes = list(range(len(size)))
     configuration = {
         "data_identifier": f"sparkmim_{style}",
         "preprocessor_name": "DefaultPreprocessor",
@@ -230,8 +251,8 @@ def adaptation_plan(network: nn.Module, plan: Plan, channels: int, encoder: Trai
             "plans_name": "sparkmim",
             "original_median_spacing_after_transp": spacing,
             "image_reader_writer": "SimpleITKIO",
-            "transpose_forward": axes,
-            "transpose_backward": axes,
+            "transpose_forward": forward,
+            "transpose_backward": backward,
             "configurations": {style: configuration},
             "experiment_planner_used": "ExperimentPlanner",
         },

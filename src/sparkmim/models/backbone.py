@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import DropBlock2d, DropBlock3d, StochasticDepth
 
 from ..sparse import CheckReport, check, random_factor
+from ..sparse.effort import affordable
 from ..sparse.traceable import require_traceable
 from ..utils.axes import per_axis
 from ..utils.copies import copied
@@ -414,6 +415,7 @@ class Backbone:
         *,
         image_size: int | Sequence[int] | None = None,
         batch_size: int = 1,
+        quick: bool = False,
         **settings: Any,
     ) -> CheckReport:
         """Check on a copy that the network works on visible patches: identity, crop, leak and oracle on small images.
@@ -424,6 +426,8 @@ class Backbone:
                 compared too. A network may compute something else on large images than on small ones.
             batch_size: images that training sees at a time. With more than one, feature maps of as many small images
                 are compared too, up to 128.
+            quick: check networks of volumes that would take minutes in less precision or on fewer patches, and
+                thoroughly if that fails; see :mod:`sparkmim.sparse.effort`.
             settings: of :func:`sparkmim.sparse.check`.
 
         Raises:
@@ -437,8 +441,14 @@ class Backbone:
             shapes.append((1, *((image_size,) * self.dims if isinstance(image_size, int) else image_size)))
         if batch_size > 1:
             shapes.append((min(batch_size, MOST_CHECKED_IMAGES), *[2 * s for s in self.size_divisor(size)]))
-        given: dict[str, Any] = {"stride": self.strides[-1], "in_chans": self.in_chans, "shapes": shapes, **settings}
-        return check(other.module, other, patch_size=size, **given)
+        network: dict[str, Any] = {"patch_size": size, "stride": self.strides[-1], "in_chans": self.in_chans}
+        given = {**network, "shapes": shapes, **settings}
+        less = affordable(other.module, other, **network) if quick else {}
+        report = check(other.module, other, **given, **less)
+        if less and not report.passed:  # rounding may have been too much
+            other = self._copied_for_check()
+            report = check(other.module, other, **given)
+        return report
 
     def _copied_for_check(self) -> Backbone:
         name = type(self.module).__name__

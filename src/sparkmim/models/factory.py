@@ -16,6 +16,7 @@ from torch import nn
 
 from ..utils.devices import out_of_memory
 from ..utils.modules import eval_mode
+from ..utils.orientation import RAS
 from ..utils.specs import LOCAL_FOLDER, is_function, load_object
 from .backbone import Backbone, Levels
 from .named.base import NamedNetwork, find_named
@@ -39,6 +40,16 @@ def is_registered(model: str) -> bool:
         return False
     namespace = torchvision.models.video if module.endswith("video") else torchvision.models
     return name in torchvision.models.list_models(module=namespace) and hasattr(namespace, name)
+
+
+def orientation_of(model: str) -> str:
+    """Return the order of the axes of volumes that a network is made for, RAS where its name says nothing.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    named = find_named(model)
+    return RAS if named is None else named.orientation()
 
 
 def require_image_size(

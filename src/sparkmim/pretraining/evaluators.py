@@ -111,6 +111,7 @@ def draw_reconstructions(
         mean=data.mean,
         std=data.std,
         clips=kind_in(config) == "clips",
+        orientation=config.volumes.orientation,
     )
     save_png(grid, path)
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checkpoints.metadata import read_network_metadata
 from ..checkpoints.run_folder import RunFolder
-from ..checkpoints.weights import load_weights
+from ..checkpoints.weights import is_safetensors, load_weights
 from ..data.seeding import Stream, keyed_seed
 from ..models.backbone import Backbone, Levels
 from ..models.config import ModelConfig
@@ -19,9 +20,10 @@ from ..models.factory import axes_of, load_backbone
 from ..models.own_decoder import levels_of
 from ..models.spark import SparK
 from ..objectives.base import find_objective
-from ..training.recorded import require_sound_record
+from ..training.recorded import recorded_value, require_sound_record
 from ..training.resume import TASK
 from ..utils.logging import log
+from ..utils.orientation import RAS
 from .config import PretrainConfig
 
 REFINEMENT = "refine"
@@ -240,6 +242,29 @@ def require_pretraining(run: RunFolder, option: str, remedy: str) -> dict[str, A
             f"{remedy}"
         )
     return recorded
+
+
+def learned_orientation(init: str) -> str | None:
+    """Return the order of the axes of the volumes that weights have learned from, None if they do not say.
+
+    Args:
+        init: "none", "timm", a file of weights, or the folder of a pretraining.
+
+    Raises:
+        ValueError: if what is recorded cannot be read.
+    """
+    if init in ("none", "timm"):
+        return None
+    path = Path(init).expanduser()
+    known: dict[str, Any] = {}
+    if path.is_dir():
+        recorded = require_pretraining(RunFolder(path), "--init", INIT_OF_FINETUNING)
+        if len(recorded["data"]["image_size"]) == 3 and recorded_value(recorded, "clips", "frames", int) is None:
+            known = recorded
+    elif is_safetensors(path):
+        known = read_network_metadata(path)
+    volumes = known.get("volumes")
+    return None if volumes is None else str(volumes.get("orientation", RAS))  # older versions do not say
 
 
 class TrainedRun(NamedTuple):

@@ -17,7 +17,7 @@ from ..data.sources.pages import by_page
 from ..data.statistics import first_readable, peculiarities, require_readable
 from ..data.volumes.opening import Stores, prepared_as
 from ..models.backbone import Backbone
-from ..models.factory import code_of
+from ..models.factory import code_of, orientation_of
 from ..models.levels import NotProportionalError
 from ..models.masking import visible_patches
 from ..models.own_decoder import levels_of
@@ -45,7 +45,7 @@ from .images import (
     require_same_kind,
 )
 from .kinds import kind_in, of_clips, of_signals, with_frames, with_size
-from .model import INIT_OF_FINETUNING, ModelBuilder, require_pretraining, weights_of_init
+from .model import INIT_OF_FINETUNING, ModelBuilder, learned_orientation, require_pretraining, weights_of_init
 from .plan import plan_of
 from .recipes import RECIPES, Recipe, Situation
 from .task import PretrainingTask
@@ -110,6 +110,9 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             if kind != "volumes" and Path(chosen.get("data") or ".").exists():  # the kind depends on it, or may
                 require_same_kind(chosen.get("data"), kind, self.builder.axes(chosen["model"]), chosen["model"])
         require_for_kind(chosen, kind)
+        if kind == "volumes" and "orientation" not in chosen:
+            learned = learned_orientation(init)
+            chosen = {**chosen, "orientation": learned or orientation_of(chosen["model"])}
         where = Where(
             data=chosen.get("data"),
             settings=settings,
@@ -304,7 +307,9 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         if ready.state is not None or model.execution != "packed" or task.model.whole:
             return
         size, images = ready.config.data.image_size, task.micro_batch
-        report = task.model.backbone.check(model.patch_size, modes=["train"], image_size=size, batch_size=images)
+        report = task.model.backbone.check(
+            model.patch_size, modes=["train"], image_size=size, batch_size=images, quick=True
+        )
         if not report.passed:
             raise ValueError(
                 f"{model.model} does not work on visible patches:\n{report}\n"

@@ -24,6 +24,7 @@ from ..data.sources.pages import by_page
 from ..data.statistics import first_readable
 from ..data.views import evaluation_view
 from ..data.volumes.extensions import extension_of
+from ..data.volumes.geometry import reordered
 from ..data.volumes.store import StoredVolume
 from ..data.volumes.writing import volume_to_nifti
 from ..evaluation.features import log_skipped, open_learned
@@ -31,6 +32,7 @@ from ..models.config import ModelConfig
 from ..reporting.reconstructions import MOST_IMAGES, denormalize, reconstruction_grid
 from ..training.config import LoopConfig
 from ..utils.fields import validate_as
+from ..utils.orientation import RAS, axes_of
 from .config import PretrainConfig
 from .evaluators import readable_views
 from .kinds import kind_in
@@ -42,8 +44,8 @@ class PlacedVolume(NamedTuple):
 
     Attributes:
         name: of the volume.
-        start: its first voxel in the prepared volume.
-        affine: 4x4, from voxels of the prepared volume to the RAS world in millimeters.
+        start: its first voxel in the prepared volume, along X, Y and Z.
+        affine: 4x4, from voxels of the prepared volume in RAS orientation to the RAS world in millimeters.
         volume: `(C, X, Y, Z)`.
         visible: the same with hidden patches at the least value of each channel.
         reconstruction: the same with hidden patches as predicted.
@@ -191,29 +193,40 @@ def reconstruct(
     images = Normalize(config.data)(join([view.images for view in batch]))
     visible = torch.cat([view.visible for view in batch])
     reconstructions = trained.model.reconstruct(images, visible)
+    orientation = config.volumes.orientation
     picture = reconstruction_grid(
-        images, visible, reconstructions, mean=config.data.mean, std=config.data.std, clips=kind == "clips"
+        images,
+        visible,
+        reconstructions,
+        mean=config.data.mean,
+        std=config.data.std,
+        clips=kind == "clips",
+        orientation=orientation,
     )
     found = Reconstructions(images, visible, reconstructions, picture, trained.step, skipped)
     if kind != "volumes":
         return found
     own = [denormalize(x, config.data.mean, config.data.std) for x in (images, reconstructions)]
     indices = [index for view in batch for index in view.indices]
-    placed = [_placed(source, index, *parts) for index, *parts in zip(indices, *own, visible, strict=True)]
+    placed = [_placed(source, index, orientation, *parts) for index, *parts in zip(indices, *own, visible, strict=True)]
     return found._replace(volumes=placed)
 
 
 def _placed(
     source: ImageSource,
     index: int,
-    view: Float[Tensor, "channel x y z"],
-    reconstruction: Float[Tensor, "channel x y z"],
-    visible: Bool[Tensor, "rows columns slices"],
+    orientation: str,
+    view: Float[Tensor, "channel *size"],
+    reconstruction: Float[Tensor, "channel *size"],
+    visible: Bool[Tensor, "*grid"],
 ) -> PlacedVolume:
-    """Return the central view of a volume without what lies beyond the volume."""
+    """Return the central view of a volume, turned to RAS, without what lies beyond the volume."""
     stored = source.open(index)
     assert isinstance(stored, StoredVolume)
-    size, space = view.shape[1:], stored.shape[1:]
+    turn = axes_of(RAS, orientation)
+    view, reconstruction = (part.permute(0, *(1 + axis for axis in turn)) for part in (view, reconstruction))
+    visible, affine = visible.permute(turn), reordered(stored.affine, turn)
+    size, space = view.shape[1:], [stored.shape[1 + axis] for axis in turn]
     start = central_start(space, size)
     inside = [slice(max(0, -a), min(w, s - a)) for a, w, s in zip(start, size, space, strict=True)]
     shown = visible
@@ -222,4 +235,4 @@ def _placed(
     volume, predicted, shown = view[:, *inside], reconstruction[:, *inside], shown[*inside]
     seen = torch.where(shown, volume, volume.amin((1, 2, 3), keepdim=True))
     first = tuple(max(0, a) for a in start)
-    return PlacedVolume(source.name(index), first, stored.affine, volume, seen, predicted)
+    return PlacedVolume(source.name(index), first, affine, volume, seen, predicted)

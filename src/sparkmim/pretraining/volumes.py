@@ -19,6 +19,7 @@ from ..models.spark import SparK
 from ..training.config import Precision
 from ..training.memory import images_that_fit
 from ..utils.logging import log
+from ..utils.orientation import axes_named
 
 LARGEST_CROP = 160
 """Most voxels of a crop along an axis where none are asked for: nnssl's."""
@@ -48,10 +49,11 @@ def described(source: ImageSource) -> dict[str, str]:
     preparation = prepared_as(source)
     if preparation is None:
         return {}
-    spacing = preparation.spacing
+    spacing, orientation = preparation.spacing_along(), preparation.orientation
     resampled = "as they are" if spacing is None else f"resampled to {' x '.join(f'{s:.3g}' for s in spacing)} mm"
     size = " x ".join(map(str, median_extents(source)))
-    parts = [resampled, f"{size} voxels (median)", f"intensities {' '.join(preparation.kinds)}"]
+    axes = f"axes {axes_named(orientation)} ({orientation}), as sizes of views and patches"
+    parts = [axes, resampled, f"{size} voxels (median)", f"intensities {' '.join(preparation.kinds)}"]
     source = whole_of(source)
     if isinstance(source, PreparedVolumes):
         left_out = len(source.unreadable)

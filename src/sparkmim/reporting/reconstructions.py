@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..utils.io import write_atomically
+from ..utils.orientation import RAS, axes_of
 from .signals import signal_tiles
 
 MOST_IMAGES, MOST_VOLUMES, MOST_SIGNALS, MOST_CLIPS = 8, 3, 3, 2
@@ -39,6 +41,7 @@ def reconstruction_grid(
     mean: Sequence[float],
     std: Sequence[float],
     clips: bool = False,
+    orientation: str = RAS,
 ) -> Image.Image:
     """Draw up to 8 images side by side; below each, its visible patches and its reconstruction.
 
@@ -55,6 +58,7 @@ def reconstruction_grid(
         mean: mean of each channel, subtracted by the normalization.
         std: standard deviation of each channel, by which the normalization divides.
         clips: what has three axes are clips: frames, height and width.
+        orientation: order of the axes of volumes.
 
     Raises:
         ValueError: if the shapes do not match.
@@ -70,6 +74,12 @@ def reconstruction_grid(
             f"expected images, visible and prediction_composite of (B, C, H, W), (B, rows, columns) and (B, C, H, W), "
             f"or those of signals or volumes, got {tuple(images.shape)}, {tuple(visible.shape)} and "
             f"{tuple(prediction_composite.shape)}"
+        )
+    if dims == 3 and not clips:
+        turn = axes_of(RAS, orientation)
+        visible = visible.permute(0, *(1 + axis for axis in turn))
+        images, prediction_composite = (
+            x.permute(0, 1, *(2 + axis for axis in turn)) for x in (images, prediction_composite)
         )
     if not len(mean) == len(std) == images.shape[1]:
         raise ValueError(
@@ -129,6 +139,15 @@ def central_slices(
     middle = [extent // 2 for extent in volumes.shape[2:]]
     slices = [volumes.select(axis + 2, middle[axis]) for axis in (2, 1, 0)]
     return [plane.transpose(2, 3).flip(2) for plane in slices]
+
+
+def as_picture(images: Shaped[Tensor, "batch channel *size"], orientation: str = RAS) -> Tensor:
+    """Return images `(B, C, rows, columns)` as they are, and of volumes the three central slices side by side."""
+    if images.ndim == 4:
+        return images
+    slices = central_slices(images.permute(0, 1, *(2 + axis for axis in axes_of(RAS, orientation))))
+    rows = max(plane.shape[2] for plane in slices)
+    return torch.cat([F.pad(plane, (0, 0, 0, rows - plane.shape[2])) for plane in slices], 3)
 
 
 def denormalize(

@@ -115,6 +115,7 @@ def check(
         results = []
         for mode in modes:
             network.train(mode == "train")
+            runner.kept.clear()
             names = [name for name in _PROPERTIES if name != "hidden" or any(u > 1 for u in unit)]
             with prepared.precision(prepared.dtype):
                 results += [_compared(name, mode, runner, prepared.computed) for name in names]
@@ -207,6 +208,13 @@ class _Runner:
         self.network, self.features, self.images, self.seed = network, features, images, seed
         self.patch_size, self.unit = tuple(patch_size), tuple(unit)
         self.grid = tuple(s // p for s, p in zip(images.shape[2:], patch_size, strict=True))
+        self.kept: dict[type[Execution], tuple[Tensor, _Pass]] = {}
+
+    def on_visible(self, visible: Tensor, kind: type[Execution]) -> _Pass:
+        """Run one pass on the visible patches of the images; several properties compare with the same one."""
+        if kind not in self.kept or not torch.equal(self.kept[kind][0], visible):
+            self.kept[kind] = visible, self(self.images, visible, kind)
+        return self.kept[kind][1]
 
     def with_features(self, features: Features) -> _Runner:
         """Return a runner of the same network, called in another way."""
@@ -344,12 +352,12 @@ def _leak(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
     visible = _random_visible(runner, generator)
     shown = mask_at(visible, runner.images.shape[2:]).unsqueeze(1)
     poisoned = torch.where(shown.to(runner.images.device), runner.images, math.nan)
-    return runner(poisoned, visible, SparseExecution), runner(runner.images, visible, SparseExecution)
+    return runner(poisoned, visible, SparseExecution), runner.on_visible(visible, SparseExecution)
 
 
 def _oracle(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
     visible = _random_visible(runner, generator)
-    return runner(runner.images, visible, SparseExecution), runner(runner.images, visible, MaskedDenseExecution)
+    return runner.on_visible(visible, SparseExecution), runner.on_visible(visible, MaskedDenseExecution)
 
 
 def _hidden(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
@@ -358,7 +366,7 @@ def _hidden(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
     twin = runner.with_features(_with_garbage(runner.features))
     kinds: tuple[type[Execution], ...] = (SparseExecution, MaskedDenseExecution)
     ours = [twin(runner.images, visible, kind, last_stands_in=True) for kind in kinds]
-    return _together(ours), _together([runner(runner.images, visible, kind) for kind in kinds])
+    return _together(ours), _together([runner.on_visible(visible, kind) for kind in kinds])
 
 
 def _together(passes: Sequence[_Pass]) -> _Pass:

@@ -21,14 +21,14 @@ class AugmentedView:
         crop: the random crop and flip.
     """
 
-    def __init__(self, data: ViewConfig, augment: AugmentConfig) -> None:
+    def __init__(self, data: ViewConfig, augment: AugmentConfig, *, rotate: bool = True) -> None:
         smooth = v2.InterpolationMode.BILINEAR
         policies = {
             "none": [],
             "rand": [v2.RandAugment(num_ops=2, magnitude=9, interpolation=smooth)],
             "trivial": [v2.TrivialAugmentWide(interpolation=smooth)],
         }
-        self.crop: AnyView = training_view(data)
+        self.crop: AnyView = training_view(data, rotate=rotate)
         self._policy = policies[augment.policy]
         self._erasing = [v2.RandomErasing(augment.erasing, value="random")] if augment.erasing else []
         self._normalize = Normalize(data)

@@ -140,6 +140,7 @@ class FinetuneConfig(TransferConfig):
 
     augment: AugmentConfig
     objective: LossConfig
+    volumes: VolumeConfig = VolumeConfig()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from ..checkpoints.own_files import require_own_files
 from ..checkpoints.run_folder import RunFolder
 from ..checkpoints.weights import read_weights
 from ..data.config import ViewConfig, files_of
+from ..data.volumes.preparing import Preparation
 from ..models.factory import code_of, is_registered
 from ..training.config import LoopConfig
 from ..utils.fields import validate_as
@@ -140,7 +141,8 @@ def load_model(path: Path, model: str | None = None, *, trust: bool = False) -> 
     own = model or known["model"]
     if model is None and names_code(own) and not is_registered(own):
         require_trust(own, "network", path, trust=trust, remedy=f"--model {own}")
-    targets = known["targets"] if "targets" in known else {"classes": known["classes"]}
+    own_targets = {key: known[key] for key in ("classes", "volumes") if key in known}
+    targets = known.get("targets", own_targets)
     weights = read_weights(path).value
     _require_classes(targets.get("classes"), weights, path)
     if model is None:
@@ -169,6 +171,20 @@ def load_model(path: Path, model: str | None = None, *, trust: bool = False) -> 
         **asdict(files_of(known)),
     )
     return SavedModel(module.eval(), task, targets, view, known["in_chans"])
+
+
+def recorded_volumes(saved: SavedModel, path: Path) -> Preparation | None:
+    """Return how the volumes that a network was fine-tuned on were prepared, None for one of images.
+
+    Raises:
+        ValueError: if what the file records cannot be.
+    """
+    if saved.targets.get("volumes") is None:
+        return None
+    try:
+        return Preparation.from_json(saved.targets["volumes"])
+    except ValueError as error:
+        raise ValueError(f"{path} records how volumes were prepared, and is damaged: {error}") from error
 
 
 def _require_classes(classes: Any, weights: Mapping[str, Tensor], path: Path) -> None:

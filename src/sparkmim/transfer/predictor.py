@@ -12,7 +12,9 @@ from ..checkpoints.metadata import read_network_metadata
 from ..checkpoints.weights import is_safetensors
 from ..data.config import Pages, chosen_files
 from ..data.sources.address import open_source
+from ..data.sources.base import ImageSource
 from ..data.sources.pages import by_page
+from ..data.volumes.opening import are_volumes, open_prepared
 from ..evaluation.features import log_places
 from ..models.factory import require_image_size
 from ..training.config import Device
@@ -21,7 +23,7 @@ from ..utils.io import write_text
 from ..utils.logging import log
 from ..utils.text import printable
 from .config import SEGMENTATION
-from .model_file import load_for_prediction, model_file
+from .model_file import SavedModel, load_for_prediction, model_file, recorded_volumes
 from .outputs import compute_outputs
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -89,7 +91,7 @@ def predict(
         workers=workers,
         files=chosen_files(pages, nodata, max_pixels),
     )
-    if saved.task.dims != (2,):
+    if is_segmentation(path) or 2 not in saved.task.dims:
         raise ValueError(f"{path} is a model of {type(saved.task).__name__}, which writes masks: use sparkmim.segment")
     names = saved.targets.get("classes")
     if names is None and top_k != 1:
@@ -98,7 +100,7 @@ def predict(
         raise ValueError(f"--top-k {top_k} must be 1 to {len(names)}, the number of classes")
     view = saved.view
     require_image_size(saved.module, saved.module, path.name, saved.in_chans, view.image_size)
-    source = by_page(open_source(data), saved.in_chans, view)
+    source = by_page(_open(data, saved, path), saved.in_chans, view)
     log_places(source)
     where = pick_device(device)
     found = compute_outputs(
@@ -124,6 +126,20 @@ def predict(
     for index, classes, values in zip(found.indices, likely.indices.tolist(), likely.values.tolist(), strict=True):
         predictions[index] = Prediction(source.name(index), tuple(names[number] for number in classes), tuple(values))
     return [predictions[index] for index in range(len(source))]
+
+
+def _open(data: str | Path, saved: SavedModel, path: Path) -> ImageSource:
+    """Return the images at an address; volumes are prepared as those that the network was fine-tuned on.
+
+    Raises:
+        ValueError: for volumes where the network takes images, or images where it takes volumes.
+    """
+    preparation = recorded_volumes(saved, path)
+    if preparation is not None:
+        return open_prepared(data, preparation)
+    if are_volumes(data):
+        raise ValueError(f"{data} holds volumes, and {path} is a model of images")
+    return open_source(data)
 
 
 def is_segmentation(run: str | Path) -> bool:

@@ -156,6 +156,7 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         defaults = {name: value for name, value in task.defaults(encoder).items() if name not in asked}
         asked = {**asked, **defaults, **_network_of(encoder)}
         task = self._task(asked) if defaults else task
+        task.axes, task.channels = encoder.backbone.dims, encoder.backbone.in_chans
         data = {name: asked[name] for name in LabeledDataConfig.__annotations__ if name in asked}
         view = {"image_size": (1, 1), "mean": (0.0,), "std": (1.0,)}
         settings = LabeledDataConfig(**{**view, **data})
@@ -206,7 +207,9 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
 
     def read_data(self, config: TransferConfig) -> Splits[Any]:
         """Return the images of a configuration."""
-        splits = self._task(config.flat()).read(config.data, config.run.seed)
+        task = self._task(config.flat())
+        task.axes, task.channels = len(config.data.image_size), config.model.in_chans
+        splits = task.read(config.data, config.run.seed)
         return split_pages(splits, config.model.in_chans, files_of(vars(config.data)), config.model.task)
 
     def fingerprints(self, data: Splits[Any]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -15,6 +16,9 @@ from ..training.memory import images_that_fit
 from ..training.recipes import CommonSituation, native_precision, reading_processes, with_accumulation
 from .config import CLASSIFICATION, FinetuneOptimizerConfig, LabeledDataConfig, TransferConfig
 from .network import Network
+
+LARGEST_CROP = 128
+"""Most voxels of a crop along an axis, of volumes that a network without pretraining sees."""
 
 ConfigT = TypeVar("ConfigT", bound=TransferConfig)
 
@@ -57,16 +61,33 @@ class Situation(CommonSituation):
 def data_of(situation: Situation, *, crop_scale: tuple[float, float]) -> LabeledDataConfig:
     """Return how images are seen: as the encoder has seen them."""
     view = situation.view
+    volumes = situation.backbone.dims == 3
     return LabeledDataConfig(
         data=situation.chosen["data"],
-        image_size=view.image_size,
-        crop=view.crop,
+        image_size=volume_size(situation) if volumes and situation.extents else view.image_size,
+        crop="native" if volumes else view.crop,
         crop_scale=crop_scale,
         flip=view.flip,
         mean=view.mean,
         std=view.std,
         **asdict(files_of(vars(view))),
         workers=reading_processes(situation.device, situation.cores),
+    )
+
+
+def volume_size(situation: Situation) -> tuple[int, ...]:
+    """Return the size of crops of volumes: that which the encoder has seen, or what most volumes have.
+
+    It is a multiple of the network's total stride, two positions of it at least, and 128 voxels a side at most, where
+    the encoder has learned from nothing.
+    """
+    if not situation.from_scratch and situation.view.crop == "native":
+        return situation.view.image_size
+    strides = zip(*situation.backbone.strides, strict=True)
+    steps = [math.lcm(*own) for own in strides]
+    return tuple(
+        max(2 * step, min(round(extent / step), LARGEST_CROP // step) * step)
+        for extent, step in zip(situation.extents, steps, strict=True)
     )
 
 

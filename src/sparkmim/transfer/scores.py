@@ -12,9 +12,10 @@ import torch
 from ..data.config import ViewConfig
 from ..data.labels import LabeledImages
 from ..data.normalize import Normalize, unit_scale
-from ..data.views import EvaluationView
+from ..data.views import evaluation_view
 from ..evaluation.knn import accuracy
-from ..reporting.reconstructions import as_colors, save_png, tile, to_rgb
+from ..reporting.reconstructions import as_colors, as_picture, save_png, tile, to_rgb
+from ..utils.orientation import RAS
 from .augment import one_hot
 from .losses import classification_loss
 from .outputs import Outputs
@@ -62,9 +63,14 @@ class Score:
 
 
 def draw_mistakes(
-    outputs: Outputs, labeled: LabeledImages, view: ViewConfig, channels: int, folder: Path
+    outputs: Outputs,
+    labeled: LabeledImages,
+    view: ViewConfig,
+    channels: int,
+    folder: Path,
+    orientation: str = RAS,
 ) -> list[dict[str, Any]]:
-    """Save pictures of the images that are taken for another class with the highest probability.
+    """Save pictures of the images that are taken for another class with the highest probability; slices of volumes.
 
     Returns:
         For each its name, class, predicted class, the probability of that class, and the file of its picture.
@@ -73,13 +79,13 @@ def draw_mistakes(
     certain, predicted = outputs.values.softmax(1).max(1)
     wrong = np.flatnonzero(predicted.numpy() != labels)
     worst = wrong[np.argsort(-certain.numpy()[wrong], kind="stable")][:MISTAKES]
-    shown, normalize, found = EvaluationView(view), Normalize(view), []
+    shown, normalize, found = evaluation_view(view), Normalize(view), []
     for place, row in enumerate(worst.tolist()):
         index = outputs.indices[row]
         image = normalize.fill(unit_scale(shown.look(labeled.source, index, channels))).unsqueeze(0)
         image = as_colors(image, image, view.mean, view.std)
         path = folder / f"{place:02}.png"
-        save_png(tile(to_rgb(image, image)[0]), path)
+        save_png(tile(to_rgb(flat := as_picture(image, orientation), flat)[0]), path)
         found.append(
             {
                 "image": labeled.source.name(index),

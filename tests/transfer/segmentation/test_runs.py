@@ -71,10 +71,10 @@ def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.fixture(scope="module")
-def segmented_volumes(volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["RAS", "SRA"])
+def segmented_volumes(request: pytest.FixtureRequest, volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run") / "run"
-    finetune(run, chosen={**VOLUMES, "data": volumes})
+    finetune(run, chosen={**VOLUMES, "data": volumes, "orientation": request.param})
     return run
 
 

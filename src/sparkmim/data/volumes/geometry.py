@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ...utils.orientation import RAS, axes_of
 from ..decoding.encoded import UnreadableImage
 from .libraries import library
 
@@ -91,6 +92,41 @@ def from_ras(values: np.ndarray, affine: np.ndarray) -> np.ndarray:
     straight = np.stack([np.arange(3.0), np.ones(3)], axis=1)
     back: np.ndarray = orientations.apply_orientation(values, orientations.ornt_transform(straight, turn))
     return back
+
+
+def in_orientation(
+    values: np.ndarray, affine: np.ndarray, orientation: str, now: str = RAS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reorder the axes of a volume.
+
+    Args:
+        values: `(C, *size)`.
+        affine: 4x4, from its voxels to the RAS world.
+        orientation: order of its axes afterwards, such as SAR.
+        now: order of its axes as it is.
+
+    Returns:
+        A view of the volume, and its affine.
+    """
+    axes = axes_of(orientation, now)
+    return values.transpose(0, *(1 + axis for axis in axes)), reordered(affine, axes)
+
+
+def reordered(affine: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+    """Return the affine of a volume whose axes are taken in another order."""
+    return affine[:, [*axes, 3]]
+
+
+def axes_along(affine: np.ndarray, like: np.ndarray) -> tuple[int, ...] | None:
+    """Return the axis of one grid that is nearest to each axis of another one, None if that is not one to one.
+
+    Args:
+        affine: 4x4, of the grid whose axes are returned.
+        like: 4x4, of the other one.
+    """
+    one, other = (a[:3, :3] / np.linalg.norm(a[:3, :3], axis=0) for a in (affine, like))
+    axes = tuple(int(axis) for axis in (one.T @ other).argmax(axis=0))
+    return axes if sorted(axes) == [0, 1, 2] else None
 
 
 def same_grid(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> bool:

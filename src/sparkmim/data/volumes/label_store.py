@@ -15,7 +15,7 @@ from ...utils.text import printable
 from ..decoding.encoded import UnreadableImage
 from ..sources.base import ImageSource
 from .formats import read_files
-from .geometry import require_rectangular, to_ras
+from .geometry import axes_along, reordered, require_rectangular, to_ras
 from .parallel import each
 from .store import PreparedVolumes, StoredVolume, compress, open_array
 
@@ -51,8 +51,8 @@ class LabelEntry(NamedTuple):
 
     Attributes:
         file: of it as it was drawn.
-        content: file of the prepared one, or itself, `(1, X, Y, Z)`, uint16.
-        shape: `(1, X, Y, Z)`.
+        content: file of the prepared one, or itself, `(1, *size)`, uint16.
+        shape: `(1, *size)`, its axes in the order of the preparation's orientation.
         affine: 4x4, from voxels to the RAS world.
         counts: voxels of each label as it was drawn.
         places: some voxels of each label other than 0, prepared.
@@ -121,16 +121,17 @@ def resample_labels(labels: LabelMap, affine: np.ndarray, shape: Sequence[int]) 
 
     Args:
         labels: as drawn.
-        affine: of the grid.
+        affine: of the grid, whose axes may be in another order.
         shape: of the grid.
 
     Returns:
         None if the grids have different axes, or the label map does not cover the other one.
     """
-    placed = grid_in(affine, labels.affine)
-    if placed is None:
+    axes = axes_along(labels.affine, affine)
+    placed = None if axes is None else grid_in(affine, reordered(labels.affine, axes))
+    if axes is None or placed is None:
         return None
-    values = labels.values
+    values = labels.values.transpose(axes)
     for axis, (scale, offset, size) in enumerate(zip(*placed, shape, strict=True)):
         places = np.arange(size) * scale + offset
         extent = values.shape[axis]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ...utils.io import lock_file
 from ...utils.logging import log
+from ...utils.orientation import RAS
 from ...utils.text import printable
 from ..config import VolumeConfig
 from ..decoding.encoded import UnreadableImage
@@ -141,7 +142,8 @@ class Stores:
         preparation = None if like is None else prepared_as(like)
         if self.beside is None:
             return UnpreparedVolumes(cases, settings if preparation is None else preparation)
-        key = hashlib.sha256(repr((str(path), settings, preparation)).encode(errors="surrogateescape")).hexdigest()[:8]
+        text = repr((str(path), settings, preparation)).replace(f", orientation={RAS!r}", "")  # as older versions did
+        key = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
         name = f"{path.name}-{key}"
         root = self.beside.parent / STORES if self.chosen is None else self.chosen
         if config.store is not None and self.chosen is None and is_store(Path(config.store) / name):

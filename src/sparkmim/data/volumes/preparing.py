@@ -20,13 +20,14 @@ import numpy as np
 
 from ...utils.io import SUFFIX, write_atomically
 from ...utils.logging import log
+from ...utils.orientation import EXPECTED, RAS, axes_of, is_orientation
 from ...utils.text import counted, printable
 from ..decoding.encoded import UnreadableImage
 from ..tables import named
 from .base import Case
 from .fingerprint import CaseFingerprint, Fingerprint, Intensities, case_key, measure
 from .foreground import bounding_box, raw_foreground, without_holes
-from .geometry import cropped, resampled, spacing_of
+from .geometry import cropped, in_orientation, resampled, spacing_of
 from .libraries import library
 from .parallel import each
 from .reading import Volume, read_volume
@@ -59,7 +60,7 @@ class Prepared(NamedTuple):
     """A prepared volume.
 
     Attributes:
-        values: `(C, X, Y, Z)`, float32.
+        values: `(C, *size)`, float32, its axes in the order of the preparation's orientation.
         affine: 4x4, from its voxels to the RAS world.
     """
 
@@ -72,12 +73,13 @@ class Preparation:
     """What is done to each volume of a set: settings, with what follows from the fingerprint filled in.
 
     Attributes:
-        spacing: to resample to; None for none.
+        spacing: to resample to, in millimeters along X, Y and Z; None for none.
         kinds: how each channel is normalized.
         modalities: what each channel is, which tells its foreground: that of its kind, or as it looks.
         intensities: of each channel over the set, for CT: low, high, mean and deviation.
         foreground: crop to it.
         masked: normalize MR within the foreground, and set the rest to 0.
+        orientation: order of the axes of what is prepared.
     """
 
     spacing: tuple[float, ...] | None
@@ -86,6 +88,7 @@ class Preparation:
     intensities: tuple[tuple[float, float, float, float] | None, ...]
     foreground: bool
     masked: bool
+    orientation: str = RAS
 
     @classmethod
     def of(cls, settings: PrepareSettings, fingerprint: Fingerprint) -> Preparation:
@@ -106,7 +109,13 @@ class Preparation:
         )
         masked = settings.foreground and "mr" in kinds and fingerprint.foreground_share < MASKED_BELOW
         sides = None if spacing is None else tuple(map(float, spacing))
-        return cls(sides, kinds, modalities, intensities, settings.foreground, masked)
+        return cls(sides, kinds, modalities, intensities, settings.foreground, masked, settings.orientation)
+
+    @classmethod
+    def nothing(cls, channels: int) -> Preparation:
+        """Return what leaves volumes as they are read."""
+        kinds: Any = ("none",) * channels
+        return cls(None, kinds, ("mr",) * channels, (None,) * channels, False, False)
 
     def as_json(self) -> dict[str, Any]:
         """Return what :meth:`from_json` reads."""
@@ -131,7 +140,10 @@ class Preparation:
                 raise ValueError("its values cannot be")
             found: Any = intensities
             foreground, masked = bool(value["foreground"]), bool(value["masked"])
-            return cls(spacing, kinds, modalities, tuple(found), foreground, masked)
+            orientation = value.get("orientation", RAS)  # older versions do not say
+            if not is_orientation(orientation):
+                raise ValueError(f"the orientation {orientation!r} {EXPECTED}")
+            return cls(spacing, kinds, modalities, tuple(found), foreground, masked, orientation)
         except (KeyError, TypeError) as error:
             raise ValueError(f"it lacks what volumes were prepared by ({error})") from error
 
@@ -161,7 +173,7 @@ class Preparation:
             new = new_shape(shape, spacing, self.spacing)
             values = resample(values, new, separate_axis(spacing, self.spacing))
             affine = resampled(affine, shape, new)
-        return Prepared(values, affine)
+        return Prepared(*in_orientation(values, affine, self.orientation))
 
     def _normalize(self, channel: np.ndarray, index: int, mask: np.ndarray | None) -> np.ndarray:
         kind, known = self.kinds[index], self.intensities[index]
@@ -177,9 +189,14 @@ class Preparation:
         return scaled if mask is None else np.where(mask, scaled, np.float32(0))
 
     def size(self, case: CaseFingerprint) -> tuple[int, ...]:
-        """Return the voxels along each axis that a volume will have."""
+        """Return the voxels along each axis that a volume will have, in the order of the orientation."""
         shape = case.foreground if self.foreground else case.shape
-        return shape if self.spacing is None else new_shape(shape, case.spacing, self.spacing)
+        shape = shape if self.spacing is None else new_shape(shape, case.spacing, self.spacing)
+        return tuple(shape[axis] for axis in axes_of(self.orientation))
+
+    def spacing_along(self) -> tuple[float, ...] | None:
+        """Return the spacing along the axes of what is prepared, None if volumes are not resampled."""
+        return self.spacing and tuple(self.spacing[axis] for axis in axes_of(self.orientation))
 
     def bytes(self, fingerprint: Fingerprint, names: set[str] | None = None) -> int:
         """Return the bytes of volumes before compression: of all, or of those named."""
@@ -188,7 +205,10 @@ class Preparation:
 
     def key(self, case: Case) -> str:
         """Return a digest of a volume's files and of what is done to it."""
-        text = json.dumps([VERSION, case_key(case), asdict(self)])
+        how = asdict(self)
+        if self.orientation == RAS:  # so that what older versions have prepared is found
+            del how["orientation"]
+        text = json.dumps([VERSION, case_key(case), how])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...utils.fields import Valid, setting
+from ...utils.orientation import EXPECTED, RAS, is_orientation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,11 @@ class PrepareSettings:
     foreground: bool = True
     """Crop to the box around the foreground."""
 
+    orientation: str = setting(RAS, Valid(is_orientation, EXPECTED))
+    """Order of the axes of volumes as the network sees them, by where each of them runs: RAS for right, anterior,
+    superior (X, Y, Z), SAR for the reverse (Z, Y, X). If not given, that of nnU-Net for its networks, RAS for
+    others."""
+
     def __post_init__(self) -> None:
         """Validate each field.
 
@@ -43,6 +49,8 @@ class PrepareSettings:
                 raise ValueError(f"--spacing must be median, none or three numbers of mm above 0, got {self.spacing!r}")
         if self.intensity not in ("auto", "ct", "mr", "none"):
             raise ValueError(f"--intensity must be auto, ct, mr or none, got {self.intensity!r}")
+        if not is_orientation(self.orientation):
+            raise ValueError(f"--orientation {self.orientation} {EXPECTED}")
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> PrepareSettings:
@@ -56,4 +64,5 @@ class PrepareSettings:
             spacing=spacing if isinstance(spacing, str) else tuple(map(float, spacing)),  # type: ignore[arg-type]
             intensity=value["intensity"],
             foreground=bool(value["foreground"]),
+            orientation=value.get("orientation", RAS),  # stores of older versions do not say
         )

@@ -41,7 +41,7 @@ class Entry(NamedTuple):
     Attributes:
         name: of the case.
         key: of its file.
-        shape: `(C, X, Y, Z)`.
+        shape: `(C, *size)`, its axes in the order of the preparation's orientation.
         affine: 4x4, from voxels to the RAS world.
     """
 
@@ -65,19 +65,19 @@ class StoredVolume(Croppable):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return `(C, X, Y, Z)`."""
+        """Return `(C, *size)`, its axes in the order of the preparation's orientation."""
         return self._shape
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Return the millimeters between voxels along X, Y and Z."""
+        """Return the millimeters between voxels along each axis."""
         return spacing_of(self.affine)
 
     def crop(self, start: Sequence[int], stop: Sequence[int]) -> Tensor:
         """Read a part of the volume, decompressing no more blocks than it touches.
 
         Args:
-            start: first voxel along X, Y and Z.
+            start: first voxel along each axis.
             stop: the one behind the last.
 
         Returns:
@@ -165,7 +165,7 @@ class PreparedVolumes(ImageSource):
 
     @property
     def shapes(self) -> np.ndarray:
-        """Return the shape of each volume, `(N, 3)`: voxels along X, Y and Z."""
+        """Return the shape of each volume, `(N, 3)`: voxels along each axis."""
         return np.array([entry.shape[1:] for entry in self.entries])
 
     def open(self, index: int) -> StoredVolume:
@@ -213,7 +213,7 @@ def compress(values: np.ndarray, affine: np.ndarray, about: str = "") -> bytes:
     """Return the content of a .b2nd file of a volume.
 
     Args:
-        values: `(C, X, Y, Z)`.
+        values: `(C, *size)`.
         affine: 4x4.
         about: JSON to keep with it.
     """
@@ -242,7 +242,7 @@ def partition(shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the shapes of blocks and of chunks of a volume, as near to cubes as they can be; one channel each.
 
     Args:
-        shape: `(C, X, Y, Z)`.
+        shape: `(C, *size)`.
     """
     space = tuple(shape[1:])
     block = [1, 1, 1]

@@ -54,7 +54,7 @@ class UnpreparedVolumes(ImageSource):
 
     @property
     def shapes(self) -> np.ndarray:
-        """Return the shape of each volume that was measured once it is prepared, `(N, 3)`: voxels along X, Y and Z."""
+        """Return the shape of each volume that was measured once it is prepared, `(N, 3)`: voxels along each axis."""
         measured = [] if self.fingerprint is None else self.fingerprint.cases
         return np.array([self.preparation.size(case) for case in measured]).reshape(-1, 3)
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import nn
 
+from ...utils.orientation import RAS
 from ...utils.specs import NAMED, find_plugin, scheme_of
 
 
@@ -65,6 +66,10 @@ class NamedNetwork(ABC):
     def needs_trust(self) -> bool:
         """Return whether building it runs or fetches what the user must name: not on the word of a file alone."""
         return True
+
+    def orientation(self) -> str:
+        """Return the order of the axes of the volumes that the network takes: RAS, or that of the library."""
+        return RAS
 
     def import_module(self, module: str | None = None) -> ModuleType:
         """Import a module of the library.

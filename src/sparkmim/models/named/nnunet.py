@@ -35,6 +35,12 @@ PLAIN_CONVS = (2,) * STAGES
 
 PRESETS = ("resenc-m", "resenc-l", "resenc-xl", "plain")
 
+ORIENTATION = "SAR"
+"""Order of the axes of nnU-Net's arrays of a volume in RAS orientation: Z, Y, X, as SimpleITK has them.
+
+nnU-Net's default readers (SimpleITKIO, NibabelIO) reverse the axes of the file and do not turn them;
+NibabelIOWithReorient turns volumes to RAS first, as here."""
+
 UNET = "dynamic_network_architectures.architectures.unet"
 
 CLASS_OF_KEYWORDS = ("conv_op", "norm_op", "dropout_op", "nonlin")
@@ -51,6 +57,7 @@ class Plan:
         classes: names of the arguments that are classes.
         channels: of the images; None if the plans do not say.
         settings: the whole configuration, empty for a preset.
+        orientation: order of the axes of volumes.
     """
 
     class_name: str
@@ -58,6 +65,7 @@ class Plan:
     classes: tuple[str, ...]
     channels: int | None
     settings: Mapping[str, Any]
+    orientation: str = ORIENTATION
 
 
 class NnUNet(NamedNetwork):
@@ -77,6 +85,10 @@ class NnUNet(NamedNetwork):
     def needs_trust(self) -> bool:
         """Return False: plans are read as data, and only classes of the library and of torch are built."""
         return False
+
+    def orientation(self) -> str:
+        """Return the order of the axes of nnU-Net's arrays, after the transposition that the plans name."""
+        return self.plan().orientation
 
     def plan(self) -> Plan:
         """Return what is planned.
@@ -157,7 +169,8 @@ def read_plan(path: Path, name: str) -> Plan:
     Raises:
         ValueError: for a file that is not nnU-Net's plans, has no such configuration, or does not describe its network.
     """
-    settings = _configuration(_read(path), name, path)
+    plans = _read(path)
+    settings = _configuration(plans, name, path)
     described = settings.get("architecture")
     if described is None:
         raise ValueError(
@@ -174,7 +187,19 @@ def read_plan(path: Path, name: str) -> Plan:
         ) from error
     schemes = settings.get("normalization_schemes")
     channels = len(schemes) if isinstance(schemes, list) and schemes else None
-    return Plan(str(class_name), arguments, classes, channels, settings)
+    return Plan(str(class_name), arguments, classes, channels, settings, _transposed(plans, path))
+
+
+def _transposed(plans: Mapping[str, Any], path: Path) -> str:
+    """Return the order of the axes after `transpose_forward`, by which nnU-Net puts the coarsest axis first.
+
+    Raises:
+        ValueError: if it is not an order of three axes.
+    """
+    axes = plans.get("transpose_forward", [0, 1, 2])
+    if not isinstance(axes, list) or sorted(map(str, axes)) != ["0", "1", "2"]:
+        raise ValueError(f"{path} has the transpose_forward {axes!r}; expected an order of the axes, such as [0, 1, 2]")
+    return "".join(ORIENTATION[int(axis)] for axis in axes)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ was hidden; and they shift the distribution of the input. Neither happens on vis
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -86,6 +86,15 @@ class Vanishing(NamedTuple):
     full: InputValues
     shown: InputValues
     zeroed: InputValues
+
+    def reordered(self, axes: Sequence[int]) -> Vanishing:
+        """Return the same with the spatial axes in another order."""
+        layers = [
+            Layer(layer.name, *(values.permute(*axes) for values in (layer.visible, layer.dense, layer.sparse)))
+            for layer in self.layers
+        ]
+        image = self.image.permute(0, *(1 + axis for axis in axes))
+        return self._replace(image=image, visible=self.visible.permute(*axes), layers=layers)
 
 
 @torch.no_grad()

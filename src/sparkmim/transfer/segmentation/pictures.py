@@ -14,6 +14,7 @@ from ...data.normalize import unit_scale
 from ...data.segmentation.classes import IGNORED, ClassTable
 from ...reporting.reconstructions import as_colors, save_png, to_rgb
 from ...reporting.segmentation import enlarged, overlay, side_by_side
+from ...utils.orientation import RAS, axes_of
 
 SHOWN = 320
 """Pixels of the longer side of a picture, about: small images are enlarged by a whole factor, large ones reduced."""
@@ -38,8 +39,22 @@ def plane_of(values: np.ndarray, axis: int, place: int) -> np.ndarray:
     return values if axis < 0 else np.ascontiguousarray(values.take(place, axis).T[::-1])
 
 
+def to_be_drawn(pixels: Tensor, orientation: str, *numbers: np.ndarray) -> tuple[Tensor, list[np.ndarray]]:
+    """Return a volume `(C, *size)` and arrays `(*size)` of it in RAS orientation; an image as it is."""
+    if pixels.ndim == 3:
+        return pixels, list(numbers)
+    axes = axes_of(RAS, orientation)
+    return pixels.permute(0, *(1 + axis for axis in axes)), [part.transpose(axes) for part in numbers]
+
+
 def draw_worst(
-    pixels: Tensor, truth: np.ndarray, predicted: np.ndarray, table: ClassTable, data: ViewConfig, path: Path
+    pixels: Tensor,
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    table: ClassTable,
+    data: ViewConfig,
+    path: Path,
+    orientation: str = RAS,
 ) -> None:
     """Save an image, its truth, its prediction and where they differ; of a volume three slices.
 
@@ -50,7 +65,9 @@ def draw_worst(
         table: the classes.
         data: how images are normalized.
         path: of the PNG file.
+        orientation: order of the axes of a volume.
     """
+    pixels, (truth, predicted) = to_be_drawn(pixels, orientation, truth, predicted)
     wrong = (truth != predicted) & (truth != IGNORED)
     bare = [] if table.background is None else [table.background]
     rows = []

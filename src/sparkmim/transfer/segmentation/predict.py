@@ -22,7 +22,6 @@ from ...data.tables import named
 from ...data.volumes.extensions import stem_of
 from ...data.volumes.geometry import from_ras, to_ras
 from ...data.volumes.opening import open_prepared
-from ...data.volumes.preparing import Preparation
 from ...data.volumes.reading import read_grid
 from ...data.volumes.unprepared import UnpreparedVolumes
 from ...data.volumes.writing import labels_to_nifti
@@ -32,10 +31,11 @@ from ...training.config import Device
 from ...utils.devices import pick_device
 from ...utils.io import write_atomically, write_text
 from ...utils.logging import log
+from ...utils.orientation import RAS
 from ...utils.text import printable
-from ..model_file import SavedModel, load_for_prediction
+from ..model_file import SavedModel, load_for_prediction, recorded_volumes
 from ..tasks.segmentation import Segmentation, classify
-from .pictures import picture_of, plane_of, planes, scaled
+from .pictures import picture_of, plane_of, planes, scaled, to_be_drawn
 from .whole import Predictor, Whole
 
 MaskFormat = Literal["index", "palette"]
@@ -143,7 +143,8 @@ def segment(
         if draw:
             picture = folder / _overlay_of(names[whole.number], ending)
             picture.parent.mkdir(parents=True, exist_ok=True)
-            _draw(whole, numbers, table, saved.view, picture)
+            orientation = source.preparation.orientation if isinstance(source, UnpreparedVolumes) else RAS
+            _draw(whole, numbers, table, saved.view, picture, orientation)
         found.append(SegmentedFile(name, folder / names[whole.number]))
     if all(one.mask is None for one in found):
         raise ValueError(f"none of the {len(source)} images can be read; {found[0].error}")
@@ -206,13 +207,8 @@ def _open(data: str | Path, saved: SavedModel, path: Path) -> ImageSource:
     if volumes != (saved.targets.get("volumes") is not None):
         kinds = ("volumes", "images") if volumes else ("images", "volumes")
         raise ValueError(f"{data} holds {kinds[0]}, and {path} is a model of {kinds[1]}")
-    if not volumes:
-        return open_source(data)
-    try:
-        preparation = Preparation.from_json(saved.targets["volumes"])
-    except ValueError as error:
-        raise ValueError(f"{path} records how volumes were prepared, and is damaged: {error}") from error
-    return open_prepared(data, preparation)
+    preparation = recorded_volumes(saved, path)
+    return open_source(data) if preparation is None else open_prepared(data, preparation)
 
 
 def _names(source: ImageSource, ending: str) -> list[str]:
@@ -276,18 +272,19 @@ def _write_png(values: np.ndarray, path: Path, table: ClassTable, mask_format: M
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
 
 
-def _draw(whole: Whole, numbers: np.ndarray, table: ClassTable, view: ViewConfig, path: Path) -> None:
+def _draw(whole: Whole, numbers: np.ndarray, table: ClassTable, view: ViewConfig, path: Path, orientation: str) -> None:
     """Save an image with its predicted classes; of a volume the slices with most of them."""
     assert whole.pixels is not None
+    pixels, (numbers,) = to_be_drawn(whole.pixels, orientation, numbers)
     bare = [] if table.background is None else [table.background]
     shown = ~np.isin(numbers, bare)
-    if whole.pixels.ndim == 3:
-        picture = picture_of(whole.pixels, view)
+    if pixels.ndim == 3:
+        picture = picture_of(pixels, view)
         save_png(Image.fromarray(overlay(picture, numbers, table.colors, bare)), path)
         return
     rows = []
-    for axis, place in planes(whole.pixels, shown):
-        own = whole.pixels.movedim(axis + 1, 0)[place]  # (C, *two axes)
+    for axis, place in planes(pixels, shown):
+        own = pixels.movedim(axis + 1, 0)[place]  # (C, *two axes)
         own = own.transpose(1, 2).flip(1)
         picture, part = scaled(picture_of(own, view), plane_of(numbers, axis, place))
         rows.append([picture, overlay(picture, part, table.colors, bare)])

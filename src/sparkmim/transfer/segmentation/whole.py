@@ -17,6 +17,7 @@ from ...data.loader import load, read
 from ...data.normalize import Normalize
 from ...data.sampler import Key
 from ...data.sources.base import ImageSource, open_image
+from ...data.volumes.geometry import axes_along, reordered
 from ...data.volumes.label_store import grid_in
 from ...utils.modules import eval_mode
 from .sliding import slide
@@ -103,7 +104,7 @@ def to_grid(logits: Tensor, affine: np.ndarray, grid: np.ndarray, shape: Sequenc
     Logits are interpolated linearly; voxels outside of what was prepared (cropped away) are background.
 
     Args:
-        logits: `(classes, X, Y, Z)`, of the prepared volume.
+        logits: `(classes, *size)`, of the prepared volume, whose axes may be in another order than the grid's.
         affine: of the prepared volume.
         grid: affine of the volume as it was taken, RAS.
         shape: of that.
@@ -112,9 +113,11 @@ def to_grid(logits: Tensor, affine: np.ndarray, grid: np.ndarray, shape: Sequenc
     Raises:
         ValueError: if the grids have different axes.
     """
-    placed = grid_in(grid, affine)
-    if placed is None:
+    axes = axes_along(affine, grid)
+    placed = None if axes is None else grid_in(grid, reordered(affine, axes))
+    if axes is None or placed is None:
         raise ValueError("the prepared volume has other axes than the volume as it was taken; prepare it again")
+    logits = logits.permute(0, *(1 + axis for axis in axes))
     outside = torch.zeros(tuple(shape), dtype=torch.bool, device=logits.device)
     for axis, (scale, offset, size) in enumerate(zip(*placed, shape, strict=True)):
         extent = logits.shape[axis + 1]

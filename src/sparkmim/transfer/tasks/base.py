@@ -44,6 +44,8 @@ class TransferTask(ABC, Generic[ImagesT]):
         dims: numbers of spatial axes of the images that the task is for.
         whole_images: whether images are read as a whole even if views are windows at their own resolution.
         stores: prepares volumes, where the task is for them.
+        axes: number of spatial axes of what the network takes.
+        channels: of what the network takes; None if it is not known yet.
     """
 
     settings_type: ClassVar[type[Any]] = NoSettings
@@ -52,6 +54,8 @@ class TransferTask(ABC, Generic[ImagesT]):
     dims: ClassVar[tuple[int, ...]] = (2,)
     whole_images: ClassVar[bool] = False
     stores: Stores | None = None
+    axes: int = 2
+    channels: int | None = None
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -78,8 +82,8 @@ class TransferTask(ABC, Generic[ImagesT]):
         """
         if dims not in self.dims:
             raise ValueError(
-                f"{network} takes volumes; only images of two dimensions are fine-tuned on for classes. `--task "
-                "segmentation` takes volumes, `sparkmim probe` fits a linear classifier to the features of labeled ones"
+                f"{network} takes data of {dims} axes, and the task {type(self).__name__} those of "
+                f"{' or '.join(map(str, self.dims))}; name another network, or --task classification or segmentation"
             )
 
     def effects(self, config: Any) -> dict[str, tuple[bool, str]]:

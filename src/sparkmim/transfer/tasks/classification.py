@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from ...checkpoints.encoder import TrainedEncoder
+from ...data.config import VolumeConfig
 from ...data.labels import LabeledImages, fold, label_share, labeled_splits, read_labeled, read_matching
+from ...data.sources.base import ImageSource
 from ...data.statistics import first_readable
 from ...data.targets import Splits
+from ...data.volumes.base import Cases
+from ...data.volumes.opening import Stores, are_volumes, prepared_as
+from ...data.volumes.preparing import Preparation
+from ...data.volumes.store import PreparedVolumes
+from ...pretraining.volumes import described, is_normalized, median_extents, require_few_unreadable
 from ...training.resume import fingerprint_of
+from ...utils.logging import log
 from ...utils.specs import is_function
-from ...utils.text import counted
+from ...utils.text import counted, printable
 from ..augment import AugmentedView, mix, one_hot
 from ..losses import classification_loss
 from ..network import Network, timm_network
 from ..outputs import Outputs
 from ..scores import Score, draw_mistakes
+from ..volumes import settings_of_volumes
 from .base import TransferTask
 
 
@@ -29,17 +39,82 @@ class Classification(TransferTask[LabeledImages]):
     """Predict one class an image. Its settings are groups of :class:`~sparkmim.transfer.config.FinetuneConfig`."""
 
     metric = "top1"
+    dims = (2, 3)
+
+    def __init__(self, settings: Any, volumes: VolumeConfig | None = None) -> None:
+        super().__init__(settings)
+        self.volumes = VolumeConfig() if volumes is None else volumes
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Return the task with its settings among a configuration's fields, by flat name."""
+        names = [field.name for field in fields(VolumeConfig) if field.name in values]
+        return cls(cls.settings_type(), VolumeConfig(**{name: values[name] for name in names}))
+
+    def decisive(self) -> dict[str, Any]:
+        """Return how volumes are prepared, of which nothing matters to images."""
+        return asdict(self.volumes) if self.axes == 3 else {}
+
+    def defaults(self, encoder: TrainedEncoder) -> dict[str, Any]:
+        """Return how the volumes that an encoder has learned from were prepared."""
+        return settings_of_volumes(encoder)
+
+    def in_chans(self, data: str, encoder: str) -> int | None:
+        """Return the channels of volumes, where a network starts from random weights."""
+        if encoder != "none" or not (Path(data).expanduser().is_dir() and are_volumes(data)):
+            return None
+        return self._stores.channels(data)
+
+    @property
+    def _stores(self) -> Stores:
+        return Stores() if self.stores is None else self.stores
+
+    @property
+    def _unprepared(self) -> Preparation | None:
+        """How labeled volumes are read before it is known how they are prepared; None for images."""
+        return Preparation.nothing(self.channels or 1) if self.axes == 3 else None
+
+    def _prepared(
+        self, images: LabeledImages | None, path: Any, option: str, train: LabeledImages | None
+    ) -> LabeledImages | None:
+        """Return labeled volumes, prepared as the settings say, or as those to train on; images as they are."""
+        if images is None or self.axes != 3:
+            return images
+        stores, like = self._stores, None if train is None else train.source
+        address = f"{path}-{option.strip('-')}"  # a split may lie in the folder or the table of another one
+
+        def open_cases(cases: Cases) -> ImageSource:
+            stores.name_cases(address, cases)
+            return stores.open(address, self.volumes, like, option)
+
+        found = images.prepared(open_cases)
+        if len(found) < len(images):
+            assert isinstance(found.source, PreparedVolumes)
+            name, reason = found.source.unreadable[0]
+            log.warning(
+                f"{len(images) - len(found):,} of {len(images):,} volumes of {option} cannot be read and are left out; "
+                f"{printable(name)}: {reason}"
+            )
+        return found
 
     def read_split(self, path: Path, option: str, train: LabeledImages | None) -> LabeledImages:
         """Return labeled images; other splits than the training images have the same classes."""
         if train is None:
-            return read_labeled(path, option)
-        return read_matching(path, train.classes, "the training images", option)
+            read = read_labeled(path, option, self._unprepared)
+        else:
+            read = read_matching(path, train.classes, "the training images", option, self._unprepared)
+        prepared = self._prepared(read, path, option, train)
+        assert prepared is not None
+        return prepared
 
     def read(self, data: Any, seed: int) -> Splits[LabeledImages]:
-        """Return the splits of class folders or CSV files."""
+        """Return the splits of class folders or CSV files; volumes are prepared."""
         tests = [] if data.test_data is None else [data.test_data]
-        train, val, test = labeled_splits(data.data, data.val_data, tests)
+        read = labeled_splits(data.data, data.val_data, tests, self._unprepared)
+        train = self._prepared(read.train, data.data, "--data", None)
+        assert train is not None
+        val = self._prepared(read.val, data.val_data or data.data, "--val-data", train)
+        test = [self._prepared(part, data.test_data or data.data, "--test-data", train) for part in read.test]
         if data.folds and data.val_data is not None:
             raise ValueError("--folds and --val-data both say what to validate with; use one of them")
         if data.folds:
@@ -66,8 +141,32 @@ class Classification(TransferTask[LabeledImages]):
         return torch.tensor(int(images.labels[index]))
 
     def describe_targets(self, train: LabeledImages) -> dict[str, Any]:
-        """Return the names of the classes."""
-        return {"classes": list(train.classes)}
+        """Return the names of the classes, and how volumes were prepared."""
+        preparation = prepared_as(train.source)
+        volumes = {} if preparation is None else {"volumes": preparation.as_json()}
+        return {"classes": list(train.classes), **volumes}
+
+    def extents(self, train: LabeledImages) -> tuple[int, ...]:
+        """Return the median size of volumes along each axis; of images a recipe need not know it."""
+        return () if prepared_as(train.source) is None else median_extents(train.source)
+
+    def input_statistics(
+        self, train: LabeledImages, encoder: TrainedEncoder
+    ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Return 0 and 1 for volumes that were normalized when they were prepared."""
+        if encoder.statistics_known or not is_normalized(train.source):
+            return None
+        channels = encoder.backbone.in_chans
+        return (0.0,) * channels, (1.0,) * channels
+
+    def effects(self, config: Any) -> dict[str, tuple[bool, str]]:
+        """Return that settings of volumes have no effect on images."""
+        volumes = len(config.data.image_size) == 3, "on images; it is for volumes"
+        return {field.name: volumes for field in fields(VolumeConfig)}
+
+    def describe_lines(self, train: LabeledImages, config: Any) -> dict[str, str]:
+        """Return how volumes were prepared."""
+        return described(train.source)
 
     def head(self, channels: int, targets: Mapping[str, Any]) -> nn.Module:
         """Return a linear classifier."""
@@ -91,6 +190,9 @@ class Classification(TransferTask[LabeledImages]):
                 "are trained on at a time; use fewer --repeats or a larger --batch-size"
             )
         policy, channels = config.augment.policy, config.model.in_chans
+        if len(config.data.image_size) == 3:
+            self._validate_volumes(config, train)
+            return
         if policy == "none":
             return
         if channels not in (1, 3):
@@ -103,6 +205,20 @@ class Classification(TransferTask[LabeledImages]):
                 f"({low:.4g} to {high:.4g}); use --policy none"
             )
 
+    def _validate_volumes(self, config: Any, train: LabeledImages) -> None:
+        """Raise unless the augmentations are made for volumes, and few of these are unreadable."""
+        augment = config.augment
+        given = {"--policy": augment.policy != "none", "--erasing": augment.erasing > 0}
+        given |= {"--mixup": augment.mixup > 0, "--cutmix": augment.cutmix > 0}
+        for flag in (flag for flag, on in given.items() if on):
+            raise ValueError(
+                f"{flag} changes images of two dimensions, and --data holds volumes; leave it out, or take --recipe "
+                "small-data, which does not set it. --flip and --rotate change volumes"
+            )
+        if config.data.crop == "resized":
+            raise ValueError("--crop resized is for images; volumes are resampled once (--spacing): use --crop native")
+        require_few_unreadable(train.source, config.data.max_broken)
+
     def repeats(self, config: Any) -> int:
         """Return the number of views of each image in a step."""
         repeats: int = config.augment.repeats
@@ -110,7 +226,7 @@ class Classification(TransferTask[LabeledImages]):
 
     def view(self, config: Any) -> AugmentedView:
         """Return a random crop and flip with the configured augmentations."""
-        return AugmentedView(config.data, config.augment)
+        return AugmentedView(config.data, config.augment, rotate=self.volumes.rotate)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the cross entropy."""
@@ -139,5 +255,7 @@ class Classification(TransferTask[LabeledImages]):
 
     def results(self, outputs: Outputs, images: LabeledImages, config: Any, pictures: Path) -> dict[str, Any]:
         """Return scores, confusion matrix and the worst mistakes, whose pictures are drawn."""
-        mistakes = draw_mistakes(outputs, images, config.data, config.model.in_chans, pictures)
+        mistakes = draw_mistakes(
+            outputs, images, config.data, config.model.in_chans, pictures, self.volumes.orientation
+        )
         return {**asdict(Score.of(outputs, images, config.objective.loss)), "mistakes": mistakes}

@@ -38,6 +38,7 @@ from ..segmentation.scores import SegmentationScore, confusion, image_scores
 from ..segmentation.views import ImageCrops, SegmentedViews, VolumeCrops
 from ..segmentation.whole import Predictor, Whole, to_grid
 from ..views import TargetBatch
+from ..volumes import settings_of_volumes
 from .base import TransferTask
 
 Segmented = SegmentedImages | SegmentedVolumes
@@ -81,12 +82,8 @@ class Segmentation(TransferTask[Any]):
         return {**{name: getattr(self.settings, name) for name in own}, **asdict(self.volumes)}
 
     def defaults(self, encoder: TrainedEncoder) -> dict[str, Any]:
-        """Return spacing and intensities of the volumes that an encoder has learned from."""
-        if encoder.volumes is None:
-            return {}
-        kinds = set(encoder.volumes.kinds)
-        intensity = {"intensity": kinds.pop()} if len(kinds) == 1 else {}
-        return {"spacing": encoder.volumes.spacing or "none", "foreground": encoder.volumes.foreground, **intensity}
+        """Return how the volumes that an encoder has learned from were prepared."""
+        return settings_of_volumes(encoder)
 
     def in_chans(self, data: str, encoder: str) -> int | None:
         """Return the channels of volumes, where a network starts from random weights."""
@@ -400,7 +397,8 @@ class Segmentation(TransferTask[Any]):
                 continue
             truth = self.target(images, chosen[place]).numpy()
             path = folder / f"{place:02}.png"
-            draw_worst(whole.pixels, truth, logits.argmax(0).cpu().numpy(), table, config.data, path)
+            predicted = logits.argmax(0).cpu().numpy()
+            draw_worst(whole.pixels, truth, predicted, table, config.data, path, self.volumes.orientation)
             name = images.source.name(chosen[place])
             shown.append({"image": name, "dice": round(float(scores[order[place]]), 4), "picture": path.name})
         return {"worst": shown}
