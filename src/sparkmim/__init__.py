@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .evaluation.knn import knn
     from .evaluation.linear_probe import linear_probe
     from .exporters.export import export
+    from .exporters.model import export_model
     from .models.backbone import Backbone
     from .models.masking import random_visible
     from .models.spark import SparK, SparKOutput
@@ -46,6 +47,7 @@ __all__ = [
     "check",
     "embed",
     "export",
+    "export_model",
     "finetune",
     "knn",
     "linear_probe",
@@ -70,6 +72,7 @@ _HOMES = {
     "check": "diagnostics.check",
     "embed": "evaluation.features",
     "export": "exporters.export",
+    "export_model": "exporters.model",
     "finetune": "transfer.run",
     "knn": "evaluation.knn",
     "linear_probe": "evaluation.linear_probe",

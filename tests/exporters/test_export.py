@@ -16,13 +16,17 @@ from torch import Tensor, nn
 from sparkmim.checkpoints.encoder import load_trained_encoder, save_encoder
 from sparkmim.cli import main
 from sparkmim.commands.encoder_options import EncoderOptions
-from sparkmim.commands.export import command as export
+from sparkmim.commands.export import command
 from sparkmim.exporters.detectron2 import detectron2_config, detectron2_name, to_detectron2
 from sparkmim.exporters.equivalence import Mismatch, counterpart_weights
 from sparkmim.exporters.openmmlab import to_openmmlab
 from sparkmim.exporters.torchvision import to_torchvision
 
 pytestmark = pytest.mark.slow
+
+
+def export(encoder: Path, output: Path, format: Any = None, model: str | None = None, **settings: Any) -> int:
+    return command(output, encoder, format=format, model=model, **settings)
 
 
 def trained(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -470,7 +474,8 @@ def test_networks_that_are_not_there(convert: Callable[[nn.Module], Any], name: 
         ("x.pkl", "torchvision", "must end in .pth"),
         ("x.pth", "detectron2", "must end in .pkl"),
         ("x.pth", "timm", "takes a folder"),
-        ("x.pth", "onnx", "--format onnx is unknown"),
+        ("x.pth", "onnx", "--format onnx is for a whole fine-tuned model: name it by --run"),
+        ("x.pth", "keras", "--format keras is unknown"),
     ],
 )
 def test_wrong_outputs(resnet18: Path, tmp_path: Path, output: str, format: Any, reason: str) -> None:
