@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from ...utils.logging import log
 from ...utils.text import printable
 from ..decoding.images import image_extensions
-from ..decoding.pillow import upright_size, without_limit
+from ..decoding.pillow import header_size
 from ..sources.base import ImageSource, Subset
 from ..sources.folder import Files
 from ..tables import named
@@ -120,7 +119,7 @@ def _read(place: Place, option: str) -> _Read:
     with ThreadPoolExecutor(THREADS) as pool:  # decoding leaves the interpreter's lock
         contents = list(pool.map(lambda pair: content_of(pair.mask), pairs))
     for pair, content in zip(pairs, contents, strict=True):
-        size = _size_of(root / pair.image)
+        size = header_size(root / pair.image)
         if size is not None and size != content.size:
             raise ValueError(
                 f"the image {printable(str(root / pair.image))} has {size[0]} x {size[1]} pixels (height x width), and "
@@ -128,15 +127,6 @@ def _read(place: Place, option: str) -> _Read:
                 "replace one of them, and resize masks without interpolation"
             )
     return _Read(root, list(pairs), contents)
-
-
-def _size_of(path: Path) -> tuple[int, int] | None:
-    """Return height and width of an image's file, by its header; None if Pillow does not read it."""
-    try:
-        with without_limit(), Image.open(path) as file:
-            return upright_size(file)
-    except (OSError, SyntaxError, ValueError):
-        return None
 
 
 def _found_table(read: _Read, ignore: int, option: str) -> ClassTable:
