@@ -164,7 +164,10 @@ class SegmentationSettings:
 
     classes: str | None = setting(None, kind="file")
     """Table of the classes: a CSV file of rows `name,index` or `name,index,color`, or nnU-Net's dataset.json. If not
-    given, the classes are the values that the training masks hold."""
+    given, the classes are the values that the training masks hold, or the categories of the COCO file."""
+
+    image_folder: str | None = setting(None, kind="folder")
+    """Folder of the images of COCO files; looked for beside the file if not given."""
 
     ignore_index: int = setting(255, at_least(-1, "a value of masks, or -1 for none"))
     """Value of pixels that belong to no class: they take no part in the loss and in scores. -1 for none."""

@@ -35,7 +35,7 @@ from .config import (
 from .detection.recipe import paper_detection, small_detection
 from .recipe_parts import Situation as Situation
 from .recipe_parts import completed, data_of, optimizer_of, run_of
-from .segmentation.recipe import small_segmentation
+from .segmentation.recipe import paper_segmentation, small_segmentation
 
 Recipe = Callable[[Situation], TransferConfig]
 
@@ -86,16 +86,20 @@ def paper(situation: Situation) -> TransferConfig:
     sizes scale the learning rate, and warm-up is never shorter than 100 steps or a quarter of the run. The average of
     the weights warms up too, and images are scored to their edge (the official code cuts 5% off).
 
-    For detection see :func:`~sparkmim.transfer.detection.recipe.paper_detection`.
+    For detection see :func:`~sparkmim.transfer.detection.recipe.paper_detection`, for segmentation
+    :func:`~sparkmim.transfer.segmentation.recipe.paper_segmentation`.
 
     Raises:
-        ValueError: for another task than classification and detection.
+        ValueError: for another task than these.
     """
     if situation.task in (DETECTION, INSTANCE):
         return paper_detection(situation)
+    if situation.task == SEGMENTATION:
+        return paper_segmentation(situation)
     if situation.task != CLASSIFICATION:
         raise ValueError(
-            f"recipe paper is for classification and detection, not for --task {situation.task}; use small-data"
+            f"recipe paper is for classification, segmentation and detection, not for --task {situation.task}; use "
+            "small-data"
         )
     small = situation.millions <= 35
     if situation.normalized_by_batch:

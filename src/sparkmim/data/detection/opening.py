@@ -89,7 +89,7 @@ def _in_folder(root: Path, images: Path | None) -> dict[str, Reader]:
     for name in ("data.yaml", "data.yml", "dataset.yaml", f"{root.name}.yaml"):
         if (root / name).is_file():
             return {split: partial(read_yolo, place) for split, place in read_yaml(root / name).items()}
-    coco = _coco_files(root)
+    coco = coco_files(root)
     if coco:
         return {split: partial(read_coco, path, images) for split, path in coco.items()}
     yolo: Mapping[str, YoloPlace] = find_yolo(root)
@@ -101,7 +101,7 @@ def _in_folder(root: Path, images: Path | None) -> dict[str, Reader]:
     return dict(found) if "train" in found else {}
 
 
-def _coco_files(root: Path) -> dict[str, Path]:
+def coco_files(root: Path) -> dict[str, Path]:
     """Return the COCO file of each split; "all" for the only one of a folder.
 
     Raises:

@@ -19,6 +19,7 @@ from ..sources.base import ImageSource, Subset
 from ..sources.folder import Files
 from ..tables import named
 from .classes import MOST_CLASSES, ClassTable, table_of
+from .drawn import DrawnMask, class_pixels, read_annotations, require_named, table_of_categories
 from .masks import MaskContent, class_counts, content_of, require_indices
 from .pairs import Pair, Place, by_stem, files_below, find_folders, match, read_pairs
 
@@ -35,14 +36,14 @@ class SegmentedImages:
 
     Attributes:
         source: the images.
-        masks: the masks' files, in the images' order.
+        masks: the masks' files, or what they are drawn from, in the images' order.
         sizes: height and width of each, `(N, 2)`.
         pixels: of each class, `(N, classes)`.
         table: the classes.
     """
 
     source: ImageSource
-    masks: tuple[Path, ...]
+    masks: tuple[Path | DrawnMask, ...]
     sizes: np.ndarray
     pixels: np.ndarray
     table: ClassTable
@@ -89,6 +90,8 @@ def read_images(place: Place, table: ClassTable | None, ignore: int, option: str
         ValueError: for images without masks and masks without images, sizes that differ, values that are not classes,
             naming the file, the value and the remedy.
     """
+    if place.is_coco:
+        return _of_coco(place, table, ignore, option)
     read = _read(place, option)
     if table is None:
         table = _found_table(read, ignore, option)
@@ -97,11 +100,30 @@ def read_images(place: Place, table: ClassTable | None, ignore: int, option: str
     for row, (pair, content) in enumerate(zip(read.pairs, read.contents, strict=True)):
         for value, count in class_counts(pair.mask, content, table).items():
             counts[row, number[value]] = count
-    if not counts.any():
-        raise ValueError(f"no pixel of the masks of {option} {printable(str(place.path))} has a class: all are ignored")
+    _require_pixels(counts, place, option)
     source = Files(read.root, [pair.image for pair in read.pairs])
     sizes = np.array([content.size for content in read.contents]).reshape(-1, 2)
     return SegmentedImages(source, tuple(pair.mask for pair in read.pairs), sizes, counts, table)
+
+
+def _require_pixels(counts: np.ndarray, place: Place, option: str) -> None:
+    if not counts.any():
+        raise ValueError(f"no pixel of the masks of {option} {printable(str(place.path))} has a class: all are ignored")
+
+
+def _of_coco(place: Place, table: ClassTable | None, ignore: int, option: str) -> SegmentedImages:
+    """Return the images of a COCO file, with masks that are drawn from its objects."""
+    annotations, masks = read_annotations(place.path, place.images)
+    if table is None:
+        table = table_of_categories(annotations.classes or {}, ignore, place.path)
+    require_named(annotations, table, place.path)
+    if len(masks) >= MANY:
+        log.info(f"drawing {len(masks):,} masks")
+    counts = class_pixels(masks, table)
+    _require_pixels(counts, place, option)
+    source = Files(annotations.root, [image.image for image in annotations.images])
+    sizes = np.array([mask.size for mask in masks]).reshape(-1, 2)
+    return SegmentedImages(source, tuple(masks), sizes, counts, table)
 
 
 def _read(place: Place, option: str) -> _Read:
