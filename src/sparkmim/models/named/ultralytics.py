@@ -6,6 +6,7 @@ The package is installed by the user. Its license is AGPL-3.0, so nothing of it 
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,7 +52,7 @@ class Ultralytics(NamedNetwork):
         kept = supported_layers(model, channels)
         if kept < layers:
             left = ", ".join(f"model.{i} ({type(model.model[i]).__name__})" for i in range(kept, layers))
-            log.info(f"{self}: {left} is left out, which visible patches alone cannot carry out; it stays untrained")
+            _say_once(f"{self}: {left} is left out, which visible patches alone cannot carry out; it stays untrained")
         model.model = model.model[:kept]
         return Built(model, channels)
 
@@ -60,7 +61,10 @@ class Ultralytics(NamedNetwork):
 
         Raises:
             ValueError: for an unknown name, a head of a kind that has no class here, or a file that describes no model.
+            NotImplementedError: on the device "meta", since it computes with values while it is built.
         """
+        if torch.get_default_device().type == "meta":
+            raise NotImplementedError(f"{self} computes with values while it is built")
         config = self.config()
         tasks = self.import_module("ultralytics.nn.tasks")
         try:
@@ -95,7 +99,7 @@ class Ultralytics(NamedNetwork):
                 f"expected ultralytics:NAME.yaml, which describes a network, got {self}; for YOLO11 nano write "
                 "ultralytics:yolo11n.yaml"
             )
-        raise self.unknown(sorted(own), ", with the letter of a scale (yolo11n.yaml), or the path of a file")
+        raise self.unknown(sorted(own), "; a letter gives the scale (yolo11n.yaml), and a path a file of your own")
 
     def _file(self) -> Path | None:
         """Return the file that is named, which Ultralytics takes before one of its own; None if there is none."""
@@ -106,6 +110,12 @@ class Ultralytics(NamedNetwork):
 
     def _folder(self) -> Path:
         return Path(str(self.import_module().__file__)).parent
+
+
+@cache
+def _say_once(text: str) -> None:
+    """Log what is the same whenever a network is built."""
+    log.info(text)
 
 
 def without_scale(name: str) -> str:
