@@ -22,6 +22,7 @@ from sparkmim.cli import run_command
 from sparkmim.exporters.equivalence import Mismatch
 from sparkmim.models.factory import is_registered, load_backbone
 from sparkmim.models.named.ultralytics import without_scale
+from sparkmim.utils.specs import absolute_spec
 from sparkmim.utils.trust import Untrusted
 
 INSTALLED = os.environ.get("SPARKMIM_ULTRALYTICS") == "installed"
@@ -149,6 +150,8 @@ def test_a_file_of_the_users_needs_trust(package: Any, tmp_path: Path, monkeypat
     described["head"] = [[2, "Detect", [4]]]
     (tmp_path / "yolo11.yaml").write_text(json.dumps(described))
     monkeypatch.chdir(tmp_path)
+    assert absolute_spec("ultralytics:yolo11.yaml") == f"ultralytics:{tmp_path}/yolo11.yaml"
+    assert absolute_spec(NAME) == NAME
     assert not is_registered(NAME), "the file in this folder is taken, not Ultralytics' own"
     assert len(load_backbone("ultralytics:yolo11.yaml").levels) == 3
     path = pretrained(tmp_path / "encoder.safetensors", f"ultralytics:{tmp_path}/yolo11.yaml")

@@ -12,21 +12,7 @@ Format = Literal[
 ModelFormat = Literal["onnx", "torch-export", "torchscript", "torchvision"]
 """Of a whole fine-tuned model."""
 
-AnyFormat = Literal[
-    "timm",
-    "torchvision",
-    "detectron2",
-    "mmpretrain",
-    "mmdet",
-    "mmseg",
-    "smp",
-    "ultralytics",
-    "nnunet",
-    "monai",
-    "onnx",
-    "torch-export",
-    "torchscript",
-]
+AnyFormat = Literal[Format, ModelFormat]
 """Of either."""
 
 SUFFIXES: dict[str, str] = {

@@ -66,13 +66,16 @@ def example(batch: int, channels: int, size: Sequence[int], seed: int = 0) -> Te
 
 
 def require_logits(program: nn.Module, images: Tensor, task: str) -> None:
-    """Raise unless a model returns one tensor.
+    """Raise unless a model takes a batch of images and returns one tensor.
 
     Raises:
-        Mismatch: with what it returns.
+        Mismatch: with what it does instead.
     """
-    with torch.no_grad():
-        out = program(images)
+    try:
+        with torch.no_grad():
+            out = program(images)
+    except Exception as error:  # of any kind: the network of a task of one's own may take something else
+        raise Mismatch(f"a model of the task {task} does not run on a batch of images ({_line(error)})") from error
     if not isinstance(out, Tensor):
         raise Mismatch(f"a model of the task {task} returns a {type(out).__name__}; programs return one tensor")
 
