@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -475,14 +476,15 @@ def test_networks_that_are_not_there(convert: Callable[[nn.Module], Any], name: 
 def smp_encoder(name: str) -> tuple[nn.Module, str]:
     """Build the encoder as smp does, and return the prefix of timm's names in it: smp itself where it is installed."""
     try:
-        import segmentation_models_pytorch as smp
+        smp = import_module("segmentation_models_pytorch")
     except ImportError:
         if name.startswith("tu-"):
             return timm.create_model(name.removeprefix("tu-"), features_only=True), "model."
         network = torchvision.models.get_model(name)
         del network.fc
         return network, ""
-    return smp.encoders.get_encoder(name, weights=None), ""
+    encoder: nn.Module = smp.encoders.get_encoder(name, weights=None)
+    return encoder, ""
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,7 @@ def test_a_network_of_torchvision_with_a_head_on_its_last_map() -> None:
         assert_near(network(given), module(given))
 
 
+@pytest.mark.slow
 def test_models_that_torchvision_does_not_have(tmp_path: Path) -> None:
     with pytest.raises(Mismatch, match=r"no network with the head of a segmentation; export the program .*--encoder"):
         export_model(segmenter(tmp_path / "s.safetensors"), tmp_path / "x.pth", format="torchvision", trust=True)

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 def package(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     if not INSTALLED:
         monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "fixtures" / "stand_ins"))
-    import ultralytics.nn.tasks as tasks
-
-    yield tasks
+    yield import_module("ultralytics.nn.tasks")
     if not INSTALLED:
         for name in [name for name in sys.modules if name.partition(".")[0] == "ultralytics"]:
             del sys.modules[name]

@@ -86,7 +86,8 @@ def absorb_normalization(model: Any, mean: Sequence[float], std: Sequence[float]
     if not any(mean) and all(value == 1 for value in std):
         return
     first = model.model[0]
-    conv, norm = getattr(first, "conv", None), getattr(first, "bn", None)
+    conv: Any = getattr(first, "conv", None)
+    norm: Any = getattr(first, "bn", None)
     if not isinstance(conv, nn.Conv2d) or conv.bias is not None or conv.groups != 1 or not _keeps_statistics(norm):
         raise Mismatch(
             f"its first layer, {type(first).__name__}, is not a convolution and batch norm, which could take up the "
@@ -109,7 +110,7 @@ def _keeps_statistics(norm: object) -> bool:
     return isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
 
 
-def _inside(maps: Tensor, conv: nn.Conv2d) -> Tensor:
+def _inside(maps: Tensor, conv: Any) -> Tensor:
     """Return the positions of a map that no padding takes part in."""
     edge = [-(-int(p) // s) for p, s in zip(conv.padding, conv.stride, strict=True)]
     return maps[..., edge[0] : maps.shape[-2] - edge[0], edge[1] : maps.shape[-1] - edge[1]].contiguous()

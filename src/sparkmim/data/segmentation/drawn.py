@@ -78,14 +78,14 @@ def _drawn(image: Annotated, root: Path) -> DrawnMask:
     from pycocotools import mask as coco
 
     size = header_size(root / image.image)
-    if size is not None and image.size not in (None, size):
-        stated = image.size or size
+    stated = image.size
+    if size is not None and stated is not None and stated != size:
         raise ValueError(
             f"{image.where}: it states {stated[0]} x {stated[1]} pixels (height x width), and {printable(image.image)} "
             f"has {size[0]} x {size[1]}, as it is looked at, so that masks would not lie on it; correct the entry, or "
             "replace the image"
         )
-    size = size or image.size
+    size = size or stated
     if size is None:
         raise ValueError(f"{image.where}: the size of {printable(image.image)} is not known; state height and width")
     parts = [_run_lengths(written, size) for written in image.objects]
