@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .evaluation.knn import knn
     from .evaluation.linear_probe import linear_probe
     from .exporters.export import export
+    from .exporters.model import export_model
     from .models.backbone import Backbone
     from .models.masking import random_visible
     from .models.spark import SparK, SparKOutput
@@ -49,6 +50,7 @@ __all__ = [
     "embed",
     "evaluate",
     "export",
+    "export_model",
     "finetune",
     "knn",
     "linear_probe",
@@ -75,6 +77,7 @@ _HOMES = {
     "embed": "evaluation.features",
     "evaluate": "evaluation.frozen_evaluation",
     "export": "exporters.export",
+    "export_model": "exporters.model",
     "finetune": "transfer.run",
     "knn": "evaluation.knn",
     "linear_probe": "evaluation.linear_probe",

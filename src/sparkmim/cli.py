@@ -21,7 +21,7 @@ COMMANDS = {
     "predict": "Predict the classes of images, their masks, or what else a fine-tuned model predicts.",
     "reconstruct": "Draw images, what the network sees of them, and its reconstructions.",
     "embed": "Compute features of images: one of the network's feature maps, averaged over all positions.",
-    "export": "Write an encoder in the format of another library, after verifying that it computes the same there.",
+    "export": "Write an encoder or a fine-tuned model in another format, after verifying that it computes the same.",
     "figure": "Draw how a mask vanishes under dense convolution and persists under sparse convolution.",
     "knn": "Classify images by their nearest labeled neighbors, with the features of a frozen encoder.",
     "probe": "Fit a linear classifier to the features of a frozen encoder.",

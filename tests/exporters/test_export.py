@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,17 @@ from torch import Tensor, nn
 from sparkmim.checkpoints.encoder import load_trained_encoder, save_encoder
 from sparkmim.cli import main
 from sparkmim.commands.encoder_options import EncoderOptions
-from sparkmim.commands.export import command as export
+from sparkmim.commands.export import command
 from sparkmim.exporters.detectron2 import detectron2_config, detectron2_name, to_detectron2
 from sparkmim.exporters.equivalence import Mismatch, counterpart_weights
 from sparkmim.exporters.openmmlab import to_openmmlab
 from sparkmim.exporters.torchvision import to_torchvision
 
 pytestmark = pytest.mark.slow
+
+
+def export(encoder: Path, output: Path, format: Any = None, model: str | None = None, **settings: Any) -> int:
+    return command(output, encoder, format=format, model=model, **settings)
 
 
 def trained(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -424,16 +429,20 @@ def test_mm_resnet_has_torchvisions_names(resnet18: Path, tmp_path: Path) -> Non
     assert torch.load(tmp_path / "det.pth", weights_only=True)["state_dict"].keys() == wanted
     prefixed = torch.load(tmp_path / "pretrain.pth", weights_only=True)["state_dict"]
     assert prefixed.keys() == {f"backbone.{key}" for key in wanted}
+    export(resnet18, tmp_path / "seg.pth", "mmseg")
+    assert torch.load(tmp_path / "seg.pth", weights_only=True)["state_dict"].keys() == wanted
     assert torch.equal(prefixed["backbone.conv1.weight"], make("resnet18").conv1.weight)
 
 
 def test_mm_settings_make_images_rgb(resnet18: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export(resnet18, tmp_path / "pretrain.pth", "mmpretrain")
     export(resnet18, tmp_path / "det.pth", "mmdet")
+    export(resnet18, tmp_path / "seg.pth", "mmseg")
     values = "mean=[127.5, 102.0, 76.5], std=[51.0, 76.5, 102.0])"
     told = capsys.readouterr().out
     assert f"data_preprocessor=dict(to_rgb=True, {values}" in told
     assert f'data_preprocessor=dict(type="DetDataPreprocessor", bgr_to_rgb=True, {values}' in told
+    assert f'data_preprocessor=dict(type="SegDataPreProcessor", bgr_to_rgb=True, {values}' in told
 
 
 def test_mmdet_convnext_gives_a_detector_all_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -461,6 +470,52 @@ def test_networks_that_are_not_there(convert: Callable[[nn.Module], Any], name: 
         convert(make(name))
 
 
+# --- segmentation-models-pytorch ------------------------------------------------------------------------------------
+
+
+def smp_encoder(name: str) -> tuple[nn.Module, str]:
+    """Build the encoder as smp does, and return the prefix of timm's names in it: smp itself where it is installed."""
+    try:
+        smp = import_module("segmentation_models_pytorch")
+    except ImportError:
+        if name.startswith("tu-"):
+            return timm.create_model(name.removeprefix("tu-"), features_only=True), "model."
+        network = torchvision.models.get_model(name)
+        del network.fc
+        return network, ""
+    encoder: nn.Module = smp.encoders.get_encoder(name, weights=None)
+    return encoder, ""
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder_name"),
+    [("resnet18", "resnet18"), ("test_convnext", "tu-test_convnext"), ("test_resnet", "tu-test_resnet")],
+)
+def test_smp_takes_the_file(name: str, encoder_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = make(name)
+    save_encoder(own, tmp_path / "e", {"sparkmim": f'{{"model": "{name}"}}'})
+    export(tmp_path / "e", tmp_path / "smp.pth", "smp")
+    assert f'smp.Unet("{encoder_name}", encoder_weights=None, in_channels=3, classes=N)' in capsys.readouterr().out
+    network, prefix = smp_encoder(encoder_name)
+    weights = torch.load(tmp_path / "smp.pth", weights_only=True)
+    network.load_state_dict({key.removeprefix(prefix): tensor for key, tensor in weights.items()})
+    if encoder_name.startswith("tu-"):
+        with torch.no_grad():
+            found = [each for each in network.eval()(image()) if each.shape[1]]
+            wanted = own.forward_intermediates(image(), intermediates_only=True)
+        for one in wanted[-2:]:
+            assert any(each.shape == one.shape and torch.equal(each, one) for each in found)
+
+
+def test_smp_has_no_networks_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("import timm\ndef make():\n    return timm.create_model('test_resnet')\n")
+    save_encoder(
+        timm.create_model("test_resnet"), tmp_path / "e", {"sparkmim": f'{{"model": "{tmp_path}/own.py:make"}}'}
+    )
+    with pytest.raises(Mismatch, match=r"ResNets and networks of timm, and .* is neither"):
+        export(tmp_path / "e", tmp_path / "x.pth", "smp", options=EncoderOptions(trust=True))
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
@@ -470,7 +525,8 @@ def test_networks_that_are_not_there(convert: Callable[[nn.Module], Any], name: 
         ("x.pkl", "torchvision", "must end in .pth"),
         ("x.pth", "detectron2", "must end in .pkl"),
         ("x.pth", "timm", "takes a folder"),
-        ("x.pth", "onnx", "--format onnx is unknown"),
+        ("x.pth", "onnx", "--format onnx is for a whole fine-tuned model: name it by --run"),
+        ("x.pth", "keras", "--format keras is unknown"),
     ],
 )
 def test_wrong_outputs(resnet18: Path, tmp_path: Path, output: str, format: Any, reason: str) -> None:

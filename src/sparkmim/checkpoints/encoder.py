@@ -209,7 +209,7 @@ def load_trained_encoder(
     if report.adapted is not None:
         log.info(f"weights of {report.adapted} channels adapted to {backbone.in_chans}, as timm does")
     backbone.module.eval()
-    step = None if "classes" in known else known.get("step")  # a classifier's steps are not those of a pretraining
+    step = None if {"classes", "task"} & known.keys() else known.get("step")  # of a pretraining, not of a fine-tuning
     data, certain = _input_of(backbone, {**_published(backbone), **known}, recorded.path)
     prepared = {kind: _prepared(kind, known, recorded.path) for kind in PREPARATIONS}
     return TrainedEncoder(name, backbone, data, step, tuple(stages), levels, certain, **prepared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ class Use(NamedTuple):
     given: Tensor
 
 
-def counterpart_weights(own: nn.Module, other: nn.Module) -> dict[str, Tensor]:
+def counterpart_weights(own: nn.Module, other: nn.Module, aside: Collection[str] = ()) -> dict[str, Tensor]:
     """Return the weights of a network under the names that another implementation has for them.
 
     Tensors are paired in the order in which the forward passes use them. A classifier at the end of the other network
@@ -39,6 +40,7 @@ def counterpart_weights(own: nn.Module, other: nn.Module) -> dict[str, Tensor]:
     Args:
         own: the network, in evaluation mode; not modified.
         other: the other implementation, in evaluation mode; receives the weights, in double precision.
+        aside: names of the network's tensors that it does not use, and need no counterpart.
 
     Raises:
         Mismatch: if tensors differ in number or size, or the networks differ in what they compute with equal weights.
@@ -56,7 +58,7 @@ def counterpart_weights(own: nn.Module, other: nn.Module) -> dict[str, Tensor]:
         if sizes != wanted:
             raise Mismatch(f"its {theirs.module} has {wanted} values and not {sizes}, as {mine.module}")
         names |= dict(zip(theirs.tensors, mine.tensors, strict=True))
-    if unused := sorted(own_state.keys() - set(names.values())):
+    if unused := sorted(own_state.keys() - set(names.values()) - set(aside)):
         raise Mismatch(f"{unused[0]} has no counterpart")
     with torch.no_grad():
         for name, own_name in names.items():
@@ -72,8 +74,14 @@ def counterpart_weights(own: nn.Module, other: nn.Module) -> dict[str, Tensor]:
     return other_state
 
 
-def compare_maps(mine: Tensor, theirs: Tensor, where: str) -> None:
+def compare_maps(mine: Tensor, theirs: Tensor, where: str, tolerance: float = TOLERANCE) -> None:
     """Verify that two networks have computed the same up to rounding.
+
+    Args:
+        mine: what the one has computed.
+        theirs: what the other has.
+        where: the place, for messages.
+        tolerance: largest deviation, of the largest value.
 
     Raises:
         Mismatch: if not, with the place.
@@ -81,7 +89,7 @@ def compare_maps(mine: Tensor, theirs: Tensor, where: str) -> None:
     if mine.numel() != theirs.numel():
         raise Mismatch(f"the maps before {where} are of {tuple(theirs.shape)} and not {tuple(mine.shape)}")
     deviation = float((mine.flatten() - theirs.flatten()).abs().max() / mine.abs().max().clamp_min(1e-30))
-    if not deviation <= TOLERANCE:
+    if not deviation <= tolerance:
         raise Mismatch(f"it computes something else before {where} (by {deviation:.1e} of the largest value)")
 
 

@@ -13,12 +13,14 @@ from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder, with_inp
 from ..utils.io import require_utf8, require_writable, write_atomically, write_json
 from ..utils.logging import log
 from .detectron2 import detectron2_config, to_detectron2, write_pickle
-from .formats import ADAPTED, ANY_CHANNELS, SUFFIXES, Format
+from .formats import ADAPTED, ANY_CHANNELS, SUFFIXES, Format, ModelFormat
 from .huggingface import CARD_FILE, check_folder, write_folder
 from .monai import to_monai
 from .nnunet import to_nnunet
 from .openmmlab import Library, to_openmmlab
+from .smp import to_smp
 from .torchvision import to_torchvision
+from .ultralytics import to_ultralytics
 
 
 class Exported(NamedTuple):
@@ -58,8 +60,9 @@ def export(
     Args:
         encoder: an `encoder.safetensors` or the run folder that holds one, other weights, or "timm"; see
             :func:`sparkmim.load_encoder`.
-        output: file (.pkl for detectron2, .pth for the others) or, for timm, a folder that is new, empty, or an earlier
-            export. Beside that of nnunet, nnssl's adaptation plan is written as `STEM.adaptation_plan.json`.
+        output: file (.pkl for detectron2, .pt for ultralytics, .pth for the others) or, for timm, a folder that is new,
+            empty, or an earlier export. Beside that of nnunet, nnssl's adaptation plan is written as
+            `STEM.adaptation_plan.json`.
         format: the library.
         model: the network's name, for weights that do not record it.
         plans: for nnunet, `PLANS.json#CONFIGURATION` of the data set to train on, or a preset; those of the network's
@@ -77,6 +80,11 @@ def export(
             or one that the library does not have (:class:`~sparkmim.exporters.equivalence.Mismatch`).
     """
     output = Path(output)
+    if format in get_args(ModelFormat) and format not in get_args(Format):
+        raise ValueError(
+            f"--format {format} is for a whole fine-tuned model: name it by --run RUN instead of --encoder (in Python "
+            "sparkmim.export_model)"
+        )
     if format not in get_args(Format):
         raise ValueError(f"--format {format} is unknown; use one of {', '.join(get_args(Format))}")
     if plans is not None and format != "nnunet":
@@ -116,6 +124,10 @@ def export(
         usage = _write_nnunet(network, output, plans, in_chans)
     elif format == "monai":
         usage = _write_monai(network, output, in_chans)
+    elif format == "smp":
+        usage = _write_smp(network, output)
+    elif format == "ultralytics":
+        usage = _write_ultralytics(network, output)
     else:
         usage = _write_openmmlab(network, output, format)
     return Exported(network.name, format, output, usage)
@@ -160,14 +172,35 @@ def _write_monai(encoder: TrainedEncoder, output: Path, in_chans: int | None) ->
     )
 
 
+def _write_smp(encoder: TrainedEncoder, output: Path) -> str:
+    found = to_smp(encoder)
+    _save(found.weights, output)
+    channels = encoder.backbone.in_chans
+    return (
+        f'network = smp.Unet("{found.encoder_name}", encoder_weights=None, in_channels={channels}, classes=N)\n'
+        f'network.encoder.load_state_dict(torch.load("{output}"))'
+    )
+
+
+def _write_ultralytics(encoder: TrainedEncoder, output: Path) -> str:
+    found = to_ultralytics(encoder)
+    write_atomically(output, lambda file: file.write(found.content))
+    anew = f"; {', '.join(found.left)} starts anew" if found.left else ""
+    return (
+        f'model = YOLO("{found.config}").load("{output}")  # transfers {found.items} of {found.total} items{anew}\n'
+        f'model.train(data="DATA.yaml", imgsz={encoder.data.image_size[-1]})'
+    )
+
+
 def _write_openmmlab(encoder: TrainedEncoder, output: Path, library: Library) -> str:
     exported = to_openmmlab(encoder.backbone.module, library)
     prefix = "backbone." if library == "mmpretrain" else ""
     _save({"state_dict": {prefix + name: tensor for name, tensor in exported.weights.items()}}, output)
     pretrained = {"type": "Pretrained", "checkpoint": str(output), **({"prefix": "backbone."} if prefix else {})}
     mean, std = ([round(255 * value, 3) for value in values] for values in (encoder.data.mean, encoder.data.std))
-    # Both libraries read images as BGR and, unless configured otherwise, pass them on as such.
-    rgb = "to_rgb=True" if library == "mmpretrain" else 'type="DetDataPreprocessor", bgr_to_rgb=True'
+    # These libraries read images as BGR and, unless configured otherwise, pass them on as such.
+    kind = {"mmdet": "DetDataPreprocessor", "mmseg": "SegDataPreProcessor"}.get(library)
+    rgb = "to_rgb=True" if kind is None else f'type="{kind}", bgr_to_rgb=True'
     lines = [
         f"backbone={exported.backbone | {'init_cfg': pretrained}}",
         f"data_preprocessor=dict({rgb}, mean={mean}, std={std})",

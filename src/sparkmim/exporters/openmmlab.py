@@ -1,4 +1,4 @@
-"""Export to ResNet and ConvNeXt of MMPretrain, which MMDetection uses as well.
+"""Export to ResNet and ConvNeXt of MMPretrain, which MMDetection and MMSegmentation use as well.
 
 Names follow MMPretrain's `models/backbones/resnet.py` (those of torchvision) and `convnext.py`.
 """
@@ -17,7 +17,7 @@ from torchvision.models import ResNet
 from .equivalence import Mismatch, counterpart_weights
 from .torchvision import to_torchvision
 
-Library = Literal["mmpretrain", "mmdet"]
+Library = Literal["mmpretrain", "mmdet", "mmseg"]
 
 CONVNEXT_NAMES = (
     (r"^stem\.", "downsample_layers.0."),
@@ -45,7 +45,7 @@ class OpenMMLabWeights(NamedTuple):
 
 
 def to_openmmlab(encoder: nn.Module, library: Library) -> OpenMMLabWeights:
-    """Convert a ResNet or ConvNeXt for MMPretrain or MMDetection.
+    """Convert a ResNet or ConvNeXt for MMPretrain, MMDetection or MMSegmentation.
 
     Raises:
         Mismatch: for any other network.
@@ -104,13 +104,14 @@ def _convnext(encoder: nn.Module, plain: ConvNeXt, library: Library) -> OpenMMLa
             f"{error}"
         ) from error
     depthwise = _depthwise(weights)
+    maps = {} if library == "mmpretrain" else {"out_indices": [*range(len(depthwise))], "gap_before_final_norm": False}
     settings = {
         "type": "ConvNeXt" if library == "mmpretrain" else "mmpretrain.ConvNeXt",
         "arch": {
             "depths": [len(blocks) for blocks in depthwise],
             "channels": [len(blocks[0]) for blocks in depthwise],
         },
-        **({"out_indices": [*range(len(depthwise))], "gap_before_final_norm": False} if library == "mmdet" else {}),
+        **maps,
         **({"use_grn": True, "layer_scale_init_value": 0.0} if GRN in weights else {}),
         **({"linear_pw_conv": False} if weights[EXPANSION].ndim == 4 else {}),
     }

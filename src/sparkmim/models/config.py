@@ -24,9 +24,9 @@ class ModelConfig:
     """The network to pretrain, and how."""
 
     model: str = setting(kind="code", shapes_model=True)
-    """A timm model name; a network of nnU-Net or MONAI (nnunet:resenc-l, nnunet:PLANS.json#3d_fullres,
-    monai:UNet(...)); or FILE.py:FUNCTION or MODULE:FUNCTION (torchvision.models:resnet50): a function that returns a
-    torch.nn.Module or a sparkmim.Backbone."""
+    """A timm model name; a network of nnU-Net, MONAI or Ultralytics (nnunet:resenc-l, nnunet:PLANS.json#3d_fullres,
+    monai:UNet(...), ultralytics:yolo11n.yaml); or FILE.py:FUNCTION or MODULE:FUNCTION (torchvision.models:resnet50): a
+    function that returns a torch.nn.Module or a sparkmim.Backbone."""
 
     stages: tuple[str, ...] = setting((), shapes_model=True)
     """Names of the submodules whose outputs are the feature maps, if the network does not offer them itself."""

@@ -139,6 +139,11 @@ class _AllStagesReached(Exception):
     """Ends a forward pass once every stage of a reading, its argument, has been read."""
 
 
+def _exporting() -> bool:
+    """Return whether `torch.export` follows the pass by running it: modules that it enters must be left in turn."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
 class _Reading:
     """The maps of one pass."""
 
@@ -158,7 +163,7 @@ class _Reading:
             self.maps[name] = value
             if self.on_read is not None:
                 self.on_read(name, value)
-            if len(self.maps) == self.wanted:
+            if len(self.maps) == self.wanted and not _exporting():
                 raise _AllStagesReached(self)
 
     @contextmanager

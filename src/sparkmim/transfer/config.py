@@ -15,13 +15,16 @@ CLASSIFICATION = "classification"
 
 SEGMENTATION = "segmentation"
 
+DETECTION, INSTANCE = "detection", "instance"
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """The network to train."""
 
     task: str = setting(CLASSIFICATION, kind="code", shapes_model=True)
-    """What to train for: classification, segmentation, another task by name, or FILE.py:CLASS."""
+    """What to train for: classification, segmentation, detection, instance (detection with masks), another task by name,
+    or FILE.py:CLASS."""
 
     model: str = setting(kind="code", shapes_model=True)
     """A timm model name, or FILE.py:FUNCTION that returns a module or a sparkmim.Backbone; not needed where the encoder
@@ -159,7 +162,10 @@ class SegmentationSettings:
 
     classes: str | None = setting(None, kind="file")
     """Table of the classes: a CSV file of rows `name,index` or `name,index,color`, or nnU-Net's dataset.json. If not
-    given, the classes are the values that the training masks hold."""
+    given, the classes are the values that the training masks hold, or the categories of the COCO file."""
+
+    image_folder: str | None = setting(None, kind="folder")
+    """Folder of the images of COCO files; looked for beside the file if not given."""
 
     ignore_index: int = setting(255, at_least(-1, "a value of masks, or -1 for none"))
     """Value of pixels that belong to no class: they take no part in the loss and in scores. -1 for none."""
@@ -199,7 +205,73 @@ class SegmentationConfig(TransferConfig):
     volumes: VolumeConfig = VolumeConfig()
 
 
-TASKS: dict[str, type[TransferConfig]] = {CLASSIFICATION: FinetuneConfig, SEGMENTATION: SegmentationConfig}
+@dataclass(frozen=True, kw_only=True)
+class DetectionSettings:
+    """How objects are detected."""
+
+    head: Literal["faster-rcnn", "retinanet", "fcos", "mask-rcnn"] = setting("faster-rcnn", shapes_model=True)
+    """Detector, torchvision's, on a feature pyramid of the network's maps: faster-rcnn (two stages), retinanet or fcos
+    (one stage), or mask-rcnn, for --task instance."""
+
+    fpn_width: int = setting(
+        256, Valid(lambda v: v >= 32 and v % 32 == 0, "is a number of channels, a multiple of 32"), shapes_model=True
+    )
+    """Channels of the feature pyramid."""
+
+    head_norm: Literal["none", "batch"] = setting("none", shapes_model=True)
+    """batch normalizes the pyramid and the box head of faster-rcnn and mask-rcnn, which gets four convolutions, as
+    torchvision's models of version 2 and the paper have; of retinanet it is group norm. none does not."""
+
+    anchor_sizes: tuple[float, ...] = setting(
+        (), Valid(lambda v: all(0 < size < math.inf for size in v), "is sizes in pixels, above 0"), shapes_model=True
+    )
+    """Side of the square of the anchors of each level, in pixels of a view. The recipe chooses them by the strides and
+    the boxes of the training images."""
+
+    anchor_ratios: tuple[float, ...] = setting(
+        (0.5, 1.0, 2.0),
+        Valid(lambda v: bool(v) and all(0 < r < math.inf for r in v), "is ratios above 0, one or more"),
+        shapes_model=True,
+    )
+    """Height / width of anchors, likewise chosen by the recipe."""
+
+    zoom: tuple[float, float] = setting(
+        (0.6, 1.6), Valid(lambda v: 0 < v[0] <= v[1] < math.inf, "is two factors above 0, the smaller one first")
+    )
+    """Scales of training images relative to the one that fits into a view, at least and at most: smaller ones lie
+    somewhere in it, of larger ones a part is seen."""
+
+    jitter: float = setting(0.25, rate())
+    """Strength of random changes: of brightness, contrast and saturation of images of 8 bits and one or three channels,
+    of scale and offset of the values of all others; 0 for none."""
+
+    detections: int = setting(100, at_least(1, "a number of objects"))
+    """Most objects that are found in an image; COCO's scores are of 100."""
+
+    classes: str | None = setting(None, kind="file")
+    """File of the classes' names, one in each line. If not given, they are those that the annotations declare (COCO,
+    YOLO's data.yaml or classes.txt) or name (VOC)."""
+
+    image_folder: str | None = setting(None, kind="folder")
+    """Folder of the images of COCO files; looked for beside the file if not given."""
+
+    val_share: float = setting(0.2, Valid(lambda v: 0 <= v < 1, "is a share of the images, from 0 to below 1"))
+    """Share of the training images that is drawn to validate with where the data name no others; 0 trains on all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionConfig(TransferConfig):
+    """Everything that determines a fine-tuning for detection."""
+
+    detection: DetectionSettings
+
+
+TASKS: dict[str, type[TransferConfig]] = {
+    CLASSIFICATION: FinetuneConfig,
+    SEGMENTATION: SegmentationConfig,
+    DETECTION: DetectionConfig,
+    INSTANCE: DetectionConfig,
+}
 """Tasks whose settings are groups of a configuration of their own, so that their flags have no prefix."""
 
 

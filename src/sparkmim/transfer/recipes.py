@@ -22,6 +22,8 @@ from ..training.recipes import divisible, power_of_two
 from ..training.schedule import steps_of
 from .config import (
     CLASSIFICATION,
+    DETECTION,
+    INSTANCE,
     SEGMENTATION,
     AugmentConfig,
     FinetuneConfig,
@@ -30,9 +32,10 @@ from .config import (
     NetworkConfig,
     TransferConfig,
 )
+from .detection.recipe import paper_detection, small_detection
 from .recipe_parts import Situation as Situation
 from .recipe_parts import completed, data_of, optimizer_of, run_of
-from .segmentation.recipe import small_segmentation
+from .segmentation.recipe import paper_segmentation, small_segmentation
 
 Recipe = Callable[[Situation], TransferConfig]
 
@@ -49,8 +52,11 @@ def small_data(situation: Situation) -> TransferConfig:
     - Random resized crops from a third of the area on, flips, label smoothing 0.1.
     - The average of the weights over about the last tenth of the steps is scored and kept.
 
-    For segmentation see :func:`~sparkmim.transfer.segmentation.recipe.small_segmentation`.
+    For segmentation see :func:`~sparkmim.transfer.segmentation.recipe.small_segmentation`, for detection
+    :func:`~sparkmim.transfer.detection.recipe.small_detection`.
     """
+    if situation.task in (DETECTION, INSTANCE):
+        return small_detection(situation)
     if situation.task == SEGMENTATION:
         return small_segmentation(situation)
     batch_size = situation.choice(
@@ -80,11 +86,21 @@ def paper(situation: Situation) -> TransferConfig:
     sizes scale the learning rate, and warm-up is never shorter than 100 steps or a quarter of the run. The average of
     the weights warms up too, and images are scored to their edge (the official code cuts 5% off).
 
+    For detection see :func:`~sparkmim.transfer.detection.recipe.paper_detection`, for segmentation
+    :func:`~sparkmim.transfer.segmentation.recipe.paper_segmentation`.
+
     Raises:
-        ValueError: for another task than classification.
+        ValueError: for another task than these.
     """
+    if situation.task in (DETECTION, INSTANCE):
+        return paper_detection(situation)
+    if situation.task == SEGMENTATION:
+        return paper_segmentation(situation)
     if situation.task != CLASSIFICATION:
-        raise ValueError(f"recipe paper is for classification, not for --task {situation.task}; use small-data")
+        raise ValueError(
+            f"recipe paper is for classification, segmentation and detection, not for --task {situation.task}; use "
+            "small-data"
+        )
     small = situation.millions <= 35
     if situation.normalized_by_batch:
         batch_size = situation.choice("batch_size", divisible(min(2048, situation.images), situation.parts))

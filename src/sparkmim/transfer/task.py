@@ -30,7 +30,7 @@ from .model_file import save_model
 from .network import Network
 from .outputs import Outputs
 from .tasks.base import TransferTask
-from .views import TargetBatch, blank_targets, collate
+from .views import TargetBatch, collate
 
 FORMATS = {2: torch.channels_last}
 """In which images are convolved faster, by their number of axes."""
@@ -95,8 +95,7 @@ class FinetuningTask(TrainingTask[TargetBatch]):
     def blank_batch(self, images: int) -> TargetBatch:
         """Return black images with targets of zeros."""
         blank = torch.zeros(images, self.settings.model.in_chans, *self.settings.data.image_size)
-        target = self.task.blank_target(self.splits.train, self.settings)
-        return TargetBatch(blank, blank_targets(target, images), [], [])
+        return TargetBatch(blank, self.task.blank_targets(self.splits.train, self.settings, images), [], [])
 
     def loss(self, model: Callable[..., Any], batch: TargetBatch) -> Tensor:
         """Return the task's loss."""
@@ -104,11 +103,10 @@ class FinetuningTask(TrainingTask[TargetBatch]):
         images = batch.images.to(device, non_blocking=True)
         targets = batch.targets.to(device, non_blocking=True)
 
-        def call(images: Tensor) -> Tensor:
+        def call(images: Tensor, *more: Any) -> Any:
             if self.memory_format is not None:
                 images = images.contiguous(memory_format=self.memory_format)  # as the weights are
-            out: Tensor = model(images)
-            return out
+            return model(images, *more)
 
         return self.task.training_loss(call, images, targets, self.settings, self.targets)
 

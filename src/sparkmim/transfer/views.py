@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from jaxtyping import Float, Shaped
@@ -24,13 +24,13 @@ class TargetBatch(NamedTuple):
 
     Attributes:
         images: normalized.
-        targets: one an image, as the task makes them.
+        targets: one an image, as the task makes them: a tensor, or :class:`ObjectTargets`.
         indices: the images' numbers in their source.
         broken: number and error of each image that could not be read.
     """
 
     images: Float[Tensor, "batch channel height width"]
-    targets: Shaped[Tensor, "batch ..."]
+    targets: Shaped[Tensor, "batch ..."] | ObjectTargets
     indices: list[int]
     broken: list[tuple[int, str]]
 
@@ -91,10 +91,25 @@ def collate(views: list[TargetBatch]) -> TargetBatch:
     """Return views as one batch."""
     return TargetBatch(
         torch.cat([view.images for view in views]),
-        torch.cat([view.targets for view in views]),
+        join_targets([view.targets for view in views]),
         [index for view in views for index in view.indices],
         [broken for view in views for broken in view.broken],
     )
+
+
+class ObjectTargets(Protocol):
+    """Targets of a batch that are not one tensor, as those of a detection."""
+
+    def to(self, device: torch.device, non_blocking: bool) -> Self:
+        """Return the targets on a device."""
+
+    def joined(self, others: Sequence[Self]) -> Self:
+        """Return the targets of several batches as those of one, this one first."""
+
+
+def join_targets(parts: Sequence[Any]) -> Any:
+    """Return the targets of several batches as those of one."""
+    return torch.cat(list(parts)) if isinstance(parts[0], Tensor) else parts[0].joined(parts[1:])
 
 
 def blank_targets(target: Tensor, images: int) -> Any:

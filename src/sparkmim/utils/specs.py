@@ -158,11 +158,15 @@ def _require_subclass(found: Any, base: type[Any], name: str) -> type[Any]:
 def absolute_spec(spec: str) -> str:
     """Return `FILE.py:NAME` or `local-dir:FOLDER` with an absolute path, so that it is found from any folder.
 
-    So is the file of `SCHEME:FILE.json#NAME`. What names no path is returned unchanged.
+    So is the file of `SCHEME:FILE.json#NAME`, and of `SCHEME:FILE.yaml` if there is one. What names no path is returned
+    unchanged.
     """
     scheme = scheme_of(spec)
     if scheme is not None:
-        file = re.fullmatch(PLANS_FILE, spec.removeprefix(f"{scheme}:"))
+        name = spec.removeprefix(f"{scheme}:")
+        if name.endswith((".yaml", ".yml")) and Path(name).expanduser().is_file():
+            return f"{scheme}:{Path(name).expanduser().absolute()}"
+        file = re.fullmatch(PLANS_FILE, name)
         return spec if file is None else f"{scheme}:{Path(file['path']).expanduser().absolute()}#{file['name']}"
     if spec.startswith(LOCAL_FOLDER):
         return f"{LOCAL_FOLDER}{Path(spec.removeprefix(LOCAL_FOLDER)).expanduser().absolute()}"

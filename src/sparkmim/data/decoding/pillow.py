@@ -161,6 +161,15 @@ def upright_size(file: Image.Image) -> tuple[int, int]:
     return file.size if _orientation(file) in TURNED else file.size[::-1]
 
 
+def header_size(path: Path) -> tuple[int, int] | None:
+    """Return height and width of a file's upright image, by its header; None if Pillow does not read it."""
+    try:
+        with without_limit(), Image.open(path) as file:
+            return upright_size(file)
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
 def _may_reduce(file: JpegImageFile, reduction: int) -> bool:
     # Turned round, a last pixel that stands for less than the others would come first.
     return _orientation(file) == 1 or not any(side % reduction for side in file.size)

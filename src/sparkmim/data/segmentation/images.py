@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from ...utils.logging import log
 from ...utils.text import counted, printable
 from ..decoding.images import image_extensions
-from ..decoding.pillow import upright_size, without_limit
+from ..decoding.pillow import header_size
 from ..sources.base import ImageSource, Subset
 from ..sources.folder import Files
 from ..tables import named
 from .classes import MOST_CLASSES, ClassTable, table_of
+from .drawn import DrawnMask, class_pixels, read_annotations, require_named, table_of_categories
 from .masks import MaskContent, class_counts, content_of, require_indices
 from .pairs import Pair, Place, by_stem, files_below, find_folders, match, read_pairs
 
@@ -36,14 +36,14 @@ class SegmentedImages:
 
     Attributes:
         source: the images.
-        masks: the masks' files, in the images' order.
+        masks: the masks' files, or what they are drawn from, in the images' order.
         sizes: height and width of each, `(N, 2)`.
         pixels: of each class, `(N, classes)`.
         table: the classes.
     """
 
     source: ImageSource
-    masks: tuple[Path, ...]
+    masks: tuple[Path | DrawnMask, ...]
     sizes: np.ndarray
     pixels: np.ndarray
     table: ClassTable
@@ -90,6 +90,8 @@ def read_images(place: Place, table: ClassTable | None, ignore: int, option: str
         ValueError: for images without masks and masks without images, sizes that differ, values that are not classes,
             naming the file, the value and the remedy.
     """
+    if place.is_coco:
+        return _of_coco(place, table, ignore, option)
     read = _read(place, option)
     if table is None:
         table = _found_table(read, ignore, option)
@@ -98,11 +100,30 @@ def read_images(place: Place, table: ClassTable | None, ignore: int, option: str
     for row, (pair, content) in enumerate(zip(read.pairs, read.contents, strict=True)):
         for value, count in class_counts(pair.mask, content, table).items():
             counts[row, number[value]] = count
-    if not counts.any():
-        raise ValueError(f"no pixel of the masks of {option} {printable(str(place.path))} has a class: all are ignored")
+    _require_pixels(counts, place, option)
     source = Files(read.root, [pair.image for pair in read.pairs])
     sizes = np.array([content.size for content in read.contents]).reshape(-1, 2)
     return SegmentedImages(source, tuple(pair.mask for pair in read.pairs), sizes, counts, table)
+
+
+def _require_pixels(counts: np.ndarray, place: Place, option: str) -> None:
+    if not counts.any():
+        raise ValueError(f"no pixel of the masks of {option} {printable(str(place.path))} has a class: all are ignored")
+
+
+def _of_coco(place: Place, table: ClassTable | None, ignore: int, option: str) -> SegmentedImages:
+    """Return the images of a COCO file, with masks that are drawn from its objects."""
+    annotations, masks = read_annotations(place.path, place.images)
+    if table is None:
+        table = table_of_categories(annotations.classes or {}, ignore, place.path)
+    require_named(annotations, table, place.path)
+    if len(masks) >= MANY:
+        log.info(f"drawing {len(masks):,} masks")
+    counts = class_pixels(masks, table)
+    _require_pixels(counts, place, option)
+    source = Files(annotations.root, [image.image for image in annotations.images])
+    sizes = np.array([mask.size for mask in masks]).reshape(-1, 2)
+    return SegmentedImages(source, tuple(masks), sizes, counts, table)
 
 
 def _read(place: Place, option: str) -> _Read:
@@ -120,7 +141,7 @@ def _read(place: Place, option: str) -> _Read:
     with ThreadPoolExecutor(THREADS) as pool:  # decoding leaves the interpreter's lock
         contents = list(pool.map(lambda pair: content_of(pair.mask), pairs))
     for pair, content in zip(pairs, contents, strict=True):
-        size = _size_of(root / pair.image)
+        size = header_size(root / pair.image)
         if size is not None and size != content.size:
             raise ValueError(
                 f"the image {printable(str(root / pair.image))} has {size[0]} x {size[1]} pixels (height x width), and "
@@ -128,15 +149,6 @@ def _read(place: Place, option: str) -> _Read:
                 "replace one of them, and resize masks without interpolation"
             )
     return _Read(root, list(pairs), contents)
-
-
-def _size_of(path: Path) -> tuple[int, int] | None:
-    """Return height and width of an image's file, by its header; None if Pillow does not read it."""
-    try:
-        with without_limit(), Image.open(path) as file:
-            return upright_size(file)
-    except (OSError, SyntaxError, ValueError):
-        return None
 
 
 def _found_table(read: _Read, ignore: int, option: str) -> ClassTable:

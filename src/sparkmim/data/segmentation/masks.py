@@ -13,6 +13,7 @@ from PIL import Image
 from ...utils.text import printable
 from ..decoding.pillow import without_limit
 from .classes import LARGEST_VALUE, ClassTable
+from .drawn import DrawnMask
 
 COLORED = {"RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "PA", "LA"}
 """Modes of Pillow whose pixels are not one number."""
@@ -115,13 +116,15 @@ def class_counts(path: Path, content: MaskContent, table: ClassTable) -> dict[in
     return {value: count for value, count in indices.items() if value != table.ignore}
 
 
-def read_mask(path: Path, table: ClassTable) -> np.ndarray:
+def read_mask(mask: Path | DrawnMask, table: ClassTable) -> np.ndarray:
     """Return the number of each pixel's class `(H, W)`, uint8, 255 for none; values have been checked.
 
     Raises:
         ValueError: if the file cannot be read any more.
     """
-    pixels, colored = read_pixels(path)
+    if isinstance(mask, DrawnMask):
+        return mask.numbers(table)
+    pixels, colored = read_pixels(mask)
     if colored and table.colored:
         keys = np.array([_number(color) for color in table.colors])
         order = keys.argsort()

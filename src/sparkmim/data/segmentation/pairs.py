@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...utils.text import printable
+from ..detection.opening import COCO_FILE, coco_files
 from ..sources.folder import walk
 from ..tables import SEPARATORS, SPLIT, SPLIT_NAMES, named
 from ..targets import split_paths
@@ -51,14 +52,16 @@ class Place(NamedTuple):
     """Where the pairs of a split are.
 
     Attributes:
-        path: a folder, or a CSV file.
+        path: a folder, a CSV file, or a COCO file.
         split: whose rows of the file are meant; "test" of a folder means nnU-Net's imagesTs and labelsTs.
         volumes: what its files hold, even where these may be pictures too (`volumes://FOLDER`).
+        images: folder of the images of a COCO file, if it is given.
     """
 
     path: Path
     split: str | None = None
     volumes: bool = False
+    images: Path | None = None
 
     @classmethod
     def of(cls, data: str | Path, split: str | None = None) -> Place:
@@ -70,15 +73,32 @@ class Place(NamedTuple):
         """Return whether it is a CSV file."""
         return self.path.suffix.lower() == ".csv"
 
+    @property
+    def is_coco(self) -> bool:
+        """Return whether it is a COCO file."""
+        return self.path.suffix.lower() == ".json" and not self.volumes
+
 
 def find_places(data: str, val_data: str | None, test_data: str | None) -> tuple[Place, Place | None, Place | None]:
     """Return where the images to train on, to validate with and to test with are.
 
-    Those that are not named are the splits of the CSV file, the folders val and test beside train, or nnU-Net's
-    imagesTs and labelsTs.
+    Those that are not named are the splits of the CSV file, the folders val and test beside train, nnU-Net's imagesTs
+    and labelsTs, or the other COCO files of a folder.
+
+    Raises:
+        ValueError: for a folder of several COCO files of which none can be told to be that of training.
     """
     whole = Place.of(data)
-    val, test = (None if path is None else Place.of(path) for path in (val_data, test_data))
+    val, test = (
+        None if path is None else _in_coco_folder(Place.of(path), split)
+        for path, split in ((val_data, "val"), (test_data, "test"))
+    )
+    files = _coco_files(whole)
+    if files:
+        own = {split: whole._replace(path=path) for split, path in files.items()}
+        return own.get("train") or own["all"], val or own.get("val"), test or own.get("test")
+    if whole.is_coco:
+        return whole, val, test
     if whole.is_table:
         splits = splits_of(whole.path)
         val = val or (whole._replace(split="val") if "val" in splits else None)
@@ -90,6 +110,21 @@ def find_places(data: str, val_data: str | None, test_data: str | None) -> tuple
     val = val or (None if paths.val is None else whole._replace(path=paths.val))
     test = test or (None if paths.test is None else whole._replace(path=paths.test))
     return whole._replace(path=paths.train), val, test
+
+
+def _coco_files(place: Place) -> dict[str, Path]:
+    """Return the COCO file of each split in a folder, "all" for the only one; empty if it is not a folder of COCO's."""
+    root = place.path
+    folders = [root, *(root / name for name in SPLIT_NAMES)]
+    marked = any((folder / COCO_FILE).is_file() for folder in folders) or any((root / "annotations").glob("*.json"))
+    return coco_files(root) if marked and not place.volumes else {}
+
+
+def _in_coco_folder(place: Place, split: str) -> Place:
+    """Return the COCO file of a split in a folder; the place itself if it is not a folder of COCO's."""
+    files = _coco_files(place)
+    path = files.get("all") or files.get(split) or files.get("train")
+    return place if path is None else place._replace(path=path)
 
 
 def find_folders(place: Place, option: str) -> Folders:
@@ -105,7 +140,7 @@ def find_folders(place: Place, option: str) -> Folders:
         what = "is a file" if root.exists() else "does not exist"
         raise ValueError(
             f"{printable(str(root))} {what}; {option} takes a folder with the folders images and masks in it (imagesTr "
-            "and labelsTr of nnU-Net), or a CSV file of rows `image,mask`"
+            "and labelsTr of nnU-Net), a CSV file of rows `image,mask`, or a COCO file (.json)"
         )
     images, masks = (
         next((root / name for name in names if (root / name).is_dir()), None) for names in (IMAGE_FOLDERS, MASK_FOLDERS)
@@ -115,8 +150,8 @@ def find_folders(place: Place, option: str) -> Folders:
         lacking = "images (or imagesTr)" if images is None else "masks (or labels, labelsTr)"
         raise ValueError(
             f"{printable(str(root))} has no folder {lacking}: it holds the folders {named(there) or 'none'}. {option} "
-            "takes a folder with images and masks in it, these below train, val and test, or a CSV file of rows "
-            "`image,mask`"
+            "takes a folder with images and masks in it, these below train, val and test, a CSV file of rows "
+            "`image,mask`, or a COCO file (.json)"
         )
     return Folders(images, masks)
 

@@ -75,7 +75,7 @@ class SegmentedVolumes:
 def holds_volumes(data: str | Path) -> bool:
     """Return whether an address is of volumes: by its scheme, or by the extensions of the files there."""
     place = Place.of(data)
-    return place.volumes or (place.path.exists() and is_volumes(place.path))
+    return place.volumes or (not place.is_coco and place.path.exists() and is_volumes(place.path))
 
 
 def cases_of(place: Place, option: str) -> tuple[Cases, dict[str, Path]]:

@@ -1,4 +1,4 @@
-"""The recipe of segmentation for tens to thousands of images or volumes."""
+"""The recipes of segmentation: for tens to thousands of images or volumes, and the paper's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ...data.config import VolumeConfig
 from ...models.backbone import Backbone
-from ...models.factory import code_of, load_backbone
+from ...models.factory import code_of, load_backbone, takes_drop_path
 from ...models.own_decoder import find_decoder
 from ...training.config import ScheduleConfig
 from ...training.recipes import divisible, power_of_two
@@ -21,6 +21,9 @@ LARGEST_CROP = 128
 
 VIEWS = (8_000, 60_000)
 """Crops shown in all, at least and at most."""
+
+PAPER_BATCH, PAPER_STEPS, PAPER_WARMUP = 16, 90_000, 1_000
+"""Crops of a batch, steps, and steps of warm-up: those of the paper's fine-tuning on COCO, schedule 1x."""
 
 
 def small_segmentation(situation: Situation) -> SegmentationConfig:
@@ -52,6 +55,51 @@ def small_segmentation(situation: Situation) -> SegmentationConfig:
         volumes=VolumeConfig(),
         optimizer=optimizer_of(situation, lr=lr, steps=steps),
         schedule=ScheduleConfig(epochs=epochs, warmup_epochs=epochs / 10),
+        run=replace(
+            run_of(situation, batch_size=batch_size, epochs=epochs, steps=steps), val_every=max(1.0, epochs / 25)
+        ),
+    )
+    return completed(situation, config)
+
+
+def paper_segmentation(situation: Situation) -> SegmentationConfig:
+    """Return the paper's settings for COCO, on crops: the paper itself has no semantic segmentation.
+
+    90,000 steps of 16 crops; AdamW, learning rates for 16 images and as the batch size. Networks of batch norm: 2.5e-4,
+    layer decay 0.6, weight decay 1e-4, 1,000 steps of warm-up. Others: 2e-4, layer decay 0.65, weight decay 0.05, and
+    stochastic depth of 0.5 where a network takes it. Gradients are not clipped, images are enlarged by 0.6 to 1.12
+    and flipped, and the weights themselves are kept, not their average. From scratch there is no layer decay.
+
+    Source: the official `downstream_d2/configs/coco_R_50_FPN_CONV_1x_moco_adam.yaml` and
+    `downstream_mmdet/configs/convnext_spark`. This project's choices: a feature pyramid of 256 channels with cross
+    entropy in place of Mask R-CNN, a cosine in place of steps, crops of the size that the encoder has seen.
+    """
+    images = situation.images
+    batch_size = situation.choice("batch_size", divisible(min(PAPER_BATCH, images), situation.parts))
+    epochs = situation.choice("epochs", round(PAPER_STEPS * batch_size / images, 2))
+    steps = steps_of(epochs, images, batch_size)
+    by_batch = situation.normalized_by_batch
+    lr, layer_decay, weight_decay = (2.5e-4, 0.6, 1e-4) if by_batch else (2e-4, 0.65, 0.05)
+    model = situation.chosen["model"]
+    config = SegmentationConfig(
+        model=NetworkConfig(
+            task=situation.task,
+            model=model,
+            in_chans=situation.backbone.in_chans,
+            drop_path=0.5 if not by_batch and takes_drop_path(model) else 0.0,
+        ),
+        data=replace(data_of(situation, crop_scale=(1.0, 1.0)), image_size=crop_size(situation), crop="native"),
+        segmentation=SegmentationSettings(head="fpn", decoder_width=256, loss="ce", zoom=(0.6, 1.12), jitter=0.0),
+        volumes=VolumeConfig(),
+        optimizer=replace(
+            optimizer_of(situation, lr=lr * batch_size / PAPER_BATCH, steps=steps),
+            weight_decay=weight_decay,
+            weight_decay_end=weight_decay,
+            clip=0.0,
+            layer_decay=1.0 if situation.from_scratch else layer_decay,
+            ema=0.0,
+        ),
+        schedule=ScheduleConfig(epochs=epochs, warmup_epochs=min(epochs / 4, PAPER_WARMUP * batch_size / images)),
         run=replace(
             run_of(situation, batch_size=batch_size, epochs=epochs, steps=steps), val_every=max(1.0, epochs / 25)
         ),

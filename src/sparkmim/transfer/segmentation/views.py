@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from ...data.config import ViewConfig
@@ -25,6 +24,7 @@ from ...data.sources.base import open_image
 from ...data.views import resize
 from ...data.volumes.label_views import LabeledVolumeView
 from ..config import SegmentationSettings
+from ..photometric import Photometric, change_values
 from ..views import TargetBatch
 
 
@@ -79,9 +79,7 @@ class ImageCrops:
     ) -> None:
         self.images, self.data, self.channels = images, data, channels
         self.zoom = settings.zoom
-        self.strength = strength = settings.jitter
-        self._jitter = v2.ColorJitter(strength, strength, strength) if strength else None
-        self._normalize = Normalize(data)
+        self._change = Photometric(Normalize(data), settings.jitter)
 
     def __call__(self, index: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the normalized crop `(C, *size)` and its mask `(*size)`, uint8.
@@ -97,14 +95,7 @@ class ImageCrops:
         if image.shape[1:] != numbers.shape:
             raise UnreadableImage(f"it has {tuple(image.shape[1:])} pixels, and its mask {tuple(numbers.shape)}")
         pixels, mask = self.cut(tv_tensors.Image(image), tv_tensors.Mask(numbers), generator)
-        pixels = pixels.as_subclass(Tensor)
-        if self._jitter is not None and pixels.dtype == torch.uint8 and self.channels in (1, 3):
-            with torch.random.fork_rng(devices=()):  # torchvision's transforms draw from the global generator
-                torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-                pixels = self._jitter(pixels)
-            return self._normalize(pixels), mask.as_subclass(Tensor)
-        view = change_values(self._normalize(pixels), self.strength, generator)  # others may exceed 0 to 1
-        return view, mask.as_subclass(Tensor)
+        return self._change(pixels.as_subclass(Tensor), generator), mask.as_subclass(Tensor)
 
     def cut(
         self, image: tv_tensors.Image, mask: tv_tensors.Mask, generator: torch.Generator
@@ -175,11 +166,3 @@ class VolumeCrops:
         values, drawn = self._view.look_at_both(volume, labels, places, generator)  # type: ignore[arg-type]
         view = change_values(self._normalize(values), self.strength, generator)
         return view, self.volumes.numbers(drawn)
-
-
-def change_values(view: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Return normalized values `(C, *size)` with another scale and offset in each channel, at most by a strength."""
-    if not strength:
-        return view
-    numbers = torch.rand(2, len(view), *(1 for _ in view.shape[1:]), generator=generator) * 2 - 1
-    return view * (1 + strength * numbers[0]) + strength * numbers[1]

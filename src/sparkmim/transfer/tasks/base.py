@@ -25,7 +25,7 @@ from ...utils.specs import find_plugin
 from ...utils.text import counted
 from ..network import Network, load_config_backbone, pooled_network
 from ..outputs import Outputs, compute_outputs
-from ..views import ImageView, NormalizedView, TargetBatch, TargetViews
+from ..views import ImageView, NormalizedView, TargetBatch, TargetViews, blank_targets
 
 
 class TransferTask(ABC, Generic[ImagesT]):
@@ -238,22 +238,26 @@ class TransferTask(ABC, Generic[ImagesT]):
         """Return a target of the shape of those of training, to time a step with."""
         return self.target(train, 0)
 
+    def blank_targets(self, train: ImagesT, config: Any, images: int) -> Any:
+        """Return targets of as many blank images."""
+        return blank_targets(self.blank_target(train, config), images)
+
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch."""
 
     def training_loss(
         self,
-        model: Callable[[Tensor], Tensor],
+        model: Callable[..., Any],
         images: Tensor,
-        targets: Tensor,
+        targets: Any,
         config: Any,
         described: Mapping[str, Any],
     ) -> Tensor:
         """Return the loss of a batch in training, where images may be mixed first.
 
         Args:
-            model: as it is called in training.
+            model: as it is called in training: with the images, and whatever else its module takes.
             images: `(B, C, H, W)`, normalized, on the device.
             targets: likewise on the device.
             config: of the run.

@@ -78,7 +78,7 @@ class Segmentation(TransferTask[Any]):
 
     def decisive(self) -> dict[str, Any]:
         """Return the fields that decide which images, masks and classes are read."""
-        own = ("classes", "ignore_index", "class_weights")
+        own = ("classes", "image_folder", "ignore_index", "class_weights")
         return {**{name: getattr(self.settings, name) for name in own}, **asdict(self.volumes)}
 
     def defaults(self, encoder: TrainedEncoder) -> dict[str, Any]:
@@ -115,7 +115,9 @@ class Segmentation(TransferTask[Any]):
         return self._read(Place.of(path), option, train)
 
     def _read(self, place: Place, option: str, train: Segmented | None) -> Segmented:
-        ignore = self.settings.ignore_index
+        ignore, folder = self.settings.ignore_index, self.settings.image_folder
+        if folder is not None:
+            place = place._replace(images=Path(folder).expanduser())
         table = None if train is None else train.table
         if table is None and self.settings.classes is not None:
             table = read_classes(self.settings.classes, ignore)
@@ -245,6 +247,7 @@ class Segmentation(TransferTask[Any]):
         return {
             "zoom": (not volumes, "on volumes; see --rotate"),
             "oversample": for_volumes,
+            "image_folder": (find_places(config.data.data, None, None)[0].is_coco, "on data that are not a COCO file"),
             **{field.name: for_volumes for field in fields(VolumeConfig)},
             "decoder_width": (self.settings.head != "own", "with --head own, the network's; use fpn or unet"),
             "class_weights": (self.settings.loss != "dice", "with --loss dice; use ce or ce+dice"),

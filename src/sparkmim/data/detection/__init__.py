@@ -1,0 +1,1 @@
+"""Images with boxes, and with a mask for each object: readers of each format behind one table."""

@@ -1,0 +1,1 @@
+"""Detection and instance segmentation: torchvision's detectors on the feature pyramid of any backbone."""
