@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .pretraining.reconstruct import reconstruct
     from .pretraining.run import pretrain
     from .sparse import UnsupportedOperation
+    from .transfer.detection.predict import detect
     from .transfer.predictor import predict
     from .transfer.run import finetune
     from .transfer.segmentation.predict import segment
@@ -44,6 +45,7 @@ __all__ = [
     "UnsupportedOperation",
     "__version__",
     "check",
+    "detect",
     "embed",
     "export",
     "finetune",
@@ -68,6 +70,7 @@ _HOMES = {
     "TransferTask": "transfer.tasks.base",
     "UnsupportedOperation": "sparse",
     "check": "diagnostics.check",
+    "detect": "transfer.detection.predict",
     "embed": "evaluation.features",
     "export": "exporters.export",
     "finetune": "transfer.run",

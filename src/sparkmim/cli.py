@@ -16,8 +16,8 @@ from .utils.logging import is_rank_zero, print_line, printing, silence
 COMMANDS = {
     "demo": "Pretrain a ResNet-18 on built-in photographs, in minutes on a CPU.",
     "pretrain": "Pretrain a network on a folder of images, or resume a run.",
-    "finetune": "Train a classifier or a segmenter on labeled images, starting from an encoder, or resume a run.",
-    "predict": "Predict the classes of images, their masks, or what else a fine-tuned model predicts.",
+    "finetune": "Train a classifier, segmenter or detector on labeled images, from an encoder on, or resume a run.",
+    "predict": "Predict the classes of images, their masks or objects, or what else a fine-tuned model predicts.",
     "reconstruct": "Draw images, what the network sees of them, and its reconstructions.",
     "embed": "Compute features of images: one of the network's feature maps, averaged over all positions.",
     "export": "Write an encoder in the format of another library, after verifying that it computes the same there.",

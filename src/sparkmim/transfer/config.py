@@ -23,8 +23,8 @@ class NetworkConfig:
     """The network to train."""
 
     task: str = setting(CLASSIFICATION, kind="code", shapes_model=True)
-    """What to train for: classification, segmentation, detection, instance (detection with masks), another task by name,
-    or FILE.py:CLASS."""
+    """What to train for: classification, segmentation, detection, instance (detection with masks), another task by
+    name, or FILE.py:CLASS."""
 
     model: str = setting(kind="code", shapes_model=True)
     """A timm model name, or FILE.py:FUNCTION that returns a module or a sparkmim.Backbone; not needed where the encoder

@@ -73,8 +73,8 @@ def readers_of(data: str | Path, option: str, images: Path | None) -> dict[str, 
     if not found:
         there = sorted(entry.name for entry in path.iterdir())
         raise ValueError(
-            f"{printable(str(path))} holds no annotations that are known, but {named(there) or 'nothing'}; {option} takes "
-            f"{EXPECTED}"
+            f"{printable(str(path))} holds no annotations that are known, but {named(there) or 'nothing'}; {option} "
+            f"takes {EXPECTED}"
         )
     return found
 
@@ -130,8 +130,8 @@ def _coco_files(root: Path) -> dict[str, Path]:
     several = [paths for paths in found.values() if len(paths) > 1]
     if several or (files and "train" not in found):
         raise ValueError(
-            f"{printable(str(root))} holds several COCO files: {named([path.name for path in files])}; name one by --data, "
-            "and others by --val-data and --test-data"
+            f"{printable(str(root))} holds several COCO files: {named([path.name for path in files])}; name one by "
+            "--data, and others by --val-data and --test-data"
         )
     return {split: paths[0] for split, paths in found.items()}
 
@@ -189,8 +189,8 @@ def _held_out(images: DetectionImages, share: float, seed: int) -> tuple[Detecti
     train, val = images.subset(np.sort(order[count:])), images.subset(np.sort(order[:count]))
     if not any(train.counts()) or not any(val.counts()):
         raise ValueError(
-            f"of {len(images)} images, --val-share {share:g} draws {count} to validate with, and one of both parts shows no "
-            "object; name images by --val-data, use another --seed, or --val-share 0 to train on all without validation"
+            f"of {len(images)} images, --val-share {share:g} draws {count} to validate with, and one of both parts shows "
+            "no object; name images by --val-data, use another --seed, or --val-share 0 to train on all without validation"
         )
     drawn = f"{count} of {len(images)} images drawn to validate with (--val-share {share:g})"
     return replace(train, held_out=drawn), replace(val, held_out=drawn)

@@ -185,7 +185,7 @@ def table_of(
         read: the annotations.
         categories: the classes.
         option: that named the data, for messages.
-        counted_from: the number of the first pixel, that of the training's; None for what the annotations themselves say.
+        counted_from: the number of the first pixel, that of the training's; None for that of the annotations.
         files: how images are read.
 
     Raises:
@@ -197,9 +197,9 @@ def table_of(
     if unknown:
         first = next(o.where for image in read.images for o in image.objects if o.name not in numbers)
         raise ValueError(
-            f"{option}: {sum(unknown.values())} objects are of classes that are not known: {named(sorted(unknown))}, the "
-            f"first in {first}. The classes are {named(list(numbers))}; correct the names, or list all classes in a file, "
-            "one in each line, and name it by --classes"
+            f"{option}: {sum(unknown.values())} objects are of unknown classes: {named(sorted(unknown))}, the first in "
+            f"{first}. The classes are {named(list(numbers))}; correct the names, or list all classes in a file, one in "
+            "each line, and name it by --classes"
         )
     source = Files(read.root, [image.image for image in read.images])
     sizes = _sizes(read, source, files)
@@ -212,7 +212,7 @@ def table_of(
     if changes.empty > LOST * (changes.empty + kept):
         raise ValueError(
             f"{option}: {changes.empty} of {changes.empty + kept} boxes have no area within their images, the first in "
-            f"{changes.first_empty}; are they in another order (x and y, corners and sizes), or of images of another size?"
+            f"{changes.first_empty}; are their numbers in another order, or of images of another size?"
         )
     notes = changes.notes()
     negatives = sum(not image.objects for image in read.images)

@@ -154,8 +154,8 @@ def build_detector(backbone: Backbone, settings: DetectionSettings, classes: int
     sizes = settings.anchor_sizes or default_sizes(strides, head)
     if len(sizes) != len(strides):
         raise ValueError(
-            f"--anchor-sizes names {len(sizes)} sizes, and --head {head} predicts from {len(strides)} levels, of strides "
-            f"{', '.join(map(str, strides))}; give one for each"
+            f"--anchor-sizes names {len(sizes)} sizes, and --head {head} predicts from {len(strides)} levels, of "
+            f"strides {', '.join(map(str, strides))}; give one for each"
         )
     norm = _norm(settings)
     body = PyramidBackbone(backbone, settings.fpn_width, one_stage=one_stage, norm=norm)
@@ -229,7 +229,7 @@ def predictors(module: Any) -> list[nn.Module]:
 
 
 def _in_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:
-    """Return outputs in float32: in bfloat16 boxes would be rounded to whole pixels from 256 on, and to 4 from 512 on."""
+    """Return outputs in float32: in bfloat16 boxes would be rounded to 2 pixels from 256 on, and to 4 from 512 on."""
     if isinstance(outputs, Tensor):
         return outputs.float()
     if isinstance(outputs, dict):

@@ -66,8 +66,8 @@ class Detection(TransferTask[DetectionImages]):
         """Raise unless a network takes images."""
         if dims not in self.dims:
             raise ValueError(
-                f"{network} takes images of {dims} axes, and objects are detected in those of two; name a network of images "
-                "(--model)"
+                f"{network} takes images of {dims} axes, and objects are detected in those of two; name a network of "
+                "images (--model)"
             )
 
     # --- images and objects -------------------------------------------------------------------------------------
@@ -115,8 +115,8 @@ class Detection(TransferTask[DetectionImages]):
                 for mask, off in zip(one.masks, one.ignored, strict=True)
             )
             raise ValueError(
-                f"{option}: {lacking} of {sum(images.counts())} objects have no mask, which --task instance learns from: "
-                "polygons or run lengths of COCO, or polygons of YOLO; use --task detection for boxes alone"
+                f"{option}: {lacking} of {sum(images.counts())} objects have no mask, which --task instance learns "
+                "from: polygons or run lengths of COCO, or polygons of YOLO; use --task detection for boxes alone"
             )
         return images
 
@@ -175,8 +175,8 @@ class Detection(TransferTask[DetectionImages]):
             raise ValueError("--pages images takes one target for all pages of a file; use --pages channels or first")
         if config.run.compile not in ("off", "try"):
             raise ValueError(
-                f"--compile {config.run.compile}: a detector computes with as many boxes as it finds, for which it would be "
-                "compiled again and again; use --compile off"
+                f"--compile {config.run.compile}: a detector computes with as many boxes as it finds, for which it would "
+                "be compiled again and again; use --compile off"
             )
 
     def effects(self, config: Any) -> dict[str, tuple[bool, str]]:
