@@ -189,8 +189,8 @@ def _held_out(images: DetectionImages, share: float, seed: int) -> tuple[Detecti
     train, val = images.subset(np.sort(order[count:])), images.subset(np.sort(order[:count]))
     if not any(train.counts()) or not any(val.counts()):
         raise ValueError(
-            f"of {len(images)} images, --val-share {share:g} draws {count} to validate with, and one of both parts shows "
-            "no object; name images by --val-data, use another --seed, or --val-share 0 to train on all without validation"
+            f"of {len(images)} images, --val-share {share:g} draws {count} to validate with, and one part has no object; "
+            "name images by --val-data, use another --seed, or train on all: --val-share 0"
         )
     drawn = f"{count} of {len(images)} images drawn to validate with (--val-share {share:g})"
     return replace(train, held_out=drawn), replace(val, held_out=drawn)

@@ -198,8 +198,8 @@ def table_of(
         first = next(o.where for image in read.images for o in image.objects if o.name not in numbers)
         raise ValueError(
             f"{option}: {sum(unknown.values())} objects are of unknown classes: {named(sorted(unknown))}, the first in "
-            f"{first}. The classes are {named(list(numbers))}; correct the names, or list all classes in a file, one in "
-            "each line, and name it by --classes"
+            f"{first}. The classes are {named(list(numbers))}; correct the names, or list all classes in a file, one "
+            "in each line, and name it by --classes"
         )
     source = Files(read.root, [image.image for image in read.images])
     sizes = _sizes(read, source, files)

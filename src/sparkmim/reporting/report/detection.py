@@ -47,10 +47,10 @@ def detection_score(results: Mapping[str, Any], score: Mapping[str, Any], title:
         of = f" ({what})" if len(kinds) > 1 else ""
         parts.append(
             f"<p>{score['images']:,} images{of}: mAP <b>{own['map']:.1%}</b>, mAP50 <b>{own['map50']:.1%}</b>, "
-            f"mAP75 {own['map75']:.1%}; small {_percent(own['map_small'])}, medium {_percent(own['map_medium'])}, large "
-            f"{_percent(own['map_large'])}. At the threshold of {own['threshold']:.2f}, where F1 is highest, "
-            f"{own['sensitivity']:.1%} of the objects are found, and {own['precision']:.1%} of the detections are right."
-            f"</p>{_classes(names, trained, own)}{_curves(names, own)}"
+            f"mAP75 {own['map75']:.1%}; small {_percent(own['map_small'])}, medium {_percent(own['map_medium'])}, "
+            f"large {_percent(own['map_large'])}. At the threshold of {own['threshold']:.2f}, where F1 is highest, "
+            f"{own['sensitivity']:.1%} of the objects are found, and {own['precision']:.1%} of the detections are "
+            f"right.</p>{_classes(names, trained, own)}{_curves(names, own)}"
         )
     return "".join(parts) + _worst(score["worst"], folder) + unreadable(list(score["unreadable"].items()))
 

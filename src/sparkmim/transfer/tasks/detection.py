@@ -173,10 +173,10 @@ class Detection(TransferTask[DetectionImages]):
             )
         if config.data.pages == "images":
             raise ValueError("--pages images takes one target for all pages of a file; use --pages channels or first")
-        if config.run.compile not in ("off", "try"):
+        if config.run.compile != "off":
             raise ValueError(
-                f"--compile {config.run.compile}: a detector computes with as many boxes as it finds, for which it would "
-                "be compiled again and again; use --compile off"
+                f"--compile {config.run.compile}: a detector computes with as many boxes as it finds, for which it is "
+                "compiled again and again; use --compile off"
             )
 
     def effects(self, config: Any) -> dict[str, tuple[bool, str]]:
