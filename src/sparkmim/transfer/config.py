@@ -215,7 +215,7 @@ class DetectionSettings:
     fpn_width: int = setting(
         256, Valid(lambda v: v >= 32 and v % 32 == 0, "is a number of channels, a multiple of 32"), shapes_model=True
     )
-    """Channels of the feature pyramid."""
+    """Channels of the feature pyramid and of the convolutions in the heads; a quarter of those of the box head."""
 
     head_norm: Literal["none", "batch"] = setting("none", shapes_model=True)
     """batch normalizes the pyramid and the box head of faster-rcnn and mask-rcnn, which gets four convolutions, as

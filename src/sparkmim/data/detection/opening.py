@@ -189,7 +189,7 @@ def _held_out(images: DetectionImages, share: float, seed: int) -> tuple[Detecti
     train, val = images.subset(np.sort(order[count:])), images.subset(np.sort(order[:count]))
     if not any(train.counts()) or not any(val.counts()):
         raise ValueError(
-            f"of {len(images)} images, --val-share {share:g} draws {count} to validate with, and one part has no object; "
+            f"of {len(images)} images, --val-share {share:g} draws {count} to validate with, and a part has no object; "
             "name images by --val-data, use another --seed, or train on all: --val-share 0"
         )
     drawn = f"{count} of {len(images)} images drawn to validate with (--val-share {share:g})"

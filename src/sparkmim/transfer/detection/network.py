@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
-from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
@@ -97,14 +98,14 @@ class Detector:
 
     def as_rows(self, found: Sequence[dict[str, Tensor]]) -> Tensor:
         """Return detections as rows."""
-        width = COLUMNS + (MASK_SIDE**2 if isinstance(self, MaskRCNN) else 0)
-        table = found[0]["boxes"].new_zeros(len(found), self.rows, width)
-        for row, one in zip(table, found, strict=True):
+        rows = []
+        for one in found:
             order = one["scores"].argsort(descending=True, stable=True)[: self.rows]
             parts = [one["boxes"], one["scores"][:, None], one["labels"][:, None].float()]
             parts += [one["masks"].flatten(1)] if "masks" in one else []
-            row[: len(order)] = torch.cat(parts, 1)[order]
-        return table
+            own = torch.cat(parts, 1)[order]
+            rows.append(F.pad(own, (0, 0, 0, self.rows - len(own))))
+        return torch.stack(rows)
 
 
 class FasterRCNNDetector(Detector, FasterRCNN):
@@ -203,17 +204,21 @@ def _build(
         "box_nms_thresh": overlap,
         "box_detections_per_img": settings.detections,
     }
+    inner = 4 * width  # 1024 for torchvision's pyramid of 256 channels
     if settings.head_norm == "batch":
-        common["box_head"] = FastRCNNConvFCHead((width, 7, 7), [256] * 4, [1024], norm_layer=nn.BatchNorm2d)
-        common["box_predictor"] = FastRCNNPredictor(1024, outputs)
-    if head == "mask-rcnn":
-        from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
-
-        common["mask_roi_pool"] = roi_pool(strides[:-1], MASK_SIDE // 2)
-        if settings.head_norm == "batch":  # torchvision takes the number of classes from one of both alone
-            common["mask_predictor"] = MaskRCNNPredictor(256, 256, outputs)
-        return MaskRCNNDetector(body, None if settings.head_norm == "batch" else outputs, **common)
-    return FasterRCNNDetector(body, None if settings.head_norm == "batch" else outputs, **common)
+        common["box_head"] = FastRCNNConvFCHead((width, 7, 7), [width] * 4, [inner], norm_layer=nn.BatchNorm2d)
+    else:
+        common["box_head"] = TwoMLPHead(width * 7**2, inner)
+    common["box_predictor"] = FastRCNNPredictor(inner, outputs)
+    if head == "faster-rcnn":
+        return FasterRCNNDetector(body, **common)
+    return MaskRCNNDetector(
+        body,
+        mask_roi_pool=roi_pool(strides[:-1], MASK_SIDE // 2),
+        mask_head=MaskRCNNHeads(width, (width,) * 4, 1),
+        mask_predictor=MaskRCNNPredictor(width, width, outputs),
+        **common,
+    )
 
 
 def _norm(settings: DetectionSettings) -> Callable[..., nn.Module] | None:
