@@ -18,7 +18,7 @@ DETECT: dict[str, Any] = {
     **TINY_FINETUNE,
     "task": "detection",
     "model": f"{Path(__file__).absolute().with_name('segmentation_networks.py')}:network",
-    "image_size": (32, 32),
+    "image_size": (64, 64),
     "batch_size": 4,
     "epochs": 2.0,
     "warmup_epochs": 0.5,
