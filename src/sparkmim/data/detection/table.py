@@ -272,6 +272,8 @@ def _objects(image: Annotated, size: np.ndarray, numbers: Mapping[str, int], off
     seen = set()
     height, width = size.tolist()
     for written in image.objects:
+        if written.relative and not height:  # of an image that cannot be read, which is met again
+            continue
         box, mask = _in_pixels(written, height, width)
         left, top, right, bottom = box
         for low, high, names in ((left, right, "left right"), (top, bottom, "top bottom")):
