@@ -204,6 +204,10 @@ class SegmentationConfig(TransferConfig):
     volumes: VolumeConfig = VolumeConfig()
 
 
+VAL_SHARE = 0.2
+"""Share of the images that is drawn to validate with, where the data name none and nobody says."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DetectionSettings:
     """How objects are detected."""
@@ -254,7 +258,7 @@ class DetectionSettings:
     image_folder: str | None = setting(None, kind="folder")
     """Folder of the images of COCO files; looked for beside the file if not given."""
 
-    val_share: float = setting(0.2, Valid(lambda v: 0 <= v < 1, "is a share of the images, from 0 to below 1"))
+    val_share: float = setting(VAL_SHARE, Valid(lambda v: 0 <= v < 1, "is a share of the images, from 0 to below 1"))
     """Share of the training images that is drawn to validate with where the data name no others; 0 trains on all."""
 
 

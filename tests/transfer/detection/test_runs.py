@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from detection_data import DETECT, as_coco, make_images, write_coco, write_voc
 from helpers import assert_same_training, interrupt_at, lines, printed
-from sparkmim import detect, finetune, predict
+from sparkmim import detect, finetune, load_encoder, predict
 from sparkmim.cli import run_command
 from sparkmim.transfer.model_file import load_model
 
@@ -109,6 +110,11 @@ def test_what_a_run_writes(trained: Path, capsys: pytest.CaptureFixture[str]) ->
     plan = json.loads((trained / "plan.json").read_text())
     assert "6 with" in plan["images"]
     assert plan["annotations"].startswith("COCO")
+    network, weights = (
+        load_encoder(trained / "model.safetensors", trust=True),
+        load_model(trained / "model.safetensors", trust=True).module.state_dict(),
+    )
+    assert all(torch.equal(value, weights[f"backbone.body.{key}"]) for key, value in network.state_dict().items())
     with pytest.raises(ValueError, match=r"which finds boxes: use sparkmim\.detect"):
         predict(trained, trained, trust=True)
     assert "categories" in results
@@ -157,6 +163,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"anchor_sizes": (8.0, 16.0)}, "names 2 sizes"),
     ({"fpn_width": 33}, "a multiple of 32"),
     ({"crop": "resized"}, "use --crop native"),
+    ({"val_share": 0.5, "data": "."}, "--val-share 0.5 has no effect"),
     ({"compile": "on"}, "use --compile off"),
     ({"val_share": 0.5, "folds": 2}, "--val-share .*with --val-data or --folds"),
     ({"classes": "nothing.txt"}, "there is no file .*nothing.txt"),
@@ -167,7 +174,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("given", "said"), FAULTS)
 def test_settings_that_do_not_fit(given: dict[str, Any], said: str, data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said):
-        finetune(tmp_path / "run", chosen={**DETECT, "data": data / "train", **given})
+        finetune(tmp_path / "run", chosen={**DETECT, **given, "data": data / given.get("data", "train")})
     assert not (tmp_path / "run").exists()
 
 

@@ -149,12 +149,18 @@ def read_splits(source: Source, seed: int, *, hold_out: bool = True) -> Splits[D
     """
     images = None if source.image_folder is None else Path(source.image_folder).expanduser()
     own = readers_of(source.data, "--data", images)
-    train = own.get("train") or own["all"]
+    train = own.get("train") or own.get("all")
+    if train is None:
+        raise ValueError(
+            f"{printable(str(source.data))} holds annotations of {named(sorted(own))} alone; --data takes those to train "
+            "on"
+        )
     readers: dict[str, tuple[Reader, str]] = {"train": (train, "--data")}
     for split, given in (("val", source.val_data), ("test", source.test_data)):
         if given is not None:
             others = readers_of(given, f"--{split}-data", images)
-            readers[split] = (others.get("all") or others.get(split) or others["train"], f"--{split}-data")
+            wanted = others.get(split) or others.get("all") or next(iter(others.values()))
+            readers[split] = (wanted, f"--{split}-data")
         elif split in own:
             readers[split] = (own[split], "--data")
     read = {split: (reader(), option) for split, (reader, option) in readers.items()}

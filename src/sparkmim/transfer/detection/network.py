@@ -87,7 +87,8 @@ class Detector:
             Of detections the columns of :data:`COLUMNS`; those that there are not have the class 0.
         """
         if self.training:
-            losses: dict[str, Tensor] = super().forward(images, targets or middle_boxes(images, self))  # type: ignore[misc]
+            own = middle_boxes(images, self) if targets is None else targets
+            losses: dict[str, Tensor] = super().forward(images, own)  # type: ignore[misc]
             return losses
         return self.as_rows(self.detect(images))
 

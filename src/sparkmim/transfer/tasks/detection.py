@@ -17,7 +17,7 @@ from ...data.detection.opening import Source, read_splits
 from ...data.detection.table import DetectionImages
 from ...data.targets import Splits
 from ...utils.fields import show
-from ..config import DetectionSettings
+from ..config import VAL_SHARE, DetectionSettings
 from ..detection.anchors import box_statistics
 from ..detection.libraries import require_coco
 from ..detection.network import COLUMNS, MASK_SIDE, build_detector
@@ -170,6 +170,11 @@ class Detection(TransferTask[DetectionImages]):
         if config.data.crop != "native":
             raise ValueError(
                 "--crop resized is for classification; views of objects are cut by --zoom: use --crop native"
+            )
+        share = self.settings.val_share
+        if share not in (0, VAL_SHARE) and not train.held_out and not config.data.folds:
+            raise ValueError(
+                f"--val-share {share:g} has no effect: {config.data.data} names images to validate with; leave it out"
             )
         if config.data.pages == "images":
             raise ValueError("--pages images takes one target for all pages of a file; use --pages channels or first")
