@@ -152,8 +152,8 @@ def read_splits(source: Source, seed: int, *, hold_out: bool = True) -> Splits[D
     train = own.get("train") or own.get("all")
     if train is None:
         raise ValueError(
-            f"{printable(str(source.data))} holds annotations of {named(sorted(own))} alone; --data takes those to train "
-            "on"
+            f"{printable(str(source.data))} holds annotations of {named(sorted(own))} alone; --data takes those of the "
+            "training images"
         )
     readers: dict[str, tuple[Reader, str]] = {"train": (train, "--data")}
     for split, given in (("val", source.val_data), ("test", source.test_data)):
