@@ -264,7 +264,7 @@ def test_classes(tmp_path: Path) -> None:
     only = [image._replace(objects=tuple((0, box) for _, box in image.objects)) for image in images]
     write_voc(tmp_path / "train", only)
     write_voc(tmp_path / "val", make_images(tmp_path / "val" / "images"))
-    given = {"val_data": str(tmp_path / "val")}
+    given: dict[str, Any] = {"val_data": str(tmp_path / "val")}
     with pytest.raises(ValueError, match=r"--val-data: \d+ objects are of unknown classes: light.*--classes"):
         read(tmp_path / "train", **given)
     (tmp_path / "classes").write_text("light\ndark\n")

@@ -152,12 +152,9 @@ def test_a_step_from_any_backbone(head: str) -> None:
 
 def test_norms_of_the_head() -> None:
     for head, kind in (("faster-rcnn", nn.BatchNorm2d), ("mask-rcnn", nn.BatchNorm2d), ("retinanet", nn.GroupNorm)):
+        own: dict[str, Any] = {"head": head, "fpn_width": 32}
         plain, normed = (
-            build_detector(
-                Backbone(network()),
-                DetectionSettings(head=head, fpn_width=32, head_norm=norm),
-                2,  # type: ignore[arg-type]
-            )
+            build_detector(Backbone(network()), DetectionSettings(**{**own, "head_norm": norm}), 2)
             for norm in ("none", "batch")
         )
         counts = [sum(isinstance(part, kind) for part in module.modules()) for module in (plain, normed)]

@@ -144,7 +144,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(data: Path, tmp_path: Path) -> N
 
 
 def test_masks(data: Path, tmp_path: Path) -> None:
-    chosen = {**DETECT, "task": "instance", "data": data, "epochs": 8.0, "val_every": 8.0, "lr": 0.01}
+    chosen = {**DETECT, "task": "instance", "data": data, "epochs": 5.0, "val_every": 5.0, "lr": 0.01}
     finetune(tmp_path / "run", chosen={**chosen, "batch_size": 3})
     own = results_of(tmp_path / "run")["validation"]
     found = detect(tmp_path / "run", data / "val", tmp_path / "out", trust=True, draw=True)
@@ -190,7 +190,7 @@ def test_the_papers_recipe(data: Path, tmp_path: Path) -> None:
 
     chosen = {name: DETECT[name] for name in ("model", "device", "workers", "task")} | {"image_size": (64, 64)}
     chosen |= {"encoder": DETECT["encoder"], "data": str(data), "accumulate": 1, "in_chans": 3, "fpn_width": 32}
-    config = prepare(FineTuning("detection"), tmp_path / "run", "paper", "auto", chosen, 1).config
+    config: Any = prepare(FineTuning("detection"), tmp_path / "run", "paper", "auto", chosen, 1).config
     assert config.optimizer.lr == pytest.approx(2.5e-4 * 6 / 16, rel=0.05)
     assert config.detection.anchor_ratios == (0.5, 1.0, 2.0)
     assert config.detection.head_norm == "batch"

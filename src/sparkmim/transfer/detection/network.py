@@ -45,7 +45,7 @@ OCTAVES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 Targets = list[dict[str, Tensor]]
 
 
-class Padded(GeneralizedRCNNTransform):
+class Padded(GeneralizedRCNNTransform):  # type: ignore[misc] # torchvision is not annotated
     """Pad images, which are normalized and of one size, to whole positions of each map.
 
     Args:
@@ -109,19 +109,19 @@ class Detector:
         return torch.stack(rows)
 
 
-class FasterRCNNDetector(Detector, FasterRCNN):
+class FasterRCNNDetector(Detector, FasterRCNN):  # type: ignore[misc]
     """Faster R-CNN (Ren et al., 2015; FPN: Lin et al., 2017)."""
 
 
-class MaskRCNNDetector(Detector, MaskRCNN):
+class MaskRCNNDetector(Detector, MaskRCNN):  # type: ignore[misc]
     """Mask R-CNN (He et al., 2017)."""
 
 
-class RetinaNetDetector(Detector, RetinaNet):
+class RetinaNetDetector(Detector, RetinaNet):  # type: ignore[misc]
     """RetinaNet (Lin et al., 2017)."""
 
 
-class FCOSDetector(Detector, FCOS):
+class FCOSDetector(Detector, FCOS):  # type: ignore[misc]
     """FCOS (Tian et al., 2019)."""
 
 

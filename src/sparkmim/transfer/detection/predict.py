@@ -208,7 +208,8 @@ def as_coco(
         categories: with id and name.
     """
     numbers = {category["name"]: category["id"] for category in categories}
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, (one, (height, width)) in enumerate(zip(found, sizes, strict=True), start=1):
         if one.error:
             continue

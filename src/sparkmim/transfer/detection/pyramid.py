@@ -91,7 +91,7 @@ class PyramidBackbone(nn.Module):
         return dict(self.fpn(chosen))
 
 
-class Anchors(AnchorGenerator):
+class Anchors(AnchorGenerator):  # type: ignore[misc] # torchvision is not annotated
     """torchvision's anchors at given strides; its own are the image's size by that of the map, rounded down.
 
     Args:

@@ -107,7 +107,8 @@ def _settings(
     head = situation.choice("head", "mask-rcnn" if situation.task == INSTANCE else "faster-rcnn")
     strides = pyramid_strides(situation.backbone, one_stage=is_one_stage(head))
     boxes: Any = situation.targets["boxes"]
-    sizes, ratios = default_sizes(strides, head), (1.0,) if head == "fcos" else RATIOS
+    sizes = default_sizes(strides, head)
+    ratios: tuple[float, ...] = (1.0,) if head == "fcos" else RATIOS
     if by_boxes and situation.extents:
         sizes = anchor_sizes(boxes, strides, head, situation.extents, size)
         ratios = anchor_ratios(boxes, head)
