@@ -313,6 +313,17 @@ def test_no_data_set(name: str, said: str, tmp_path: Path) -> None:
         read(tmp_path / name)
 
 
+def test_arrays_of_many_channels(tmp_path: Path) -> None:
+    """Their size is found, without which shares of it are no boxes."""
+    images = make_images(tmp_path / "images", 2)
+    for image in images:
+        (tmp_path / "images" / image.file).unlink()
+        np.save(tmp_path / "images" / image.file.replace("png", "npy"), np.zeros((36, 44, 6), np.float32))
+    found = read(yolo(tmp_path, images)).train
+    assert found.sizes.tolist() == [[36, 44]] * 2
+    np.testing.assert_allclose(found.objects[0].boxes, [box for _, box in images[0].objects], atol=1e-4)
+
+
 def test_an_image_that_is_turned(tmp_path: Path) -> None:
     """Its annotations are of the pixels as they are stored."""
     images = make_images(tmp_path / "images")

@@ -26,6 +26,9 @@ from .annotations import Annotated, Annotations, Mask, Written
 LOST = 0.5
 """Share of the boxes without area within their images from which on a split is refused."""
 
+MOST_CHANNELS = 32
+"""Of images whose size no header tells, as those of arrays, that are tried."""
+
 MANY, THREADS = 2000, 4
 """Images whose headers take a while to read, and threads that read them."""
 
@@ -257,13 +260,15 @@ def _size(path: Path, source: ImageSource, index: int, files: FileConfig) -> tup
     if size is not None:
         return size
     image = open_image(source, index, files)
-    for channels in (3, 1):
+    for channels in (3, 1, 4, 2, *range(5, MOST_CHANNELS + 1)):  # an array's size depends on them
         try:
             known = image.size(channels)
+            if known is None:
+                height, width = image.decode(channels).shape[1:]
+                known = height, width
         except UnreadableImage:
             continue
-        if known is not None:
-            return known
+        return known
     return None
 
 
