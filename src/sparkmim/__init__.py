@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .pretraining.run import pretrain
     from .refinement.run import refine
     from .sparse import UnsupportedOperation
+    from .transfer.detection.predict import detect
     from .transfer.predictor import predict
     from .transfer.run import finetune
     from .transfer.segmentation.predict import segment
@@ -47,6 +48,7 @@ __all__ = [
     "UnsupportedOperation",
     "__version__",
     "check",
+    "detect",
     "embed",
     "evaluate",
     "export",
@@ -74,6 +76,7 @@ _HOMES = {
     "TransferTask": "transfer.tasks.base",
     "UnsupportedOperation": "sparse",
     "check": "diagnostics.check",
+    "detect": "transfer.detection.predict",
     "embed": "evaluation.features",
     "evaluate": "evaluation.frozen_evaluation",
     "export": "exporters.export",

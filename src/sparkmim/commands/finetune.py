@@ -26,7 +26,7 @@ def command(
     plan: bool = False,
     trust: bool = False,
 ) -> int:
-    """Train a classifier or a segmenter on labeled images, starting from an encoder, or resume a run.
+    """Train a classifier, segmenter or detector on labeled images, from an encoder on, or resume a run.
 
     The recipe decides all that is not set, and the plan is shown before the run begins. Ctrl-C and SIGTERM save and
     exit with code 75; the same command, or `sparkmim finetune --output RUN` alone, resumes.

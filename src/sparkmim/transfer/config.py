@@ -23,8 +23,8 @@ class NetworkConfig:
     """The network to train."""
 
     task: str = setting(CLASSIFICATION, kind="code", shapes_model=True)
-    """What to train for: classification, segmentation, detection, instance (detection with masks), another task by name,
-    or FILE.py:CLASS."""
+    """What to train for: classification, segmentation, detection, instance (detection with masks), another task by
+    name, or FILE.py:CLASS."""
 
     model: str = setting(kind="code", shapes_model=True)
     """A timm model name, or FILE.py:FUNCTION that returns a module or a sparkmim.Backbone; not needed where the encoder
@@ -205,6 +205,10 @@ class SegmentationConfig(TransferConfig):
     volumes: VolumeConfig = VolumeConfig()
 
 
+VAL_SHARE = 0.2
+"""Share of the images that is drawn to validate with, where the data name none and nobody says."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DetectionSettings:
     """How objects are detected."""
@@ -216,7 +220,7 @@ class DetectionSettings:
     fpn_width: int = setting(
         256, Valid(lambda v: v >= 32 and v % 32 == 0, "is a number of channels, a multiple of 32"), shapes_model=True
     )
-    """Channels of the feature pyramid."""
+    """Channels of the feature pyramid and of the convolutions in the heads; a quarter of those of the box head."""
 
     head_norm: Literal["none", "batch"] = setting("none", shapes_model=True)
     """batch normalizes the pyramid and the box head of faster-rcnn and mask-rcnn, which gets four convolutions, as
@@ -255,7 +259,7 @@ class DetectionSettings:
     image_folder: str | None = setting(None, kind="folder")
     """Folder of the images of COCO files; looked for beside the file if not given."""
 
-    val_share: float = setting(0.2, Valid(lambda v: 0 <= v < 1, "is a share of the images, from 0 to below 1"))
+    val_share: float = setting(VAL_SHARE, Valid(lambda v: 0 <= v < 1, "is a share of the images, from 0 to below 1"))
     """Share of the training images that is drawn to validate with where the data name no others; 0 trains on all."""
 
 

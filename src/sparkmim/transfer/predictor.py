@@ -91,8 +91,10 @@ def predict(
         workers=workers,
         files=chosen_files(pages, nodata, max_pixels),
     )
-    if is_segmentation(path) or 2 not in saved.task.dims:
+    if task_of(path) == SEGMENTATION or 2 not in saved.task.dims:
         raise ValueError(f"{path} is a model of {type(saved.task).__name__}, which writes masks: use sparkmim.segment")
+    if "categories" in saved.targets:
+        raise ValueError(f"{path} is a model of {type(saved.task).__name__}, which finds boxes: use sparkmim.detect")
     names = saved.targets.get("classes")
     if names is None and top_k != 1:
         raise ValueError(f"--top-k {top_k} is for classifiers; {path} is a model of {type(saved.task).__name__}")
@@ -142,10 +144,13 @@ def _open(data: str | Path, saved: SavedModel, path: Path) -> ImageSource:
     return open_source(data)
 
 
-def is_segmentation(run: str | Path) -> bool:
-    """Return whether a run's folder, or a model's file, is of a segmentation; False if it is of nothing."""
+def task_of(run: str | Path) -> str | None:
+    """Return the task of a run's folder, or of a model's file, where it is not a classification; None of nothing."""
     path = model_file(run)
-    return path.is_file() and is_safetensors(path) and read_network_metadata(path).get("task") == SEGMENTATION
+    if not path.is_file() or not is_safetensors(path):
+        return None
+    task = read_network_metadata(path).get("task")
+    return None if task is None else str(task)
 
 
 def write_csv(predictions: Sequence[Prediction], path: str | Path) -> None:
@@ -155,19 +160,19 @@ def write_csv(predictions: Sequence[Prediction], path: str | Path) -> None:
     count = max(len(prediction.values) for prediction in predictions)
     ranked = [f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("class", "probability")]
     columns = ranked or [f"prediction_{number}" for number in range(1, count + 1)]
-    lines = [_csv_line(["image", *(name.removesuffix("_1") for name in columns), "error"])]
+    lines = [csv_line(["image", *(name.removesuffix("_1") for name in columns), "error"])]
     for image, classes, probabilities, values, error in predictions:
         pairs = zip(classes, probabilities, strict=True)
         cells = [cell for name, probability in pairs for cell in (name, f"{probability:.6f}")]
         cells += [f"{value:.6g}" for value in values]
-        lines.append(_csv_line([image, *(cells or [""] * len(columns)), " ".join(error.split())]))
+        lines.append(csv_line([image, *(cells or [""] * len(columns)), " ".join(error.split())]))
     write_text(Path(path), "".join(lines))
     formulas = sum(name.startswith(FORMULA) for image, classes, *_ in predictions for name in (image, *classes))
     if formulas:
         log.warning(f"{path}: {formulas} names begin as a formula does; open the file in a spreadsheet as text only")
 
 
-def _csv_line(cells: Sequence[str]) -> str:
+def csv_line(cells: Sequence[str]) -> str:
     """Return a row of a CSV file, whose cells hold any character: line ends of both kinds are quoted."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\r\n").writerow(cells)  # it quotes the characters of its own line end

@@ -27,14 +27,14 @@ def summary_of_results(output: Path) -> list[str]:
                 + (f", {score['broken']} unreadable, named in {run.results}" if score["broken"] else "")
             )
     weights = results["weights"]
-    masks = "masks" if "ignore_index" in results else "predictions.csv"
+    written = "masks" if "ignore_index" in results else "detections" if "categories" in results else "predictions.csv"
     kept = "the best on the validation images" if "validation" in results else "the last"
     return [
         *lines,
         f"  weights  {run.classifier} (of step {weights['step']}, {kept})",
         f"  report   {run.report}",
         "Predict with it:",
-        f"    sparkmim predict --run {shlex.quote(str(output))} --data FOLDER --output {masks}"
+        f"    sparkmim predict --run {shlex.quote(str(output))} --data FOLDER --output {written}"
         + (" --trust" if names_unknown_code(TransferConfig, output) else ""),
     ]
 
@@ -45,6 +45,9 @@ def describe_score(score: Mapping[str, Any]) -> str:
         if score["dice"] is None:
             return f"mIoU {score['miou']:.2%}, no Dice: the images show the background alone, and nothing else is found"
         return f"mIoU {score['miou']:.2%}, Dice {score['dice']:.2%} (mean over images {score['dice_per_image']:.2%})"
+    if "map50" in score:
+        masks = f", of masks {score['mask_map']:.2%} and {score['mask_map50']:.2%}" if "mask_map" in score else ""
+        return f"mAP {score['map']:.2%}, mAP50 {score['map50']:.2%}{masks}"
     if "top1" in score:
         return f"top-1 {score['top1']:.2%}, mean of classes {score['mean_per_class']:.2%}"
     numbers = {name: value for name, value in score.items() if isinstance(value, float)}

@@ -70,7 +70,8 @@ def _content(path: Path) -> dict[str, Any]:
     lacking = [name for name in lists if not isinstance(content, dict) or not isinstance(content.get(name), list)]
     if lacking:
         raise ValueError(
-            f"{path} is not a COCO file of objects: expected the lists {', '.join(lists)}, and {', '.join(lacking)} is missing"
+            f"{path} is not a COCO file of objects: expected the lists {', '.join(lists)}, and it has no "
+            f"{', '.join(lacking)}"
         )
     return dict(content)
 

@@ -73,8 +73,8 @@ def readers_of(data: str | Path, option: str, images: Path | None) -> dict[str, 
     if not found:
         there = sorted(entry.name for entry in path.iterdir())
         raise ValueError(
-            f"{printable(str(path))} holds no annotations that are known, but {named(there) or 'nothing'}; {option} takes "
-            f"{EXPECTED}"
+            f"{printable(str(path))} holds no annotations that are known, but {named(there) or 'nothing'}; {option} "
+            f"takes {EXPECTED}"
         )
     return found
 
@@ -130,8 +130,8 @@ def coco_files(root: Path) -> dict[str, Path]:
     several = [paths for paths in found.values() if len(paths) > 1]
     if several or (files and "train" not in found):
         raise ValueError(
-            f"{printable(str(root))} holds several COCO files: {named([path.name for path in files])}; name one by --data, "
-            "and others by --val-data and --test-data"
+            f"{printable(str(root))} holds several COCO files: {named([path.name for path in files])}; name one by "
+            "--data, and others by --val-data and --test-data"
         )
     return {split: paths[0] for split, paths in found.items()}
 
@@ -149,12 +149,18 @@ def read_splits(source: Source, seed: int, *, hold_out: bool = True) -> Splits[D
     """
     images = None if source.image_folder is None else Path(source.image_folder).expanduser()
     own = readers_of(source.data, "--data", images)
-    train = own.get("train") or own["all"]
+    train = own.get("train") or own.get("all")
+    if train is None:
+        raise ValueError(
+            f"{printable(str(source.data))} holds annotations of {named(sorted(own))} alone; --data takes those of the "
+            "training images"
+        )
     readers: dict[str, tuple[Reader, str]] = {"train": (train, "--data")}
     for split, given in (("val", source.val_data), ("test", source.test_data)):
         if given is not None:
             others = readers_of(given, f"--{split}-data", images)
-            readers[split] = (others.get("all") or others.get(split) or others["train"], f"--{split}-data")
+            wanted = others.get(split) or others.get("all") or next(iter(others.values()))
+            readers[split] = (wanted, f"--{split}-data")
         elif split in own:
             readers[split] = (own[split], "--data")
     read = {split: (reader(), option) for split, (reader, option) in readers.items()}
@@ -189,8 +195,8 @@ def _held_out(images: DetectionImages, share: float, seed: int) -> tuple[Detecti
     train, val = images.subset(np.sort(order[count:])), images.subset(np.sort(order[:count]))
     if not any(train.counts()) or not any(val.counts()):
         raise ValueError(
-            f"of {len(images)} images, --val-share {share:g} draws {count} to validate with, and one of both parts shows no "
-            "object; name images by --val-data, use another --seed, or --val-share 0 to train on all without validation"
+            f"of {len(images)} images, --val-share {share:g} draws {count} to validate with, and a part has no object; "
+            "name images by --val-data, use another --seed, or train on all: --val-share 0"
         )
     drawn = f"{count} of {len(images)} images drawn to validate with (--val-share {share:g})"
     return replace(train, held_out=drawn), replace(val, held_out=drawn)

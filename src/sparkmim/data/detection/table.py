@@ -26,6 +26,9 @@ from .annotations import Annotated, Annotations, Mask, Written
 LOST = 0.5
 """Share of the boxes without area within their images from which on a split is refused."""
 
+MOST_CHANNELS = 32
+"""Of images whose size no header tells, as those of arrays, that are tried."""
+
 MANY, THREADS = 2000, 4
 """Images whose headers take a while to read, and threads that read them."""
 
@@ -185,7 +188,7 @@ def table_of(
         read: the annotations.
         categories: the classes.
         option: that named the data, for messages.
-        counted_from: the number of the first pixel, that of the training's; None for what the annotations themselves say.
+        counted_from: the number of the first pixel, that of the training's; None for that of the annotations.
         files: how images are read.
 
     Raises:
@@ -197,9 +200,9 @@ def table_of(
     if unknown:
         first = next(o.where for image in read.images for o in image.objects if o.name not in numbers)
         raise ValueError(
-            f"{option}: {sum(unknown.values())} objects are of classes that are not known: {named(sorted(unknown))}, the "
-            f"first in {first}. The classes are {named(list(numbers))}; correct the names, or list all classes in a file, "
-            "one in each line, and name it by --classes"
+            f"{option}: {sum(unknown.values())} objects are of unknown classes: {named(sorted(unknown))}, the first in "
+            f"{first}. The classes are {named(list(numbers))}; correct the names, or list all classes in a file, one "
+            "in each line, and name it by --classes"
         )
     source = Files(read.root, [image.image for image in read.images])
     sizes = _sizes(read, source, files)
@@ -212,7 +215,7 @@ def table_of(
     if changes.empty > LOST * (changes.empty + kept):
         raise ValueError(
             f"{option}: {changes.empty} of {changes.empty + kept} boxes have no area within their images, the first in "
-            f"{changes.first_empty}; are they in another order (x and y, corners and sizes), or of images of another size?"
+            f"{changes.first_empty}; are their numbers in another order, or of images of another size?"
         )
     notes = changes.notes()
     negatives = sum(not image.objects for image in read.images)
@@ -257,13 +260,15 @@ def _size(path: Path, source: ImageSource, index: int, files: FileConfig) -> tup
     if size is not None:
         return size
     image = open_image(source, index, files)
-    for channels in (3, 1):
+    for channels in (3, 1, 4, 2, *range(5, MOST_CHANNELS + 1)):  # an array's size depends on them
         try:
             known = image.size(channels)
+            if known is None:
+                height, width = image.decode(channels).shape[1:]
+                known = height, width
         except UnreadableImage:
             continue
-        if known is not None:
-            return known
+        return known
     return None
 
 
@@ -272,6 +277,8 @@ def _objects(image: Annotated, size: np.ndarray, numbers: Mapping[str, int], off
     seen = set()
     height, width = size.tolist()
     for written in image.objects:
+        if written.relative and not height:  # of an image that cannot be read, which is met again
+            continue
         box, mask = _in_pixels(written, height, width)
         left, top, right, bottom = box
         for low, high, names in ((left, right, "left right"), (top, bottom, "top bottom")):

@@ -34,7 +34,7 @@ def find_folders(root: Path) -> Folders | None:
     if (root / ANNOTATIONS).is_dir():
         found = [root / name for name in IMAGES if (root / name).is_dir()]
         return Folders(root / ANNOTATIONS, found[0] if found else root / ANNOTATIONS)
-    beside = any(entry.name.lower().endswith(".xml") for entry in os.scandir(root) if entry.is_file())
+    beside = any(path.suffix.lower() == ".xml" for path in root.iterdir() if path.is_file())
     return Folders(root, root) if beside else None
 
 

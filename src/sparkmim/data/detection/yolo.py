@@ -207,7 +207,8 @@ def _pairs(entry: Path) -> list[tuple[Path, Path | None]]:
                 )
     known = image_extensions()
     images = [image for image in images if image.suffix.lower() in known]
-    return [(image, labels if (labels := _labels_of(image)).is_file() else None) for image in images]
+    pairs = [(image, _labels_of(image)) for image in images]
+    return [(image, own if own.is_file() else None) for image, own in pairs]
 
 
 def _objects(path: Path, place: YoloPlace) -> list[Written]:

@@ -37,6 +37,12 @@ def charts(lines: Sequence[Mapping[str, float]]) -> str:
         ("mean Dice", "main thin", curve(lines, "val_dice")),
     ]
     drawn.append(chart("Validation scores", segmented, steps))
+    detected = [
+        ("mAP", "held-out", curve(lines, "val_map")),
+        ("mAP50", "main thin", curve(lines, "val_map50")),
+        ("mask mAP", "main", curve(lines, "val_mask_map")),
+    ]
+    drawn.append(chart("Average precision of validation", detected, steps, zero=True))
     neighbours = [
         ("top-1", "held-out", curve(lines, "knn_top1")),
         ("mean per class", "main thin", curve(lines, "knn_mean_per_class")),

@@ -126,6 +126,9 @@ def _headline(
         ("val_mean_per_class", "Mean per class", "validation"),
         ("val_miou", "Mean IoU", "validation"),
         ("val_dice", "Mean Dice", "validation"),
+        ("val_map", "mAP", "validation"),
+        ("val_map50", "mAP50", "validation"),
+        ("val_mask_map", "Mask mAP", "validation"),
         ("knn_top1", "k-NN", "top-1"),
     ):
         accuracy = curve(lines, key)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.text import counted
+from .detection import detection_score
 from .pictures import picture_in
 from .segmentation import segmentation_score
 from .tables import confusion_table, mistaken_for, unreadable
@@ -31,6 +32,8 @@ def _score(results: Mapping[str, Any], name: str, folder: Path) -> str:
     score = results[name]
     if "miou" in score:
         return segmentation_score(results, score, SETS[name], folder)
+    if "map50" in score:
+        return detection_score(results, score, SETS[name], folder)
     if "confusion" not in score:
         return _numbers(score, name)
     classes = results["classes"]

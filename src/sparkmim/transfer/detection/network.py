@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
-from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
@@ -44,7 +45,7 @@ OCTAVES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 Targets = list[dict[str, Tensor]]
 
 
-class Padded(GeneralizedRCNNTransform):
+class Padded(GeneralizedRCNNTransform):  # type: ignore[misc] # torchvision is not annotated
     """Pad images, which are normalized and of one size, to whole positions of each map.
 
     Args:
@@ -86,7 +87,8 @@ class Detector:
             Of detections the columns of :data:`COLUMNS`; those that there are not have the class 0.
         """
         if self.training:
-            losses: dict[str, Tensor] = super().forward(images, targets or middle_boxes(images, self))  # type: ignore[misc]
+            own = middle_boxes(images, self) if targets is None else targets
+            losses: dict[str, Tensor] = super().forward(images, own)  # type: ignore[misc]
             return losses
         return self.as_rows(self.detect(images))
 
@@ -97,29 +99,29 @@ class Detector:
 
     def as_rows(self, found: Sequence[dict[str, Tensor]]) -> Tensor:
         """Return detections as rows."""
-        width = COLUMNS + (MASK_SIDE**2 if isinstance(self, MaskRCNN) else 0)
-        table = found[0]["boxes"].new_zeros(len(found), self.rows, width)
-        for row, one in zip(table, found, strict=True):
+        rows = []
+        for one in found:
             order = one["scores"].argsort(descending=True, stable=True)[: self.rows]
             parts = [one["boxes"], one["scores"][:, None], one["labels"][:, None].float()]
             parts += [one["masks"].flatten(1)] if "masks" in one else []
-            row[: len(order)] = torch.cat(parts, 1)[order]
-        return table
+            own = torch.cat(parts, 1)[order]
+            rows.append(F.pad(own, (0, 0, 0, self.rows - len(own))))
+        return torch.stack(rows)
 
 
-class FasterRCNNDetector(Detector, FasterRCNN):
+class FasterRCNNDetector(Detector, FasterRCNN):  # type: ignore[misc]
     """Faster R-CNN (Ren et al., 2015; FPN: Lin et al., 2017)."""
 
 
-class MaskRCNNDetector(Detector, MaskRCNN):
+class MaskRCNNDetector(Detector, MaskRCNN):  # type: ignore[misc]
     """Mask R-CNN (He et al., 2017)."""
 
 
-class RetinaNetDetector(Detector, RetinaNet):
+class RetinaNetDetector(Detector, RetinaNet):  # type: ignore[misc]
     """RetinaNet (Lin et al., 2017)."""
 
 
-class FCOSDetector(Detector, FCOS):
+class FCOSDetector(Detector, FCOS):  # type: ignore[misc]
     """FCOS (Tian et al., 2019)."""
 
 
@@ -154,8 +156,8 @@ def build_detector(backbone: Backbone, settings: DetectionSettings, classes: int
     sizes = settings.anchor_sizes or default_sizes(strides, head)
     if len(sizes) != len(strides):
         raise ValueError(
-            f"--anchor-sizes names {len(sizes)} sizes, and --head {head} predicts from {len(strides)} levels, of strides "
-            f"{', '.join(map(str, strides))}; give one for each"
+            f"--anchor-sizes names {len(sizes)} sizes, and --head {head} predicts from {len(strides)} levels, of "
+            f"strides {', '.join(map(str, strides))}; give one for each"
         )
     norm = _norm(settings)
     body = PyramidBackbone(backbone, settings.fpn_width, one_stage=one_stage, norm=norm)
@@ -203,17 +205,21 @@ def _build(
         "box_nms_thresh": overlap,
         "box_detections_per_img": settings.detections,
     }
+    inner = 4 * width  # 1024 for torchvision's pyramid of 256 channels
     if settings.head_norm == "batch":
-        common["box_head"] = FastRCNNConvFCHead((width, 7, 7), [256] * 4, [1024], norm_layer=nn.BatchNorm2d)
-        common["box_predictor"] = FastRCNNPredictor(1024, outputs)
-    if head == "mask-rcnn":
-        from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
-
-        common["mask_roi_pool"] = roi_pool(strides[:-1], MASK_SIDE // 2)
-        if settings.head_norm == "batch":  # torchvision takes the number of classes from one of both alone
-            common["mask_predictor"] = MaskRCNNPredictor(256, 256, outputs)
-        return MaskRCNNDetector(body, None if settings.head_norm == "batch" else outputs, **common)
-    return FasterRCNNDetector(body, None if settings.head_norm == "batch" else outputs, **common)
+        common["box_head"] = FastRCNNConvFCHead((width, 7, 7), [width] * 4, [inner], norm_layer=nn.BatchNorm2d)
+    else:
+        common["box_head"] = TwoMLPHead(width * 7**2, inner)
+    common["box_predictor"] = FastRCNNPredictor(inner, outputs)
+    if head == "faster-rcnn":
+        return FasterRCNNDetector(body, **common)
+    return MaskRCNNDetector(
+        body,
+        mask_roi_pool=roi_pool(strides[:-1], MASK_SIDE // 2),
+        mask_head=MaskRCNNHeads(width, (width,) * 4, 1),
+        mask_predictor=MaskRCNNPredictor(width, width, outputs),
+        **common,
+    )
 
 
 def _norm(settings: DetectionSettings) -> Callable[..., nn.Module] | None:
@@ -229,7 +235,7 @@ def predictors(module: Any) -> list[nn.Module]:
 
 
 def _in_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:
-    """Return outputs in float32: in bfloat16 boxes would be rounded to whole pixels from 256 on, and to 4 from 512 on."""
+    """Return outputs in float32: in bfloat16 boxes would be rounded to 2 pixels from 256 on, and to 4 from 512 on."""
     if isinstance(outputs, Tensor):
         return outputs.float()
     if isinstance(outputs, dict):

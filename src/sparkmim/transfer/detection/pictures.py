@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from ...data.detection.table import DetectionImages
 from ...reporting.boxes import ALARM, HIT, MISS, Drawn, draw_boxes
 from ...reporting.reconstructions import save_png
 from ..segmentation.pictures import picture_of
-from .masks import pasted
 from .scores import compare
 from .views import read_whole
 from .whole import Detections
+
+FILL = 0.45
+"""Opacity of a mask."""
 
 WORST = 8
 """Images that are shown, those of most mistakes."""
@@ -47,10 +49,8 @@ def draw_errors(
             continue
         one, verdict, own = found[index], verdicts[index], images.objects[index]
         names = images.classes
-        boxes = [
-            Drawn(box, names[label], MISS)
-            for box, label in zip(own.boxes[verdict.missed], own.labels[verdict.missed], strict=True)
-        ]
+        missed = zip(own.boxes[verdict.missed], own.labels[verdict.missed], strict=True)
+        boxes = [Drawn(box, names[label], MISS) for box, label in missed]
         boxes += [
             Drawn(box, f"{names[label]} {score:.0%}", HIT if hit else ALARM)
             for box, label, score, hit in zip(one.boxes, one.labels, one.scores, verdict.hits, strict=True)
@@ -62,27 +62,19 @@ def draw_errors(
     return shown
 
 
-def draw_found(
-    picture: np.ndarray, found: Detections, names: list[str], colors: list[tuple[int, int, int]]
-) -> Image.Image:
-    """Return a picture of an image with what is found in it, in the classes' colors.
+def draw_found(picture: np.ndarray, boxes: Sequence[Drawn], masks: Sequence[Mapping[str, Any]]) -> Image.Image:
+    """Return a picture of an image with what is found in it.
 
     Args:
         picture: `(H, W, 3)`, uint8.
-        found: in the image.
-        names: of the classes.
-        colors: of the classes.
+        boxes: of objects, the most certain ones first.
+        masks: of each, run lengths; empty without masks.
     """
     tinted = picture.astype(np.float32)
-    if found.masks is not None:
-        place = 0
-        for part in pasted(found, *picture.shape[:2]):
-            for mask in part:
-                color = np.array(colors[found.labels[place]], np.float32)
-                tinted[mask > 0] = tinted[mask > 0] * 0.55 + color * 0.45
-                place += 1
-    boxes = [
-        Drawn(box, f"{names[label]} {score:.0%}", colors[label])
-        for box, label, score in zip(found.boxes, found.labels, found.scores, strict=True)
-    ]
+    if masks:
+        from pycocotools import mask as coco
+
+        for drawn, mask in zip(boxes, masks, strict=True):
+            within = coco.decode(mask) > 0
+            tinted[within] = tinted[within] * (1 - FILL) + np.array(drawn.color, np.float32) * FILL
     return draw_boxes(tinted.round().astype(np.uint8), boxes[::-1])  # the most certain ones on top

@@ -45,7 +45,7 @@ def used_levels(backbone: Backbone, *, one_stage: bool) -> list[int]:
 
 
 def pyramid_strides(backbone: Backbone, *, one_stage: bool) -> list[int]:
-    """Return the strides of the levels that a detector predicts from: those of the maps, and one or two coarser ones."""
+    """Return the strides of the levels that a detector predicts from: the maps, and one or two coarser ones."""
     strides = [square_strides(backbone)[level] for level in used_levels(backbone, one_stage=one_stage)]
     last = strides[-1]
     return [*strides, 2 * last, *([4 * last] if one_stage else [])]
@@ -91,7 +91,7 @@ class PyramidBackbone(nn.Module):
         return dict(self.fpn(chosen))
 
 
-class Anchors(AnchorGenerator):
+class Anchors(AnchorGenerator):  # type: ignore[misc] # torchvision is not annotated
     """torchvision's anchors at given strides; its own are the image's size by that of the map, rounded down.
 
     Args:

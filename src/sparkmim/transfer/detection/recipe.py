@@ -61,13 +61,13 @@ def paper_detection(situation: Situation) -> DetectionConfig:
     """Return the paper's settings for COCO, schedule 1x: 90,000 steps of 16 images, 12.2 epochs.
 
     Source: the official `downstream_d2/configs/coco_R_50_FPN_CONV_1x_moco_adam.yaml`, `lr_decay.py`. AdamW, learning
-    rate 2.5e-4 for 16 images and as the batch size, layer decay 0.6, weight decay 1e-4, 1,000 steps of warm-up, gradients
-    not clipped, norms in the pyramid and a box head of four convolutions, images of 60% to 112% of the size in which they
-    are scored. Published, ResNet-50, Mask R-CNN: 41.6 box AP, 37.7 mask AP.
+    rate 2.5e-4 for 16 images and as the batch size, layer decay 0.6, weight decay 1e-4, 1,000 steps of warm-up,
+    gradients not clipped, norms in the pyramid and a box head of four convolutions, images of 60% to 112% of the size
+    in which they are scored. Published, ResNet-50, Mask R-CNN: 41.6 box AP, 37.7 mask AP.
 
     Deviations: the learning rate falls as a cosine instead of twice by four; views are of one size, into which images
     are fitted; statistics of batch norms are those of training, not computed anew before each evaluation; the mask head
-    has no norms; detections in a view are scaled back from it.
+    has no norms; detections are scaled back from it.
     """
     images = situation.images
     batch_size = situation.choice("batch_size", divisible(min(PAPER_BATCH, images), situation.parts))
@@ -107,7 +107,8 @@ def _settings(
     head = situation.choice("head", "mask-rcnn" if situation.task == INSTANCE else "faster-rcnn")
     strides = pyramid_strides(situation.backbone, one_stage=is_one_stage(head))
     boxes: Any = situation.targets["boxes"]
-    sizes, ratios = default_sizes(strides, head), (1.0,) if head == "fcos" else RATIOS
+    sizes = default_sizes(strides, head)
+    ratios: tuple[float, ...] = (1.0,) if head == "fcos" else RATIOS
     if by_boxes and situation.extents:
         sizes = anchor_sizes(boxes, strides, head, situation.extents, size)
         ratios = anchor_ratios(boxes, head)

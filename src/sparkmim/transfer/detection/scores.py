@@ -36,7 +36,7 @@ class Score:
         recall: highest recall, mean over the ten overlaps: COCO's AR at the most detections of an image.
         map_of_classes, map50_of_classes: of each class.
         threshold: score from which on the F1 of all classes together is highest, at an overlap of 0.5.
-        precision, sensitivity: share of the detections from there on that are right; share of the objects that they find.
+        precision, sensitivity: share of the detections from there on that are right; of the objects that they find.
         found, false, objects: for each class the hits, the false alarms, and the objects, from that score on.
         curves: precision of each class at recalls of 0, 0.01, ..., 1, at an overlap of 0.5; None without objects.
     """

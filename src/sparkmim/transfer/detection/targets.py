@@ -66,13 +66,14 @@ def run_lengths(mask: Mask, height: int, width: int) -> dict[str, Any]:
     """
     from pycocotools import mask as coco
 
+    found: dict[str, Any]
     if isinstance(mask, list):
-        found: dict[str, Any] = coco.merge(coco.frPyObjects(mask, height, width))
-        return found
-    if isinstance(mask["counts"], list):
+        found = coco.merge(coco.frPyObjects(mask, height, width))
+    elif isinstance(mask["counts"], list):
         found = coco.frPyObjects(mask, height, width)
-        return found
-    return {"size": list(mask["size"]), "counts": mask["counts"].encode()}
+    else:
+        found = {"size": list(mask["size"]), "counts": mask["counts"].encode()}
+    return found
 
 
 def as_array(mask: Mask, height: int, width: int) -> np.ndarray:

@@ -72,7 +72,7 @@ class Detections(NamedTuple):
 
 
 class FittedImages(Dataset[list[Fitted]]):
-    """Whole images, brought to the size of a view, as lists of one; looked up by a key whose second part is their number.
+    """Whole images, brought to the size of a view, as lists of one; looked up by a key that ends in their number.
 
     Args:
         source: the images.

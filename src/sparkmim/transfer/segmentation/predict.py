@@ -217,7 +217,7 @@ def _names(source: ImageSource, ending: str) -> list[str]:
     Raises:
         ValueError: for two images that differ by their extensions alone.
     """
-    stems = [_inside(stem_of(source.name(index))) for index in range(len(source))]
+    stems = [inside(stem_of(source.name(index))) for index in range(len(source))]
     twice = [stem for stem, count in Counter(stems).items() if count > 1]
     if twice:
         raise ValueError(
@@ -227,7 +227,7 @@ def _names(source: ImageSource, ending: str) -> list[str]:
     return [f"{stem}{ending}" for stem in stems]
 
 
-def _inside(name: str) -> str:
+def inside(name: str) -> str:
     """Return a path that does not lead out of the folder that it is joined to."""
     parts = [part for part in PurePath(name.replace("\\", "/")).parts if part not in ("/", "..")]
     return "/".join(parts) or "image"

@@ -17,7 +17,7 @@ from ...data.detection.opening import Source, read_splits
 from ...data.detection.table import DetectionImages
 from ...data.targets import Splits
 from ...utils.fields import show
-from ..config import DetectionSettings
+from ..config import VAL_SHARE, DetectionSettings
 from ..detection.anchors import box_statistics
 from ..detection.libraries import require_coco
 from ..detection.network import COLUMNS, MASK_SIDE, build_detector
@@ -66,8 +66,8 @@ class Detection(TransferTask[DetectionImages]):
         """Raise unless a network takes images."""
         if dims not in self.dims:
             raise ValueError(
-                f"{network} takes images of {dims} axes, and objects are detected in those of two; name a network of images "
-                "(--model)"
+                f"{network} takes images of {dims} axes, and objects are detected in those of two; name a network of "
+                "images (--model)"
             )
 
     # --- images and objects -------------------------------------------------------------------------------------
@@ -115,8 +115,8 @@ class Detection(TransferTask[DetectionImages]):
                 for mask, off in zip(one.masks, one.ignored, strict=True)
             )
             raise ValueError(
-                f"{option}: {lacking} of {sum(images.counts())} objects have no mask, which --task instance learns from: "
-                "polygons or run lengths of COCO, or polygons of YOLO; use --task detection for boxes alone"
+                f"{option}: {lacking} of {sum(images.counts())} objects have no mask, which --task instance learns "
+                "from: polygons or run lengths of COCO, or polygons of YOLO; use --task detection for boxes alone"
             )
         return images
 
@@ -171,11 +171,16 @@ class Detection(TransferTask[DetectionImages]):
             raise ValueError(
                 "--crop resized is for classification; views of objects are cut by --zoom: use --crop native"
             )
+        share = self.settings.val_share
+        if share not in (0, VAL_SHARE) and not train.held_out and not config.data.folds:
+            raise ValueError(
+                f"--val-share {share:g} has no effect: {config.data.data} names images to validate with; leave it out"
+            )
         if config.data.pages == "images":
             raise ValueError("--pages images takes one target for all pages of a file; use --pages channels or first")
-        if config.run.compile not in ("off", "try"):
+        if config.run.compile != "off":
             raise ValueError(
-                f"--compile {config.run.compile}: a detector computes with as many boxes as it finds, for which it would be "
+                f"--compile {config.run.compile}: a detector computes with as many boxes as it finds, for which it is "
                 "compiled again and again; use --compile off"
             )
 
