@@ -196,6 +196,7 @@ def test_the_papers_recipe(data: Path, tmp_path: Path) -> None:
     assert config.detection.head_norm == "batch"
     assert config.schedule.epochs == 12.17
     assert config.optimizer.weight_decay == 1e-4
+    assert config.optimizer.layer_decay == 1.0, "from scratch"
 
 
 def test_commands(trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
