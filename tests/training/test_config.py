@@ -75,7 +75,7 @@ def test_what_a_field_says_of_itself() -> None:
         *("keep_checkpoints", "pictures", "label_share", "folds", "fold", "erasing", "mixup", "cutmix", "repeats"),
         *("smoothing", "layer_decay", "ema", "in_chans", "nodata", "max_pixels", "spacing", "val_share"),
         "cache_gb",
-        *("rate", "frames", "frame_stride", "masks_per_image", "jitter", "teacher_size"),
+        *("rate", "frames", "frame_stride", "masks_per_image", "jitter", "teacher_size", "orientation"),
     }
     paths = {"data", "val_data", "test_data", "monitor_data", "init", "encoder", "model", "objective", "task"}
     assert {name for name, field in settings.items() if field.kind != "value"} == paths | {

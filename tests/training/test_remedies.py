@@ -386,7 +386,7 @@ def test_settings_that_change_no_number_may_change(tmp_path: Path, command: Comm
         "data": images.parent / images.name,
     }
     resumable = {name for name, setting in PretrainConfig.settings().items() if setting.resumable}
-    assert resumable - others.keys() == {"val_data", "monitor_data", "monitor_every", "store"}
+    assert resumable - others.keys() == {"val_data", "monitor_data", "monitor_every", "store", "teacher_store"}
     code, said = command(run, full=False, **others)
     assert code == 0, said
     assert final(run)["step"] == 3
