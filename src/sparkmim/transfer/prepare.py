@@ -103,7 +103,10 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         for _ in range(TRIES):
             start = self._start(asked)
             if "image_size" in chosen:
-                chosen = {**chosen, "image_size": per_axis(chosen["image_size"], start.encoder.backbone.dims)}
+                dims, size = start.encoder.backbone.dims, chosen["image_size"]
+                if len(size) not in (1, dims):
+                    raise ValueError(f"--image-size takes one number or {dims}, not {len(size)}")
+                chosen = {**chosen, "image_size": per_axis(size, dims)}
             situation = Situation(
                 images=len(start.splits.train),
                 extents=start.task.extents(start.splits.train),
