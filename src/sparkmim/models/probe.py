@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..utils.eager import force_eager
 from ..utils.modules import eval_mode, preserved_attributes, preserved_buffers
 
 Result = TypeVar("Result")
@@ -116,7 +117,7 @@ class Probe:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             if "torch._dynamo" in sys.modules:  # else nothing has been compiled
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
+                stack.enter_context(force_eager())
             stack.enter_context(_preserved_generators(self.module))
             stack.enter_context(eval_mode(self.module))
             stack.enter_context(preserved_attributes(self.module))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..utils.eager import force_eager
 from .registry import RULES
 
 
@@ -37,7 +38,7 @@ def compiled_parts_eager() -> AbstractContextManager[Any]:
     """
     if torch.compiler.is_compiling() or "torch._dynamo" not in sys.modules:
         return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    return force_eager()
 
 
 def _functions_in_place() -> list[Any]:

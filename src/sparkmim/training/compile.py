@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
+from ..utils.eager import force_eager
 from .config import Compile
 
 STEPS_THAT_PAY = 5000
@@ -39,7 +40,7 @@ def uncompile(model: nn.Module) -> None:
 def eager(how: Compile) -> AbstractContextManager[object]:
     """Return a context in which a compiled model runs eagerly: other modes and batch sizes than those of training would
     each be compiled anew."""
-    return nullcontext() if how == "off" else torch.compiler.set_stance("force_eager")
+    return nullcontext() if how == "off" else force_eager()
 
 
 def reason(error: Exception) -> str:
