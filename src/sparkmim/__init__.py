@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .data.sources.base import ImageSource
     from .diagnostics.check import check
     from .evaluation.features import embed
-    from .evaluation.frozen_evaluation import evaluate
+    from .evaluation.frozen_evaluation import evaluate_frozen
     from .evaluation.knn import knn
     from .evaluation.linear_probe import linear_probe
     from .exporters.export import export
@@ -50,7 +50,7 @@ __all__ = [
     "check",
     "detect",
     "embed",
-    "evaluate",
+    "evaluate_frozen",
     "export",
     "export_model",
     "finetune",
@@ -78,7 +78,7 @@ _HOMES = {
     "check": "diagnostics.check",
     "detect": "transfer.detection.predict",
     "embed": "evaluation.features",
-    "evaluate": "evaluation.frozen_evaluation",
+    "evaluate_frozen": "evaluation.frozen_evaluation",
     "export": "exporters.export",
     "export_model": "exporters.model",
     "finetune": "transfer.run",

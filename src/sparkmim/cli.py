@@ -25,7 +25,7 @@ COMMANDS = {
     "figure": "Draw how a mask vanishes under dense convolution and persists under sparse convolution.",
     "knn": "Classify images by their nearest labeled neighbors, with the features of a frozen encoder.",
     "probe": "Fit a linear classifier to the features of a frozen encoder.",
-    "evaluate": "Measure what frozen features are worth: k-NN, few-shot, retrieval and clustering, with errors.",
+    "evaluate": "Measure what frozen features are worth by labeled images: k-NN, few-shot, retrieval, clustering.",
     "stats": "Measure mean and standard deviation of images, or sizes and values of volumes, signals or clips.",
     "pack": "Pack images into tar files with an index, which are read from one place faster than many files are.",
     "check": "Check that a network works on visible patches: identity, crop, leak, oracle, image size.",

@@ -6,13 +6,14 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from sparkmim import embed, evaluate, knn, linear_probe
+from sparkmim import embed, evaluate_frozen, knn, linear_probe
 from sparkmim.cli import run_command
 from sparkmim.evaluation.clustering import clustering_agreement, k_means, normalized_mutual_information
 from sparkmim.evaluation.features import require_stage
@@ -141,13 +142,14 @@ def test_command_measures_all_with_errors(data: Path, tmp_path: Path, capsys: py
     assert all(0 <= score["value"] <= 1 for score in results["scores"].values())
     assert "retrieval mAP" in said
     assert "+-" in said
-    found = evaluate("none", data, model="test_resnet", image_size=64, device="cpu", workers=0, draws=5, shots=(1, 2))
-    again = evaluate("none", data, model="test_resnet", image_size=64, device="cpu", workers=0, draws=5, shots=(1, 2))
+    given: dict[str, Any] = {"model": "test_resnet", "image_size": 64, "device": "cpu", "workers": 0}
+    found = evaluate_frozen("none", data, **given, draws=5, shots=(1, 2))
+    again = evaluate_frozen("none", data, **given, draws=5, shots=(1, 2))
     assert found == again
-    same = knn("none", data, model="test_resnet", image_size=64, device="cpu", workers=0, standardize=True)
+    same = knn("none", data, **given, standardize=True)
     assert found.scores["knn"].value == pytest.approx(same.accuracy.top1)
     with pytest.raises(ValueError, match="--shots"):
-        evaluate("none", data, shots=(0,))
+        evaluate_frozen("none", data, shots=(0,))
 
 
 def test_nearest_images_are_others_the_nearest_first() -> None:

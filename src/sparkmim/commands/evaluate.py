@@ -32,7 +32,7 @@ def command(
     options: Encoder = AS_RECORDED,
     files: Files = FILES_AS_RECORDED,
 ) -> int:
-    """Measure what frozen features are worth by labeled images: k-NN, few-shot, retrieval and clustering, with errors.
+    """Measure what frozen features are worth by labeled images: k-NN, few-shot, retrieval, clustering.
 
     Args:
         encoder: an encoder.safetensors or the run folder that holds one; other weights; timm; or none (random).
@@ -54,10 +54,10 @@ def command(
         options: of the encoder.
         files: how images are read.
     """
-    from ..evaluation.frozen_evaluation import evaluate
+    from ..evaluation.frozen_evaluation import evaluate_frozen
 
     check_output(output, "evaluate")
-    found = evaluate(
+    found = evaluate_frozen(
         encoder,
         data,
         test_data=test_data,

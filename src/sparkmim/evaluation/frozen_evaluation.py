@@ -55,7 +55,7 @@ class FrozenScores(NamedTuple):
         }
 
 
-def evaluate(
+def evaluate_frozen(
     encoder: str | Path,
     data: str | Path,
     *,

@@ -171,7 +171,6 @@ class SparK(nn.Module):
             self._require_without_masks(decoder)
         objective.fit(backbone.strides)
         self.decoder: UNetDecoder | OwnDecoder | None = None
-        self.densify = nn.ModuleList()
         if self.whole:
             self.used = [len(backbone.levels) - 1]
         elif decoder == "own":
@@ -185,6 +184,8 @@ class SparK(nn.Module):
                 steps, decoder_width, objective.channels, block=decoder_block, dims=backbone.dims
             )
         self.levels = len(self.used)
+        # After the decoder: optimizers keep their state by the order of parameters.
+        self.densify = nn.ModuleList()
         if self.decoder is not None:
             norm = densify_norm or densify_norm_of(self.encoder, instance=decoder == "own")
             used = [backbone.levels[i] for i in reversed(self.used)]
