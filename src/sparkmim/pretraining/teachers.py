@@ -37,7 +37,7 @@ class Teacher(NamedTuple):
         size: height and width of its images.
         mean: of each channel of its images.
         std: deviation of each channel of its images.
-        licence: that its configuration names; empty if none does.
+        license: that its configuration names; empty if none does.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Teacher(NamedTuple):
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    licence: str = ""
+    license: str = ""
 
     def digest(self) -> str:
         """Return a digest of its weights and its input."""
@@ -244,8 +244,8 @@ def _of_transformers(folder: Path) -> Teacher:
         return maps, maps.mean((2, 3)) if pooled is None else pooled.flatten(1)
 
     channels = int(getattr(network.config, "num_channels", 3))
-    licence = str(_json_of(folder / "config.json").get("license") or "")
-    return Teacher(folder.name, network, features, channels, (int(side), int(side)), mean, std, licence)
+    license = str(_json_of(folder / "config.json").get("license") or "")
+    return Teacher(folder.name, network, features, channels, (int(side), int(side)), mean, std, license)
 
 
 def map_of_tokens(tokens: Tensor, size: Sequence[int], patch: int) -> Tensor:

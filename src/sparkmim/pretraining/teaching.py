@@ -108,11 +108,11 @@ class Teaching:
         if not self.stores:
             return {}
         teacher = self.stores[0].teacher
-        licence = f"; its licence: {teacher.licence}" if teacher.licence else "; see its licence"
+        license = f"; its license: {teacher.license}" if teacher.license else "; see its license"
         lines = {
             "teacher": f"{teacher.name}, frozen, whole images of {teacher.size[0]} x {teacher.size[1]} pixels, mean "
             f"{' '.join(f'{v:.4g}' for v in teacher.mean)}, deviation {' '.join(f'{v:.4g}' for v in teacher.std)}"
-            f"{licence}",
+            f"{license}",
             "its maps": str(self.stores[0]),
         }
         return lines | ({"held-out maps": str(self.stores[1])} if len(self.stores) > 1 else {})
