@@ -287,7 +287,7 @@ def test_cut_off_files_and_blocks_of_the_whole_image_are_refused(
     tifffile.imwrite(file, array, compression="zlib", rowsperstrip=64)
     image = EncodedFile(file.getvalue(), "x.tif")
     image.files = FileConfig(max_pixels=2000)
-    with pytest.raises(TooManyPixels, match="max-pixels"):
+    with pytest.raises(TooManyPixels, match=r"max-pixels.*so are those of the tiles or strips around the window"):
         image.decode_part(1, lambda *_: Box(0, 0, 4, 4))
 
 

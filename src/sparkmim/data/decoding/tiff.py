@@ -90,7 +90,12 @@ def decode_tiff_part(
                 require_all_blocks(series, [frame for part, frame in frames if part is series])
             copied = copy_blocks(frames, as_stored(box, size, orientation), most)
         if copied is None:
-            return box.of(_decode_frames(content, frames, channels, files))
+            try:
+                return box.of(_decode_frames(content, frames, channels, files))
+            except TooManyPixels as error:
+                if pixels <= files.max_pixels or not can_copy(frames):
+                    raise
+                raise TooManyPixels(f"{error}; so are those of the tiles or strips around the window") from error
     copy, held = copied
     with opened(copy) as file:
         frames = [(series, frame) for series in images_of(file) for frame in range(frames_in(series))]
