@@ -175,6 +175,102 @@ def test_missing_tiles_have_the_value_of_no_data() -> None:
     assert image.decode_part(1, lambda *_: Box(40, 40, 50, 50)).isnan().all()  # there is data elsewhere
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("layout", [{"tile": (16, 32)}, {"rowsperstrip": 7}])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("colors", ["separated", "cielab", "ycbcr", "palette"])
+def test_colors_that_pillow_converts_in_either_byte_order(
+    colors: str, compression: str | None, layout: dict[str, Any], order: str
+) -> None:
+    rng = np.random.default_rng(0)
+    bands = {"separated": (4,), "palette": ()}.get(colors, (3,))
+    more: dict[str, Any] = {"photometric": colors, "compression": compression, "byteorder": order, **layout}
+    if colors == "ycbcr":
+        more["extratags"] = [(530, 3, 2, (1, 1), True)]
+    if colors == "palette":
+        more["colormap"] = rng.integers(0, 65536, (3, 256)).astype(np.uint16)
+    file = io.BytesIO()
+    tifffile.imwrite(file, rng.integers(0, 256, (HEIGHT, WIDTH, *bands)).astype(np.uint8), metadata=None, **more)
+    assert compare(file.getvalue(), 3, rng, more)
+
+
+def patched(data: bytes, values: dict[int, int], number: int, page: int = 0) -> bytes:
+    """The file with another number in a tag of offsets or sizes."""
+    changed = bytearray(data)
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        for code, value in values.items():
+            tag = file.pages[page].aspage().tags[code]
+            size = tag.valuebytecount // tag.count
+            place = tag.valueoffset + number * size
+            changed[place : place + size] = value.to_bytes(size, "little")
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("tile", [None, (32, 32)])
+@pytest.mark.parametrize("lie", ["no place", "no size", "short", "beyond the file"])
+def test_blocks_with_wrong_places_and_sizes(lie: str, tile: tuple[int, int] | None, compression: str | None) -> None:
+    """Missing blocks are zeros, and damaged ones are refused, in the whole image and in a part."""
+    array = np.random.default_rng(0).integers(0, 256, (96, 96)).astype(np.uint8)
+    file = io.BytesIO()
+    tifffile.imwrite(file, array, tile=tile, rowsperstrip=None if tile else 32, compression=compression, metadata=None)
+    offsets, sizes = (324, 325) if tile else (273, 279)
+    changes = {
+        "no place": {offsets: 0},
+        "no size": {sizes: 0},
+        "short": {sizes: 500},
+        "beyond the file": {offsets: 60000},
+    }
+    data, box = patched(file.getvalue(), changes[lie], 1), Box(5, 5, 60, 60)
+    missing = np.s_[:32, 32:64] if tile else np.s_[32:64]
+    array[missing] = 0
+    image = EncodedFile(data, "x.tif")
+    image.files = FileConfig(max_pixels=96 * 96 - 1)
+    if lie in ("no place", "no size"):
+        assert torch.equal(EncodedFile(data, "x.tif").decode(1)[0], torch.from_numpy(array))
+        assert torch.equal(image.decode_part(1, lambda *_: box), box.of(torch.from_numpy(array)[None]))
+        return
+    with pytest.raises(UnreadableImage):
+        EncodedFile(data, "x.tif").decode(1)
+    with pytest.raises(UnreadableImage):
+        image.decode_part(1, lambda *_: box)
+
+
+def test_later_pages_have_all_their_blocks() -> None:
+    """Of blocks that are not listed, tifffile makes zeros."""
+    array = np.random.default_rng(0).integers(1, 256, (3, 96, 96)).astype(np.uint8)
+    file = io.BytesIO()
+    tifffile.imwrite(file, array, tile=(32, 32), compression="zlib", metadata=None, photometric="minisblack")
+    data = bytearray(file.getvalue())
+    with tifffile.TiffFile(io.BytesIO(data)) as opened:
+        place = opened.pages[2].aspage().tags[324].offset
+    data[place + 4 : place + 8] = (2).to_bytes(4, "little")
+    image = EncodedFile(bytes(data), "x.tif")
+    with pytest.raises(UnreadableImage, match="need 9 tiles or strips, and the file has 2"):
+        image.decode(3)
+    image.files = FileConfig(max_pixels=96 * 96 - 1)
+    with pytest.raises(UnreadableImage, match="need 9 tiles or strips, and the file has 2"):
+        image.decode_part(3, lambda *_: Box(5, 5, 60, 60))
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzma"])
+def test_blocks_that_are_far_larger_than_their_pixels_are_refused(compression: str) -> None:
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.zeros((96, 96), np.uint8), tile=(32, 32), compression=compression, metadata=None)
+    with tifffile.TiffFile(io.BytesIO(file.getvalue())) as opened:
+        tag = opened.pages[0].aspage().tags[325]
+        place, offset = len(file.getvalue()), tag.offset
+    data = bytearray(file.getvalue() + np.array([2**20] * 9, "<u4").tobytes() + bytes(2**21))
+    data[offset + 2 : offset + 4] = (4).to_bytes(2, "little")  # LONG
+    data[offset + 8 : offset + 12] = place.to_bytes(4, "little")
+    image = EncodedFile(bytes(data), "x.tif")
+    with pytest.raises(UnreadableImage, match="cannot need the 1048576 bytes"):
+        image.decode(1)
+    image.files = FileConfig(max_pixels=96 * 96 - 1)
+    with pytest.raises(UnreadableImage, match="cannot need the 1048576 bytes"):
+        image.decode_part(1, lambda *_: Box(5, 5, 20, 20))
+
+
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("tile", [None, (16, 16)])
 def test_cut_off_files_and_blocks_of_the_whole_image_are_refused(
@@ -191,7 +287,7 @@ def test_cut_off_files_and_blocks_of_the_whole_image_are_refused(
     tifffile.imwrite(file, array, compression="zlib", rowsperstrip=64)
     image = EncodedFile(file.getvalue(), "x.tif")
     image.files = FileConfig(max_pixels=2000)
-    with pytest.raises(TooManyPixels, match="max-pixels"):
+    with pytest.raises(TooManyPixels, match=r"max-pixels.*so are those of the tiles or strips around the window"):
         image.decode_part(1, lambda *_: Box(0, 0, 4, 4))
 
 

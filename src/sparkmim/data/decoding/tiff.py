@@ -87,10 +87,15 @@ def decode_tiff_part(
         copied = None
         if pixels > min(files.max_pixels, SMALL) and can_copy(frames):
             for series in {id(series): series for series, _ in frames}.values():
-                require_all_blocks(series.keyframe)
+                require_all_blocks(series, [frame for part, frame in frames if part is series])
             copied = copy_blocks(frames, as_stored(box, size, orientation), most)
         if copied is None:
-            return box.of(_decode_frames(content, frames, channels, files))
+            try:
+                return box.of(_decode_frames(content, frames, channels, files))
+            except TooManyPixels as error:
+                if pixels <= files.max_pixels or not can_copy(frames):
+                    raise
+                raise TooManyPixels(f"{error}; so are those of the tiles or strips around the window") from error
     copy, held = copied
     with opened(copy) as file:
         frames = [(series, frame) for series in images_of(file) for frame in range(frames_in(series))]
@@ -261,7 +266,7 @@ def _array(content: Path | bytes, series: Any, frame: int | None = None) -> np.n
     """
     page = series.keyframe
     shape = series.shape if frame is None else page.shape
-    require_all_blocks(page)
+    require_all_blocks(series, range(len(series.pages)) if frame is None else [frame])
     try:
         array: np.ndarray = series.asarray() if frame is None else series.asarray(key=frame)
     except (ValueError, NotImplementedError) as error:

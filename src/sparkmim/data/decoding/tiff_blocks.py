@@ -35,10 +35,13 @@ LERC = 50674
 OF_A_PAGE = (COLOR_MAP, JPEG_TABLES)
 """Tags that each page has for itself."""
 
+LARGEST_TAG = 2**20
+"""Bytes of a tag that is kept, at most: tables of colors take 384 KiB."""
+
 LONG, LONG8 = 4, 16
 """Types of values."""
 
-HEADER = 16
+BLOCKS_START = 16
 """Bytes before the first block."""
 
 Tag = tuple[int, int, int, bytes]
@@ -55,8 +58,8 @@ class Grid:
         block_height: of a block.
         block_width: of a block.
         planes: that have blocks of their own: bands, where they are not interleaved.
-        offsets: of the blocks in the file: of each plane, row by row.
-        sizes: of the blocks in bytes; 0 of those that are missing on purpose.
+        offsets: of the blocks in the file: of each plane, row by row; 0 of those that are missing on purpose.
+        sizes: of the blocks in bytes, likewise 0 of those that are missing.
     """
 
     height: int
@@ -77,13 +80,14 @@ class Grid:
         )
 
     def blocks(self, box: Box) -> Iterator[tuple[int, int]]:
-        """Yield offset and size of each block of a box of whole blocks."""
+        """Yield offset and size of each block of a box of whole blocks; both are 0 of one that is missing."""
         rows, columns = math.ceil(self.height / self.block_height), math.ceil(self.width / self.block_width)
         for plane in range(self.planes):
             for row in range(box.top // self.block_height, math.ceil(box.bottom / self.block_height)):
                 for column in range(box.left // self.block_width, math.ceil(box.right / self.block_width)):
                     index = (plane * rows + row) * columns + column
-                    yield self.offsets[index], self.sizes[index]
+                    there = self.offsets[index] and self.sizes[index]
+                    yield (self.offsets[index], self.sizes[index]) if there else (0, 0)
 
 
 def can_copy(frames: Sequence[tuple[Any, int]]) -> bool:
@@ -148,7 +152,9 @@ def copy_blocks(frames: Sequence[tuple[Any, int]], box: Box, most: int) -> tuple
             blocks = [_read_rows(page, grid, plane, held, rows) for plane in range(grid.planes)]
             grid = replace(grid, block_height=held.height)
         pages.append((_tags(series, frame, held, grid, tiled=page.is_tiled), blocks))
-    return _file(page.parent.byteorder, pages, tiled=page.is_tiled), held
+    # Pillow does not read BigTIFF files of big-endian numbers: the small file is of the same kind.
+    big = page.parent.is_bigtiff or held.pixels * len(frames) * page.samplesperpixel * page.dtype.itemsize > 2**31
+    return _file(page.parent.byteorder, pages, tiled=page.is_tiled, big=big), held
 
 
 def _grid(series: Any, frame: int) -> Grid:
@@ -187,7 +193,7 @@ def _stored_rows(page: Any, grids: Sequence[Grid]) -> Rows | None:
     """Return how the rows of pages lie in their file; None if blocks can only be read as a whole."""
     if page.is_tiled or page.compression != COMPRESSION.NONE or page.photometric == PHOTOMETRIC.YCBCR:
         return None
-    if not all(all(grid.sizes) for grid in grids):
+    if not all(all(grid.sizes) and all(grid.offsets) for grid in grids):
         return None
     bits = page.bitspersample * (1 if page.planarconfig == 2 else page.samplesperpixel)
     whole = page.bitspersample % 8 == 0 and page.predictor == 1
@@ -205,7 +211,10 @@ def _read_rows(page: Any, grid: Grid, plane: int, box: Box, rows: Rows) -> bytes
     read = []
     for row in range(box.top, box.bottom):
         strip, below = divmod(row, grid.block_height)
-        handle.seek(grid.offsets[plane * strips + strip] + below * rows.bytes + first)
+        index = plane * strips + strip
+        if (below + 1) * rows.bytes > grid.sizes[index] and not page.is_contiguous:
+            raise UnreadableImage(f"row {row} is not in the {grid.sizes[index]} bytes of its strip")
+        handle.seek(grid.offsets[index] + below * rows.bytes + first)
         read.append(handle.read(size))
         if len(read[-1]) < size:
             raise UnreadableImage(f"the file is cut off within row {row}")
@@ -232,7 +241,11 @@ def _read_blocks(page: Any, grid: Grid, box: Box) -> list[bytes]:
 
 
 def _tags(series: Any, frame: int, box: Box, grid: Grid, *, tiled: bool) -> list[Tag]:
-    """Return the tags of a page of the small file, but for the places of its blocks."""
+    """Return the tags of a page of the small file, but for the places of its blocks.
+
+    Raises:
+        UnreadableImage: if one claims more bytes than any needs.
+    """
     page, own = series.keyframe, _position(series, frame)
     held = {code: page.tags[code] for code in (*KEPT, NODATA, LERC, *OF_A_PAGE) if code in page.tags}
     if not isinstance(own, int | TiffPage):
@@ -242,6 +255,8 @@ def _tags(series: Any, frame: int, box: Box, grid: Grid, *, tiled: bool) -> list
     handle, order = page.parent.filehandle, page.parent.byteorder
     tags = []
     for code, tag in held.items():
+        if tag.valuebytecount > LARGEST_TAG:
+            raise UnreadableImage(f"its tag {code} cannot need the {tag.valuebytecount} bytes that it claims")
         handle.seek(tag.valueoffset)
         tags.append((code, int(tag.dtype), tag.count, handle.read(tag.valuebytecount)))
     sizes = {WIDTH: box.width, LENGTH: box.height}
@@ -249,36 +264,42 @@ def _tags(series: Any, frame: int, box: Box, grid: Grid, *, tiled: bool) -> list
     return tags + [(code, LONG, 1, struct.pack(f"{order}I", value)) for code, value in sizes.items()]
 
 
-def _file(order: str, pages: Sequence[tuple[list[Tag], list[bytes]]], *, tiled: bool) -> bytes:
-    """Return a BigTIFF file of pages, given by their tags and blocks."""
-    content = bytearray()
+def _file(order: str, pages: Sequence[tuple[list[Tag], list[bytes]]], *, tiled: bool, big: bool) -> bytes:
+    """Return a TIFF file, or a BigTIFF one, of pages, given by their tags and blocks."""
+    number, count = ("Q", "Q") if big else ("I", "H")
+    inline = struct.calcsize(number)
+    content = bytearray(BLOCKS_START)
     found = []
     for _, blocks in pages:
-        starts = [HEADER + len(content) + before for before in _sums(blocks)]
+        starts = [len(content) + before for before in _sums(blocks)]
         found.append([start if block else 0 for start, block in zip(starts, blocks, strict=True)])
         content += b"".join(blocks)
     content += bytes(-len(content) % 8)
-    first = HEADER + len(content)
-    for number, ((tags, blocks), offsets) in enumerate(zip(pages, found, strict=True), start=1):
-        form = f"{order}{len(blocks)}Q"
+    mark, first = b"II" if order == "<" else b"MM", len(content)
+    header = struct.pack(f"{order}HHHQ", 43, 8, 0, first) if big else struct.pack(f"{order}HI", 42, first)
+    content[: len(mark + header)] = mark + header
+    for page, ((tags, blocks), offsets) in enumerate(zip(pages, found, strict=True), start=1):
+        form = f"{order}{len(blocks)}{number}"
         places = {
             TILE_OFFSETS if tiled else STRIP_OFFSETS: struct.pack(form, *offsets),
             TILE_BYTES if tiled else STRIP_BYTES: struct.pack(form, *map(len, blocks)),
         }
-        tags = sorted([*tags, *((code, LONG8, len(blocks), value) for code, value in places.items())])
-        behind = HEADER + len(content) + 8 + 20 * len(tags) + 8
+        kind = LONG8 if big else LONG
+        tags = sorted([*tags, *((code, kind, len(blocks), value) for code, value in places.items())])
+        head = struct.calcsize(order + count) + len(tags) * (4 + 2 * inline) + inline
+        behind = len(content) + head + -head % 8
         entries, values = b"", b""
-        for code, kind, count, value in tags:
-            entries += struct.pack(f"{order}HHQ", code, kind, count)
-            if len(value) <= 8:
-                entries += value.ljust(8, b"\0")
+        for code, kind, length, value in tags:
+            entries += struct.pack(f"{order}HH{number}", code, kind, length)
+            if len(value) <= inline:
+                entries += value.ljust(inline, b"\0")
             else:
-                entries += struct.pack(f"{order}Q", behind + len(values))
+                entries += struct.pack(order + number, behind + len(values))
                 values += value + bytes(-len(value) % 8)
-        following = behind + len(values) if number < len(pages) else 0
-        content += struct.pack(f"{order}Q", len(tags)) + entries + struct.pack(f"{order}Q", following) + values
-    start = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HHHQ", 43, 8, 0, first)
-    return start + bytes(content)
+        following = behind + len(values) if page < len(pages) else 0
+        content += struct.pack(order + count, len(tags)) + entries + struct.pack(order + number, following)
+        content += bytes(-head % 8) + values
+    return bytes(content)
 
 
 def _sums(blocks: Sequence[bytes]) -> list[int]:

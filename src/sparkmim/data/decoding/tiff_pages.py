@@ -26,6 +26,15 @@ LAYOUTS = ("generic", "shaped", "uniform", "imagej", "ome")
 RATIOS = {COMPRESSION.NONE: 4, COMPRESSION.LZW: 4096, COMPRESSION.ADOBE_DEFLATE: 1100, COMPRESSION.DEFLATE: 1100}
 """By how much files are at most compressed, where that has a limit; by subsampled colors without compression."""
 
+UNLIMITED = (COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.LZMA, COMPRESSION.PACKBITS)
+"""Compressions of which tifffile decodes all that a block holds, whatever its size."""
+
+PADDED = 2**20
+"""Numbers of a tile that may be larger than its image: those behind the image may be any."""
+
+SPARE_BYTES = 2**16
+"""Bytes that a block of such a compression may take beyond twice those of its numbers."""
+
 
 @contextmanager
 def opened(content: Path | bytes) -> Iterator[TiffFile]:
@@ -161,20 +170,40 @@ def require_all_pages(file: TiffFile) -> None:
         raise UnreadableImage(f"the file is cut off after page {len(file.pages)}")
 
 
-def require_all_blocks(page: Any) -> None:
-    """Raise if a page claims more than its tiles or strips hold, before memory is taken for it.
+def require_all_blocks(series: Any, frames: Sequence[int]) -> None:
+    """Raise if pages claim more than their tiles or strips hold, before memory is taken for them.
 
     Blocks of no bytes are missing on purpose (sparse files of GDAL), and stand for zeros.
 
+    Args:
+        series: of the pages.
+        frames: numbers of the pages in it; those without headers of their own lie behind the first one.
+
     Raises:
-        UnreadableImage: if there are fewer blocks than the size needs, or fewer bytes than blocks decode from.
+        UnreadableImage: if there are fewer blocks than the size needs, fewer bytes than blocks decode from, or more
+            than blocks can need.
     """
-    needed, sizes = math.prod(page.chunked), page.databytecounts
+    page = series.keyframe
+    _require_blocks(page, page)
+    for frame in frames:
+        own = series.pages[frame] if frame < len(series.pages) else None
+        if own is not None and own.dataoffsets and own.dataoffsets is not page.dataoffsets:
+            _require_blocks(own, page)
+
+
+def _require_blocks(own: Any, page: Any) -> None:
+    """Raise as :func:`require_all_blocks` does, for a page of the same kind as the first one of its series."""
+    needed, sizes, size = math.prod(page.chunked), own.databytecounts, math.prod(page.chunks)
     claim = f"{page.imagelength} x {page.imagewidth} pixels"
-    if len(page.dataoffsets) < needed:
-        raise UnreadableImage(f"{claim} need {needed} tiles or strips, and the file has {len(page.dataoffsets)}")
+    if (there := min(len(own.dataoffsets), len(sizes))) < needed:
+        raise UnreadableImage(f"{claim} need {needed} tiles or strips, and the file has {there}")
     held = min(sum(sizes), page.parent.filehandle.size) * RATIOS.get(page.compression, math.inf)
-    missing = sum(size == 0 for size in sizes) * math.prod(page.chunks)
-    claimed = (page.size - missing) * page.bitspersample // 8
+    claimed = (page.size - sizes.count(0) * size) * page.bitspersample // 8
     if claimed > held:
         raise UnreadableImage(f"{claim} need {claimed} bytes, more than the {sum(sizes)} of the file can hold")
+    most = SPARE_BYTES + 2 * min(size, max(page.size, PADDED)) * page.bitspersample // 8
+    if page.compression in UNLIMITED and max(sizes) > most:
+        raise UnreadableImage(f"{size} numbers of a tile or strip cannot need the {max(sizes)} bytes that it claims")
+    if any(offset and not held for offset, held in zip(own.dataoffsets, sizes, strict=False)):
+        # tifffile would read what follows from places that are not those of its blocks
+        own.dataoffsets = tuple(o if s else 0 for o, s in zip(own.dataoffsets, sizes, strict=False))
