@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,23 @@ import torch
 from helpers import TINY_PRETRAIN, make_data, make_images
 from sparkmim.pretraining.run import pretrain
 from sparkmim.sparse.registry import RULES
+
+
+class _NotAFolderOfTests(MetaPathFinder):
+    """Keeps `import sparse`, which SciPy tries, from finding tests/sparse in place of PyData's package."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name != "sparse":
+            return None
+        found = PathFinder.find_spec(
+            name, [p for p in sys.path if Path(p).resolve() != Path(__file__).parent.resolve()]
+        )
+        if found is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return found
+
+
+sys.meta_path.insert(0, _NotAFolderOfTests())
 
 
 @pytest.hookimpl(wrapper=True)
