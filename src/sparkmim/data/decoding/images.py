@@ -138,10 +138,14 @@ class EncodedFile(EncodedImage):
         return self._first_bytes() if first else self._data[:LONGEST_START]
 
     @cached_property
-    def _bytes(self) -> int:
-        return len(self._content) if isinstance(self._content, bytes) else os.stat(self._content).st_size
+    def _status(self) -> os.stat_result:
+        return os.stat(self._content)
 
-    @cached_property
+    @property
+    def _bytes(self) -> int:
+        return len(self._content) if isinstance(self._content, bytes) else self._status.st_size
+
+    @property
     def _is_large(self) -> bool:
         return self._bytes > WHOLE
 
@@ -170,7 +174,7 @@ class EncodedFile(EncodedImage):
         Raises:
             UnreadableImage: if it is not.
         """
-        if not stat.S_ISREG(os.stat(self._content).st_mode):
+        if not stat.S_ISREG(self._status.st_mode):
             raise UnreadableImage("expected a regular file, got a folder, pipe, socket or device")
 
     @cached_property
