@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparse.random_patch_networks import Network, faults
+from random_patch_networks import Network, faults
 
 
 @pytest.mark.parametrize("first", range(0, 100, 20))

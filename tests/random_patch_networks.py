@@ -1,6 +1,6 @@
 """Small networks drawn at random, of what looks at positions, writes in place, has poles, or joins scales.
 
-`python tests/sparse/random_patch_networks.py --count 2000` tries many; `test_random_patch_networks.py` tries a few.
+`python tests/random_patch_networks.py --count 2000` tries many; `test_random_patch_networks.py` tries a few.
 """
 
 from __future__ import annotations
