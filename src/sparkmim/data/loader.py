@@ -156,10 +156,27 @@ class MaskedViews(Dataset[Batch]):
 def random_view(
     source: ImageSource, view: Looking[SeenT], channels: int, index: int, generator: torch.Generator
 ) -> tuple[SeenT, int, list[tuple[int, str]]]:
-    """Return a view `(C, *size)` of an image, or of a random other one if it cannot be read.
+    """Return a view `(C, *size)` of an image, or of a random other one if it cannot be read, as :func:`first_shown`."""
+
+    def show(index: int, generator: torch.Generator) -> SeenT:
+        return view.look(source, index, channels, generator)
+
+    return first_shown(show, index, len(source), generator)
+
+
+def first_shown(
+    show: Callable[[int, torch.Generator], SeenT], index: int, images: int, generator: torch.Generator
+) -> tuple[SeenT, int, list[tuple[int, str]]]:
+    """Return what is shown of an image, or of a random other one if it cannot be read.
+
+    Args:
+        show: an image, given its number and a generator; raises UnreadableImage.
+        index: number of the image.
+        images: how many there are.
+        generator: where others come from.
 
     Returns:
-        The view, the index of the image that it shows, and index and error of each that could not be read.
+        What is shown, the index of the image that it is of, and index and error of each that could not be read.
 
     Raises:
         UnreadableImage: if a hundred in a row cannot be read.
@@ -167,13 +184,13 @@ def random_view(
     broken: list[tuple[int, str]] = []
     while True:
         try:
-            return view.look(source, index, channels, generator), index, broken
+            return show(index, generator), index, broken
         except UnreadableImage as error:
             broken.append((index, str(error)))
             if len(broken) > MAX_REPLACEMENTS:
                 raise
             # The replacement is the same whenever this view is asked for again.
-            index = int(torch.randint(len(source), (), generator=generator))
+            index = int(torch.randint(images, (), generator=generator))
 
 
 class PlainViews(Dataset["PlainBatch"]):

@@ -43,8 +43,9 @@ from sparkmim.transfer.detection.whole import Detections
 
 pytest.importorskip("pycocotools")
 
+from sparkmim.data.detection.coco_masks import run_lengths
 from sparkmim.transfer.detection.scores import compare, evaluate, score_of
-from sparkmim.transfer.detection.targets import as_array, run_lengths
+from sparkmim.transfer.detection.targets import as_array
 
 HEADS = ("faster-rcnn", "mask-rcnn", "retinanet", "fcos")
 

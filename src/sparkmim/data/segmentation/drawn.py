@@ -13,6 +13,7 @@ from ...utils.text import printable
 from ..decoding.pillow import header_size
 from ..detection.annotations import Annotated, Annotations, Written
 from ..detection.coco import read_coco
+from ..detection.coco_masks import require_coco, run_lengths
 from ..tables import named
 from .classes import BACKGROUND, IGNORED, LARGEST_VALUE, MOST_CLASSES, ClassTable, default_color
 
@@ -57,21 +58,9 @@ def read_annotations(path: Path, images: Path | None) -> tuple[Annotations, list
         ValueError: as :func:`~sparkmim.data.detection.coco.read_coco`; for objects without a mask, and images of
             another size than the file states, or that cannot be read; without pycocotools.
     """
-    require_coco()
+    require_coco("masks of COCO files need")
     annotations = read_coco(path, images)
     return annotations, [_drawn(image, annotations.root) for image in annotations.images]
-
-
-def require_coco() -> None:
-    """Raise unless pycocotools can be imported.
-
-    Raises:
-        ValueError: with the command that installs it.
-    """
-    try:
-        import pycocotools.mask  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f'masks of COCO files need pycocotools ({error}): pip install "sparkmim[dense]"') from error
 
 
 def _drawn(image: Annotated, root: Path) -> DrawnMask:
@@ -99,8 +88,6 @@ def _run_lengths(written: Written, size: tuple[int, int]) -> Mapping[str, Any]:
     Raises:
         ValueError: naming the annotation, if it has no mask, or one of another size.
     """
-    from pycocotools import mask as coco
-
     mask = written.mask
     if mask is None:
         raise ValueError(
@@ -108,18 +95,12 @@ def _run_lengths(written: Written, size: tuple[int, int]) -> Mapping[str, Any]:
             "lengths, remove it, or train for boxes (--task detection)"
         )
     height, width = size
-    if isinstance(mask, list):
-        found: Mapping[str, Any] = coco.merge(coco.frPyObjects(mask, height, width))
-        return found
-    if tuple(mask["size"]) != size:
+    if not isinstance(mask, list) and tuple(mask["size"]) != size:
         raise ValueError(
             f"{written.where}: its run lengths are of {mask['size'][0]} x {mask['size'][1]} pixels, and its image has "
             f"{height} x {width}; export it again"
         )
-    if isinstance(mask["counts"], str):
-        return {"size": [height, width], "counts": mask["counts"].encode()}
-    packed: Mapping[str, Any] = coco.frPyObjects(mask, height, width)
-    return packed
+    return run_lengths(mask, height, width)
 
 
 def table_of_categories(classes: Mapping[str, int], ignore: int, path: Path) -> ClassTable:

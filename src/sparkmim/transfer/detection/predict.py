@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...data.config import Pages, ViewConfig, chosen_files
 from ...data.decoding.encoded import UnreadableImage
+from ...data.detection.coco_masks import require_coco
 from ...data.segmentation.classes import default_color
 from ...data.sources.address import open_source
 from ...data.sources.base import ImageSource, open_image
@@ -28,9 +29,8 @@ from ...utils.text import printable
 from ..model_file import SavedModel, load_for_prediction
 from ..predictor import FORMULA, csv_line
 from ..segmentation.pictures import picture_of
-from ..segmentation.predict import inside
+from ..segmentation.predict import inside, require_outside
 from ..tasks.detection import Detection
-from .libraries import require_coco
 from .masks import paste
 from .pictures import draw_found
 from .scores import box_entry
@@ -125,7 +125,7 @@ def detect(
     )
     if not isinstance(saved.task, Detection):
         raise ValueError(f"{path} is a model of {type(saved.task).__name__}, not of a detection; use sparkmim.predict")
-    require_coco()
+    require_coco("detection needs")
     view = saved.view
     if view.pages == "images":
         raise ValueError("--pages images: objects are found in files of one image each; use --pages channels or first")
@@ -189,9 +189,7 @@ def _require_folder(folder: Path, data: str | Path) -> None:
     """
     if folder.is_file() or folder.suffix.lower() in (".csv", ".json"):
         raise ValueError(f"--output {folder}: a detection writes {JSON_FILE} and {CSV_FILE}; name a folder for them")
-    images = Path(data).expanduser()
-    if images.is_dir() and folder.resolve().is_relative_to(images.resolve()):
-        raise ValueError(f"--output {folder} is in the folder of the images {images}; use one elsewhere")
+    require_outside(folder, data)
     there = [name for name in (JSON_FILE, CSV_FILE, OVERLAYS) if (folder / name).exists()]
     if there:
         raise ValueError(f"--output {folder} holds {named(there)} already; name another folder, or delete them")

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...data.detection.coco_masks import run_lengths
 from ...data.detection.table import DetectionImages
 from .masks import paste
-from .targets import run_lengths
 from .whole import Detections
 
 Kind = Literal["bbox", "segm"]

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ...data.detection.annotations import Mask
+from ...data.detection.coco_masks import run_lengths
 
 
 class ViewObjects(NamedTuple):
@@ -54,26 +55,6 @@ class BatchObjects(NamedTuple):
     def as_torchvision(self) -> list[dict[str, Tensor]]:
         """Return what torchvision's detectors take."""
         return [view.as_torchvision() for view in self.views]
-
-
-def run_lengths(mask: Mask, height: int, width: int) -> dict[str, Any]:
-    """Return a mask as COCO's compressed run lengths.
-
-    Args:
-        mask: polygons or run lengths.
-        height: of the image.
-        width: of the image.
-    """
-    from pycocotools import mask as coco
-
-    found: dict[str, Any]
-    if isinstance(mask, list):
-        found = coco.merge(coco.frPyObjects(mask, height, width))
-    elif isinstance(mask["counts"], list):
-        found = coco.frPyObjects(mask, height, width)
-    else:
-        found = {"size": list(mask["size"]), "counts": mask["counts"].encode()}
-    return found
 
 
 def as_array(mask: Mask, height: int, width: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from ...data.config import ViewConfig
 from ...data.decoding.encoded import UnreadableImage
 from ...data.detection.annotations import Mask
 from ...data.detection.table import DetectionImages
-from ...data.loader import MAX_REPLACEMENTS
+from ...data.loader import first_shown
 from ...data.normalize import Normalize
 from ...data.sampler import Key
 from ...data.seeding import Stream, keyed_generator
@@ -133,16 +133,8 @@ class ObjectViews(Dataset[TargetBatch]):
         """
         epoch, index = key
         generator = keyed_generator(self.seed, Stream.VIEW, epoch, index)
-        broken: list[tuple[int, str]] = []
-        while True:
-            try:
-                view, objects = self.show(index, generator)
-                return TargetBatch(view.unsqueeze(0), BatchObjects((objects,)), [index], broken)
-            except UnreadableImage as error:
-                broken.append((index, str(error)))
-                if len(broken) > MAX_REPLACEMENTS:
-                    raise
-                index = int(torch.randint(len(self.images), (), generator=generator))
+        (view, objects), index, broken = first_shown(self.show, index, len(self.images), generator)
+        return TargetBatch(view.unsqueeze(0), BatchObjects((objects,)), [index], broken)
 
     def show(self, index: int, generator: torch.Generator) -> tuple[Tensor, ViewObjects]:
         """Return the normalized view `(C, *size)` of an image, and its objects.

@@ -153,14 +153,22 @@ def segment(
 
 
 def require_folder(folder: Path, data: str | Path) -> None:
-    """Raise unless masks may be written to a folder: not a file, nor within the images, where they would be taken for
-    images later.
+    """Raise unless masks may be written to a folder: not a file, nor within the images.
 
     Raises:
         ValueError: naming it.
     """
     if folder.is_file() or folder.suffix.lower() == ".csv":
         raise ValueError(f"--output {folder}: a segmentation writes a mask for each image; name a folder")
+    require_outside(folder, data)
+
+
+def require_outside(folder: Path, data: str | Path) -> None:
+    """Raise for a folder to write to that lies within the images, where its files would be taken for images later.
+
+    Raises:
+        ValueError: naming both.
+    """
     images = Path(data).expanduser()
     if images.is_dir() and folder.resolve().is_relative_to(images.resolve()):
         raise ValueError(f"--output {folder} is in the folder of the images {images}; use one elsewhere")

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional
 
 from ...data.config import ViewConfig
 from ...data.decoding.encoded import UnreadableImage
-from ...data.loader import MAX_REPLACEMENTS
+from ...data.loader import first_shown
 from ...data.normalize import Normalize
 from ...data.sampler import Key
 from ...data.seeding import Stream, keyed_generator
@@ -52,16 +52,8 @@ class SegmentedViews(Dataset[TargetBatch]):
         """
         epoch, index = key
         generator = keyed_generator(self.seed, Stream.VIEW, epoch, index)
-        broken: list[tuple[int, str]] = []
-        while True:
-            try:
-                view, mask = self.show(index, generator)
-                return TargetBatch(view.unsqueeze(0), mask.unsqueeze(0), [index], broken)
-            except UnreadableImage as error:
-                broken.append((index, str(error)))
-                if len(broken) > MAX_REPLACEMENTS:
-                    raise
-                index = int(torch.randint(self.images, (), generator=generator))
+        (view, mask), index, broken = first_shown(self.show, index, self.images, generator)
+        return TargetBatch(view.unsqueeze(0), mask.unsqueeze(0), [index], broken)
 
 
 class ImageCrops:

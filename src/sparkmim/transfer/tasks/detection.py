@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ...data.config import ViewConfig
+from ...data.detection.coco_masks import require_coco
 from ...data.detection.opening import Source, read_splits
 from ...data.detection.table import DetectionImages
 from ...data.targets import Splits
 from ...utils.fields import show
 from ..config import VAL_SHARE, DetectionSettings
 from ..detection.anchors import box_statistics
-from ..detection.libraries import require_coco
 from ..detection.network import COLUMNS, MASK_SIDE, build_detector
 from ..detection.pictures import draw_errors
 from ..detection.scores import Kind, Score, score_of
@@ -79,7 +79,7 @@ class Detection(TransferTask[DetectionImages]):
 
     def read(self, data: Any, seed: int) -> Splits[DetectionImages]:
         """Return the splits of a data set, see :func:`~sparkmim.data.detection.opening.read_splits`."""
-        require_coco()
+        require_coco("detection needs")
         if data.folds and data.val_data is not None:
             raise ValueError("--folds and --val-data both say what to validate with; use one of them")
         if data.fold and not data.folds:
