@@ -390,6 +390,11 @@ class LabeledSplits(NamedTuple):
     val: LabeledImages | None
     test: list[LabeledImages]
 
+    @property
+    def scored(self) -> list[LabeledImages]:
+        """Sets to score without learning from them: those to test on, else those to validate with."""
+        return self.test or ([] if self.val is None else [self.val])
+
 
 def labeled_splits(
     data: str | Path,

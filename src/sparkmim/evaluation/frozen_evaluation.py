@@ -134,14 +134,13 @@ def evaluate_frozen(
     )
     splits = frozen.splits
     classes = len(splits.train.classes)
-    scored = splits.test or [part for part in (splits.val,) if part is not None]
-    frozen.require_readable([(splits.train, "--data"), *((part, "--test-data") for part in scored)])
-    for part in scored:
+    frozen.require_readable([(splits.train, "--data"), *((part, "--test-data") for part in splits.scored)])
+    for part in splits.scored:
         log_places(part.source, splits.train.source)
     train = frozen(splits.train)
     standardization = Standardization.of(train.values) if standardize else None
     train = train.by(standardization)
-    test = frozen.joined(scored).by(standardization) if scored else None
+    test = frozen.joined(splits.scored).by(standardization) if splits.scored else None
     within = leave_one_out(train.values, train.labels, NEIGHBOURS, classes=classes)
     if not within:
         raise ValueError(f"{len(train)} training images are too few to classify by their neighbors")

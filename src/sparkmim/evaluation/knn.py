@@ -162,8 +162,7 @@ def knn(
     )
     splits = frozen.splits
     classes = splits.train.classes
-    scored = splits.test or [part for part in (splits.val,) if part is not None]
-    frozen.require_readable([(splits.train, "--data"), *((part, "--test-data") for part in scored)])
+    frozen.require_readable([(splits.train, "--data"), *((part, "--test-data") for part in splits.scored)])
     train = frozen(splits.train)
     standardization = Standardization.of(train.values) if standardize else None
     if standardization is not None:
@@ -174,10 +173,10 @@ def knn(
         raise ValueError(f"{len(train)} training images are too few for {min(neighbours)} neighbours; see --neighbours")
     by_k: dict[int, Accuracy] = {}
     images = 0
-    for part in scored:
+    for part in splits.scored:
         log_places(part.source, splits.train.source)
-    if scored:
-        test = frozen.joined(scored).by(standardization)
+    if splits.scored:
+        test = frozen.joined(splits.scored).by(standardization)
         images = len(test)
         predicted = knn_predictions(test.values, train.values, train.labels, neighbours, classes=len(classes))
         by_k = {k: accuracy(prediction, test.labels) for k, prediction in predicted.items()}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder
+from ..checkpoints.encoder import TrainedEncoder
 from ..checkpoints.run_folder import RunFolder
 from ..data.config import files_of
 from ..data.kinds import kind_of
@@ -30,6 +30,7 @@ from ..training.recipes import cores_per_process, find_recipe
 from ..training.recorded import recorded_value
 from ..training.resume import fingerprint_of
 from ..training.schedule import steps_of
+from ..training.start import read_start
 from ..training.task import Preparation, TrainingKind
 from ..utils.axes import per_axis
 from ..utils.devices import device_name, pick_device
@@ -109,16 +110,7 @@ class Refinement(TrainingKind[RefineConfig, ImageSource]):
         Raises:
             ValueError: if there is none, or it takes no images.
         """
-        with code_of(chosen.get("model", chosen["encoder"])):
-            encoder = load_trained_encoder(
-                chosen["encoder"],
-                chosen.get("model"),
-                chosen.get("seed", 0),
-                stages=chosen.get("stages", ()),
-                levels=chosen.get("levels"),
-                in_chans=chosen.get("in_chans"),
-                trust=self.trust,
-            )
+        encoder = read_start(chosen, trust=self.trust)
         dims = encoder.backbone.dims
         if dims != 2:
             takes = "signals" if dims == 1 else "clips" if encoder.clips is not None else "volumes"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder
+from ..checkpoints.encoder import TrainedEncoder
 from ..data.config import DataConfig, FileConfig, ViewConfig, files_of
 from ..data.places import files_outside, shared_files
 from ..data.seeding import Stream, keyed_seed
@@ -27,6 +27,7 @@ from ..training.memory import free_memory
 from ..training.prepare import require_effect, validate_training
 from ..training.recipes import cores_per_process, find_recipe
 from ..training.schedule import steps_of
+from ..training.start import read_start
 from ..training.task import Preparation, TrainingKind
 from ..utils.axes import per_axis
 from ..utils.copies import copied
@@ -372,16 +373,7 @@ def _option_of_validation(config: TransferConfig) -> str:
 
 def read_encoder(chosen: Mapping[str, Any], *, trust: bool = False) -> TrainedEncoder:
     """Return the network to start from; `trust` runs the code that its file names."""
-    with code_of(chosen.get("model", chosen["encoder"])):
-        encoder = load_trained_encoder(
-            chosen["encoder"],
-            chosen.get("model"),
-            chosen.get("seed", 0),
-            stages=chosen.get("stages", ()),
-            levels=chosen.get("levels"),
-            in_chans=chosen.get("in_chans"),
-            trust=trust,
-        )
+    encoder = read_start(chosen, trust=trust)
     if encoder.backbone.dims == 1 or encoder.clips is not None:
         takes = "clips" if encoder.clips is not None else "signals"
         raise ValueError(f"{encoder.name} takes {takes}; only images and volumes are fine-tuned on")
