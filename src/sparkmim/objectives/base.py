@@ -56,7 +56,10 @@ class Objective(nn.Module, ABC):
         reconstructs: whether predictions can be shown as images, see :meth:`to_pixels`.
         uses_maps: whether :meth:`compare` needs the decoder's maps beside the prediction.
         takes_whole: whether it can do without masks: without a decoder, by the encoder's deepest map of whole images.
+        weight: of its loss, where it is one of several.
     """
+
+    weight: float = 1.0
 
     settings_type: ClassVar[type[Any]] = NoSettings
     reconstructs: ClassVar[bool] = False
@@ -79,6 +82,10 @@ class Objective(nn.Module, ABC):
 
     def attach(self, model: nn.Module) -> None:
         """Look at the whole model once, when it is built; for objectives that keep a copy of its encoder, say."""
+
+    def is_weighted_alone(self, model: Any) -> bool:
+        """Return whether the user has given a weight to the only objective of a model, where it changes nothing."""
+        return model.objective is self and self.weight != Objective.weight
 
     def follow_loaded(self, model: nn.Module) -> None:
         """Begin from weights that were loaded into the encoder from elsewhere, as averaged copies must."""
@@ -211,7 +218,7 @@ class Joined(Objective):
         has_data: Bool[Tensor, "batch channel *size"] | None = None,
     ) -> Float[Tensor, ""]:
         """Return the sum of the losses, times their weights."""
-        losses = [getattr(p, "weight", 1.0) * p.compare(decoded, images, grid, has_data) for p in self._objectives()]
+        losses = [p.weight * p.compare(decoded, images, grid, has_data) for p in self._objectives()]
         return sum(losses[1:], losses[0])
 
     def _shown(self) -> Objective:

@@ -75,7 +75,7 @@ class Distill(Objective):
             ValueError: with a network's own decoder, or a weight beside no other objective.
         """
         spark: Any = model
-        if spark.objective is self and self.weight != DistillSettings.weight:
+        if self.is_weighted_alone(spark):
             raise ValueError(
                 f"--objective.weight {self.weight:g} weights the distillation beside another objective, and has no "
                 "effect on it alone; leave it out, or use --objective pixels+distill"

@@ -74,7 +74,7 @@ class Latents(Objective):
                 no other objective.
         """
         spark: Any = model
-        if spark.objective is self and self.weight != LatentsSettings.weight:
+        if self.is_weighted_alone(spark):
             raise ValueError(
                 f"--objective.weight {self.weight:g} weights latents beside another objective, and has no effect on "
                 "latents alone; leave it out, or use --objective pixels+latents"

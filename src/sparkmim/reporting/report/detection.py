@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .pictures import picture_in
+from .pictures import figures_of
 from .tables import unreadable
-from .text import escaped, name_as_html
+from .text import escaped
 
 HEADS = (
     ("class", ""),
@@ -117,19 +117,16 @@ def _curves(names: Sequence[str], score: Mapping[str, Any]) -> str:
 
 def _worst(worst: Sequence[Mapping[str, Any]], folder: Path) -> str:
     """Return pictures of the images with most mistakes."""
-    figures = []
-    for one in worst:
-        picture = picture_in(folder, one["picture"])
-        if picture is not None:
-            figures.append(
-                f"<figure><figcaption>{one['hits']} found, {one['missed']} missed, {one['false']} false alarms "
-                f'<small>{name_as_html(one["image"])}</small></figcaption><img alt="hits, misses and false alarms" '
-                f'src="{picture}"></figure>'
-            )
+    figures = figures_of(
+        worst,
+        folder,
+        lambda one: f"{one['hits']} found, {one['missed']} missed, {one['false']} false alarms",
+        "hits, misses and false alarms",
+    )
     if not figures:
         return ""
     key = "".join(
         f'<i style="display:inline-block;width:.8em;height:.8em;margin:0 .4em 0 1em;background:{color}"></i>{text}'
         for color, text in (("#34c759", "found"), ("#ffcc00", "missed object"), ("#ff3b30", "false alarm"))
     )
-    return f"<p>Images with most mistakes at the threshold:{key}</p><div class=pictures>{''.join(figures)}</div>"
+    return f"<p>Images with most mistakes at the threshold:{key}</p><div class=pictures>{figures}</div>"

@@ -1,14 +1,18 @@
-"""The reconstructions of a run, embedded in the page."""
+"""Pictures of a run, embedded in the page."""
 
 from __future__ import annotations
 
 import base64
 import io
 import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from .text import name_as_html
 
 MOST_PICTURES = 6
 
@@ -64,6 +68,26 @@ def picture_in(folder: Path, name: str) -> str | None:
         return None
     with open_own(path) as file:
         return embed(file.convert("RGB"))
+
+
+def figures_of(
+    shown: Sequence[Mapping[str, Any]], folder: Path, caption: Callable[[Mapping[str, Any]], str], alt: str
+) -> str:
+    """Return pictures of images of a run; those that its folder does not hold are left out.
+
+    Args:
+        shown: name and picture of each image.
+        folder: of the run.
+        caption: of an image, before its name; HTML.
+        alt: what the pictures show.
+    """
+    found = [(one, picture_in(folder, one["picture"])) for one in shown]
+    return "".join(
+        f"<figure><figcaption>{caption(one)} <small>{name_as_html(one['image'])}</small></figcaption>"
+        f'<img alt="{alt}" src="{picture}"></figure>'
+        for one, picture in found
+        if picture is not None
+    )
 
 
 def open_own(path: Path) -> Image.Image:

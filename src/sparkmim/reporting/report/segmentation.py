@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.text import counted
-from .pictures import picture_in
+from .pictures import figures_of
 from .tables import confusion_table, mistaken_for, unreadable
-from .text import escaped, name_as_html
+from .text import escaped
 
 HEADS = (
     ("class", ""),
@@ -70,12 +70,7 @@ def _classes(results: Mapping[str, Any], score: Mapping[str, Any]) -> str:
 
 def _worst(worst: Sequence[Mapping[str, Any]], folder: Path) -> str:
     """Return pictures of the images of the lowest mean Dice."""
-    figures = []
-    for one in worst:
-        picture = picture_in(folder, one["picture"])
-        if picture is not None:
-            figures.append(
-                f"<figure><figcaption>mean Dice {one['dice']:.1%} <small>{name_as_html(one['image'])}</small>"
-                f'</figcaption><img alt="image, truth, prediction and errors" src="{picture}"></figure>'
-            )
-    return f"<p>Images of the lowest mean Dice:</p><div class=pictures>{''.join(figures)}</div>" if figures else ""
+    figures = figures_of(
+        worst, folder, lambda one: f"mean Dice {one['dice']:.1%}", "image, truth, prediction and errors"
+    )
+    return f"<p>Images of the lowest mean Dice:</p><div class=pictures>{figures}</div>" if figures else ""

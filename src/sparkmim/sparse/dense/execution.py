@@ -22,7 +22,7 @@ from ..layout import Layout
 from ..reduction import Reduction
 from ..window import Window, of_one_position, require_near_edges
 from .mirrored import places_seen
-from .whole_maps import WholeMaps
+from .whole_maps import WholeMaps, space_first
 
 
 class MaskedDenseExecution(WholeMaps):
@@ -47,8 +47,7 @@ class MaskedDenseExecution(WholeMaps):
         return [compute(part.unsqueeze(0)) for part in rows.split(numbers)]
 
     def reduce_space(self, reduce: Reduction, x: Tensor, layout: Layout, axes: tuple[int, ...]) -> Any:
-        free = [a for a in range(x.ndim) if a not in layout.tracked_axes]
-        order = [layout.batch, *layout.space, *free]
+        order = space_first(x, layout)
         mask = self.mask_of(x, layout)
 
         def reduce_rows(rows: Tensor) -> Any:
@@ -64,9 +63,8 @@ class MaskedDenseExecution(WholeMaps):
     def reduce_batch(self, reduce: Reduction, x: Tensor, layout: Layout, axes: tuple[int, ...]) -> Any:
         if not layout.is_map:
             return reduce(x, axes)
-        free = [a for a in range(x.ndim) if a not in layout.tracked_axes]
-        order = [layout.batch, *layout.space, *free]
-        rows = x.permute(order)[self.mask_of(x, layout)]
+        order = space_first(x, layout)
+        rows = self.visible_rows(x, layout)
         rows = rows.reshape(len(rows), *[1] * len(layout.space), *rows.shape[1:])
         return reduce(rows.permute([order.index(a) for a in range(x.ndim)]), axes)
 

@@ -64,7 +64,7 @@ class WholeMaps(Execution):
     def mask_along(self, x: Tensor, layout: Layout) -> Tensor:
         """Return the mask of the positions of any map, shaped to broadcast against it."""
         mask = self.mask_of(x, layout)
-        order = _space_first(x, layout)
+        order = space_first(x, layout)
         return mask.view(*mask.shape, *[1] * (x.ndim - mask.ndim)).permute([order.index(a) for a in range(x.ndim)])
 
     def has_grid(self, size: Sequence[int]) -> bool:
@@ -89,7 +89,7 @@ class WholeMaps(Execution):
         sizes = layout.sizes(extents) if isinstance(layout, CutLayout) else extents
         grid = self.grid_shape[1:]
         cells = [g if s % g == 0 else s for s, g in zip(sizes, grid, strict=True)]
-        order = _space_first(x, layout)
+        order = space_first(x, layout)
         moved = x.permute(order)
         free = moved.shape[1 + len(layout.space) :]
         dims = len(cells)
@@ -129,11 +129,11 @@ class WholeMaps(Execution):
         return self.mark(self.with_stand_ins(x, layout), layout)
 
     def visible_rows(self, x: Tensor, layout: Layout) -> Tensor:
-        return x.permute(_space_first(x, layout))[self.mask_of(x, layout)]
+        return x.permute(space_first(x, layout))[self.mask_of(x, layout)]
 
     def from_visible_rows(self, rows: Tensor, x: Tensor, layout: Layout) -> Tensor:
         """Put rows back as in :class:`Execution`, harmless where hidden."""
-        order = _space_first(x, layout)
+        order = space_first(x, layout)
         out = rows.new_zeros(*[x.shape[a] for a in order])
         out[self.mask_of(x, layout)] = rows
         return self.with_stand_ins(out.permute([order.index(a) for a in range(x.ndim)]), layout)
@@ -170,6 +170,6 @@ class WholeMaps(Execution):
         return self.settled(whole, Layout(self, 0, tuple(range(2, whole.ndim))))
 
 
-def _space_first(x: Tensor, layout: Layout) -> list[int]:
+def space_first(x: Tensor, layout: Layout) -> list[int]:
     """Return the axes of a map: samples, space, then the others in their order."""
     return [*layout.tracked_axes, *[a for a in range(x.ndim) if a not in layout.tracked_axes]]
