@@ -6,6 +6,9 @@ import json
 import logging
 import os
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -289,3 +292,21 @@ def differentiate(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     """The output, and its gradients for a fixed one of its own."""
     weights = torch.linspace(-1, 1, out.numel()).to(out.dtype).view(out.shape)
     return [out, *torch.autograd.grad((out * weights).sum(), inputs)]
+
+
+def in_two_processes(*arguments: str, seconds: float = 180) -> str:
+    """What the command says; it has to succeed in time."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    torchrun = f"-m torch.distributed.run --nproc-per-node 2 --master-addr 127.0.0.1 --master-port {port}"
+    command = [sys.executable, *torchrun.split(), "-m", "--", "sparkmim", *arguments]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, err
+    return out

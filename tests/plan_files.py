@@ -6,24 +6,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-UNET = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
 
 
-def write_plans(
-    folder: Path, channels: int = 1, labels: int = 3, transpose: tuple[int, ...] = (0, 1, 2), **changes: Any
-) -> str:
-    """Write plans of a narrow residual U-Net, coarse along its first axis, and return its name."""
-    folder.mkdir(exist_ok=True)
+def architecture(strides: list[list[int]], kind: str = RESIDUAL, **changes: Any) -> dict[str, Any]:
+    """As nnU-Net's planner describes a network, but narrow."""
+    count, dims = len(strides), len(strides[0])
+    blocks = "n_blocks_per_stage" if kind == RESIDUAL else "n_conv_per_stage"
     arguments = {
-        "n_stages": 3,
-        "features_per_stage": [4, 8, 8],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * 3,
-        "strides": [[1, 1, 1], [2, 2, 2], [1, 2, 2]],
-        "n_blocks_per_stage": [1, 2, 1],
-        "n_conv_per_stage_decoder": [1, 1],
+        "n_stages": count,
+        "features_per_stage": [4 * (k + 1) for k in range(count)],
+        "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
+        "kernel_sizes": [[3] * dims] * count,
+        "strides": strides,
+        blocks: [1] * count,
+        "n_conv_per_stage_decoder": [1] * (count - 1),
         "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dims}d",
         "norm_op_kwargs": {"eps": 1e-5, "affine": True},
         "dropout_op": None,
         "dropout_op_kwargs": None,
@@ -31,7 +30,17 @@ def write_plans(
         "nonlin_kwargs": {"inplace": True},
     }
     required = ["conv_op", "norm_op", "dropout_op", "nonlin"]
-    network = {"network_class_name": UNET, "arch_kwargs": arguments | changes, "_kw_requires_import": required}
+    return {"network_class_name": kind, "arch_kwargs": arguments | changes, "_kw_requires_import": required}
+
+
+def write_plans(
+    folder: Path, channels: int = 1, labels: int = 3, transpose: tuple[int, ...] = (0, 1, 2), **changes: Any
+) -> str:
+    """Write plans of a narrow residual U-Net, coarse along its first axis, and return its name."""
+    folder.mkdir(exist_ok=True)
+    own: dict[str, Any] = {"features_per_stage": [4, 8, 8], "n_blocks_per_stage": [1, 2, 1]}
+    network = architecture([[1, 1, 1], [2, 2, 2], [1, 2, 2]], **own)
+    network["arch_kwargs"] |= changes
     configuration = {
         "architecture": network,
         "patch_size": [16, 32, 32],

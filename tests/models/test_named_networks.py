@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from plan_files import architecture
 from sparkmim import Backbone, SparK, load_encoder
 from sparkmim.checkpoints.encoder import save_encoder
 from sparkmim.models.factory import is_registered, load_backbone, takes_drop_path
@@ -20,33 +21,7 @@ from sparkmim.models.named.nnunet import NnUNet
 from sparkmim.utils.specs import absolute_spec, is_function, scheme_of
 from sparkmim.utils.trust import Untrusted
 
-RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
 PLAIN = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
-
-
-def architecture(strides: list[list[int]], kind: str = RESIDUAL, **changes: Any) -> dict[str, Any]:
-    """As nnU-Net's planner describes a network, but narrow."""
-    count, dims = len(strides), len(strides[0])
-    blocks = "n_blocks_per_stage" if kind == RESIDUAL else "n_conv_per_stage"
-    arguments = {
-        "n_stages": count,
-        "features_per_stage": [4 * (k + 1) for k in range(count)],
-        "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
-        "kernel_sizes": [[3] * dims] * count,
-        "strides": strides,
-        blocks: [1] * count,
-        "n_conv_per_stage_decoder": [1] * (count - 1),
-        "conv_bias": True,
-        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dims}d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
-    required = ["conv_op", "norm_op", "dropout_op", "nonlin"]
-    return {"network_class_name": kind, "arch_kwargs": arguments | changes, "_kw_requires_import": required}
-
 
 CUBES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
 

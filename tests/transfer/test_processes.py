@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers import in_two_processes
 from sparkmim.data.labels import read_labeled
 from sparkmim.transfer.model_file import load_model
 from sparkmim.transfer.outputs import compute_outputs
@@ -33,24 +29,6 @@ class Net(nn.Module):
 def make():
     return Net()
 """
-
-
-def in_two_processes(*arguments: str) -> str:
-    """What the command says; it has to succeed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    torchrun = f"-m torch.distributed.run --nproc-per-node 2 --master-addr 127.0.0.1 --master-port {port}"
-    command = [sys.executable, *torchrun.split(), "-m", "--", "sparkmim", *arguments]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
-    try:
-        out, err = process.communicate(timeout=180)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert process.returncode == 0, err
-    return out
 
 
 @pytest.mark.slow

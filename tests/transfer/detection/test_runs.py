@@ -5,11 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -20,7 +15,7 @@ import torch
 from PIL import Image
 
 from detection_data import DETECT, as_coco, make_images, write_coco, write_voc
-from helpers import assert_same_training, interrupt_at, lines, printed
+from helpers import assert_same_training, in_two_processes, interrupt_at, lines, printed
 from sparkmim import detect, finetune, load_encoder, predict
 from sparkmim.cli import run_command
 from sparkmim.transfer.model_file import load_model
@@ -216,23 +211,10 @@ def test_commands(trained: Path, data: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_scores_of_two_processes_are_those_of_the_saved_weights(data: Path, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    torchrun = f"-m torch.distributed.run --nproc-per-node 2 --master-addr 127.0.0.1 --master-port {port}"
     flags = "finetune --task detection --encoder none --head retinanet --image-size 32 --batch-size 4 --epochs 3"
     flags += " --warmup-epochs 0.5 --precision 32 --device cpu --workers 0 --lr 0.01 --fpn-width 32 --ema 0.5"
     paths = ["--model", DETECT["model"], "--data", str(data), "--output", str(tmp_path / "run")]
-    command = [sys.executable, *torchrun.split(), "-m", "--", "sparkmim", *flags.split(), *paths]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        _, err = process.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert process.returncode == 0, err
+    in_two_processes(*flags.split(), *paths, seconds=240)
     own = results_of(tmp_path / "run")["validation"]
     assert own["images"] == 5
     detect(tmp_path / "run", data / "val", tmp_path / "out", trust=True)

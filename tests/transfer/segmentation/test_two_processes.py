@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from helpers import in_two_processes
 from segmentation_data import SEGMENT, make_pairs
 from sparkmim import segment
 
@@ -22,24 +18,11 @@ from sparkmim import segment
 def test_scores_of_two_processes_are_those_of_the_saved_weights(tmp_path: Path) -> None:
     for seed, (name, count) in enumerate((("train", 6), ("val", 5))):
         make_pairs(tmp_path / "data" / name, count, seed=seed)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    torchrun = f"-m torch.distributed.run --nproc-per-node 2 --master-addr 127.0.0.1 --master-port {port}"
     model = SEGMENT["model"].replace(":network", ":unet")
     flags = "finetune --task segmentation --encoder none --head own --image-size 32 --batch-size 4 --epochs 2"
     flags += " --warmup-epochs 0.5 --precision 32 --device cpu --workers 0 --lr 0.01 --log-every 1"
     paths = ["--model", model, "--data", str(tmp_path / "data"), "--output", str(tmp_path / "run")]
-    command = [sys.executable, *torchrun.split(), "-m", "--", "sparkmim", *flags.split(), *paths]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        _, err = process.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert process.returncode == 0, err
+    in_two_processes(*flags.split(), *paths, seconds=240)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     pixels = np.zeros((3, 3), np.int64)
     for one in segment(tmp_path / "run", tmp_path / "data" / "val" / "images", tmp_path / "masks", trust=True):
