@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .evaluation.features import embed
     from .evaluation.frozen_evaluation import evaluate_frozen
     from .evaluation.knn import knn
-    from .evaluation.linear_probe import linear_probe
+    from .evaluation.probe import linear_probe
     from .exporters.export import export
     from .exporters.model import export_model
     from .models.backbone import Backbone
@@ -83,7 +83,7 @@ _HOMES = {
     "export_model": "exporters.model",
     "finetune": "transfer.run",
     "knn": "evaluation.knn",
-    "linear_probe": "evaluation.linear_probe",
+    "linear_probe": "evaluation.probe",
     "load_encoder": "checkpoints.encoder",
     "predict": "transfer.predictor",
     "pretrain": "pretraining.run",

@@ -19,7 +19,7 @@ from sparkmim.data.volumes.preparing import Preparation
 from sparkmim.evaluation.features import embed
 from sparkmim.evaluation.frozen import FrozenEncoder
 from sparkmim.evaluation.knn import knn
-from sparkmim.evaluation.linear_probe import linear_probe
+from sparkmim.evaluation.probe import linear_probe
 from sparkmim.pretraining.run import pretrain
 from volume_files import write_nifti, write_series
 

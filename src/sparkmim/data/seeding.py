@@ -44,6 +44,9 @@ class Stream(IntEnum):
     CLUSTERS = 11
     """The first centers of a clustering."""
 
+    PROBE = 12
+    """The order of images that an attentive probe is fitted to."""
+
 
 def keyed_seed(*key: int) -> int:
     """Return a seed of 63 bits from non-negative integers; different keys give independent seeds.

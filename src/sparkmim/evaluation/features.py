@@ -39,6 +39,7 @@ from ..utils.fields import show, validate_as
 from ..utils.io import write_atomically
 from ..utils.logging import log
 from ..utils.text import counted, printable
+from .config import Pooling
 from .neighbors import write_neighbors
 
 Stage = int | Sequence[int]
@@ -52,12 +53,12 @@ class Features(NamedTuple):
     """Features of the images that could be read.
 
     Attributes:
-        values: float32, on the CPU.
+        values: float32, on the CPU; with an axis of positions before that of features if they were not pooled.
         indices: index of each row's image in its source.
         broken: index and error of each image that could not be read.
     """
 
-    values: Float[Tensor, "image feature"]
+    values: Float[Tensor, "image *position feature"]
     indices: list[int]
     broken: list[tuple[int, str]]
 
@@ -335,6 +336,7 @@ def pooled_features(
     batch_size: int = 32,
     workers: int = 0,
     device: torch.device | str = "cpu",
+    pooling: Pooling = "mean",
 ) -> Features:
     """Compute the features of every image of a source, in order, without augmentation.
 
@@ -346,11 +348,13 @@ def pooled_features(
         batch_size: images per forward pass.
         workers: processes that read images.
         device: where to compute.
+        pooling: "mean" averages each map over all positions; "attention" keeps the positions, of one map.
 
     Raises:
-        ValueError: if the network has no such map.
+        ValueError: if the network has no such map, or positions of several are to be kept.
     """
     require_stage(backbone, stage)
+    require_poolable(stage, pooling)
     places = stages_of(stage)
     rows: list[Tensor] = []
     indices: list[int] = []
@@ -363,10 +367,25 @@ def pooled_features(
             indices += batch.indices
             if batch.images:
                 maps = backbone(normalize(join(batch.images)))
-                parts = [maps[place].flatten(2).mean(2, dtype=torch.float32) for place in places]
-                rows.append(torch.cat(parts, 1).cpu())
+                positions = [maps[place].flatten(2) for place in places]
+                if pooling == "attention":
+                    rows.append(positions[0].mT.float().cpu())
+                else:
+                    rows.append(torch.cat([part.mean(2, dtype=torch.float32) for part in positions], 1).cpu())
     values = torch.cat(rows) if rows else torch.zeros(0, sum(backbone.channels[place] for place in places))
     return Features(values, indices, broken)
+
+
+def require_poolable(stage: Stage, pooling: Pooling) -> None:
+    """Raise if positions of several feature maps are to be kept: they differ in number.
+
+    Raises:
+        ValueError: with what to name instead.
+    """
+    if pooling == "attention" and len(stages_of(stage)) > 1:
+        raise ValueError(
+            f"--pooling attention reads the positions of one map, got --stage {show(stages_of(stage))}; name one stage"
+        )
 
 
 def stages_of(stage: Stage) -> tuple[int, ...]:

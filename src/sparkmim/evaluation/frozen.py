@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,18 +20,34 @@ from ..data.volumes.preparing import Preparation
 from ..training.config import Device
 from ..utils.devices import pick_device
 from ..utils.logging import log
-from .features import Stage, log_skipped, pooled_features, preparation_for, ready_for, stages_of, untrained_on
+from ..utils.memory import host_memory
+from ..utils.text import counted
+from .config import Pooling
+from .features import (
+    Stage,
+    log_skipped,
+    pooled_features,
+    preparation_for,
+    ready_for,
+    require_poolable,
+    stages_of,
+    untrained_on,
+)
 from .standardization import Standardization
 
 
 class LabeledFeatures(NamedTuple):
-    """Features of images, and their class indices."""
+    """Features of images, with an axis of positions if they were not pooled, and their class indices."""
 
-    values: Float[Tensor, "image feature"]
+    values: Float[Tensor, "image *position feature"]
     labels: Int[Tensor, "image"]
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def pooled(self) -> Float[Tensor, "image feature"]:
+        """Return the features averaged over positions."""
+        return self.values.mean(1) if self.values.ndim == 3 else self.values
 
     def by(self, standardization: Standardization | None) -> LabeledFeatures:
         """Return the features standardized; as they are without a standardization."""
@@ -67,6 +84,7 @@ class FrozenEncoder:
         std: standard deviation of each channel, likewise.
         trust: run the code of a network that the file names, where `model` does not.
         files: how images are read, where that differs; see :func:`~sparkmim.data.config.chosen_files`.
+        pooling: "mean" averages each map over all positions; "attention" keeps the positions, of one map.
 
     Attributes:
         network: the encoder.
@@ -98,9 +116,11 @@ class FrozenEncoder:
         std: Sequence[float] | None = None,
         trust: bool = False,
         files: Mapping[str, Any] = {},
+        pooling: Pooling = "mean",
     ) -> None:
         if batch_size < 1 or workers < 0:
             raise ValueError(f"--batch-size {batch_size} must be at least 1, and --workers {workers} at least 0")
+        require_poolable(stage, pooling)
         self.device = pick_device(device)
         loaded = load_trained_encoder(encoder, model, seed, stages=stages, in_chans=in_chans, trust=trust)
         if loaded.backbone.dims == 1 or loaded.clips is not None:
@@ -116,7 +136,7 @@ class FrozenEncoder:
         source = by_page(self.splits.train.source, chosen.backbone.in_chans, chosen.data)
         self.network: TrainedEncoder = ready_for(chosen, source, stage)
         self.network.backbone.module.to(self.device)
-        self.stage, self.batch_size, self.workers = stage, batch_size, workers
+        self.stage, self.batch_size, self.workers, self.pooling = stage, batch_size, workers, pooling
         self.skipped = 0
         self.described: dict[str, Any] = {
             "encoder": str(encoder),
@@ -138,6 +158,30 @@ class FrozenEncoder:
         for images, option in sets:
             require_readable(images.by_page(channels, data).source, channels, data, 1.0, option, by_part=data.by_part)
 
+    def require_memory(self, *sets: LabeledImages) -> None:
+        """Raise if the features of some images do not fit into memory: with attention, those of all positions.
+
+        Raises:
+            ValueError: with the bytes that they take, and what takes fewer.
+        """
+        backbone = self.network.backbone
+        places = stages_of(self.stage)
+        strides, channels = (
+            [backbone.strides[place] for place in places],
+            [backbone.channels[place] for place in places],
+        )
+        values = sum(channels)
+        if self.pooling == "attention":
+            values *= math.prod(math.ceil(n / s) for n, s in zip(self.network.data.image_size, strides[0], strict=True))
+        images = sum(map(len, sets))
+        wanted = 2 * 4 * values * images  # float32, and once more where parts are joined
+        if wanted > (available := host_memory()):
+            raise ValueError(
+                f"features of {counted(images, 'image')}, {values:,} values each, take {wanted / 2**30:.1f} GiB of "
+                f"memory, and {available / 2**30:.1f} GiB are available; name a deeper --stage or a smaller "
+                + ("--image-size, or use --pooling mean" if self.pooling == "attention" else "--image-size")
+            )
+
     def __call__(self, images: LabeledImages) -> LabeledFeatures:
         """Return the features of all readable images; log the others as skipped.
 
@@ -153,6 +197,7 @@ class FrozenEncoder:
             batch_size=self.batch_size,
             workers=self.workers,
             device=self.device,
+            pooling=self.pooling,
         )
         log_skipped(images.source, found.broken)
         if not found.indices:
