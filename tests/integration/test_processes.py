@@ -11,10 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from helpers import STEPS, TINY_PRETRAIN, final, lines, make_images, numbers
+from helpers import STEPS, TINY_PRETRAIN, final, in_two_processes, lines, make_images, numbers
+from sparkmim.cli import run_command
 from sparkmim.pretraining.run import pretrain
 
 
@@ -116,6 +118,38 @@ def test_sigterm_saves_and_the_same_command_continues(tmp_path: Path, images: Pa
         assert logged == sorted(set(logged))
         assert logged[-1] == step // 7 * 7
         done = step
+
+
+TEACHER = """
+import timm, torch
+
+def make():
+    torch.manual_seed(3)
+    return timm.create_model("test_resnet", num_classes=0)
+"""
+
+
+def test_distillation_by_two_processes_equals_two_micro_batches(tmp_path: Path, with_a_broken_one: Path) -> None:
+    """The queue of vectors is left out: with micro-batches it is fuller for the second of them."""
+    (tmp_path / "teacher.py").write_text(TEACHER)
+    teacher = f"{tmp_path / 'teacher.py'}:make"
+    asked = f"--objective distill --objective.pooled 0 --teacher {teacher} --teacher-size 64 --jitter 0"
+    common = "--model test_resnet --image-size 64 --batch-size 4 --accumulate 1 --lr 0.01 --seed 1 --optimizer lamb "
+    common += "--warmup-epochs 0.8 --precision 32 --device cpu --workers 0 --max-broken 0.3 --epochs 2.4 --log-every 1"
+    in_two_processes(
+        *("pretrain", "--output", str(tmp_path / "a" / "two"), "--data", str(with_a_broken_one)),
+        *f"{common} {asked}".split(),
+    )
+    run_command(
+        f"pretrain --output {tmp_path / 'b' / 'one'} --data {with_a_broken_one} {common} {asked} --accumulate 2".split()
+    )
+    two, one = numbers(tmp_path / "a" / "two"), numbers(tmp_path / "b" / "one")
+    assert [line[0] for line in two] == list(range(1, STEPS + 1))
+    torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=1e-5, atol=1e-6)
+    (mine,), (other,) = (list((tmp_path / part).glob("teacher-*")) for part in "ab")
+    for name in ("maps", "pooled", "state"):
+        found, wanted = (np.load(folder / f"{name}.npy") for folder in (mine, other))
+        np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=1e-3)  # half precision, of batches of other images
 
 
 AGREE = """

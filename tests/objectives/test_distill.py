@@ -19,7 +19,7 @@ from helpers import TINY_PRETRAIN, assert_same_training, interrupt_at, make_imag
 from sparkmim import SparK, load_encoder, pretrain, reconstruct, refine
 from sparkmim.data.config import DataConfig
 from sparkmim.data.sources.address import open_source
-from sparkmim.data.teachers.maps import MapsLayout, TeacherMaps, sample_map
+from sparkmim.data.teachers.maps import ImageTeacherMaps, MapsLayout, sample_map
 from sparkmim.data.views import EvaluationView, TrainingView, WholeView, Window
 from sparkmim.models.masking import random_visible
 from sparkmim.objectives.base import find_objective
@@ -238,7 +238,7 @@ def test_targets_are_the_teacher_s_of_the_whole_image_and_its_mirror(
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (network.mean, network.std))
     channels, pooled = (np.load(store / f"{name}.npy").shape[2] for name in ("maps", "pooled"))
     layout = MapsLayout(10, 2, channels, (3, 3), pooled)
-    reader = TeacherMaps(store, layout, (3, 3))
+    reader = ImageTeacherMaps(store, layout, (3, 3))
     for flip in (False, True):
         image = ((pixels.float() / 255 - mean) / std)[None]
         wanted, vector = network.run(image.flip(-1) if flip else image)

@@ -68,6 +68,12 @@ class CropView:
         Raises:
             UnreadableImage: if it cannot be read, or has another number of axes or channels.
         """
+        return self.look_and_tell(source, index, channels, generator)[0]
+
+    def look_and_tell(
+        self, source: ImageSource, index: int, channels: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Crop]:
+        """Read a view as :meth:`look` does; return its place too."""
         whole = open_image(source, index, self.config)
         if not isinstance(whole, Croppable) or len(whole.shape) != 1 + len(self.size):
             found = "a picture" if not isinstance(whole, Croppable) else f"of {len(whole.shape) - 1} axes"
@@ -81,9 +87,10 @@ class CropView:
         """Return the voxels or samples of a view along each axis."""
         return tuple(self.config.image_size)
 
-    def choose(self, whole: Croppable, space: Sequence[int], generator: torch.Generator | None) -> Tensor:
-        """Return the view of what has the size `space`."""
-        return cut(whole, Crop(central_start(space, self.size)), self.size)
+    def choose(self, whole: Croppable, space: Sequence[int], generator: torch.Generator | None) -> tuple[Tensor, Crop]:
+        """Return the view of what has the size `space`, and its place."""
+        crop = Crop(central_start(space, self.size))
+        return cut(whole, crop, self.size), crop
 
 
 class CropTrainingView(CropView):
@@ -100,25 +107,26 @@ class CropTrainingView(CropView):
         super().__init__(config)
         self.rotate = rotate
 
-    def choose(self, whole: Croppable, space: Sequence[int], generator: torch.Generator | None) -> Tensor:
-        """Return a random crop: the first of several that is not empty, or the least empty one."""
+    def choose(self, whole: Croppable, space: Sequence[int], generator: torch.Generator | None) -> tuple[Tensor, Crop]:
+        """Return a random crop and its place: the first of several that is not empty, or the least empty one."""
         dims = len(self.size)
         numbers = torch.rand(NUMBERS + dims * TRIES, generator=generator, dtype=torch.float64).tolist()
         matrix = self._matrix(numbers[:NUMBERS]) if self.rotate else None
         flip = tuple(bits == "1" for bits in f"{int(numbers[NUMBERS - 1] * 2**dims):0{dims}b}")
         flip = flip if self.config.flip else (False,) * dims
-        best: tuple[float, Tensor] | None = None
+        best: tuple[float, Tensor, Crop] | None = None
         for attempt in range(TRIES):
             places = numbers[NUMBERS + dims * attempt : NUMBERS + dims * (attempt + 1)]
             start = tuple(_place(s, w, place) for s, w, place in zip(space, self.size, places, strict=True))
-            view = cut(whole, Crop(start, matrix, flip), self.size)
+            crop = Crop(start, matrix, flip)
+            view = cut(whole, crop, self.size)
             empty = background_share(view)
             if best is None or empty < best[0]:
-                best = empty, view
+                best = empty, view, crop
             if empty <= MOSTLY_EMPTY or all(s <= w for s, w in zip(space, self.size, strict=True)):
                 break
         assert best is not None
-        return best[1]
+        return best[1:]
 
     def _matrix(self, numbers: Sequence[float]) -> Tensor | None:
         """Return a random rotation and scaling of the steps between voxels; None for neither."""
@@ -175,6 +183,24 @@ def _straight(whole: Croppable, start: Sequence[int], size: Sequence[int]) -> Te
     return view
 
 
+def places_in_whole(crop: Crop, size: Sequence[int], at: Sequence[Tensor]) -> Tensor:
+    """Return where points of a view lie in what it was cut out of, `(*points, d)`, in voxels of that.
+
+    Args:
+        crop: the place of the view.
+        size: voxels of the view along each axis.
+        at: the points' coordinates along each axis of the view, in its voxels; all combinations are points.
+    """
+    flip = crop.flip or (False,) * len(size)
+    along = [w - 1 - c if flipped else c for c, w, flipped in zip(at, size, flip, strict=True)]
+    points = torch.stack(torch.meshgrid(*along, indexing="ij"), -1).double()
+    first = torch.tensor(crop.start, dtype=torch.float64)
+    if crop.matrix is None:
+        return points + first
+    middle = torch.tensor([(w - 1) / 2 for w in size], dtype=torch.float64)
+    return (points - middle) @ crop.matrix.T + (first + middle)
+
+
 class Placed(NamedTuple):
     """The places of a rotated and scaled view in a volume.
 
@@ -196,10 +222,8 @@ class Placed(NamedTuple):
 
 def places_of_crop(crop: Crop, size: Sequence[int]) -> Placed:
     """Return where the voxels of a rotated and scaled view lie, about the center of the crop."""
-    assert crop.matrix is not None
-    middle = torch.tensor([first + (w - 1) / 2 for first, w in zip(crop.start, size, strict=True)], dtype=torch.float64)
-    steps = [torch.arange(w, dtype=torch.float64) - (w - 1) / 2 for w in size]
-    places = torch.stack(torch.meshgrid(*steps, indexing="ij"), -1) @ crop.matrix.T + middle
+    unflipped = crop._replace(flip=())
+    places = places_in_whole(unflipped, size, [torch.arange(w, dtype=torch.float64) for w in size])
     low = places.flatten(0, -2).amin(0).floor().int().tolist()
     high = places.flatten(0, -2).amax(0).floor().int().tolist()
     return Placed(places, low, [b - a + 2 for a, b in zip(low, high, strict=True)])

@@ -33,7 +33,7 @@ from .seeding import Stream, keyed_generator
 from .shared_memory import SHARED_MEMORY, PipedBatch, PipedIfFull, shared_memory_free
 from .sources.base import ImageSource
 from .teachers.maps import Taught, TaughtView, TeacherMaps
-from .views import AnyView, View
+from .views import AnyView, ClipView
 from .workers import Loader, ignore_signals
 
 MAX_REPLACEMENTS = 100
@@ -116,7 +116,7 @@ class MaskedViews(Dataset[Batch]):
         if teacher is None:
             self._look: AnyView | TaughtView = view
         else:
-            assert isinstance(view, View)
+            assert not isinstance(view, ClipView)
             self._look = TaughtView(view, teacher)
 
     def __len__(self) -> int:

@@ -49,7 +49,7 @@ from .model import INIT_OF_FINETUNING, ModelBuilder, learned_orientation, requir
 from .plan import plan_of
 from .recipes import RECIPES, Recipe, Situation
 from .task import PretrainingTask
-from .teaching import Teaching, require_images_to_distill
+from .teaching import Teaching, require_teachable
 from .volumes import require_few_unreadable, warn_of_small_volumes
 
 OWN_DECODER = "with --decoder own, the network's; use --decoder unet, or leave it out"
@@ -154,7 +154,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
             require_whole_patches(chosen["image_size"], patch_size_of(backbone, chosen))
         require_something_hidden(chosen.get("objective", "pixels"), chosen.get("mask_ratio"))
         if is_distilled(chosen.get("objective", "pixels")):
-            require_images_to_distill(kind, chosen)
+            require_teachable(kind, chosen)
             teacher = self.teaching.load({**TeacherConfig().__dict__, **chosen})
             chosen = {"objective.channels": self.teaching.channels(teacher), **chosen}
         if init == "timm" and not (getattr(backbone.module, "pretrained_cfg", None) or {}).get("tag"):

@@ -147,7 +147,7 @@ def distillation(situation: Situation) -> PretrainConfig:
     """Fit a distillation, which `auto` is where the objective is one.
 
     - Whole images, and no decoder, unless a mask ratio is set or pixels are predicted too.
-    - Crops from 0.4 of the area on, jitter of 0.5.
+    - Crops from 0.4 of the area on, jitter of 0.5; of volumes, crops as `auto` takes them, and no jitter.
     - Batch size: a power of two that makes at least 32 steps an epoch, 16 to 1024. What does not fit into memory at
       once is accumulated.
     - Epochs: 10 million views in all, but every image at least 30 and at most 400 times; a twentieth of them warm-up.
@@ -159,7 +159,7 @@ def distillation(situation: Situation) -> PretrainConfig:
     alone = situation.choice("objective", "pixels") == "distill"
     lr = float(f"{2e-3 * math.sqrt(batch_size / 64):.2g}")
     return _complete(
-        replace(situation, chosen={"jitter": 0.5 if alone else 0.0, **situation.chosen}),
+        replace(situation, chosen={"jitter": 0.5 if alone and situation.kind == "images" else 0.0, **situation.chosen}),
         image_size=_default_size(situation),
         batch_size=batch_size,
         epochs=epochs,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,21 +17,33 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from ..data.config import DataConfig, FileConfig
+from ..data.decoding.encoded import Croppable, UnreadableImage
 from ..data.loader import PlainViews, plain_batches, read
 from ..data.normalize import Normalize, join
-from ..data.sources.base import ImageSource, Subset
+from ..data.sources.base import ImageSource, Subset, open_image
 from ..data.statistics import first_readable
-from ..data.teachers.maps import COMPUTED, UNREADABLE, MapsLayout, TeacherMaps, open_array, read_identity
+from ..data.teachers.maps import (
+    COMPUTED,
+    UNREADABLE,
+    ImageTeacherMaps,
+    MapsLayout,
+    TeacherMaps,
+    open_array,
+    read_identity,
+)
+from ..data.teachers.volume_maps import VolumeMapsLayout, VolumeTeacherMaps, map_of_tiles
 from ..data.views import WholeView
+from ..data.volumes.opening import prepared_as
 from ..training.resume import fingerprint_of
 from ..utils.distributed import by_first_process, gather
 from ..utils.io import write_json
 from ..utils.logging import log
 from ..utils.text import duration
 from .teachers import Teacher
+from .volumes import extents_of
 
-SCALED_BY = 32
-"""Images whose maps tell the scale by which all are divided."""
+SCALED_BY = {2: 32, 3: 4}
+"""Images, and volumes, whose maps tell the scale by which all are divided."""
 
 SAID = 30.0
 """Seconds between two lines on the progress."""
@@ -51,14 +63,16 @@ class TeacherStore(NamedTuple):
 
     folder: Path
     identity: dict[str, Any]
-    layout: MapsLayout
+    layout: MapsLayout | VolumeMapsLayout
     teacher: Teacher
     source: ImageSource
     data: DataConfig
 
     def maps(self, grid: Sequence[int], *, blank: bool = False) -> TeacherMaps:
         """Return the store to read from."""
-        return TeacherMaps(self.folder, self.layout, grid, blank=blank)
+        if isinstance(self.layout, VolumeMapsLayout):
+            return VolumeTeacherMaps(self.folder, self.layout, grid, blank=blank)
+        return ImageTeacherMaps(self.folder, self.layout, grid, blank=blank)
 
     def missing(self) -> np.ndarray:
         """Return the numbers of the images that are not computed yet."""
@@ -70,12 +84,8 @@ class TeacherStore(NamedTuple):
         """Return its size and place, and how far it is."""
         layout, missing = self.layout, len(self.missing())
         size = f"{layout.bytes / 2**30:.2f} GiB" if layout.bytes >= 2**30 / 10 else f"{layout.bytes / 2**20:.2g} MiB"
-        mirrors = " and their mirrors" if layout.ways > 1 else ""
         state = "used again" if not missing else "to be computed" if missing == layout.images else "to be continued"
-        return (
-            f"maps of {layout.channels} x {layout.size[0]} x {layout.size[1]} and vectors of {layout.pooled} of "
-            f"{layout.images:,} images{mirrors}, {size} in half precision, {state}: {self.folder}"
-        )
+        return f"{layout}, {size} in half precision, {state}: {self.folder}"
 
 
 def find_store(root: Path, teacher: Teacher, source: ImageSource, data: DataConfig, files: FileConfig) -> TeacherStore:
@@ -86,15 +96,23 @@ def find_store(root: Path, teacher: Teacher, source: ImageSource, data: DataConf
     """
     first_readable(source, teacher.in_chans, files)
     maps, pooled = teacher.run(torch.zeros(1, teacher.in_chans, *teacher.size))
-    ways = 2 if data.flip else 1
-    layout = MapsLayout(len(source), ways, maps.shape[1], (maps.shape[2], maps.shape[3]), pooled.shape[1])
+    layout: MapsLayout | VolumeMapsLayout
+    if teacher.dims == 3:
+        layout = VolumeMapsLayout(extents_of(source).tolist(), maps.shape[1], _stride(teacher, maps), pooled.shape[1])
+        mirrored = False
+    else:
+        mirrored = data.flip
+        layout = MapsLayout(
+            len(source), 2 if mirrored else 1, maps.shape[1], (maps.shape[2], maps.shape[3]), pooled.shape[1]
+        )
     identity = {
         "format": 1,
         "teacher": teacher.digest(),
         "images": fingerprint_of(source),
-        "mirrored": ways > 1,
+        "mirrored": mirrored,
         "files": [files.pages, files.nodata],
-    }
+    } | ({} if (prepared := prepared_as(source)) is None else {"prepared": prepared.as_json()})
+    identity = json.loads(json.dumps(identity))  # as it is read again
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     view = replace(data, image_size=teacher.size, mean=teacher.mean, std=teacher.std)
     return TeacherStore(root / f"teacher-{name}", identity, layout, teacher, source, view)
@@ -115,29 +133,21 @@ def compute_store(store: TeacherStore, fabric: Fabric, *, batch_size: int, worke
     teacher.network.to(device)
     scale = float(read_identity(store.folder)["scale"])
     arrays = {name: open_array(store.folder, name, store.layout, "r+") for name in ("maps", "pooled", "state")}
-    views = PlainViews(Subset(store.source, own), WholeView(store.data), teacher.in_chans)
-    normalize = Normalize(store.data, device)
     begun = said = time.monotonic()
     done = 0
     if fabric.is_global_zero:
         log.info(f"teacher: computing {len(missing):,} of {store.layout.images:,} images in {store.folder}")
-    with read(plain_batches(views, batch_size, workers)) as batches:
-        for batch in batches:
-            if batch.images:
-                images = normalize(join(batch.images))
-                ways = [images, images.flip(-1)][: store.layout.ways]
-                parts = [teacher.run(way) for way in ways]
-                rows = own[batch.indices]
-                arrays["maps"][rows] = _half(torch.stack([maps for maps, _ in parts], 1) / scale)
-                arrays["pooled"][rows] = _half(torch.stack([pooled for _, pooled in parts], 1))
-                arrays["state"][rows] = COMPUTED
-            for index, _ in batch.broken:
-                arrays["state"][own[index]] = UNREADABLE
-            done += len(batch.indices) + len(batch.broken)
-            if fabric.is_global_zero and time.monotonic() - said > SAID:
-                said = time.monotonic()
-                left = (said - begun) / done * (len(own) - done)
-                log.info(f"teacher: {done:,} of {len(own):,} images; {duration(left)} left")
+    for part in _taught(store, own, device, batch_size, workers):
+        for row, maps, pooled in zip(part.rows, part.maps, part.pooled, strict=True):
+            arrays["maps"][store.layout.rows(row)] = _half(maps / scale)
+            arrays["pooled"][row] = _half(pooled)
+            arrays["state"][row] = COMPUTED
+        arrays["state"][part.broken] = UNREADABLE
+        done += len(part.rows) + len(part.broken)
+        if fabric.is_global_zero and time.monotonic() - said > SAID:
+            said = time.monotonic()
+            left = (said - begun) / done * (len(own) - done)
+            log.info(f"teacher: {done:,} of {len(own):,} images; {duration(left)} left")
     for array in arrays.values():
         array.flush()  # type: ignore[attr-defined]
     teacher.network.to("cpu")
@@ -149,6 +159,72 @@ def compute_store(store: TeacherStore, fabric: Fabric, *, batch_size: int, worke
         )
     if not (open_array(store.folder, "state", store.layout) == COMPUTED).any():
         raise ValueError(f"the teacher can read none of {store.layout.images} images; remove {store.folder}")
+
+
+class TaughtPart(NamedTuple):
+    """What a teacher makes of some images: maps and vectors by row, and rows of images that cannot be read."""
+
+    rows: list[int]
+    maps: list[Tensor]
+    pooled: list[Tensor]
+    broken: list[int]
+
+
+def _taught(
+    store: TeacherStore, own: np.ndarray, device: torch.device, batch_size: int, workers: int
+) -> Iterator[TaughtPart]:
+    """Yield what the teacher makes of the images of some rows, in order."""
+    if store.teacher.dims == 3:
+        yield from _taught_volumes(store, own, device)
+        return
+    layout = store.layout
+    assert isinstance(layout, MapsLayout)
+    views = PlainViews(Subset(store.source, own), WholeView(store.data), store.teacher.in_chans)
+    normalize = Normalize(store.data, device)
+    with read(plain_batches(views, batch_size, workers)) as batches:
+        for batch in batches:
+            broken = [int(own[index]) for index, _ in batch.broken]
+            maps: list[Tensor] = []
+            pooled: list[Tensor] = []
+            if batch.images:
+                images = normalize(join(batch.images))
+                parts = [store.teacher.run(way) for way in [images, images.flip(-1)][: layout.ways]]
+                maps = [*torch.stack([part[0] for part in parts], 1)]
+                pooled = [*torch.stack([part[1] for part in parts], 1)]
+            yield TaughtPart([int(own[index]) for index in batch.indices], maps, pooled, broken)
+
+
+def _taught_volumes(store: TeacherStore, own: np.ndarray, device: torch.device) -> Iterator[TaughtPart]:
+    """Yield what the teacher makes of each volume by tiles, its map as rows of positions."""
+    layout, teacher = store.layout, store.teacher
+    assert isinstance(layout, VolumeMapsLayout)
+    normalize = Normalize(store.data, device)
+    for row in own.tolist():
+        try:
+            volume = open_image(store.source, row, store.data)
+            if not isinstance(volume, Croppable):
+                raise UnreadableImage("it is a picture, and the teacher takes volumes")
+            if volume.shape[0] != teacher.in_chans:
+                raise UnreadableImage(f"it has {volume.shape[0]} channels, and the teacher takes {teacher.in_chans}")
+            found = map_of_tiles(lambda tile: teacher.run(normalize(tile)), volume, teacher.size, layout.stride)
+        except UnreadableImage:
+            yield TaughtPart([], [], [], [row])
+        else:
+            yield TaughtPart([row], [found.maps.flatten(1).T], [found.pooled], [])
+
+
+def _stride(teacher: Teacher, maps: Tensor) -> tuple[int, ...]:
+    """Return the voxels between the positions of a teacher's map.
+
+    Raises:
+        ValueError: if they do not divide its tiles.
+    """
+    if any(n % m for n, m in zip(teacher.size, maps.shape[2:], strict=True)):
+        raise ValueError(
+            f"the teacher {teacher.name} makes maps of {tuple(maps.shape[2:])} positions of tiles of {teacher.size} "
+            "voxels, which they do not divide; name a multiple of its stride with --teacher-size"
+        )
+    return tuple(n // m for n, m in zip(teacher.size, maps.shape[2:], strict=True))
 
 
 def _half(values: Tensor) -> np.ndarray:
@@ -180,11 +256,8 @@ def _create(store: TeacherStore) -> None:
 
 def _scale(store: TeacherStore) -> float:
     """Return the root mean square of the maps of the first images that can be read."""
-    views = PlainViews(store.source, WholeView(store.data), store.teacher.in_chans)
-    normalize, squares = Normalize(store.data), []
-    for index in range(min(SCALED_BY, len(store.source))):
-        batch = views[index]
-        if batch.images:
-            squares.append(store.teacher.run(normalize(join(batch.images)))[0].square().mean())
+    first = np.arange(min(SCALED_BY[store.teacher.dims], len(store.source)))
+    parts = _taught(store, first, torch.device("cpu"), 1, 0)
+    squares = [maps.square().mean() for part in parts for maps in part.maps]
     found = float(torch.stack(squares).mean().sqrt()) if squares else 1.0
     return found or 1.0

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.encoder import load_trained_encoder
 from ..checkpoints.metadata import of_timm_folder
+from ..data.volumes.preparing import Preparation
 from ..models.backbone import Backbone
 from ..models.factory import is_registered
 from ..utils.modules import eval_mode
@@ -22,8 +23,15 @@ from ..utils.specs import LOCAL_FOLDER, is_function, load_object
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and deviation where a teacher does not say."""
 
+VOLUME_SIZE = 96
+"""Voxels of each side of what a teacher of volumes sees, where it does not say."""
+
 Features = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Returns map `(B, C, h, w)` and vector `(B, D)` of images."""
+"""Returns map `(B, C, *size)` and vector `(B, D)` of images or volumes."""
+
+
+MAPS = {2: "(batch, channels, height, width)", 3: "(batch, channels, depth, height, width)"}
+"""The shape of a teacher's maps, by the number of axes."""
 
 
 class Teacher(NamedTuple):
@@ -34,20 +42,27 @@ class Teacher(NamedTuple):
         network: in evaluation mode, without gradients.
         features: its maps and vectors.
         in_chans: channels of its images.
-        size: height and width of its images.
+        size: height and width of its images; of volumes, the voxels of a tile along each axis.
         mean: of each channel of its images.
         std: deviation of each channel of its images.
         license: that its configuration names; empty if none does.
+        prepared: how the volumes were prepared that it has learned from, if it says.
     """
 
     name: str
     network: nn.Module
     features: Features
     in_chans: int
-    size: tuple[int, int]
+    size: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     license: str = ""
+    prepared: Preparation | None = None
+
+    @property
+    def dims(self) -> int:
+        """Return the number of axes in space: 2 of images, 3 of volumes."""
+        return len(self.size)
 
     def digest(self) -> str:
         """Return a digest of its weights and its input."""
@@ -66,10 +81,10 @@ class Teacher(NamedTuple):
         """
         with eval_mode(self.network):
             maps, pooled = self.features(images)
-        if maps.ndim != 4 or pooled.ndim != 2:
+        if maps.ndim != 2 + self.dims or pooled.ndim != 2:
             raise ValueError(
                 f"the teacher {self.name} gives maps of shape {tuple(maps.shape)} and vectors of "
-                f"{tuple(pooled.shape)}; expected (batch, channels, height, width) and (batch, channels)"
+                f"{tuple(pooled.shape)}; expected {MAPS[self.dims]} and (batch, channels)"
             )
         return maps.float(), pooled.float()
 
@@ -88,8 +103,8 @@ def load_teacher(
         spec: a timm name, whose weights timm gets; a folder of timm or of transformers (Hugging Face), or of a run; an
             encoder.safetensors; or `FILE.py:FUNCTION` or `MODULE:FUNCTION`, which returns a network with its weights:
             one of timm, a Backbone, or a module that returns a map or a map and a vector.
-        size: pixels of each side of its images; its own by default, else 224.
-        mean: of each channel of its images; its own by default, else ImageNet's.
+        size: pixels of each side of its images, or voxels of its tiles; its own by default, else 224 or 96.
+        mean: of each channel of its images; its own by default, else ImageNet's, or 0 for volumes.
         std: likewise the deviation.
         trust: run the code of a network that a run's folder names.
 
@@ -99,7 +114,7 @@ def load_teacher(
     if bool(mean) != bool(std):
         raise ValueError("--teacher-mean and --teacher-std are given together")
     found = _load(spec, trust=trust)
-    side = (size, size) if size is not None else found.size
+    side = (size,) * found.dims if size is not None else found.size
     teacher = found._replace(size=side, mean=tuple(mean) or found.mean, std=tuple(std) or found.std)
     if not len(teacher.mean) == len(teacher.std) == teacher.in_chans:
         raise ValueError(
@@ -112,7 +127,8 @@ def load_teacher(
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split("\n")[0].split())
         raise ValueError(
-            f"the teacher {teacher.name} does not take images of {side[0]} x {side[1]} ({reason}); see --teacher-size"
+            f"the teacher {teacher.name} does not take {'images' if found.dims == 2 else 'volumes'} of "
+            f"{' x '.join(map(str, side))} ({reason}); see --teacher-size"
         ) from error
     return teacher
 
@@ -123,13 +139,19 @@ def _load(spec: str, *, trust: bool) -> Teacher:
         return _of_transformers(path)
     if path.exists() and not spec.endswith(".py"):
         loaded = load_trained_encoder(path, trust=trust)
-        if loaded.backbone.dims != 2:
-            raise ValueError(f"the teacher {spec} takes no images: {loaded.name} has {loaded.backbone.dims} axes")
-        features = _features_of(loaded.backbone)
-        data = loaded.data
-        size = (data.image_size[0], data.image_size[1])
+        if loaded.backbone.dims == 1 or loaded.clips is not None:
+            takes = "clips" if loaded.clips is not None else "signals"
+            raise ValueError(f"the teacher {spec} takes {takes}; expected a network of images or of volumes")
+        backbone, data = loaded.backbone, loaded.data
         return Teacher(
-            loaded.name, loaded.backbone.module, features, loaded.backbone.in_chans, size, data.mean, data.std
+            loaded.name,
+            backbone.module,
+            _features_of(backbone),
+            backbone.in_chans,
+            tuple(data.image_size),
+            data.mean,
+            data.std,
+            prepared=loaded.volumes,
         )
     if is_function(spec):
         made = load_object(spec)()
@@ -152,19 +174,24 @@ def _load(spec: str, *, trust: bool) -> Teacher:
 
 def _of_module(made: nn.Module | Backbone, name: str) -> Teacher:
     module = made.module if isinstance(made, Backbone) else made
+    channels, dims = _input_of(made)
+    if dims == 3:
+        mean, std = (0.0,) * channels, (1.0,) * channels
+        return Teacher(name, module, _features_of(made), channels, (VOLUME_SIZE,) * 3, mean, std)
     published = getattr(module, "pretrained_cfg", None) or {}
     mean, std = (tuple(published.get(key) or default) for key, default in zip(("mean", "std"), IMAGENET, strict=True))
-    channels, *size = published.get("input_size") or (_in_chans(made), 224, 224)
+    channels, *size = published.get("input_size") or (channels, 224, 224)
     return Teacher(
-        name, module, _features_of(made), channels, (size[0], size[1]), mean, std, str(published.get("license") or "")
+        name, module, _features_of(made), channels, tuple(size), mean, std, str(published.get("license") or "")
     )
 
 
-def _in_chans(made: nn.Module | Backbone) -> int:
+def _input_of(made: nn.Module | Backbone) -> tuple[int, int]:
+    """Return the channels and the number of axes of a network's input: those of its first convolution."""
     if isinstance(made, Backbone):
-        return made.in_chans
-    convs = (m for m in made.modules() if isinstance(m, nn.Conv2d))
-    return next((conv.in_channels for conv in convs), 3)
+        return made.in_chans, made.dims
+    convs = (m for m in made.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d)))
+    return next(((conv.in_channels, len(conv.kernel_size)) for conv in convs), (3, 2))
 
 
 def _features_of(made: nn.Module | Backbone) -> Features:
@@ -174,7 +201,7 @@ def _features_of(made: nn.Module | Backbone) -> Features:
 
         def of_backbone(images: Tensor) -> tuple[Tensor, Tensor]:
             deepest = backbone(images)[-1]
-            return deepest, deepest.mean((2, 3))
+            return deepest, deepest.flatten(2).mean(2)
 
         return of_backbone
     module: Any = made
@@ -188,13 +215,13 @@ def _features_of(made: nn.Module | Backbone) -> Features:
 
     def of_any(images: Tensor) -> tuple[Tensor, Tensor]:
         out = module(images)
-        if isinstance(out, Tensor) and out.ndim == 4:
-            return out, out.mean((2, 3))
+        if isinstance(out, Tensor) and out.ndim in (4, 5):
+            return out, out.flatten(2).mean(2)
         if isinstance(out, (tuple, list)) and len(out) == 2 and all(isinstance(part, Tensor) for part in out):
             return out[0], out[1]
         raise ValueError(
-            f"the teacher returns {_described(out)}; expected a map (batch, channels, height, width), or a map and a "
-            "vector (batch, channels)"
+            f"the teacher returns {_described(out)}; expected a map (batch, channels, height, width), of volumes "
+            "(batch, channels, depth, height, width), or a map and a vector (batch, channels)"
         )
 
     return of_any

@@ -12,13 +12,20 @@ from lightning_fabric import Fabric
 from ..data.config import files_of
 from ..data.kinds import Kind
 from ..data.teachers.maps import TeacherMaps
+from ..data.volumes.opening import prepared_as
+from ..data.volumes.preparing import Preparation
 from ..models.factory import code_of
 from ..models.spark import SparK
 from ..training.resume import TEACHER
+from ..utils.logging import log
 from .config import PretrainConfig
 from .images import PretrainingImages
+from .kinds import kind_in
 from .teacher_store import TeacherStore, compute_store, find_store
 from .teachers import Teacher, load_teacher
+
+AXES_TAUGHT: dict[Kind, int] = {"images": 2, "volumes": 3}
+"""The axes of what teachers are shown, by the kind of data."""
 
 
 class Teaching:
@@ -73,6 +80,8 @@ class Teaching:
         if self._found == asked:
             return
         teacher = self.load(vars(config.teacher))
+        require_same_axes(teacher, kind_in(config), config.data.data)
+        warn_of_preparation(teacher, prepared_as(images.source))
         channels, recorded = self.channels(teacher), config.objective.channels
         if channels != tuple(recorded):
             raise ValueError(
@@ -108,9 +117,10 @@ class Teaching:
         if not self.stores:
             return {}
         teacher = self.stores[0].teacher
+        seen, points = ("whole images", "pixels") if teacher.dims == 2 else ("volumes by tiles", "voxels")
         license = f"; its license: {teacher.license}" if teacher.license else "; see its license"
         lines = {
-            "teacher": f"{teacher.name}, frozen, whole images of {teacher.size[0]} x {teacher.size[1]} pixels, mean "
+            "teacher": f"{teacher.name}, frozen, {seen} of {' x '.join(map(str, teacher.size))} {points}, mean "
             f"{' '.join(f'{v:.4g}' for v in teacher.mean)}, deviation {' '.join(f'{v:.4g}' for v in teacher.std)}"
             f"{license}",
             "its maps": str(self.stores[0]),
@@ -118,14 +128,36 @@ class Teaching:
         return lines | ({"held-out maps": str(self.stores[1])} if len(self.stores) > 1 else {})
 
 
-def require_images_to_distill(kind: Kind, chosen: Mapping[str, Any]) -> None:
-    """Raise for data of which no whole can be shown to a teacher.
+def require_teachable(kind: Kind, chosen: Mapping[str, Any]) -> None:
+    """Raise for data that teachers are not shown.
 
     Raises:
         ValueError: naming the kind of data.
     """
-    if kind != "images":
+    if kind not in AXES_TAUGHT:
         raise ValueError(
-            f"--objective distill takes images, and --data {chosen.get('data')} holds {kind}, whose maps as a whole "
-            "would be too large for a store; use --objective pixels or pixels+latents"
+            f"--objective distill takes images or volumes, and --data {chosen.get('data')} holds {kind}; use "
+            "--objective pixels or pixels+latents"
         )
+
+
+def require_same_axes(teacher: Teacher, kind: Kind, address: str | None) -> None:
+    """Raise for a teacher of images beside volumes, and of volumes beside images.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if teacher.dims != AXES_TAUGHT[kind]:
+        raise ValueError(
+            f"the teacher {teacher.name} takes data of {teacher.dims} axes, and --data {address} holds {kind}; name a "
+            f"--teacher of {kind}"
+        )
+
+
+def warn_of_preparation(teacher: Teacher, preparation: Preparation | None) -> None:
+    """Warn if volumes are prepared otherwise than those that a teacher has learned from."""
+    if teacher.prepared is None or preparation is None or teacher.prepared == preparation:
+        return
+    theirs, ours = teacher.prepared.as_json(), preparation.as_json()
+    named = ", ".join(f"{name} {theirs[name]}, here {ours[name]}" for name in theirs if theirs[name] != ours.get(name))
+    log.warning(f"the teacher {teacher.name} has learned from volumes that were prepared otherwise: {named}")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.sources.base import ImageSource, whole_of
+from ..data.sources.base import ImageSource, indices_in_whole, whole_of
 from ..data.volumes import preparing
 from ..data.volumes.opening import prepared_as
 from ..data.volumes.store import MANIFEST, PreparedVolumes
@@ -36,6 +36,16 @@ def median_extents(source: ImageSource) -> tuple[int, ...]:
     source = whole_of(source)
     assert isinstance(source, (PreparedVolumes, UnpreparedVolumes))
     return tuple(int(extent) for extent in np.median(source.shapes, axis=0))
+
+
+def extents_of(source: ImageSource) -> np.ndarray:
+    """Return the voxels of each volume along each axis, `(N, 3)`; the median for all where not all were measured."""
+    whole = whole_of(source)
+    assert isinstance(whole, (PreparedVolumes, UnpreparedVolumes))
+    if len(whole.shapes) < len(whole):
+        return np.tile(median_extents(source), (len(source), 1))
+    found: np.ndarray = whole.shapes[indices_in_whole(source)]
+    return found
 
 
 def is_normalized(source: ImageSource) -> bool:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,12 +25,37 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from ...objectives.distill import TeacherTargets
+from ..crops import Crop, CropView
 from ..decoding.encoded import UnreadableImage
 from ..sources.base import ImageSource
 from ..views import View, Window
 
 COMPUTED, UNREADABLE = 1, 2
 """States of an image; 0 is not computed yet."""
+
+
+class StoreLayout(Protocol):
+    """The shape of a store, and what it is called."""
+
+    @property
+    def images(self) -> int:
+        """Return the number of images."""
+
+    @property
+    def channels(self) -> int:
+        """Return the channels of maps."""
+
+    @property
+    def pooled(self) -> int:
+        """Return the channels of vectors."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each array by the name of its file."""
+
+    @property
+    def bytes(self) -> int:
+        """Return the size of all files together, in bytes."""
 
 
 class MapsLayout(NamedTuple):
@@ -63,36 +89,46 @@ class MapsLayout(NamedTuple):
         """Return the size of all files together, in bytes."""
         return 2 * self.images * self.ways * (self.channels * math.prod(self.size) + self.pooled) + self.images
 
+    def rows(self, index: int) -> int:
+        """Return the row of the array of maps that an image takes."""
+        return index
 
-class TeacherMaps:
+    def __str__(self) -> str:
+        mirrors = " and their mirrors" if self.ways > 1 else ""
+        size = f"{self.channels} x {self.size[0]} x {self.size[1]}"
+        return f"maps of {size} and vectors of {self.pooled} of {self.images:,} images{mirrors}"
+
+
+class TeacherMaps(ABC):
     """A store to read from; each process opens its files when it first reads.
 
     Args:
         folder: of the store.
         layout: of it.
-        grid: height and width of samples: of the student's deepest map.
+        grid: positions of samples along each axis: of the student's deepest map.
         blank: give zeros for images that are not computed yet, as the plan of a run does.
     """
 
-    def __init__(self, folder: Path, layout: MapsLayout, grid: Sequence[int], *, blank: bool = False) -> None:
+    def __init__(self, folder: Path, layout: StoreLayout, grid: Sequence[int], *, blank: bool = False) -> None:
         self.folder, self.layout, self.grid, self.blank = folder, layout, tuple(grid), blank
         self._arrays: dict[str, np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrays": {}}
 
-    def _array(self, name: str) -> np.ndarray:
+    def array(self, name: str) -> np.ndarray:
+        """Return an array of the store, opened once."""
         if name not in self._arrays:
             self._arrays[name] = open_array(self.folder, name, self.layout)
         return self._arrays[name]
 
-    def sample(self, index: int, window: Window, view: Sequence[int]) -> TeacherTargets:
+    def sample(self, index: int, place: Any, view: Sequence[int]) -> TeacherTargets:
         """Return the teacher's map at a view of an image, `(1, channels, *grid)`, and its vector `(1, channels)`.
 
         Args:
             index: of the image.
-            window: of the view.
-            view: its height and width.
+            place: of the view: a Window of an image, a Crop of a volume.
+            view: its pixels or voxels along each axis.
 
         Raises:
             UnreadableImage: if the teacher could not read the image.
@@ -102,13 +138,27 @@ class TeacherMaps:
                 torch.zeros(1, self.layout.channels, *self.grid, dtype=torch.float16),
                 torch.zeros(1, self.layout.pooled, dtype=torch.float16),
             )
-        state = int(self._array("state")[index])
+        state = int(self.array("state")[index])
         if state != COMPUTED and not self.blank:
             raise UnreadableImage("the teacher could not read it" if state == UNREADABLE else "the teacher has no map")
-        way = int(window.flip)
-        maps = torch.from_numpy(np.array(self._array("maps")[index, way]))
-        pooled = torch.from_numpy(np.array(self._array("pooled")[index, way]))
-        return TeacherTargets(sample_map(maps, window, view, self.grid).half()[None], pooled[None])
+        return self.targets(index, place, view)
+
+    @abstractmethod
+    def targets(self, index: int, place: Any, view: Sequence[int]) -> TeacherTargets:
+        """Return what :meth:`sample` does, of an image that the store has."""
+
+
+class ImageTeacherMaps(TeacherMaps):
+    """A store of maps of images to read from."""
+
+    layout: MapsLayout
+
+    def targets(self, index: int, place: Window, view: Sequence[int]) -> TeacherTargets:
+        """Return the teacher's map at a view of an image; a flipped one sees the map of the mirror image."""
+        way = int(place.flip)
+        maps = torch.from_numpy(np.array(self.array("maps")[index, way]))
+        pooled = torch.from_numpy(np.array(self.array("pooled")[index, way]))
+        return TeacherTargets(sample_map(maps, place, view, self.grid).half()[None], pooled[None])
 
 
 class Taught(NamedTuple):
@@ -121,7 +171,7 @@ class Taught(NamedTuple):
 class TaughtView:
     """Look at an image, and sample the teacher's map where the view is."""
 
-    def __init__(self, view: View, maps: TeacherMaps) -> None:
+    def __init__(self, view: View | CropView, maps: TeacherMaps) -> None:
         self.view, self.maps = view, maps
 
     def look(self, source: ImageSource, index: int, channels: int, generator: torch.Generator | None = None) -> Taught:
@@ -130,8 +180,9 @@ class TaughtView:
         Raises:
             UnreadableImage: if the image cannot be decoded, or the teacher could not read it.
         """
-        seen, window = self.view.look_and_tell(source, index, channels, generator)
-        return Taught(seen, self.maps.sample(index, window, self.view.config.image_size))
+        place: Window | Crop
+        seen, place = self.view.look_and_tell(source, index, channels, generator)
+        return Taught(seen, self.maps.sample(index, place, self.view.config.image_size))
 
 
 def sample_map(
@@ -163,7 +214,7 @@ def sample_map(
     return sampled[0]
 
 
-def open_array(folder: Path, name: str, layout: MapsLayout, mode: str = "r") -> np.ndarray:
+def open_array(folder: Path, name: str, layout: StoreLayout, mode: str = "r") -> np.ndarray:
     """Open a file of a store.
 
     Raises:
