@@ -12,6 +12,7 @@ from .errors import UnsupportedOperation
 from .grid import PatchGrid
 from .packed.execution import SparseExecution
 from .run import FOUND_COMPILABLE, run
+from .shared.beside import REFUSED
 
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest value of a map, that is rounding."""
@@ -46,6 +47,8 @@ def require_compilable(
             "it cannot be compiled; uncompiled it works"
         )
     setattr(network, FOUND_COMPILABLE, True)
+    if execution.beside is not None and execution.beside.refused:
+        setattr(network, REFUSED, execution.beside.refused)
 
 
 def _same_told_plain_sizes(
@@ -71,6 +74,7 @@ def _maps(
 ) -> tuple[list[Tensor], SparseExecution]:
     execution = SparseExecution(grid)
     execution.told.plain = plain
+    execution.counts_refused = True
     devices = [images.device] if images.device.type == "cuda" else []
     with torch.no_grad(), preserved_buffers(network), torch.random.fork_rng(devices):
         return run(execution, network, images, features), execution
