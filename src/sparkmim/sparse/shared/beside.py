@@ -9,25 +9,30 @@ itself returned as a map.
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 
 from ..errors import UnsupportedOperation, running_module_ids
 from ..extent import Extent, of_whole_map, value_of
 from ..functions import attributes_named, functions_named
 from ..layout import Layout, Unfinished
-from ..memory import RESHAPING, VIEWING, may_write
+from ..memory import RESHAPING, VIEWING
 from ..nested import map_tensors, tensors_in
 from .merged import Merged
 from .pointwise import METADATA, as_size
 from .short import Short
 
 REFUSED = "_sparkmim_refused_beside"
-"""Attribute of networks: functions that were refused beside the maps in an eager pass, and which calls of each."""
+"""Attribute of networks: by mode (training or not), functions that were refused beside the maps in an eager pass, and
+which calls of each."""
 
 _FRESH = functions_named(
     "conv1d conv2d conv3d linear matmul bmm batch_norm layer_norm group_norm adaptive_avg_pool1d adaptive_avg_pool2d "
@@ -38,6 +43,21 @@ _FRESH = functions_named(
 _MAY_ALIAS = {
     **VIEWING, **RESHAPING, **functions_named("contiguous to type type_as float double half bfloat16 cpu cuda"),
 }  # fmt: skip
+
+_WRITES = re.compile("(?!__).*(?<!_)_|__setitem__|__set__|__i(?!nvert|ndex|nt|nit|ter|mport)[a-z]+__")
+
+_NAMESPACES = (torch, torch.Tensor, F, torch._C._nn)
+_IN_PLACE = {
+    getattr(space, name): name for space in _NAMESPACES for name in dir(space) if _WRITES.fullmatch(name)
+}  # fmt: skip
+"""Functions that write into their first argument, as a table, for Dynamo cannot read their names."""
+
+_IN_PLACE_IF_TOLD = {
+    function: name
+    for name, function in vars(F).items()
+    if inspect.isroutine(function) and "inplace" in getattr(getattr(function, "__code__", None), "co_varnames", ())
+}
+"""Functions that write where an argument says so."""
 
 _SIZES = {torch.Tensor.size, torch.Tensor.shape.__get__}  # type: ignore[attr-defined]
 _NUMBERS = functions_named("numel nelement")
@@ -73,7 +93,9 @@ class Beside:
         self.network, self.unreached, self.counting = network, unreached, counting
         self.compiling = torch.compiler.is_compiling()
         self.started = False
-        self.refused: dict[Any, list[int]] = getattr(network, REFUSED, {}) if self.compiling else {}
+        self.refused: dict[Any, list[int]] = {}
+        if self.compiling:
+            self.refused = getattr(network, REFUSED, {}).get(network.training, {})
         self.counts: dict[Any, int] = {}
         self.untouched: set[int] = set()
         self._ids: set[int] | None = None
@@ -106,7 +128,7 @@ class Beside:
         except UnsupportedOperation as error:
             made = UnsupportedOperation(str(error))
             made.within = error.within or running_module_ids()
-        if may_write(func, args, kwargs):
+        if _writes(func, args, kwargs):
             raise made
         out = self._answered(execution, made, func, args, kwargs)
         self.refused.setdefault(func, []).append(number)
@@ -141,7 +163,7 @@ class Beside:
             return func(*args, **kwargs)
         if func in _SIZES or func in _NUMBERS or func is torch.Tensor.__len__:
             return self._size(execution, func, *args, **kwargs)
-        if may_write(func, args, kwargs):
+        if _writes(func, args, kwargs):
             own = self.without_values(execution, first)
             if own is None or own.waits.aliases:
                 raise unfinished.error()
@@ -240,6 +262,19 @@ class Beside:
         unfinished = Unfinished(func, str(error), Valueless(aliases), error.within, error)
         marked: Tensor = execution.mark(standing, Layout(execution, 0, (), unfinished=unfinished))
         return marked
+
+
+def _writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether a call may write to its first argument."""
+    if func in _IN_PLACE or kwargs.get("inplace") is True:
+        return True
+    if func in _IN_PLACE_IF_TOLD:
+        return any(a is True for a in args[1:])
+    if torch.compiler.is_compiling():
+        return False
+    if isinstance(func, (OpOverload, OpOverloadPacket)):  # whose names may hide that
+        return True
+    return _WRITES.fullmatch(getattr(func, "__name__", "")) is not None
 
 
 def _on_meta(func: Any, args: Any, kwargs: Any, error: UnsupportedOperation) -> Any:

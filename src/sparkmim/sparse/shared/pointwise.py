@@ -26,7 +26,7 @@ from .calls import call
 METADATA = operators_named(
     "dim is_floating_point is_complex is_contiguous element_size get_device ndimension storage_offset is_inference"
 ) | attributes_named(
-    "ndim dtype device requires_grad is_cuda layout is_leaf grad_fn is_sparse is_quantized is_mkldnn is_meta "
+    "ndim dtype device requires_grad is_cuda layout is_leaf grad_fn is_nested is_sparse is_quantized is_mkldnn is_meta "
     "is_mps is_xpu itemsize"
 )
 
