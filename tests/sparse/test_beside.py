@@ -133,8 +133,14 @@ def test_network_with_a_head_passes_its_check(head: Callable[[], nn.Module], alw
         return  # probing it takes long
     backbone = Backbone(build(head, always=always))
     assert {name for name in backbone.unreached if name.startswith("aux.")}
-    report = backbone.check(patch_size=8, grid=(4, 4), dtype=torch.float64)
+    report = backbone.check(patch_size=8, grid=(4, 4))
     assert report.passed, report
+
+
+def test_patches_smaller_than_the_stride() -> None:
+    report = Backbone(build(Pooled)).check(patch_size=4, grid=(4, 4))
+    assert report.passed, report
+    assert any(result.check == "hidden" for result in report.results)
 
 
 @pytest.mark.parametrize("execution", [SparseExecution, MaskedDenseExecution])

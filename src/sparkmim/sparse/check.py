@@ -380,7 +380,9 @@ def _hidden(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
 
 def _together(passes: Sequence[_Pass]) -> _Pass:
     """Return several passes as one."""
-    return _Pass(*[[*chain.from_iterable(parts)] for parts in zip(*passes, strict=True)])
+    maps, gradients, statistics = zip(*passes, strict=True)
+    named = {f"{i}.{name}": value for i, part in enumerate(statistics) for name, value in part.items()}
+    return _Pass([*chain.from_iterable(maps)], [*chain.from_iterable(gradients)], named)
 
 
 def _with_garbage(features: Features) -> Features:
@@ -388,6 +390,7 @@ def _with_garbage(features: Features) -> Features:
         with GarbageAfterConvolutions():
             return features(images)
 
+    run_twin.unreached = getattr(features, "unreached", ())  # type: ignore[attr-defined]
     return run_twin
 
 

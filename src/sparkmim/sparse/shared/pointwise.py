@@ -100,7 +100,7 @@ def broadcast_layout(execution: Execution, func: Any, operands: Sequence[Any]) -
 def _require_constant(func: Any, tensor: Tensor, ndim: int, axes: tuple[int, ...], what: str) -> None:
     for axis in axes:
         own = axis - (ndim - tensor.ndim)
-        if own >= 0 and tensor.shape[own] != 1:
+        if own >= 0 and tensor.shape[own] != 1 and not (torch.compiler.is_compiling() and tensor.stride(own) == 0):
             raise unsupported(func, f"{what}, of shape {tuple(tensor.shape)}, varies over samples or positions")
 
 
