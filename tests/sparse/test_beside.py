@@ -44,7 +44,11 @@ class Attention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner, self.norm, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.LayerNorm(8), nn.Linear(8, 3)
+        self.inner, self.norm, self.head = (
+            nn.MultiheadAttention(8, 2, batch_first=True),
+            nn.LayerNorm(8),
+            nn.Linear(8, 3),
+        )
         self.query = nn.Parameter(torch.zeros(1, 1, 8))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ SPREAD: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "expand_as": lambda net, x: x * net.k.expand_as(x),
     "expand, a shape": lambda net, x: x * net.k.expand(x.shape),
     "expand, sizes": lambda net, x: x * net.p.expand(*x.size()),
-    "expand, known axes": lambda net, x: x * net.k.expand(-1, -1, x.shape[2], x.shape[3]).add(1),
     "expand, samples": lambda net, x: x * net.p.expand(x.shape[0], -1, -1, -1),
     "expand, all by -1": lambda net, x: x * net.p.expand(x.shape[0], -1, x.size(2), x.size(-1)),
     "expand, groups": lambda net, x: (
@@ -44,7 +43,11 @@ class Network(nn.Module):
     def __init__(self, combine: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.stem, self.stage1, self.stage2 = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.stem, self.stage1, self.stage2 = (
+            nn.Conv2d(3, 8, 3, 2, 1),
+            nn.Conv2d(8, 8, 3, 2, 1),
+            nn.Conv2d(8, 8, 3, 2, 1),
+        )
         self.p, self.s, self.combine = nn.Parameter(torch.randn(8, 1, 1)), nn.Parameter(torch.tensor(0.5)), combine
         self.register_buffer("k", torch.randn(1, 8, 1, 1))
 

@@ -3,8 +3,8 @@
 Such a part may call functions that have no meaning on visible patches (a pooling to a fixed grid, attention). No map
 needs their results, so a refused function does not end the pass: it returns a tensor of the shape that the ordinary
 network has there, without values, and so does every function of such a tensor. The refusal is raised as soon as one
-reaches a map: where it meets a parameter that a map depends on, is written into another tensor, is read by Python, or is
-itself returned as a map.
+reaches a map: where it meets a parameter that a map depends on, is written into another tensor, is read by Python, or
+is itself returned as a map.
 """
 
 from __future__ import annotations
@@ -175,7 +175,9 @@ class Beside:
     def _size(execution: Any, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return sizes as the network gets them: they cannot be followed to a map."""
         plain = execution.has_plain_sizes()
-        sizes = [n if plain or n == 1 or n == execution.grid_shape[0] else Extent(n, told=execution.told) for n in x.shape]
+        sizes = [
+            n if plain or n == 1 or n == execution.grid_shape[0] else Extent(n, told=execution.told) for n in x.shape
+        ]
         if func in _SIZES:
             return as_size(execution, sizes, args, kwargs)
         execution.told.read = True
