@@ -259,6 +259,29 @@ def test_result_that_reaches_a_map_is_refused(head: Callable[[], nn.Module], use
         assert f"{name} cannot be carried out" in str(error.value)
 
 
+def _by_number(x: Tensor, size: Any) -> Tensor:
+    return x.sum((2, 3), keepdim=True) / size
+
+
+NUMBERS: list[Callable[[Tensor, Tensor], Tensor]] = [
+    lambda x, y: _by_number(x, y.shape[2] * y.shape[3]),
+    lambda x, y: _by_number(x, int(y.shape[2]) * int(y.shape[3])),
+    lambda x, y: _by_number(x, y.numel() // (y.shape[0] * y.shape[1])),
+    lambda x, y: _by_number(x, float(y[0, 0].numel())),
+    lambda x, y: _by_number(x, torch.tensor(y.size(2) * y.size(3))),
+]
+
+
+@pytest.mark.parametrize("execution", [SparseExecution, MaskedDenseExecution])
+@pytest.mark.parametrize("number", NUMBERS)
+def test_sizes_read_beside_the_maps_do_not_scale_sums(number: Any, execution: Any) -> None:
+    network = build(lambda: Sliced(lambda x: x.flip(2)), use=lambda x, y, net: x + number(x, x.flip(2)))
+    backbone = Backbone(network)
+    grid = PatchGrid(random_visible(2, (4, 6), 0.5, torch.Generator().manual_seed(0)), 12)
+    with pytest.raises(UnsupportedOperation):
+        run(execution(grid), network, torch.randn(2, 3, 32, 48), backbone)
+
+
 class Sliced(nn.Module):
     """Writes into what is a view of the map in the ordinary network."""
 

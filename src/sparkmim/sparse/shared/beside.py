@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload, OpOverloadPacket
 
 from ..errors import UnsupportedOperation, running_module_ids
-from ..extent import Extent, of_whole_map, value_of
+from ..extent import Extent, of_whole_map, unit, value_of
 from ..functions import attributes_named, functions_named
 from ..layout import Layout, Unfinished
 from ..memory import RESHAPING, VIEWING
@@ -173,8 +173,10 @@ class Beside:
 
     @staticmethod
     def _size(execution: Any, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Return sizes as the network gets them: they cannot be followed to a map."""
+        """Return sizes as the network gets them: they cannot be followed to a map, and each may be an extent of one."""
         plain = execution.has_plain_sizes()
+        for axis in range(len(execution.told.grid)):
+            execution.told.axes.setdefault(unit(axis), set()).update(n for n in x.shape[1:] if n > 1)
         sizes = [
             n if plain or n == 1 or n == execution.grid_shape[0] else Extent(n, told=execution.told) for n in x.shape
         ]
