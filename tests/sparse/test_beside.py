@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from sparkmim import Backbone, SparK, random_visible
 from sparkmim.sparse import MaskedDenseExecution, PatchGrid, SparseExecution, UnsupportedOperation, run
@@ -19,11 +20,11 @@ class Pooled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4)
-        self.fc1, self.fc2 = nn.Linear(16, 6), nn.Linear(6, 3)
+        self.fc1, self.fc2, self.depth = nn.Linear(16, 6), nn.Linear(6, 3), StochasticDepth(0.5, "row")
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.adaptive_avg_pool2d(x, (2, 2))
-        x = F.relu(self.norm(self.conv(x)), inplace=True).flatten(1)
+        x = self.depth(F.relu(self.norm(self.conv(x)), inplace=True)).flatten(1)
         return self.fc2(F.dropout(F.relu(self.fc1(x), inplace=True), 0.5, self.training))
 
 

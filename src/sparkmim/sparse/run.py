@@ -60,9 +60,11 @@ def run(
         execution.reenter = partial(_again, network)
         note_shapes_at_hand()
     if unreached is None:
-        unreached = () if features is None else getattr(features, "unreached", ())
+        unreached = () if features is None or isinstance(features, nn.Module) else getattr(features, "unreached", ())
     if unreached:
-        execution.beside = Beside(network, unreached, counting=execution.counts_refused)
+        beside = Beside(network, unreached, counting=execution.counts_refused)
+        if beside.refused or not execution.compiling:
+            execution.beside = beside
     features = network if features is None else features
     execution.grad_enabled = torch.is_grad_enabled()
     handles = attach_to_modules(execution, network)
