@@ -65,6 +65,7 @@ class _Reading(NamedTuple):
     unaligned: str | None
     lost: str | None
     overlooked: list[str]
+    unreached: frozenset[str]
     ended: str | None
 
 
@@ -102,6 +103,8 @@ class Backbone:
             empty for a network whose maps are proportional to the image as they are.
         overlooked: names of the trainable parameters that a pass uses before its last map, or after it on all its
             positions (tokens, maps with channels last), but none of the maps depends on: they would not be trained.
+        unreached: names of all parameters that none of the maps depends on: a classifier's, of an auxiliary one too.
+            What is computed with these alone may be what has no meaning on visible patches.
         notes: what is unusual, in sentences: padding that is added, parameters that are overlooked, a forward pass that
             ends in an error. They are logged as warnings too.
 
@@ -143,7 +146,7 @@ class Backbone:
         self.levels: list[Level] = []
         reading = self._read_plain_or_padded(stages, levels)
         self._use(reading)
-        self.overlooked = reading.overlooked
+        self.overlooked, self.unreached = reading.overlooked, reading.unreached
         self.notes = self._notes(reading)
         for note in self.notes:
             log.warning(note)
@@ -309,8 +312,9 @@ class Backbone:
         offered = len({level.stride for level in everything})
         self._verified = size
         lost = None if astray else unaligned
+        unreached = frozenset(name for name, _ in self.module.named_parameters()) - reached
         return _Reading(
-            self._taps, alignment, offered, chosen, self.levels, unaligned or astray, lost, overlooked, ended
+            self._taps, alignment, offered, chosen, self.levels, unaligned or astray, lost, overlooked, unreached, ended
         )
 
     def _unaligned(self, trace: Trace, size: tuple[int, ...]) -> str | None:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..sparse import PatchGrid, UnsupportedOperation, require_compilable
+from ..sparse import MaskedDenseExecution, PatchGrid, UnsupportedOperation, require_compilable
+from ..sparse.compilable import note_refused_beside
 from .masking import random_visible, visible_patches
 from .own_decoder import OwnDecoder, own_decoder_is_eager
 
@@ -54,12 +55,16 @@ def check_compilable(model: Any, images: Tensor) -> None:
     """
     if isinstance(model.decoder, OwnDecoder):
         raise own_decoder_is_eager()
-    if model.execution != "packed" or model.whole:
+    if model.execution == "zero-out" or model.whole:
         return
     few = images[:FEW_IMAGES]
     shape = model.grid_shape(few.shape[2:])
     visible = random_visible(len(few), shape, model.mask_ratio, torch.Generator().manual_seed(0)).to(images.device)
     grid = PatchGrid(visible, visible_patches(shape, model.mask_ratio))
+    if model.execution == "masked-dense":
+        if model.backbone.unreached:
+            note_refused_beside(MaskedDenseExecution(grid), model.encoder, few, model.backbone)
+        return
     require_compilable(grid, model.encoder, few, model.backbone)
     model.checked_eagerly = True
 

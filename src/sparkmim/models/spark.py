@@ -401,7 +401,7 @@ class SparK(nn.Module):
         execution = self._execution(grid)
         if execution is None:
             return self._visible(maps_of(grid.unpack(grid.pack(images))), grid)
-        return self._visible(run(execution, self.encoder, images, maps_of), grid)
+        return self._visible(run(execution, self.encoder, images, maps_of, self.backbone.unreached), grid)
 
     def _execution(self, grid: PatchGrid) -> SparseExecution | MaskedDenseExecution | None:
         """Return the execution of the encoder; None for the ordinary network."""

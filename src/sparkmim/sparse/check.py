@@ -49,11 +49,14 @@ FEWEST_PIXELS = 8192
 
 
 class _Pass(NamedTuple):
-    """What one pass over a network gives: maps, gradients of parameters and input, and running statistics."""
+    """What one pass over a network gives: maps, gradients of parameters and input, and running statistics by name.
+
+    Statistics that were not updated, as they are beside the maps, are not among them.
+    """
 
     maps: list[Tensor]
     gradients: list[Tensor]
-    statistics: list[Tensor]
+    statistics: dict[str, Tensor]
 
 
 def check(
@@ -157,7 +160,7 @@ def _compared(name: str, mode: str, runner: _Runner, computed: torch.dtype) -> C
         *tolerance,
         _deviation(ours.maps, wanted.maps),
         _deviation(ours.gradients, wanted.gradients, floor=FLOOR[computed]),
-        _deviation(ours.statistics, wanted.statistics),
+        _deviation(list(ours.statistics.values()), [wanted.statistics[name] for name in ours.statistics]),
     )
     if math.isinf(result.deviation) and not runner.finite_by_itself():
         return replace(result, error=_NOT_FINITE.format(mode="training" if mode == "train" else "evaluation"))
@@ -184,7 +187,7 @@ def _at_size(
     grid = PatchGrid(visible.to(images.device), math.prod(visible.shape[1:]))
     with ExpectedNoise():
         try:
-            ours = _maps(SparseExecution, grid, network, images.clone(), features)
+            ours, _ = _maps(SparseExecution, grid, network, images.clone(), features)
         except UnsupportedOperation as error:
             return CheckResult("size", "eval", *tolerance, error=str(error), shape=tuple(shape))
         wanted = _as_list(features(images))
@@ -256,12 +259,13 @@ class _Runner:
     ) -> _Pass:
         try:
             given = images.clone()  # no leaf, as networks may write into it
+            untouched: set[int] = set()
             if visible is None or kind is None:
                 maps = _as_list(self.features(given))
                 numbers = [m.numel() for m in maps]
             else:
                 grid = PatchGrid(visible.to(images.device), int(visible[0].sum()))
-                maps = _maps(kind, grid, self.network, given, self.features, told, last_stands_in)
+                maps, untouched = _maps(kind, grid, self.network, given, self.features, told, last_stands_in)
                 numbers = [int(mask_at(visible, m.shape[2:]).sum()) * m.shape[1] for m in maps]
             # Gradients of a fixed function of the maps, each visible value counting alike. (Scaled, for sines of large
             # numbers would hold nothing but rounding.)
@@ -276,7 +280,11 @@ class _Runner:
             )
             assert isinstance(total, Tensor)
             # Before backward, where checkpointing may update them once more.
-            statistics = [b.detach().clone() for n, b in self.network.named_buffers() if "running" in n]
+            statistics = {
+                name: buffer.detach().clone()
+                for name, buffer in self.network.named_buffers()
+                if "running" in name and id(buffer) not in untouched
+            }
             total.backward()
             gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
             gradient = torch.zeros_like(images) if images.grad is None else images.grad  # of a stem under no_grad
@@ -294,8 +302,8 @@ def _maps(
     features: Features,
     told: Sequence[int] | None = None,
     last_stands_in: bool = False,
-) -> list[Tensor]:
-    """Return the feature maps of an execution as whole maps, zero where hidden."""
+) -> tuple[list[Tensor], set[int]]:
+    """Return the feature maps of an execution as whole maps, zero where hidden, and ids of buffers not updated."""
     execution: SparseExecution | MaskedDenseExecution
     if kind is SparseExecution:
         execution = SparseExecution(grid)
@@ -304,7 +312,8 @@ def _maps(
         execution = MaskedDenseExecution(grid)
         execution.last_stands_in = last_stands_in
     execution.told.grid = grid.shape if told is None else tuple(told)
-    return [execution.whole_map(m) for m in run(execution, network, images, features)]
+    maps = [execution.whole_map(m) for m in run(execution, network, images, features)]
+    return maps, set() if execution.beside is None else execution.beside.untouched
 
 
 def _as_list(maps: Any) -> list[Tensor]:
@@ -371,7 +380,9 @@ def _hidden(runner: _Runner, generator: torch.Generator) -> tuple[_Pass, _Pass]:
 
 def _together(passes: Sequence[_Pass]) -> _Pass:
     """Return several passes as one."""
-    return _Pass(*[[*chain.from_iterable(parts)] for parts in zip(*passes, strict=True)])
+    maps, gradients, statistics = zip(*passes, strict=True)
+    named = {f"{i}.{name}": value for i, part in enumerate(statistics) for name, value in part.items()}
+    return _Pass([*chain.from_iterable(maps)], [*chain.from_iterable(gradients)], named)
 
 
 def _with_garbage(features: Features) -> Features:
@@ -379,6 +390,7 @@ def _with_garbage(features: Features) -> Features:
         with GarbageAfterConvolutions():
             return features(images)
 
+    run_twin.unreached = getattr(features, "unreached", ())  # type: ignore[attr-defined]
     return run_twin
 
 

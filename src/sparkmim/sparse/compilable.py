@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from ..utils.modules import preserved_buffers
 from .errors import UnsupportedOperation
+from .execution import Execution
 from .grid import PatchGrid
 from .packed.execution import SparseExecution
 from .run import FOUND_COMPILABLE, run
+from .shared.beside import REFUSED
 
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest value of a map, that is rounding."""
@@ -46,6 +48,33 @@ def require_compilable(
             "it cannot be compiled; uncompiled it works"
         )
     setattr(network, FOUND_COMPILABLE, True)
+    _note_refused(execution, network)
+
+
+def note_refused_beside(
+    execution: Execution,
+    network: nn.Module,
+    images: Tensor,
+    features: Callable[[Tensor], Sequence[Tensor]] | None = None,
+) -> None:
+    """Find out eagerly which functions are refused beside the maps; a compiler cannot.
+
+    Args:
+        execution: in which the network will be compiled.
+        network, images, features: as for :func:`require_compilable`.
+
+    Raises:
+        UnsupportedOperation: for a network that is refused.
+    """
+    execution.counts_refused = True
+    _without_traces(execution, network, images, features)
+    _note_refused(execution, network)
+
+
+def _note_refused(execution: Execution, network: nn.Module) -> None:
+    if execution.beside is not None:
+        noted = getattr(network, REFUSED, {})
+        setattr(network, REFUSED, {**noted, network.training: execution.beside.refused})
 
 
 def _same_told_plain_sizes(
@@ -71,9 +100,20 @@ def _maps(
 ) -> tuple[list[Tensor], SparseExecution]:
     execution = SparseExecution(grid)
     execution.told.plain = plain
+    execution.counts_refused = True
+    return _without_traces(execution, network, images, features), execution
+
+
+def _without_traces(
+    execution: Execution,
+    network: nn.Module,
+    images: Tensor,
+    features: Callable[[Tensor], Sequence[Tensor]] | None,
+) -> list[Tensor]:
+    """Run a network eagerly without gradients; its buffers and random numbers stay as they were."""
     devices = [images.device] if images.device.type == "cuda" else []
     with torch.no_grad(), preserved_buffers(network), torch.random.fork_rng(devices):
-        return run(execution, network, images, features), execution
+        return run(execution, network, images, features)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -72,6 +72,12 @@ class Execution(TorchFunctionMode):
     has_scales = False
     """Whether there are maps that `coarser` answers for."""
 
+    beside: Any = None
+    """Answers instead where a network has parts that no map depends on (`shared/beside.py`)."""
+
+    counts_refused = False
+    """Whether to note which functions are refused beside the maps, for a compiler."""
+
     def __init__(self) -> None:
         super().__init__()
         self.grad_enabled = True
@@ -89,7 +95,12 @@ class Execution(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
+        if self.beside is not None:
+            return self.beside.answer(self, func, args, kwargs or {})
+        return self.answer_any(func, args, kwargs or {})
+
+    def answer_any(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function by its rule, or as it is if no argument descends from the input."""
         if self.has_scales:
             args, kwargs = self.at_one_scale(func, args, kwargs)
         owner = self.owner(args) or (self.owner(kwargs.values()) if kwargs else None)

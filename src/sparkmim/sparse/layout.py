@@ -51,15 +51,19 @@ class Unfinished(NamedTuple):
         why: it cannot be used, for errors.
         waits: what a function that finishes the tensor needs; None if nothing can.
         within: ids of the modules that were running when it was made.
+        original: the error that is raised where one was raised before; by default one is made of `function` and `why`.
     """
 
     function: Any
     why: str
     waits: Any = None
     within: tuple[int, ...] = ()
+    original: UnsupportedOperation | None = None
 
     def error(self) -> UnsupportedOperation:
         """Return the error for a tensor that is used as it is."""
+        if self.original is not None:
+            return self.original
         made = unsupported(self.function, self.why)
         made.within = self.within
         return made

@@ -46,7 +46,7 @@ _ORDERS = functions_named("permute transpose swapaxes swapdims movedim moveaxis"
 _PARTS = functions_named("narrow chunk split tensor_split split_with_sizes detach detach_ alias requires_grad_")
 _SELECTING = functions_named("select unbind")
 _AS_SIZES = functions_named("view view_as unflatten")
-_EXPANDING = functions_named("expand expand_as")
+_EXPANDING = functions_named("expand expand_as broadcast_to")
 _INDEXING = {torch.Tensor.__getitem__: "getitem"}
 _SQUEEZING = functions_named("unsqueeze squeeze")
 

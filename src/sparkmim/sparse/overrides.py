@@ -191,6 +191,14 @@ def _version_of(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
+def _owner(execution: Execution, x: Any) -> Execution | None:
+    """Return whose map a module is given; None for a tensor without values (`shared/beside.py`), which it is left."""
+    beside = execution.beside
+    if beside is not None and beside.without_values(execution, x) is not None:
+        return None
+    return execution.owner([x])
+
+
 def _on_ones(execution: Execution, factor: _Factor) -> tuple[Any, Any]:
     """Draw a factor for each image, or for each position of the whole map: what the module makes of ones."""
     calls: list[tuple[Execution | None, Tensor, Tensor]] = []  # those under way: whose map it is, the map, and the ones
@@ -199,7 +207,7 @@ def _on_ones(execution: Execution, factor: _Factor) -> tuple[Any, Any]:
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         x, *others = args
-        owner = execution.owner([x])
+        owner = _owner(execution, x)
         if owner is None:
             calls.append((None, x, x))
             execution.opaque_calls += 1
@@ -241,7 +249,7 @@ def _on_rows(execution: Execution) -> tuple[Any, Any]:
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         (x,) = args
-        owner = execution.owner([x])
+        owner = _owner(execution, x)
         calls.append((owner, x))
         if owner is None:
             return args, kwargs

@@ -8,7 +8,7 @@ import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
 _REASONS = {
-    "scaled_dot_product_attention multi_head_attention_forward _native_multi_head_attention is_nested": (
+    "scaled_dot_product_attention multi_head_attention_forward _native_multi_head_attention": (
         "positions attend to one another, and what a visible one should see of hidden ones is a choice; a rule that "
         "lets it see the visible ones is in docs/extending/operations.md"
     ),

@@ -22,6 +22,7 @@ from .shared import (
     positions,
     reduce,
     repeat,
+    spread,
 )
 
 __all__ = [
@@ -51,5 +52,6 @@ __all__ = [
     "reduce",
     "repeat",
     "resample",
+    "spread",
     "transposed",
 ]

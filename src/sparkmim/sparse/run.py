@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -18,6 +18,7 @@ from .errors import NOT_TRACED, WAYS_OUT, UnsupportedOperation, path_of_running_
 from .execution import Execution
 from .extent import MEASURED, Extent
 from .overrides import attach_to_modules
+from .shared.beside import Beside
 from .traceable import scripted_functions
 
 FOUND_COMPILABLE = "_sparkmim_compilable"
@@ -29,6 +30,7 @@ def run(
     network: nn.Module,
     images: Tensor,
     features: Callable[[Tensor], Sequence[Tensor]] | None = None,
+    unreached: Collection[str] | None = None,
 ) -> list[Tensor]:
     """Return the feature maps of `images` under an execution, each `(batch, C_i, *space_i)`.
 
@@ -38,6 +40,8 @@ def run(
         images: `(B, C, *size)`, the size divisible by the grid.
         features: calls the network and returns its feature maps; by default `network`, which must then return one map
             or a list of them.
+        unreached: names of the network's parameters that no map depends on; by default `features.unreached`, if it has
+            that. What is computed beside the maps, with these or without any, may call functions that have no rule.
 
     Raises:
         UnsupportedOperation: for an operation without a rule, with the path of the module that calls it. Compiled, also
@@ -55,6 +59,12 @@ def run(
         execution.note_constants(p for p in chain.from_iterable(own) if p is not None)  # results of functional_call
         execution.reenter = partial(_again, network)
         note_shapes_at_hand()
+    if unreached is None:
+        unreached = () if features is None or isinstance(features, nn.Module) else getattr(features, "unreached", ())
+    if unreached:
+        beside = Beside(network, unreached, counting=execution.counts_refused)
+        if beside.refused or not execution.compiling:
+            execution.beside = beside
     features = network if features is None else features
     execution.grad_enabled = torch.is_grad_enabled()
     handles = attach_to_modules(execution, network)
@@ -66,6 +76,8 @@ def run(
             if isinstance(handle, MovedHooks):
                 handle.require_finished()
         maps = [maps] if isinstance(maps, Tensor) else maps
+        if execution.beside is not None:
+            execution.beside.require_none_kept(execution)
         return finished(execution, maps)
     except (UnsupportedOperation, TypeError) as error:
         if isinstance(error, TypeError) and Extent.__name__ not in str(error):

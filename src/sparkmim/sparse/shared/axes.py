@@ -440,7 +440,7 @@ def _is_extent(size: Any, extent: int, degrees: Degrees) -> bool:
     return size == extent and (degrees_of(size) or degrees) == degrees
 
 
-_EXPAND = functions_named("expand expand_as")
+_EXPAND = functions_named("expand expand_as broadcast_to")
 
 
 @understands_sizes(*_EXPAND)
@@ -454,7 +454,7 @@ def expand(execution: Execution, func: Any, input: Tensor, *shape: Any, **kwargs
             raise unsupported(func, "it does not fit the tensor it is expanded to")
         return execution.mark(input.expand(other.shape), layout)
     layout = own_layout(execution, func, input)
-    sizes = numbers_of(shape, kwargs, "size")
+    sizes = numbers_of(shape, kwargs, next(iter(kwargs), "size"))
     shift = len(sizes) - input.ndim
     whole = shape_of_whole(execution, input)
     for axis in layout.tracked_axes:

@@ -68,6 +68,12 @@ def _meaning(execution: Execution, sizes: Sequence[Any], channels: bool) -> tupl
     return Layout(execution, 0, ()), [images, *[value_of(size) for size in sizes[1:]]]
 
 
+def made_for(execution: Execution, sizes: Sequence[Any], make: Callable[[list[int]], Tensor]) -> Tensor | None:
+    """Make a tensor whose shape on the whole map is `sizes`; None if that is not one of the input's."""
+    meaning = _meaning(execution, sizes, channels=False)
+    return None if meaning is None else _made(execution, *meaning, make)
+
+
 def _made(execution: Execution, layout: Layout, local: list[int], make: Callable[[list[int]], Tensor]) -> Tensor:
     """Make a new tensor and mark it; values per image are made once an image."""
     with noise_within_images() if layout.is_map and not execution.compiling else nullcontext():

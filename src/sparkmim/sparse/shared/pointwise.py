@@ -26,7 +26,7 @@ from .calls import call
 METADATA = operators_named(
     "dim is_floating_point is_complex is_contiguous element_size get_device ndimension storage_offset is_inference"
 ) | attributes_named(
-    "ndim dtype device requires_grad is_cuda layout is_leaf grad_fn is_sparse is_quantized is_mkldnn is_meta "
+    "ndim dtype device requires_grad is_cuda layout is_leaf grad_fn is_nested is_sparse is_quantized is_mkldnn is_meta "
     "is_mps is_xpu itemsize"
 )
 
@@ -100,7 +100,7 @@ def broadcast_layout(execution: Execution, func: Any, operands: Sequence[Any]) -
 def _require_constant(func: Any, tensor: Tensor, ndim: int, axes: tuple[int, ...], what: str) -> None:
     for axis in axes:
         own = axis - (ndim - tensor.ndim)
-        if own >= 0 and tensor.shape[own] != 1:
+        if own >= 0 and tensor.shape[own] != 1 and not (torch.compiler.is_compiling() and tensor.stride(own) == 0):
             raise unsupported(func, f"{what}, of shape {tuple(tensor.shape)}, varies over samples or positions")
 
 
