@@ -5,8 +5,8 @@
 `FOLDER` has `images` and `labels` of the same names, such as those of the Medical Segmentation Decathlon. `--held-out`
 of them, drawn once, are scored and used for nothing else. The others are pretrained on without labels: by a light
 decoder, and by the network's own. Each encoder, and none, is fine-tuned with `--labels` of them and `--seeds` seeds,
-which draw the volumes, the weights and the crops alike for all arms. Before that each arm chooses among as many settings
-as the others, with the fewest labels, on ten volumes that are neither trained on with labels nor held out.
+which draw the volumes, the weights and the crops alike for all arms. Before that each arm chooses among as many
+settings as the others, with the fewest labels, on ten volumes that are neither trained on with labels nor held out.
 
 Every result is written to STUDY/results.jsonl when its run ends, and STUDY/table.md anew. The same command continues.
 The order is that in which a part is worth most: seed 0 of all arms and labels first.
@@ -38,18 +38,17 @@ from sparkmim.utils.io import write_text
 
 Line = dict[str, Any]
 
-PRETRAINED: dict[str, dict[str, Any]] = {"spark": {"decoder_width": 64}, "own": {"decoder": "own"}}
+PRETRAINED: dict[str, dict[str, Any]] = {"spark": {"decoder_width": 32}, "own": {"decoder": "own"}}
 """Fields of the pretraining of each arm that has one."""
 
 TITLES = {"spark": "SparK", "own": "SparK, own decoder", "scratch": "from scratch"}
 
 SETTINGS: dict[str, list[dict[str, float]]] = {
     "pretrained": [
-        {"lr": 1e-3, "layer_decay": 0.75},
-        {"lr": 3e-3, "layer_decay": 0.75},
         {"lr": 3e-3, "layer_decay": 1.0},
+        {"lr": 1e-2, "layer_decay": 1.0},
     ],
-    "scratch": [{"lr": lr, "layer_decay": 1.0} for lr in (1e-3, 3e-3, 1e-2)],
+    "scratch": [{"lr": lr, "layer_decay": 1.0} for lr in (3e-3, 1e-2)],
 }
 """What an arm chooses from, by whether it is pretrained."""
 
@@ -185,6 +184,7 @@ class Study:
         """Return the fields of every run."""
         return {
             "store": str(self.root / "volumes"),
+            "spacing": (self.args.spacing,) * 3,
             "precision": "32",
             "workers": 0,
             "device": "cpu",
@@ -272,11 +272,12 @@ def main() -> None:
     parser.add_argument("--labels", type=int, nargs="+", default=[5, 10, 60])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--held-out", type=int, default=40)
-    parser.add_argument("--epochs", type=float, default=40.0, help="of the pretraining")
-    parser.add_argument("--steps", type=int, default=200, help="of a fine-tuning; half as many more with many labels")
-    parser.add_argument("--batch-size", type=int, default=1, help="of the fine-tuning")
-    parser.add_argument("--crop", type=int, nargs=3, default=(32, 48, 32), help="of the pretraining")
-    parser.add_argument("--window", type=int, nargs=3, default=(40, 56, 40), help="of the fine-tuning")
+    parser.add_argument("--epochs", type=float, default=27.0, help="of the pretraining")
+    parser.add_argument("--steps", type=int, default=100, help="of a fine-tuning; half as many more with many labels")
+    parser.add_argument("--batch-size", type=int, default=2, help="of the fine-tuning")
+    parser.add_argument("--spacing", type=float, default=2.0, help="millimeters of a voxel")
+    parser.add_argument("--crop", type=int, nargs=3, default=(16, 24, 16), help="of the pretraining")
+    parser.add_argument("--window", type=int, nargs=3, default=(20, 28, 20), help="of the fine-tuning")
     parser.add_argument("--only", default="*", help="pattern of the names of runs")
     parser.add_argument("--plan", action="store_true", help="list the runs that have no result")
     args = parser.parse_args()
