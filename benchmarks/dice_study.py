@@ -5,11 +5,11 @@
 `FOLDER` has `images` and `labels` of the same names, such as those of the Medical Segmentation Decathlon. `--held-out`
 of them, drawn once, are scored and used for nothing else. The others are pretrained on without labels: by a light
 decoder, and by the network's own. Each encoder, and none, is fine-tuned with `--labels` of them and `--seeds` seeds,
-which draw the volumes, the weights and the crops alike for all arms. Before that each arm chooses among as many
-settings as the others, with the fewest labels, on ten volumes that are neither trained on with labels nor held out.
+which draw the volumes, the weights and the crops alike for all arms. Before that each arm chooses among the same
+learning rates, with the fewest labels, on ten volumes that are neither trained on with labels then nor held out.
 
 Every result is written to STUDY/results.jsonl when its run ends, and STUDY/table.md anew. The same command continues.
-The order is that in which a part is worth most: seed 0 of all arms and labels first.
+All arms and seeds with the first number of `--labels` come first, so that a part of the study can be read.
 """
 
 from __future__ import annotations
@@ -43,15 +43,6 @@ PRETRAINED: dict[str, dict[str, Any]] = {"spark": {"decoder_width": 32}, "own": 
 
 TITLES = {"spark": "SparK", "own": "SparK, own decoder", "scratch": "from scratch"}
 
-SETTINGS: dict[str, list[dict[str, float]]] = {
-    "pretrained": [
-        {"lr": 3e-3, "layer_decay": 1.0},
-        {"lr": 1e-2, "layer_decay": 1.0},
-    ],
-    "scratch": [{"lr": lr, "layer_decay": 1.0} for lr in (3e-3, 1e-2)],
-}
-"""What an arm chooses from, by whether it is pretrained."""
-
 CHOOSE_SEED, CHOOSE_VOLUMES = 100, 10
 
 MANY = 20
@@ -79,11 +70,11 @@ class Study:
         """Return what makes the result of each run, in order."""
         args = self.args
         found: dict[str, Any] = {f"pretrain/{name}": partial(self.pretrain, name) for name in PRETRAINED}
-        for place in range(len(SETTINGS["scratch"])):
+        for rate in args.rates if len(args.rates) > 1 else ():
             for arm in TITLES:
-                found[f"choose/{arm}/{place}"] = partial(self.choose, arm, place)
-        for seed in range(args.seeds):
-            for labels in args.labels:
+                found[f"choose/{arm}/{rate:g}"] = partial(self.choose, arm, rate)
+        for labels in args.labels:
+            for seed in range(args.seeds):
                 for arm in TITLES:
                     found[f"finetune/{arm}/{labels}/{seed}"] = partial(self.finetune, arm, labels, seed)
         return found
@@ -121,32 +112,26 @@ class Study:
         }
         return {"loss": ended(pretrain(run, chosen=chosen)).loss}
 
-    def choose(self, arm: str, place: int, run: Path) -> Line:
-        setting = SETTINGS["pretrained" if arm in PRETRAINED else "scratch"][place]
-        drawn = self.drawn(CHOOSE_SEED)
-        few = min(self.args.labels)
-        line = self.segmenter(run, arm, drawn[:few], drawn[few : few + CHOOSE_VOLUMES], CHOOSE_SEED, setting)
-        return {"setting": setting, **line}
+    def choose(self, arm: str, rate: float, run: Path) -> Line:
+        drawn, few = self.drawn(CHOOSE_SEED), min(self.args.labels)
+        return self.segmenter(run, arm, drawn[:few], drawn[few : few + CHOOSE_VOLUMES], CHOOSE_SEED, rate)
 
     def finetune(self, arm: str, labels: int, seed: int, run: Path) -> Line:
-        setting = self.chosen(arm)
-        return {
-            "setting": setting,
-            **self.segmenter(run, arm, self.drawn(seed)[:labels], self.held_out, seed, setting),
-        }
+        return self.segmenter(run, arm, self.drawn(seed)[:labels], self.held_out, seed, self.chosen(arm))
 
-    def chosen(self, arm: str) -> dict[str, float]:
-        """Return the settings of the highest Dice on the volumes to choose by."""
+    def chosen(self, arm: str) -> float:
+        """Return the learning rate of the highest Dice on the volumes to choose by, or the only one."""
+        if len(self.args.rates) == 1:
+            return float(self.args.rates[0])
         lines = [line for run, line in self.results().items() if run.startswith(f"choose/{arm}/")]
-        found: dict[str, float] = max(lines, key=lambda line: line["dice"])["setting"]
-        return found
+        return float(max(lines, key=lambda line: line["dice"])["rate"])
 
     def drawn(self, seed: int) -> list[str]:
         """Return the volumes that may have labels in the order of a seed; fewer labels are the first of more."""
         return [self.train[index] for index in np.random.default_rng(seed + 1).permutation(len(self.train))]
 
     def segmenter(
-        self, run: Path, arm: str, train: Sequence[str], scored: Sequence[str], seed: int, setting: Mapping[str, float]
+        self, run: Path, arm: str, train: Sequence[str], scored: Sequence[str], seed: int, rate: float
     ) -> Line:
         """Fine-tune, and return Dice of the last weights' average: mean over classes of the mean over volumes."""
         args = self.args
@@ -165,14 +150,16 @@ class Study:
             "warmup_epochs": epochs / 10,
             "val_every": epochs,
             "flip": False,  # the classes are the front and the back of one organ
+            "lr": rate,
+            "layer_decay": args.layer_decay if arm in PRETRAINED else 1.0,
             **self.common(seed),
-            **setting,
         }
         if arm == "scratch":
             chosen["in_chans"] = 1
         outcome = ended(finetune(run, chosen=chosen))
         score = json.loads(RunFolder(run).results.read_text())["test"]
         return {
+            "rate": rate,
             "dice": score["dice_per_image"],
             "dice_of_classes": score["dice_per_image_of_classes"],
             "volumes": score["images"],
@@ -235,19 +222,13 @@ def table(results: Mapping[str, Line], labels: Sequence[int]) -> str:
             for n in labels
         ]  # fmt: skip
         lines.append(row([f"{TITLES[arm]} - from scratch", *map(spread, gains)]))
-    head = ["chosen among", *TITLES.values()]
-    lines += ["", row(head), row(["---"] * len(head))]
-    settings = sorted({json.dumps(setting) for own in SETTINGS.values() for setting in own})
-    for setting in settings:
-        found = []
-        for arm in TITLES:
-            own = [
-                line["dice"]
-                for run, line in results.items()
-                if run.startswith(f"choose/{arm}/") and json.dumps(line["setting"]) == setting
-            ]
-            found.append(f"{100 * own[0]:.1f}" if own else "")
-        lines.append(row([", ".join(f"{name} {value:g}" for name, value in json.loads(setting).items()), *found]))
+    rates = sorted({line["rate"] for run, line in results.items() if run.startswith("choose/")})
+    if rates:
+        head = ["learning rate, to choose by", *TITLES.values()]
+        lines += ["", row(head), row(["---"] * len(head))]
+    for rate in rates:
+        tried = [results.get(f"choose/{arm}/{rate:g}") for arm in TITLES]
+        lines.append(row([f"{rate:g}", *("" if line is None else f"{100 * line['dice']:.1f}" for line in tried)]))
     return "\n".join(lines) + "\n"
 
 
@@ -269,11 +250,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of images and labels")
     parser.add_argument("--plans", type=Path, required=True, help="plans of nnU-Net with the network")
     parser.add_argument("--output", type=Path, required=True, help="folder of the study")
-    parser.add_argument("--labels", type=int, nargs="+", default=[5, 10, 60])
+    parser.add_argument("--labels", type=int, nargs="+", default=[5, 60, 10], help="in the order of the runs")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2], help="one is not chosen")
+    parser.add_argument("--layer-decay", type=float, default=1.0, help="of the pretrained arms")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--held-out", type=int, default=40)
     parser.add_argument("--epochs", type=float, default=27.0, help="of the pretraining")
-    parser.add_argument("--steps", type=int, default=100, help="of a fine-tuning; half as many more with many labels")
+    parser.add_argument("--steps", type=int, default=300, help="of a fine-tuning; half as many more with many labels")
     parser.add_argument("--batch-size", type=int, default=2, help="of the fine-tuning")
     parser.add_argument("--spacing", type=float, default=2.0, help="millimeters of a voxel")
     parser.add_argument("--crop", type=int, nargs=3, default=(16, 24, 16), help="of the pretraining")

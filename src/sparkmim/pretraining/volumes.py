@@ -68,7 +68,7 @@ def described(source: ImageSource) -> dict[str, str]:
 
 
 def require_few_unreadable(source: ImageSource, most: float) -> None:
-    """Raise if a larger share of the volumes than is allowed could not be prepared.
+    """Raise if a larger share of the volumes than is allowed cannot be prepared; of a plan, if all were looked at.
 
     Raises:
         ValueError: with the first reason.
@@ -76,6 +76,10 @@ def require_few_unreadable(source: ImageSource, most: float) -> None:
     source = whole_of(source)
     if isinstance(source, PreparedVolumes):
         preparing.require_few_unreadable(source.unreadable, len(source.unreadable) + len(source), most)
+    elif isinstance(source, UnpreparedVolumes) and source.fingerprint is not None:
+        found = source.fingerprint
+        if len(found.cases) + len(found.unreadable) == len(source):
+            preparing.require_few_unreadable(found.unreadable, len(source), most)
 
 
 def fingerprint_of(source: ImageSource) -> Fingerprint | None:
@@ -109,9 +113,9 @@ def warn_of_slices(source: ImageSource, model: str, orientation: str) -> None:
     seen = named.orientation_of_file(stored)
     log.warning(
         f"{others[stored]} of {sum(orders.values())} files have their axes in the order {stored}, which "
-        f"{scheme_of(model)} does not turn: it sees these as {seen}. Here all are turned, and seen as {orientation}. If "
-        f"the labeled volumes are stored as {stored}, pretrain with --orientation {seen}; or turn them before they are planned for "
-        "(nibabel.as_closest_canonical)"
+        f"{scheme_of(model)} does not turn: it sees these as {seen}. Here all are turned, and seen as {orientation}. "
+        f"If the labeled volumes are stored as {stored}, pretrain with --orientation {seen}; or turn them before they "
+        "are planned for (nibabel.as_closest_canonical)"
     )
 
 
