@@ -59,7 +59,8 @@ def described(source: ImageSource) -> dict[str, str]:
     parts = [axes, resampled, f"{size} voxels (median)", f"intensities {' '.join(preparation.kinds)}"]
     source = whole_of(source)
     found = fingerprint_of(source)
-    parts += [f"slices {slices_in_words(found)}"] * (found is not None)
+    if found is not None:
+        parts.append(f"slices {slices_in_words(found)}")
     if isinstance(source, PreparedVolumes):
         left_out = len(source.unreadable)
         parts += [f"{left_out} cannot be read (see {source.root / MANIFEST})"] * (left_out > 0)

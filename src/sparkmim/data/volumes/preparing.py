@@ -267,7 +267,6 @@ def prepare(
     if unknown:
         raise ValueError(f"the fingerprint is of other volumes, without {len(unknown)} of these: {named(unknown)}")
     preparation = Preparation.of(settings, fingerprint) if preparation is None else preparation
-    require_memory(preparation, fingerprint)
     chosen = [case for case in cases if case.name in usable]
     entries: dict[str, Entry] = {}
     keys = {case.name: preparation.key(case) for case in chosen}
@@ -278,6 +277,8 @@ def prepare(
     left = [case for case in chosen if case.name not in entries]
     _remove_partial(store)
     if left:
+        names = {case.name for case in left}
+        require_memory(preparation, [case for case in fingerprint.cases if case.name in names])
         _announce(left, preparation, fingerprint, store, done=len(entries))
     work = partial(_prepare_into, preparation=preparation, store=store)
     unreadable = list(fingerprint.unreadable)
@@ -313,13 +314,13 @@ def require_few_unreadable(unreadable: Sequence[tuple[str, str]], count: int, mo
         )
 
 
-def require_memory(preparation: Preparation, fingerprint: Fingerprint) -> None:
-    """Raise if the largest volume, once resampled, does not fit into memory: a spacing in other units, mostly.
+def require_memory(preparation: Preparation, cases: Sequence[CaseFingerprint]) -> None:
+    """Raise if the largest of some volumes, once resampled, does not fit into memory: a spacing in other units, mostly.
 
     Raises:
         ValueError: with the volume, its sizes and the remedy.
     """
-    largest = max(fingerprint.cases, key=lambda case: math.prod(preparation.size(case)))
+    largest = max(cases, key=lambda case: math.prod(preparation.size(case)))
     needed = COPIES * 4 * len(preparation.kinds) * math.prod(preparation.size(largest))
     free = host_memory()
     if needed <= free or preparation.spacing is None:

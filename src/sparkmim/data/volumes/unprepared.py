@@ -42,7 +42,7 @@ class UnpreparedVolumes(ImageSource):
             count = min(MEASURED, len(self.cases))
             self.fingerprint = measure([self.cases[index * len(self.cases) // count] for index in range(count)])
             how = Preparation.of(how, self.fingerprint)
-            require_memory(how, self.fingerprint)
+            require_memory(how, self.fingerprint.cases)
         self.preparation = how
         self._kept: OrderedDict[int, StoredVolume] = OrderedDict()
 
