@@ -5,7 +5,7 @@
 `FOLDER` has `images` and `labels` of the same names, such as those of the Medical Segmentation Decathlon. `--held-out`
 of them, drawn once, are scored and used for nothing else. The others are pretrained on without labels: by a light
 decoder, and by the network's own. Each encoder, and none, is fine-tuned with `--labels` of them and `--seeds` seeds,
-which draw the volumes, the weights and the crops alike for all arms. Before that each arm chooses among the same
+which draw the volumes and the crops alike for all arms, and what is random of the weights. Before that each arm chooses among the same
 learning rates, with the fewest labels, on ten volumes that are neither trained on with labels then nor held out.
 
 Every result is written to STUDY/results.jsonl when its run ends, and STUDY/table.md anew. The same command continues.
@@ -34,7 +34,7 @@ from sparkmim.checkpoints.run_folder import RunFolder
 from sparkmim.pretraining.run import pretrain
 from sparkmim.training.loop import Outcome
 from sparkmim.transfer.run import finetune
-from sparkmim.utils.io import write_text
+from sparkmim.utils.io import write_json, write_text
 
 Line = dict[str, Any]
 
@@ -48,6 +48,9 @@ CHOOSE_SEED, CHOOSE_VOLUMES = 100, 10
 MANY = 20
 """Labeled volumes beyond which half as many steps more are made."""
 
+MAY_CHANGE = ("output", "labels", "seeds", "only", "plan")
+"""What may differ from one call to the next on a folder."""
+
 
 class Study:
     """All runs of one study, in one folder."""
@@ -56,6 +59,14 @@ class Study:
         self.args, self.root = args, args.output.absolute()
         self.root.mkdir(parents=True, exist_ok=True)
         self.journal = self.root / "results.jsonl"
+        settings = self.root / "settings.json"
+        asked = {name: str(value) for name, value in vars(args).items() if name not in MAY_CHANGE}
+        if not settings.exists():
+            write_json(settings, asked)
+        there = json.loads(settings.read_text())
+        unlike = [name for name in asked if there.get(name) != asked[name]]
+        if unlike:
+            raise SystemExit(f"{self.root} holds a study of other settings ({', '.join(unlike)}); use another --output")
         images = sorted(path.name for path in (args.data / "images").glob("*.nii.gz"))
         order = np.random.default_rng(0).permutation(len(images)).tolist()
         self.held_out = [images[index] for index in sorted(order[: args.held_out])]
