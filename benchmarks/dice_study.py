@@ -5,8 +5,9 @@
 `FOLDER` has `images` and `labels` of the same names, such as those of the Medical Segmentation Decathlon. `--held-out`
 of them, drawn once, are scored and used for nothing else. The others are pretrained on without labels: by a light
 decoder, and by the network's own. Each encoder, and none, is fine-tuned with `--labels` of them and `--seeds` seeds,
-which draw the volumes and the crops alike for all arms, and what is random of the weights. Before that each arm chooses among the same
-learning rates, with the fewest labels, on ten volumes that are neither trained on with labels then nor held out.
+which draw the volumes and the crops alike for all arms, and what is random of the weights. Before that each arm chooses
+among the same learning rates, with the fewest labels, on ten volumes that are neither trained on with labels then nor
+held out.
 
 Every result is written to STUDY/results.jsonl when its run ends, and STUDY/table.md anew. The same command continues.
 All arms and seeds with the first number of `--labels` come first, so that a part of the study can be read.
