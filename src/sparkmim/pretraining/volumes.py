@@ -17,12 +17,13 @@ from ..data.volumes.slices import mixed_planes, slices_in_words, stored_orders
 from ..data.volumes.store import MANIFEST, PreparedVolumes
 from ..data.volumes.unprepared import UnpreparedVolumes
 from ..models.masking import random_visible
-from ..models.named.base import find_named, scheme_of
+from ..models.named.base import find_named
 from ..models.spark import SparK
 from ..training.config import Precision
 from ..training.memory import images_that_fit
 from ..utils.logging import log
 from ..utils.orientation import axes_named
+from ..utils.specs import scheme_of
 
 LARGEST_CROP = 160
 """Most voxels of a crop along an axis where none are asked for: nnssl's."""
