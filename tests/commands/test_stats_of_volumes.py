@@ -32,6 +32,7 @@ def test_table_and_picture(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "2.5 (1 to 4)" in lines[2]
     assert "21.5 (20 to 23)" in lines[3]
     assert "channel 0 (mr)" in lines[-1]
+    assert "slices: axial 3, isotropic 1" in lines
     assert "wrote" in err
     picture = np.asarray(Image.open(tmp_path / "a.png"))
     assert picture.shape[1:] == (1240, 3)

@@ -77,6 +77,16 @@ def test_features_are_those_of_embed_whatever_names_the_volumes(data: Path, run:
         assert found.labels.tolist() == [0] * 6 + [1] * 6
 
 
+def test_random_weights_see_the_same_in_every_command(data: Path) -> None:
+    """The baseline of `--encoder none`: labeled and unlabeled volumes are prepared and cropped alike."""
+    for image_size in (None, 24):
+        found = embed("none", data / "train", model=NETWORK, in_chans=1, image_size=image_size, seed=3)
+        frozen = FrozenEncoder("none", NETWORK, -1, image_size, 5, 0, "cpu", 3, data=data / "train", in_chans=1)
+        labeled = frozen(frozen.splits.train)
+        torch.testing.assert_close(labeled.values, torch.from_numpy(found.features))
+        assert frozen.network.data.image_size == ((image_size,) * 3 if image_size else (16, 16, 16))
+
+
 def test_commands_find_classes_and_agree_with_the_monitor(
     data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

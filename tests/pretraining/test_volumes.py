@@ -93,6 +93,9 @@ def test_damaged_volumes_are_left_out_and_named(volumes: Path, tmp_path: Path) -
     with pytest.raises(ValueError, match=r"1 of 6 volumes cannot be read; v3.nii.gz: .*--max-broken"):
         pretrain(tmp_path / "run", chosen={**TINY, "data": folder})
     assert not list((tmp_path / "volumes").rglob("*.b2nd")), "nothing is prepared in vain"
+    with pytest.raises(ValueError, match=r"1 of 6 volumes cannot be read; v3.nii.gz: .*--max-broken"):
+        pretrain(tmp_path / "run", chosen={**TINY, "data": folder}, plan=True)
+    pretrain(tmp_path / "run", chosen={**TINY, "data": folder, "max_broken": 0.2}, plan=True)
     pretrain(tmp_path / "run", chosen={**TINY, "data": folder, "max_broken": 0.2})
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert plan["images"].startswith("5 (some)")

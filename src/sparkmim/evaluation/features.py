@@ -17,7 +17,7 @@ from torch import Tensor
 from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder, with_input
 from ..data.clips.opening import open_clips
 from ..data.config import DataConfig, Pages, ViewConfig, chosen_files
-from ..data.kinds import AXES, kind_of
+from ..data.kinds import AXES, Kind, kind_of
 from ..data.loader import PlainViews, plain_batches, read
 from ..data.normalize import Normalize, join
 from ..data.places import files_outside, shared_files
@@ -28,7 +28,7 @@ from ..data.sources.pages import by_page
 from ..data.statistics import input_statistics
 from ..data.views import evaluation_view
 from ..data.volumes.base import Case
-from ..data.volumes.opening import are_volumes, open_prepared
+from ..data.volumes.opening import are_volumes, cases_at, open_prepared
 from ..data.volumes.preparing import Preparation, PrepareSettings
 from ..data.volumes.unprepared import UnpreparedVolumes
 from ..models.backbone import Backbone
@@ -162,6 +162,9 @@ def embed(
         raise ValueError(
             f"--index shows images, and {loaded.name} takes data of {loaded.backbone.dims} axes; leave it out"
         )
+    if str(encoder) == "none" and data is not None and kind_seen(data, loaded) == "volumes":
+        cases = cases_at(data, channels=loaded.backbone.in_chans)
+        loaded = untrained_on(loaded, cases, image_size, statistics=mean is not None)
     source = by_page(open_seen(data, loaded), loaded.backbone.in_chans, loaded.data)
     log_places(source)
     network = ready_for(loaded, source, stage)
@@ -180,15 +183,14 @@ def embed(
     return Embeddings([source.name(place) for place in found.indices], found.values.numpy(), skipped)
 
 
-def open_seen(data: str | Path | None, network: TrainedEncoder) -> ImageSource:
-    """Return the images at an address; other data are prepared as those that a network has learned from.
+def kind_seen(data: str | Path | None, network: TrainedEncoder) -> Kind:
+    """Return what an address holds.
 
     Raises:
-        ValueError: if there are none, or they are not what the network takes.
+        ValueError: if it is not what the network takes.
     """
     dims = network.backbone.dims
-    prepared = {"volumes": network.volumes, "signals": network.signals, "clips": network.clips}
-    learned = next((name for name, how in prepared.items() if how is not None), None)
+    learned = _learned_from(network)
     kind = kind_of(data, lambda: dims, likely="clips" if learned == "clips" else "volumes" if dims == 3 else None)
     if AXES[kind] != dims:
         pictures = "pictures (name volumes of .npy or .tif files as volumes://FOLDER)" if dims == 3 else "pictures"
@@ -196,6 +198,23 @@ def open_seen(data: str | Path | None, network: TrainedEncoder) -> ImageSource:
             f"{data or 'the built-in photographs'}: {network.name} takes images of {dims} axes, and these are "
             f"{pictures if kind == 'images' else kind}"
         )
+    return kind
+
+
+def _learned_from(network: TrainedEncoder) -> str | None:
+    """Return the kind of data, other than images, that a network has learned from, if its file says so."""
+    prepared = {"volumes": network.volumes, "signals": network.signals, "clips": network.clips}
+    return next((name for name, how in prepared.items() if how is not None), None)
+
+
+def open_seen(data: str | Path | None, network: TrainedEncoder) -> ImageSource:
+    """Return the images at an address; other data are prepared as those that a network has learned from.
+
+    Raises:
+        ValueError: if there are none, or they are not what the network takes.
+    """
+    kind, learned = kind_seen(data, network), _learned_from(network)
+    prepared = {"volumes": network.volumes, "signals": network.signals, "clips": network.clips}
     if data is None or kind == "images":
         return open_source(data)
     if prepared[kind] is None:

@@ -50,7 +50,7 @@ from .plan import plan_of
 from .recipes import RECIPES, Recipe, Situation
 from .task import PretrainingTask
 from .teaching import Teaching, require_teachable
-from .volumes import require_few_unreadable, warn_of_small_volumes
+from .volumes import require_few_unreadable, warn_of_slices, warn_of_small_volumes
 
 OWN_DECODER = "with --decoder own, the network's; use --decoder unet, or leave it out"
 """Why a setting of the decoder unet has no effect."""
@@ -278,6 +278,8 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         require_few_unreadable(ready.data.source, data.max_broken)
         validate_training(ready.config, len(ready.data.source), model.in_chans, processes)
         warn_of_small_volumes(ready.data.source, data.image_size)
+        if kind_in(ready.config) == "volumes":
+            warn_of_slices(ready.data.source, model.model, ready.config.volumes.orientation)
         held_out = ready.data.held_out
         if held_out is not None:
             option = "--val-data" if data.val_data is not None else "--val-share"

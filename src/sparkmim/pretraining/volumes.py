@@ -11,15 +11,19 @@ from torch import Tensor
 
 from ..data.sources.base import ImageSource, indices_in_whole, whole_of
 from ..data.volumes import preparing
+from ..data.volumes.fingerprint import Fingerprint
 from ..data.volumes.opening import prepared_as
+from ..data.volumes.slices import mixed_planes, slices_in_words, stored_orders
 from ..data.volumes.store import MANIFEST, PreparedVolumes
 from ..data.volumes.unprepared import UnpreparedVolumes
 from ..models.masking import random_visible
+from ..models.named.base import find_named
 from ..models.spark import SparK
 from ..training.config import Precision
 from ..training.memory import images_that_fit
 from ..utils.logging import log
 from ..utils.orientation import axes_named
+from ..utils.specs import scheme_of
 
 LARGEST_CROP = 160
 """Most voxels of a crop along an axis where none are asked for: nnssl's."""
@@ -65,6 +69,9 @@ def described(source: ImageSource) -> dict[str, str]:
     axes = f"axes {axes_named(orientation)} ({orientation}), as sizes of views and patches"
     parts = [axes, resampled, f"{size} voxels (median)", f"intensities {' '.join(preparation.kinds)}"]
     source = whole_of(source)
+    found = fingerprint_of(source)
+    if found is not None:
+        parts.append(f"slices {slices_in_words(found)}")
     if isinstance(source, PreparedVolumes):
         left_out = len(source.unreadable)
         parts += [f"{left_out} cannot be read (see {source.root / MANIFEST})"] * (left_out > 0)
@@ -73,7 +80,7 @@ def described(source: ImageSource) -> dict[str, str]:
 
 
 def require_few_unreadable(source: ImageSource, most: float) -> None:
-    """Raise if a larger share of the volumes than is allowed could not be prepared.
+    """Raise if a larger share of the volumes than is allowed cannot be prepared; of a plan, if all were looked at.
 
     Raises:
         ValueError: with the first reason.
@@ -81,6 +88,47 @@ def require_few_unreadable(source: ImageSource, most: float) -> None:
     source = whole_of(source)
     if isinstance(source, PreparedVolumes):
         preparing.require_few_unreadable(source.unreadable, len(source.unreadable) + len(source), most)
+    elif isinstance(source, UnpreparedVolumes) and source.fingerprint is not None:
+        found = source.fingerprint
+        if len(found.cases) + len(found.unreadable) == len(source):
+            preparing.require_few_unreadable(found.unreadable, len(source), most)
+
+
+def fingerprint_of(source: ImageSource) -> Fingerprint | None:
+    """Return what was measured of volumes, None if nothing was."""
+    source = whole_of(source)
+    return source.fingerprint if isinstance(source, (PreparedVolumes, UnpreparedVolumes)) else None
+
+
+def warn_of_slices(source: ImageSource, model: str, orientation: str) -> None:
+    """Warn of slices in several planes, and of files whose axes the network's own library would see in another order.
+
+    Args:
+        source: the volumes.
+        model: name of the network.
+        orientation: order of the axes of the volumes as it sees them.
+    """
+    found = fingerprint_of(source)
+    if found is None:
+        return
+    warning = mixed_planes(found)
+    if warning:
+        log.warning(warning)
+    named = find_named(model)
+    if named is None or orientation != named.orientation():
+        return  # the user has said otherwise
+    orders = stored_orders(found)
+    others = {stored: count for stored, count in orders.items() if named.orientation_of_file(stored) != orientation}
+    if not others:
+        return
+    stored = max(others, key=lambda order: others[order])
+    seen = named.orientation_of_file(stored)
+    log.warning(
+        f"{others[stored]} of {sum(orders.values())} files have their axes in the order {stored}, which "
+        f"{scheme_of(model)} does not turn: it sees these as {seen}. Here all are turned, and seen as {orientation}. "
+        f"If the labeled volumes are stored as {stored}, pretrain with --orientation {seen}; or turn them before they "
+        "are planned for (nibabel.as_closest_canonical)"
+    )
 
 
 def warn_of_small_volumes(source: ImageSource, size: Sequence[int]) -> None:

@@ -297,6 +297,18 @@ def test_a_store_that_does_not_fit_is_refused_before_it_is_written(
     assert not list((tmp_path / "store").rglob("*.b2nd"))
 
 
+@pytest.mark.parametrize("spacing", [(0.01, 0.01, 0.01), (1.0, 1.0, 1e-6)])
+def test_a_spacing_in_other_units_is_refused(spacing: Any, tmp_path: Path) -> None:
+    """Before a volume is resampled, which would fill the memory; in a plan too."""
+    write_nifti(tmp_path / "v.nii.gz", phantom())
+    cases, settings = find_cases(tmp_path), PrepareSettings(spacing=spacing)
+    words = r"v.nii.gz of 20 x 24 x 16 voxels \(1 x 1 x 1 mm\) becomes .* of memory are free; write a coarser --spacing"
+    with pytest.raises(ValueError, match=words):
+        prepare(cases, settings, tmp_path / "store", workers=0)
+    with pytest.raises(ValueError, match=words):
+        UnpreparedVolumes(cases, settings)
+
+
 def test_unprepared_volumes(tmp_path: Path) -> None:
     cases = [case_of(write_nifti(tmp_path / f"{i}.nii.gz", phantom(i))) for i in range(6)]
     source = UnpreparedVolumes(cases, PrepareSettings())

@@ -251,6 +251,7 @@ def test_files_that_are_cut_off_are_refused(name: str, tmp_path: Path) -> None:
                 assert find_cases(tmp_path)  # broken, not flat
     assert len(reasons) >= 3
     assert not any("picture" in reason for reason in reasons)
+    assert "is empty (0 bytes); copy it again" in reasons[-1]
 
 
 def _flipped_bit(folder: Path) -> tuple[Path, ...]:

@@ -96,6 +96,7 @@ class CaseFingerprint:
         foreground: voxels along each axis of the box around the foreground.
         channels: intensities of each channel.
         filled: voxels that were NaN.
+        stored: order of the axes in the file, such as RAS; empty where an older version measured it.
     """
 
     name: str
@@ -104,6 +105,7 @@ class CaseFingerprint:
     foreground: tuple[int, ...]
     channels: tuple[Intensities, ...]
     filled: int = 0
+    stored: str = ""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> CaseFingerprint:
@@ -114,7 +116,8 @@ class CaseFingerprint:
         )
         sizes = [tuple(int(n) for n in value[key]) for key in ("shape", "foreground")]
         spacing = tuple(map(float, value["spacing"]))
-        return cls(str(value["name"]), sizes[0], spacing, sizes[1], channels, int(value["filled"]))
+        stored = str(value.get("stored", ""))
+        return cls(str(value["name"]), sizes[0], spacing, sizes[1], channels, int(value["filled"]), stored)
 
 
 @dataclass(frozen=True)
@@ -318,7 +321,7 @@ def measure_case(case: Case, volume: Volume) -> CaseFingerprint:
     channels = tuple(_intensities(channel[box][mask], kind) for channel, kind in zip(values, modalities, strict=True))
     foreground = tuple(side.stop - side.start for side in box)
     spacing = tuple(_rounded(side) for side in volume.spacing)
-    return CaseFingerprint(case.name, values.shape[1:], spacing, foreground, channels, volume.filled)
+    return CaseFingerprint(case.name, values.shape[1:], spacing, foreground, channels, volume.filled, volume.stored)
 
 
 def guess_modality(values: np.ndarray) -> str:

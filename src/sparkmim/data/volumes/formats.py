@@ -70,6 +70,12 @@ def read_files(files: Sequence[Path]) -> Grid:
         ValueError: if a library is not installed.
     """
     path = files[0]
+    for file in files:
+        if not file.exists():
+            raise UnreadableImage(f"the file {file.name} does not exist, or is a link that leads nowhere")
+        which = f"the file {file.name}" if len(files) > 1 else "the file"
+        if file.is_file() and file.stat().st_size == 0:
+            raise UnreadableImage(f"{which} is empty (0 bytes); copy it again")
     with unreadable(), np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinite
         extension = extension_of(path.name)
         for kinds, read in _READERS:
@@ -98,6 +104,8 @@ def unreadable() -> Iterator[None]:
 def _as_reason(error: Exception) -> str:
     """Return what a library says on one line, without addresses of memory; of SimpleITK from where ITK speaks."""
     text = re.sub(r"\(0x[0-9a-f]+\)", "", " ".join(str(error).split()))
+    if isinstance(error, OSError) and "could the file be damaged" in text:  # nibabel's, of files without compression
+        return f"the file is truncated ({text.split(' from ')[0]}); copy it again"
     if "SimpleITK" in text or "sitk::" in text:
         said = text[max(0, text.find("ITK ERROR:"), text.find("sitk::ERROR:"), text.rfind("[nrrd]")) :]
         return f"the file, or one that its header names, is missing, truncated, damaged or of another format ({said})"

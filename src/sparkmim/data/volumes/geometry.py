@@ -80,6 +80,12 @@ def to_ras(values: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.moveaxis(turned, -1, 0), new
 
 
+def stored_order(affine: np.ndarray) -> str:
+    """Return the order of a file's axes by the letters of RAS, whichever way they run: ASR of sagittal slices."""
+    turn = library("nibabel.orientations").io_orientation(affine)
+    return "".join(RAS[int(axis)] for axis in turn[:, 0])
+
+
 def from_ras(values: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Return a volume in RAS orientation in the order of axes of the volume that :func:`to_ras` was given.
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from ...utils.io import SUFFIX, write_atomically
 from ...utils.logging import log
+from ...utils.memory import host_memory
 from ...utils.orientation import EXPECTED, RAS, axes_of, is_orientation
 from ...utils.text import counted, printable
 from ..decoding.encoded import UnreadableImage
@@ -52,6 +53,9 @@ KEPT_FREE = 2**30
 
 PARTIAL_SECONDS = 3600.0
 """Age at which a file that is being written was left by a crash."""
+
+COPIES = 3
+"""Times that a volume is held in memory while it is resampled and compressed."""
 
 Kind = Literal["ct", "mr", "none"]
 
@@ -273,6 +277,8 @@ def prepare(
     left = [case for case in chosen if case.name not in entries]
     _remove_partial(store)
     if left:
+        names = {case.name for case in left}
+        require_memory(preparation, [case for case in fingerprint.cases if case.name in names])
         _announce(left, preparation, fingerprint, store, done=len(entries))
     work = partial(_prepare_into, preparation=preparation, store=store)
     unreadable = list(fingerprint.unreadable)
@@ -306,6 +312,29 @@ def require_few_unreadable(unreadable: Sequence[tuple[str, str]], count: int, mo
             f"{len(unreadable)} of {count} volumes cannot be read; {printable(name)}: {reason}. Mend or remove them, "
             "or allow more of them by --max-broken"
         )
+
+
+def require_memory(preparation: Preparation, cases: Sequence[CaseFingerprint]) -> None:
+    """Raise if the largest of some volumes, once resampled, does not fit into memory: a spacing in other units, mostly.
+
+    Raises:
+        ValueError: with the volume, its sizes and the remedy.
+    """
+    largest = max(cases, key=lambda case: math.prod(preparation.size(case)))
+    needed = COPIES * 4 * len(preparation.kinds) * math.prod(preparation.size(largest))
+    free = host_memory()
+    if needed <= free or preparation.spacing is None:
+        return
+    by = [" x ".join(map(str, size)) for size in (largest.shape, preparation.size(largest))]
+    raise ValueError(
+        f"{printable(largest.name)} of {by[0]} voxels ({_mm(largest.spacing)}) becomes {by[1]} voxels "
+        f"({_mm(preparation.spacing)}), which takes {readable_bytes(needed)} to resample, and {readable_bytes(free)} "
+        "of memory are free; write a coarser --spacing X Y Z, in millimeters, or leave the volume out"
+    )
+
+
+def _mm(spacing: Sequence[float]) -> str:
+    return f"{' x '.join(f'{side:.3g}' for side in spacing)} mm"
 
 
 def _prepare_into(work: tuple[Case, str], *, preparation: Preparation, store: Path) -> Entry | str:

@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...utils.orientation import RAS
 from ..decoding.encoded import UnreadableImage
 from .base import Case
 from .extensions import is_dicom
 from .formats import Grid, read_files
-from .geometry import require_rectangular, same_grid, spacing_of, to_ras
+from .geometry import require_rectangular, same_grid, spacing_of, stored_order, to_ras
 
 
 class Volume(NamedTuple):
@@ -21,12 +22,14 @@ class Volume(NamedTuple):
         spacing: millimeters between voxels along each axis.
         affine: 4x4, from voxels to the RAS world.
         filled: voxels that were NaN, and have the smallest value of their channel now.
+        stored: order of the axes in the file, by the letters of RAS whichever way they run.
     """
 
     values: np.ndarray
     spacing: tuple[float, float, float]
     affine: np.ndarray
     filled: int = 0
+    stored: str = RAS
 
 
 def read_volume(case: Case) -> Volume:
@@ -51,7 +54,7 @@ def read_volume(case: Case) -> Volume:
     require_rectangular(grid.affine)
     values, affine = to_ras(*grid)
     values, filled = _finite(values)
-    return Volume(values, spacing_of(affine), affine, filled)
+    return Volume(values, spacing_of(affine), affine, filled, stored_order(grid.affine))
 
 
 def read_grid(case: Case) -> Grid:

@@ -11,6 +11,7 @@ from ...reporting.text_tables import aligned, spread
 from ...reporting.volumes import Histogram, draw_volumes
 from ...utils.text import counted
 from .fingerprint import Fingerprint, Intensities
+from .slices import mixed_planes, slices_in_words
 
 
 def fingerprint_table(found: Fingerprint) -> str:
@@ -27,9 +28,12 @@ def fingerprint_table(found: Fingerprint) -> str:
     ):
         rows.append((name, *(spread(column) for column in values.T)))
     rows.append(("spacing of --spacing median", *(f"{side:.4g}" for side in found.target_spacing)))
+    warning = mixed_planes(found)
     lines = [
         f"{counted(len(found.cases), 'volume')} of {channels} ({found.modality}); median, and smallest to largest",
         *aligned(rows),
+        f"slices: {slices_in_words(found)}",
+        *([f"note: {warning}"] if warning else []),
     ]
     rows = [("intensity in the foreground", "mean", "std", "0.5%", "median", "99.5%")]
     for number, kind in enumerate(found.modalities):

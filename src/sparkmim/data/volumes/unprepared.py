@@ -10,7 +10,7 @@ import numpy as np
 from ..sources.base import ImageSource
 from .base import Case
 from .fingerprint import Fingerprint, measure
-from .preparing import Preparation, PrepareSettings, prepare_case
+from .preparing import Preparation, PrepareSettings, prepare_case, require_memory
 from .store import StoredVolume
 
 MEASURED = 32
@@ -42,6 +42,7 @@ class UnpreparedVolumes(ImageSource):
             count = min(MEASURED, len(self.cases))
             self.fingerprint = measure([self.cases[index * len(self.cases) // count] for index in range(count)])
             how = Preparation.of(how, self.fingerprint)
+            require_memory(how, self.fingerprint.cases)
         self.preparation = how
         self._kept: OrderedDict[int, StoredVolume] = OrderedDict()
 

@@ -71,6 +71,14 @@ class NamedNetwork(ABC):
         """Return the order of the axes of the volumes that the network takes: RAS, or that of the library."""
         return RAS
 
+    def orientation_of_file(self, stored: str) -> str:
+        """Return the order in which the library sees the axes of a file: its own, if it turns volumes as is done here.
+
+        Args:
+            stored: order of the axes in the file, such as RAS.
+        """
+        return self.orientation()
+
     def import_module(self, module: str | None = None) -> ModuleType:
         """Import a module of the library.
 

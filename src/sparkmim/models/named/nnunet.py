@@ -90,6 +90,11 @@ class NnUNet(NamedNetwork):
         """Return the order of the axes of nnU-Net's arrays, after the transposition that the plans name."""
         return self.plan().orientation
 
+    def orientation_of_file(self, stored: str) -> str:
+        """Return the order in which nnU-Net sees a file's axes: its default readers reverse them, plans transpose."""
+        reversed_axes = stored[::-1]
+        return "".join(reversed_axes[ORIENTATION.index(letter)] for letter in self.orientation())
+
     def plan(self) -> Plan:
         """Return what is planned.
 
