@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from ..transfer.model_file import SavedModel, load_for_prediction
 from ..transfer.network import PooledNetwork
 from ..transfer.tasks.classification import Classification
+from ..transfer.tasks.detection import Detection
 from ..utils.copies import copied
 from ..utils.io import require_writable, write_atomically
 from ..utils.modules import eval_mode
+from .detector import LEAST_SCORE, THRESHOLD, detector_program
 from .equivalence import Mismatch, counterpart_weights
 from .formats import MODEL_SUFFIXES, ModelFormat
 from .program import INPUT, TRACED, Program, example, export_program, onnx_program, require_logits, script_program
@@ -58,6 +60,8 @@ def export_model(
 
     Programs (`onnx`, `torch-export`, `torchscript`) take any number of images of one size, float32 from 0 to 1, which
     they normalize themselves, and return logits: of classes `(B, classes)`, or of pixels `(B, classes, *size)`.
+    Those of detectors (`onnx`, `torchscript`) take one image and the least score of a detection, and return boxes,
+    labels, scores and masks.
 
     Args:
         run: folder of a fine-tuning, or its `model.safetensors`.
@@ -88,6 +92,10 @@ def export_model(
     task = type(saved.task).__name__.lower()
     if format == "torchvision":
         return ExportedModel(task, format, output, _write_torchvision(saved, output))
+    if isinstance(saved.task, Detection):
+        content = detector_program(saved, format, _known(saved, task))
+        write_atomically(output, lambda file: file.write(content))
+        return ExportedModel(task, format, output, _detector_usage(saved, format, output))
     program = Program(saved.module, saved.view).eval()
     for parameter in program.parameters():
         parameter.requires_grad_(False)
@@ -100,7 +108,7 @@ def export_model(
 
 def _known(saved: SavedModel, task: str) -> dict[str, Any]:
     """Return what a program's file tells of its input and outputs."""
-    names = ("classes", "values", "colors", "ignore_index", "volumes")
+    names = ("classes", "categories", "values", "colors", "ignore_index", "volumes")
     return {
         "task": task,
         "image_size": list(saved.view.image_size),
@@ -124,12 +132,31 @@ def _usage(saved: SavedModel, format: ModelFormat, output: Path) -> str:
     return lines[format] + comment
 
 
+def _detector_usage(saved: SavedModel, format: ModelFormat, output: Path) -> str:
+    height, width = saved.view.image_size
+    names = "boxes, labels, scores" + (", masks" if saved.task.settings.head == "mask-rcnn" else "")
+    least = f"numpy.array({LEAST_SCORE}, dtype=numpy.float32)"
+    lines = {
+        "onnx": f'session = onnxruntime.InferenceSession("{output}")\n'
+        f'{names} = session.run(None, {{"{INPUT}": image, "{THRESHOLD}": {least}}})',
+        "torchscript": f'import torchvision  # whose operations it needs\nprogram = torch.jit.load("{output}")\n'
+        f"{names} = program(image, torch.tensor({LEAST_SCORE}))",
+    }
+    shape = f"(1, {saved.in_chans}, {height}, {width})"
+    return f"{lines[format]}  # {INPUT} {shape}, float32, values from 0 to 1; labels count from 1"
+
+
 def _write_torchvision(saved: SavedModel, output: Path) -> str:
     """Write a classifier's state dict under torchvision's names, and return code that loads it.
 
     Raises:
         Mismatch: for a model of another task, or a network that torchvision does not have.
     """
+    if isinstance(saved.task, Detection):
+        raise Mismatch(
+            "a detector's model.safetensors has torchvision's names already: build torchvision's detector from the "
+            "same parts, and load it by load_state_dict(safetensors.torch.load_file(FILE)); see the guide on detection"
+        )
     if not isinstance(saved.task, Classification):
         raise Mismatch(
             f"torchvision has no network with the head of a {type(saved.task).__name__.lower()}; export the program "
