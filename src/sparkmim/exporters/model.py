@@ -19,9 +19,11 @@ from ..utils.copies import copied
 from ..utils.io import require_writable, write_atomically
 from ..utils.modules import eval_mode
 from .detector import LEAST_SCORE, THRESHOLD, detector_program
+from .detectron2 import detectron2_config, write_pickle
 from .equivalence import Mismatch, counterpart_weights
 from .formats import MODEL_SUFFIXES, ModelFormat
 from .program import INPUT, TRACED, Program, example, export_program, onnx_program, require_logits, script_program
+from .pyramid import to_detectron2_pyramid, to_mmdet_pyramid
 from .torchvision import to_torchvision
 
 PROGRAMS: dict[str, Callable[[nn.Module, Tensor, dict[str, Any]], bytes]] = {
@@ -65,8 +67,10 @@ def export_model(
 
     Args:
         run: folder of a fine-tuning, or its `model.safetensors`.
-        output: file to write: .onnx, .pt2 for torch-export, .pt for torchscript, .pth for torchvision.
-        format: onnx, torch-export, torchscript, or torchvision (a classifier's state dict).
+        output: file to write: .onnx, .pt2 for torch-export, .pt for torchscript, .pkl for detectron2, .pth for
+            torchvision and mmdet.
+        format: onnx, torch-export, torchscript, torchvision (a classifier's state dict), or mmdet and detectron2 (body
+            and feature pyramid of a detector).
         image_size: side of the images in pixels or voxels; that of the fine-tuning by default.
         model: the network, where the file names code: `FILE.py:FUNCTION` or `MODULE:FUNCTION`.
         trust: run the code of a network or a task that the file names, where `model` does not.
@@ -92,6 +96,8 @@ def export_model(
     task = type(saved.task).__name__.lower()
     if format == "torchvision":
         return ExportedModel(task, format, output, _write_torchvision(saved, output))
+    if format in ("detectron2", "mmdet"):
+        return ExportedModel(task, format, output, _write_pyramid(saved, format, output))
     if isinstance(saved.task, Detection):
         content = detector_program(saved, format, _known(saved, task))
         write_atomically(output, lambda file: file.write(content))
@@ -144,6 +150,43 @@ def _detector_usage(saved: SavedModel, format: ModelFormat, output: Path) -> str
     }
     shape = f"(1, {saved.in_chans}, {height}, {width})"
     return f"{lines[format]}  # {INPUT} {shape}, float32, values from 0 to 1; labels count from 1"
+
+
+def _write_pyramid(saved: SavedModel, format: ModelFormat, output: Path) -> str:
+    """Write body and pyramid of a detector for MMDetection or Detectron2, and return settings that load it.
+
+    Raises:
+        Mismatch: for a model of another task, or a body or levels that the library does not have.
+    """
+    if not isinstance(saved.task, Detection):
+        raise Mismatch(
+            f"--format {format} with --run takes detectors; of a {type(saved.task).__name__.lower()} export the "
+            f"network without its head: --encoder RUN/model.safetensors --format {format}"
+        )
+    mean, std = saved.view.mean, saved.view.std
+    if format == "detectron2":
+        found = to_detectron2_pyramid(saved.module)
+        write_atomically(output, lambda file: write_pickle(found.weights, file))
+        settings = {"MODEL.WEIGHTS": str(output), **detectron2_config(found.settings, mean, std)}
+        lines = [f"{key} {value}" for key, value in settings.items()]
+        width = saved.module.backbone.out_channels
+        lines += [
+            f"MODEL.FPN.OUT_CHANNELS {width}",
+            "# the heads start anew",
+            *([f"# {found.anew}"] * bool(found.anew)),
+        ]
+        return "\n".join(lines)
+    found = to_mmdet_pyramid(saved.module)
+    write_atomically(output, lambda file: torch.save({"state_dict": found.weights}, file))
+    mean, std = (tuple(round(255 * value, 3) for value in values) for values in (mean, std))
+    return "\n".join(
+        [
+            f'load_from="{output}"  # at the top of the configuration; the heads start anew',
+            f"backbone={found.settings['backbone']}",
+            f"neck={found.settings['neck']}",
+            f'data_preprocessor=dict(type="DetDataPreprocessor", bgr_to_rgb=True, mean={list(mean)}, std={list(std)})',
+        ]
+    )
 
 
 def _write_torchvision(saved: SavedModel, output: Path) -> str:

@@ -167,9 +167,8 @@ class _Changes:
         if self.clipped:
             found.append(f"{counted(self.clipped, 'box', 'boxes')} clipped to the image")
         if self.empty:
-            found.append(
-                f"{counted(self.empty, 'box', 'boxes')} without area in the image dropped, the first in {self.first_empty}"
-            )
+            empty = counted(self.empty, "box", "boxes")
+            found.append(f"{empty} without area in the image dropped, the first in {self.first_empty}")
         if self.twice:
             found.append(f"{counted(self.twice, 'box', 'boxes')} listed twice dropped")
         return found

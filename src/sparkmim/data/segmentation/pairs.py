@@ -175,7 +175,8 @@ def match(images: Mapping[str, str], masks: Mapping[str, Path], folders: Folders
         if left:
             raise ValueError(
                 f"no {other} of the same name in {printable(str(place))} for {counted(len(left), what)}: "
-                f"{named(left)}. Add each {other}, move these files elsewhere, or list the pairs in a CSV file of rows `image,mask`"
+                f"{named(left)}. Add each {other}, move these files elsewhere, or list the pairs in a CSV file of "
+                "rows `image,mask`"
             )
     if not images:
         raise ValueError(f"there is no image with a mask in {printable(str(folders.images))}")
