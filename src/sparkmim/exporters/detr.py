@@ -1,7 +1,7 @@
 """Export to the bodies of Hugging Face's detectors: ResNet of DETR and its kin, and the ResNet-D of RT-DETR.
 
 DETR, Conditional DETR, Deformable DETR and Table Transformer build timm's ResNet, whose names are torchvision's.
-RT-DETR has a network of its own, `modeling_rt_detr_resnet.py` of transformers: timm's `resnet50d` and its like, renamed.
+RT-DETR has a network of its own, `modeling_rt_detr_resnet.py` of transformers: timm's `resnet50d` etc., renamed.
 """
 
 from __future__ import annotations
