@@ -189,6 +189,18 @@ def test_bad_yolo(line: str, said: str, tmp_path: Path) -> None:
         read(of_yolo(tmp_path, line))
 
 
+def sloppy(content: dict[str, Any]) -> None:
+    """Let every box reach a pixel beyond the image's first corner or last row."""
+    for place, entry in enumerate(content["annotations"]):
+        entry["bbox"] = [-2, 5, 9, 8] if place % 2 else [4, 20, 10, 17]
+
+
+def test_boxes_that_are_not_exact_are_clipped(tmp_path: Path) -> None:
+    """They would fit with x and y exchanged too, by accident."""
+    found = read(of_coco(tmp_path, sloppy)).train
+    assert any("clipped" in note for note in found.notes)
+
+
 def test_corners_in_files_of_yolo(tmp_path: Path) -> None:
     images = make_images(tmp_path / "images")
     yolo(tmp_path, images)

@@ -10,8 +10,8 @@ from .annotations import Annotations
 SMALLEST = 1.5
 """Pixels: where all edges of all boxes lie below, they are shares of the image."""
 
-PLAY = 1.0
-"""Pixels that boxes may reach beyond their images, for rounding; of shares a hundredth."""
+PLAY = 0.05
+"""Share of an image's side by which boxes may reach beyond it: annotators are not exact."""
 
 EXCHANGED, CORNERS = 0.05, 0.5
 """Share of the boxes that must reach beyond their images before they are doubted."""
@@ -46,22 +46,20 @@ def require_order(read: Annotations, sizes: np.ndarray, option: str) -> None:
             f"first in {objects[0][0].where}: they look like shares of the image, 0 to 1, and {read.kind} counts "
             "pixels; multiply x and widths by the image's width, and y and heights by its height"
         )
-    play = np.where(relative, PLAY / 100, PLAY)
-    beyond = (right > width + play) | (bottom > height + play) | (boxes[:, :2] < -play[:, None]).any(1)
-    first = next((written.where for (written, _), outside in zip(objects, beyond, strict=True) if outside), "")
-    what = (
-        f"{option}: {counted(int(beyond.sum()), 'box', 'boxes')} of {len(boxes)} beyond the image, the first in {first}"
-    )
-    exchanged = (bottom > width + play) | (right > height + play)
-    if beyond.sum() >= max(2, EXCHANGED * len(boxes)) and not exchanged.any():
+    far = (right > (1 + PLAY) * width) | (bottom > (1 + PLAY) * height)
+    exchanged = (bottom > (1 + PLAY) * width) | (right > (1 + PLAY) * height)
+    what = f"{option}: {counted(int(far.sum()), 'box', 'boxes')} of {len(boxes)} beyond the image, the first in "
+    if far.sum() >= max(2, EXCHANGED * len(boxes)) and not exchanged.any():
         raise ValueError(
-            f"{what}; with x and y exchanged, all boxes lie within their images. Write x before y, and width before "
-            "height"
+            f"{what}{objects[int(far.argmax())][0].where}; with x and y exchanged, all boxes lie within their images. "
+            "Write x before y, and width before height"
         )
     middles, extents = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-    corners = relative.all() and (extents > middles).all() and (extents <= 1 + PLAY / 100).all()
-    if corners and beyond.sum() > CORNERS * len(boxes):
+    outside = (boxes[:, :2] < 0).any(1) | (boxes[:, 2:] > 1).any(1)
+    corners = relative.all() and (extents > middles).all() and (extents <= 1).all()
+    if corners and outside.sum() > CORNERS * len(boxes):
         raise ValueError(
-            f"{what}; they look like `class x1 y1 x2 y2`, and {read.kind} has the middle, width and height: write "
-            "`class (x1+x2)/2 (y1+y2)/2 x2-x1 y2-y1`"
+            f"{option}: {int(outside.sum())} of {len(boxes)} boxes beyond the image, the first in "
+            f"{objects[int(outside.argmax())][0].where}; they look like `class x1 y1 x2 y2`, and {read.kind} has the "
+            "middle, width and height: write `class (x1+x2)/2 (y1+y2)/2 x2-x1 y2-y1`"
         )
