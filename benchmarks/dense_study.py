@@ -56,9 +56,7 @@ def main() -> None:
     """Run all that is not done, and write the table."""
     args = arguments()
     args.output.mkdir(parents=True, exist_ok=True)
-    encoder = once(args, "pretrain", lambda run: pretraining(args, run))
-    if encoder is None:
-        return
+    once(args, "pretrain", lambda run: pretraining(args, run))
     for rate in args.rates:
         for arm in ARMS:
             once(args, f"{arm}/{rate:g}/0", lambda run, arm=arm, rate=rate: trained(args, run, arm, rate, 0))

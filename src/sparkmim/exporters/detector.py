@@ -6,6 +6,8 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -96,13 +98,13 @@ def _onnx(program: DetectorProgram, shape: Sequence[int], known: dict[str, Any])
         raise ValueError(f"{MISSING} ({error})") from error
     image = examples(shape)[0]
     names = _names(program, image)
-    buffer = io.BytesIO()
-    with quiet():
+    with quiet(), TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
         try:
             torch.onnx.export(
                 program,
                 (image, torch.tensor(LEAST_SCORE)),
-                buffer,
+                path,
                 dynamo=False,  # torch.export does not follow detectors
                 opset_version=17,
                 input_names=[INPUT, THRESHOLD],
@@ -111,7 +113,7 @@ def _onnx(program: DetectorProgram, shape: Sequence[int], known: dict[str, Any])
             )
         except Exception as error:  # of the exporter's own kinds
             raise Mismatch(f"it cannot be exported to ONNX ({failure(error)})") from error
-    model = onnx.load_from_string(buffer.getvalue())
+        model = onnx.load(str(path))
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA, json.dumps(known)
     content: bytes = model.SerializeToString()

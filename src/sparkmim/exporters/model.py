@@ -11,6 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from ..transfer.detection.network import LEAST_SCORE
 from ..transfer.model_file import SavedModel, load_for_prediction
 from ..transfer.network import PooledNetwork
 from ..transfer.tasks.classification import Classification
@@ -18,7 +19,7 @@ from ..transfer.tasks.detection import Detection
 from ..utils.copies import copied
 from ..utils.io import require_writable, write_atomically
 from ..utils.modules import eval_mode
-from .detector import LEAST_SCORE, THRESHOLD, detector_program
+from .detector import THRESHOLD, detector_program
 from .detectron2 import detectron2_config, write_pickle
 from .equivalence import Mismatch, counterpart_weights
 from .formats import MODEL_SUFFIXES, ModelFormat
@@ -164,19 +165,20 @@ def _write_pyramid(saved: SavedModel, format: ModelFormat, output: Path) -> str:
             f"network without its head: --encoder RUN/model.safetensors --format {format}"
         )
     mean, std = saved.view.mean, saved.view.std
+    detector: Any = saved.module
     if format == "detectron2":
-        found = to_detectron2_pyramid(saved.module)
+        found = to_detectron2_pyramid(detector)
         write_atomically(output, lambda file: write_pickle(found.weights, file))
         settings = {"MODEL.WEIGHTS": str(output), **detectron2_config(found.settings, mean, std)}
         lines = [f"{key} {value}" for key, value in settings.items()]
-        width = saved.module.backbone.out_channels
+        width = detector.backbone.out_channels
         lines += [
             f"MODEL.FPN.OUT_CHANNELS {width}",
             "# the heads start anew",
             *([f"# {found.anew}"] * bool(found.anew)),
         ]
         return "\n".join(lines)
-    found = to_mmdet_pyramid(saved.module)
+    found = to_mmdet_pyramid(detector)
     write_atomically(output, lambda file: torch.save({"state_dict": found.weights}, file))
     mean, std = (tuple(round(255 * value, 3) for value in values) for values in (mean, std))
     return "\n".join(
