@@ -171,12 +171,7 @@ def _write_pyramid(saved: SavedModel, format: ModelFormat, output: Path) -> str:
         write_atomically(output, lambda file: write_pickle(found.weights, file))
         settings = {"MODEL.WEIGHTS": str(output), **detectron2_config(found.settings, mean, std)}
         lines = [f"{key} {value}" for key, value in settings.items()]
-        width = detector.backbone.out_channels
-        lines += [
-            f"MODEL.FPN.OUT_CHANNELS {width}",
-            "# the heads start anew",
-            *([f"# {found.anew}"] * bool(found.anew)),
-        ]
+        lines += [f"MODEL.FPN.OUT_CHANNELS {detector.backbone.out_channels}", f"# {found.anew}"]
         return "\n".join(lines)
     found = to_mmdet_pyramid(detector)
     write_atomically(output, lambda file: torch.save({"state_dict": found.weights}, file))
