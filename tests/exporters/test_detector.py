@@ -48,6 +48,8 @@ def detector(path: Path, head: str, size: tuple[int, int] = (52, 66)) -> Path:
     for parameter in module.parameters():
         if parameter.ndim > 1:  # as torchvision begins, scores are almost equal; above, those of retinanet are all 1
             nn.init.normal_(parameter, std=0.03 if head == "retinanet" else 0.1)
+    if head == "retinanet":  # begins with scores of 0.01
+        nn.init.zeros_(module.head.classification_head.cls_logits.bias)
     data = ViewConfig(image_size=size, mean=MEAN, std=STD)
     recorded: Any = Recorded(model, data)
     given = {"head": head, "fpn_width": 64, "detections": 20}
