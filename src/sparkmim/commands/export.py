@@ -27,12 +27,14 @@ def command(
             .pth) to write; for timm a folder: new, empty, or of an earlier export.
         encoder: an encoder.safetensors or the run folder that holds one; other weights of a network; or timm.
         run: instead of an encoder, the folder of a fine-tuning or its model.safetensors: the model with its head, as
-            onnx, torch-export, torchscript, or (a classifier) torchvision.
+            onnx, torch-export, torchscript, or (a classifier) torchvision; body and pyramid of a detector as mmdet or
+            detectron2.
         format: of an encoder, timm if not given: a folder with weights, config.json and model card, as on the Hugging
             Face hub; torchvision, a state dict; smp, one of segmentation-models-pytorch's encoder; detectron2 (ResNet,
-            ResNeXt); mmpretrain, mmdet or mmseg (ResNet, ResNeXt, ConvNeXt); ultralytics, a file for YOLO(...).load;
-            nnunet, a file for nnUNetv2_train -pretrained_weights; monai, a state dict. Of a whole model, onnx if not
-            given, torch-export, torchscript, or torchvision.
+            ResNeXt); mmpretrain, mmdet or mmseg (ResNet, ResNeXt, ConvNeXt); detr and rt-detr, the body of Hugging
+            Face's detectors; ultralytics, a file for YOLO(...).load; nnunet, a file for nnUNetv2_train
+            -pretrained_weights; monai, a state dict. Of a whole model, onnx if not given, torch-export, torchscript,
+            torchvision, mmdet or detectron2.
         model: the network's timm name, SCHEME:NAME, FILE.py:FUNCTION or MODULE:FUNCTION, if the weights do not record
             it.
         plans: with nnunet, PLANS.json#3d_fullres of the data set that will be trained on; those of the network if not

@@ -17,6 +17,7 @@ def command(
     top_k: int = 1,
     draw: bool = False,
     min_score: float | None = None,
+    tiles: bool = False,
     mask_format: Literal["index", "palette"] = "index",
     image_size: int | None = None,
     batch_size: int | None = None,
@@ -41,6 +42,8 @@ def command(
         draw: of a segmentation or detection, write pictures with the predicted boundaries, or boxes from a score of 0.5
             on, too.
         min_score: of a detection, the least score of an object; 0.05, all that the detector returns, if not given.
+        tiles: of a detection, cut images that are larger than a view into overlapping tiles at their own resolution,
+            instead of scaling them down.
         mask_format: of a segmentation's PNG files: index, or palette (the same indices, shown in color).
         image_size: side of the square view (for a segmentation the windows) in pixels; that of the fine-tuning if not
             given.
@@ -73,10 +76,14 @@ def command(
         raise ValueError(f"--mask-format {mask_format} is for segmentations; {run} is a model of another task")
     if min_score is not None and not detects:
         raise ValueError(f"--min-score {min_score:g} is for detections; {run} is a model of another task")
+    if tiles and not detects:
+        raise ValueError(
+            f"--tiles is for detections (segmentations always go by windows); {run} is a model of another task ({task})"
+        )
     if detects:
         from ..transfer.detection.predict import detect
 
-        found = detect(run, data, output, draw=draw, min_score=min_score or 0.0, **how)
+        found = detect(run, data, output, draw=draw, tiles=tiles, min_score=min_score or 0.0, **how)
         lost = sum(bool(one.error) for one in found)
         objects = sum(len(one.boxes) for one in found)
         print(f"{objects} objects in {len(found) - lost} images{f', {lost} skipped' if lost else ''}: {output}")

@@ -13,6 +13,7 @@ from ..checkpoints.encoder import TrainedEncoder, load_trained_encoder, with_inp
 from ..utils.io import require_utf8, require_writable, write_atomically, write_json
 from ..utils.logging import log
 from .detectron2 import detectron2_config, to_detectron2, write_pickle
+from .detr import Body, to_detr, to_rt_detr
 from .formats import ADAPTED, ANY_CHANNELS, SUFFIXES, Format, ModelFormat
 from .huggingface import CARD_FILE, check_folder, write_folder
 from .monai import to_monai
@@ -21,6 +22,9 @@ from .openmmlab import Library, to_openmmlab
 from .smp import to_smp
 from .torchvision import to_torchvision
 from .ultralytics import to_ultralytics
+
+RT_DETR_MAPS = 'out_features=["stage2", "stage3", "stage4"]'
+"""The maps that RT-DETR takes of its body."""
 
 
 class Exported(NamedTuple):
@@ -126,6 +130,10 @@ def export(
         usage = _write_monai(network, output, in_chans)
     elif format == "smp":
         usage = _write_smp(network, output)
+    elif format == "detr":
+        usage = _write_detr(network, output, to_detr(network.backbone.module))
+    elif format == "rt-detr":
+        usage = _write_detr(network, output, to_rt_detr(network.backbone.module))
     elif format == "ultralytics":
         usage = _write_ultralytics(network, output)
     else:
@@ -179,6 +187,23 @@ def _write_smp(encoder: TrainedEncoder, output: Path) -> str:
     return (
         f'network = smp.Unet("{found.encoder_name}", encoder_weights=None, in_channels={channels}, classes=N)\n'
         f'network.encoder.load_state_dict(torch.load("{output}"))'
+    )
+
+
+def _write_detr(encoder: TrainedEncoder, output: Path, body: Body) -> str:
+    _save(body.weights, output)
+    mean, std = ([round(value, 4) for value in values] for values in (encoder.data.mean, encoder.data.std))
+    if body.name.endswith("d"):
+        config = f"RTDetrConfig(backbone_config=RTDetrResNetConfig(depths={list(body.blocks)}, {RT_DETR_MAPS}))"
+        kind = "RTDetr"
+    else:
+        config = f'DetrConfig(use_timm_backbone=True, backbone="{body.name}", use_pretrained_backbone=False)'
+        kind = "Detr"
+    count = sum(tensor.numel() for name, tensor in body.weights.items() if name.endswith(("weight", "bias")))
+    return (
+        f"detector = {kind}ForObjectDetection({config})\n"
+        f'detector.model.backbone.model.load_state_dict(torch.load("{output}"))  # all {count:,} weights of the body\n'
+        f"processor = {kind}ImageProcessor(do_normalize=True, image_mean={mean}, image_std={std})"
     )
 
 

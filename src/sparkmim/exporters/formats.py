@@ -5,11 +5,22 @@ from __future__ import annotations
 from typing import Literal
 
 Format = Literal[
-    "timm", "torchvision", "detectron2", "mmpretrain", "mmdet", "mmseg", "smp", "ultralytics", "nnunet", "monai"
+    "timm",
+    "torchvision",
+    "detectron2",
+    "mmpretrain",
+    "mmdet",
+    "mmseg",
+    "smp",
+    "detr",
+    "rt-detr",
+    "ultralytics",
+    "nnunet",
+    "monai",
 ]
 """Of an encoder."""
 
-ModelFormat = Literal["onnx", "torch-export", "torchscript", "torchvision"]
+ModelFormat = Literal["onnx", "torch-export", "torchscript", "torchvision", "detectron2", "mmdet"]
 """Of a whole fine-tuned model."""
 
 AnyFormat = Literal[Format, ModelFormat]
@@ -22,6 +33,8 @@ SUFFIXES: dict[str, str] = {
     "mmdet": ".pth",
     "mmseg": ".pth",
     "smp": ".pth",
+    "detr": ".pth",
+    "rt-detr": ".pth",
     "ultralytics": ".pt",
     "nnunet": ".pth",
     "monai": ".pth",
@@ -33,6 +46,8 @@ MODEL_SUFFIXES: dict[str, str] = {
     "torch-export": ".pt2",
     "torchscript": ".pt",
     "torchvision": ".pth",
+    "detectron2": ".pkl",
+    "mmdet": ".pth",
 }
 """Suffix of each format's file of a whole model."""
 

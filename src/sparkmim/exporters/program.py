@@ -75,7 +75,7 @@ def require_logits(program: nn.Module, images: Tensor, task: str) -> None:
         with torch.no_grad():
             out = program(images)
     except Exception as error:  # of any kind: the network of a task of one's own may take something else
-        raise Mismatch(f"a model of the task {task} does not run on a batch of images ({_line(error)})") from error
+        raise Mismatch(f"a model of the task {task} does not run on a batch of images ({failure(error)})") from error
     if not isinstance(out, Tensor):
         raise Mismatch(f"a model of the task {task} returns a {type(out).__name__}; programs return one tensor")
 
@@ -92,7 +92,7 @@ def onnx_program(program: nn.Module, images: Tensor, known: dict[str, Any]) -> b
         import_module("onnxscript")
     except ImportError as error:
         raise ValueError(f"{MISSING} ({error})") from error
-    with _quiet(), TemporaryDirectory() as folder:
+    with quiet(), TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         try:
             exported = torch.onnx.export(
@@ -107,7 +107,7 @@ def onnx_program(program: nn.Module, images: Tensor, known: dict[str, Any]) -> b
             assert exported is not None
             exported.save(str(path), external_data=False)
         except Exception as error:  # of the exporter's own kinds
-            raise Mismatch(f"it cannot be exported to ONNX ({_line(error)})") from error
+            raise Mismatch(f"it cannot be exported to ONNX ({failure(error)})") from error
         model = onnx.load(str(path))
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA, json.dumps(known)
@@ -124,7 +124,7 @@ def export_program(program: nn.Module, images: Tensor, known: dict[str, Any]) ->
         Mismatch: if the model cannot be exported, or computes something else there.
     """
     buffer = io.BytesIO()
-    with _quiet():
+    with quiet():
         torch.export.save(_exported(program, images), buffer, extra_files={METADATA: json.dumps(known)})
         loaded = torch.export.load(io.BytesIO(buffer.getvalue())).module()
         _verify(program, loaded, images, "torch.export")
@@ -138,12 +138,12 @@ def script_program(program: nn.Module, images: Tensor, known: dict[str, Any]) ->
         Mismatch: if the model cannot be traced, or computes something else there.
     """
     buffer = io.BytesIO()
-    with _quiet():
+    with quiet():
         try:
             traced = torch.jit.trace(program, (images,), check_trace=False)
             torch.jit.save(traced, buffer, _extra_files={METADATA: json.dumps(known)})
         except Exception as error:  # torch raises many kinds
-            raise Mismatch(f"it cannot be traced as TorchScript ({_line(error)})") from error
+            raise Mismatch(f"it cannot be traced as TorchScript ({failure(error)})") from error
         _verify(program, torch.jit.load(io.BytesIO(buffer.getvalue())), images, "TorchScript")
     return buffer.getvalue()
 
@@ -155,7 +155,7 @@ def _exported(program: nn.Module, images: Tensor) -> torch.export.ExportedProgra
         with torch.no_grad():
             return torch.export.export(program, (images,), dynamic_shapes=({0: batch},), strict=False)
     except Exception as error:  # torch raises many kinds
-        raise Mismatch(f"torch.export cannot follow it ({_line(error)})") from error
+        raise Mismatch(f"torch.export cannot follow it ({failure(error)})") from error
 
 
 def _verify(program: nn.Module, other: Callable[[Tensor], Tensor], images: Tensor, where: str) -> None:
@@ -176,7 +176,7 @@ def _verify(program: nn.Module, other: Callable[[Tensor], Tensor], images: Tenso
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Leave out what exporters say of their own ways."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
     levels = [logger.level for logger in loggers]
@@ -191,5 +191,6 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _line(error: Exception) -> str:
+def failure(error: Exception) -> str:
+    """Return the kind and the beginning of an error, in one line."""
     return f"{type(error).__name__}: " + " ".join(str(error).split())[:300]

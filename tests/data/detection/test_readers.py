@@ -128,6 +128,20 @@ def as_corners(content: dict[str, Any]) -> None:
         entry["bbox"] = [left, top, left + width, top + height]
 
 
+def as_shares(content: dict[str, Any]) -> None:
+    """Write shares of the image, as YOLO has them."""
+    for entry in content["annotations"]:
+        left, top, width, height = entry["bbox"]
+        entry["bbox"] = [left / 44, top / 36, width / 44, height / 36]
+
+
+def y_before_x(content: dict[str, Any]) -> None:
+    """Write y before x, and heights before widths."""
+    for entry in content["annotations"]:
+        left, top, width, height = entry["bbox"]
+        entry["bbox"] = [top, left, height, width]
+
+
 COCO_FAULTS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda c: c["annotations"][0].update(bbox=[1, 2, -3, 4]), "annotation 1: the left edge 1 lies beyond"),
     (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "annotation 1: expected bbox"),
@@ -141,12 +155,14 @@ COCO_FAULTS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda c: c["annotations"][0].update(segmentation={"size": [36, 44], "counts": [5]}), "add up to 5, not to 36"),
     (lambda c: c["annotations"][0].update(segmentation={"size": [4, 4], "counts": [16]}), "of 4 x 4 pixels"),
     (lambda c: c["images"][0].update(height=44, width=36), "image 1 says 44 x 36"),
-    (lambda c: c["images"][0].update(file_name="none.png"), "1 images that .* are not in .*images: none.png"),
+    (lambda c: c["images"][0].update(file_name="none.png"), "lists 1 image not found in .*images: none.png"),
     (lambda c: c["images"][1].update(file_name="0.png"), "names images more than once: 0.png"),
     (lambda c: c["categories"][1].update(name="dark"), "names categories more than once: dark"),
     (lambda c: c.pop("categories"), "it has no categories"),
     (lambda c: c["annotations"].clear(), "show no object"),
     (as_corners, "look like .x1, y1, x2, y2."),
+    (as_shares, "look like shares of the image, 0 to 1"),
+    (y_before_x, "with x and y exchanged, all boxes lie within"),
 ]
 
 
@@ -173,6 +189,29 @@ def test_bad_yolo(line: str, said: str, tmp_path: Path) -> None:
         read(of_yolo(tmp_path, line))
 
 
+def sloppy(content: dict[str, Any]) -> None:
+    """Let every box reach a pixel beyond the image's first corner or last row."""
+    for place, entry in enumerate(content["annotations"]):
+        entry["bbox"] = [-2, 5, 9, 8] if place % 2 else [4, 20, 10, 17]
+
+
+def test_boxes_that_are_not_exact_are_clipped(tmp_path: Path) -> None:
+    """They would fit with x and y exchanged too, by accident."""
+    found = read(of_coco(tmp_path, sloppy)).train
+    assert any("clipped" in note for note in found.notes)
+
+
+def test_corners_in_files_of_yolo(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images")
+    yolo(tmp_path, images)
+    for image in images:
+        rows = [(label, *(v / s for v, s in zip(box, (44, 36, 44, 36), strict=True))) for label, box in image.objects]
+        text = "\n".join(" ".join(map(str, row)) for row in rows)
+        (tmp_path / "labels" / image.file).with_suffix(".txt").write_text(text)
+    with pytest.raises(ValueError, match="look like `class x1 y1 x2 y2`, and YOLO has the middle"):
+        read(tmp_path)
+
+
 def test_boxes_are_clipped_and_dropped_and_counted(tmp_path: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         first, second, third = (dict(content["annotations"][0]) for _ in range(3))
@@ -186,11 +225,11 @@ def test_boxes_are_clipped_and_dropped_and_counted(tmp_path: Path) -> None:
     found = read(of_coco(tmp_path, change)).train
     assert found.objects[0].boxes[-1].tolist() == [40, 30, 44, 36]
     said = "; ".join(found.notes)
-    assert "1 boxes clipped" in said
-    assert "2 boxes without area in their images dropped, the first in" in said
+    assert "1 box clipped" in said
+    assert "2 boxes without area in the image dropped" in said
     assert "annotation 91" in said
-    assert "1 boxes that are there twice" in said
-    assert "1 images without an object kept as negatives" in said
+    assert "1 box listed twice" in said
+    assert "1 image without an object" in said
     assert len(found.objects[1].labels) == 0
 
 
@@ -282,16 +321,16 @@ def test_images_without_annotations(tmp_path: Path) -> None:
     (root / "labels" / "3.txt").write_text("")
     found = read(root).train
     assert [len(one.labels) for one in found.objects[2:4]] == [0, 0]
-    assert "1 images have no file of annotations, taken as negatives" in "; ".join(found.notes)
+    assert "1 image without a file of annotations taken as negatives" in "; ".join(found.notes)
     (root / "images" / "0.png").unlink()
-    with pytest.raises(ValueError, match=r"1 files of labels .* have no image of their name .*: 0"):
+    with pytest.raises(ValueError, match=r"no image in .* for 1 file of labels .*: 0"):
         read(root)
 
 
 def test_annotations_without_images(tmp_path: Path) -> None:
     root = voc(tmp_path, make_images(tmp_path / "images"))
     (root / "images" / "4.png").unlink()
-    with pytest.raises(ValueError, match=r"1 files of annotations have no image .*4.xml"):
+    with pytest.raises(ValueError, match=r"no image in .* for 1 file of annotations: .*4.xml"):
         read(root)
     Image.new("RGB", (44, 36)).save(root / "images" / "4.png")
     Image.new("RGB", (44, 36)).save(root / "images" / "4.jpg")

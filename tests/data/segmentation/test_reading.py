@@ -206,8 +206,8 @@ def ignored_alone(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (no_mask, "1 images have no mask of the same name in .*masks: 0. Add a mask for each"),
-        (no_image, "1 masks have no image of the same name"),
+        (no_mask, "no mask of the same name in .*masks for 1 image: 0. Add each mask"),
+        (no_image, "no image of the same name in .*images for 1 mask: 0"),
         (other_size, r"images/0.png has 36 x 44 pixels .*masks/0.png 44 x 36"),
         (strange_value, r"masks/0.png has values that are not among the classes: 7 \(3 pixels\); expected 0, 1, 2 or"),
         (strange_color, r"masks/0.png has 1 colors that are not in the table of classes: #010203 \(5 pixels\)"),
@@ -224,6 +224,17 @@ def test_bad_images(tmp_path: Path, spoil: Callable[[Path], None], message: str)
     spoil(folder)
     with pytest.raises(ValueError, match=message):
         read_images(Place(folder), classes, 255, "--data")
+
+
+@pytest.mark.parametrize("ending", ["jpg", "jpeg", "JPG"])
+def test_lossy_masks_do_not_tell_the_classes(tmp_path: Path, ending: str) -> None:
+    """Beside a table, values that the compression has changed are not classes, and refused as such."""
+    make_pairs(tmp_path, 2)
+    path = mask_of(tmp_path)
+    Image.open(path).save(path.with_suffix(f".{ending}"), format="JPEG")
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"0.{ending} is a JPEG file, whose compression changes values.*--classes"):
+        read_images(Place(tmp_path), None, 255, "--data")
 
 
 def test_values_of_masks_without_a_table(tmp_path: Path) -> None:
@@ -258,7 +269,7 @@ def test_a_csv_file_names_pairs_and_splits(tmp_path: Path, head: str) -> None:
     [
         ("", "lists no images"),
         ("images/0.png\n", "line 1: expected `image,mask`"),
-        ("images/0.png,masks/9.png\n", "1 files that .* lists do not exist: .*masks/9.png"),
+        ("images/0.png,masks/9.png\n", "lists 1 file not found: .*masks/9.png"),
         ("images/0.png,masks/0.png\n./images/0.png,masks/0.png\n", "lists images more than once: images/0.png"),
         ("images/0.png,masks/0.png,later\n", "line 1: expected a split .*, got 'later'"),
     ],
@@ -382,7 +393,7 @@ def lost(folder: Path) -> None:
         (wrong_place, r"case0.nii.gz has the size of the volume .* and lies elsewhere in the world"),
         (fractions, r"case0.nii.gz holds 0.5, which is not a label"),
         (unlisted, r"case0.nii.gz has values that are not among the classes: 9 \(640 voxels\)"),
-        (lost, "1 images have no mask of the same name in .*labels: case0"),
+        (lost, "no mask of the same name in .*labels for 1 image: case0"),
     ],
 )
 def test_bad_volumes(tmp_path: Path, spoil: Callable[[Path], None], message: str) -> None:

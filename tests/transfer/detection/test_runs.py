@@ -76,6 +76,8 @@ def test_one_answer(trained: Path, data: Path, tmp_path: Path) -> None:
     for split, name, batch_size in (("val", "validation", 2), ("test", "test", 5)):
         found = detect(trained, data / split, tmp_path / split, trust=True, batch_size=batch_size, draw=True)
         assert [one.error for one in found] == [""] * len(found)
+        tiled = detect(trained, data / split, trust=True, batch_size=batch_size, tiles=True)
+        assert tiled == found, "one tile suffices"
         mine = [results[name]["map"], results[name]["map50"]]
         truth = data / split / "_annotations.coco.json"
         assert scored(tmp_path / split / "detections.json", truth, "bbox") == pytest.approx(mine, abs=1e-6)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...utils.logging import log
-from ...utils.text import printable
+from ...utils.text import counted, printable
 from ..config import DEFAULT_FILES, FileConfig
 from ..decoding.encoded import UnreadableImage
 from ..decoding.pillow import header_size, without_limit
@@ -22,6 +22,7 @@ from ..sources.base import ImageSource, Subset, open_image
 from ..sources.folder import Files
 from ..tables import named
 from .annotations import Annotated, Annotations, Mask, Written
+from .order import require_order
 
 LOST = 0.5
 """Share of the boxes without area within their images from which on a split is refused."""
@@ -164,11 +165,12 @@ class _Changes:
     def notes(self) -> list[str]:
         found = []
         if self.clipped:
-            found.append(f"{self.clipped} boxes clipped to their images")
+            found.append(f"{counted(self.clipped, 'box', 'boxes')} clipped to the image")
         if self.empty:
-            found.append(f"{self.empty} boxes without area in their images dropped, the first in {self.first_empty}")
+            empty = counted(self.empty, "box", "boxes")
+            found.append(f"{empty} without area in the image dropped, the first in {self.first_empty}")
         if self.twice:
-            found.append(f"{self.twice} boxes that are there twice dropped")
+            found.append(f"{counted(self.twice, 'box', 'boxes')} listed twice dropped")
         return found
 
 
@@ -206,6 +208,7 @@ def table_of(
         )
     source = Files(read.root, [image.image for image in read.images])
     sizes = _sizes(read, source, files)
+    require_order(read, sizes, option)
     changes = _Changes()
     offset = read.counted_from if counted_from is None else counted_from
     objects = tuple(
@@ -214,16 +217,16 @@ def table_of(
     kept = sum(len(one.labels) for one in objects)
     if changes.empty > LOST * (changes.empty + kept):
         raise ValueError(
-            f"{option}: {changes.empty} of {changes.empty + kept} boxes have no area within their images, the first in "
+            f"{option}: of {changes.empty + kept} boxes {changes.empty} without area within their images, the first in "
             f"{changes.first_empty}; are their numbers in another order, or of images of another size?"
         )
     notes = changes.notes()
     negatives = sum(not image.objects for image in read.images)
     if negatives:
-        notes.append(f"{negatives} images without an object kept as negatives")
+        notes.append(f"{counted(negatives, 'image')} without an object kept as negatives")
     if read.unannotated:
         without = "taken as negatives" if read.kind == "YOLO" else "left out"
-        notes.append(f"{read.unannotated} images have no file of annotations, {without}")
+        notes.append(f"{counted(read.unannotated, 'image')} without a file of annotations {without}")
     if offset:
         notes.append("pixels counted from 1")
     return DetectionImages(source, objects, sizes, categories, tuple(notes), read.kind)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ...utils.text import printable
+from ...utils.text import counted, printable
 from ..decoding.images import image_extensions
 from ..sources.folder import walk
 from ..tables import named
@@ -202,8 +202,8 @@ def _pairs(entry: Path) -> list[tuple[Path, Path | None]]:
             lost = sorted(labels - below.keys())
             if lost:
                 raise ValueError(
-                    f"{len(lost)} files of labels in {printable(str(folder))} have no image of their name in "
-                    f"{printable(str(entry))}: {named(lost)}. Add the images, or remove these files"
+                    f"no image in {printable(str(entry))} for {counted(len(lost), 'file')} of labels in "
+                    f"{printable(str(folder))}: {named(lost)}. Add the images, or remove these files"
                 )
     known = image_extensions()
     images = [image for image in images if image.suffix.lower() in known]

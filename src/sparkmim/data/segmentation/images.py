@@ -15,12 +15,13 @@ from ...utils.logging import log
 from ...utils.text import counted, printable
 from ..decoding.images import image_extensions
 from ..decoding.pillow import header_size
+from ..detection.order import require_order
 from ..sources.base import ImageSource, Subset
 from ..sources.folder import Files
 from ..tables import named
 from .classes import MOST_CLASSES, ClassTable, table_of
 from .drawn import DrawnMask, class_pixels, read_annotations, require_named, table_of_categories
-from .masks import MaskContent, class_counts, content_of, require_indices
+from .masks import MaskContent, class_counts, content_of, require_exact, require_indices
 from .pairs import Pair, Place, by_stem, files_below, find_folders, match, read_pairs
 
 MASKS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".jpg", ".jpeg")
@@ -117,12 +118,13 @@ def _of_coco(place: Place, table: ClassTable | None, ignore: int, option: str) -
     if table is None:
         table = table_of_categories(annotations.classes or {}, ignore, place.path)
     require_named(annotations, table, place.path)
+    sizes = np.array([mask.size for mask in masks]).reshape(-1, 2)
+    require_order(annotations, sizes, option)
     if len(masks) >= MANY:
         log.info(f"drawing {len(masks):,} masks")
     counts = class_pixels(masks, table)
     _require_pixels(counts, place, option)
     source = Files(annotations.root, [image.image for image in annotations.images])
-    sizes = np.array([mask.size for mask in masks]).reshape(-1, 2)
     return SegmentedImages(source, tuple(masks), sizes, counts, table)
 
 
@@ -160,6 +162,7 @@ def _found_table(read: _Read, ignore: int, option: str) -> ClassTable:
     values: set[int] = set()
     for pair, content in zip(read.pairs, read.contents, strict=True):
         require_indices(pair.mask, content)
+        require_exact(pair.mask)
         values |= content.indices().keys()
     found = sorted(values - {ignore})
     if len(found) < 2:

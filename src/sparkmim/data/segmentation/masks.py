@@ -21,6 +21,10 @@ COLORED = {"RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "PA", "LA"}
 GRAY = "1", "L", "P", "I", "I;16", "I;16L", "I;16B"
 
 
+LOSSY = (".jpg", ".jpeg")
+"""Extensions of files whose compression changes values."""
+
+
 class MaskContent(NamedTuple):
     """What a mask holds.
 
@@ -74,6 +78,19 @@ def _content_of(path: Path, changed: int, size: int) -> MaskContent:
     height, width = pixels.shape
     found = dict(zip(values.tolist(), counts.tolist(), strict=True))
     return MaskContent((height, width), colored, found)
+
+
+def require_exact(path: Path) -> None:
+    """Raise for a mask whose compression changes values, where these say which classes there are.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    if path.suffix.lower() in LOSSY:
+        raise ValueError(
+            f"the mask {printable(str(path))} is a JPEG file, whose compression changes values, so that the classes "
+            "cannot be told from them; save masks as PNG, or list the classes by --classes FILE"
+        )
 
 
 def require_indices(path: Path, content: MaskContent) -> None:

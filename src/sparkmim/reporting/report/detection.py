@@ -129,4 +129,4 @@ def _worst(worst: Sequence[Mapping[str, Any]], folder: Path) -> str:
         f'<i style="display:inline-block;width:.8em;height:.8em;margin:0 .4em 0 1em;background:{color}"></i>{text}'
         for color, text in (("#34c759", "found"), ("#ffcc00", "missed object"), ("#ff3b30", "false alarm"))
     )
-    return f"<p>Images with most mistakes at the threshold:{key}</p><div class=pictures>{figures}</div>"
+    return f"<p>Images with most mistakes at the threshold:{key}</p><div class='pictures boxed'>{figures}</div>"

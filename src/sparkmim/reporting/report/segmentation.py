@@ -38,7 +38,7 @@ def segmentation_score(results: Mapping[str, Any], score: Mapping[str, Any], tit
     return (
         f"<h3>{title}</h3><p>{counted(score['images'], 'image')}: "
         f"mean IoU <b>{score['miou']:.1%}</b>, mean Dice{aside} <b>{dice}</b>, per image <b>{per_image}</b>; "
-        f"{score['accuracy']:.1%} of the pixels</p>{_classes(results, score)}"
+        f"{score['accuracy']:.1%} of the pixels are right</p>{_classes(results, score)}"
         f"{confusion_table(classes, score['pixels'], percent=True)}{_worst(score['worst'], folder)}"
         f"{unreadable(list(score['unreadable'].items()))}"
     )

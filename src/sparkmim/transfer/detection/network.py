@@ -226,6 +226,12 @@ def _norm(settings: DetectionSettings) -> Callable[..., nn.Module] | None:
     return nn.BatchNorm2d if settings.head_norm == "batch" and not is_one_stage(settings.head) else None
 
 
+def nms_overlap(module: Any) -> float:
+    """Return the intersection over union from which on a detector drops the lower of two boxes of a class."""
+    holder = module.roi_heads if hasattr(module, "roi_heads") else module
+    return float(holder.nms_thresh)
+
+
 def predictors(module: Any) -> list[nn.Module]:
     """Return the modules whose outputs are decoded into boxes, scores and masks."""
     if isinstance(module, (RetinaNet, FCOS)):

@@ -70,6 +70,7 @@ def detect(
     *,
     min_score: float = 0.0,
     draw: bool = False,
+    tiles: bool = False,
     image_size: int | None = None,
     batch_size: int = 8,
     workers: int = 1,
@@ -92,6 +93,8 @@ def detect(
         output: folder to write to; None to write nothing.
         min_score: least score of an object.
         draw: write pictures of the images with what is found too, scores from 0.5 on, into `overlays`.
+        tiles: cut images that are larger than a view into overlapping tiles at their own resolution, instead of scaling
+            them down; for a detector that was trained on images of the size of a tile.
         image_size: side of the square into which images are fitted, in pixels; the size of the training's views by
             default.
         batch_size: images per forward pass.
@@ -135,7 +138,7 @@ def detect(
     folder = None if output is None else Path(output).expanduser()
     if folder is not None:
         _require_folder(folder, data)
-    found, sizes = _find(saved, source, min_score, batch_size, workers, device)
+    found, sizes = _find(saved, source, min_score, batch_size, workers, device, tiles=tiles)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / JSON_FILE, json.dumps(as_coco(found, sizes, saved.targets["categories"])))
@@ -146,7 +149,14 @@ def detect(
 
 
 def _find(
-    saved: SavedModel, source: ImageSource, min_score: float, batch_size: int, workers: int, device: Device
+    saved: SavedModel,
+    source: ImageSource,
+    min_score: float,
+    batch_size: int,
+    workers: int,
+    device: Device,
+    *,
+    tiles: bool,
 ) -> tuple[list[Detected], list[tuple[int, int]]]:
     """Return what is found in each image, and each one's height and width, 0 where it cannot be read."""
     where = pick_device(device)
@@ -161,6 +171,7 @@ def _find(
         batch_size=batch_size,
         workers=workers,
         device=where,
+        tiles=tiles,
     ):
         name = source.name(one.number)
         sizes.append(one.size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,8 @@ from ...data.normalize import Normalize
 from ...data.sampler import Key
 from ...data.sources.base import ImageSource, open_image
 from ...utils.modules import eval_mode
-from .network import COLUMNS, MASK_SIDE
+from .network import COLUMNS, MASK_SIDE, nms_overlap
+from .tiles import merge, tile_placements
 from .views import Placement, fitted, look, place, restore_boxes
 
 SCORE, LABEL = 4, 5
@@ -25,7 +27,7 @@ SCORE, LABEL = 4, 5
 
 
 class Fitted(NamedTuple):
-    """An image in a view.
+    """An image, or a tile of it, in a view.
 
     Attributes:
         number: in the source.
@@ -72,17 +74,22 @@ class Detections(NamedTuple):
 
 
 class FittedImages(Dataset[list[Fitted]]):
-    """Whole images, brought to the size of a view, as lists of one; looked up by a key that ends in their number.
+    """Whole images, brought to the size of a view; looked up by a key that ends in their number.
+
+    Of each image there is a list: of one, or of its tiles.
 
     Args:
         source: the images.
         data: size of views.
         channels: of the images.
         sizes: height and width that each image must have, `(N, 2)`, 0 for any; None for any.
+        tiles: cut images that are larger than a view into tiles instead of scaling them down.
     """
 
-    def __init__(self, source: ImageSource, data: ViewConfig, channels: int, sizes: np.ndarray | None) -> None:
-        self.source, self.data, self.channels, self.sizes = source, data, channels, sizes
+    def __init__(
+        self, source: ImageSource, data: ViewConfig, channels: int, sizes: np.ndarray | None, *, tiles: bool = False
+    ) -> None:
+        self.source, self.data, self.channels, self.sizes, self.tiles = source, data, channels, sizes, tiles
 
     def __len__(self) -> int:
         return len(self.source)
@@ -97,8 +104,10 @@ class FittedImages(Dataset[list[Fitted]]):
         if self.sizes is not None and self.sizes[index].any() and size != tuple(self.sizes[index].tolist()):
             known = tuple(self.sizes[index].tolist())
             return [Fitted(index, None, error=f"it has {size} pixels, and its annotations are of {known}")]
-        placement = fitted(*size, self.data.image_size)
-        return [Fitted(index, look(pixels, placement), placement, size)]
+        view = self.data.image_size
+        larger = any(extent > side for extent, side in zip(size, view, strict=True))
+        placements = tile_placements(*size, view) if self.tiles and larger else [fitted(*size, view)]
+        return [Fitted(index, look(pixels, one), one, size) for one in placements]
 
 
 @torch.no_grad()
@@ -112,6 +121,7 @@ def each_detected(
     workers: int,
     device: torch.device,
     sizes: np.ndarray | None = None,
+    tiles: bool = False,
 ) -> Iterator[tuple[Fitted, Tensor | None]]:
     """Yield every image of a source in order with its detections; None for one that cannot be read.
 
@@ -126,6 +136,7 @@ def each_detected(
         workers: processes that read images.
         device: where to compute.
         sizes: height and width that each image must have, `(N, 2)`.
+        tiles: cut images that are larger than a view into tiles, whose detections are merged.
 
     Yields:
         Of detections `(detections, columns)`, boxes in pixels of the image; those that there are not have the class 0.
@@ -134,20 +145,30 @@ def each_detected(
     order = [
         [(0, index) for index in indices[start : start + batch_size]] for start in range(0, len(indices), batch_size)
     ]
-    loader = load(FittedImages(source, data, channels, sizes), order, workers, _joined)
+    loader = load(FittedImages(source, data, channels, sizes, tiles=tiles), order, workers, _joined)
     normalize = Normalize(data, device)
     with eval_mode(module), read(loader) as batches:
         for batch in batches:
             readable = [one for one in batch if one.part is not None]
-            rows: Any = iter(())
-            if readable:
-                views = [place(normalize(one.part), one.placement, data.image_size) for one in readable]  # type: ignore[arg-type]
-                rows = iter(module(torch.stack(views)).float())
-            for one in batch:
-                if one.placement is None:
-                    yield one, None
+            rows: list[Tensor] = []
+            for start in range(0, len(readable), batch_size):
+                some = readable[start : start + batch_size]
+                views = [place(normalize(one.part), one.placement, data.image_size) for one in some]  # type: ignore[arg-type]
+                rows += [row.cpu() for row in module(torch.stack(views)).float()]
+            found = iter(rows)
+            for _, parts in groupby(batch, lambda one: one.number):
+                own = list(parts)
+                if own[0].placement is None:
+                    yield own[0], None
                 else:
-                    yield one, in_image(next(rows), one.placement, one.size).cpu()
+                    yield own[0], _of_image(module, [next(found) for _ in own], own)
+
+
+def _of_image(module: Any, rows: list[Tensor], parts: list[Fitted]) -> Tensor:
+    """Return the detections of an image from those of its view, or of its tiles."""
+    size, placements = parts[0].size, [part.placement for part in parts if part.placement is not None]
+    own = [in_image(row, placement, size) for row, placement in zip(rows, placements, strict=True)]
+    return merge(own, placements, size, nms_overlap(module))
 
 
 def in_image(row: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
