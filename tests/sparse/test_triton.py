@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparkmim import SparK
 from sparkmim.sparse import PatchGrid, SparseExecution, run
-from sparkmim.sparse.packed import depthwise
+from sparkmim.sparse.packed import kernel_choice
 
 VISIBLE = torch.tensor([[[True, True, False], [True, False, False]], [[False, True, True], [False, False, True]]])
 
@@ -28,7 +28,7 @@ def test_in_the_interpreter() -> None:
 
 
 def test_without_triton_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(depthwise, "AVAILABLE", False)
+    monkeypatch.setattr(kernel_choice, "AVAILABLE", False)
     grid = PatchGrid(VISIBLE, 3)
     SparseExecution(grid)
     for use in (lambda: SparseExecution(grid, triton=True), lambda: SparK("test_convnext", triton=True)):
@@ -36,7 +36,7 @@ def test_without_triton_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> N
             use()
 
 
-@pytest.mark.skipif(not depthwise.AVAILABLE, reason="needs Triton")
+@pytest.mark.skipif(not kernel_choice.AVAILABLE, reason="needs Triton")
 def test_on_a_cpu_it_changes_nothing() -> None:
     model, images = SparK("test_convnext", decoder_width=64, triton=True), torch.randn(2, 3, 64, 96)
     out = model(images, VISIBLE)
