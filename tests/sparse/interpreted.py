@@ -5,6 +5,7 @@ kernels when it is imported.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -239,20 +240,14 @@ def test_right_kernels_are_found_right(check: Callable[[torch.device], str | Non
     assert launched
 
 
-def broken(names: str, replaced: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in names.split():
-        original = getattr(kernels, name)
-        monkeypatch.setattr(kernels, name, lambda *args, o=original: replaced(o, *args))
-
-
-def fails(original: Any, *args: Any) -> Any:
+def fails(name: str, original: Any, *args: Any) -> Any:
     raise RuntimeError("ptxas fatal")
 
 
-def differs(original: Any, *args: Any) -> Any:
+def differs(name: str, original: Any, *args: Any) -> Any:
     made = original(*args)
-    written = args[4] if original.__name__ == "convolve" else args[2] if original.__name__ == "gather" else made
-    written.view(-1)[5] += 0.5
+    written = {"convolve": 4, "gather": 2}.get(name)
+    (made if written is None else args[written]).view(-1)[5] += 0.5
     return made
 
 
@@ -264,7 +259,7 @@ def test_wrong_kernels_are_warned_of_and_not_used(
     monkeypatch.setattr(kernel_choice, "_VERDICTS", {})
     check, x = CHECKS[name == "gather"], torch.randn(3)
     with monkeypatch.context() as patch:
-        broken(name, how, patch)
+        patch.setattr(kernels, name, partial(how, name, getattr(kernels, name)))
         with pytest.warns(RuntimeWarning, match=why):
             assert not kernel_choice.are_right("test", x, check)
     assert not kernel_choice.are_right("test", x, check)  # without a second warning

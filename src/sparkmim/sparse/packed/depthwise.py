@@ -36,7 +36,7 @@ def depthwise(grid: PatchGrid, x: Tensor, weight: Tensor, bias: Tensor | None, w
     """Convolve patches `(N, C, h, w)` depthwise; see :func:`has_kernel`."""
     table = grid.halo(window.block, window.before, window.after)
     # The gradient of the input is a convolution of the gradient, with the reach reversed.
-    adjoint = grid.halo(window.block, window.after, window.before) if window.before != window.after else table
+    adjoint = grid.halo(window.block, window.after, window.before) if window.before != window.after else None
     out: Tensor = _Depthwise.apply(x, table, adjoint, weight, bias, window.dilation)  # type: ignore[no-untyped-call]
     return out
 
@@ -49,19 +49,21 @@ class _Depthwise(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         table: Tensor,
-        adjoint: Tensor,
+        adjoint: Tensor | None,  # None: same as the table
         weight: Tensor,
         bias: Tensor | None,
         dilation: tuple[int, ...],
     ) -> Tensor:
         ctx.save_for_backward(x, table, adjoint, weight)
         ctx.dilation = dilation
+        adjoint = table if adjoint is None else adjoint
         return torch.ops.sparkmim.depthwise(x, table, adjoint, weight, bias, dilation)  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, table, adjoint, weight = ctx.saved_tensors
+        adjoint = table if adjoint is None else adjoint
         need_x, _, _, need_weight, need_bias, _ = ctx.needs_input_grad
         operators = torch.ops.sparkmim
         grad_x = grad_weight = None

@@ -82,7 +82,7 @@ def _largest(
 
 
 class _MaxPool(torch.autograd.Function):
-    """Max pooling of patches with halos; keeps the places of the maxima, not the halos."""
+    """Max pooling of patches with halos; keeps the places of the maxima, in a byte or two each, not the halos."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -91,7 +91,7 @@ class _MaxPool(torch.autograd.Function):
         halo = two_or_more(gather_halo(x, table, window.fill, kernel))
         function = torch.ops.aten.max_pool2d_with_indices if halo.ndim == 4 else torch.ops.aten.max_pool3d_with_indices
         out, places = function(halo, *_arguments(window, dilated=True))
-        ctx.save_for_backward(places, readers)
+        ctx.save_for_backward(places.to(_smallest_type(halo)), readers)
         ctx.window, ctx.kernel = window, kernel
         return out if x.ndim == halo.ndim else out.squeeze(2)  # type: ignore[no-any-return]
 
@@ -105,9 +105,16 @@ class _MaxPool(torch.autograd.Function):
         function = (
             torch.ops.aten.max_pool2d_with_indices_backward if flat else torch.ops.aten.max_pool3d_with_indices_backward
         )
-        halo_grad = function(lifted, _of_halo_shape(lifted, window), *_arguments(window, dilated=True), False, places)
+        arguments = _arguments(window, dilated=True)
+        halo_grad = function(lifted, _of_halo_shape(lifted, window), *arguments, False, places.long())
         halo_grad = halo_grad if grad.ndim == lifted.ndim else halo_grad.squeeze(2)
         return scatter_halo(halo_grad, readers, window.block, ctx.kernel), *[None] * 4
+
+
+def _smallest_type(halo: Tensor) -> torch.dtype:
+    """Return a type that holds the place of every position of a patch with its halo, which torch has in int64."""
+    places = math.prod(halo.shape[2:])
+    return torch.uint8 if places <= 2**8 else torch.int16 if places <= 2**15 else torch.int32
 
 
 def _arguments(window: Window, dilated: bool) -> list[list[int]]:
