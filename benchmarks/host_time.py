@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 NETWORKS = ("resnet50", "convnext_base", "efficientnet_b0")
 PARTS = ("dense", "packed", "step")
@@ -32,9 +33,8 @@ def main() -> None:
         serve(args.serve)
         return
     trees = [None] if args.against is None else [args.against, None]
-    print(
-        "| network | package | dense, ms | packed, ms | of dense | step, ms | of the first |\n|---|---|---|---|---|---|---|"
-    )
+    print("| network | package | dense, ms | packed, ms | of dense | step, ms | of the first |")
+    print("|---|---|---|---|---|---|---|")
     for network in args.networks:
         kids = [started(network, tree) for tree in trees]
         times: list[dict[str, list[float]]] = [{part: [] for part in PARTS} for _ in kids]
@@ -96,17 +96,15 @@ def serve(name: str) -> None:
         print(time.process_time() - start, flush=True)
 
 
-def tiny(name: str):  # type: ignore[no-untyped-def]
+def tiny(name: str) -> Any:
     """Return a network of the same layers with 8 channels each."""
     from timm.models.convnext import ConvNeXt
     from timm.models.efficientnet import _gen_efficientnet
     from timm.models.resnet import Bottleneck, ResNet
 
-    class Narrow(Bottleneck):
-        expansion = 1
-
+    narrow: Any = type("Narrow", (Bottleneck,), {"expansion": 1})
     if name == "resnet50":
-        return ResNet(Narrow, [3, 4, 6, 3], num_classes=0, channels=(8, 8, 8, 8), stem_width=8)
+        return ResNet(narrow, (3, 4, 6, 3), num_classes=0, channels=(8, 8, 8, 8), stem_width=8)
     if name == "convnext_base":
         return ConvNeXt(depths=(3, 3, 27, 3), dims=(8, 8, 8, 8), num_classes=0)
     return _gen_efficientnet("efficientnet_b0", channel_multiplier=0.1, num_classes=0)

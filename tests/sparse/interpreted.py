@@ -336,6 +336,7 @@ def test_operators_are_what_they_declare(channels_last: bool) -> None:
     weight = torch.randn(CHANNELS, 1, 3, 3, dtype=torch.float64)
     bias = torch.randn(CHANNELS, dtype=torch.float64)
     operators = torch.ops.sparkmim
+    given: list[tuple[Any, Any]]
     given = [(operators.depthwise, (x, table, adjoint, weight, b, (1, 1))) for b in (bias, None)]
     given += [(operators.depthwise_weight_gradient, (x, x, table, (3, 3), (1, 1)))]
     rows = x.permute(0, 2, 3, 1).reshape(-1, CHANNELS)
