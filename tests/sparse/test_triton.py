@@ -49,7 +49,7 @@ def test_on_a_cpu_it_changes_nothing() -> None:
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-def passed(layer: nn.Module, images: Tensor, grid: PatchGrid, triton: bool) -> list[Tensor]:
+def passed(layer: nn.Module, images: Tensor, grid: PatchGrid, triton: bool | None) -> list[Tensor]:
     images = images.clone().requires_grad_()
     (out,) = run(SparseExecution(grid, triton=triton), layer, images)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
@@ -82,6 +82,29 @@ def test_gpu_equals_the_plain_path(
             assert torch.equal(actual, repeated)
             assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
     assert len(launches) == 12
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(d, marks=on_gpu) for d in (torch.bfloat16, torch.float32)], ids=str)
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # of kernels that are not right
+def test_gpu_takes_kernels_that_are_found_right(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default: gathers in every precision, depthwise convolution in 16 bits alone."""
+    from sparkmim.sparse.packed import triton_kernels as kernels
+
+    grid, images = PatchGrid(VISIBLE.cuda(), 3), torch.randn(2, 32, 16, 24, device="cuda", dtype=dtype)
+    layers = nn.Sequential(nn.Conv2d(32, 32, 7, padding=3, groups=32), nn.Conv2d(32, 32, 3, padding=1)).to(
+        "cuda", dtype
+    )
+    for layer in layers:
+        run(SparseExecution(grid), layer, images)  # compares first
+    launched: list[str] = []
+    for name in ("convolve", "gather"):
+        launch = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *args, n=name, f=launch: launched.append(n) or f(*args))  # type: ignore[func-returns-value]
+    passed(layers[1], images, grid, triton=None)
+    assert launched == ["gather"] * 3
+    launched.clear()
+    passed(layers[0], images, grid, triton=None)
+    assert ("convolve" in launched) == (dtype == torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", [pytest.param("convnext_atto", marks=on_gpu)])
