@@ -158,6 +158,26 @@ class PatchGrid:
             self.tables[key] = self._table(reads, math.prod(block)).view(self.patches, *window)
         return self.tables[key]
 
+    def columns(
+        self,
+        block: tuple[int, ...],
+        before: tuple[int, ...],
+        after: tuple[int, ...],
+        kernel: tuple[int, ...],
+        dilation: tuple[int, ...],
+    ) -> Tensor:
+        """Return what a kernel of stride 1 reads at each of its places in :meth:`halo`: int32, flattened.
+
+        In the order `(N, *out, *kernel)`.
+        """
+        key = ("columns", block, before, after, kernel, dilation)
+        if key not in self.tables:
+            table = self.halo(block, before, after)
+            for axis, (k, d) in enumerate(zip(kernel, dilation, strict=True)):
+                table = table.unfold(axis + 1, (k - 1) * d + 1, 1)[..., ::d]
+            self.tables[key] = table.flatten()
+        return self.tables[key]
+
     def readers(self, block: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
         """Return the adjoint of :meth:`halo`: for every packed position, the halo positions that read it.
 

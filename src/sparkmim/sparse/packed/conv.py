@@ -131,16 +131,24 @@ def _with_halo(
             x, weight, bias, scatter_in, scatter_out, gather_in, gather_out, window, groups, kernel
         )
         return maps_of(rows, (x.shape[0], *window.out))
-    table = grid.halo(window.block, window.before, window.after)
+    by_matrix_product = _by_matrix_product(window, groups)
+    unit_stride = window.stride == (1,) * len(window.stride)
+
+    def table_of(before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
+        if by_matrix_product and unit_stride:
+            return grid.columns(window.block, before, after, window.kernel, window.dilation)
+        return grid.halo(window.block, before, after)
+
+    table = table_of(window.before, window.after)
     adjoint: Tensor | None = None  # same as the table
     # Of stride 1, the gradient of the input is a convolution of the gradient, with the reach reversed.
-    if window.stride == (1,) * len(window.stride):
+    if unit_stride:
         if window.before != window.after:
-            adjoint = grid.halo(window.block, window.after, window.before)
+            adjoint = table_of(window.after, window.before)
     elif x.requires_grad:
         adjoint = grid.readers(window.block, window.before, window.after)
     out: Tensor = _HaloConvolution.apply(x, weight, bias, table, adjoint, window, groups, kernel)
-    return maps_of(out, (x.shape[0], *window.out)) if _by_matrix_product(window, groups) else out
+    return maps_of(out, (x.shape[0], *window.out)) if by_matrix_product else out
 
 
 def _on_whole_map(grid: PatchGrid, window: Window) -> bool:
@@ -206,9 +214,18 @@ def _parts(x: Tensor, weight: Tensor) -> int:
 
 
 def _columns(x: Tensor, table: Tensor, window: Window, fill: float, kernel: bool) -> Tensor:
-    """Gather what the kernel sees at each output position: `(N * prod(out), prod(kernel) * C)`."""
-    for axis, (k, s, d) in enumerate(zip(window.kernel, window.stride, window.dilation, strict=True)):
-        table = table.unfold(axis + 1, (k - 1) * d + 1, s)[..., ::d]
+    """Gather what the kernel sees at each output position: `(N * prod(out), prod(kernel) * C)`.
+
+    Args:
+        x: the patches.
+        table: :meth:`PatchGrid.columns`, or :meth:`PatchGrid.halo` of a window of other strides.
+        window: the kernel's.
+        fill: of hidden positions.
+        kernel: whether a Triton kernel gathers.
+    """
+    if table.ndim > 1:
+        for axis, (k, s, d) in enumerate(zip(window.kernel, window.stride, window.dilation, strict=True)):
+            table = table.unfold(axis + 1, (k - 1) * d + 1, s)[..., ::d]
     rows = gather_rows(rows_of(x), table, fill, kernel)
     return rows.view(-1, math.prod(window.kernel) * x.shape[1])
 
@@ -278,18 +295,19 @@ class _HaloConvolution(torch.autograd.Function):
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         matrix_product = grad.ndim == 2
         grad = maps_of(grad.contiguous(), (x.shape[0], *window.out)) if matrix_product else grad
-        grad_x = grad_weight = halo = None
+        grad_x = grad_weight = None
         if need_x and all(s == 1 for s in window.stride):
             grad_x = _convolve(grad, _transposed(weight, groups), None, adjoint, window, groups, 0.0, kernel)
             grad_x = maps_of(grad_x, (x.shape[0], *window.block)) if matrix_product else grad_x
         elif need_x:
             halo = gather_halo(x, table, window.fill, kernel)
-            halo_grad, _ = _gradients(grad, halo, weight, window, groups, (True, False))
+            both = need_weight and not matrix_product
+            halo_grad, grad_weight = _gradients(grad, halo, weight, window, groups, (True, both))
             grad_x = scatter_halo(halo_grad, adjoint, window.block, kernel)
         if need_weight and matrix_product:
             grad_weight = _as_weight(rows_of(grad).t() @ _columns(x, table, window, window.fill, kernel), weight)
-        elif need_weight:
-            halo = gather_halo(x, table, window.fill, kernel) if halo is None else halo
+        elif need_weight and grad_weight is None:
+            halo = gather_halo(x, table, window.fill, kernel)
             _, grad_weight = _gradients(grad, halo, weight, window, groups, (False, True))
         return grad_x, grad_weight, _bias_gradient(grad) if need_bias else None, *[None] * 5
 
@@ -330,16 +348,14 @@ class _DenseConvolution(torch.autograd.Function):
         grad = maps_of(grad.contiguous(), (x.shape[0], *window.out))
         whole, padding = _padded(gather_halo(x, scatter_in, kernel=kernel), window)
         whole_grad = gather_halo(grad, scatter_in if scatter_out is None else scatter_out, kernel=kernel)
-        grad_x = grad_weight = None
+        grad_x = None
+        wanted = need_x, need_weight
+        whole_grad_x, grad_weight = _gradients(whole_grad, whole, weight, window, groups, wanted, padding)
         if need_x:
-            whole_grad_x, _ = _gradients(whole_grad, whole, weight, window, groups, (True, False), padding)
             if not any(padding):
                 for axis, (before, size) in enumerate(zip(window.before, scatter_in.shape[1:], strict=True)):
                     whole_grad_x = whole_grad_x.narrow(axis + 2, before, size)
             grad_x = maps_of(gather_all(rows_of(whole_grad_x), gather_in, kernel), gather_in.shape)
-            del whole_grad_x
-        if need_weight:
-            _, grad_weight = _gradients(whole_grad, whole, weight, window, groups, (False, True), padding)
         return grad_x, grad_weight, _bias_gradient(grad) if need_bias else None, *[None] * 7
 
 
