@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sparkmim import SparK
-from sparkmim.sparse import PatchGrid, SparseExecution, run
-from sparkmim.sparse.packed import kernel_choice
+from sparkmim.sparse import PatchGrid, SparseExecution, require_compilable, run
+from sparkmim.sparse.packed import depthwise, gather, kernel_choice
 
 VISIBLE = torch.tensor([[[True, True, False], [True, False, False]], [[False, True, True], [False, False, True]]])
 
@@ -42,6 +42,15 @@ def test_on_a_cpu_it_changes_nothing() -> None:
     out = model(images, VISIBLE)
     model.triton = False
     assert torch.equal(model(images, VISIBLE).prediction, out.prediction)
+
+
+def test_kernels_are_compared_before_a_network_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While compiling it is too late, and kernels that were not compared are not used."""
+    compared: list[str] = []
+    for module in (gather, depthwise):
+        monkeypatch.setattr(module, "takes_kernels", lambda triton, name, x, check: bool(compared.append(name)))  # type: ignore[func-returns-value]
+    require_compilable(PatchGrid(VISIBLE, 3), nn.Conv2d(3, 4, 1), torch.randn(2, 3, 4, 6))
+    assert compared == ["gather", "depthwise convolution"]
 
 
 # --- on a GPU -------------------------------------------------------------------------------------------------------

@@ -29,6 +29,11 @@ def has_kernel(triton: bool | None, x: Tensor, weight: Tensor, window: Window, g
     zeros = window.fill == 0.0 and window.edge == "constant"
     if not zeros or x.dtype != weight.dtype or (triton is None and x.dtype not in (torch.bfloat16, torch.float16)):
         return False
+    return are_verified(triton, x)
+
+
+def are_verified(triton: bool | None, x: Tensor) -> bool:
+    """Return whether the kernels may be used on the device of `x`; they are compared with the whole map if need be."""
     return takes_kernels(triton, "depthwise convolution", x, compare_with_whole_map)
 
 
