@@ -79,7 +79,7 @@ def ours(args: argparse.Namespace, execution: Any = "packed") -> Step:
         patch_size=args.patch,
         decoder_width=args.decoder_width,
         execution=execution,
-        triton=args.triton,
+        triton=None if args.triton == "auto" else args.triton == "on",
     )
     images, visible = inputs(args)
     if args.part == "encoder":
@@ -260,7 +260,9 @@ def settings() -> argparse.ArgumentParser:
     parser.add_argument("--decoder-width", type=int, default=768)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--triton", action="store_true", help="depthwise convolution of packed patches by our kernels")
+    parser.add_argument(
+        "--triton", choices=["auto", "on", "off"], default="auto", help="our kernels for packed patches"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--official", help="checkout of the authors' code")
     parser.add_argument("--official-deps", help="folder with the old packages it needs")

@@ -5,17 +5,21 @@ kernels when it is imported.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine_helpers import assert_never_waits
 from sparkmim.sparse import PatchGrid, SparseExecution, require_compilable, run
+from sparkmim.sparse.packed import gather, kernel_choice
 from sparkmim.sparse.packed import triton_kernels as kernels
-from sparkmim.sparse.packed.depthwise import INTERPRETED
+from sparkmim.sparse.packed.depthwise import compare_with_whole_map
+from sparkmim.sparse.packed.kernel_choice import INTERPRETED
 
 CHANNELS = 5
 
@@ -34,6 +38,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(kernels, launch.__name__, watched)
 
     watch(kernels.convolve)
+    watch(kernels.gather)
     watch(kernels.sum_weight_gradient)
     return names
 
@@ -44,7 +49,11 @@ def some_patches(grid: tuple[int, int], count: int, images: int = 2) -> PatchGri
     return PatchGrid((noise.argsort(1).argsort(1) < count).view(images, *grid), count)
 
 
-def passed(network: nn.Module, images: Tensor, grid: PatchGrid, triton: bool) -> list[Tensor]:
+def of_depthwise(launched: list[str]) -> list[str]:
+    return [name for name in launched if name != "gather"]
+
+
+def passed(network: nn.Module, images: Tensor, grid: PatchGrid, triton: bool | None) -> list[Tensor]:
     """The map, and the gradients of the images and of each parameter."""
     images = images.clone().requires_grad_()
     (out,) = run(SparseExecution(grid, triton=triton), network, images)
@@ -172,6 +181,99 @@ def test_hidden_pixels_are_not_read() -> None:
     assert not any(t.isnan().any() for t in passed(depthwise(5), images, grid, triton=True))
 
 
+# --- gathers --------------------------------------------------------------------------------------------------------
+
+GATHERING: dict[str, Callable[[], nn.Module]] = {
+    "3 x 3": lambda: nn.Conv2d(CHANNELS, 6, 3, padding=1),
+    "grouped": lambda: nn.Conv2d(CHANNELS, 10, 3, padding=1, groups=CHANNELS),
+    "stride 2": lambda: nn.Conv2d(CHANNELS, 6, 3, stride=2, padding=1),
+    "padded with ones": lambda: nn.Sequential(nn.ConstantPad2d(1, 1.0), nn.Conv2d(CHANNELS, 6, 3)),
+    "depthwise of stride 2": lambda: depthwise(7, stride=2, padding=3),
+    "max pooling": lambda: nn.Sequential(nn.Conv2d(CHANNELS, 6, 1), nn.MaxPool2d(3, 2, 1)),
+    "average pooling": lambda: nn.Sequential(nn.Conv2d(CHANNELS, 6, 1), nn.AvgPool2d(3, 1, 1, count_include_pad=False)),
+    "transposed": lambda: nn.ConvTranspose2d(CHANNELS, 6, 4, 2, 1),
+}
+
+
+@pytest.mark.parametrize("block", [(2, 2), (8, 8)], ids=str)
+@pytest.mark.parametrize("make", GATHERING.values(), ids=GATHERING.keys())
+def test_gathers(make: Callable[[], nn.Module], block: tuple[int, int], launched: list[str]) -> None:
+    agrees(make(), some_patches((2, 2), 3, images=1), block)
+    assert "gather" in launched
+
+
+@pytest.mark.parametrize("make", GATHERING.values(), ids=GATHERING.keys())
+def test_gathers_in_bfloat16(make: Callable[[], nn.Module]) -> None:
+    """Within twice the rounding of the plain path."""
+    torch.manual_seed(1)
+    grid, network, images = GRIDS[8, 8], make().bfloat16(), torch.randn(1, CHANNELS, 16, 16).bfloat16()
+    ours, theirs = (passed(network, images, grid, triton=triton) for triton in (True, False))
+    exact = passed(network.double(), images.double(), grid, triton=False)
+    for mine, plain, expected in zip(ours, theirs, exact, strict=True):
+        rounding = (plain - expected).abs().max()
+        assert (mine - expected).abs().max() <= 2 * rounding + 1e-3 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels", [1, 3, 32, 45, 128])
+@pytest.mark.parametrize("fill", [0.0, 1.5, -torch.inf])
+def test_a_gather_is_exact(channels: int, dtype: torch.dtype, fill: float, launched: list[str]) -> None:
+    rows, table = torch.randn(37, channels).to(dtype), torch.randint(38, (9, 13), dtype=torch.int32)
+    assert torch.equal(gather.gather_rows(rows, table, fill, True), gather.gather_rows(rows, table, fill, False))
+    assert launched == ["gather"]
+
+
+@pytest.mark.parametrize("readers", [1, 2, 9])
+def test_a_sum_of_rows(readers: int) -> None:
+    rows, table = torch.randn(37, 45, dtype=torch.float64), torch.randint(38, (150, readers), dtype=torch.int32)
+    torch.testing.assert_close(gather.sum_rows(rows, table, True), gather.sum_rows(rows, table, False))
+
+
+# --- the choice -----------------------------------------------------------------------------------------------------
+
+CHECKS = [compare_with_whole_map, gather.compare_with_plain]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_right_kernels_are_found_right(check: Callable[[torch.device], str | None], launched: list[str]) -> None:
+    assert check(torch.device("cpu")) is None
+    assert launched
+
+
+def fails(name: str, original: Any, *args: Any) -> Any:
+    raise RuntimeError("ptxas fatal")
+
+
+def differs(name: str, original: Any, *args: Any) -> Any:
+    made = original(*args)
+    written = {"convolve": 4, "gather": 2}.get(name)
+    (made if written is None else args[written]).view(-1)[5] += 0.5
+    return made
+
+
+@pytest.mark.parametrize(("how", "why"), [(fails, "they fail .RuntimeError: ptxas fatal"), (differs, "differs")])
+@pytest.mark.parametrize("name", ["convolve", "sum_weight_gradient", "gather"])
+def test_wrong_kernels_are_warned_of_and_not_used(
+    name: str, how: Callable[..., Any], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_choice, "_VERDICTS", {})
+    check, x = CHECKS[name == "gather"], torch.randn(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, name, partial(how, name, getattr(kernels, name)))
+        with pytest.warns(RuntimeWarning, match=why):
+            assert not kernel_choice.are_right("test", x, check)
+    assert not kernel_choice.are_right("test", x, check)  # without a second warning
+
+
+def test_kernels_that_were_not_compared_are_not_used_by_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_choice, "_VERDICTS", {})
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not kernel_choice.are_right("test", torch.randn(3), CHECKS[1])
+    monkeypatch.undo()
+    with FakeTensorMode():
+        assert not kernel_choice.are_right("test of fake tensors", torch.randn(3), CHECKS[1])
+
+
 # --- which convolutions ---------------------------------------------------------------------------------------------
 
 OTHERS = {
@@ -188,12 +290,13 @@ OTHERS = {
 @pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS.keys())
 def test_others_take_the_plain_path(make: Callable[[], nn.Module], launched: list[str]) -> None:
     agrees(make(), GRIDS[2, 3], (2, 4), 4)
-    assert not launched
+    assert not of_depthwise(launched)
 
 
-def test_off_by_default(launched: list[str]) -> None:
-    passed(depthwise(3), torch.randn(2, CHANNELS, 6, 6), GRIDS[2, 3], triton=False)
-    assert not SparseExecution(GRIDS[2, 3]).triton
+def test_none_on_a_cpu_by_default(launched: list[str]) -> None:
+    for triton in (False, None):
+        passed(depthwise(3), torch.randn(2, CHANNELS, 6, 6), GRIDS[2, 3], triton=triton)
+    assert SparseExecution(GRIDS[2, 3]).triton is None
     assert not launched
 
 
@@ -201,7 +304,7 @@ def test_signals_and_volumes_take_the_plain_path(launched: list[str]) -> None:
     for layer, dims in ((nn.Conv1d, 1), (nn.Conv3d, 3)):
         grid = PatchGrid(torch.ones(1, *[2] * dims, dtype=torch.bool), 2**dims)
         run(SparseExecution(grid, triton=True), layer(4, 4, 3, padding=1, groups=4), torch.randn(1, 4, *[4] * dims))
-    assert not launched
+    assert not of_depthwise(launched)
 
 
 @pytest.mark.parametrize("wanted", ["input", "weight", "bias"])
@@ -225,20 +328,22 @@ def test_each_gradient_alone(wanted: str, launched: list[str]) -> None:
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
 def test_operators_are_what_they_declare(channels_last: bool) -> None:
-    """Schema, fake tensors, autograd and AOT dispatch; uneven reach, so that the adjoint is another table."""
+    """Schema, fake tensors and AOT dispatch; uneven reach, so that the adjoint is another table."""
     grid, block, reach = GRIDS[2, 3], (2, 3), ((1, 0), (1, 2))
     x = torch.randn(6, CHANNELS, *block, dtype=torch.float64)
     x = x.to(memory_format=torch.channels_last) if channels_last else x
     table, adjoint = grid.halo(block, *reach), grid.halo(block, *reversed(reach))
     weight = torch.randn(CHANNELS, 1, 3, 3, dtype=torch.float64)
     bias = torch.randn(CHANNELS, dtype=torch.float64)
-    for leaf in (x, weight, bias):
-        leaf.requires_grad_()
     operators = torch.ops.sparkmim
-    for b in (bias, None):
-        torch.library.opcheck(operators.depthwise.default, (x, table, adjoint, weight, b, (1, 1)))
-    plain = (x.detach(), x.detach(), table, (3, 3), (1, 1))
-    torch.library.opcheck(operators.depthwise_weight_gradient.default, plain)
+    given: list[tuple[Any, Any]]
+    given = [(operators.depthwise, (x, table, adjoint, weight, b, (1, 1))) for b in (bias, None)]
+    given += [(operators.depthwise_weight_gradient, (x, x, table, (3, 3), (1, 1)))]
+    rows = x.permute(0, 2, 3, 1).reshape(-1, CHANNELS)
+    given += [(operators.gather, (rows, table, -1.0)), (operators.gather_sum, (rows, grid.readers(block, *reach)))]
+    for operator, arguments in given:
+        checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static", "test_aot_dispatch_dynamic")
+        torch.library.opcheck(operator.default, arguments, test_utils=checks)
 
 
 @pytest.fixture

@@ -2,16 +2,19 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine_helpers import draw_visible
 from sparkmim.models.masking import random_visible
-from sparkmim.sparse import PatchGrid, mask_at
+from sparkmim.sparse import PatchGrid, mask_at, offsets
 from sparkmim.sparse.packed.halo import gather_halo, scatter_halo
 
 Sides = tuple[int, ...]
@@ -221,8 +224,65 @@ def test_tables_take_little_memory() -> None:
     grid = grid_of(torch.ones(1, 2, 3, dtype=torch.bool))
     block, reach = (2, 2), (1, 1)
     tables = [grid.halo(block, reach, reach), grid.readers(block, reach, reach)]
-    for table in [*tables, grid.gather_index(block), grid.scatter_index(block)]:
+    for table in [*tables, grid.gather_index(block), grid.scatter_index(block), grid.neighbors(reach, reach)]:
         assert table.dtype == torch.int32
+
+
+class _Operations(TorchDispatchMode):
+    """Counts operations that are not views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view and func._schema.name != "aten::_unsafe_view":
+            self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def every_table(grid: PatchGrid, block: tuple[int, ...], reach: tuple[int, ...]) -> list[Tensor]:
+    none = (0,) * len(block)
+    made = [grid.gather_index(block), grid.scatter_index(block)]
+    return made + [make(block, reach, after) for make in (grid.halo, grid.readers) for after in (reach, none)]
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_mask_takes_few_operations(dims: int) -> None:
+    """What extents alone decide is made once for a process: a launch-bound step makes tables of its mask alone."""
+    block, reach = (4,) * dims, (1,) * dims
+    masks = torch.rand(2, 3, 3**dims, generator=torch.Generator().manual_seed(dims)).argsort(2) < 2
+    first, second = (grid_of(mask.view(3, *[3] * dims)) for mask in masks)
+    every_table(first, block, reach)
+    with _Operations() as counted:
+        every_table(second, block, reach)
+    assert len(counted.names) <= 26, counted.names  # three a table, a few for the neighbors and rows that they share
+
+
+@pytest.mark.parametrize("made_in_inference_mode", [False, True])
+def test_what_is_kept_for_a_process_changes_no_table(made_in_inference_mode: bool) -> None:
+    visible = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0)).argsort(2) < 2
+    offsets._KEPT.clear()
+    with torch.inference_mode(made_in_inference_mode):
+        fresh = every_table(grid_of(visible.clone()), (2, 3), (1, 2))
+    assert offsets._KEPT
+    constants = [part for kept in offsets._KEPT.values() for part in (kept if isinstance(kept, tuple) else [kept])]
+    assert not any(part.is_inference() for part in constants if isinstance(part, Tensor))
+    for kept, table in zip(every_table(grid_of(visible), (2, 3), (1, 2)), fresh, strict=True):
+        assert torch.equal(kept, table)
+    x = torch.randn(2, 5, 6, 12, requires_grad=True)
+    grid = grid_of(visible)
+    gather_halo(grid.pack(x), grid.halo((2, 3), (1, 2), (1, 2))).sum().backward()
+
+
+def test_fake_tensors_neither_use_nor_leave_what_is_kept() -> None:
+    offsets._KEPT.clear()
+    with FakeTensorMode():
+        every_table(PatchGrid(torch.zeros(2, 3, 4, dtype=torch.bool), 2), (2, 3), (1, 2))
+    assert not offsets._KEPT
+    every_table(grid_of(torch.ones(2, 3, 4, dtype=torch.bool)), (2, 3), (1, 2))
+    with FakeTensorMode():
+        every_table(PatchGrid(torch.zeros(2, 3, 4, dtype=torch.bool), 2), (2, 3), (1, 2))
 
 
 # --- images and their patches ---------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ from engine_helpers import (
     draw_rectangles,
     draw_visible,
 )
-from sparkmim.sparse import MaskedDenseExecution
+from sparkmim.sparse import MaskedDenseExecution, PatchGrid, SparseExecution, run
+from sparkmim.sparse.shared import pointwise
 
 BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 INSTANCE_NORMS = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
@@ -259,3 +260,37 @@ REFUSED = {
 @pytest.mark.parametrize("function", REFUSED.values(), ids=REFUSED.keys())
 def test_refused(function: Callable[[Tensor], Tensor]) -> None:
     assert_refused(Apply(function), MASKS["boxes"], 4, (4, 4))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_layer_norm_in_16_bits_as_on_cuda(affine: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map of 16 bits stays in these under autocast, within their rounding; one of float32 is left alone."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 32, 4, 4), Permuted(nn.LayerNorm(32, elementwise_affine=affine)))
+    images = torch.randn(2, 3, 16, 16)
+    grid = PatchGrid(torch.tensor([[[True, False], [True, True]], [[False, True], [True, True]]]), 3)
+
+    def passed(enabled: bool) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            (out,) = run(SparseExecution(grid), network, images)
+        return [out, *torch.autograd.grad(out.float().square().sum(), list(network.parameters()))]
+
+    exact, autocast = passed(False), passed(True)
+    monkeypatch.setattr(pointwise, "_on_cuda", lambda x: True)
+    assert all(torch.equal(same, expected) for same, expected in zip(passed(False), exact, strict=True))
+    mine = passed(True)
+    assert mine[0].dtype == torch.bfloat16
+    for a, b, c in zip(mine, autocast, exact, strict=True):
+        assert (a - c).abs().max() <= 2 * (b - c).abs().max() + 2e-2 * c.abs().max()
+
+
+class Permuted(nn.Module):
+    """Applies a layer with channels last."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return out

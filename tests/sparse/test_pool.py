@@ -326,3 +326,20 @@ def test_refused(network: nn.Module, match: str) -> None:
 def test_other_layouts_are_refused(pool: Callable[..., Tensor]) -> None:
     assert_refused(Apply(lambda x: pool(x.permute(0, 2, 3, 1), 2)), MASKS["boxes"], 2, (4, 4), "laid out as")
     assert_refused(Apply(lambda x: pool(x.mean((2, 3), keepdim=True), 1)), MASKS["boxes"], 2, (4, 4))
+
+
+@pytest.mark.parametrize(("block", "bytes_each"), [(8, 1), (32, 2)])
+def test_places_of_maxima_take_a_byte_or_two(block: int, bytes_each: int) -> None:
+    """Not eight, as torch's: there is one for each position of a stem's map."""
+    kept: list[Tensor] = []
+    grid = PatchGrid(torch.tensor([[[True, False], [True, True]]]), 3)
+    images = torch.randn(1, 4, 2 * block, 2 * block, requires_grad=True)
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        (out,) = run(SparseExecution(grid), nn.MaxPool2d(3, 2, 1), images)
+    places = [tensor for tensor in kept if tensor.shape == out.shape]
+    assert [tensor.element_size() for tensor in places] == [bytes_each]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sparkmim import SparK
-from sparkmim.sparse import PatchGrid, SparseExecution, run
-from sparkmim.sparse.packed import depthwise
+from sparkmim.sparse import PatchGrid, SparseExecution, require_compilable, run
+from sparkmim.sparse.packed import depthwise, gather, kernel_choice
 
 VISIBLE = torch.tensor([[[True, True, False], [True, False, False]], [[False, True, True], [False, False, True]]])
 
@@ -28,7 +28,7 @@ def test_in_the_interpreter() -> None:
 
 
 def test_without_triton_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(depthwise, "AVAILABLE", False)
+    monkeypatch.setattr(kernel_choice, "AVAILABLE", False)
     grid = PatchGrid(VISIBLE, 3)
     SparseExecution(grid)
     for use in (lambda: SparseExecution(grid, triton=True), lambda: SparK("test_convnext", triton=True)):
@@ -36,7 +36,7 @@ def test_without_triton_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> N
             use()
 
 
-@pytest.mark.skipif(not depthwise.AVAILABLE, reason="needs Triton")
+@pytest.mark.skipif(not kernel_choice.AVAILABLE, reason="needs Triton")
 def test_on_a_cpu_it_changes_nothing() -> None:
     model, images = SparK("test_convnext", decoder_width=64, triton=True), torch.randn(2, 3, 64, 96)
     out = model(images, VISIBLE)
@@ -44,12 +44,21 @@ def test_on_a_cpu_it_changes_nothing() -> None:
     assert torch.equal(model(images, VISIBLE).prediction, out.prediction)
 
 
+def test_kernels_are_compared_before_a_network_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While compiling it is too late, and kernels that were not compared are not used."""
+    compared: list[str] = []
+    for module in (gather, depthwise):
+        monkeypatch.setattr(module, "takes_kernels", lambda triton, name, x, check: bool(compared.append(name)))  # type: ignore[func-returns-value]
+    require_compilable(PatchGrid(VISIBLE, 3), nn.Conv2d(3, 4, 1), torch.randn(2, 3, 4, 6))
+    assert compared == ["gather", "depthwise convolution"]
+
+
 # --- on a GPU -------------------------------------------------------------------------------------------------------
 
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-def passed(layer: nn.Module, images: Tensor, grid: PatchGrid, triton: bool) -> list[Tensor]:
+def passed(layer: nn.Module, images: Tensor, grid: PatchGrid, triton: bool | None) -> list[Tensor]:
     images = images.clone().requires_grad_()
     (out,) = run(SparseExecution(grid, triton=triton), layer, images)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
@@ -82,6 +91,29 @@ def test_gpu_equals_the_plain_path(
             assert torch.equal(actual, repeated)
             assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
     assert len(launches) == 12
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(d, marks=on_gpu) for d in (torch.bfloat16, torch.float32)], ids=str)
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # of kernels that are not right
+def test_gpu_takes_kernels_that_are_found_right(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default: gathers in every precision, depthwise convolution in 16 bits alone."""
+    from sparkmim.sparse.packed import triton_kernels as kernels
+
+    grid, images = PatchGrid(VISIBLE.cuda(), 3), torch.randn(2, 32, 16, 24, device="cuda", dtype=dtype)
+    layers = nn.Sequential(nn.Conv2d(32, 32, 7, padding=3, groups=32), nn.Conv2d(32, 32, 3, padding=1)).to(
+        "cuda", dtype
+    )
+    for layer in layers:
+        run(SparseExecution(grid), layer, images)  # compares first
+    launched: list[str] = []
+    for name in ("convolve", "gather"):
+        launch = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *args, n=name, f=launch: launched.append(n) or f(*args))  # type: ignore[func-returns-value]
+    passed(layers[1], images, grid, triton=None)
+    assert launched == ["gather"] * 3
+    launched.clear()
+    passed(layers[0], images, grid, triton=None)
+    assert ("convolve" in launched) == (dtype == torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", [pytest.param("convnext_atto", marks=on_gpu)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparkmim.utils.modules import eval_mode, preserved_buffers
+from sparkmim.utils.modules import eval_mode, modules_of, preserved_buffers
 
 
 def test_eval_mode_restores_every_modules_own_mode() -> None:
@@ -45,3 +45,12 @@ def test_autograd_does_not_see_the_restoring() -> None:
         pass
     assert norm.running_mean._version == version
     y.sum().backward()
+
+
+def test_modules_of_a_network_in_their_order() -> None:
+    shared = nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU())
+    network = nn.Sequential(shared, nn.ModuleDict({"a": shared[0], "b": nn.Sequential(shared, nn.Identity())}))
+    network.register_module("none", None)
+    assert modules_of(network) == list(network.modules())
+    network.append(network[1])
+    assert modules_of(network) == list(network.modules())

@@ -87,8 +87,9 @@ class SparK(nn.Module):
         loss_on: "hidden" compares hidden patches, "all" visible ones as well (the paper's ablation).
         shared_mask_token: one mask token for all scales (the paper's ablation) instead of one each. It is as wide
             as the widest map; a scale of fewer channels takes the first ones.
-        triton: compute depthwise convolutions of visible patches by Triton kernels where they are on a GPU, instead of
-            PyTorch's. Untuned, so off by default (docs/concepts/engine.md). May be changed at any time.
+        triton: whether Triton kernels gather neighbors and compute depthwise convolutions of visible patches where they
+            are on a GPU; None: once they have been found right there (docs/concepts/engine.md). May be changed at any
+            time.
 
     Attributes:
         encoder: the backbone's module: `encoder.state_dict()` loads into the ordinary network.
@@ -128,7 +129,7 @@ class SparK(nn.Module):
         objective: str | Objective = "pixels",
         loss_on: LossOn = "hidden",
         shared_mask_token: bool = False,
-        triton: bool = False,
+        triton: bool | None = None,
     ) -> None:
         super().__init__()
         require_one_of("decoder", decoder, get_args(Decoder))

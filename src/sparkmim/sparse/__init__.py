@@ -12,8 +12,8 @@ from .execution import Execution
 from .grid import CoarseGrid, PatchGrid, mask_at
 from .layout import Layout
 from .overrides import dense_fallback, random_factor
-from .packed.depthwise import require_triton
 from .packed.execution import SparseExecution
+from .packed.kernel_choice import require_triton
 from .run import run
 
 register = Execution.register

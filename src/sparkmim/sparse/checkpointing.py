@@ -45,6 +45,15 @@ class _AtHand(NamedTuple):
             return self.read(tensor)
 
 
+_TOP_HOOKS: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+"""Returns the innermost hooks for saved tensors, from torch 2.8 on."""
+
+
+def may_be_in_checkpoint() -> bool:
+    """Return whether a checkpointed function may be running: not where no hooks for saved tensors are set."""
+    return _TOP_HOOKS is None or _TOP_HOOKS(False) is not None
+
+
 def recompute_under(enter: Callable[[], AbstractContextManager[Any]], func: Any) -> None:
     """Have the checkpointed functions that call `func`, one inside another, computed again under `enter()`.
 
@@ -86,8 +95,8 @@ def _innermost_checkpoint() -> Any:
     It is found in the closure of the hook for saved tensors that the checkpoint has set. Before torch 2.8 hooks cannot
     be asked for, and where the network has set hooks of its own, those are found instead: then callers are searched.
     """
-    if hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
-        hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    if _TOP_HOOKS is not None:
+        hooks: Any = _TOP_HOOKS(False)
         if hooks is None:
             return None
         pack: Any = hooks[0]

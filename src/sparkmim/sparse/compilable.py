@@ -11,6 +11,7 @@ from ..utils.modules import preserved_buffers
 from .errors import UnsupportedOperation
 from .execution import Execution
 from .grid import PatchGrid
+from .packed import depthwise, gather
 from .packed.execution import SparseExecution
 from .run import FOUND_COMPILABLE, run
 from .shared.beside import REFUSED
@@ -32,6 +33,8 @@ def require_compilable(
     runs eagerly in both ways, without gradients; its buffers and random numbers stay as they were. An attribute notes
     that it was, without which :func:`~sparkmim.sparse.run.run` refuses to be compiled.
 
+    On a GPU Triton kernels are compared with PyTorch's operations as well, which while compiling would be too late.
+
     Args:
         grid: the visible patches.
         network: the module.
@@ -47,6 +50,8 @@ def require_compilable(
             f"{type(network).__name__} decides by the sizes of its maps, which a compiler takes for those of patches: "
             "it cannot be compiled; uncompiled it works"
         )
+    for verified in (gather.has_kernel, depthwise.are_verified):  # which a compiler cannot find out
+        verified(None, images)
     setattr(network, FOUND_COMPILABLE, True)
     _note_refused(execution, network)
 

@@ -18,16 +18,19 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .checkpointing import recompute_under, switched_gradients
+from .checkpointing import may_be_in_checkpoint, recompute_under, switched_gradients
 from .errors import NOT_TRACED, OUTSIDER, WAYS_OUT, UnsupportedOperation, unsupported
 from .extent import MEASURED, Told, extent, has_extent, of_whole_map
 from .layout import Layout, Unfinished
-from .memory import CONTIGUOUS, RESHAPING, VIEWING, Memory, settle
+from .memory import CONTIGUOUS, SHAPING, Memory, keeps_order, settle
 from .nested import tensors_in
 from .reasons import reason_for
 from .reduction import Reduction
 from .registry import UNDERSTAND_SIZES, WAITING, Rule, factory_for, register, rule_for
 from .totals import follow, follow_batch, note_batch, require_no_sizes
+
+_NO_TENSORS = frozenset((int, float, bool, str, type(None), torch.dtype, torch.device, torch.memory_format, slice))
+"""Types of arguments that neither are tensors nor hold any."""
 
 MADE_OUTSIDE = "_sparkmim_made_outside"
 """Attribute of a tensor that a network has made in a run of tensors, all of them from outside the input."""
@@ -109,10 +112,11 @@ class Execution(TorchFunctionMode):
         if torch.is_grad_enabled() != self.grad_enabled:
             self.require_ordinary_gradients(func)
         if not self.compiling:
-            recompute_under(self.recomputing, func)
-            self._require_traced(func, owner, args)
+            if may_be_in_checkpoint():
+                recompute_under(self.recomputing, func)
+            owner._require_traced(func, args)
             if kwargs:
-                self._require_traced(func, owner, kwargs.values())
+                owner._require_traced(func, kwargs.values())
         out = owner.answer(func, args, kwargs)
         return out if owner is self else self.returned(out)
 
@@ -124,18 +128,20 @@ class Execution(TorchFunctionMode):
         if why is not None:
             raise unsupported(func, why)
 
-    def _require_traced(self, func: Any, owner: Execution, values: Iterable[Any]) -> None:
+    def _require_traced(self, func: Any, values: Iterable[Any]) -> None:
         """Raise if a tensor among the arguments may hide the input, or was computed with the size of a map."""
         for value in values:
+            if type(value) in _NO_TENSORS:
+                continue
             if isinstance(value, Tensor):
-                if owner.hides_input(value):
+                if getattr(value, "_sparkmim_layout", None) is None and self.hides_input(value):
                     raise unsupported(func, f"{OUTSIDER} may descend from it by a way that is not traced")
                 if self.told.read and hasattr(value, "_sparkmim_measured"):
-                    raise unsupported(func, MEASURED if rule_for(func, owner.names) else reason_for(func))
+                    raise unsupported(func, MEASURED if rule_for(func, self.names) else reason_for(func))
             elif isinstance(value, (list, tuple)):
-                self._require_traced(func, owner, value)
+                self._require_traced(func, value)
             elif isinstance(value, dict):
-                self._require_traced(func, owner, value.values())
+                self._require_traced(func, value.values())
 
     has_waiting = False
     """Whether there are unfinished tensors that answer functions by themselves."""
@@ -172,7 +178,10 @@ class Execution(TorchFunctionMode):
         if before:
             memory.written(before)
         formatted = bool(kwargs) and "memory_format" in kwargs
-        if func in VIEWING or func in RESHAPING or formatted or (memory.strided and func not in CONTIGUOUS):
+        shapes = func in SHAPING
+        if shapes or formatted or (memory.strided and func not in CONTIGUOUS):
+            if not (shapes or formatted or self.compiling) and keeps_order(func, args, out):
+                return out
             if self.has_scales and any(self.marked(t) and not self.made(t) for t in tensors_in(out)):
                 return out  # `coarser` has settled it
             if self.told.read:
@@ -220,7 +229,12 @@ class Execution(TorchFunctionMode):
 
     def layout(self, value: Any) -> Layout | None:
         """Return the layout of `value`, None if it does not descend from the input; raise if it is unfinished."""
-        layout = self.layout_as_is(value)
+        if self.compiling:
+            layout = self.layout_as_is(value)
+        else:  # the most frequent question of a run
+            layout = getattr(value, "_sparkmim_layout", None)
+            if layout is not None and layout.origin is not self:
+                layout = self.layout_as_is(value)  # raises
         if layout is not None and layout.unfinished is not None:
             raise layout.unfinished.error()
         return layout
@@ -261,12 +275,18 @@ class Execution(TorchFunctionMode):
         """Whose rules answer a function of `values`: this execution's or those of `coarser`, as the first tensor in
         nested lists, tuples and dicts has it that descends from the input; None if none does."""
         for value in values:
-            found = None
+            if type(value) in _NO_TENSORS:
+                continue
+            found: Execution | None = None
             if isinstance(value, Tensor):
-                marked = self.marked(value)
-                if marked is not None and self.coarser is not None and marked.origin is self.coarser:
+                marked = self.marked(value) if self.compiling else getattr(value, "_sparkmim_layout", None)
+                if marked is None:
+                    continue
+                if marked.origin is self:
+                    return self
+                if self.coarser is not None and marked.origin is self.coarser:
                     return self.coarser
-                found = None if self.layout_as_is(value) is None else self
+                self.layout_as_is(value)  # raises
             elif isinstance(value, (list, tuple)):
                 found = self.owner(value)
             elif isinstance(value, dict):
@@ -345,13 +365,15 @@ class Execution(TorchFunctionMode):
 
     def _note_constant(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Remember that a result of tensors from outside the input is traced (see `hides_input`)."""
-        if not self.compiling:
-            made = [tensor for tensor in tensors_in(result) if self.grid_shape[0] in tensor.shape]
-            if made and all(_is_from_outside(value) for value in tensors_in((args, kwargs))):
+        found = () if self.compiling else list(tensors_in(result))
+        if found:
+            given = list(tensors_in((args, kwargs)))
+            made = [tensor for tensor in found if self.grid_shape[0] in tensor.shape]
+            if made and all(_is_from_outside(value) for value in given):
                 for tensor in made:
                     setattr(tensor, MADE_OUTSIDE, True)
-            results = [tensor for tensor in tensors_in(result) if tensor.grad_fn is not None]
-            if results and not any(self.hides_input(value) for value in tensors_in((args, kwargs))):
+            results = [tensor for tensor in found if tensor.grad_fn is not None]
+            if results and not any(self.hides_input(value) for value in given):
                 self.note_constants(results)
         return result
 

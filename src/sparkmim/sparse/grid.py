@@ -2,8 +2,9 @@
 
 Packing turns a batch of images `(B, C, *size)` into the batch of their visible patches `(N, C, *size / grid)` with
 `N = B * visible patches per image`: row `n` is patch `n % K` (in row-major order of the grid) of image `n // K`.
-All tables are integer tensors made on the device of the mask by operations of static shape, so building and using
-them never waits for the device. Those that a backward pass keeps are int32, to halve what they take.
+All tables are int32 tensors made on the device of the mask by operations of static shape, so building and using them
+never waits for the device. What of them depends on extents alone (:mod:`sparkmim.sparse.offsets`) is made once, so that
+a table of a mask takes three operations.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from . import offsets
 
 
 class PatchGrid:
@@ -40,12 +43,9 @@ class PatchGrid:
         self.batch = visible.shape[0]
         self.shape = tuple(visible.shape[1:])
         self.visible_per_image = visible_per_image
-        cells = visible.flatten(1)
         # A stable sort of "hidden" brings the visible cells to the front in row-major order, without nonzero().
-        hidden = cells.logical_not().to(torch.uint8)
+        hidden = visible.flatten(1).logical_not().to(torch.uint8)
         self.order = hidden.argsort(dim=1, stable=True)[:, :visible_per_image]
-        ordinal = cells.cumsum(1) - 1 + visible_per_image * torch.arange(self.batch, device=visible.device)[:, None]
-        self._row_of_cell = torch.where(cells, ordinal, self.patches).view(self.batch, *self.shape)
         self.tables: dict[tuple[object, ...], Tensor] = {}
 
     @property
@@ -82,56 +82,67 @@ class PatchGrid:
         """Return the index of each packed position in the flattened dense map: int32 `(N, *block)`."""
         key = ("cell", block)
         if key not in self.tables:
-            size = [g * b for g, b in zip(self.shape, block, strict=True)]
-            image = torch.arange(self.batch, device=self.order.device)[:, None].expand_as(self.order)
-            position = image.reshape(-1, *[1] * len(block))
-            for axis, coordinate in enumerate(self._coordinates()):
-                inner = along(torch.arange(block[axis], device=self.order.device), axis, len(block))
-                position = position * size[axis] + (_column(coordinate, len(block)) * block[axis] + inner)
-            self.tables[key] = position.to(torch.int32)
+            size = tuple(g * b for g, b in zip(self.shape, block, strict=True))
+            corners, inner = offsets.of_map(self.shape, block, self.order)
+            pixels = math.prod(size)
+            image = torch.arange(0, self.batch * pixels, pixels, dtype=torch.int32, device=self.order.device)
+            corner = corners.index_select(0, self.order.flatten()).view(self.batch, -1) + image[:, None]
+            self.tables[key] = corner.view(-1, *[1] * len(block)) + inner
         return self.tables[key]
 
     def scatter_index(self, block: tuple[int, ...]) -> Tensor:
         """Return the index of each dense position among packed ones (the last one if hidden): int32 `(B, *size)`."""
         key = ("row", block)
         if key not in self.tables:
-            row = mask_at(self._row_of_cell, [g * b for g, b in zip(self.shape, block, strict=True)])
-            inner = torch.zeros((), dtype=torch.int64, device=row.device)
-            for axis, extent in enumerate(block):
-                index = torch.arange(self.shape[axis] * extent, device=row.device) % extent
-                inner = inner * extent + along(index, axis, len(block))
-            empty = self.patches * math.prod(block)
-            table = torch.where(row == self.patches, empty, row * math.prod(block) + inner)
-            self.tables[key] = table.to(torch.int32)
+            area, dims = math.prod(block), len(block)
+            inner = offsets.of_patch(block, self.order)
+            # Axes (image, patches, pixels, patches, pixels, ...)
+            within = inner.view([e for extent in block for e in (1, extent)])
+            cells = self._row_of_cell()[:, :-1].reshape(self.batch, *[e for g in self.shape for e in (g, 1)])
+            table = torch.add(within, cells, alpha=area).clamp_max_(self.patches * area)
+            for axis in range(1, dims + 1):
+                table = table.flatten(axis, axis + 1)
+            self.tables[key] = table
         return self.tables[key]
 
-    def _coordinates(self) -> list[Tensor]:
-        """Return where the packed patches lie in the grid: int64 `(N,)` for each axis."""
-        cell = self.order.flatten()
-        coordinates = []
-        for extent in reversed(self.shape):
-            coordinates.append(cell % extent)
-            cell = cell // extent
-        return coordinates[::-1]
+    def _row_of_cell(self) -> Tensor:
+        """Return the packed index of each patch of the grid, N if hidden; one more than there are, for those outside.
+
+        int32 `(B, patches of an image + 1)`.
+        """
+        key = ("row of cell",)
+        if key not in self.tables:
+            rows = torch.arange(self.patches, dtype=torch.int32, device=self.order.device).view(self.order.shape)
+            hidden = rows.new_full((self.batch, math.prod(self.shape) + 1), self.patches)
+            self.tables[key] = hidden.scatter(1, self.order, rows)
+        return self.tables[key]
 
     # --- neighbors ---------------------------------------------------------------------------------------------
 
     def neighbors(self, before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
         """Return the packed index of the patches around each patch; N where hidden or outside.
 
-        int64 `(N, *(before + 1 + after))`.
+        int32 `(N, *(before + 1 + after))`.
         """
-        shape = [g + b + a for g, b, a in zip(self.shape, before, after, strict=True)]
-        padded = self._row_of_cell.new_full((self.batch, *shape), self.patches)
-        inside = tuple(slice(b, b + g) for b, g in zip(before, self.shape, strict=True))
-        padded[(slice(None), *inside)] = self._row_of_cell
-        dims = len(shape)
-        image = torch.arange(self.batch, device=self.order.device)[:, None].expand_as(self.order)
-        position = image.reshape(-1, *[1] * dims)
-        for axis, coordinate in enumerate(self._coordinates()):
-            offset = along(torch.arange(before[axis] + 1 + after[axis], device=self.order.device), axis, dims)
-            position = position * shape[axis] + (_column(coordinate, dims) + offset)
-        return padded.flatten()[position]
+        around = tuple(b + 1 + a for b, a in zip(before, after, strict=True))
+        return self._neighbors(before, after)[:, :-1].unflatten(1, around)
+
+    def _neighbors(self, before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
+        """Return what :meth:`neighbors` does, flattened, and with N in one more column: int32 `(N, around + 1)`."""
+        key = ("neighbors", before, after)
+        if key not in self.tables:
+            cells = offsets.around_cells(self.shape, before, after, self.order)
+            places = cells.index_select(0, self.order.flatten()).view(self.batch, -1)
+            self.tables[key] = self._row_of_cell().gather(1, places).view(self.patches, -1)
+        return self.tables[key]
+
+    def _table(self, reads: offsets.Reads, area: int) -> Tensor:
+        """Return where in rows of `area` positions a patch the places of a window lie: int32 `(N, places)`.
+
+        One past the last for those in hidden patches and outside the image, however far: for them the sum is larger.
+        """
+        neighbor = self._neighbors(reads.before, reads.after).index_select(1, reads.neighbor)
+        return torch.add(reads.place, neighbor, alpha=area).clamp_max_(self.patches * area)
 
     def halo(self, block: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
         """Return the gather index of patches with the ring around them: where each value lies among packed positions.
@@ -142,21 +153,29 @@ class PatchGrid:
         """
         key = ("halo", block, before, after)
         if key not in self.tables:
-            device = self.order.device
-            dims = len(block)
-            first = tuple(-((-b) // e) for b, e in zip(before, block, strict=True))  # neighbors needed on each side
-            first = tuple(max(f, 0) for f in first)
-            last = tuple(max((e - 1 + a) // e, 0) for a, e in zip(after, block, strict=True))
-            neighbor = self.neighbors(first, last)
-            inner = torch.zeros((), dtype=torch.int64, device=device)
-            for axis in range(dims):
-                position = torch.arange(-before[axis], block[axis] + after[axis], device=device)
-                patch = torch.div(position, block[axis], rounding_mode="floor")
-                neighbor = neighbor.index_select(axis + 1, patch + first[axis])
-                inner = inner * block[axis] + along(position % block[axis], axis, dims)
-            area = math.prod(block)
-            table = torch.where(neighbor == self.patches, self.patches * area, neighbor * area + inner)
-            self.tables[key] = table.to(torch.int32)
+            window = tuple(b + e + a for b, e, a in zip(before, block, after, strict=True))
+            reads = offsets.of_halo(block, before, after, self.order)
+            self.tables[key] = self._table(reads, math.prod(block)).view(self.patches, *window)
+        return self.tables[key]
+
+    def columns(
+        self,
+        block: tuple[int, ...],
+        before: tuple[int, ...],
+        after: tuple[int, ...],
+        kernel: tuple[int, ...],
+        dilation: tuple[int, ...],
+    ) -> Tensor:
+        """Return what a kernel of stride 1 reads at each of its places in :meth:`halo`: int32, flattened.
+
+        In the order `(N, *out, *kernel)`.
+        """
+        key = ("columns", block, before, after, kernel, dilation)
+        if key not in self.tables:
+            table = self.halo(block, before, after)
+            for axis, (k, d) in enumerate(zip(kernel, dilation, strict=True)):
+                table = table.unfold(axis + 1, (k - 1) * d + 1, 1)[..., ::d]
+            self.tables[key] = table.flatten()
         return self.tables[key]
 
     def readers(self, block: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
@@ -167,27 +186,9 @@ class PatchGrid:
         """
         key = ("readers", block, before, after)
         if key not in self.tables:
-            device = self.order.device
-            dims = len(block)
-            window = tuple(b + e + a for b, e, a in zip(before, block, after, strict=True))
-            # A position y is read by the patch `offset` patches away at y - offset * extent, if its window reaches it.
-            first = tuple(max((e - 1 + a) // e, 0) for a, e in zip(after, block, strict=True))
-            last = tuple(max(-((-b) // e), 0) for b, e in zip(before, block, strict=True))
-            reader = self.neighbors(first, last).reshape(
-                self.patches, *[1] * dims, *[f + 1 + s for f, s in zip(first, last, strict=True)]
-            )
-            within = torch.ones((), dtype=torch.bool, device=device)
-            place = torch.zeros((), dtype=torch.int64, device=device)
-            for axis in range(dims):
-                y = along(torch.arange(block[axis], device=device), axis, 2 * dims)
-                offset = along(torch.arange(-first[axis], last[axis] + 1, device=device), dims + axis, 2 * dims)
-                at = y - offset * block[axis] + before[axis]
-                within = within & (at >= 0) & (at < window[axis])
-                place = place * window[axis] + at
-            area = math.prod(window)
-            valid = within & (reader != self.patches)  # the same of all patches, but for which are neighbors
-            table = torch.where(valid, reader * area + place, self.patches * area)
-            self.tables[key] = table.reshape(self.patches * math.prod(block), -1).to(torch.int32)
+            area = math.prod([b + e + a for b, e, a in zip(before, block, after, strict=True)])
+            reads = offsets.of_readers(block, before, after, self.order)
+            self.tables[key] = self._table(reads, area).view(self.patches * math.prod(block), -1)
         return self.tables[key]
 
     def at(self, size: Sequence[int]) -> PatchGrid | CoarseGrid:
@@ -289,18 +290,10 @@ def _block_size(grid: tuple[int, ...], size: Sequence[int]) -> tuple[int, ...]:
 
 def rows_of(maps: Tensor) -> Tensor:
     """Return `(N, C, *size)` as a matrix `(N * prod(size), C)`; a view if the channels are last in memory."""
-    return maps.movedim(1, -1).reshape(-1, maps.shape[1])
+    return maps.permute(0, *range(2, maps.ndim), 1).reshape(-1, maps.shape[1])
 
 
 def maps_of(rows: Tensor, shape: Sequence[int]) -> Tensor:
     """Invert :func:`rows_of`: `(n * prod(size), C)` to `(n, C, *size)` for `shape = (n, *size)`, a view."""
-    return rows.view(*shape, rows.shape[-1]).movedim(-1, 1)
-
-
-def along(index: Tensor, axis: int, dims: int) -> Tensor:
-    """Return a 1-D index as the given one of the last `dims` axes of a table."""
-    return index.view(-1, *[1] * (dims - 1 - axis))
-
-
-def _column(values: Tensor, dims: int) -> Tensor:
-    return values.view(-1, *[1] * dims)
+    last = len(shape)
+    return rows.view(*shape, rows.shape[-1]).permute(0, last, *range(1, last))

@@ -9,14 +9,21 @@ from torch import Tensor
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested lists, tuples and dicts."""
+    """Iterate over the tensors in nested lists, tuples and dicts."""
+    found: list[Tensor] = []
+    _collect(value, found)
+    return iter(found)
+
+
+def _collect(value: Any, found: list[Tensor]) -> None:
     if isinstance(value, Tensor):
-        yield value
+        found.append(value)
     elif isinstance(value, (list, tuple)):
         for part in value:
-            yield from tensors_in(part)
+            _collect(part, found)
     elif isinstance(value, dict):
-        yield from tensors_in(tuple(value.values()))
+        for part in value.values():
+            _collect(part, found)
 
 
 def map_tensors(function: Any, values: Any) -> Any:

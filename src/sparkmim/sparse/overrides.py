@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -82,8 +82,12 @@ def _factor_of(module: nn.Module) -> _Factor | None:
     return None if factor is None or (factor.unless and getattr(module, factor.unless, False)) else factor
 
 
-def attach_to_modules(execution: Execution, network: nn.Module) -> list[RemovableHandle | MovedHooks]:
-    """Give opaque modules of `network` maps (or rows) they understand, and its backward hooks traced tensors.
+def attach_to_modules(execution: Execution, modules: Iterable[nn.Module]) -> list[RemovableHandle | MovedHooks]:
+    """Give opaque modules of a network maps (or rows) they understand, and backward hooks traced tensors.
+
+    Args:
+        execution: under way.
+        modules: of the network.
 
     Returns:
         What undoes it, by `remove()`.
@@ -91,7 +95,7 @@ def attach_to_modules(execution: Execution, network: nn.Module) -> list[Removabl
     handles: list[RemovableHandle | MovedHooks] = []
     synchronized = torch.distributed.is_available() and torch.distributed.is_initialized()
     eager = not torch.compiler.is_compiling()
-    for module in network.modules():
+    for module in modules:
         hooks = None
         if is_dense_fallback(module):
             hooks = _on_whole_map(execution)

@@ -10,7 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from ..utils.modules import preserved_buffers
+from ..utils.modules import modules_of, preserved_buffers
 from .backward_hooks import MovedHooks
 from .checkpointing import note_shapes_at_hand
 from .compiling import compiled_parts_eager, show_functions_to_modes
@@ -54,8 +54,10 @@ def run(
                 "of patches for those of maps; call sparkmim.sparse.require_compilable(grid, network, images) before"
             )
         show_functions_to_modes()
+        modules = list(network.modules())
     else:
-        own = (module._parameters.values() for module in network.modules())  # `parameters()` takes four times as long
+        modules = modules_of(network)
+        own = [module._parameters.values() for module in modules if module._parameters]
         execution.note_constants(p for p in chain.from_iterable(own) if p is not None)  # results of functional_call
         execution.reenter = partial(_again, network)
         note_shapes_at_hand()
@@ -67,7 +69,7 @@ def run(
             execution.beside = beside
     features = network if features is None else features
     execution.grad_enabled = torch.is_grad_enabled()
-    handles = attach_to_modules(execution, network)
+    handles = attach_to_modules(execution, modules)
     try:
         inputs = execution.prepare(images)
         with compiled_parts_eager(), execution:
@@ -117,7 +119,7 @@ def _again(network: nn.Module, execution: Execution) -> Iterator[None]:
 
     Running statistics stay as they are: the first pass has updated them.
     """
-    handles = attach_to_modules(execution, network)
+    handles = attach_to_modules(execution, modules_of(network))
     try:
         with preserved_buffers(network), compiled_parts_eager(), execution:
             yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..utils.axes import per_axis
@@ -39,6 +40,38 @@ class Window(NamedTuple):
     span: tuple[int, ...]
     out: tuple[int, ...]
     needs_halo: bool
+
+
+WINDOWS: dict[Any, Window] = {}
+"""Windows of convolutions that were found to be aligned with the patches, by what they follow from."""
+
+MOST_WINDOWS = 4096
+
+
+def window_key(
+    layout: Layout, x: Tensor, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any
+) -> tuple[Any, ...] | None:
+    """Return what a convolution's window follows from, its kernel in :data:`WINDOWS`; None where it may not be kept.
+
+    It may be kept for maps laid out as (batch, channel, *space) without a padding that waits, whose window is given by
+    ordinary numbers, and not by a compiler.
+    """
+    plain = layout.padding is None and not layout.flattened and layout.batch == 0 and layout.space[0] == 2
+    if not plain or type(stride) not in _PLAIN or type(padding) not in _PLAIN or type(dilation) not in _PLAIN:
+        return None
+    if torch.compiler.is_compiling():
+        return None
+    return layout.space, x.shape[2:], kernel, stride, padding, dilation
+
+
+_PLAIN = (int, tuple, str)
+
+
+def keep_window(key: tuple[Any, ...], window: Window) -> None:
+    """Keep the window of an aligned convolution."""
+    if len(WINDOWS) >= MOST_WINDOWS:  # images of ever other sizes
+        WINDOWS.clear()
+    WINDOWS[key] = window
 
 
 def sees_one_position(layout: Layout, kernel: Sequence[int], stride: Any, padding: Any) -> bool:

@@ -28,7 +28,7 @@ from ..nested import map_tensors, tensors_in
 from ..reduction import Reduction
 from ..shared.pad import require_unchanged
 from ..versions import version_of
-from .depthwise import require_triton
+from .kernel_choice import require_triton
 
 
 class SparseExecution(Execution):
@@ -39,8 +39,10 @@ class SparseExecution(Execution):
 
     Args:
         grid: the visible patches of the batch.
-        triton: compute depthwise convolutions of stride 1 by Triton kernels where the map is on a GPU
-            (:mod:`sparkmim.sparse.packed.triton_kernels`). The numbers are the same but for rounding.
+        triton: whether Triton kernels (:mod:`sparkmim.sparse.packed.triton_kernels`) gather neighbors, and compute
+            depthwise convolutions of stride 1, where the map is on a GPU. None, the default: once they have been
+            compared with PyTorch's operations on the device, and convolutions in 16 bits alone; with a warning in
+            place of kernels that differ. True: always, unchecked. The numbers are the same but for rounding.
 
     Raises:
         ModuleNotFoundError: with `triton=True`, if Triton is not installed.
@@ -58,7 +60,7 @@ class SparseExecution(Execution):
     patch_size: tuple[int, ...]
     """Pixels of a patch along each spatial axis, known once the input is."""
 
-    def __init__(self, grid: PatchGrid, *, triton: bool = False) -> None:
+    def __init__(self, grid: PatchGrid, *, triton: bool | None = None) -> None:
         super().__init__()
         if triton:
             require_triton()

@@ -8,32 +8,32 @@ from __future__ import annotations
 
 import math
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..grid import maps_of, rows_of
+from .gather import gather_rows, sum_rows
 
 
-def with_fill(rows: Tensor, fill: float) -> Tensor:
-    """Append a row of `fill`, which the tables of :class:`PatchGrid` point to for hidden positions."""
-    return torch.cat([rows, rows.new_full((1, rows.shape[1]), fill)])
+def gather_halo(packed: Tensor, table: Tensor, fill: float = 0.0, kernel: bool = False) -> Tensor:
+    """Gather `(N, C, *block)` to `(N, C, *window)`, channels last in memory, by a :meth:`PatchGrid.halo` table.
+
+    Args:
+        packed: the patches.
+        table: which positions.
+        fill: of hidden positions.
+        kernel: whether a Triton kernel gathers, see :func:`sparkmim.sparse.packed.gather.has_kernel`.
+    """
+    return maps_of(gather_rows(rows_of(packed), table, fill, kernel), table.shape)
 
 
-def gather_halo(packed: Tensor, table: Tensor, fill: float = 0.0) -> Tensor:
-    """Gather `(N, C, *block)` to `(N, C, *window)`, channels last in memory, by a :meth:`PatchGrid.halo` table."""
-    rows = with_fill(rows_of(packed), fill).index_select(0, table.flatten())
-    return maps_of(rows, table.shape)
-
-
-def scatter_halo(windows: Tensor, readers: Tensor, block: tuple[int, ...]) -> Tensor:
+def scatter_halo(windows: Tensor, readers: Tensor, block: tuple[int, ...], kernel: bool = False) -> Tensor:
     """Apply the adjoint of :func:`gather_halo`: each position is the sum of the window positions that read it.
 
     Args:
         windows: `(N, C, *window)`.
         readers: the table of :meth:`PatchGrid.readers`.
         block: extent of a patch.
+        kernel: whether a Triton kernel adds them up.
     """
-    rows = with_fill(rows_of(windows), 0.0)
-    summed = F.embedding_bag(readers, rows, mode="sum")
+    summed = sum_rows(rows_of(windows), readers, kernel)
     return maps_of(summed, (readers.shape[0] // math.prod(block), *block))

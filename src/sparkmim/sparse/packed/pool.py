@@ -31,6 +31,7 @@ from ..shared.reduce import is_whole_map, over_whole_map, require_fixed_windows
 from ..shared.short import short_avg_pool, short_max_pool
 from ..window import Window, window_over
 from .execution import SparseExecution
+from .gather import has_kernel
 from .halo import gather_halo, scatter_halo
 
 
@@ -73,22 +74,25 @@ def _largest(
     elif window.needs_halo:
         table = execution.grid.halo(window.block, window.before, window.after)
         readers = execution.grid.readers(window.block, window.before, window.after)
-        out = _MaxPool.apply(input, table, readers, window)  # type: ignore[no-untyped-call]
+        kernel_used = has_kernel(execution.triton, input)
+        out = _MaxPool.apply(input, table, readers, window, kernel_used)  # type: ignore[no-untyped-call]
     else:
         out = largest_in_windows(input, window.kernel, window.stride, inside, window.dilation)
     return execution.mark(out, layout.padded(None))
 
 
 class _MaxPool(torch.autograd.Function):
-    """Max pooling of patches with halos; keeps the places of the maxima, not the halos."""
+    """Max pooling of patches with halos; keeps the places of the maxima, in a byte or two each, not the halos."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, readers: Tensor, window: Window) -> Tensor:  # type: ignore[override]
-        halo = two_or_more(gather_halo(x, table, window.fill))
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, table: Tensor, readers: Tensor, window: Window, kernel: bool
+    ) -> Tensor:
+        halo = two_or_more(gather_halo(x, table, window.fill, kernel))
         function = torch.ops.aten.max_pool2d_with_indices if halo.ndim == 4 else torch.ops.aten.max_pool3d_with_indices
         out, places = function(halo, *_arguments(window, dilated=True))
-        ctx.save_for_backward(places, readers)
-        ctx.window = window
+        ctx.save_for_backward(places.to(_smallest_type(halo)), readers)
+        ctx.window, ctx.kernel = window, kernel
         return out if x.ndim == halo.ndim else out.squeeze(2)  # type: ignore[no-any-return]
 
     @staticmethod
@@ -101,9 +105,16 @@ class _MaxPool(torch.autograd.Function):
         function = (
             torch.ops.aten.max_pool2d_with_indices_backward if flat else torch.ops.aten.max_pool3d_with_indices_backward
         )
-        halo_grad = function(lifted, _of_halo_shape(lifted, window), *_arguments(window, dilated=True), False, places)
+        arguments = _arguments(window, dilated=True)
+        halo_grad = function(lifted, _of_halo_shape(lifted, window), *arguments, False, places.long())
         halo_grad = halo_grad if grad.ndim == lifted.ndim else halo_grad.squeeze(2)
-        return scatter_halo(halo_grad, readers, window.block), None, None, None
+        return scatter_halo(halo_grad, readers, window.block, ctx.kernel), *[None] * 4
+
+
+def _smallest_type(halo: Tensor) -> torch.dtype:
+    """Return a type that holds the place of every position of a patch with its halo, which torch has in int64."""
+    places = math.prod(halo.shape[2:])
+    return torch.uint8 if places <= 2**8 else torch.int16 if places <= 2**15 else torch.int32
 
 
 def _arguments(window: Window, dilated: bool) -> list[list[int]]:
@@ -164,7 +175,8 @@ def avg_pool(
         leaves_out = False
     table = execution.grid.halo(window.block, window.before, window.after)
     readers = execution.grid.readers(window.block, window.before, window.after)
-    out = _SumPool.apply(input, table, readers, window) / divisor  # type: ignore[no-untyped-call]
+    kernel_used = has_kernel(execution.triton, input)
+    out = _SumPool.apply(input, table, readers, window, kernel_used) / divisor  # type: ignore[no-untyped-call]
     if leaves_out:
         there = (table != input.shape[0] * math.prod(window.block)).to(out.dtype).unsqueeze(1)
         out = out / sum_pool(there, window.kernel, window.stride, (0,) * dims, divisor=math.prod(kernel))
@@ -175,10 +187,12 @@ class _SumPool(torch.autograd.Function):
     """Sum over windows of patches with halos; keeps nothing but the tables."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, readers: Tensor, window: Window) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, table: Tensor, readers: Tensor, window: Window, kernel: bool
+    ) -> Tensor:
         ctx.save_for_backward(readers)
-        ctx.window = window
-        halo = gather_halo(x, table, window.fill)
+        ctx.window, ctx.kernel = window, kernel
+        halo = gather_halo(x, table, window.fill, kernel)
         return sum_pool(halo, window.kernel, window.stride, (0,) * len(window.kernel))
 
     @staticmethod
@@ -190,4 +204,4 @@ class _SumPool(torch.autograd.Function):
         function = torch.ops.aten.avg_pool2d_backward if lifted.ndim == 4 else torch.ops.aten.avg_pool3d_backward
         halo_grad = function(lifted, _of_halo_shape(lifted, window), *_arguments(window, dilated=False), False, True, 1)
         halo_grad = halo_grad if grad.ndim == lifted.ndim else halo_grad.squeeze(2)
-        return scatter_halo(halo_grad, readers, window.block), None, None, None
+        return scatter_halo(halo_grad, readers, window.block, ctx.kernel), *[None] * 4

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from ..shared.transposed import CONV_TRANSPOSE, Upward, upward
 from .conv import autocast_arguments, without_autocast
 from .execution import SparseExecution
+from .gather import has_kernel
 from .halo import gather_halo, scatter_halo
 
 
@@ -35,7 +36,7 @@ def conv_transpose(
     if any(geometry.before) or any(geometry.after):
         table = execution.grid.halo(block, geometry.before, geometry.after)
         readers = execution.grid.readers(block, geometry.before, geometry.after)
-        around = _Halo.apply(input, table, readers, block)  # type: ignore[no-untyped-call]
+        around = _Halo.apply(input, table, readers, block, has_kernel(execution.triton, input))  # type: ignore[no-untyped-call]
     around, weight, bias = autocast_arguments(around, weight, bias)
     with without_autocast(input.device.type):
         out = func(around, weight, None, geometry.stride, 0, 0, groups, geometry.dilation)
@@ -62,14 +63,14 @@ class _Halo(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, table: Tensor, readers: Tensor, block: tuple[int, ...]
+        ctx: Any, x: Tensor, table: Tensor, readers: Tensor, block: tuple[int, ...], kernel: bool
     ) -> Tensor:
         ctx.save_for_backward(readers)
-        ctx.block = block
-        return gather_halo(x, table)
+        ctx.block, ctx.kernel = block, kernel
+        return gather_halo(x, table, kernel=kernel)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (readers,) = ctx.saved_tensors
-        return scatter_halo(grad, readers, tuple(ctx.block)), None, None, None
+        return scatter_halo(grad, readers, tuple(ctx.block), ctx.kernel), *[None] * 4

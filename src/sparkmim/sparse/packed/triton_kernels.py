@@ -57,7 +57,8 @@ def convolve(rows: Tensor, table: Tensor, weight: Tensor, bias: Tensor | None, o
     with torch.cuda.device_of(rows):
         _convolve[programs](
             rows, table, weight, weight if bias is None else bias, out, positions, channels, **taps.constants(),
-            HAS_BIAS=bias is not None, SUM=_sum_type(rows), BLOCK_P=block_p, BLOCK_C=block_c,
+            HAS_BIAS=bias is not None, SUM=_sum_type(rows), INDEX=_index_type(rows, table), BLOCK_P=block_p,
+            BLOCK_C=block_c,
         )  # fmt: skip
 
 
@@ -78,9 +79,30 @@ def sum_weight_gradient(grad: Tensor, rows: Tensor, table: Tensor, taps: Taps) -
     with torch.cuda.device_of(rows):
         _sum_weight_gradient[programs](
             grad, rows, table, sums, positions, channels, **taps.constants(),
-            SUM=_sum_type(rows), STEPS=steps, BLOCK_T=block_t, BLOCK_P=block_p, BLOCK_C=block_c,
+            SUM=_sum_type(rows), INDEX=_index_type(rows, table), STEPS=steps, BLOCK_T=block_t, BLOCK_P=block_p,
+            BLOCK_C=block_c,
         )  # fmt: skip
     return sums.sum(0)
+
+
+def gather(rows: Tensor, table: Tensor, out: Tensor, fill: float) -> None:
+    """Gather or sum rows: `out[p] = sum over readers r of rows[table[p, r]]`.
+
+    Args:
+        rows: `(M, C)`.
+        table: int32 `(P, readers)`: indices of rows, M for none.
+        out: `(P, C)`, is written.
+        fill: with one reader, what stands for none; with several, none is zero.
+    """
+    places, channels = out.shape
+    block_p, block_c = 64, _channels_at_once(channels)
+    programs = (triton.cdiv(places, block_p), triton.cdiv(channels, block_c))
+    wide = max(rows.numel(), out.numel(), table.numel()) >= 2**31 - block_p * table.shape[1]
+    with torch.cuda.device_of(rows):
+        _gather[programs](
+            rows, table, out, places, rows.shape[0], channels, READERS=table.shape[1], FILL=fill,
+            SUM=_sum_type(rows), INDEX=tl.int64 if wide else tl.int32, BLOCK_P=block_p, BLOCK_C=block_c,
+        )  # fmt: skip
 
 
 def _channels_at_once(channels: int) -> int:
@@ -95,9 +117,46 @@ def _sum_type(rows: Tensor) -> Any:
     return tl.float64 if rows.dtype == torch.float64 else tl.float32
 
 
+def _index_type(rows: Tensor, table: Tensor) -> Any:
+    """Return the type of indices of elements and places: int32, where a block beyond the last one fits as well."""
+    margin = MOST_STEPS * 32 * max(rows.shape[1], table[0].numel())
+    return tl.int64 if max(rows.numel(), table.numel()) + margin >= 2**31 else tl.int32
+
+
 # --- kernels --------------------------------------------------------------------------------------------------------
 # P counts output positions, C channels, T taps of the window. A position's place in the table at its first tap is its
-# place in the patch; further taps are at a fixed distance from there. Indices of elements may exceed int32.
+# place in the patch; further taps are at a fixed distance from there. Indices of elements and places in a table may
+# exceed int32, indices of positions do not: INDEX is the type of the former.
+
+
+@triton.jit
+def _gather(
+    rows, table, out, places, positions, channels,
+    READERS: tl.constexpr, FILL: tl.constexpr, SUM: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Gather a block of places x a block of channels."""
+    place = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    within, owned = place < places, channel < channels
+    target = out + place.to(INDEX)[:, None] * channels + channel[None, :]
+    if READERS == 1:
+        row = tl.load(table + place, mask=within, other=positions)
+        value = tl.load(
+            rows + row.to(INDEX)[:, None] * channels + channel[None, :],
+            mask=(row < positions)[:, None] & owned[None, :], other=FILL,
+        )  # fmt: skip
+        tl.store(target, value, mask=within[:, None] & owned[None, :])
+    else:
+        total = tl.zeros((BLOCK_P, BLOCK_C), dtype=SUM)
+        for reader in range(READERS):
+            row = tl.load(table + place.to(INDEX) * READERS + reader, mask=within, other=positions)
+            value = tl.load(
+                rows + row.to(INDEX)[:, None] * channels + channel[None, :],
+                mask=(row < positions)[:, None] & owned[None, :], other=0.0,
+            )  # fmt: skip
+            total += value.to(SUM)
+        tl.store(target, total.to(out.dtype.element_ty), mask=within[:, None] & owned[None, :])
 
 
 @triton.jit
@@ -111,12 +170,12 @@ def _convolve(
     rows, table, weight, bias, out, positions, channels,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
-    HAS_BIAS: tl.constexpr, SUM: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    HAS_BIAS: tl.constexpr, SUM: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Compute a block of positions x a block of channels."""
     SPAN_H: tl.constexpr = HEIGHT + (KERNEL_H - 1) * DILATION_H
     SPAN_W: tl.constexpr = WIDTH + (KERNEL_W - 1) * DILATION_W
-    position = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    position = tl.program_id(0).to(INDEX) * BLOCK_P + tl.arange(0, BLOCK_P)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     within, owned = position < positions, channel < channels
     first = _first_tap(position, HEIGHT, WIDTH, SPAN_H, SPAN_W)
@@ -125,7 +184,7 @@ def _convolve(
         for x in tl.static_range(KERNEL_W):
             row = tl.load(table + first + y * DILATION_H * SPAN_W + x * DILATION_W, mask=within, other=positions)
             value = tl.load(
-                rows + row.to(tl.int64)[:, None] * channels + channel[None, :],
+                rows + row.to(INDEX)[:, None] * channels + channel[None, :],
                 mask=(row < positions)[:, None] & owned[None, :], other=0.0,
             )  # fmt: skip
             tap = tl.load(weight + (y * KERNEL_W + x) * channels + channel, mask=owned, other=0.0)
@@ -141,14 +200,15 @@ def _sum_weight_gradient(
     grad, rows, table, sums, positions, channels,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
-    SUM: tl.constexpr, STEPS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    SUM: tl.constexpr, INDEX: tl.constexpr, STEPS: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Sum a block of taps x a block of channels over a part of `STEPS` blocks of positions."""
     TAP_BLOCKS: tl.constexpr = (KERNEL_H * KERNEL_W + BLOCK_T - 1) // BLOCK_T
     SPAN_H: tl.constexpr = HEIGHT + (KERNEL_H - 1) * DILATION_H
     SPAN_W: tl.constexpr = WIDTH + (KERNEL_W - 1) * DILATION_W
     # Programs that follow each other are of the same positions, whose gradients stay in the cache.
-    part = (tl.program_id(0) // TAP_BLOCKS).to(tl.int64)
+    part = (tl.program_id(0) // TAP_BLOCKS).to(INDEX)
     tap = tl.program_id(0) % TAP_BLOCKS * BLOCK_T + tl.arange(0, BLOCK_T)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     owned, real = channel < channels, tap < KERNEL_H * KERNEL_W
@@ -163,7 +223,7 @@ def _sum_weight_gradient(
         )
         row = tl.load(table + first[None, :] + away[:, None], mask=real[:, None] & within[None, :], other=positions)
         value = tl.load(
-            rows + row.to(tl.int64)[:, :, None] * channels + channel[None, None, :],
+            rows + row.to(INDEX)[:, :, None] * channels + channel[None, None, :],
             mask=(row < positions)[:, :, None] & owned[None, None, :], other=0.0,
         )  # fmt: skip
         total += upstream.to(SUM)[None, :, :] * value.to(SUM)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..grid import along, maps_of, rows_of
+from ..grid import maps_of, rows_of
+from ..offsets import along
 
 
 class Neighborhood(Protocol):

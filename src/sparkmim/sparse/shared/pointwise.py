@@ -67,18 +67,26 @@ def broadcast_layout(execution: Execution, func: Any, operands: Sequence[Any]) -
     """
     tensors = [value for value in operands if isinstance(value, Tensor)]
     layouts = [execution.layout(value) for value in tensors]
-    if len(tensors) == 1 and layouts[0] is not None:
-        if layouts[0].is_map:
-            execution.require_no_padding(layouts[0], func)
-        return layouts[0], tensors[0].ndim
+    first = layouts[0]
+    if len(tensors) == 1 and first is not None:
+        if first.space:
+            execution.require_no_padding(first, func)
+        return first, tensors[0].ndim
+    pair = len(tensors) == 2 and first is not None and bool(first.space) and first == layouts[1]
+    if first is not None and pair and tensors[0].shape == tensors[1].shape:
+        execution.require_no_padding(first, func)
+        return first, tensors[0].ndim
     ndim = max(tensor.ndim for tensor in tensors)
-    maps = [(t, s) for t, s in zip(tensors, layouts, strict=True) if s is not None and s.is_map]
-    images = [(t, s) for t, s in zip(tensors, layouts, strict=True) if s is not None and not s.is_map]
+    pairs = list(zip(tensors, layouts, strict=True))
+    maps = [(t, s) for t, s in pairs if s is not None and s.space]
+    images = [(t, s) for t, s in pairs if s is not None and not s.space]
     lead, layout = (maps or images)[0]
     shift = ndim - lead.ndim
-    out = layout.moved(layout.batch + shift, tuple(axis + shift for axis in layout.space))
+    out = layout if not shift else layout.moved(layout.batch + shift, tuple(axis + shift for axis in layout.space))
     for tensor, other in maps:
         execution.require_no_padding(other, func)
+        if tensor is lead:
+            continue
         moved = ndim - tensor.ndim
         meaning = other.batch + moved, tuple(a + moved for a in other.space), other.flattened
         if meaning != (out.batch, out.space, out.flattened):
@@ -91,16 +99,18 @@ def broadcast_layout(execution: Execution, func: Any, operands: Sequence[Any]) -
         if other.batch + ndim - tensor.ndim != out.batch:
             raise unsupported(func, f"it combines tensors whose axes mean different things ({layout} and {other})")
         _require_constant(func, tensor, ndim, out.space, "a value per image")
-    for tensor, own in zip(tensors, layouts, strict=True):
-        if own is None:
+    for tensor, own in pairs:
+        if own is None and tensor.ndim:
             _require_constant(func, tensor, ndim, out.tracked_axes, OUTSIDER)
     return out, ndim
 
 
 def _require_constant(func: Any, tensor: Tensor, ndim: int, axes: tuple[int, ...], what: str) -> None:
+    shape = tensor.shape
+    missing = ndim - len(shape)
     for axis in axes:
-        own = axis - (ndim - tensor.ndim)
-        if own >= 0 and tensor.shape[own] != 1 and not (torch.compiler.is_compiling() and tensor.stride(own) == 0):
+        own = axis - missing
+        if own >= 0 and shape[own] != 1 and not (torch.compiler.is_compiling() and tensor.stride(own) == 0):
             raise unsupported(func, f"{what}, of shape {tuple(tensor.shape)}, varies over samples or positions")
 
 
@@ -175,10 +185,10 @@ def pointwise(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any
     if execution.told.read and not execution.has_plain_sizes():
         args = tuple(operand(execution, func, value) for value in args)
         kwargs = {name: operand(execution, func, value) for name, value in kwargs.items()}
-    if execution.grid_shape[0] > 1 and any(isinstance(v, Tensor) and hasattr(v, MADE_OUTSIDE) for v in args):
+    if execution.grid_shape[0] > 1 and _has_made_outside(args):
         args = _with_values_per_image(execution, args)
     layout, ndim = broadcast_layout(execution, func, [*args, *kwargs.values()])
-    if "out" in kwargs or func in IN_PLACE:
+    if func in IN_PLACE or "out" in kwargs:
         target = kwargs.get("out", args[0])
         own = execution.layout(target)
         if target.ndim != ndim or own is None or own != layout:
@@ -187,6 +197,10 @@ def pointwise(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any
     if out.ndim != ndim:
         raise unsupported(func, f"its result has {out.ndim} axes instead of {ndim}")
     return execution.mark(out, layout)
+
+
+def _has_made_outside(operands: tuple[Any, ...]) -> bool:
+    return any(isinstance(value, Tensor) and hasattr(value, MADE_OUTSIDE) for value in operands)
 
 
 def _with_values_per_image(execution: Execution, operands: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -240,9 +254,9 @@ def require_no_input(execution: Execution, func: Any, *arguments: Any) -> None:
 
 def free_axes(func: Any, layout: Layout, ndim: int, dims: Any) -> tuple[int, ...]:
     """Return `dims` as non-negative axes; raise if one of them is of samples or space."""
-    axes = tuple(d % ndim for d in ((dims,) if isinstance(dims, int) else dims))
+    axes = tuple([d % ndim for d in ((dims,) if isinstance(dims, int) else dims)])
     for axis in axes:
-        if axis in layout.tracked_axes:
+        if axis == layout.batch or axis in layout.space:
             raise unsupported(func, f"it works along axis {axis}, which is of samples or space ({layout})")
     return axes
 
@@ -252,7 +266,8 @@ def own_layout(execution: Execution, func: Any, x: Any) -> Layout:
     layout = execution.layout(x)
     if layout is None:
         raise unsupported(func, "its first argument does not descend from the input, but another one does")
-    execution.require_no_padding(layout, func)
+    if layout.padding is not None:
+        execution.require_no_padding(layout, func)
     return layout
 
 
@@ -309,10 +324,36 @@ def layer_norm(
     require_no_input(execution, func, *args, *kwargs.values())
     shape = tuple(map(value_of, [normalized_shape] if isinstance(normalized_shape, int) else normalized_shape))
     axes = tuple(range(input.ndim - len(shape), input.ndim))
-    if set(layout.space) & set(axes) and layout.batch not in axes:
+    if layout.batch not in axes and not set(axes).isdisjoint(layout.space):
         return _norm_of_image(execution, func, input, layout, axes, shape, args, kwargs)
     free_axes(func, layout, input.ndim, axes)
+    if _in_its_own_precision(input):
+        return execution.mark(_norm_in_16_bits(func, input, shape, args, kwargs), layout)
     return execution.mark(func(input, shape, *args, **kwargs), layout)
+
+
+def _in_its_own_precision(x: Tensor) -> bool:
+    """Return whether a map that autocast has in 16 bits is normalized in these, which it is on CUDA.
+
+    Autocast has CUDA's layer norm copy the map to float32 and hand on float32, which the next layer copies back: five
+    times the bytes. The norm itself adds up in float32 either way.
+    """
+    return _on_cuda(x) and torch.is_autocast_enabled(x.device.type) and x.dtype in (torch.bfloat16, torch.float16)
+
+
+def _on_cuda(x: Tensor) -> bool:
+    return x.is_cuda
+
+
+def _norm_in_16_bits(func: Any, x: Tensor, shape: tuple[int, ...], args: tuple[Any, ...], kwargs: Any) -> Tensor:
+    """Normalize in the precision of a map, weights rounded to it."""
+
+    def rounded(value: Any) -> Any:
+        return value.to(x.dtype) if isinstance(value, Tensor) else value
+
+    with torch.autocast(x.device.type, enabled=False):
+        named = {name: rounded(value) for name, value in kwargs.items()}
+        return func(x, shape, *map(rounded, args), **named)  # type: ignore[no-any-return]
 
 
 def _norm_of_image(
