@@ -16,6 +16,7 @@ RUN/report.html          the report
 RUN/broken_images.txt    images that could not be read, and why
 RUN/broken_held_out_images.txt    the same of those held out
 RUN/tensorboard/         the metrics for TensorBoard
+RUN/tracking.json        by what the service of --log knows the run
 RUN/.lock                held by the process that trains here
 ```
 """
@@ -99,6 +100,7 @@ class RunFolder:
         self.broken_held_out = self.root / "broken_held_out_images.txt"
         self.tensorboard = self.root / "tensorboard"
         self.report = self.root / "report.html"
+        self.tracking = self.root / "tracking.json"
         self.lock = self.root / ".lock"
 
     def network(self, name: str) -> Path:
