@@ -40,9 +40,10 @@ class Names:
         for first in range(0, len(self), TOGETHER):
             base = int(self.ends[first - 1]) if first else 0
             ends = np.asarray(self.ends[first : first + TOGETHER]) - base
-            lengths = np.diff(ends, prepend=0)
             block = np.zeros(int(ends[-1]) + len(ends), np.uint8)
-            block[np.arange(ends[-1]) + np.repeat(np.arange(len(ends)), lengths)] = self.content[base : base + ends[-1]]
+            kept = np.ones(len(block), bool)
+            kept[ends + np.arange(len(ends))] = False
+            block[kept] = self.content[base : base + ends[-1]]
             yield block.tobytes()
 
     def __iter__(self) -> Iterator[str]:
