@@ -784,9 +784,9 @@ def main() -> int:
         for kind in chosen.only:
             print(f"{time.monotonic() - began:6.0f} s  {kind}", file=sys.stderr, flush=True)
             getattr(campaign, kind)()
-    text = report(campaign.tallies.values(), shlex_join(sys.argv), time.monotonic() - began)
-    if chosen.output:
-        chosen.output.write_text(text)
+            text = report(campaign.tallies.values(), shlex_join(sys.argv), time.monotonic() - began)
+            if chosen.output:
+                chosen.output.write_text(text)
     print(text)
     return int(any(t.lost or t.differing or t.hung or t.unclear for t in campaign.tallies.values()))
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
 import platform
 import shutil
 import subprocess
@@ -105,7 +104,7 @@ def main() -> None:
     rows = [
         "# Start-up with very many images",
         "",
-        f"`{command}`, {datetime.date.today()}, {platform.machine()}, one of {os.cpu_count()} busy cores; processor time.",
+        f"`{command}`, {datetime.date.today()}, {platform.machine()}, a busy core; processor time.",
         "",
         "| images | opening | digest of the names | order of 100 steps of 1024 | names | all | memory | `--order` |",
         "|---|---|---|---|---|---|---|---|",

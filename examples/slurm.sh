@@ -26,9 +26,11 @@ done
 began=$(mktemp)
 trap 'rm -f "$began"' EXIT
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# Or processes that are started again may find the addresses of those before them in torchrun's store, and wait for them.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # torchrun passes SIGTERM on, and waits 30 s for the last checkpoint; it dies of SIGUSR1, which one process alone takes.
 srun --kill-on-bad-exit=1 torchrun \
-    --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}" --max-restarts 3 \
+    --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}" --max-restarts "${RESTARTS:-3}" \
     --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
     --rdzv-endpoint "$head:$((20000 + SLURM_JOB_ID % 20000))" \
     -m -- sparkmim pretrain "$@" &

@@ -25,6 +25,10 @@ FLAGS = "--model test_resnet --image-size 64 --decoder-width 32 --batch-size 4 -
 FLAGS += "--warmup-epochs 0.8 --precision 32 --device cpu --workers 0 --pictures 0 --log-every 1 --checkpoint-minutes 0"
 
 
+NEW_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""Or processes that are started again may find the addresses of those before them, and wait for them."""
+
+
 @pytest.fixture
 def started() -> Iterator[list[subprocess.Popen[bytes]]]:
     """Processes that are ended with the test."""
@@ -57,7 +61,9 @@ def test_two_nodes_go_on_after_one_of_their_processes_is_killed(
     for node in range(2):
         command = [sys.executable, *torchrun.split(), "--output", str(run), "--data", str(images)]
         with (tmp_path / f"node{node}.log").open("w") as log:
-            started.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
+            started.append(
+                subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=os.environ | NEW_STORE)
+            )
     monkeypatch.setattr(Pretraining, "check", lambda *_: None)
     pretrain(tmp_path / "one", chosen=TINY_PRETRAIN | {"data": images, "accumulate": 2, "pictures": 0})
     end = time.monotonic() + 180
@@ -94,7 +100,9 @@ def test_a_job_of_slurm_is_queued_again_if_it_has_saved(
         (programs / name).chmod(0o755)
     script = Path(__file__).parents[2] / "examples" / "slurm.sh"
     slurm = {"SLURM_JOB_ID": str(free_port()), "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "node1"}
-    environment = os.environ | slurm | {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_GPUS_ON_NODE": "1"}
+    environment = (
+        os.environ | slurm | {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_GPUS_ON_NODE": "1", "RESTARTS": "0"}
+    )
     run = tmp_path / "run"
     command = ["bash", str(script), *FLAGS.split(), "--output", str(run), "--data", str(images)]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+import secrets
 import signal
 import threading
 import time
@@ -123,12 +123,11 @@ class StopAnywhere:
         fabric: of the run; all processes build this object together.
     """
 
-    _numbers = itertools.count()
-
     def __init__(self, stop: StopRequest, fabric: Fabric) -> None:
         self.stop = stop
-        self.key = f"sparkmim/stop/{next(self._numbers)}"
         several = fabric.world_size > 1
+        # Processes that torchrun starts again share the store of those before them, who may have been asked to stop.
+        self.key = f"sparkmim/stop/{fabric.broadcast(secrets.token_hex(8)) if several else ''}"
         self.store = torch.distributed.distributed_c10d._get_default_store() if several else None
         self._next = 0.0
         self._told = False
