@@ -104,6 +104,11 @@ class Scene:
 def nothing(_: int) -> None: ...
 
 
+def fault(function: Callable[..., None], *args: Any) -> Prepare:
+    """Return what brings a fault into each process of a run, before it begins."""
+    return lambda _: function(*args)
+
+
 def wait_for(pids: list[int]) -> list[int]:
     """Return the exit codes of processes; those that hang are killed and counted as None would be: by 124."""
     codes: dict[int, int] = {}
@@ -304,11 +309,11 @@ class Campaign:
             scene = self.scene(name)
             counted = self.new("count")
             counts = counted.with_suffix(".writes")
-            live(scene, counted, lambda _, counts=counts: full_from(-1, counts))
+            live(scene, counted, fault(full_from, -1, counts))
             writes = int(counts.read_text())
             for at in spread(writes, self.some(60)):
                 what = f"no space left from the n-th write on (of {writes}): {name}"
-                self.disturbed(what, scene, lambda _, at=at: full_from(at), label=f"write {at}")
+                self.disturbed(what, scene, fault(full_from, at), label=f"write {at}")
         if not mounts():
             return
         scene = self.scene("pretrain")
@@ -342,7 +347,7 @@ class Campaign:
         """Let the clock jump, by days and backward; that of the machine's running time forward, as after a sleep."""
         scene = self.scene("pretrain")
         for seed in range(self.some(20)):
-            self.disturbed("clock jumps: pretrain", scene, lambda _, seed=seed: jumping_clock(seed))
+            self.disturbed("clock jumps: pretrain", scene, fault(jumping_clock, seed))
 
     def nan(self) -> None:
         """Put NaN into weights, gradients and images, at each step."""
@@ -350,7 +355,7 @@ class Campaign:
         for kind in (nan_weights, nan_gradients, nan_images):
             for at in spread(6, self.some(6)):
                 what = f"NaN in {kind.__name__.removeprefix('nan_')}: pretrain"
-                self.disturbed(what, scene, lambda _, at=at, kind=kind: kind(at))
+                self.disturbed(what, scene, fault(kind, at))
 
     def checkpoint(self) -> None:
         """Cut the newest checkpoint off, or flip one of its bits, at many places; the older one is to be taken."""
@@ -428,7 +433,7 @@ class Campaign:
         for how in ("errors", "delays", "truncations"):
             for seed in range(self.some(20)):
                 what = f"reads of a store with {how}: pretrain from tar files"
-                self.disturbed(what, scene, lambda _, how=how, seed=seed: faulty_store(how, seed))
+                self.disturbed(what, scene, fault(faulty_store, how, seed))
 
     def mutants(self) -> None:
         """Read mutated images: headers, sizes, bombs. Each is read, or listed with a reason."""
@@ -437,11 +442,11 @@ class Campaign:
         tally = self.tally("mutated images, each read by itself")
         seen = in_child(partial(read_all, folder))
         tally.faults += count
-        tally.lost += count - seen["read"] - seen["refused"]
-        tally.unclear += seen["without a reason"]
+        tally.lost += count - int(seen["read"] + seen["refused"])
+        tally.unclear += int(seen["without a reason"])
         tally.hung += seen["slowest"] > 10
         tally.notes.append(
-            f"mutated images: {seen['read']} read, {seen['refused']} refused with a reason, slowest "
+            f"mutated images: {seen['read']:.0f} read, {seen['refused']:.0f} refused with a reason, slowest "
             f"{seen['slowest']:.2f} s, memory grew by {seen['MiB']:.0f} MiB"
         )
         plain = self.scene("pretrain")
@@ -568,7 +573,7 @@ def nan_images(at: int) -> None:
     at_step(at, act)
 
 
-class Faulty(LocalFileSystem):
+class Faulty(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
     """Local files by a store that has faults."""
 
     protocol = "faulty"
@@ -599,7 +604,7 @@ def faulty_store(how: str, seed: int) -> None:
     """Begin the faults of the store, without a cache and without the waits between two tries."""
     os.environ["SPARKMIM_CACHE_GB"] = "0"
     Faulty.how, Faulty.chance = how, random.Random(seed)
-    reading.WAITS = (0.0,) * 12
+    reading.WAITS = (0.0,) * 12  # type: ignore[assignment]
 
 
 # --- disks ----------------------------------------------------------------------------------------------------------

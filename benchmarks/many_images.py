@@ -63,6 +63,7 @@ def own_mib() -> float:
 
 def measure(folder: Path) -> None:
     """Print a row of the table."""
+    from sparkmim.data.config import Order
     from sparkmim.data.sampler import Positions
     from sparkmim.data.sources.address import open_source
     from sparkmim.data.sources.base import fingerprint
@@ -78,7 +79,7 @@ def measure(folder: Path) -> None:
     timed()
     fingerprint(source)
     timed()
-    order = "keyed" if len(source) > 10**7 else "listed"
+    order: Order = "keyed" if len(source) > 10**7 else "listed"
     keys = [key for keys in Positions(len(source), 1024, 100, 0, order=order) for key in keys]
     timed()
     names = {source.name(index) for _, index in keys}

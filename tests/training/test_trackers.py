@@ -13,7 +13,6 @@ import pytest
 from helpers import TINY_PRETRAIN, assert_same_training, interrupt_at, lines
 from sparkmim.pretraining.prepare import Pretraining
 from sparkmim.pretraining.run import pretrain
-from sparkmim.training import signals
 from sparkmim.training.waits import LEAST_SECONDS, Waits
 
 
@@ -177,7 +176,7 @@ def test_a_time_limit_saves_and_the_next_life_goes_on(
 ) -> None:
     """As a job whose scheduler gives it so long."""
     ahead, running = 0.0, time.monotonic
-    monkeypatch.setattr(signals.time, "monotonic", lambda: running() + ahead)
+    monkeypatch.setattr("sparkmim.training.signals.time.monotonic", lambda: running() + ahead)
 
     def later(step: int) -> None:
         nonlocal ahead
