@@ -11,8 +11,8 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of Linux's processes")]
 
-KINDS = ("clock", "nan", "checkpoint", "vanish", "store", "mutants")
-"""Kills, signals, disks and two runs in one folder have tests of their own."""
+KINDS = ("clock", "nan", "checkpoint", "store")
+"""Kills, signals, disks, folders and broken images have tests of their own."""
 
 
 def test_runs_that_are_disturbed_end_as_others(tmp_path: Path) -> None:
