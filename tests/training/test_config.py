@@ -40,7 +40,7 @@ def test_what_a_field_says_of_itself() -> None:
     assert {name for name, field in settings.items() if field.resumable} == {
         *("workers", "log_every", "val_every", "checkpoint_minutes", "keep_checkpoints", "pictures", "compile"),
         *("device", "grad_checkpointing", "monitor", "monitor_data", "monitor_every", "data", "val_data", "test_data"),
-        *("accumulate", "max_broken", "max_pixels", "store", "cache_gb", "teacher_store"),
+        *("accumulate", "max_broken", "max_pixels", "store", "cache_gb", "teacher_store", "time_limit", "log"),
     }
     assert {name for name, field in PretrainConfig.settings().items() if field.shapes_model} == {
         *(
@@ -74,7 +74,7 @@ def test_what_a_field_says_of_itself() -> None:
         *("accumulate", "compile", "seed", "log_every", "val_every", "monitor_every", "checkpoint_minutes"),
         *("keep_checkpoints", "pictures", "label_share", "folds", "fold", "erasing", "mixup", "cutmix", "repeats"),
         *("smoothing", "layer_decay", "ema", "in_chans", "nodata", "max_pixels", "spacing", "val_share"),
-        "cache_gb",
+        *("cache_gb", "time_limit"),
         *("rate", "frames", "frame_stride", "masks_per_image", "jitter", "teacher_size", "orientation"),
     }
     paths = {"data", "val_data", "test_data", "monitor_data", "init", "encoder", "model", "objective", "task"}

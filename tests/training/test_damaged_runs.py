@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from helpers import TINY_PRETRAIN, interrupt_at, make_images
-from sparkmim.checkpoints.run_folder import BrokenCheckpoint, RunFolder, read_checkpoint
+from sparkmim.checkpoints.run_folder import BrokenCheckpoint, RunFolder, identity, read_checkpoint
 from sparkmim.checkpoints.state import VALID
 from sparkmim.pretraining.config import PretrainConfig
 from sparkmim.pretraining.prepare import Pretraining
@@ -81,6 +81,35 @@ def test_a_checkpoint_with_odd_parts(begun: Path, tmp_path: Path, part: str) -> 
         write_atomically(path, lambda file, odd=odd: torch.save(state | {part: odd}, file))  # type: ignore[misc]
         with pytest.raises(BrokenCheckpoint, match=rf"is a damaged checkpoint: its {part} is not"):
             read_checkpoint(path)
+
+
+@pytest.mark.parametrize("chunk", range(4))
+def test_a_checkpoint_with_a_bit_flipped_or_cut_off(begun: Path, run: Path, chunk: int) -> None:
+    """The older one is taken, unless the bit is one of the padding: torch reads changed weights without a word."""
+    older = RunFolder(run).list_checkpoints()[-1]
+    content, chance, newest = older.read_bytes(), random.Random(chunk), RunFolder(run).checkpoint(2)
+    for number in range(8):
+        damaged = bytearray(content)
+        if number % 2:
+            del damaged[chance.randrange(len(content)) :]
+        else:
+            bit = chance.randrange(8 * len(content))
+            damaged[bit // 8] ^= 1 << bit % 8
+        newest.write_bytes(damaged)
+        found = RunFolder(run).newest_checkpoint()
+        assert found is not None
+        assert identity(found.state) == identity(read_checkpoint(older))
+
+
+def test_checksums_are_written_where_a_program_has_none(begun: Path, run: Path) -> None:
+    state = read_checkpoint(RunFolder(begun).list_checkpoints()[-1])
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = RunFolder(run).save_checkpoint(state, 7, 2)
+        assert not torch.serialization.get_crc32_options()
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_checkpoint(path)["step"] == state["step"]
 
 
 def test_an_optimizer_of_other_parameters(run: Path) -> None:

@@ -21,6 +21,7 @@ FILES = (
     "plan.json",
     "report.html",
     "results.json",
+    "tracking.json",
 )
 FOLDERS = ("checkpoints", "mistakes", "reconstructions", "tensorboard")
 

@@ -16,6 +16,7 @@ RUN/report.html          the report
 RUN/broken_images.txt    images that could not be read, and why
 RUN/broken_held_out_images.txt    the same of those held out
 RUN/tensorboard/         the metrics for TensorBoard
+RUN/tracking.json        by what the service of --log knows the run
 RUN/.lock                held by the process that trains here
 ```
 """
@@ -24,15 +25,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
 from ..utils.devices import out_of_memory
 from ..utils.io import HALF, SUFFIX, parse_metrics, read_json, require_honest_archive, write_atomically, write_text
+from ..utils.text import printable
 from .own_files import require_own_files
 from .state import PARTS, unsound_part
 
@@ -96,6 +100,7 @@ class RunFolder:
         self.broken_held_out = self.root / "broken_held_out_images.txt"
         self.tensorboard = self.root / "tensorboard"
         self.report = self.root / "report.html"
+        self.tracking = self.root / "tracking.json"
         self.lock = self.root / ".lock"
 
     def network(self, name: str) -> Path:
@@ -158,7 +163,7 @@ class RunFolder:
         would be taken for newer.
         """
         path = self.checkpoint(step)
-        write_atomically(path, lambda file: torch.save(state, file))
+        write_atomically(path, lambda file: _write_with_checksums(state, file))
         paths = self.list_checkpoints()
         place = paths.index(path) + 1
         for other in paths[: max(0, place - keep)] + paths[place:]:
@@ -204,7 +209,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint written by :meth:`RunFolder.save_checkpoint`.
 
     Raises:
-        BrokenCheckpoint: if it is missing, cut off, or of another program.
+        BrokenCheckpoint: if it is missing, cut off, of another program, or a bit of it is not as it was written.
     """
     if path.is_dir():
         names = [str(p) for p in RunFolder(path).list_checkpoints()] or ["RUN/checkpoints/step-*.pt"]
@@ -227,10 +232,40 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise BrokenCheckpoint(
             f"{path} is not a checkpoint of a sparkmim pretraining; --init reads weights from elsewhere"
         )
+    _require_checksums(path)
     unsound = unsound_part(state)
     if unsound is not None:
         raise BrokenCheckpoint(f"{path} is a damaged checkpoint: {unsound}")
     return state
+
+
+def _write_with_checksums(state: Mapping[str, Any], file: BinaryIO) -> None:
+    """Write a checkpoint with a checksum of each part, also where the program has switched them off."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)
+    try:
+        torch.save(state, file)
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+def _require_checksums(path: Path) -> None:
+    """Raise unless every part of a checkpoint is as it was written: torch does not compare the checksums it writes.
+
+    Raises:
+        BrokenCheckpoint: naming the first part that is not.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except OSError as error:
+        raise BrokenCheckpoint(f"{path} cannot be read now ({error})", passing=True) from error
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, zlib.error) as error:
+        raise BrokenCheckpoint(f"{path} is a damaged checkpoint: {printable(str(error))}") from error
+    if damaged is not None:
+        raise BrokenCheckpoint(
+            f"{path} is a damaged checkpoint: the checksum of its part {printable(damaged)} is another one"
+        )
 
 
 def _not_a_checkpoint(path: Path, error: Exception) -> BrokenCheckpoint:

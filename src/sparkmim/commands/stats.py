@@ -21,7 +21,8 @@ def command(
 ) -> int:
     """Measure mean and standard deviation of images, or sizes and values of volumes, signals or clips.
 
-    Mean and deviation are printed as flags for `sparkmim pretrain`, for each channel.
+    Mean and deviation are printed as flags for `sparkmim pretrain`, for each channel. Of images, sizes, values, those
+    of one color, equal and similar ones, and those that cannot be read are told in the lines after it.
 
     Args:
         data: folder of images, signals or clips, or an address (SCHEME://...); folder or list of volumes.
@@ -31,7 +32,8 @@ def command(
         nodata: value of pixels without data, beside NaN and the one that a GeoTIFF names.
         max_pixels: most pixels of an image.
         workers: processes that read volumes.
-        output: a .png file for the histograms of volumes or signals.
+        output: a .png file for the histograms of volumes or signals, or for pictures of images that are equal, alike or
+            of one color, a group a row.
     """
     if in_chans < 1 or limit < 1 or workers < 0:
         raise ValueError(
@@ -44,17 +46,23 @@ def command(
         return _volumes(data, limit, workers, None if output is None else Path(output))
     if kind == "signals":
         return _signals(data, limit, None if output is None else Path(output))
-    if output is not None:
-        raise ValueError(f"--output {output} is for the histograms of volumes or signals; {data} holds {kind}")
+    if output is not None and kind != "images":
+        raise ValueError(f"--output {output} is for pictures of images, volumes or signals; {data} holds {kind}")
     from ..data.clips.opening import ClipPreparation, clips_table, open_clips
     from ..data.sources.address import open_source
     from ..data.sources.base import ImageSource
     from ..data.sources.pages import by_page
     from ..data.statistics import channel_statistics
+    from ..data.survey import survey, survey_picture, survey_text
+    from ..utils.io import require_suffix, require_writable, write_atomically
     from ..utils.text import counted
 
     validate_as(FileConfig, pages=pages, nodata=nodata, max_pixels=max_pixels)
     files = FileConfig(pages=pages, nodata=nodata, max_pixels=max_pixels)
+    path = None if output is None else Path(output)
+    if path is not None:
+        require_suffix(path, ".png")
+        require_writable(path)
     if kind == "clips":
         clips = open_clips(data, ClipPreparation(1), in_chans)
         print(clips_table(clips))
@@ -66,6 +74,15 @@ def command(
     lost = min(limit, len(source)) - measured.images
     broken = f"; {lost} of those tried cannot be read" if lost else ""
     print(f"measured on {counted(measured.images, kind.removesuffix('s'))}{broken}", file=sys.stderr)
+    if kind == "images":
+        found = survey(source, in_chans, limit, files)
+        print(survey_text(found))
+        picture = survey_picture(found)
+        if path is not None and picture is None:
+            print("no picture: no images are equal, alike or of one color", file=sys.stderr)
+        elif path is not None and picture is not None:
+            write_atomically(path, lambda file: picture.save(file, "png"))
+            print(f"wrote {path}", file=sys.stderr)
     return 0
 
 

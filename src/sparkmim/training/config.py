@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -127,6 +128,15 @@ class LoopConfig:
 
     keep_checkpoints: int = setting(2, at_least(1), resumable=True)
     """Checkpoints to keep, the newest ones."""
+
+    time_limit: float | None = setting(
+        None, Valid(lambda v: v is None or 0 < v < math.inf, "is a number of minutes, above 0"), resumable=True
+    )
+    """Minutes after which to save and end with code 75, as on a signal; the same command continues. No limit if not
+    given."""
+
+    log: Literal["none", "wandb", "mlflow"] = setting("none", resumable=True)
+    """Where to send metrics beside metrics.jsonl and TensorBoard: wandb or mlflow, by their packages and settings."""
 
     def __post_init__(self) -> None:
         """Accept `compile` as a switch, as it was recorded once."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,10 +21,12 @@ from .errors import RunStopped, explained, last_good, never_finite, not_finite, 
 from .metrics import Metrics, peak_memory_bytes
 from .progress import Progress
 from .schedule import steps_of
-from .signals import StopAnywhere, StopRequest
+from .signals import StopAnywhere, StopRequest, name_of, number_of
 from .step import StepResult, Trainer
 from .task import TrainingTask
+from .trackers import tracker
 from .unreadable import TooManyUnreadable, UnreadableImages
+from .waits import Waits
 
 ORIGIN = ("origin", "origin_file")
 """Parts of a checkpoint that tell of the file from which its run was resumed: a digest, and where it lay."""
@@ -42,7 +43,7 @@ class Outcome(NamedTuple):
         steps: steps planned.
         loss: moving average of the loss; None if nothing was left to do.
         measured: the newest numbers of evaluators, by name.
-        interrupted: the signal that interrupted the run, if one did.
+        interrupted: the signal that interrupted the run, or "time limit"; None if it came to its end.
     """
 
     step: int
@@ -114,6 +115,7 @@ class TrainingLoop:
         self.stop = stop or StopRequest()
         self.origin = {name: (state or {}).get(name) for name in ORIGIN}
         self.keep_folder: Callable[[], bool] = lambda: False  # before a checkpoint; see run.py
+        self.waits = Waits(self.config.data.workers)
         self._restart_checkpoint_clock()
         self._restart_interval()
 
@@ -165,7 +167,7 @@ class TrainingLoop:
             self.progress = Progress(trainer.steps, trainer.step, loss=self.average, measured=self.measured)
             until_end.callback(self.progress.close)
             batches = until_end.enter_context(read(task.batches(self.positions())))
-            self.metrics = Metrics(self.run, trainer.step) if self.fabric.is_global_zero else None
+            self.metrics = self._open_metrics()
             until_end.callback(self._close_metrics)
             self._restart_checkpoint_clock()
             self._restart_interval()
@@ -205,6 +207,11 @@ class TrainingLoop:
                     raise OtherProcessStopped("a process that reads images died")
                 raise readers_died(trainer, self.run, batches.died)
 
+    def _open_metrics(self) -> Metrics | None:
+        if not self.fabric.is_global_zero:
+            return None
+        return Metrics(self.run, self.trainer.step, tracker(self.config, self.run))
+
     def _close_metrics(self) -> None:
         if self.metrics is not None:
             self.metrics.close()
@@ -224,6 +231,7 @@ class TrainingLoop:
     def _restart_interval(self) -> None:
         """Restart the measurement of speed."""
         self.interval_start, self.interval_step = time.monotonic(), self.trainer.step
+        self.trainer.waited = 0.0
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
@@ -264,6 +272,8 @@ class TrainingLoop:
         self._read_pending()
         lr, decay = self.trainer.rates(self.trainer.step - 1)
         images = (self.trainer.step - self.interval_step) * self.config.run.batch_size
+        seconds = time.monotonic() - self.interval_start
+        self.waits.add(self.trainer.waited, seconds)
         self._write(
             {
                 "loss": sum(self.losses) / len(self.losses),
@@ -271,7 +281,8 @@ class TrainingLoop:
                 "weight_decay": decay,
                 **({"grad_norm": sum(self.norms) / len(self.norms)} if self.norms else {}),
                 **(self.task.watch() if self.fabric.is_global_zero else {}),
-                "images_per_second": images / (time.monotonic() - self.interval_start),
+                "images_per_second": images / seconds,
+                "data_wait": min(1.0, self.trainer.waited / seconds),
                 "peak_memory_bytes": peak_memory_bytes(self.fabric.device),
             }
         )
@@ -291,11 +302,11 @@ class TrainingLoop:
 
         It is asked for after each step: schedulers end a job half a minute after they signal.
         """
-        number = 0 if self.stop.signal is None else signal.Signals[self.stop.signal].value
+        number = number_of(self.stop.signal)
         died = batches is not None and batches.died is not None
         due = self.fabric.is_global_zero and time.monotonic() >= self.checkpoint_due
         number, died_anywhere, save = largest(self.fabric, (number, died, due))
-        return Wishes(signal.Signals(number).name if number else None, bool(died_anywhere), bool(save))
+        return Wishes(name_of(number), bool(died_anywhere), bool(save))
 
     def _evaluate(self, number: int) -> None:
         """Measure, and write the numbers; if a stop is asked for meanwhile, it is left until the run resumes."""
@@ -374,7 +385,7 @@ class TrainingLoop:
         }
         if self.keep_folder() and self.metrics is not None:
             self.metrics.close()
-            self.metrics = Metrics(self.run, self.trainer.step)
+            self.metrics = self._open_metrics()
         if self.metrics is not None:
             self.metrics.sync()
         self.run.save_checkpoint(state, self.trainer.step, self.config.run.keep_checkpoints)

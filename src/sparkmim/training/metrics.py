@@ -14,6 +14,7 @@ import torch
 from ..checkpoints.run_folder import RunFolder
 from ..utils.io import open_own
 from .tensorboard import EventFile
+from .trackers import Tracker
 
 
 class Metrics:
@@ -22,10 +23,12 @@ class Metrics:
     Args:
         run: the folder; lines after `step` are removed.
         step: steps done.
+        tracker: takes the lines too, if there is one.
     """
 
-    def __init__(self, run: RunFolder, step: int) -> None:
+    def __init__(self, run: RunFolder, step: int, tracker: Tracker | None = None) -> None:
         run.truncate_metrics(step)
+        self.tracker = tracker
         self.file = open_own(run.metrics, "a", buffering=1)
         self.board = EventFile(run.tensorboard, step + 1)
 
@@ -41,6 +44,8 @@ class Metrics:
         self.file.write(json.dumps(values) + "\n")
         numbers = {name: value for name, value in values.items() if name not in ("step", "epoch")}
         self.board.write(int(values["step"]), numbers)
+        if self.tracker is not None:
+            self.tracker.write(int(values["step"]), numbers)
 
     def sync(self) -> None:
         """Bring all lines to the disk: those up to a checkpoint must not be lost where it stands."""
@@ -54,6 +59,8 @@ class Metrics:
             self.file.close()
         finally:
             self.board.close()
+            if self.tracker is not None:
+                self.tracker.close()
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -6,7 +6,6 @@ import atexit
 import json
 import platform
 import shlex
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -46,9 +45,10 @@ from .loop import Outcome, TrainingLoop
 from .precision import MixedPrecision
 from .prepare import prepare
 from .resume import PROCESSES, TASK
-from .signals import StoppedEarly, StopRequest
+from .signals import StoppedEarly, StopRequest, name_of, number_of
 from .step import require_enough_values
 from .task import ConfigT, DataT, Preparation, TrainingKind
+from .trackers import require_tracker
 
 TrainingConfigT = TypeVar("TrainingConfigT", bound=TrainingConfig)
 
@@ -107,6 +107,8 @@ def _plan_or_train(
     """Carry out :func:`train` while `stop` listens."""
     processes = processes_here()
     ready = prepare(kind, output, recipe, resume, chosen, processes)
+    require_tracker(ready.config.run.log)
+    stop.limit(None if plan else ready.config.run.time_limit)
     fabric = launch(ready.config.run)
     leave_together(stop, fabric)
     images = kind.fingerprints(ready.data)
@@ -146,12 +148,11 @@ def leave_together(stop: StopRequest, fabric: Fabric) -> None:
     Raises:
         StoppedEarly: in all processes, with the signal's name.
     """
-    number = 0 if stop.signal is None else signal.Signals[stop.signal].value
-    (asked,) = largest(fabric, [number])
+    (asked,) = largest(fabric, [number_of(stop.signal)])
     if asked:
         if fabric.world_size > 1:
             stop.hold()
-        raise StoppedEarly(signal.Signals(asked).name)
+        raise StoppedEarly(name_of(asked))
 
 
 def named_by_the_run(ready: Preparation[Any, Any], chosen: Mapping[str, Any]) -> str:

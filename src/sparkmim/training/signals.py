@@ -1,8 +1,9 @@
-"""Requests to stop: signals are recorded, and acted upon after the step."""
+"""Requests to stop: signals, and a limit of time, are recorded, and acted upon after the step."""
 
 from __future__ import annotations
 
-import itertools
+import math
+import secrets
 import signal
 import threading
 import time
@@ -17,8 +18,28 @@ from ..utils.interruption import STOPS
 AGAIN_SECONDS = 1.0
 """A second Ctrl-C counts from here on: torchrun passes on the first one, which its processes have received already."""
 
+TIME_LIMIT = "time limit"
+"""What asks for a stop where it is no signal."""
+
+LIMIT_NUMBER = 1000
+"""Its number, above those of all signals."""
+
 ASK_SECONDS = 0.2
 """Between two times that a process asks whether another one was asked to stop."""
+
+
+def number_of(name: str | None) -> int:
+    """Return the number by which processes tell each other what asks for a stop; 0 for nothing."""
+    if name is None:
+        return 0
+    return LIMIT_NUMBER if name == TIME_LIMIT else signal.Signals[name].value
+
+
+def name_of(number: int) -> str | None:
+    """Invert :func:`number_of`."""
+    if not number:
+        return None
+    return TIME_LIMIT if number == LIMIT_NUMBER else signal.Signals(number).name
 
 
 class StoppedEarly(KeyboardInterrupt):
@@ -32,17 +53,30 @@ class StopRequest:
     own handlers, if it has any. Outside the main thread, which alone receives signals, nothing is recorded.
 
     Attributes:
-        signal: the first signal's name, if there was one.
+        deadline: a time of :func:`time.monotonic` from which on a stop is asked for without a signal.
         at_once: raise :class:`StoppedEarly` instead of going on, while there is nothing to save.
     """
 
     def __init__(self) -> None:
-        self.signal: str | None = None
+        self.began = time.monotonic()
+        self.deadline = math.inf
         self.at_once = False
+        self._signal: str | None = None
         self._when = 0.0
         self._previous: dict[signal.Signals, Any] = {}
         self._hold = False
         self._depth = 0
+
+    @property
+    def signal(self) -> str | None:
+        """Return the first signal's name, or :data:`TIME_LIMIT` once the time is over; None if nothing was asked."""
+        if self._signal is None and time.monotonic() >= self.deadline:
+            self._signal = TIME_LIMIT
+        return self._signal
+
+    def limit(self, minutes: float | None) -> None:
+        """Ask for a stop so many minutes after this object was made."""
+        self.deadline = math.inf if minutes is None else self.began + 60 * minutes
 
     def __enter__(self) -> Self:
         self._depth += 1
@@ -73,10 +107,10 @@ class StopRequest:
         self._hold = True
 
     def _record(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is None:
-            self.signal, self._when = signal.Signals(number).name, time.monotonic()
+        if self._signal is None:
+            self._signal, self._when = signal.Signals(number).name, time.monotonic()
             if self.at_once:
-                raise StoppedEarly(self.signal)
+                raise StoppedEarly(self._signal)
         elif number == signal.SIGINT and time.monotonic() - self._when >= AGAIN_SECONDS:
             raise KeyboardInterrupt
 
@@ -89,12 +123,11 @@ class StopAnywhere:
         fabric: of the run; all processes build this object together.
     """
 
-    _numbers = itertools.count()
-
     def __init__(self, stop: StopRequest, fabric: Fabric) -> None:
         self.stop = stop
-        self.key = f"sparkmim/stop/{next(self._numbers)}"
         several = fabric.world_size > 1
+        # Processes that torchrun starts again share the store of those before them, who may have been asked to stop.
+        self.key = f"sparkmim/stop/{fabric.broadcast(secrets.token_hex(8)) if several else ''}"
         self.store = torch.distributed.distributed_c10d._get_default_store() if several else None
         self._next = 0.0
         self._told = False

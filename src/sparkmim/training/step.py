@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -61,6 +62,7 @@ class Trainer:
         steps: steps in all.
         accumulate: micro-batches of a step.
         wrapped: the model as it is called in training, which sees to precision and gradients of other processes.
+        waited: seconds that steps have waited for batches, since the loop last set it to 0.
         not_compiled: why the model is not compiled though that was tried; None as long as nothing is in the way.
     """
 
@@ -72,6 +74,7 @@ class Trainer:
         self.warmup = round(self.config.schedule.warmup_epochs * images / run.batch_size)
         self.accumulate = run.accumulate
         self.step = 0
+        self.waited = 0.0
         self._kept: list[Tensor] = []  # running statistics as of the last step
         task.steps = self.steps
         optimizer = build_optimizer(task.param_groups(), self.config.optimizer)
@@ -97,6 +100,14 @@ class Trainer:
             weight_decay(step, self.steps, optimizer.weight_decay, optimizer.weight_decay_end),
         )
 
+    def _next(self, batches: Iterator[BatchT]) -> BatchT:
+        """Return the next batch, and count how long it was waited for."""
+        start = time.monotonic()
+        try:
+            return next(batches)
+        finally:
+            self.waited += time.monotonic() - start
+
     def train_step(self, batches: Iterator[BatchT]) -> StepResult:
         """Accumulate the gradients of the step's micro-batches, clip, update.
 
@@ -116,7 +127,7 @@ class Trainer:
             self._keep_buffers()
         for turn in range(self.accumulate):
             try:
-                batch = next(batches) if failed is None else self.task.blank_batch(self.task.micro_batch)
+                batch = self._next(batches) if failed is None else self.task.blank_batch(self.task.micro_batch)
             except (ReaderDied, UnreadableImage) as error:
                 failed = error
                 if not several:

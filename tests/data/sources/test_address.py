@@ -137,7 +137,7 @@ def test_addresses_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_every_source_is_found_in_its_module() -> None:
     assert set(address._classes()) == {
-        *("builtin", "folder", "volumes", "signals", "clips", "list", "zip", "wds", "parquet", "hf"),
+        *("builtin", "folder", "volumes", "signals", "clips", "list", "mix", "zip", "wds", "parquet", "hf"),
         *("http", "https", "s3", "gs", "memory"),
     }
     assert all(issubclass(kind, ImageSource) for kind in address._classes().values())

@@ -14,6 +14,7 @@ from typing import Any
 
 from ...utils.specs import absolute_spec, load_object
 from ..storage.locations import absolute, is_remote
+from ..storage.mixtures import addresses_in
 from .base import ImageSource, inside_of
 from .folder import Files, find_images
 from .servers import Remote
@@ -26,7 +27,7 @@ AS_CLASSES = "/."
 BUILTIN = f"builtin{SEPARATOR}"
 """Address of the built-in photographs."""
 
-OF_FILES = ("list", "parquet", "wds", "zip")
+OF_FILES = ("list", "mix", "parquet", "wds", "zip")
 """Schemes that a path or a URL follows."""
 
 GROUP = "sparkmim.sources"
@@ -110,12 +111,14 @@ def absolute_address(address: str | Path) -> str:
 
 
 def is_fetched(address: str) -> bool:
-    """Return whether images of an address come from elsewhere than this machine's disks; of a list, whether any do."""
+    """Return whether images come from elsewhere than this machine's disks; of a list or a mixture, whether any do."""
     scheme, found, rest = address.partition(SEPARATOR)
     if not found:
         return False
     if scheme == "hf":
         return not Path(re.split(r"[:#]", rest, maxsplit=1)[0]).expanduser().exists()
+    if scheme == "mix":
+        return any(map(is_fetched, addresses_in(rest)))
     if scheme == "list" and not is_remote(rest):
         with suppress(OSError):  # it is said when the list is opened
             return SEPARATOR.encode() in Path(rest).expanduser().read_bytes()

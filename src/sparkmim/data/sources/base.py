@@ -67,6 +67,10 @@ class ImageSource(ABC):
         """Yield the names of all images in order, which may take less time than to ask for each."""
         return (self.name(index) for index in range(len(self)))
 
+    def names_ended_by_zeros(self) -> Iterator[bytes]:
+        """Yield the names of all images in order in blocks of bytes, a zero byte after each; for their digest."""
+        return (name.encode(errors="surrogateescape") + b"\0" for name in self.each_name())
+
     def prefetch(self, indices: Sequence[int]) -> None:  # noqa: B027
         """Begin to read images that will be opened next, where many are read at a time in less time than in turn."""
 
@@ -113,6 +117,12 @@ class NamedImages(ImageSource):
     def each_name(self) -> Iterator[str]:
         """Yield the names of all images."""
         return iter(self._names)
+
+    def names_ended_by_zeros(self) -> Iterator[bytes]:
+        """Yield the names of all images in blocks of bytes, a zero byte after each."""
+        if type(self).each_name is not NamedImages.each_name:  # a class of its own names them otherwise
+            return super().names_ended_by_zeros()
+        return self._names.ended_by_zeros()
 
 
 class Subset(ImageSource):
@@ -186,6 +196,6 @@ def held_out(source: ImageSource, share: float, seed: int) -> tuple[ImageSource,
 def fingerprint(source: ImageSource) -> str:
     """Return a short digest of the names of a source's images, which differs between sets of images."""
     digest = hashlib.sha256()
-    for name in source.each_name():
-        digest.update(name.encode(errors="surrogateescape") + b"\0")
+    for block in source.names_ended_by_zeros():
+        digest.update(block)
     return digest.hexdigest()[:16]

@@ -84,6 +84,12 @@ class Shards(ImageSource):
             return super().each_name()
         return chain.from_iterable(shard.images.names for shard in self.shards)
 
+    def names_ended_by_zeros(self) -> Iterator[bytes]:
+        """Yield the names of all images in blocks of bytes, a zero byte after each."""
+        if self.order is not None:
+            return super().names_ended_by_zeros()
+        return chain.from_iterable(shard.images.names.ended_by_zeros() for shard in self.shards)
+
     def open(self, index: int) -> EncodedImage:
         """Return the image, which is read when it is decoded."""
         shard, place = self._find(index)

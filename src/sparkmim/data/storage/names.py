@@ -35,6 +35,17 @@ class Names:
         start = self.ends[index - 1] if index else 0
         return os.fsdecode(self.content[start : self.ends[index]].tobytes())
 
+    def ended_by_zeros(self) -> Iterator[bytes]:
+        """Yield all names in blocks of bytes, a zero byte after each."""
+        for first in range(0, len(self), TOGETHER):
+            base = int(self.ends[first - 1]) if first else 0
+            ends = np.asarray(self.ends[first : first + TOGETHER]) - base
+            block = np.zeros(int(ends[-1]) + len(ends), np.uint8)
+            kept = np.ones(len(block), bool)
+            kept[ends + np.arange(len(ends))] = False
+            block[kept] = self.content[base : base + ends[-1]]
+            yield block.tobytes()
+
     def __iter__(self) -> Iterator[str]:
         for first in range(0, len(self), TOGETHER):
             base = int(self.ends[first - 1]) if first else 0
