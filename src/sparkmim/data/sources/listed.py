@@ -60,7 +60,7 @@ class Listed(Files):
         """Return the file."""
         location = self.location(index)
         if not is_remote(location):
-            return EncodedFile(Path(location))
+            return EncodedFile(location)
         return FetchedFile(partial(self._read, location), extension_name(location))
 
     def _read(self, url: str) -> bytes:
