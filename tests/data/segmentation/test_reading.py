@@ -206,11 +206,11 @@ def ignored_alone(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (no_mask, "1 images have no mask of the same name in .*masks: 0. Add a mask for each"),
-        (no_image, "1 masks have no image of the same name"),
+        (no_mask, "1 image has no mask of the same name in .*masks: 0. Add a mask for each"),
+        (no_image, "1 mask has no image of the same name"),
         (other_size, r"images/0.png has 36 x 44 pixels .*masks/0.png 44 x 36"),
         (strange_value, r"masks/0.png has values that are not among the classes: 7 \(3 pixels\); expected 0, 1, 2 or"),
-        (strange_color, r"masks/0.png has 1 colors that are not in the table of classes: #010203 \(5 pixels\)"),
+        (strange_color, r"masks/0.png has 1 color that is not in the table of classes: #010203 \(5 pixels\)"),
         (no_folder, r"has no folder masks \(or labels, labelsTr\): it holds the folders annots, images"),
         (empty, "no file in .*images ends in one of"),
         (twice, "0.jpg and 0.png have the same name but for the extension"),
@@ -258,7 +258,7 @@ def test_a_csv_file_names_pairs_and_splits(tmp_path: Path, head: str) -> None:
     [
         ("", "lists no images"),
         ("images/0.png\n", "line 1: expected `image,mask`"),
-        ("images/0.png,masks/9.png\n", "1 files that .* lists do not exist: .*masks/9.png"),
+        ("images/0.png,masks/9.png\n", "1 file that .* lists does not exist: .*masks/9.png"),
         ("images/0.png,masks/0.png\n./images/0.png,masks/0.png\n", "lists images more than once: images/0.png"),
         ("images/0.png,masks/0.png,later\n", "line 1: expected a split .*, got 'later'"),
     ],
@@ -382,7 +382,7 @@ def lost(folder: Path) -> None:
         (wrong_place, r"case0.nii.gz has the size of the volume .* and lies elsewhere in the world"),
         (fractions, r"case0.nii.gz holds 0.5, which is not a label"),
         (unlisted, r"case0.nii.gz has values that are not among the classes: 9 \(640 voxels\)"),
-        (lost, "1 images have no mask of the same name in .*labels: case0"),
+        (lost, "1 image has no mask of the same name in .*labels: case0"),
     ],
 )
 def test_bad_volumes(tmp_path: Path, spoil: Callable[[Path], None], message: str) -> None:

@@ -67,7 +67,7 @@ def test_only_regular_files_are_listed_or_read(tmp_path: Path, make: Callable[[P
     assert names(tmp_path) == ["a/1.png", "b/2.png"]
     assert len(read_labeled(tmp_path)) == 2
     (tmp_path / "labels.csv").write_text("a/1.png,a\na/x.jpg,b\n")
-    with pytest.raises(ValueError, match=r"do not exist, or are not files: a/x.jpg"):
+    with pytest.raises(ValueError, match=r"does not exist, or not as files: a/x.jpg"):
         read_labeled(tmp_path / "labels.csv")
     with pytest.raises(UnreadableImage, match="expected a regular file"):
         read_image(tmp_path / "a" / "x.jpg")

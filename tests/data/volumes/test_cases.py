@@ -194,7 +194,7 @@ def test_csv(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a.nii.gz\nnone.nii.gz\n", "1 of the 2 files .* do not exist: .*none.nii.gz"),
+        ("a.nii.gz\nnone.nii.gz\n", "1 of the 2 files .* does not exist: .*none.nii.gz"),
         ("a.nii.gz,a.nii.gz\na.nii.gz\n", "line 2: expected 2 paths"),
         ("a.nii.gz,benign\n", "line 1: expected the path of a volume, got 'benign'"),
         ("path\n", "lists no volumes"),

@@ -19,8 +19,8 @@ HEADERS = 2**24
 
 TOO_LONG = f"its header claims more than the {HEADERS >> 20} MiB that a header may have"
 
-BYTES_OF_A_READ = 256
-"""Bytes that each reading counts as, at least: some headers are lists that are read a number at a time."""
+BYTES_OF_A_READ = 512
+"""Bytes that each reading counts as, at least: some claim lists that are read a number at a time."""
 
 HEADER_OF_A_PAGE = 2**14
 """Bytes that may be read for each page beyond that."""
@@ -37,10 +37,12 @@ class Bounded(io.BufferedReader):
 
     Args:
         raw: the file, or its bytes as one.
+        each: bytes that each reading counts as, at least.
     """
 
-    def __init__(self, raw: io.RawIOBase | io.BytesIO) -> None:
+    def __init__(self, raw: io.RawIOBase | io.BytesIO, each: int = BYTES_OF_A_READ) -> None:
         super().__init__(raw)
+        self._each = each
         self._left: int | None = HEADERS
 
     def allow(self, size: int) -> None:
@@ -81,14 +83,14 @@ class Bounded(io.BufferedReader):
 
     def _count(self, size: int) -> None:
         assert self._left is not None
-        self._left -= max(BYTES_OF_A_READ, size)
+        self._left -= max(self._each, size)
         if self._left < 0:
             raise UnreadableImage(TOO_LONG)
 
 
-def bounded(content: Path | bytes) -> Bounded:
+def bounded(content: Path | bytes, each: int = BYTES_OF_A_READ) -> Bounded:
     """Open a file, given by its path or its bytes, whose headers may take no more than :data:`HEADERS` bytes."""
-    return Bounded(io.BytesIO(content) if isinstance(content, bytes) else io.FileIO(content))
+    return Bounded(io.BytesIO(content) if isinstance(content, bytes) else io.FileIO(content), each)
 
 
 @contextmanager

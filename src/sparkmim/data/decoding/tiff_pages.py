@@ -57,7 +57,8 @@ def opened(content: Path | bytes, *, complete: bool = True) -> Iterator[TiffFile
                 pages = len(file.pages)
             source.allow(HEADER_OF_A_PAGE * pages)
             if complete:
-                require_all_pages(file)
+                with reading_headers():
+                    require_all_pages(file)
             yield file
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...utils.text import printable
+from ...utils.text import counted, printable, verb
 from ..tables import named
 from .annotations import Annotated, Annotations, Mask, Written, number_of, require_distinct
 
@@ -55,7 +55,8 @@ def read_coco(path: Path, images: Path | None) -> Annotations:
     missing = [one.image for one in found if not (root / one.image).exists()]
     if missing:
         raise ValueError(
-            f"{len(missing)} images that {printable(str(path))} lists are not in {printable(str(root))}: "
+            f"{counted(len(missing), 'image')} that {printable(str(path))} lists {verb(len(missing), 'are')} not in "
+            f"{printable(str(root))}: "
             f"{named(missing)}. Name their folder by --image-folder, or remove their entries"
         )
     return Annotations("COCO", root, tuple(found), classes)

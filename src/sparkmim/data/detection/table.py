@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...utils.logging import log
-from ...utils.text import printable
+from ...utils.text import counted, printable, verb
 from ..config import DEFAULT_FILES, FileConfig
 from ..decoding.encoded import UnreadableImage
 from ..decoding.pillow import header_size, without_limit
@@ -166,9 +166,12 @@ class _Changes:
         if self.clipped:
             found.append(f"{self.clipped} boxes clipped to their images")
         if self.empty:
-            found.append(f"{self.empty} boxes without area in their images dropped, the first in {self.first_empty}")
+            found.append(
+                f"{counted(self.empty, 'box', 'boxes')} without area in the image dropped, the first in "
+                f"{self.first_empty}"
+            )
         if self.twice:
-            found.append(f"{self.twice} boxes that are there twice dropped")
+            found.append(f"{counted(self.twice, 'box', 'boxes')} that {verb(self.twice, 'are')} there twice dropped")
         return found
 
 
@@ -199,8 +202,11 @@ def table_of(
     unknown = Counter(o.name for image in read.images for o in image.objects if o.name not in numbers)
     if unknown:
         first = next(o.where for image in read.images for o in image.objects if o.name not in numbers)
+        number = sum(unknown.values())
         raise ValueError(
-            f"{option}: {sum(unknown.values())} objects are of unknown classes: {named(sorted(unknown))}, the first in "
+            f"{option}: {counted(number, 'object')} {verb(number, 'are')} of unknown classes: "
+            f"{named(sorted(unknown))}, "
+            "the first in "
             f"{first}. The classes are {named(list(numbers))}; correct the names, or list all classes in a file, one "
             "in each line, and name it by --classes"
         )
@@ -214,16 +220,19 @@ def table_of(
     kept = sum(len(one.labels) for one in objects)
     if changes.empty > LOST * (changes.empty + kept):
         raise ValueError(
-            f"{option}: {changes.empty} of {changes.empty + kept} boxes have no area within their images, the first in "
+            f"{option}: {changes.empty} of {changes.empty + kept} boxes "
+            f"{verb(changes.empty, 'have')} no area within the image, the first in "
             f"{changes.first_empty}; are their numbers in another order, or of images of another size?"
         )
     notes = changes.notes()
     negatives = sum(not image.objects for image in read.images)
     if negatives:
-        notes.append(f"{negatives} images without an object kept as negatives")
+        notes.append(f"{counted(negatives, 'image')} without an object kept as negatives")
     if read.unannotated:
         without = "taken as negatives" if read.kind == "YOLO" else "left out"
-        notes.append(f"{read.unannotated} images have no file of annotations, {without}")
+        notes.append(
+            f"{counted(read.unannotated, 'image')} {verb(read.unannotated, 'have')} no file of annotations, {without}"
+        )
     if offset:
         notes.append("pixels counted from 1")
     return DetectionImages(source, objects, sizes, categories, tuple(notes), read.kind)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from ...utils.text import printable
+from ...utils.text import counted, printable, verb
 from ..sources.folder import walk
 from ..tables import named
 from .annotations import Annotated, Annotations, Written, images_by_stem, number_of
@@ -75,7 +75,8 @@ def read_voc(folders: Folders, listed: Path | None) -> Annotations:
     missing = [one.where for one in found if one.image not in present]
     if missing:
         raise ValueError(
-            f"{len(missing)} files of annotations have no image of their name in {printable(str(folders.images))}: "
+            f"{counted(len(missing), 'file')} of annotations {verb(len(missing), 'have')} no image of the name in "
+            f"{printable(str(folders.images))}: "
             f"{named(missing)}. Add the images, or remove these files"
             + (f" and their lines of {listed}" if listed else "")
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ...utils.text import printable
+from ...utils.text import counted, printable, verb
 from ..detection.opening import COCO_FILE, coco_files
 from ..sources.folder import walk
 from ..tables import SEPARATORS, SPLIT, SPLIT_NAMES, named
@@ -169,12 +169,13 @@ def match(images: Mapping[str, str], masks: Mapping[str, Path], folders: Folders
     """
     own = {_without_suffix(stem, images): path for stem, path in masks.items()}
     for what, other, left, place in (
-        ("images have no mask", "a mask", sorted(images.keys() - own.keys()), folders.masks),
-        ("masks have no image", "an image", sorted(own.keys() - images.keys()), folders.images),
+        ("image", "a mask", sorted(images.keys() - own.keys()), folders.masks),
+        ("mask", "an image", sorted(own.keys() - images.keys()), folders.images),
     ):
         if left:
             raise ValueError(
-                f"{len(left)} {what} of the same name in {printable(str(place))}: {named(left)}. Add {other} for each, "
+                f"{counted(len(left), what)} {verb(len(left), 'have')} no {other.split()[1]} of the same name in "
+                f"{printable(str(place))}: {named(left)}. Add {other} for each, "
                 "move them elsewhere, or list the pairs in a CSV file of rows `image,mask`"
             )
     if not images:
@@ -238,7 +239,8 @@ def read_pairs(file: Path, split: str | None) -> list[Pair]:
     missing = [str(path) for pair in rows for path in (file.parent / pair.image, pair.mask) if not path.exists()]
     if missing:
         raise ValueError(
-            f"{len(missing)} files that {printable(str(file))} lists do not exist: {named(missing)}. Relative paths "
+            f"{counted(len(missing), 'file')} that {printable(str(file))} lists {verb(len(missing), 'do')} not "
+            f"exist: {named(missing)}. Relative paths "
             f"begin at {printable(str(file.parent))}"
         )
     if splits is None or split is None:

@@ -11,6 +11,7 @@ import timm
 import torch
 
 from ...sparse.check_report import GRADIENT_TOLERANCE, TOLERANCE
+from ...utils.text import verb
 from .verdict import CHECKS, Verdict
 
 
@@ -26,8 +27,8 @@ def summary(verdicts: Sequence[Verdict]) -> str:
         f"{len(passed)} of {len(counting)} architectures pass{share} "
         f"(by name {_networks(passed)} of {_networks(counting)}), {len(whole)} of {len(families)} families "
         f"completely; {sum(v.is_wrong for v in counting)} return wrong numbers without an error; "
-        f"{len(verdicts) - len(counting) - pending} are not convolutional"
-        + (f"; {pending} were not checked" if pending else "")
+        f"not convolutional: {len(verdicts) - len(counting) - pending}"
+        + (f"; {pending} {verb(pending, 'were')} not checked" if pending else "")
     )
 
 
