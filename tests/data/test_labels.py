@@ -102,7 +102,7 @@ def test_bad_tables(tmp_path: Path, content: str, message: str) -> None:
     ("names", "message"),
     [
         (("1.png", "2.png"), "no class folders: its 2 images lie in the folder itself"),
-        (("a/1.png", "b/1.png", "3.png"), "1 images of .* lie outside its class folders: 3.png"),
+        (("a/1.png", "b/1.png", "3.png"), "1 image of .* lies outside its class folders: 3.png"),
         (("a/1.png", "b/"), "no image in the class folder b"),
         (("a/1.png",), "expected at least two classes in .*, got a alone"),
         (

@@ -361,7 +361,7 @@ def _read_folders(root: Path, option: str, volumes: Preparation | None) -> Label
     classes = tuple(name for name in list_folders(root) if volumes is None or not is_volume_folder(name))
     if not classes:
         raise ValueError(
-            f"{root} has no class folders: {counted(len(names), 'image')} {verb(len(names), 'lie')} in the folder "
+            f"{root} has no class folders: its {counted(len(names), 'image')} {verb(len(names), 'lie')} in the folder "
             "itself"
         )
     if loose:

@@ -141,7 +141,7 @@ COCO_FAULTS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda c: c["annotations"][0].update(segmentation={"size": [36, 44], "counts": [5]}), "add up to 5, not to 36"),
     (lambda c: c["annotations"][0].update(segmentation={"size": [4, 4], "counts": [16]}), "of 4 x 4 pixels"),
     (lambda c: c["images"][0].update(height=44, width=36), "image 1 says 44 x 36"),
-    (lambda c: c["images"][0].update(file_name="none.png"), "1 images that .* are not in .*images: none.png"),
+    (lambda c: c["images"][0].update(file_name="none.png"), "1 image that .* is not in .*images: none.png"),
     (lambda c: c["images"][1].update(file_name="0.png"), "names images more than once: 0.png"),
     (lambda c: c["categories"][1].update(name="dark"), "names categories more than once: dark"),
     (lambda c: c.pop("categories"), "it has no categories"),
@@ -187,7 +187,7 @@ def test_boxes_are_clipped_and_dropped_and_counted(tmp_path: Path) -> None:
     assert found.objects[0].boxes[-1].tolist() == [40, 30, 44, 36]
     said = "; ".join(found.notes)
     assert "1 boxes clipped" in said
-    assert "2 boxes without area in their images dropped, the first in" in said
+    assert "2 boxes without area in the image dropped, the first in" in said
     assert "annotation 91" in said
     assert "1 box that is there twice" in said
     assert "1 images without an object kept as negatives" in said

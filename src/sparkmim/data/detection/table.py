@@ -164,7 +164,7 @@ class _Changes:
     def notes(self) -> list[str]:
         found = []
         if self.clipped:
-            found.append(f"{self.clipped} boxes clipped to their images")
+            found.append(f"{counted(self.clipped, 'box', 'boxes')} clipped to the image")
         if self.empty:
             found.append(
                 f"{counted(self.empty, 'box', 'boxes')} without area in the image dropped, the first in "
