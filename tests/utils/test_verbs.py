@@ -46,7 +46,8 @@ def unbending(path: Path) -> list[str]:
                 else (" verb " if "verb(" in ast.unparse(later) else "many")
                 for later in text.values[place + 1 :]
             )
-            before = text.values[place - 1].value if place and isinstance(text.values[place - 1], ast.Constant) else ""
+            former = text.values[place - 1] if place else None
+            before = former.value if isinstance(former, ast.Constant) else ""
             if re.search(r"\b(of|the|of the|than the|for|into the) $", str(before)):
                 continue  # the verb's number is another one: 1 of 3 images
             if AGREEING.match(rest):
