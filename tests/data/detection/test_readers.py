@@ -186,7 +186,7 @@ def test_boxes_are_clipped_and_dropped_and_counted(tmp_path: Path) -> None:
     found = read(of_coco(tmp_path, change)).train
     assert found.objects[0].boxes[-1].tolist() == [40, 30, 44, 36]
     said = "; ".join(found.notes)
-    assert "1 boxes clipped" in said
+    assert "1 box clipped" in said
     assert "2 boxes without area in the image dropped, the first in" in said
     assert "annotation 91" in said
     assert "1 box that is there twice" in said
