@@ -190,7 +190,7 @@ def test_boxes_are_clipped_and_dropped_and_counted(tmp_path: Path) -> None:
     assert "2 boxes without area in the image dropped, the first in" in said
     assert "annotation 91" in said
     assert "1 box that is there twice" in said
-    assert "1 images without an object kept as negatives" in said
+    assert "1 image without an object kept as negatives" in said
     assert len(found.objects[1].labels) == 0
 
 
