@@ -520,7 +520,7 @@ def test_the_file_names_its_architecture(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["layer2.0.conv1.weight", "layer2.0.bn1.running_var"])
 def test_missing_key(key: str, tmp_path: Path) -> None:
     torch.save({k: t for k, t in resnet().state_dict().items() if k != key}, tmp_path / "weights.pth")
-    refuses(resnet(), tmp_path / "weights.pth", rf"1 of the network's 78 tensors are missing \({key}\)")
+    refuses(resnet(), tmp_path / "weights.pth", rf"1 of the network's 78 tensors is missing \({key}\)")
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])

@@ -112,7 +112,7 @@ def test_more_views_of_an_image_than_are_trained_on_at_a_time(tmp_path: Path, da
 
 def test_files_that_are_missing(tmp_path: Path, copy: Path) -> None:
     file = table(copy / "train", "red/99.png,red")
-    refused(tmp_path / "run", r"1 of the 25 images of .*labels.csv do not exist: red/99.png", data=file)
+    refused(tmp_path / "run", r"1 of the 25 images of .*labels.csv does not exist: red/99.png", data=file)
 
 
 @pytest.mark.parametrize("folders", [CLASSES, ()])

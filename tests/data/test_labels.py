@@ -77,7 +77,7 @@ def test_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("3.png,cat\nx/9.png,dog\n", "1 of the 2 images of .* do not exist: x/9.png. Paths are relative to"),
+        ("3.png,cat\nx/9.png,dog\n", "1 of the 2 images of .* does not exist: x/9.png. Paths are relative to"),
         ("", "lists no images"),
         ("path,label\n", "lists no images"),
         ("3.png,cat,1\n", "line 1: expected `path,class`, got '3.png,cat,1'"),
@@ -85,7 +85,7 @@ def test_table(tmp_path: Path) -> None:
         ("3.png,cat\n3.png,dog\n", "more than once: 3.png"),
         (
             "image,category\n3.png,cat\n",
-            "do not exist: image.*; the first row is taken as a header if",
+            "does not exist: image.*; the first row is taken as a header if",
         ),
         ("3.png,\xe9l\xe9phant\n", "labels.csv cannot be read as a CSV file .*; save it as one, encoded in UTF-8"),
         (f"3.png,{'x' * 200_000}\n", "labels.csv cannot be read as a CSV file .field larger"),
@@ -102,7 +102,7 @@ def test_bad_tables(tmp_path: Path, content: str, message: str) -> None:
     ("names", "message"),
     [
         (("1.png", "2.png"), "no class folders: its 2 images lie in the folder itself"),
-        (("a/1.png", "b/1.png", "3.png"), "1 images of .* lie outside its class folders: 3.png"),
+        (("a/1.png", "b/1.png", "3.png"), "1 image of .* lies outside its class folders: 3.png"),
         (("a/1.png", "b/"), "no image in the class folder b"),
         (("a/1.png",), "expected at least two classes in .*, got a alone"),
         (

@@ -67,7 +67,7 @@ def test_two_spellings_of_a_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [300, 5000])
 def test_paths_longer_than_names_can_be(length: int, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(f"{'x' * length}.png,a\n")
-    with pytest.raises(ValueError, match=r"1 of the 1 images of .*t\.csv do not exist") as e:
+    with pytest.raises(ValueError, match=r"1 of the 1 images of .*t\.csv does not exist") as e:
         read_labeled(tmp_path / "t.csv")
     assert len(str(e.value)) < 1000
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import numpy as np
+import pytest
+
 from sparkmim.data.seeding import Stream, keyed_generator, keyed_seed
 
 
@@ -20,3 +23,11 @@ def test_seeds_are_those_of_earlier_versions() -> None:
         "FEW_SHOT": 10,
         "CLUSTERS": 11,
     }
+
+
+def test_seeds_are_numpys_for_numbers_of_any_size() -> None:
+    for key in [(0,), (2**32 - 1, 0), (2**32, 7), (3, 2**63, 1), (0, 0, 0, 0, 2**31)]:
+        wanted = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
+        assert keyed_seed(*key) == wanted
+    with pytest.raises(ValueError, match="non-negative"):
+        keyed_seed(0, -1)

@@ -179,7 +179,7 @@ def test_a_sweep_up_to_a_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     verdicts = sweep(every=True, up_to=2, journal=journal)
     assert [(v.model, v.passed, v.pending) for v in verdicts] == [("small", True, False), ("large", False, True)]
     assert "1 of 1 architectures pass (100.0%)" in summary(verdicts)
-    assert summary(verdicts).endswith("; 1 were not checked")
+    assert summary(verdicts).endswith("; 1 was not checked")
     assert "large (3 million parameters)" in table(verdicts)
     assert f"Checked: 1 by {Journal(None).versions}." in document(verdicts, "sparkmim models")
     monkeypatch.setattr(Worker, "__call__", lambda *_: pytest.fail("a known outcome was computed again"))
@@ -233,7 +233,7 @@ def test_table() -> None:
     assert "| 3e-01 |  |  |  | WRONG |" in text
     assert "- h, attention: matmul: d" in text
     assert "by name 2 of 4" in summary([PASSES, REFUSES, WRONG, LEFT_OUT])
-    assert "1 return wrong numbers without an error; 1 are not convolutional" in text
+    assert "1 return wrong numbers without an error; 1 is not convolutional" in text
     assert "sparkmim models x" in document([PASSES], "sparkmim models x")
     assert all_pass([PASSES, LEFT_OUT])
     assert not all_pass([PASSES, WRONG])

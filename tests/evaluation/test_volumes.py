@@ -138,7 +138,7 @@ def test_tables_of_series_channels_and_splits(tmp_path: Path) -> None:
     table.write_text("series,ill\nx_0000.nii.gz,well\n")
     assert labels_of(labeled_splits(table, None, (), KEPT).train) == {"series": "ill", "x_0000.nii.gz": "well"}
     table.write_text("path,label\nx.nii.gz,ill\nw.nii.gz,well\n")
-    with pytest.raises(ValueError, match=r"1 of the 2 images of .* do not exist: w.nii.gz"):
+    with pytest.raises(ValueError, match=r"1 of the 2 images of .* does not exist: w.nii.gz"):
         labeled_splits(table, None, (), TWO)
 
 

@@ -158,7 +158,7 @@ def test_weights_that_are_not_finite_are_never_saved(
         return result
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
-    with pytest.raises(RunStopped, match=r"1 of the model's tensors are not finite after step 3, .*decoder.proj.w"):
+    with pytest.raises(RunStopped, match=r"1 of the model's tensors is not finite after step 3, .*decoder.proj.w"):
         run(tmp_path / "run", images, checkpoint_minutes=0.0)
     assert final(tmp_path / "run")["step"] == 2
 

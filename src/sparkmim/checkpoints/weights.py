@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..models.backbone import Backbone
 from ..models.spark import SparK
 from ..utils.io import require_honest_archive
-from ..utils.text import printable
+from ..utils.text import printable, verb
 from .key_maps import COUNTER, State, conversions, our_key
 from .metadata import read_metadata
 
@@ -281,9 +281,9 @@ def _load(
     if needed or misshaped or surplus:
         shapes = [f"{k}: {tuple(found[k].shape)} in the file, {tuple(own[k].shape)} in the network" for k in misshaped]
         reasons = {
-            f"{len(needed)} of the network's {len(own)} tensors are missing": needed,
-            f"{len(misshaped)} have another shape": shapes,
-            f"{len(surplus)} are more than the network has": surplus,
+            f"{len(needed)} of the network's {len(own)} tensors {verb(len(needed), 'are')} missing": needed,
+            f"{len(misshaped)} {verb(len(misshaped), 'have')} another shape": shapes,
+            f"{len(surplus)} {verb(len(surplus), 'are')} more than the network has": surplus,
             "what the file has": [] if found else rest,
         }
         listed = [

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..utils.text import printable
+from ..utils.text import counted, printable, verb
 from .config import FileConfig
 from .labels_by_address import classes_at, is_address
 from .seeding import Stream, keyed_generator
@@ -295,7 +295,9 @@ def fold(labeled: LabeledImages, folds: int, index: int, seed: int) -> tuple[Lab
     if not held:
         raise ValueError("every class has a single image, so none can be held out; name others with --val-data")
     if not len(out):
-        raise ValueError(f"{len(labeled)} images do not fill {folds} folds; use fewer --folds")
+        raise ValueError(
+            f"{counted(len(labeled), 'image')} {verb(len(labeled), 'do')} not fill {folds} folds; use fewer --folds"
+        )
     return labeled.subset(np.setdiff1d(np.arange(len(labeled)), out)), labeled.subset(out)
 
 
@@ -358,9 +360,15 @@ def _read_folders(root: Path, option: str, volumes: Preparation | None) -> Label
         )
     classes = tuple(name for name in list_folders(root) if volumes is None or not is_volume_folder(name))
     if not classes:
-        raise ValueError(f"{root} has no class folders: its {len(names)} images lie in the folder itself")
+        raise ValueError(
+            f"{root} has no class folders: its {counted(len(names), 'image')} {verb(len(names), 'lie')} in the folder "
+            "itself"
+        )
     if loose:
-        raise ValueError(f"{len(loose)} images of {root} lie outside its class folders: {named(loose)}")
+        raise ValueError(
+            f"{counted(len(loose), 'image')} of {root} {verb(len(loose), 'lie')} outside its class folders: "
+            f"{named(loose)}"
+        )
     number = {name: index for index, name in enumerate(classes)}
     labels = np.array([number[name.split("/")[0]] for name in names], dtype=np.int64)
     _require_own_folders(root, classes, labels)

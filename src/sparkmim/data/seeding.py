@@ -53,7 +53,9 @@ def keyed_seed(*key: int) -> int:
 
     Source: numpy's SeedSequence.
     """
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    small = min(key) >= 0 and max(key) < 2**32
+    entropy = np.array(key, np.uint32) if small else key  # the same words, in half the time
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
 
 
 def keyed_generator(*key: int) -> torch.Generator:

@@ -12,7 +12,7 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from ..utils.text import counted, printable
+from ..utils.text import counted, printable, verb
 from .config import DEFAULT_FILES, FileConfig
 from .decoding.encoded import TooManyPixels, UnreadableImage
 from .normalize import WHITE
@@ -254,4 +254,8 @@ def peculiarities(source: ImageSource, channels: int, files: FileConfig = DEFAUL
             break
     read = seen.total()
     kinds["equal to others"] = read - sum(count == 1 for count in seen.values())
-    return [f"{count} of the first {read} are {kind}" for kind, count in kinds.items() if count > max(1, MANY * read)]
+    return [
+        f"{count} of the first {read} {verb(count, 'are')} {kind}"
+        for kind, count in kinds.items()
+        if count > max(1, MANY * read)
+    ]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..utils.text import printable
+from ..utils.text import printable, verb
 
 SEPARATORS = (",", ";", "\t")
 """Separators of columns, the first that fits."""
@@ -102,11 +102,13 @@ def read_table(file: Path, is_image: Callable[[Path], bool] = Path.is_file) -> T
     names = [_name(row[columns.path], file.parent, is_image) for _, row in rows]
     missing = [name for name in names if not _holds(is_image, file.parent / name)]
     if missing:
-        odd = ", or are not files" if any(_holds(Path.exists, file.parent / name) for name in missing) else ""
+        there = any(_holds(Path.exists, file.parent / name) for name in missing)
+        odd = ", or not as files" if there else ""
         first = missing[0] == names[0] and not columns.header
         header = "; the first row is taken as a header if it is `path,class`, `filename,label` or the like"
         raise ValueError(
-            f"{len(missing)} of the {len(names)} images of {file} do not exist{odd}: {named(missing)}. Paths are "
+            f"{len(missing)} of the {len(names)} images of {file} {verb(len(missing), 'do')} not exist{odd}: "
+            f"{named(missing)}. Paths are "
             f"relative to {file.parent}{header * first}"
         )
     twice = [name for name, count in Counter(names).items() if count > 1]

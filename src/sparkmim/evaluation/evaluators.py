@@ -16,7 +16,7 @@ from ..training.errors import RunStopped
 from ..training.task import TrainingTask
 from ..utils.distributed import gather_results
 from ..utils.logging import log
-from ..utils.text import counted, printable
+from ..utils.text import counted, printable, verb
 from .features import pooled_features
 from .frozen import LabeledFeatures
 from .knn import accuracy, best_neighbours, knn_predictions, leave_one_out
@@ -107,4 +107,7 @@ class KnnMonitor:
             log.warning(f"k-NN: skipped {printable(name)}: {errors[name]}")
         if new:
             total = len(self.train) + (0 if self.val is None else len(self.val))
-            log.info(f"k-NN: {len(self.skipped)} of {total} labeled images cannot be read and are left out")
+            log.info(
+                f"k-NN: {len(self.skipped)} of {total} labeled images cannot be read and "
+                f"{verb(len(self.skipped), 'are')} left out"
+            )

@@ -38,7 +38,7 @@ from ..utils.devices import pick_device
 from ..utils.fields import show, validate_as
 from ..utils.io import write_atomically
 from ..utils.logging import log
-from ..utils.text import counted, printable
+from ..utils.text import counted, printable, verb
 from .config import Pooling
 from .neighbors import write_neighbors
 
@@ -331,10 +331,16 @@ def log_places(source: ImageSource, trained: ImageSource | None = None) -> None:
     """Warn of images that lie outside of their folder, and of those that are among the images that are learned from."""
     outside = files_outside(source)
     if outside is not None:
-        log.warning(f"{outside.number:,} of {len(source):,} images lie {str(outside).partition(' ')[2]}")
+        log.warning(
+            f"{outside.number:,} of {len(source):,} images {verb(outside.number, 'lie')} "
+            f"{str(outside).partition(' ')[2]}"
+        )
     twice = 0 if trained is None else shared_files(trained, source)
     if twice:
-        log.warning(f"{twice:,} of the {len(source):,} images that are scored are among those that are learned from")
+        log.warning(
+            f"{twice:,} of the {len(source):,} images that are scored "
+            f"{verb(twice, 'are')} among those that are learned from"
+        )
 
 
 def log_skipped(source: ImageSource, broken: Sequence[tuple[int, str]]) -> list[tuple[str, str]]:

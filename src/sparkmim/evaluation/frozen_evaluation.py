@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ..data.config import Pages, chosen_files
 from ..training.config import Device, LoopConfig
 from ..utils.fields import validate_as
+from ..utils.text import counted, verb
 from .clustering import clustering_agreement
 from .config import NEIGHBOURS, SHOTS
 from .features import Stage, log_places
@@ -143,7 +144,9 @@ def evaluate_frozen(
     test = frozen.joined(splits.scored).by(standardization) if splits.scored else None
     within = leave_one_out(train.values, train.labels, NEIGHBOURS, classes=classes)
     if not within:
-        raise ValueError(f"{len(train)} training images are too few to classify by their neighbors")
+        raise ValueError(
+            f"{counted(len(train), 'training image')} {verb(len(train), 'are')} too few to classify by their neighbors"
+        )
     chosen = best_neighbours(within)
     queries = train if test is None else test
     predicted = knn_predictions(

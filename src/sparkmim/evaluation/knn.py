@@ -18,6 +18,7 @@ from torch import Tensor
 from ..data.config import Pages, chosen_files
 from ..training.config import Device, LoopConfig
 from ..utils.fields import validate_as
+from ..utils.text import counted, verb
 from .config import NEIGHBOURS
 from .features import Stage, log_places
 from .frozen import FrozenEncoder
@@ -170,7 +171,10 @@ def knn(
         frozen.described["standardized"] = True
     within = leave_one_out(train.values, train.labels, neighbours, classes=len(classes))
     if not within:
-        raise ValueError(f"{len(train)} training images are too few for {min(neighbours)} neighbours; see --neighbours")
+        raise ValueError(
+            f"{counted(len(train), 'training image')} {verb(len(train), 'are')} too few for {min(neighbours)} "
+            "neighbours; see --neighbours"
+        )
     by_k: dict[int, Accuracy] = {}
     images = 0
     for part in splits.scored:

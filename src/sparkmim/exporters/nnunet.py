@@ -24,6 +24,7 @@ from ..utils.io import read_json
 from ..utils.logging import log
 from ..utils.orientation import axes_named, axes_of
 from ..utils.specs import PLANS_FILE
+from ..utils.text import verb
 from .equivalence import Mismatch, compare_maps
 
 HEADS = "seg_layers"
@@ -134,7 +135,8 @@ def _load(network: nn.Module, own: Mapping[str, Tensor], named: NnUNet, encoder:
         shapes = [tuple(state[name].shape) if name in state else "missing" for state in (own, wanted)]
         raise Mismatch(
             f"the encoder ({encoder.name}) is not that of {named}: {name} is {shapes[0]} in the encoder and "
-            f"{shapes[1]} in the plans ({len(lacking)} of {len(required)} tensors differ, {len(surplus)} are more); "
+            f"{shapes[1]} in the plans ({len(lacking)} of {len(required)} tensors "
+            f"{verb(len(lacking), 'differ')}, {len(surplus)} {verb(len(surplus), 'are')} more); "
             f"pretrain the planned network, --model {named}"
         )
     network.load_state_dict({name: own[name] for name in fitting}, strict=False)

@@ -60,7 +60,7 @@ def random_visible(
     drawn_on = device if generator is None else generator.device
     order = torch.rand(batch, math.prod(grid), generator=generator, device=drawn_on).argsort(dim=1)
     visible = torch.zeros(batch, math.prod(grid), dtype=torch.bool, device=drawn_on)
-    visible = visible.scatter(1, order[:, :keep], True)
+    visible.scatter_(1, order[:, :keep], True)
     target = visible.device if device is None else torch.device(device)
     # A copy to the CPU is synchronous: the caller could read it there before an asynchronous one arrives.
     return visible.view(batch, *grid).to(target, non_blocking=target.type != "cpu")

@@ -26,6 +26,7 @@ from ..reporting.report.page import write_report
 from ..training.task import Evaluator, TrainingTask
 from ..training.unreadable import UnreadableImages
 from ..utils.logging import log
+from ..utils.text import verb
 from .config import PretrainConfig
 from .evaluators import beside_images, draw_reconstructions, held_out_loss
 from .kinds import preparation_of
@@ -138,7 +139,10 @@ class PretrainingTask(TrainingTask[Batch]):
         )
         self.unreadable.add(broken)
         if self.unreadable.update_list(write=self.fabric.is_global_zero):
-            log.info(f"held out: {self.unreadable.summary()} and are left out; see {self.unreadable.path}")
+            log.info(
+                f"held out: {self.unreadable.summary()} and {verb(len(self.unreadable.errors), 'are')} left out; see "
+                f"{self.unreadable.path}"
+            )
         return {"val_loss": loss}
 
     def measure_monitor(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ from ..data.loader import ReaderDied, worker_died
 from ..data.shared_memory import SHARED_MEMORY, shared_memory_free
 from ..utils.devices import out_of_memory
 from ..utils.distributed import WAIT, OtherProcessStopped, lost_connection
-from ..utils.text import counted, printable
+from ..utils.text import counted, printable, verb
 from .step import Trainer
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -87,7 +87,8 @@ def _remedy(trainer: Trainer, run: RunFolder) -> str:
 def weights_not_finite(trainer: Trainer, run: RunFolder, names: Sequence[str]) -> RunStopped:
     """Return the error for a model that is not finite though all losses were."""
     return RunStopped(
-        f"{len(names)} of the model's tensors are not finite after step {trainer.step}, learning rate "
+        f"{len(names)} of the model's tensors {verb(len(names), 'are')} not finite after step {trainer.step}, "
+        "learning rate "
         f"{trainer.rates(trainer.step - 1)[0]:.3g}: {', '.join(names[:NAMES])}. Nothing was saved of it; last good "
         f"state: {last_good(run)}. {_remedy(trainer, run)}"
     )

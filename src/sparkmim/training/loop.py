@@ -17,6 +17,7 @@ from ..data.sampler import Positions
 from ..utils.distributed import OtherProcessStopped, broadcast, by_first_process, gather, largest
 from ..utils.interruption import Interrupted, interruptible
 from ..utils.logging import log
+from ..utils.text import verb
 from .errors import RunStopped, explained, last_good, never_finite, not_finite, readers_died, weights_not_finite
 from .metrics import Metrics, peak_memory_bytes
 from .progress import Progress
@@ -265,7 +266,10 @@ class TrainingLoop:
         for part in gather(self.fabric, self.unreadable.errors):
             self.unreadable.add(part.items())
         if self.unreadable.update_list(write=self.fabric.is_global_zero):
-            log.info(f"{self.unreadable.summary()} and are replaced by others; see {self.run.broken}")
+            log.info(
+                f"{self.unreadable.summary()} and {verb(len(self.unreadable.errors), 'are')} replaced by others; see "
+                f"{self.run.broken}"
+            )
 
     def _log(self) -> None:
         """Write a line of metrics of the steps since the last one."""

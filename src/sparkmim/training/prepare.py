@@ -11,6 +11,7 @@ from ..data.sources.address import absolute_address
 from ..data.storage.cache import limit_cache
 from ..utils.fields import flag, normalize, require_type, show, validate
 from ..utils.specs import absolute_spec, is_function
+from ..utils.text import counted, verb
 from .config import ConfigField, Configuration, TrainingConfig, differences, require_known
 from .recorded import recorded_value
 from .resume import (
@@ -218,7 +219,8 @@ def validate_training(config: TrainingConfig, images: int, in_chans: int, proces
     parts = run.accumulate * processes
     if parts > images:
         raise ValueError(
-            f"{images} images are too few for {processes} process{'es' * (processes > 1)} times --accumulate "
+            f"{counted(images, 'image')} {verb(images, 'are')} too few for "
+            f"{counted(processes, 'process', 'processes')} times --accumulate "
             f"{run.accumulate}; use fewer"
         )
     if run.batch_size % parts:

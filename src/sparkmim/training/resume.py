@@ -236,7 +236,8 @@ def same_parts(config: KindT, before: Parts, chosen: Mapping[str, Any], processe
     if not fitting:
         numbers = ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
         raise ValueError(
-            f"{processes} processes cannot share the {batch} images of each step of this run; use one of {numbers}"
+            f"{counted(processes, 'process', 'processes')} cannot share the {batch} images of each step of this run; "
+            f"use one of {numbers}"
         )
     if "accumulate" not in chosen:
         accumulate = next((n for n in fitting if n * processes >= parts), fitting[-1])

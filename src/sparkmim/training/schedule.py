@@ -20,7 +20,7 @@ def steps_of(epochs: float, images: int, batch_size: int) -> int:
     steps = epochs * images / batch_size
     if steps > MOST_STEPS:
         raise ValueError(
-            f"{epochs:g} epochs of {images:,} images are {steps:g} steps, more than can be counted; use fewer"
+            f"{epochs:g} epochs of {images:,} images make {steps:g} steps, more than can be counted; use fewer"
         )
     return max(1, round(steps))
 

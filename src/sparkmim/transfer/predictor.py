@@ -21,7 +21,7 @@ from ..training.config import Device
 from ..utils.devices import pick_device
 from ..utils.io import write_text
 from ..utils.logging import log
-from ..utils.text import printable
+from ..utils.text import counted, printable, verb
 from .config import SEGMENTATION
 from .model_file import SavedModel, load_for_prediction, model_file, recorded_volumes
 from .outputs import compute_outputs
@@ -169,7 +169,10 @@ def write_csv(predictions: Sequence[Prediction], path: str | Path) -> None:
     write_text(Path(path), "".join(lines))
     formulas = sum(name.startswith(FORMULA) for image, classes, *_ in predictions for name in (image, *classes))
     if formulas:
-        log.warning(f"{path}: {formulas} names begin as a formula does; open the file in a spreadsheet as text only")
+        log.warning(
+            f"{path}: {counted(formulas, 'name')} {verb(formulas, 'begin')} as a formula does; open the file in a "
+            "spreadsheet as text only"
+        )
 
 
 def csv_line(cells: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ from ..utils.devices import device_name, pick_device
 from ..utils.distributed import local_processes
 from ..utils.fields import show
 from ..utils.logging import log
-from ..utils.text import counted
+from ..utils.text import counted, verb
 from .config import CLASSIFICATION, LabeledDataConfig, NetworkConfig, TransferConfig, config_type_of
 from .network import Network, load_weights
 from .recipes import RECIPES, Situation
@@ -254,7 +254,9 @@ class FineTuning(TrainingKind[TransferConfig, Splits[Any]]):
         splits = ready.data
         for images, flags in ((splits.val, "validate"), (splits.test, "test")):
             if images is not None and (twice := shared_files(splits.train.source, images.source)):
-                log.warning(f"{twice:,} of the {len(images):,} images to {flags} with are trained on too")
+                log.warning(
+                    f"{twice:,} of the {len(images):,} images to {flags} with {verb(twice, 'are')} trained on too"
+                )
 
     def describe(self, ready: Ready, task: FinetuningTask) -> dict[str, str]:
         """Return the plan: label to text."""

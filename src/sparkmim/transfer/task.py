@@ -25,6 +25,7 @@ from ..training.unreadable import UnreadableImages
 from ..utils.distributed import broadcast, gather_results
 from ..utils.io import write_json
 from ..utils.logging import log
+from ..utils.text import verb
 from .config import TransferConfig
 from .model_file import save_model
 from .network import Network
@@ -138,7 +139,10 @@ class FinetuningTask(TrainingTask[TargetBatch]):
         assert self._unreadable is not None
         self._unreadable.add(broken)
         if self._unreadable.update_list(write=self.fabric.is_global_zero):
-            log.warning(f"validation: {self._unreadable.summary()} and are left out; see {self._unreadable.path}")
+            log.warning(
+                f"validation: {self._unreadable.summary()} and {verb(len(self._unreadable.errors), 'are')} left out; "
+                f"see {self._unreadable.path}"
+            )
 
     def state(self) -> dict[str, Any]:
         """Return the average, and the best weights so far."""

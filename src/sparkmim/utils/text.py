@@ -29,6 +29,20 @@ def counted(number: float, noun: str, plural: str | None = None) -> str:
     return f"{text} {noun if number == 1 else plural or f'{noun}s'}"
 
 
+SINGULAR = {"are": "is", "have": "has", "were": "was", "do": "does"}
+"""Forms of verbs for one thing that are not the form for several and an s."""
+
+
+def verb(number: float, several: str) -> str:
+    """Return the form of a verb for a number of things: `1 of 3 images is`, `2 of 3 images are`.
+
+    Args:
+        number: of things.
+        several: the form for any number but one.
+    """
+    return SINGULAR.get(several, f"{several}s") if number == 1 else several
+
+
 def harmless(text: str) -> str:
     """Return a text in which all control characters but line ends and tabulators are Python escapes.
 

@@ -304,7 +304,7 @@ def test_classes(tmp_path: Path) -> None:
     write_voc(tmp_path / "train", only)
     write_voc(tmp_path / "val", make_images(tmp_path / "val" / "images"))
     given: dict[str, Any] = {"val_data": str(tmp_path / "val")}
-    with pytest.raises(ValueError, match=r"--val-data: \d+ objects are of unknown classes: light.*--classes"):
+    with pytest.raises(ValueError, match=r"--val-data: \d+ objects? (is|are) of unknown classes: light.*--classes"):
         read(tmp_path / "train", **given)
     (tmp_path / "classes").write_text("light\ndark\n")
     found = read(tmp_path / "train", classes=str(tmp_path / "classes"), **given)

@@ -210,7 +210,7 @@ def ignored_alone(folder: Path) -> None:
         (no_image, "no image of the same name in .*images for 1 mask: 0"),
         (other_size, r"images/0.png has 36 x 44 pixels .*masks/0.png 44 x 36"),
         (strange_value, r"masks/0.png has values that are not among the classes: 7 \(3 pixels\); expected 0, 1, 2 or"),
-        (strange_color, r"masks/0.png has 1 colors that are not in the table of classes: #010203 \(5 pixels\)"),
+        (strange_color, r"masks/0.png has 1 color that is not in the table of classes: #010203 \(5 pixels\)"),
         (no_folder, r"has no folder masks \(or labels, labelsTr\): it holds the folders annots, images"),
         (empty, "no file in .*images ends in one of"),
         (twice, "0.jpg and 0.png have the same name but for the extension"),

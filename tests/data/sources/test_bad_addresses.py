@@ -340,7 +340,7 @@ def test_a_folder_in_a_zip_file(folder: Path, tmp_path: Path) -> None:
         ("a/0.png\n./a/0.png\n", "lists a/0.png more than once"),
         (
             "a/0.png\na/nowhere.png\n",
-            r"1 of 2 files looked for do not exist, such as a/nowhere\.png; paths",
+            r"1 of 2 files looked for does not exist, such as a/nowhere\.png; paths",
         ),
         ("a/0.png\n\x00\x01", r"line 2 holds .*expected a text file"),
         ("nowhere://host/a.png\n", "fsspec has no file system for nowhere://"),

@@ -67,7 +67,7 @@ def test_only_regular_files_are_listed_or_read(tmp_path: Path, make: Callable[[P
     assert names(tmp_path) == ["a/1.png", "b/2.png"]
     assert len(read_labeled(tmp_path)) == 2
     (tmp_path / "labels.csv").write_text("a/1.png,a\na/x.jpg,b\n")
-    with pytest.raises(ValueError, match=r"do not exist, or are not files: a/x.jpg"):
+    with pytest.raises(ValueError, match=r"does not exist, or not as files: a/x.jpg"):
         read_labeled(tmp_path / "labels.csv")
     with pytest.raises(UnreadableImage, match="expected a regular file"):
         read_image(tmp_path / "a" / "x.jpg")
@@ -151,5 +151,5 @@ def test_headers_that_claim_too_much_are_refused_unread(tmp_path: Path) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (3, 10**6, 10**6)})
     (tmp_path / "x.npy").write_bytes(header.getvalue())
-    with pytest.raises(UnreadableImage, match="more than the 268435456 of --max-pixels"):
+    with pytest.raises(UnreadableImage, match="its header claims 12000000000000 bytes of numbers, and it has"):
         read_image(tmp_path / "x.npy")

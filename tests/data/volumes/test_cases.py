@@ -56,7 +56,7 @@ def test_channels_by_suffix(tmp_path: Path) -> None:
         (f"case{i}", ["0000", "0001"]) for i in range(3)
     ]
     (tmp_path / "case1_0001.nii.gz").unlink()
-    with pytest.raises(ValueError, match=r"1 of 3 volumes have other channels.*case1 lacks 0001"):
+    with pytest.raises(ValueError, match=r"1 of 3 volumes has other channels.*case1 lacks 0001"):
         find_cases(tmp_path)
 
 
@@ -72,7 +72,7 @@ def test_numbers_of_volumes_are_not_channels(numbers: range, tmp_path: Path) -> 
 )
 def test_label_maps_are_passed_over_or_refused(labels: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     touch(tmp_path, labels.replace("x/dseg", "x/a_dseg"))
-    with pytest.raises(ValueError, match="holds label maps, not images: its 1 files"):
+    with pytest.raises(ValueError, match="holds label maps, not images: its 1 file is named as such"):
         find_cases(tmp_path)
     touch(tmp_path, "images/a.nii.gz")
     with caplog.at_level(logging.WARNING, "sparkmim"):
@@ -194,7 +194,7 @@ def test_csv(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a.nii.gz\nnone.nii.gz\n", "1 of the 2 files .* do not exist: .*none.nii.gz"),
+        ("a.nii.gz\nnone.nii.gz\n", "1 of the 2 files .* does not exist: .*none.nii.gz"),
         ("a.nii.gz,a.nii.gz\na.nii.gz\n", "line 2: expected 2 paths"),
         ("a.nii.gz,benign\n", "line 1: expected the path of a volume, got 'benign'"),
         ("path\n", "lists no volumes"),

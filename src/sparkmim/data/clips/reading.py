@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..decoding.arrays import array_to_image
 from ..decoding.encoded import CHANNELS, EncodedImage, UnreadableImage
+from ..decoding.headers import npy_file_header
 from ..decoding.images import EncodedFile, image_extensions
 from ..sources.folder import is_junk
 from .base import Clip, ClipSize
@@ -105,6 +106,7 @@ class ArrayClip(Clip):
     @cached_property
     def _array(self) -> np.ndarray:
         try:
+            npy_file_header(self._path)
             array: np.ndarray = np.load(self._path, mmap_mode="r", allow_pickle=False)
         except Exception as error:
             raise UnreadableImage(f"the file is truncated, damaged or not an array ({error})") from error

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from ..config import DEFAULT_FILES, FileConfig
 from .encoded import CHANNELS, UnreadableImage, require_pixels
+from .headers import npy_header, opened_npz
 
 FULL_SCALE = 65535
 """The largest value of a 16-bit image."""
@@ -38,7 +37,8 @@ def decode_npy(content: Path | bytes, channels: int, files: FileConfig) -> Tenso
     """Decode an .npy file, given by its path or its bytes, to `(channels, H, W)`, see :func:`array_to_image`."""
     size = len(content) if isinstance(content, bytes) else content.stat().st_size
     with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
-        return array_to_image(_read_array(file, size, channels, files), channels, files)
+        require_pixels(npy_header(file, size).size // channels, 1, files)
+        return array_to_image(np.load(file, allow_pickle=False), channels, files)
 
 
 def decode_npz(content: Path | bytes, channels: int, files: FileConfig) -> Tensor:
@@ -47,30 +47,14 @@ def decode_npz(content: Path | bytes, channels: int, files: FileConfig) -> Tenso
     Raises:
         UnreadableImage: if it has none, or several without one of that name.
     """
-    with zipfile.ZipFile(io.BytesIO(content) if isinstance(content, bytes) else content) as archive:
-        names = [name for name in archive.namelist() if name.endswith(".npy")]
-        chosen = names[0] if len(names) == 1 else f"{IMAGE}.npy"
+    with opened_npz(content) as archive:
+        names = archive.names
+        chosen = names[0] if len(names) == 1 else IMAGE
         if chosen not in names:
-            found = ", ".join(name.removesuffix(".npy") for name in names[:4]) or "none"
+            found = ", ".join(names[:4]) or "none"
             raise UnreadableImage(f"expected one array, or one named {IMAGE!r} among several, got {found}")
-        with archive.open(chosen) as file:
-            size = archive.getinfo(chosen).file_size
-            return array_to_image(_read_array(file, size, channels, files), channels, files)
-
-
-def _read_array(file: IO[bytes], size: int, channels: int, files: FileConfig) -> np.ndarray:
-    """Read an array whose header claims no more values than an image may have, and than `size` bytes hold."""
-    version = np.lib.format.read_magic(file)
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = header(file)
-    if dtype.hasobject:
-        raise UnreadableImage("expected numbers, got Python objects, which are not loaded (allow_pickle is off)")
-    require_pixels(math.prod(shape) // channels, 1, files)
-    if (claimed := math.prod(shape) * dtype.itemsize) > size:
-        raise UnreadableImage(f"its header claims {claimed} bytes of numbers, and the file has {size}")
-    file.seek(0)
-    array: np.ndarray = np.load(file, allow_pickle=False)
-    return array
+        require_pixels(archive.header(chosen).size // channels, 1, files)
+        return array_to_image(archive.array(chosen), channels, files)
 
 
 def array_to_image(array: np.ndarray, channels: int, files: FileConfig = DEFAULT_FILES) -> Tensor:

@@ -21,7 +21,7 @@ from .colors import FLIPPED, TURNED, as_stored, as_upright, to_channels, upright
 from .encoded import CHANNELS, Box, ChooseBox, TooManyPixels, UnreadableImage, require_pixels
 from .pillow import MODES, convert_bytes, decode_with_pillow, open_with_pillow
 from .tiff_blocks import NODATA, can_copy, copy_blocks, least_pixels
-from .tiff_pages import chosen_frames, count_axes, frames_in, images_of, opened, require_all_blocks
+from .tiff_pages import chosen_frames, count_axes, frames_in, images_of, opened, reading_pixels, require_all_blocks
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it says of damaged files is in their errors
 
@@ -252,7 +252,8 @@ def _frame_planes(content: Path | bytes, series: Any, frame: int) -> np.ndarray:
     if frames > 1 and series.dataoffset is not None:  # one after the other, perhaps without headers of their own
         handle = page.parent.filehandle
         handle.seek(series.dataoffset + frame * page.nbytes)
-        held = handle.read_array(page.parent.byteorder + page.dtype.char, math.prod(page.shape))
+        with reading_pixels(page.parent):
+            held = handle.read_array(page.parent.byteorder + page.dtype.char, math.prod(page.shape))
         return _bands_first(held.reshape(page.shape), page.axes)
     if frames != len(series.pages) or series.pages[frame] is None:
         raise UnreadableImage(f"the file has no page {frame} of the {frames} that it names")
@@ -268,7 +269,8 @@ def _array(content: Path | bytes, series: Any, frame: int | None = None) -> np.n
     shape = series.shape if frame is None else page.shape
     require_all_blocks(series, range(len(series.pages)) if frame is None else [frame])
     try:
-        array: np.ndarray = series.asarray() if frame is None else series.asarray(key=frame)
+        with reading_pixels(page.parent):
+            array: np.ndarray = series.asarray() if frame is None else series.asarray(key=frame)
     except (ValueError, NotImplementedError) as error:
         if "imagecodecs" not in str(error):
             raise

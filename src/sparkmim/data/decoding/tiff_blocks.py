@@ -16,6 +16,7 @@ from tifffile import COMPRESSION, PHOTOMETRIC, TiffPage
 
 from .encoded import Box, UnreadableImage
 from .pillow import BYTES_OF_A_PIXEL, WHOLE
+from .tiff_pages import reading_pixels
 
 WIDTH, LENGTH, STRIP_OFFSETS, ROWS, STRIP_BYTES = 256, 257, 273, 278, 279
 TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTES = 322, 323, 324, 325
@@ -208,14 +209,15 @@ def _read_rows(page: Any, grid: Grid, plane: int, box: Box, rows: Rows) -> bytes
     """
     handle, strips = page.parent.filehandle, math.ceil(grid.height / grid.block_height)
     first, size = (box.left * rows.pixel, box.width * rows.pixel) if rows.pixel else (0, rows.bytes)
-    read = []
+    read: list[bytes] = []
     for row in range(box.top, box.bottom):
         strip, below = divmod(row, grid.block_height)
         index = plane * strips + strip
         if (below + 1) * rows.bytes > grid.sizes[index] and not page.is_contiguous:
             raise UnreadableImage(f"row {row} is not in the {grid.sizes[index]} bytes of its strip")
         handle.seek(grid.offsets[index] + below * rows.bytes + first)
-        read.append(handle.read(size))
+        with reading_pixels(page.parent):
+            read.append(handle.read(size))
         if len(read[-1]) < size:
             raise UnreadableImage(f"the file is cut off within row {row}")
     return b"".join(read)
@@ -232,11 +234,12 @@ def _read_blocks(page: Any, grid: Grid, box: Box) -> list[bytes]:
     if (claimed := sum(size for _, size in blocks)) > WHOLE + bytes_of_a_pixel * box.pixels:
         raise UnreadableImage(f"{box.height} x {box.width} pixels cannot need the {claimed} bytes that they claim")
     read = []
-    for offset, size in blocks:
-        handle.seek(offset)
-        read.append(handle.read(size) if size else b"")
-        if len(read[-1]) < size:
-            raise UnreadableImage(f"the file is cut off within {'a tile' if page.is_tiled else 'a strip'}")
+    with reading_pixels(page.parent):
+        for offset, size in blocks:
+            handle.seek(offset)
+            read.append(handle.read(size) if size else b"")
+            if len(read[-1]) < size:
+                raise UnreadableImage(f"the file is cut off within {'a tile' if page.is_tiled else 'a strip'}")
     return read
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from tifffile import COMPRESSION, TiffFile
@@ -16,6 +16,7 @@ from tifffile import COMPRESSION, TiffFile
 from ...utils.text import counted
 from ..config import FileConfig
 from .encoded import UnreadableImage
+from .headers import HEADER_OF_A_PAGE, Bounded, bounded, reading_headers
 
 START = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of a file."""
@@ -36,12 +37,34 @@ SPARE_BYTES = 2**16
 """Bytes that a block of such a compression may take beyond twice those of its numbers."""
 
 
+_SOURCES: WeakKeyDictionary[TiffFile, Bounded] = WeakKeyDictionary()
+
+
 @contextmanager
-def opened(content: Path | bytes) -> Iterator[TiffFile]:
-    """Open a file that is complete, given by its path or its bytes; others that it names are not read."""
-    with TiffFile(io.BytesIO(content) if isinstance(content, bytes) else content, _multifile=False) as file:
-        require_all_pages(file)
-        yield file
+def opened(content: Path | bytes, *, complete: bool = True) -> Iterator[TiffFile]:
+    """Open a file, whose tags take no more memory than a header may; others that it names are not read.
+
+    Args:
+        content: path of the file, or its bytes.
+        complete: raise for one that ends before its last page.
+    """
+    with bounded(content) as source:
+        with reading_headers():
+            file = TiffFile(source, _multifile=False)
+        with file:
+            _SOURCES[file] = source
+            with source.unbounded():  # a few bytes of each page lead to the next
+                pages = len(file.pages)
+            source.allow(HEADER_OF_A_PAGE * pages)
+            if complete:
+                with reading_headers():
+                    require_all_pages(file)
+            yield file
+
+
+def reading_pixels(file: TiffFile) -> AbstractContextManager[None]:
+    """Return a block in which an opened file is read without the bounds of its header."""
+    return _SOURCES[file].unbounded()
 
 
 def count_images(content: Path | bytes, channels: int) -> int:
@@ -64,7 +87,8 @@ def images_of(file: TiffFile) -> list[Any]:
     Raises:
         UnreadableImage: if one has no height and width.
     """
-    parts = _full_size(file)
+    with reading_headers():
+        parts = _full_size(file)
     for part in parts:
         if not {"Y", "X"} <= set(part.axes):
             raise UnreadableImage(f"expected an image with height and width, got the axes {part.axes} of {part.shape}")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...utils.logging import log
-from ...utils.text import counted, printable
+from ...utils.text import counted, printable, verb
 from ..config import DEFAULT_FILES, FileConfig
 from ..decoding.encoded import UnreadableImage
 from ..decoding.pillow import header_size, without_limit
@@ -201,8 +201,11 @@ def table_of(
     unknown = Counter(o.name for image in read.images for o in image.objects if o.name not in numbers)
     if unknown:
         first = next(o.where for image in read.images for o in image.objects if o.name not in numbers)
+        number = sum(unknown.values())
         raise ValueError(
-            f"{option}: {sum(unknown.values())} objects are of unknown classes: {named(sorted(unknown))}, the first in "
+            f"{option}: {counted(number, 'object')} {verb(number, 'are')} of unknown classes: "
+            f"{named(sorted(unknown))}, "
+            "the first in "
             f"{first}. The classes are {named(list(numbers))}; correct the names, or list all classes in a file, one "
             "in each line, and name it by --classes"
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ...utils.text import counted, printable
+from ...utils.text import counted, printable, verb
 from ..decoding.images import image_extensions
 from ..sources.folder import walk
 from ..tables import named
@@ -188,7 +188,10 @@ def _pairs(entry: Path) -> list[tuple[Path, Path | None]]:
         images = [entry.parent / line for line in lines if line]
         missing = [str(image) for image in images if not image.exists()]
         if missing:
-            raise ValueError(f"{entry} lists {len(missing)} images that do not exist: {named(missing)}; correct it")
+            raise ValueError(
+                f"{entry} lists {counted(len(missing), 'image')} that {verb(len(missing), 'do')} not exist: "
+                f"{named(missing)}; correct it"
+            )
     else:
         below = images_by_stem(entry, (below + one.name for below, one in walk(entry)))
         images = [entry / name for _, name in sorted(below.items())]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ...utils.text import printable
+from ...utils.text import counted, printable, verb
 from ..decoding.pillow import without_limit
 from .classes import LARGEST_VALUE, ClassTable
 from .drawn import DrawnMask
@@ -122,7 +122,8 @@ def class_counts(path: Path, content: MaskContent, table: ClassTable) -> dict[in
         if strange:
             shown = ", ".join(f"#{color:06x} ({content.counts[color]} pixels)" for color in strange[:4])
             raise ValueError(
-                f"the mask {printable(str(path))} has {len(strange)} colors that are not in the table of classes: "
+                f"the mask {printable(str(path))} has {counted(len(strange), 'color')} that "
+                f"{verb(len(strange), 'are')} not in the table of classes: "
                 f"{shown}; add them to --classes (with the index {table.ignore} to ignore them), or save masks as PNG "
                 "rather than as JPEG, which changes colors"
             )

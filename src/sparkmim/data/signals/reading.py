@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...utils.memory import host_memory
 from ..decoding.encoded import UnreadableImage
+from ..decoding.headers import npy_file_header, opened_npz
 from .settings import Layout
 from .tables import read_columns
 
@@ -79,6 +81,7 @@ def open_recording(path: Path, channels: int | None, layout: Layout, time_column
             found = read_columns(path, time_column)
             return _of_array(found.values.T, plausible_rate(found.rate))
         if extension == ".npy":
+            npy_file_header(path)
             return _of_array(channels_first(np.load(path, mmap_mode="r", allow_pickle=False), channels, layout), None)
         if extension == ".npz":
             array, rate = _read_archive(path)
@@ -136,17 +139,23 @@ def _open_sound(path: Path) -> Recording:
 
 def _read_archive(path: Path) -> tuple[np.ndarray, float | None]:
     """Return the array of an .npz file that is the signal, and its rate."""
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    rates = [float(arrays[name].reshape(-1)[0]) for name in RATE_NAMES if name in arrays and arrays[name].size == 1]
-    names = [name for name, array in arrays.items() if array.size > 1 and array.dtype.kind in "buif"]
-    chosen = names if len(names) == 1 else [name for name in SIGNAL_NAMES if name in names][:1]
-    if not chosen:
-        found = ", ".join(list(arrays)[:4]) or "none"
-        raise UnreadableImage(
-            f"expected one array, or one named {' or '.join(SIGNAL_NAMES)} among several, got {found}"
-        )
-    return arrays[chosen[0]], rates[0] if rates else None
+    with opened_npz(path) as archive:
+        arrays = archive.headers()
+        single = [name for name in RATE_NAMES if name in arrays and arrays[name].size == 1]
+        rates = [float(archive.array(name).reshape(-1)[0]) for name in single]
+        names = [name for name, held in arrays.items() if held.size > 1 and held.dtype.kind in "buif"]
+        chosen = names if len(names) == 1 else [name for name in SIGNAL_NAMES if name in names][:1]
+        if not chosen:
+            found = ", ".join(archive.names[:4]) or "none"
+            raise UnreadableImage(
+                f"expected one array, or one named {' or '.join(SIGNAL_NAMES)} among several, got {found}"
+            )
+        held = arrays[chosen[0]]
+        if (needed := held.size * held.dtype.itemsize) > (free := host_memory()):
+            raise UnreadableImage(
+                f"its {needed / 1e9:,.0f} GB of samples do not fit into {free / 1e9:,.0f} GB of memory"
+            )
+        return archive.array(chosen[0]), rates[0] if rates else None
 
 
 def channels_first(array: np.ndarray, channels: int | None, layout: Layout) -> np.ndarray:

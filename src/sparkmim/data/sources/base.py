@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from ...utils.text import printable
+from ...utils.text import printable, verb
 from ..config import FileConfig
 from ..decoding.encoded import EncodedImage
 from ..seeding import Stream, keyed_generator
@@ -92,7 +92,8 @@ class ImageSource(ABC):
         loose = [name for name, slash, _ in parts if not slash]
         if loose:
             raise ValueError(
-                f"{len(loose)} of {len(parts)} images lie outside of class folders, such as {printable(loose[0])}"
+                f"{len(loose)} of {len(parts)} images "
+                f"{verb(len(loose), 'lie')} outside of class folders, such as {printable(loose[0])}"
             )
         return [folder for folder, _, _ in parts]
 

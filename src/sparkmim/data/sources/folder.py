@@ -65,7 +65,7 @@ class Files(NamedImages):
 
     def open(self, index: int) -> EncodedImage:
         """Return the file."""
-        return EncodedFile(self.root / self.name(index))
+        return EncodedFile(os.path.join(self.root, self.name(index)))
 
 
 def is_junk(name: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import urlsplit
 
-from ...utils.text import printable
+from ...utils.text import printable, verb
 from ..decoding.encoded import EncodedImage
 from ..decoding.images import EncodedFile
 from ..storage.ahead import Ahead, Piece
@@ -60,7 +60,7 @@ class Listed(Files):
         """Return the file."""
         location = self.location(index)
         if not is_remote(location):
-            return EncodedFile(Path(location))
+            return EncodedFile(location)
         return FetchedFile(partial(self._read, location), extension_name(location))
 
     def _read(self, url: str) -> bytes:
@@ -98,7 +98,8 @@ def read_list(location: str) -> Listed:
     missing = [name for name in tried if not os.path.isfile(os.path.join(folder, name))]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(tried)} files looked for do not exist, such as {printable(missing[0])}; paths are "
+            f"{len(missing)} of {len(tried)} files looked for {verb(len(missing), 'do')} not exist, such as "
+            f"{printable(missing[0])}; paths are "
             f"relative to {folder}"
         )
     for scheme in {urlsplit(name).scheme for name in names if is_remote(name)}:

@@ -20,7 +20,6 @@ class FetchedFile(EncodedFile):
     def __init__(self, read: Callable[[], bytes], name: str) -> None:
         self._read = read
         self._extension = os.path.splitext(name)[1].lower()
-        self._opened = None
 
     @cached_property
     def _content(self) -> bytes:  # type: ignore[override]

@@ -8,6 +8,8 @@ import re
 from itertools import product
 from pathlib import Path
 
+from ...utils.text import verb
+
 SEPARATOR = "://"
 
 BRACES = re.compile(r"\{([^{}]*)\}")
@@ -90,4 +92,7 @@ def missing_files(missing: list[str], count: int) -> str:
     if count == 1:
         return f"there is no file {missing[0]}"
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-    return f"{len(missing)} of the {count} files are missing: {', '.join(missing[:3])}{more}; name those that there are"
+    shown = f"{', '.join(missing[:3])}{more}"
+    return (
+        f"{len(missing)} of the {count} files {verb(len(missing), 'are')} missing: {shown}; name those that there are"
+    )

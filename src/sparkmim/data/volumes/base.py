@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ...utils.text import printable
+from ...utils.text import printable, verb
 from .extensions import extension_of, stem_of
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -72,7 +72,7 @@ def join_channels(root: Path, names: Sequence[str], channels: int | None = None)
         there = set(groups[odd[0]])
         lacks, wrong = bool(expected - there), sorted(expected - there or there - expected)
         raise ValueError(
-            f"{len(odd)} of {len(groups)} volumes have other channels than the {count} expected: "
+            f"{len(odd)} of {len(groups)} volumes {verb(len(odd), 'have')} other channels than the {count} expected: "
             f"{printable(stem_of(odd[0]))} {'lacks' if lacks else 'has as well'} "
             f"{', '.join(f'{number:04d}' for number in wrong)}. Add or remove files, or list the volumes in a CSV file "
             "of rows `path[,path...]`"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...utils.logging import log
-from ...utils.text import printable
+from ...utils.text import counted, printable, verb
 from ..decoding.encoded import UnreadableImage
 from ..decoding.images import image_extensions
 from ..sources.folder import walk
@@ -210,8 +210,10 @@ def without_labels(root: Path, names: Sequence[str], option: str) -> tuple[list[
         suspects = []
     if suspects and len(suspects) == len(names):
         raise ValueError(
-            f"{option} {printable(str(root))} holds label maps, not images: its {len(names)} files are named as such "
-            f"({printable(suspects[0])}) and hold few different whole numbers; name the folder of the images"
+            f"{option} {printable(str(root))} holds label maps, not images: its {counted(len(names), 'file')} "
+            f"{verb(len(names), 'are')} named as such "
+            f"({printable(suspects[0])}) and {verb(len(names), 'hold')} few different whole numbers; name the folder "
+            "of the images"
         )
     left = set(names) - set(suspects)
     reason = "a label map, by its name and by the values of the first ones"

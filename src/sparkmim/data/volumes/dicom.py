@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..decoding.encoded import UnreadableImage
+from ..decoding.headers import bounded
 from .geometry import LPS_TO_RAS, affine_from
 from .libraries import library
 
@@ -64,12 +65,11 @@ def find_series(files: Iterable[Path]) -> tuple[list[Series], list[tuple[Path, s
     Returns:
         The series in the order of their first files, and the files that hold no volume with the reason.
     """
-    pydicom = library("pydicom")
     groups: dict[str, list[Path]] = defaultdict(list)
     skipped: list[tuple[Path, str]] = []
     for path in sorted(files):
         try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=GROUPING)
+            header = _header(path, GROUPING)
             uid, modality = str(header.get("SeriesInstanceUID") or ""), str(header.get("Modality") or "")
             rows, frames = header.get("Rows"), int(header.get("NumberOfFrames") or 1)
         except Exception as error:
@@ -83,6 +83,12 @@ def find_series(files: Iterable[Path]) -> tuple[list[Series], list[tuple[Path, s
     return sorted(found, key=lambda series: series.files[0]), skipped
 
 
+def _header(path: Path, tags: list[str]) -> Any:
+    """Read some elements of a file, and no more than a header may have."""
+    with bounded(path, each=32) as file:  # some have a hundred thousand elements
+        return library("pydicom").dcmread(file, stop_before_pixels=True, specific_tags=tags)
+
+
 def read_series(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     """Read the slices of a series, or a file of several frames.
 
@@ -92,8 +98,8 @@ def read_series(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UnreadableImage: if the files are not the slices of one volume.
     """
-    pydicom, sitk = library("pydicom"), library("SimpleITK")
-    headers = [pydicom.dcmread(path, stop_before_pixels=True, specific_tags=PLACING) for path in files]
+    sitk = library("SimpleITK")
+    headers = [_header(path, PLACING) for path in files]
     if any(int(header.get("SamplesPerPixel") or 1) > 1 for header in headers):
         raise UnreadableImage("a series of color pictures; expected gray ones, as CT and MR have")
     frames = int(headers[0].get("NumberOfFrames") or 1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,7 +19,8 @@ import numpy as np
 
 from ...utils.memory import host_memory
 from ..decoding.encoded import UnreadableImage
-from ..decoding.tiff_pages import images_of, require_all_pages
+from ..decoding.headers import HEADERS, npy_file_header, opened_npz
+from ..decoding.tiff_pages import images_of, opened, reading_pixels, require_all_pages
 from .dicom import read_series
 from .extensions import ARRAYS, BLOSC, ITK, NIFTI, TIFF, ZARR, extension_of, is_dicom
 from .geometry import LPS_TO_RAS, affine_from
@@ -25,6 +28,9 @@ from .libraries import library
 
 MOST_CHANNELS = 8
 """Longest fourth axis that is taken for channels; longer ones are time series or diffusion directions."""
+
+NIFTI_HEADER = 544
+"""Bytes of a NIfTI file that tell where its voxels are, of version 1 or 2."""
 
 ARRAY_NAMES = ("image", "data")
 """Arrays of an .npz file that are read where it holds several; nnU-Net calls it `data`."""
@@ -158,7 +164,10 @@ def of_array(array: np.ndarray, spacing: Sequence[float] = (1.0, 1.0, 1.0), axis
 
 def _read_nifti(path: Path) -> Grid:
     nib = library("nibabel")
-    image = _from_gzip(path) if extension_of(path.name) == ".nii.gz" else nib.load(path)
+    packed = extension_of(path.name) == ".nii.gz"
+    with gzip.open(path) if packed else path.open("rb") as file:
+        _require_voxels_soon(file.read(NIFTI_HEADER))
+    image = _from_gzip(path) if packed else nib.load(path)
     _require_memory(image.shape)
     kind = image.get_data_dtype()
     if kind.names:  # colors
@@ -183,9 +192,35 @@ def _read_nifti(path: Path) -> Grid:
 def _from_gzip(path: Path) -> Any:
     """Return the image in a compressed file, all of which is read, so that its checksum is compared."""
     nib = library("nibabel")
-    data = gzip.decompress(path.read_bytes())
-    kind = nib.Nifti2Image if 540 in (int.from_bytes(data[:4], order) for order in _ORDERS) else nib.Nifti1Image
+    with gzip.open(path) as file:
+        start = file.read(NIFTI_HEADER)
+        version_2 = 540 in (int.from_bytes(start[:4], order) for order in _ORDERS)
+        kind = nib.Nifti2Image if version_2 else nib.Nifti1Image
+        header = kind.header_class.from_fileobj(io.BytesIO(start), check=False)
+        _require_memory(header.get_data_shape())
+        needed = int(header["vox_offset"]) + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+        data = start + file.read(max(0, needed - len(start)))
+        if len(file.read(HEADERS + 1)) > HEADERS:  # to the end, where its checksum is
+            raise UnreadableImage(f"it holds far more than the {needed} bytes that its header names")
     return kind.from_bytes(data)
+
+
+def _require_voxels_soon(start: bytes) -> None:
+    """Raise if a header says that voxels begin behind more than a header and its extensions can have.
+
+    Raises:
+        UnreadableImage: with the place.
+    """
+    for order, mark in (("<", "little"), (">", "big")):
+        size = int.from_bytes(start[:4], mark)  # type: ignore[arg-type]
+        if size == 348 and len(start) >= 112:
+            (place,) = struct.unpack(f"{order}f", start[108:112])
+        elif size == 540 and len(start) >= 176:
+            (place,) = struct.unpack(f"{order}q", start[168:176])
+        else:
+            continue
+        if not 0 <= place <= HEADERS:
+            raise UnreadableImage(f"its header names {place:.0f} bytes before the voxels, and may have {HEADERS}")
 
 
 _ORDERS: tuple[Any, ...] = ("little", "big")
@@ -194,7 +229,11 @@ _ORDERS: tuple[Any, ...] = ("little", "big")
 def _read_itk(path: Path) -> Grid:
     sitk = library("SimpleITK")
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # C++ writes them into the terminal
-    return of_itk(sitk.ReadImage(str(path)))
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    _require_memory((*reader.GetSize(), reader.GetNumberOfComponents()))
+    return of_itk(reader.Execute())
 
 
 def of_itk(image: Any) -> Grid:
@@ -221,17 +260,22 @@ def of_itk(image: Any) -> Grid:
 
 def _read_numpy(path: Path) -> Grid:
     if extension_of(path.name) == ".npy":
+        _require_memory(npy_file_header(path).shape)
         return of_array(np.load(path, allow_pickle=False))
     if not zipfile.is_zipfile(path):
         raise UnreadableImage("the file is truncated or damaged: its list of arrays, at the end, is missing")
-    with np.load(path, allow_pickle=False) as archive:
-        names = [name for name in archive.files if archive[name].ndim >= 3]
+    with opened_npz(path) as archive:
+        arrays = archive.headers()
+        names = [name for name, held in arrays.items() if len(held.shape) >= 3]
         chosen = names if len(names) == 1 else [name for name in ARRAY_NAMES if name in names][:1]
         if not chosen:
-            found = ", ".join(archive.files[:4]) or "none"
+            found = ", ".join(archive.names[:4]) or "none"
             raise UnreadableImage(f"expected one array, or one named image or data among several, got {found}")
-        spacing = archive["spacing"].tolist() if "spacing" in archive.files else (1.0, 1.0, 1.0)
-        return of_array(archive[chosen[0]], spacing)
+        if "spacing" in arrays and arrays["spacing"].shape != (3,):
+            raise UnreadableImage(f"expected a spacing of three numbers, got {_by(arrays['spacing'].shape) or 'one'}")
+        spacing = archive.array("spacing").tolist() if "spacing" in arrays else (1.0, 1.0, 1.0)
+        _require_memory(arrays[chosen[0]].shape)
+        return of_array(archive.array(chosen[0]), spacing)
 
 
 def _read_blosc(path: Path) -> Grid:
@@ -245,14 +289,12 @@ def _read_blosc(path: Path) -> Grid:
 
 
 def _read_tiff(path: Path) -> Grid:
-    import tifffile
-
-    with tifffile.TiffFile(path, _multifile=False) as file:
-        require_all_pages(file)
+    with opened(path) as file:
         parts, axes, shape = _stack(file)
         _require_memory(shape)
         spacing = _tiff_spacing(file)
-        array = np.stack([part.asarray() for part in parts]).reshape([n for n in shape if n > 1])
+        with reading_pixels(file):
+            array = np.stack([part.asarray() for part in parts]).reshape([n for n in shape if n > 1])
     values = array.transpose([axes.index(letter) for letter in ("CXYZ" if "C" in axes else "XYZ")])
     if values.ndim == 4:
         values = channels_first(values, 0)
@@ -390,17 +432,14 @@ def is_flat(path: Path) -> bool:
     extension = extension_of(path.name)
     try:
         if extension in TIFF:
-            import tifffile
-
-            with tifffile.TiffFile(path, _multifile=False) as file:
+            with opened(path, complete=False) as file:
                 if _is_whole(file):
                     _stack(file)
         elif extension == ".npy":
-            with path.open("rb") as opened:
-                return len(_npy_shape(opened)) < 3
+            return len(npy_file_header(path).shape) < 3
         elif extension == ".npz":
-            with zipfile.ZipFile(path) as archive:
-                return all(_npy_dimensions(archive, name) < 3 for name in archive.namelist())
+            with opened_npz(path) as archive:
+                return all(len(held.shape) < 3 for held in archive.headers().values())
     except UnreadableImage:
         return True
     except Exception:  # a broken file, which is told of when it is read
@@ -414,15 +453,3 @@ def _is_whole(file: Any) -> bool:
     except UnreadableImage:
         return False
     return True
-
-
-def _npy_dimensions(archive: zipfile.ZipFile, name: str) -> int:
-    with archive.open(name) as file:
-        return len(_npy_shape(file))
-
-
-def _npy_shape(file: Any) -> tuple[int, ...]:
-    version = np.lib.format.read_magic(file)
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape: tuple[int, ...] = header(file)[0]
-    return shape

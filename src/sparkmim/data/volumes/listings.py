@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.io import read_json
-from ...utils.text import printable
+from ...utils.text import printable, verb
 from ..tables import SEPARATORS, named
 from .base import Case, Cases, join_channels
 from .extensions import READABLE, extension_of, is_dicom, stem_of
@@ -51,7 +51,8 @@ def read_listing(path: Path, option: str) -> Cases | None:
     if missing:
         files = sum(len(case.files) for case in cases)
         raise ValueError(
-            f"{len(missing)} of the {files} files that {printable(str(path))} lists do not exist: {named(missing)}. "
+            f"{len(missing)} of the {files} files that {printable(str(path))} lists {verb(len(missing), 'do')} not "
+            f"exist: {named(missing)}. "
             f"Relative paths begin at {printable(str(path.parent))}"
         )
     return Cases(sorted(cases))

@@ -22,7 +22,7 @@ from ...utils.io import SUFFIX, write_atomically
 from ...utils.logging import log
 from ...utils.memory import host_memory
 from ...utils.orientation import EXPECTED, RAS, axes_of, is_orientation
-from ...utils.text import counted, printable
+from ...utils.text import counted, printable, verb
 from ..decoding.encoded import UnreadableImage
 from ..tables import named
 from .base import Case
@@ -359,7 +359,7 @@ def _announce(
     """
     most = preparation.bytes(fingerprint, {case.name for case in left})
     free = free_bytes(store)
-    kept = f" ({done} are there already)" if done else ""
+    kept = f" ({done} {verb(done, 'are')} there already)" if done else ""
     place = printable(str(store))
     if most + KEPT_FREE <= free:
         log.info(
@@ -371,9 +371,10 @@ def _announce(
     about = round(most * ratio)
     if about + KEPT_FREE > free:
         raise ValueError(
-            f"the {len(left)} prepared volumes take about {readable_bytes(about)} ({readable_bytes(most)} before "
+            f"{counted(len(left), 'prepared volume')} {verb(len(left), 'take')} about {readable_bytes(about)} "
+            f"({readable_bytes(most)} before "
             f"compression), and the disk of {place} has {readable_bytes(free)} free, of which "
-            f"{readable_bytes(KEPT_FREE)} stay free: put the store on a larger disk, free "
+            f"{readable_bytes(KEPT_FREE)} must stay free: put the store on a larger disk, free "
             f"{readable_bytes(about + KEPT_FREE - free)}, take fewer volumes, or coarser voxels by --spacing X Y Z"
         )
     log.info(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...utils.orientation import RAS
+from ...utils.text import verb
 from ..decoding.encoded import UnreadableImage
 from .base import Case
 from .extensions import is_dicom
@@ -95,7 +96,8 @@ def _finite(values: np.ndarray) -> tuple[np.ndarray, int]:
         infinite, missing = int(np.isinf(values).sum()), np.isnan(values)
         if infinite:
             raise UnreadableImage(
-                f"{infinite} of {values.size} values are infinite (beyond what float32 holds); repair the file"
+                f"{infinite} of {values.size} values {verb(infinite, 'are')} infinite (beyond what float32 holds); "
+                "repair the file"
             )
         filled = int(missing.sum())
         for channel, here in zip(values, missing, strict=True):

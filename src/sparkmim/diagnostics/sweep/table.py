@@ -11,6 +11,7 @@ import timm
 import torch
 
 from ...sparse.check_report import GRADIENT_TOLERANCE, TOLERANCE
+from ...utils.text import verb
 from .verdict import CHECKS, Verdict
 
 
@@ -21,13 +22,14 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     pending = sum(v.pending for v in verdicts)
     families = {v.family for v in counting}
     whole = [family for family in families if all(v.passed for v in counting if v.family == family)]
+    others = len(verdicts) - len(counting) - pending
     share = f" ({len(passed) / len(counting):.1%})" if counting else ""
     return (
         f"{len(passed)} of {len(counting)} architectures pass{share} "
         f"(by name {_networks(passed)} of {_networks(counting)}), {len(whole)} of {len(families)} families "
         f"completely; {sum(v.is_wrong for v in counting)} return wrong numbers without an error; "
-        f"{len(verdicts) - len(counting) - pending} are not convolutional"
-        + (f"; {pending} were not checked" if pending else "")
+        f"{others} {verb(others, 'are')} not convolutional"
+        + (f"; {pending} {verb(pending, 'were')} not checked" if pending else "")
     )
 
 

@@ -25,7 +25,7 @@ from ...training.config import Device
 from ...utils.devices import pick_device
 from ...utils.io import write_text
 from ...utils.logging import log
-from ...utils.text import printable
+from ...utils.text import counted, printable, verb
 from ..model_file import SavedModel, load_for_prediction
 from ..predictor import FORMULA, csv_line
 from ..segmentation.pictures import picture_of
@@ -245,7 +245,10 @@ def _table(found: Sequence[Detected]) -> str:
             lines.append(csv_line([one.image, *[""] * 6, " ".join(one.error.split())]))
     formulas = {name for one in found for name in (one.image, *one.classes) if name.startswith(FORMULA)}
     if formulas:
-        log.warning(f"{CSV_FILE}: {len(formulas)} names begin as a formula does; open it in a spreadsheet as text only")
+        log.warning(
+            f"{CSV_FILE}: {counted(len(formulas), 'name')} {verb(len(formulas), 'begin')} as a formula does; open it "
+            "in a spreadsheet as text only"
+        )
     return "".join(lines)
 
 

@@ -18,6 +18,7 @@ from ...data.detection.opening import Source, read_splits
 from ...data.detection.table import DetectionImages
 from ...data.targets import Splits
 from ...utils.fields import show
+from ...utils.text import verb
 from ..config import VAL_SHARE, DetectionSettings
 from ..detection.anchors import box_statistics
 from ..detection.network import COLUMNS, MASK_SIDE, build_detector
@@ -115,7 +116,8 @@ class Detection(TransferTask[DetectionImages]):
                 for mask, off in zip(one.masks, one.ignored, strict=True)
             )
             raise ValueError(
-                f"{option}: {lacking} of {sum(images.counts())} objects have no mask, which --task instance learns "
+                f"{option}: {lacking} of {sum(images.counts())} objects "
+                f"{verb(lacking, 'have')} no mask, which --task instance learns "
                 "from: polygons or run lengths of COCO, or polygons of YOLO; use --task detection for boxes alone"
             )
         return images
