@@ -75,6 +75,7 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.rows: list[Row] = []
         self.part = ""
+        self.autocast: list[bool] = []  # contexts that are open, which a dispatch mode cannot ask for
         self._cast_norms: set[int] = set()  # means of layer norms that autocast computes in float32
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -110,7 +111,7 @@ class Counter(TorchDispatchMode):
             read, written = (4 if backward else 2) * size, size
         elif name == "native_layer_norm":
             kind, size = "layernorm", nbytes(args[0])
-            cast = args[0].dtype == torch.bfloat16 and torch.is_autocast_enabled("cpu")
+            cast = args[0].dtype == torch.bfloat16 and bool(self.autocast) and self.autocast[-1]
             if cast:
                 self._cast_norms.add(outputs[1].untyped_storage()._cdata)
             read, written, kernels = (5 * size, 5 * size, 3) if cast else (size, size, 1)
@@ -196,6 +197,23 @@ def fake(module: nn.Module) -> None:
 
 
 @contextmanager
+def watching_autocast(counter: Counter) -> Iterator[None]:
+    """Tell a counter which autocast contexts are open."""
+    enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
+
+    def entered(self: Any) -> Any:
+        counter.autocast.append(self._enabled)
+        return enter(self)
+
+    def left(self: Any, *error: Any) -> Any:
+        counter.autocast.pop()
+        return leave(self, *error)
+
+    with patch.object(torch.autocast, "__enter__", entered), patch.object(torch.autocast, "__exit__", left):
+        yield
+
+
+@contextmanager
 def decided_as_on_cuda() -> Iterator[None]:
     """Let what depends on the device be decided as on CUDA."""
     with patch.object(sparse_projection, "device_of", lambda grid: torch.device("cuda"), create=True):
@@ -213,7 +231,7 @@ def count(model: sparkmim.SparK, batch: int, size: int, *, dense: bool = False) 
         images = torch.empty(batch, model.backbone.in_chans, size, size)
         autocast = torch.autocast("cpu", torch.bfloat16)
         visible = torch.empty(batch, *shape, dtype=torch.bool)
-        with counter:
+        with counter, watching_autocast(counter):
             counter.part = "mask"
             grid = PatchGrid(visible, keep)
             counter.part = "encoder fwd"
