@@ -4,10 +4,11 @@ computed, so the batch may be as large as wanted, and no GPU is needed. With a t
     python benchmarks/count_kernels.py --models resnet50 convnext_base --batch 256
     python benchmarks/count_kernels.py --models resnet50 --classes        (by class of operation as well)
 
-Counted are PyTorch's operations of forward and backward in bf16 autocast, without the optimizer. Views are free. Kernels
-an operation: batch norm 3, a convolution with bias 2, layer norm under autocast 3 and 5 (CUDA casts it to float32 and
-back), a sort 3, embedding_bag 2, else 1; `convolution_backward` one a gradient. Bytes are read once and written once (a
-gather reads its source once). The tensors are of the CPU, so what is decided by the device is decided as on CUDA here.
+Counted are PyTorch's operations of forward and backward in bf16 autocast, without the optimizer. Views are free.
+Kernels an operation: batch norm 3, a convolution with bias 2, layer norm under autocast 3 and 5 (CUDA casts it to
+float32 and back), a sort 3, embedding_bag 2, else 1; `convolution_backward` one a gradient. Bytes are read once and
+written once (a gather reads its source once). The tensors are of the CPU, but what is decided by the device is decided as
+on CUDA.
 """
 
 from __future__ import annotations
@@ -34,16 +35,59 @@ from sparkmim.models.masking import visible_patches
 from sparkmim.objectives.base import Decoded
 from sparkmim.sparse import PatchGrid
 
-VIEWS = set(
-    "view _unsafe_view t transpose permute expand slice select unsqueeze squeeze as_strided detach alias unbind split "
-    "split_with_sizes unfold diagonal _reshape_alias lift_fresh".split()
-)
-FREE = set(
-    "device layout dtype empty empty_strided empty_like new_empty new_empty_strided sym_size sym_stride sym_numel "
-    "is_same_size _local_scalar_dense _assert_async".split()
-)
-FILLS = set("fill_ zero_ zeros full new_full new_zeros ones arange scalar_tensor zeros_like full_like ones_like".split())
-REDUCTIONS = set("sum mean var var_mean amax any norm linalg_vector_norm std".split())
+VIEWS = {
+    "view",
+    "_unsafe_view",
+    "t",
+    "transpose",
+    "permute",
+    "expand",
+    "slice",
+    "select",
+    "unsqueeze",
+    "squeeze",
+    "as_strided",
+    "detach",
+    "alias",
+    "unbind",
+    "split",
+    "split_with_sizes",
+    "unfold",
+    "diagonal",
+    "_reshape_alias",
+    "lift_fresh",
+}
+FREE = {
+    "device",
+    "layout",
+    "dtype",
+    "empty",
+    "empty_strided",
+    "empty_like",
+    "new_empty",
+    "new_empty_strided",
+    "sym_size",
+    "sym_stride",
+    "sym_numel",
+    "is_same_size",
+    "_local_scalar_dense",
+    "_assert_async",
+}
+FILLS = {
+    "fill_",
+    "zero_",
+    "zeros",
+    "full",
+    "new_full",
+    "new_zeros",
+    "ones",
+    "arange",
+    "scalar_tensor",
+    "zeros_like",
+    "full_like",
+    "ones_like",
+}
+REDUCTIONS = {"sum", "mean", "var", "var_mean", "amax", "any", "norm", "linalg_vector_norm", "std"}
 COPIES = {"_to_copy", "copy", "copy_", "clone", "contiguous"}
 GATHERS = {"index_select", "index", "gather", "embedding"}
 TABLES = {"elementwise", "fill", "copy", "cast", "cat", "reduce"}
@@ -303,11 +347,13 @@ def main() -> None:
     parser.add_argument("--decoder-width", type=int, default=768)
     parser.add_argument("--gpu", choices=list(roofline.GPUS), default="H100")
     parser.add_argument("--dense", action="store_true", help="count the ordinary encoder on whole images instead")
+    parser.add_argument("--recompute", action="store_true", help="as where memory is short: the decoder's norms twice")
     parser.add_argument("--classes", action="store_true", help="count by class of operation within each part")
     args = parser.parse_args()
     gpu = roofline.GPUS[args.gpu]
     for name in args.models:
         model = sparkmim.SparK(name, decoder_width=args.decoder_width).train()
+        model.set_memory_efficient(args.recompute)
         rows = count(model, args.batch, args.size, dense=args.dense)
         print(f"**{name}**, batch {args.batch}, {args.size} x {args.size}, decoder width {args.decoder_width}, bf16\n")
         print(f"| part | kernels | GB moved | TFLOP | ms on {args.gpu} (predicted) |\n|---|---|---|---|---|")

@@ -71,8 +71,8 @@ def fused_upsample_conv(
 class _Edge(NamedTuple):
     """The rows or columns on both edges of a map, `(B, 2 * C, length)`, and what two layers make of the ring beyond.
 
-    Beyond the edges of the intermediate map the second convolution sees zeros, but the fused one the continued map. What
-    comes from that ring is computed for both edges at once, by convolutions of two groups, and taken off. The rows
+    Beyond the edges of the intermediate map the second convolution sees zeros, but the fused one the continued map.
+    What comes from that ring is computed for both edges at once, by convolutions of two groups, and taken off. The rows
     include the ring's corners, the columns do not: `padding`.
     """
 
@@ -120,20 +120,22 @@ class _FusedUpsample(torch.autograd.Function):
             constant = torch.einsum("omhw,m->o", weight, bias).repeat(4)
             kernel = _fused_kernel(up, weight)
             pixels = F.conv2d(x, kernel, constant, padding=1)
-            middles, surplus = [], []
+            of_edges, surplus = [], []
+            twice = bias.repeat(2)
             for edge in _EDGES:
                 outer, outer_weight = edge.kernels(up, weight)
-                middle = F.conv_transpose1d(edge.grouped(x), outer, bias.repeat(2), 2, edge.padding, groups=2)
+                signals = edge.grouped(x)
+                middle = F.conv_transpose1d(signals, outer, twice, 2, edge.padding, groups=2)
                 surplus.append(edge.laid(F.conv1d(middle, outer_weight, padding=edge.padding, groups=2)))
-                middles.append(middle)
+                of_edges += [signals, outer, middle, outer_weight]
             out = _subtract_at_edges(_interleave(pixels), surplus)
-        ctx.save_for_backward(x, up, bias, weight, kernel, *middles)
+        ctx.save_for_backward(x, up, bias, weight, kernel, *of_edges)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, up, bias, weight, kernel, *middles = ctx.saved_tensors
+        x, up, bias, weight, kernel, *of_edges = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
             pixels = _take_apart(grad)
             grad_x, grad_kernel = _gradients(pixels, x, kernel, padding=1)
@@ -142,11 +144,10 @@ class _FusedUpsample(torch.autograd.Function):
             grad_weight += torch.outer(grad_constant, bias)[..., None, None]
             grad_bias = torch.einsum("omhw,o->m", weight, grad_constant)
             surplus = []
-            for edge, middle in zip(_EDGES, middles, strict=True):
-                outer, outer_weight = edge.kernels(up, weight)
+            for edge, kept in zip(_EDGES, (of_edges[:4], of_edges[4:]), strict=True):
+                signals, outer, middle, outer_weight = kept
                 padding = edge.padding
                 grad_middle, of_weight = _gradients(edge.grouped(grad), middle, outer_weight, padding=padding, groups=2)
-                signals = edge.grouped(x)
                 of_x, of_up = _gradients(
                     grad_middle, signals, outer, padding=padding, groups=2, stride=2, transposed=True
                 )
