@@ -7,8 +7,8 @@ computed, so the batch may be as large as wanted, and no GPU is needed. With a t
 Counted are PyTorch's operations of forward and backward in bf16 autocast, without the optimizer. Views are free.
 Kernels an operation: batch norm 3, a convolution with bias 2, layer norm under autocast 3 and 5 (CUDA casts it to
 float32 and back), a sort 3, embedding_bag 2, else 1; `convolution_backward` one a gradient. Bytes are read once and
-written once (a gather reads its source once). The tensors are of the CPU, but what is decided by the device is decided as
-on CUDA.
+written once (a gather reads its source once). The tensors are of the CPU, but what the device decides is decided as on
+CUDA.
 """
 
 from __future__ import annotations

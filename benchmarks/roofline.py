@@ -3,7 +3,8 @@
 The greatest of three times: bytes at a share of the bandwidth, operations at a share of the peak of tensor cores
 (tiles, waves over the multiprocessors, split-K if there are few tiles), and 2.2 microseconds a kernel. Shares are of
 published numbers: the model gives 261, 320, 799, 140 ms for four steps that were measured on an RTX 3090 at 210, 313,
-755, 146 (timm's `benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv`), so read it as plus or minus a quarter; depthwise convolutions by cuDNN to a factor of two.
+755, 146 (timm's `benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv`): read it as plus or minus a quarter, depthwise
+convolutions by cuDNN to a factor of two.
 """
 
 from __future__ import annotations
