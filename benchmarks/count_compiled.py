@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import suppress
 from typing import Any
 from unittest.mock import patch
 
@@ -49,9 +50,12 @@ def count(model: sparkmim.SparK, batch: int, size: int) -> dict[str, int]:
         decided_as_on_cuda(),
     ):
         model.compile(fullgraph=True)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(images, visible).loss
-        loss.backward()  # lowered, and run with kernels that compute nothing
+        # Both graphs are lowered before the first is run, which may fail: its kernels compute nothing, so index tables
+        # hold anything.
+        with suppress(RuntimeError, IndexError), torch.autocast("cpu", torch.bfloat16):
+            model(images, visible)
+    if found.keys() != {"forward", "backward"}:
+        raise RuntimeError(f"expected to count a forward and a backward graph, got {', '.join(found) or 'neither'}")
     return found
 
 

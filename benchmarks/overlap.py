@@ -42,9 +42,7 @@ def process(rank: int, port: int, args: argparse.Namespace, output: str) -> None
     os.environ |= {"LOCAL_WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "overlap"}
     torch.set_num_threads(1)
-    fabric = Fabric(
-        accelerator="cpu", devices=PROCESSES, strategy=DDPStrategy(), plugins=[TorchElasticEnvironment()]
-    )
+    fabric = Fabric(accelerator="cpu", devices=PROCESSES, strategy=DDPStrategy(), plugins=[TorchElasticEnvironment()])
     fabric.launch()
     torch.manual_seed(0)
     model = sparkmim.SparK(args.model, decoder_width=args.decoder_width).train()
