@@ -69,7 +69,6 @@ class Driver:
         args.output.mkdir(parents=True, exist_ok=True)
         self.results: Path = args.output / "results.jsonl"
         self.results.unlink(missing_ok=True)
-        self.errors = (args.output / "errors.txt").open("a")
 
     def left(self) -> float:
         """Return the seconds that are left."""
@@ -86,10 +85,12 @@ class Driver:
         command += ["--model", model] if model else []
         if stage == "compiled":
             command += ["--wait-for", str(args.output / f"go_{model}")]
-        return subprocess.Popen(command, stderr=self.errors, env=os.environ | environment)
+        with (args.output / "errors.txt").open("a") as errors:
+            return subprocess.Popen(command, stderr=errors, env=os.environ | environment)
 
     def finish(self, process: subprocess.Popen[bytes], limit: float, **what: Any) -> bool:
         """Wait for a stage, end it after its limit, and note what became of it."""
+        limit *= 1 if self.args.cuda else 5
         try:
             process.wait(max(1.0, min(limit, self.left())))
         except subprocess.TimeoutExpired:
@@ -143,7 +144,7 @@ class Driver:
 
 def append(results: Path, row: dict[str, Any]) -> None:
     """Print a row, and append it to the results."""
-    text = json.dumps({key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()})
+    text = json.dumps({key: float(f"{v:.5g}") if isinstance(v, float) else v for key, v in row.items()})
     print(text, flush=True)
     with results.open("a") as file:
         file.write(text + "\n")
