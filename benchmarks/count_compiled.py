@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch._functorch.config
 import torch._inductor.async_compile
 import torch._inductor.config
 from torch._inductor.graph import GraphLowering
@@ -44,6 +45,7 @@ def count(model: sparkmim.SparK, batch: int, size: int) -> dict[str, int]:
     torch._dynamo.reset()
     with (
         torch._inductor.config.patch(force_disable_caches=True, compile_threads=1),
+        torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
         patch.object(GraphLowering, "codegen", counted),
         patch.object(compiler, "cpp_pybinding", nothing),
         patch.object(compiler, "cpp", nothing),

@@ -268,10 +268,10 @@ def count(model: sparkmim.SparK, batch: int, size: int, *, dense: bool = False) 
     """Return the operations of a step of forward and backward, part by part; of the ordinary encoder with `dense`."""
     counter, shape = Counter(), model.grid_shape((size, size))
     keep = visible_patches(shape, model.mask_ratio)
+    if dense:
+        model.encoder.to(memory_format=torch.channels_last)
     with FakeTensorMode(allow_non_fake_inputs=True), decided_as_on_cuda():
         fake(model)
-        if dense:
-            model.encoder.to(memory_format=torch.channels_last)
         images = torch.empty(batch, model.backbone.in_chans, size, size)
         autocast = torch.autocast("cpu", torch.bfloat16)
         visible = torch.empty(batch, *shape, dtype=torch.bool)

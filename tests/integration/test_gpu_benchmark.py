@@ -26,7 +26,15 @@ def gpu() -> ModuleType:
 
 
 def test_it_runs_on_a_cpu(tmp_path: Path) -> None:
-    command: list[str | Path] = [sys.executable, BENCHMARKS / "gpu.py", "--device", "cpu", "--tiny", "--output", tmp_path]
+    command: list[str | Path] = [
+        sys.executable,
+        BENCHMARKS / "gpu.py",
+        "--device",
+        "cpu",
+        "--tiny",
+        "--output",
+        tmp_path,
+    ]
     command += ["--without", "compiled", "profile", "--seconds", "1000"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1000)
     assert done.returncode == 0, done.stderr
