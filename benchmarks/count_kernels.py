@@ -303,7 +303,7 @@ def rest(
     dense = [m.detach().requires_grad_() for m in maps]
     counter.part = "decoder fwd"
     with autocast:
-        prediction = model.decoder(dense)
+        prediction = model.decoder.decode(dense).prediction  # type: ignore[union-attr]
     predicted = prediction.detach().requires_grad_()
     counter.part = "loss fwd"
     with autocast:

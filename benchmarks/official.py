@@ -48,7 +48,7 @@ def build(pretrain: str, model: str, size: int, width: int, *, channels_last: bo
     import timm.layers.drop
     import timm.models.layers
 
-    timm.models.layers.drop = timm.layers.drop
+    timm.models.layers.drop = timm.layers.drop  # type: ignore[attr-defined]
     import encoder  # type: ignore[import-not-found]
     from decoder import LightDecoder  # type: ignore[import-not-found]
     from models.convnext import ConvNeXt  # type: ignore[import-not-found]

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as multiprocessing
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import TorchElasticEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch.profiler import ProfilerActivity, profile, record_function
 

@@ -37,6 +37,7 @@ def test_equals_one_after_the_other(size: tuple[int, int], bias: bool) -> None:
 def test_gradients_by_finite_differences(size: tuple[int, int]) -> None:
     upsample, conv = layers(2, 2, 2)
     x = torch.randn(1, 2, *size, dtype=torch.float64, requires_grad=True)
+    assert upsample.bias is not None
     assert torch.autograd.gradcheck(fused_upsample_conv, (x, upsample.weight, upsample.bias, conv.weight))
 
 
@@ -54,6 +55,7 @@ def test_a_second_derivative_is_refused() -> None:
 def test_layouts_and_frozen_inputs(layout: torch.memory_format, frozen: int) -> None:
     upsample, conv = layers()
     x = torch.randn(2, 5, 4, 3, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    assert upsample.bias is not None
     inputs = [x, upsample.weight, upsample.bias, conv.weight]
     wanted_inputs = [tensor for i, tensor in enumerate(inputs) if i != frozen]
     weights = torch.randn(2, 7, 8, 6, dtype=torch.float64).to(memory_format=layout)

@@ -9,7 +9,8 @@ from torch import Tensor
 from sparkmim.models.masking import random_visible, visible_patches
 from sparkmim.objectives.base import Decoded, hidden_patch_loss, patchify
 from sparkmim.objectives.hidden import HiddenPatches
-from sparkmim.objectives.pixels import Pixels, PixelsSettings
+from sparkmim.objectives.pixels import Pixels
+from sparkmim.objectives.settings import PixelsSettings
 from sparkmim.sparse import PatchGrid
 
 GRIDS = [((3,), (4,)), ((2, 3), (4, 2)), ((3, 1), (1, 5)), ((2, 3, 2), (2, 4, 3))]
@@ -28,10 +29,9 @@ def test_patches_are_those_that_are_hidden(shape: tuple[int, ...], patch: tuple[
     dims = len(shape)
     cut = patchify(maps, patch).permute(0, *range(2, 2 + 2 * dims, 2), *range(3, 3 + 2 * dims, 2), 1)
     wanted = cut.flatten(1, dims)[~visible.flatten(1)].unflatten(0, (2, -1))
-    assert torch.equal(hidden.of_images(maps), wanted)
-    assert torch.equal(hidden.of_maps(maps), wanted)
+    assert torch.equal(hidden.of(maps), wanted)
     last = maps.movedim(1, -1).contiguous().movedim(-1, 1)
-    assert torch.equal(hidden.of_maps(last), wanted)
+    assert torch.equal(hidden.of(last), wanted)
 
 
 @pytest.mark.parametrize(("shape", "patch"), GRIDS)

@@ -11,7 +11,6 @@ import torch
 
 from sparkmim.pretraining.config import RunConfig
 from sparkmim.training import run
-from sparkmim.utils import devices
 from sparkmim.utils.devices import CopyStream, choose_algorithms, shapes_that_vary
 
 
@@ -98,9 +97,9 @@ def test_pinned_batches_are_copied_on_a_stream_of_their_own(monkeypatch: pytest.
         made.append(Stream(log, "copies"))
         return made[-1]
 
-    monkeypatch.setattr(devices.torch.cuda, "Stream", make)
-    monkeypatch.setattr(devices.torch.cuda, "stream", entered)
-    monkeypatch.setattr(devices.torch.cuda, "current_stream", lambda device: Stream(log, "computing"))
+    monkeypatch.setattr(torch.cuda, "Stream", make)
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(log, "computing"))
     move = CopyStream("cuda:0")
     batch: Any = Pinned(log)
     assert move(batch) is batch

@@ -31,17 +31,8 @@ class HiddenPatches:
             cell = cell // extent
         self.coordinates = [cell, *reversed(coordinates)]
 
-    def of_images(self, images: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch hidden *patch channel"]:
-        """Return patches of images, in one pass whatever their layout; a gradient is added up, which is slow."""
-        patches = images
-        for axis in reversed(range(len(self.shape))):
-            patches = patches.unflatten(axis + 2, (self.shape[axis], -1))
-        dims = len(self.shape)
-        cells, within = range(2, 2 + 2 * dims, 2), range(3, 3 + 2 * dims, 2)
-        return patches.permute(0, *cells, *within, 1)[self.image, *self.coordinates]
-
-    def of_maps(self, maps: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch hidden *patch channel"]:
-        """Return patches of maps whose channels are the last in memory; others are copied. The gradient is laid out."""
+    def of(self, maps: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch hidden *patch channel"]:
+        """Return patches of maps. Those whose channels are not the last in memory are copied; the gradient is laid out."""
         patch = [s // g for s, g in zip(maps.shape[2:], self.shape, strict=True)]
         width = patch[-1] * maps.shape[1]  # of one patch in a row of the map
         rows = maps.movedim(1, -1).reshape(-1, width)

@@ -43,11 +43,11 @@ class Pixels(Objective):
         if self.loss_on == "all" or has_data is not None or changed:
             return super().compare(decoded, images, grid, has_data)
         hidden = HiddenPatches(grid)
-        target = _at_least_float32(hidden.of_images(images))
+        target = _at_least_float32(hidden.of(images))
         if self.settings.normalize:
             variance, mean = torch.var_mean(target, tuple(range(2, target.ndim)), keepdim=True)
             target = (target - mean) / (variance + 1e-6).sqrt()
-        return F.mse_loss(hidden.of_maps(decoded.prediction).to(target.dtype), target)
+        return F.mse_loss(hidden.of(decoded.prediction).to(target.dtype), target)
 
     def loss_where_data(
         self,
