@@ -32,7 +32,7 @@ class HiddenPatches:
         self.coordinates = [cell, *reversed(coordinates)]
 
     def of(self, maps: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch hidden *patch channel"]:
-        """Return patches of maps; those whose channels are not the last in memory are copied. Gradients are laid out."""
+        """Return patches of maps. Those whose channels are not last in memory are copied; gradients are laid out."""
         patch = [s // g for s, g in zip(maps.shape[2:], self.shape, strict=True)]
         width = patch[-1] * maps.shape[1]  # of one patch in a row of the map
         rows = maps.movedim(1, -1).reshape(-1, width)
