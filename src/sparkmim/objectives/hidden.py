@@ -35,7 +35,10 @@ class HiddenPatches:
         """Return patches of maps. Those whose channels are not last in memory are copied; gradients are laid out."""
         patch = [s // g for s, g in zip(maps.shape[2:], self.shape, strict=True)]
         width = patch[-1] * maps.shape[1]  # of one patch in a row of the map
-        rows = maps.movedim(1, -1).reshape(-1, width)
+        last = maps.movedim(1, -1)
+        if torch.compiler.is_compiling():  # a convolution may lay its result out otherwise than the compiler assumes
+            last = last.clone(memory_format=torch.contiguous_format)
+        rows = last.reshape(-1, width)
         taken: Tensor = _Take.apply(rows, self._rows(patch).flatten())  # type: ignore[no-untyped-call]
         return taken.view(*self.coordinates[0].shape, *patch, maps.shape[1])
 
