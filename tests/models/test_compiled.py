@@ -166,3 +166,27 @@ def test_nothing_is_changed_by_the_eager_passes() -> None:
     made(torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
     assert torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(v, state[k]) for k, v in made.state_dict().items())
+
+
+def test_masks_are_counted_before_the_graph() -> None:
+    """What is left in the graph may be captured as a CUDA graph: no assertion, and no tensor made of Python numbers."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def kept(graph: torch.fx.GraphModule, inputs: object) -> Any:
+        graphs.append(graph)
+        return graph
+
+    images, visible = torch.randn(3, 3, 64, 64), random_visible(3, (8, 8), 0.6)
+    compiled = model(lambda x: x.relu())
+    compiled.compile(backend=kept, fullgraph=True)
+    with torch.no_grad():
+        wanted = model(lambda x: x.relu())(images, visible).loss
+        torch.testing.assert_close(compiled(images, visible).loss, wanted)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            compiled(images, visible=visible.flip(1))
+    assert len(graphs) == 1
+    called = [str(node.target) for node in graphs[0].graph.nodes if node.op.startswith("call")]
+    assert not [name for name in called if "assert" in name or name == "tolist"]
+    for wrong in (~visible, torch.cat([visible[:2], ~visible[2:]])):
+        with pytest.raises(ValueError, match=r"the mask's share differs from mask_ratio 0\.6"):
+            compiled(images, wrong)

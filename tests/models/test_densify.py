@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparkmim import Backbone, random_visible
 from sparkmim.models.decoder import UNetDecoder, upsampling_steps
-from sparkmim.models.densify import Densify, build_densify, densify_norm_of
+from sparkmim.models.densify import Densify, build_densify, densify_norm_of, layer_norm
 from sparkmim.sparse import PatchGrid
 
 
@@ -120,3 +120,23 @@ def test_one_densify_a_level() -> None:
     deep, fine = build_densify(levels, decoder, "layer")
     assert (deep.proj.in_channels, deep.proj.out_channels, deep.proj.kernel_size) == (12, 32, (1, 1))
     assert (fine.proj.in_channels, fine.proj.out_channels, fine.proj.kernel_size) == (8, 16, (3, 3))
+
+
+def test_layer_norm_stays_in_half_precision_under_autocast() -> None:
+    """Within a rounding or two of the norm in float32, and its gradients in the parameters' own precision."""
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(48, eps=1e-6)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    x = torch.randn(64, 48).bfloat16().requires_grad_()
+    inputs = [x, norm.weight, norm.bias]
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = layer_norm(x, norm)
+    assert ours.dtype == torch.bfloat16
+    wanted = norm(x.float())
+    assert (ours - wanted).norm() < 0.01 * wanted.norm()
+    upstream = torch.randn(64, 48)
+    found, exact = (torch.autograd.grad((y * upstream).sum(), inputs) for y in (ours, wanted))
+    for a, b in zip(found, exact, strict=True):
+        assert a.dtype == b.dtype
+        assert (a - b).float().norm() < 0.02 * b.float().norm()
+    assert torch.equal(layer_norm(x.detach().float(), norm), norm(x.detach().float())), "in float32 it is the norm"

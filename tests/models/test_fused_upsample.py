@@ -33,6 +33,39 @@ def test_equals_one_after_the_other(size: tuple[int, int], bias: bool) -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (3, 2)])
+def test_gradients_by_finite_differences(size: tuple[int, int]) -> None:
+    upsample, conv = layers(2, 2, 2)
+    x = torch.randn(1, 2, *size, dtype=torch.float64, requires_grad=True)
+    assert upsample.bias is not None
+    assert torch.autograd.gradcheck(fused_upsample_conv, (x, upsample.weight, upsample.bias, conv.weight))
+
+
+def test_a_second_derivative_is_refused() -> None:
+    upsample, conv = layers()
+    x = torch.randn(2, 5, 3, 3, dtype=torch.float64, requires_grad=True)
+    out = fused_upsample_conv(x, upsample.weight, upsample.bias, conv.weight)
+    (first,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("frozen", range(4))
+def test_layouts_and_frozen_inputs(layout: torch.memory_format, frozen: int) -> None:
+    upsample, conv = layers()
+    x = torch.randn(2, 5, 4, 3, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    assert upsample.bias is not None
+    inputs = [x, upsample.weight, upsample.bias, conv.weight]
+    wanted_inputs = [tensor for i, tensor in enumerate(inputs) if i != frozen]
+    weights = torch.randn(2, 7, 8, 6, dtype=torch.float64).to(memory_format=layout)
+    inputs[frozen].requires_grad_(False)
+    wanted = torch.autograd.grad((weights * conv(upsample(x))).sum(), wanted_inputs)
+    ours = torch.autograd.grad((weights * fused_upsample_conv(*inputs)).sum(), wanted_inputs)
+    for a, b in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("threshold", [0, 10**9])
 def test_both_ways_of_a_block(threshold: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
@@ -79,12 +112,19 @@ def test_autocast() -> None:
     wanted = conv(upsample(x))
     assert out.dtype == torch.bfloat16
     assert (out - wanted).norm() < 0.01 * wanted.norm()
+    inputs = [x.requires_grad_(), *upsample.parameters(), *conv.parameters()]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = upsample_conv(x, upsample, conv)
+    for ours, exact in zip(differentiate(out.float(), inputs), differentiate(conv(upsample(x)), inputs), strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - exact).norm() < 0.02 * exact.norm()
 
 
 @pytest.mark.slow
-def test_compiles_into_one_graph() -> None:
+@pytest.mark.parametrize("size", [(6, 6), (1, 9)])
+def test_compiles_into_one_graph(size: tuple[int, int]) -> None:
     upsample, conv = layers(4, 4, 4)
-    x = torch.randn(8, 4, 6, 6, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(16, 4, *size, dtype=torch.float64, requires_grad=True)
     inputs = [x, *upsample.parameters(), *conv.parameters()]
     compiled = torch.compile(upsample_conv, fullgraph=True, backend="aot_eager")
     ours, wanted = (differentiate(f(x, upsample, conv), inputs) for f in (compiled, upsample_conv))

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 import sparkmim
 from sparkmim.data.config import DataConfig
 from sparkmim.data.normalize import Normalize
-from sparkmim.models.masking import count_visible, random_visible, visible_patches
+from sparkmim.models.masking import count_visible, random_visible, require_count, visible_patches
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -163,6 +164,29 @@ def test_count_visible_refuses_uneven_masks() -> None:
 def test_count_visible_refuses_masks_that_show_nothing() -> None:
     with pytest.raises(ValueError, match=r"\(>= 1\) of visible patches in every image, got \[0\]"):
         count_visible(torch.zeros(2, 3, 3, dtype=torch.bool))
+
+
+def test_require_count() -> None:
+    visible = random_visible(3, (4, 4), 0.5, seeded(0))
+    require_count(visible, 8)
+    with pytest.raises(ValueError, match=r"expected 7 visible patches in every image, got \[8\]"):
+        require_count(visible, 7)
+    visible[0] = True
+    with pytest.raises(ValueError, match=r"expected 8 visible patches in every image, got \[8, 16\]"):
+        require_count(visible, 8)
+
+
+def test_a_mask_on_an_accelerator_is_not_read_back_where_its_number_is_given() -> None:
+    """Fake tensors have no values, so whatever would wait for the device raises."""
+    model = sparkmim.SparK(nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 8, 4, 4)), decoder_width=32)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        visible = torch.empty(2, 2, 2, dtype=torch.bool, device="cuda")
+        images = torch.empty(2, 3, 32, 32, device="cuda")
+        grid = model.mask(images, visible, count=2)
+        assert grid.order.shape == (2, 2)
+        assert grid.order.device.type == "cuda"
+        with pytest.raises(DataDependentOutputException):
+            model.mask(images, visible)
 
 
 def test_public_name() -> None:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from sparkmim import SparK, random_visible
+from sparkmim.models.config import DecoderBlock
 from sparkmim.models.memory_efficient import checkpointed, relu6
 
 # --- ReLU6 ----------------------------------------------------------------------------------------------------------
@@ -133,3 +135,25 @@ def test_without_gradients() -> None:
     x = torch.randn(2, 4, 8, 8)
     with torch.no_grad():
         assert torch.equal(checkpointed(part.forward, x, part.norm), part(x))
+
+
+# --- SparK.set_memory_efficient -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", ["unet", "convnext"])
+def test_a_decoder_that_keeps_its_maps_gives_the_same_numbers(block: DecoderBlock) -> None:
+    torch.manual_seed(0)
+    model = SparK(nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 8, 4, 4)), decoder_width=32, decoder_block=block)
+    model = model.double()
+    images, visible = torch.randn(2, 3, 32, 32, dtype=torch.float64), random_visible(2, (2, 2), 0.5)
+    found = []
+    for enable in (True, False):
+        twin = copy.deepcopy(model)
+        twin.set_memory_efficient(enable)
+        size, loss = kept_bytes(lambda x, twin=twin: twin(x, visible).loss, images)
+        loss.backward()
+        gradients = [p.grad for p in twin.parameters() if p.grad is not None]
+        found.append((size, loss, gradients, [b.clone() for b in twin.buffers()]))
+    (less, loss, gradients, buffers), (more, *others) = found
+    assert more > less
+    assert_close([loss, gradients, buffers], others, rtol=0, atol=0)

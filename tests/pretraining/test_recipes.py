@@ -152,6 +152,24 @@ def test_long_runs_on_cuda_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None
     assert auto(situation(chosen={"compile": "on"})).run.compile == "on"
 
 
+@pytest.mark.parametrize(
+    ("settings", "efficient"),
+    [
+        ({"memory_bytes": 2**40}, False),
+        ({"memory_bytes": 2**20, "chosen": {"batch_size": 8, "accumulate": 1}}, True),
+        ({"memory_bytes": 2**40, "chosen": {"memory_efficient": True}}, True),
+        ({"memory_bytes": 2**40, "device": torch.device("cpu")}, True),
+        ({"memory_bytes": 2**20, "device": torch.device("cpu"), "chosen": {"memory_efficient": False}}, False),
+    ],
+)
+def test_a_gpu_that_has_the_memory_keeps_the_decoders_maps(
+    settings: dict[str, Any], efficient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparkmim.pretraining.recipes.native_precision", lambda device: "bf16-mixed")
+    config = auto(situation(**({"device": torch.device("cuda")} | settings)))
+    assert config.run.memory_efficient is efficient
+
+
 def test_views_are_multiples_of_the_patch() -> None:
     assert auto(situation(chosen={"patch_size": (96, 96)})).data.image_size == (192, 192)
     assert demo(situation()).data.image_size == (96, 96)

@@ -153,7 +153,7 @@ def test_compiled_counts_the_mask_it_is_given() -> None:
     model.compile(fullgraph=True, backend="aot_eager")
     step(model, images, visible)
     for wrong in (~visible, torch.cat([visible[:1], ~visible[1:]])):
-        with pytest.raises(RuntimeError, match="the mask's share differs from mask_ratio"):
+        with pytest.raises(ValueError, match="the mask's share differs from mask_ratio"):
             model(images, wrong)
 
 

@@ -109,7 +109,7 @@ def test_other_errors_are_told_as_they_are(
     tmp_path: Path, images: Path, compile_with: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compile_with(aot_eager)
-    monkeypatch.setattr(Pixels, "target", lambda self, images: images.no_such_thing)
+    monkeypatch.setattr(Pixels, "compare", lambda self, decoded, images, grid, has_data: images.no_such_thing)
     with pytest.raises(AttributeError, match="no_such_thing"):
         pretrain(tmp_path / "run", chosen=TINY_PRETRAIN | {"data": images, "compile": "try"})
 

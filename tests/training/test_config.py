@@ -40,6 +40,7 @@ def test_what_a_field_says_of_itself() -> None:
     assert {name for name, field in settings.items() if field.resumable} == {
         *("workers", "log_every", "val_every", "checkpoint_minutes", "keep_checkpoints", "pictures", "compile"),
         *("device", "grad_checkpointing", "monitor", "monitor_data", "monitor_every", "data", "val_data", "test_data"),
+        *("cudnn_benchmark", "memory_efficient"),
         *("accumulate", "max_broken", "max_pixels", "store", "cache_gb", "teacher_store", "time_limit", "log"),
     }
     assert {name for name, field in PretrainConfig.settings().items() if field.shapes_model} == {

@@ -371,6 +371,8 @@ def test_settings_that_change_no_number_may_change(tmp_path: Path, command: Comm
     others = {
         "accumulate": 2,
         "grad_checkpointing": "off",
+        "memory_efficient": "off",
+        "cudnn_benchmark": "off",
         "compile": "off",
         "device": "auto",
         "log_every": 2,

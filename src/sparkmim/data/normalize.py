@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..utils.devices import CopyStream
 from .config import ViewConfig
 
 WHITE = 255
@@ -37,6 +38,7 @@ class Normalize:
         channels = (-1, *(1 for _ in config.image_size))
         self.mean = torch.tensor(config.mean, device=device).view(channels)
         self.std = torch.tensor(config.std, device=device).view(channels)
+        self.move = CopyStream(self.mean.device)
 
     def fill(self, pixels: Tensor) -> Tensor:
         """Return pixels `(..., C, *size)` on the CPU with the channel's mean where there is no data."""
@@ -47,8 +49,7 @@ class Normalize:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Normalize `(..., C, *size)`, uint8 or floating point, into a new float32 tensor on the device."""
         white = WHITE if pixels.dtype == torch.uint8 else 1
-        device = self.mean.device
-        moved = pixels.to(device, non_blocking=device.type != "cpu")  # then convert: torch alone converts first
+        moved = self.move(pixels)  # then convert: torch alone converts first
         # In place, because new tensors of this size cost a CPU more than the arithmetic.
         normalized = moved.to(torch.float32, copy=True).sub_(self.mean * white).div_(self.std * white)
         return normalized if pixels.dtype == torch.uint8 else normalized.nan_to_num_(0.0, math.inf, -math.inf)

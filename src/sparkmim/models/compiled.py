@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..sparse import MaskedDenseExecution, PatchGrid, UnsupportedOperation, require_compilable
 from ..sparse.compilable import note_refused_beside
-from .masking import random_visible, visible_patches
+from .masking import random_visible, require_count, visible_patches
 from .own_decoder import OwnDecoder, own_decoder_is_eager
 
 FEW_IMAGES = 2
@@ -33,17 +33,39 @@ class EagerFirst:
         self.compiled = compiled
         self.checked: set[tuple[Any, ...]] = set()
 
-    def __call__(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, images: Tensor, visible: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Return what the compiled model does.
+
+        Masks are counted, and copied to the images' device, before: in the graph, a mask on the CPU would be computed
+        with there, and no CUDA graph could be made.
 
         Raises:
             UnsupportedOperation: if the network is refused, or decides by sizes.
+            ValueError: if a mask shows another number of patches than `mask_ratio` says, which is part of the graph.
         """
         key = (*images.shape[1:], images.dtype, self.model.training)
         if key not in self.checked:
             check_compilable(self.model, images)
             self.checked.add(key)
-        return self.compiled(images, *args, **kwargs)
+        if isinstance(visible, Tensor) and visible.dtype == torch.bool and visible.ndim > 1:
+            self._require_share(images, visible)
+            visible = visible.to(images.device, non_blocking=images.device.type != "cpu")
+        self.model.masks_are_checked = True
+        try:
+            given = () if visible is None and not args else (visible, *args)
+            return self.compiled(images, *given, **kwargs)
+        finally:
+            self.model.masks_are_checked = False
+
+    def _require_share(self, images: Tensor, visible: Tensor) -> None:
+        count = visible_patches(self.model.grid_shape(images.shape[2:]), self.model.mask_ratio)
+        try:
+            require_count(visible, count)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}: the mask's share differs from mask_ratio {self.model.mask_ratio}, and the number is part of "
+                "the compiled graph; set model.mask_ratio to the masks', or do not compile"
+            ) from error
 
 
 def check_compilable(model: Any, images: Tensor) -> None:

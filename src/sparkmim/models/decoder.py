@@ -38,12 +38,14 @@ class UNetBlock(nn.Module):
         self.norm1 = BATCH_NORM[dims](channels)
         self.conv2 = CONV[dims](channels, width, 3, padding=1, bias=False)
         self.norm2 = BATCH_NORM[dims](width)
+        self.recompute = True
 
     def forward(self, x: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch width *upsampled"]:
         """Return the block's output, of size `size * factor`."""
         x = upsample_conv(x, self.upsample, self.conv1)
-        # These are the largest maps of all. Norm and activation are cheap to recompute, so their maps are not kept.
-        x = checkpointed(lambda x: self.conv2(relu6(self.norm1(x))), x, self.norm1)
+        # These are the largest maps of all. Norm and activation are cheap to recompute, so their maps are not kept, if
+        # memory is short.
+        x = checkpointed(lambda x: self.conv2(relu6(self.norm1(x))), x, self.norm1, recompute=self.recompute)
         out: Tensor = self.norm2(x)
         return out
 
@@ -71,12 +73,14 @@ class ConvNeXtBlock(nn.Module):
         self.expand = nn.Linear(width, 4 * width)
         self.act = nn.GELU()
         self.reduce = nn.Linear(4 * width, width)
+        self.recompute = True
 
     def forward(self, x: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch width *upsampled"]:
         """Return the block's output, of size `size * factor`."""
         x = self.upsample(self.norm1(x.movedim(1, -1)).movedim(-1, 1))
         # The map with four times the channels is not kept: at full resolution it outweighs all other maps together.
-        change = checkpointed(lambda y: self.reduce(self.act(self.expand(self.norm2(y)))), self.conv(x).movedim(1, -1))
+        y = self.conv(x).movedim(1, -1)
+        change = checkpointed(lambda y: self.reduce(self.act(self.expand(self.norm2(y)))), y, recompute=self.recompute)
         return x + change.movedim(-1, 1)
 
 
@@ -169,6 +173,11 @@ class UNetDecoder(nn.Module):
         )
         self.proj = CONV[dims](self.widths[-1], out_chans, 1) if out_chans else nn.Identity()
         self.reset_parameters()
+
+    def set_recompute(self, enable: bool) -> None:
+        """Compute norms and activations of the blocks again in backward, or keep them."""
+        for block in self.blocks:
+            block.recompute = enable  # type: ignore[assignment]
 
     def width_of(self, level: int) -> int:
         """Return the decoder's width where the densified map of a level (0 = deepest) is added; stride 1 comes last."""

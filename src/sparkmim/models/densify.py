@@ -57,7 +57,7 @@ class Densify(nn.Module):
             grid: where the visible positions lie.
         """
         if isinstance(self.norm, nn.LayerNorm):
-            packed = self.norm(packed.movedim(1, -1)).movedim(-1, 1)
+            packed = layer_norm(packed.movedim(1, -1), self.norm).movedim(-1, 1)
         elif isinstance(grid, PatchGrid) and isinstance(self.norm, nn.modules.instancenorm._InstanceNorm):
             packed = self._by_image(packed, grid)
         elif isinstance(grid, CoarseGrid):
@@ -72,6 +72,20 @@ class Densify(nn.Module):
         rows = grid.by_image(packed).movedim(2, 1)  # (batch, channel, patch, *block)
         out: Tensor = F.instance_norm(rows.flatten(2), eps=self.norm.eps)  # type: ignore[arg-type]
         return out.reshape(rows.shape).movedim(1, 2).flatten(0, 1)
+
+
+def layer_norm(x: Float[Tensor, "*shape channel"], norm: nn.LayerNorm) -> Float[Tensor, "*shape channel"]:
+    """Return `norm(x)`, under autocast in its half precision where `x` is in it.
+
+    Autocast on CUDA would copy the map to float32 and return it so. Sums are in float32 all the same.
+    """
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype != torch.get_autocast_dtype(kind):
+        out: Tensor = norm(x)
+        return out
+    weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+    with torch.autocast(kind, enabled=False):
+        return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
 def densify_norm_of(network: nn.Module, *, instance: bool = False) -> str:

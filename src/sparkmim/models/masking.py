@@ -166,3 +166,20 @@ def count_visible(visible: Bool[Tensor, "batch *grid"]) -> int:
     if len(counts) != 1 or counts == {0}:
         raise ValueError(f"expected the same number (>= 1) of visible patches in every image, got {sorted(counts)}")
     return int(counts.pop())
+
+
+def require_count(visible: Bool[Tensor, "batch *grid"], count: int) -> None:
+    """Raise unless every image has as many visible patches as its caller says.
+
+    On an accelerator the mask is not read back: an error surfaces there as an asynchronous assertion.
+
+    Raises:
+        ValueError: with the numbers found, for a mask on the CPU.
+    """
+    counts = visible.flatten(1).sum(1)
+    if visible.device.type != "cpu":
+        torch._assert_async((counts == count).all(), f"expected {count} visible patches in every image of the mask")
+        return
+    found = sorted(set(counts.tolist()))
+    if found != [count]:
+        raise ValueError(f"expected {count} visible patches in every image, got {found}")

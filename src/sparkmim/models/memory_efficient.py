@@ -42,7 +42,7 @@ class _ReLU6(torch.autograd.Function):
 
 
 def checkpointed(
-    function: Callable[[Tensor], Tensor], x: Float[Tensor, "*shape"], *norms: nn.Module
+    function: Callable[[Tensor], Tensor], x: Float[Tensor, "*shape"], *norms: nn.Module, recompute: bool = True
 ) -> Float[Tensor, "*_shape"]:
     """Return `function(x)`, keeping only `x` and recomputing the rest in backward.
 
@@ -53,8 +53,9 @@ def checkpointed(
         function: deterministic.
         x: its input.
         norms: modules in `function` with running statistics, which the recomputation must not update again.
+        recompute: False keeps everything: a plain call.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if not recompute or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return function(x)
     out: Tensor = checkpoint(
         function,

@@ -31,7 +31,7 @@ from .compiled import EagerFirst, require_checked
 from .config import Decoder, DecoderBlock, DensifyNorm, Execution, LossOn, MaskShape
 from .decoder import UNetDecoder, upsampling_steps
 from .densify import build_densify, densify_norm_of
-from .masking import MASKS, count_visible, visible_patches
+from .masking import MASKS, count_visible, require_count, visible_patches
 from .networks import dtype_of, require_full_precision
 from .own_decoder import OwnDecoder, levels_of, own_decoder_is_eager, require_own_settings
 
@@ -184,6 +184,7 @@ class SparK(nn.Module):
             self.decoder = UNetDecoder(
                 steps, decoder_width, objective.channels, block=decoder_block, dims=backbone.dims
             )
+        self.masks_are_checked = False  # before a compiled call, see EagerFirst
         self.levels = len(self.used)
         # After the decoder: optimizers keep their state by the order of parameters.
         self.densify = nn.ModuleList()
@@ -257,6 +258,7 @@ class SparK(nn.Module):
         *,
         generator: torch.Generator | None = None,
         has_data: Bool[Tensor, "batch channel *size"] | None = None,
+        count: int | None = None,
     ) -> SparKOutput:
         """Mask, encode, densify, decode, compare.
 
@@ -264,22 +266,29 @@ class SparK(nn.Module):
             images: `(B, C, H, W)`, any size divisible by the patch size and the network's total stride.
             visible: the masks, True = visible, with the same number of visible patches in every one; random ones if not
                 given. There are one of each image, or `masks_per_image` of the first, then of the second, and so on.
-                Masks on an accelerator are read back once, to count the patches.
+                Masks on an accelerator are read back once, to count the patches, unless `count` is given.
             given: targets that come with the images, for objectives that make none of them (see `Objective.blank`).
             generator: where a random mask comes from.
             has_data: True where a pixel has data; `images` are 0 elsewhere, and the loss leaves that out. All have data
                 if not given.
+            count: number of visible patches in every mask of `visible`, where it is known. On an accelerator it is
+                verified there, without waiting for it.
 
         Raises:
             ValueError: if the shape or dtype of the images, or the mask, does not fit.
         """
-        decoded, images, grid, has_data = self._predict(images, visible, generator, has_data)
+        decoded, images, grid, has_data = self._predict(images, visible, generator, has_data, count)
         # Compare: with the objective's target, the normalized pixels of the hidden patches.
         loss = self.objective.compare(decoded._replace(given=given), images, grid, has_data)
         return SparKOutput(loss, decoded.prediction, grid.visible)
 
     def _predict(
-        self, images: Tensor, visible: Tensor | None, generator: torch.Generator | None, has_data: Tensor | None
+        self,
+        images: Tensor,
+        visible: Tensor | None,
+        generator: torch.Generator | None,
+        has_data: Tensor | None,
+        count: int | None = None,
     ) -> tuple[Decoded, Tensor, PatchGrid, Tensor | None]:
         """Return what is made of masked images; they, their masks, and where they have data, each once a mask."""
         # Mask: hide a random share of the patches, in one way or in several.
@@ -287,7 +296,7 @@ class SparK(nn.Module):
         if masks > 1:
             images = images.repeat_interleave(masks, 0)
             has_data = None if has_data is None else has_data.repeat_interleave(masks, 0)
-        grid = self.mask(images, visible, generator)
+        grid = self.mask(images, visible, generator, count)
         if self.whole:
             deepest = self.backbone.maps(self.encoder, images)[-1]
             return Decoded(deepest, masks=masks, features=deepest), images, grid, has_data
@@ -320,8 +329,9 @@ class SparK(nn.Module):
         images: Float[Tensor, "batch channel *size"],
         visible: Bool[Tensor, "batch *grid"] | None = None,
         generator: torch.Generator | None = None,
+        count: int | None = None,
     ) -> PatchGrid:
-        """Return the visible patches of a batch: of the mask given, or of a random one.
+        """Return the visible patches of a batch: of the mask given, or of a random one; see :meth:`forward`.
 
         Raises:
             ValueError: for images or a mask that do not fit, see :meth:`forward`.
@@ -347,11 +357,15 @@ class SparK(nn.Module):
                 f"visible must be a bool tensor of shape {(len(images), *shape)} (batch, patches), "
                 f"not {visible.dtype} of shape {tuple(visible.shape)}"
             )
-        if torch.compiler.is_compiling():  # the number must be known when the graph is made, so it is checked in it
+        if torch.compiler.is_compiling():  # the number must be known when the graph is made
             count = visible_patches(shape, self.mask_ratio)
-            torch._assert_async((visible.flatten(1).sum(1) == count).all(), "the mask's share differs from mask_ratio")
-        else:
+            if not self.masks_are_checked:
+                passes = (visible.flatten(1).sum(1) == count).all()
+                torch._assert_async(passes, "the mask's share differs from mask_ratio")
+        elif count is None:
             count = count_visible(visible)
+        else:
+            require_count(visible, count)
         return PatchGrid(visible.to(images.device, non_blocking=images.device.type != "cpu"), count)
 
     def _require_images(self, images: Tensor) -> None:
@@ -499,6 +513,15 @@ class SparK(nn.Module):
             self.encoder.set_grad_checkpointing(enable)  # type: ignore[operator]
         except (AssertionError, NotImplementedError) as error:  # how timm's networks say that they cannot
             raise ValueError(f"{type(self.encoder).__name__} cannot checkpoint activations ({error})") from error
+
+    def set_memory_efficient(self, enable: bool = True) -> None:
+        """Compute norms and activations of the decoder "unet" again in backward, the default, or keep them.
+
+        Kept, they take one map more of each block, at 224 pixels and width 768 about 10 MB an image in half precision,
+        and spare the time of computing them; the numbers are the same. Compiled, the compiler decides.
+        """
+        if isinstance(self.decoder, UNetDecoder):
+            self.decoder.set_recompute(enable)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile calls of the model as `nn.Module.compile` does, checked eagerly before the first of each shape.

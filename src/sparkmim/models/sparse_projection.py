@@ -8,7 +8,6 @@ visible share, and the full map with the encoder's many channels is neither comp
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -20,6 +19,10 @@ from torch.autograd.function import once_differentiable
 
 from ..sparse import CoarseGrid, PatchGrid
 from ..sparse.grid import maps_of, rows_of
+
+WIDE = 512
+"""Channels of the encoder's map from which visible positions alone are convolved on CUDA: the products of matrices save
+more than index tables and sums of products cost, by prediction (`benchmarks/count_kernels.py`)."""
 
 MOVE_COST = 128
 """Cost of writing and reading a product, in channels to multiply: measured by `benchmarks/projection.py`."""
@@ -50,12 +53,20 @@ def project(
 def is_faster(grid: PatchGrid, conv: Any) -> bool:
     """Return whether :func:`project_visible` is faster than convolving the full map, as measured on two CPU cores.
 
-    On other devices that was not measured. In three dimensions the products of a position take 27 times the channels
-    of the result, more than the full map.
+    On CUDA by prediction, and not on other devices. In three dimensions the products of a position take 27 times the
+    channels of the result, more than the full map.
     """
+    if len(conv.kernel_size) > 2:
+        return False
     share = grid.visible_per_image / math.prod(grid.shape)
     cost = share * (1 + MOVE_COST / conv.in_channels)
-    return grid.visible.device.type == "cpu" and len(conv.kernel_size) <= 2 and cost <= 0.9
+    wide_enough = {"cpu": True, "cuda": conv.in_channels >= WIDE}.get(device_of(grid).type, False)
+    return wide_enough and cost <= 0.9
+
+
+def device_of(grid: PatchGrid) -> torch.device:
+    """Return the device of a grid; benchmarks that count without a GPU replace it."""
+    return grid.visible.device
 
 
 def project_visible(
@@ -90,14 +101,19 @@ def index_tables(
     rows_around = F.pad(rows, around, value=len(visible) + 1)
     positions_around = F.pad(positions, around, value=rows.numel())
     taps = math.prod(kernel)
-    product_index, position_index = [], []
-    for tap, offset in enumerate(itertools.product(*map(range, kernel))):
-        window = [slice(o, o + s) for o, s in zip(offset, rows.shape[1:], strict=True)]
-        mirrored = [slice(k - 1 - o, k - 1 - o + s) for k, o, s in zip(kernel, offset, rows.shape[1:], strict=True)]
-        product_index.append(rows_around[:, *window].flatten() * taps + tap)
-        position = positions_around[:, *mirrored].flatten().index_select(0, visible)
-        position_index.append(F.pad(position, (0, 2), value=rows.numel()))
-    return torch.stack(product_index, 1), torch.stack(position_index, 1)
+    tap = torch.arange(taps, dtype=torch.int32, device=rows.device).view(kernel)
+    product_index = torch.add(tap, _windows(rows_around, kernel), alpha=taps).reshape(-1, taps)
+    # A position is summed into one that it lies beside: the window mirrored.
+    windows = _windows(positions_around, kernel).flatten(0, len(kernel)).index_select(0, visible)
+    mirrored = windows.flatten(1).flip(1)
+    return product_index, F.pad(mirrored, (0, 0, 0, 2), value=rows.numel())
+
+
+def _windows(table: Tensor, kernel: tuple[int, ...]) -> Tensor:
+    """Return a kernel's window at each position of a table that is padded for it: `(B, *size, *kernel)`, a view."""
+    for axis, extent in enumerate(kernel, start=1):
+        table = table.unfold(axis, extent, 1)
+    return table
 
 
 class _SumProducts(torch.autograd.Function):

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..sparse import PatchGrid
 from ..utils.fields import NoSettings
-from .base import Objective, all_patch_loss, hidden_patch_loss, patchify, pixel_axes
+from .base import Decoded, Objective, all_patch_loss, hidden_patch_loss, patchify, pixel_axes
+from .hidden import HiddenPatches
 from .settings import PixelsSettings
 
 
@@ -28,6 +30,24 @@ class Pixels(Objective):
     def target(self, images: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch channel *size"]:
         """Return the images, each patch normalized by its own statistics, if it is to be."""
         return normalize_patches(images, self.patch_size) if self.settings.normalize else images
+
+    def compare(
+        self,
+        decoded: Decoded,
+        images: Float[Tensor, "batch channel *size"],
+        grid: PatchGrid,
+        has_data: Bool[Tensor, "batch channel *size"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the loss, see :meth:`Objective.compare`; the target is made of hidden patches alone if it can be."""
+        changed = type(self).target is not Pixels.target or type(self).loss is not Objective.loss
+        if self.loss_on == "all" or has_data is not None or changed:
+            return super().compare(decoded, images, grid, has_data)
+        hidden = HiddenPatches(grid)
+        target = _at_least_float32(hidden.of(images))
+        if self.settings.normalize:
+            variance, mean = torch.var_mean(target, tuple(range(2, target.ndim)), keepdim=True)
+            target = (target - mean) / (variance + 1e-6).sqrt()
+        return F.mse_loss(hidden.of(decoded.prediction).to(target.dtype), target)
 
     def loss_where_data(
         self,

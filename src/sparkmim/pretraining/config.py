@@ -44,6 +44,10 @@ class RunConfig(LoopConfig):
     pictures: int = setting(10, at_least(0), resumable=True)
     """How many times over the run to draw reconstructions; 0 never."""
 
+    memory_efficient: bool = setting(True, resumable=True)
+    """Compute norms and activations of the decoder again in backward instead of keeping them: less memory for more
+    time, and the same numbers. Recipes switch it off on a GPU whose memory allows."""
+
     monitor: Literal["none", "knn"] = setting("none", resumable=True)
     """Evaluate the encoder during training: knn classifies the labeled images of --monitor-data by their neighbors."""
 

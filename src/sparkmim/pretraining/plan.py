@@ -13,12 +13,14 @@ from ..data.places import files_outside
 from ..data.sources.base import ImageSource
 from ..data.sources.pages import Pages
 from ..models.backbone import Backbone
+from ..models.decoder import UNetDecoder
 from ..models.masking import visible_patches
+from ..models.spark import SparK
 from ..training.config import COMPUTATION
 from ..training.schedule import steps_of
 from ..utils.devices import device_name
 from ..utils.text import counted
-from .config import PretrainConfig
+from .config import PretrainConfig, RunConfig
 from .images import PretrainingImages
 from .kinds import described, kind_in
 from .task import PretrainingTask
@@ -91,10 +93,16 @@ def plan_of(
         f"{config.optimizer.betas[0]:g} {config.optimizer.betas[1]:g}"
         + (f", gradients clipped at {config.optimizer.clip:g}" if config.optimizer.clip else ""),
         "computation": f"{device_name(fabric.device)}, {run.precision}{COMPUTATION[run.compile]}, "
-        f"{computed}, {counted(data.workers, 'worker')}",
+        f"{computed}{_kept(model, run)}, {counted(data.workers, 'worker')}",
         **beside,
         "steps": f"{steps}",
     }
+
+
+def _kept(model: SparK, run: RunConfig) -> str:
+    """Return that the decoder's maps are kept, which the recipe decides by memory, in words."""
+    keeps = isinstance(model.decoder, UNetDecoder) and not run.memory_efficient
+    return ", nothing of the decoder computed twice" if keeps else ""
 
 
 def _files(source: ImageSource) -> str:

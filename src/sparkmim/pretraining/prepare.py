@@ -294,6 +294,7 @@ class Pretraining(TrainingKind[PretrainConfig, PretrainingImages]):
         # A resumed run has its weights in the checkpoint and needs no file to start from.
         described = config.model if ready.state is None else replace(config.model, init="none")
         model = self.builder.model(described, config.objective, config.run.seed)
+        model.set_memory_efficient(config.run.memory_efficient)
         source, held_out = ready.data
         taught = self.teaching.maps(model, config)
         return PretrainingTask(config, model, source, held_out, self.monitor, ready.run, fabric, taught)

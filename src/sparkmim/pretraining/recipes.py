@@ -319,7 +319,9 @@ def _complete(
         ),
     ).replace(situation.chosen)
     if not crops:
-        return with_accumulation(situation, config, lambda: _images_that_fit(situation, config))
+        return _keeping_what_fits(
+            situation, with_accumulation(situation, config, lambda: _images_that_fit(situation, config))
+        )
     crops_of = cache(partial(_crops_that_fit, situation, config))  # the network is run once for both
     if "image_size" not in situation.chosen:
         unit = _unit(situation)
@@ -368,6 +370,19 @@ def _images_that_fit(situation: Situation, config: PretrainConfig) -> int:
         return torch.zeros(images, model.in_chans, *size), visible, *([] if blank is None else [blank])
 
     return images_that_fit(built, inputs, config.run.precision, situation.memory_bytes)
+
+
+def _keeping_what_fits(situation: Situation, config: PretrainConfig) -> PretrainConfig:
+    """Return the configuration with the decoder's maps kept, on a GPU where the micro-batches fit with them too."""
+    asked = "memory_efficient" in situation.chosen or config.model.decoder != "unet"
+    if asked or situation.device.type != "cuda" or config.run.batch_size % situation.processes:
+        return config
+    micro_batch = config.run.batch_size // situation.processes // config.run.accumulate
+    model = _model(situation, config)
+    model.set_memory_efficient(False)
+    fits = _images_that_fit(situation, config)
+    model.set_memory_efficient(True)
+    return config.replace({"memory_efficient": False}) if fits >= micro_batch else config
 
 
 def _patch_size(situation: Situation) -> tuple[int, ...]:

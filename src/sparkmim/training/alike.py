@@ -20,7 +20,7 @@ PACKAGES = ("sparkmim", "torch", "torchvision", "timm", "pillow")
 """Packages whose versions decide what is computed."""
 
 
-OF_THE_MACHINE = ("workers", "accumulate")
+OF_THE_MACHINE = ("workers", "accumulate", "memory_efficient")
 """Fields that a recipe chooses by the machine; of the micro-batches, the processes agree on the most."""
 
 

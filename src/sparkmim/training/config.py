@@ -111,6 +111,10 @@ class LoopConfig:
     """Compile the model with torch.compile: off; on; or try, which continues without where the model cannot be
     compiled."""
 
+    cudnn_benchmark: bool = setting(True, resumable=True)
+    """On CUDA, let cuDNN measure its algorithms for each convolution at the first step and take the fastest; off, its
+    heuristics choose, and two runs choose alike."""
+
     device: Device = setting("auto", resumable=True)
     """Where to compute; auto takes CUDA, else MPS, else the CPU."""
 

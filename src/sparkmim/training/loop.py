@@ -14,6 +14,7 @@ import torch
 from ..data.decoding.encoded import UnreadableImage
 from ..data.loader import Batches, ReaderDied, read
 from ..data.sampler import Positions
+from ..utils.devices import shapes_that_vary
 from ..utils.distributed import OtherProcessStopped, broadcast, by_first_process, gather, largest
 from ..utils.interruption import Interrupted, interruptible
 from ..utils.logging import log
@@ -239,7 +240,7 @@ class TrainingLoop:
         """Do something other than steps; it does not count as training time."""
         self._read_pending()
         start = time.monotonic()
-        with self.trainer.eager():
+        with self.trainer.eager(), shapes_that_vary():
             yield
         self.interval_start += time.monotonic() - start
 

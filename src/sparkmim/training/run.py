@@ -22,7 +22,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 
 from ..checkpoints.run_folder import Contents, RunFolder
 from ..data.seeding import keyed_seed
-from ..utils.devices import device_name, pick_device
+from ..utils.devices import choose_algorithms, device_name, pick_device
 from ..utils.distributed import (
     WAIT,
     by_first_process,
@@ -223,6 +223,7 @@ def _train_in_folder(
 def launch(config: LoopConfig) -> Fabric:
     """Launch Fabric on this machine, or as one of torchrun's processes."""
     device = pick_device(config.device)
+    choose_algorithms(device, measure=config.cudnn_benchmark)
     processes = processes_here()
     local = local_processes()
     if processes > 1:  # harmless: it comes of 1x1 convolutions on images whose channels are the last axis

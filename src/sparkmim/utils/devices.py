@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from .text import counted
 
@@ -40,6 +44,54 @@ def pick_device(name: str) -> torch.device:
             f"torchrun --nproc-per-node {torch.cuda.device_count()}, or --device cpu"
         )
     return torch.device(name, number)
+
+
+def choose_algorithms(device: torch.device, *, measure: bool) -> None:
+    """Let cuDNN measure its algorithms for convolutions of each new shape, or choose by heuristics, in this process.
+
+    Measuring pays where few shapes are computed often. Without effect on other devices.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = measure
+
+
+class CopyStream:
+    """Copy pinned tensors to a GPU on a stream of their own, while the one before is computed with.
+
+    The host runs ahead of the device, so the copy of a batch overlaps with the step before. On other devices, and for
+    tensors that are not pinned, this is a plain copy.
+
+    Args:
+        device: to copy to.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        self.stream: Any = None
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """Return the tensor on the device; what is computed with it waits for the copy."""
+        if self.device.type != "cuda" or tensor.device.type != "cpu" or not tensor.is_pinned():
+            return tensor.to(self.device, non_blocking=self.device.type != "cpu")
+        if self.stream is None:
+            self.stream = torch.cuda.Stream(self.device)
+        computing = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self.stream):
+            moved = tensor.to(self.device, non_blocking=True)
+        computing.wait_stream(self.stream)
+        moved.record_stream(computing)  # its memory is not given to the next copy before it was used
+        return moved
+
+
+@contextmanager
+def shapes_that_vary() -> Iterator[None]:
+    """Do not measure algorithms within: each new shape would take the time of many steps."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def device_name(device: torch.device) -> str:
