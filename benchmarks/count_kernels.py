@@ -30,6 +30,7 @@ from torch.utils.flop_counter import flop_registry
 
 import roofline
 import sparkmim
+from engine_on_cuda import engine_on_cuda
 from sparkmim.models import sparse_projection
 from sparkmim.models.masking import visible_patches
 from sparkmim.objectives.base import Decoded
@@ -260,7 +261,10 @@ def watching_autocast(counter: Counter) -> Iterator[None]:
 @contextmanager
 def decided_as_on_cuda() -> Iterator[None]:
     """Let what depends on the device be decided as on CUDA."""
-    with patch.object(sparse_projection, "device_of", lambda grid: torch.device("cuda"), create=True):
+    with (
+        patch.object(sparse_projection, "device_of", lambda grid: torch.device("cuda"), create=True),
+        engine_on_cuda(),
+    ):
         yield
 
 

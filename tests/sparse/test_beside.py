@@ -322,10 +322,10 @@ def test_statistics_beside_the_maps() -> None:
     """Those of maps are updated; those of what has no values stay as they are."""
     network = build(Pooled)
     SparK(network, patch_size=8, decoder_width=8)(torch.randn(2, 3, 32, 32))
-    assert torch.equal(network.aux.norm.running_mean, torch.zeros(4))  # type: ignore[union-attr]
+    assert torch.equal(network.aux.norm.running_mean, torch.zeros(4))  # type: ignore[union-attr, arg-type]
     network = build(Flattened)
     SparK(network, patch_size=8, decoder_width=8)(torch.randn(2, 3, 32, 32))
-    assert not torch.equal(network.aux.norm.running_mean, torch.zeros(8))  # type: ignore[union-attr]
+    assert not torch.equal(network.aux.norm.running_mean, torch.zeros(8))  # type: ignore[union-attr, arg-type]
 
 
 class InForward(Network):

@@ -96,7 +96,7 @@ class StopRequest:
             signal.signal(number, signal.SIG_IGN if self._hold else handler)
 
     @staticmethod
-    def _takes(number: signal.Signals) -> bool:
+    def _takes(number: int) -> bool:
         before = signal.getsignal(number)
         if number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU):
             return before == signal.SIG_DFL

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from sparkmim.data.volumes.cases import find_cases
 from sparkmim.data.volumes.fingerprint import CaseFingerprint, Fingerprint, measure
@@ -18,7 +19,7 @@ from sparkmim.data.volumes.unprepared import UnpreparedVolumes
 from sparkmim.models.named.base import find_named
 from sparkmim.models.named.nnunet import ORIENTATION
 from sparkmim.pretraining.volumes import described, warn_of_slices
-from volume_files import itk_image, oblique, phantom, sitk, write_nifti
+from volume_files import itk_image, oblique, phantom, write_nifti
 
 ORDERS = list(itertools.permutations(range(3)))
 
