@@ -120,6 +120,30 @@ def test_autocast() -> None:
         assert (ours - exact).norm() < 0.02 * exact.norm()
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("of_map", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("of_upsample", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("of_conv", [torch.float32, torch.float64])
+def test_dtypes_are_those_of_one_after_the_other(
+    of_map: torch.dtype, of_upsample: torch.dtype, of_conv: torch.dtype, autocast: bool
+) -> None:
+    """Of result and gradients; and what the two layers refuse is refused."""
+    upsample, conv = layers()
+    upsample, conv = upsample.to(of_upsample), conv.to(of_conv)
+    x = torch.randn(2, 5, 3, 3).to(of_map).requires_grad_()
+    inputs = [x, upsample.weight, upsample.bias, conv.weight]
+
+    def dtypes(fused: bool) -> list[torch.dtype] | type[Exception]:
+        try:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                out = fused_upsample_conv(*inputs) if fused else conv(upsample(x))  # type: ignore[arg-type]
+        except RuntimeError:
+            return RuntimeError
+        return [out.dtype, *(grad.dtype for grad in differentiate(out, inputs))]  # type: ignore[arg-type]
+
+    assert dtypes(fused=True) == dtypes(fused=False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(6, 6), (1, 9)])
 def test_compiles_into_one_graph(size: tuple[int, int]) -> None:

@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..sparse.packed.conv import autocast_arguments
+
 MIN_POSITIONS_PER_CHANNEL = 27
 """Positions in a batch, per channel, from which fusing is faster. Composing the kernels takes the arithmetic that it
 saves on 9 positions, but in small convolutions, which are a third as fast on two CPU cores."""
@@ -60,11 +62,9 @@ def fused_upsample_conv(
 
     It can be differentiated once; a second derivative raises RuntimeError.
     """
-    kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     if bias is None:
         bias = up.new_zeros(up.shape[1])
-    out: Tensor = _FusedUpsample.apply(x, up, bias, weight, dtype)  # type: ignore[no-untyped-call]
+    out: Tensor = _FusedUpsample.apply(x, up, bias, weight)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -107,16 +107,14 @@ _EDGES = (_Edge(axis=2, padding=0), _Edge(axis=3, padding=1))
 class _FusedUpsample(torch.autograd.Function):
     """The two layers as one convolution, and its gradients; edges are added to maps in place, not as maps of their own.
 
-    All is computed in `dtype`, by autocast or the input's own, and the weights' gradients are returned in the weights'.
+    Autocast converts the arguments as those of the two layers, and each gradient has its argument's dtype.
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, up: Tensor, bias: Tensor, weight: Tensor, dtype: torch.dtype
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, up: Tensor, bias: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
         ctx.dtypes = (x.dtype, up.dtype, bias.dtype, weight.dtype)
+        x, up, bias, weight = autocast_arguments(x, up, bias, weight)
         with torch.autocast(x.device.type, enabled=False):
-            x, up, bias, weight = (tensor.to(dtype) for tensor in (x, up, bias, weight))
             constant = torch.einsum("omhw,m->o", weight, bias).repeat(4)
             kernel = _fused_kernel(up, weight)
             pixels = F.conv2d(x, kernel, constant, padding=1)
@@ -157,7 +155,7 @@ class _FusedUpsample(torch.autograd.Function):
                 surplus.append(edge.laid(of_x))
             grad_x = _subtract_at_edges(grad_x, surplus)
         found = (grad_x, grad_up, grad_bias, grad_weight)
-        return *(g.to(dtype) for g, dtype in zip(found, ctx.dtypes, strict=True)), None
+        return tuple(g.to(dtype) for g, dtype in zip(found, ctx.dtypes, strict=True))
 
 
 def _gradients(
