@@ -69,6 +69,30 @@ def test_refused_or_right(function: Callable[[Tensor], Tensor]) -> None:
     torch.testing.assert_close(found, wanted)
 
 
+PICKING: dict[str, Callable[[], nn.Module]] = {
+    "batch norm": lambda: nn.BatchNorm2d(8),
+    "group norm": lambda: nn.GroupNorm(2, 8),
+    "instance norm": lambda: nn.InstanceNorm2d(8, track_running_stats=True),
+    "mean over space": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Sigmoid()),
+    "mirroring": lambda: nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
+}
+
+
+@pytest.mark.parametrize("build", PICKING.values(), ids=PICKING.keys())
+def test_reference_that_picks_out_positions_is_refused_before_it_is_compiled(build: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    layer = build()
+    network = Between(lambda x: x + layer(x))
+    network.layer = layer
+    reference = SparK(Backbone(network, stages=["stem", "down"]), decoder_width=16, execution="masked-dense")
+    reference.compile(backend=never_compiled)
+    images, visible = torch.randn(2, 3, 64, 64), random_visible(2, (8, 8), 0.6)
+    with pytest.raises(UnsupportedOperation, match="Between cannot be compiled with execution='masked-dense'"):
+        reference(images, visible)
+    reference._compiled_call_impl = None
+    reference(images, visible)  # as the error says
+
+
 def group_norm_by_view(x: Tensor) -> Tensor:
     groups = x.view(x.shape[0], 2, -1)
     variance, mean = torch.var_mean(groups, -1, keepdim=True)

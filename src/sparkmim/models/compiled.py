@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..sparse import MaskedDenseExecution, PatchGrid, UnsupportedOperation, require_compilable
-from ..sparse.compilable import note_refused_beside
+from ..sparse import PatchGrid, UnsupportedOperation, require_compilable
+from ..sparse.compilable import require_reference_compilable
 from .masking import random_visible, require_count, visible_patches
 from .own_decoder import OwnDecoder, own_decoder_is_eager
 
@@ -84,8 +84,7 @@ def check_compilable(model: Any, images: Tensor) -> None:
     visible = random_visible(len(few), shape, model.mask_ratio, torch.Generator().manual_seed(0)).to(images.device)
     grid = PatchGrid(visible, visible_patches(shape, model.mask_ratio))
     if model.execution == "masked-dense":
-        if model.backbone.unreached:
-            note_refused_beside(MaskedDenseExecution(grid), model.encoder, few, model.backbone)
+        require_reference_compilable(grid, model.encoder, few, model.backbone)
         return
     require_compilable(grid, model.encoder, few, model.backbone)
     model.checked_eagerly = True

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.modules import preserved_buffers
+from .dense.execution import MaskedDenseExecution
 from .errors import UnsupportedOperation
 from .execution import Execution
 from .grid import PatchGrid
@@ -56,23 +57,30 @@ def require_compilable(
     _note_refused(execution, network)
 
 
-def note_refused_beside(
-    execution: Execution,
+def require_reference_compilable(
+    grid: PatchGrid,
     network: nn.Module,
     images: Tensor,
     features: Callable[[Tensor], Sequence[Tensor]] | None = None,
 ) -> None:
-    """Find out eagerly which functions are refused beside the maps; a compiler cannot.
+    """Raise if a network cannot be compiled in the masked-dense reference, found out in an eager run.
 
     Args:
-        execution: in which the network will be compiled.
-        network, images, features: as for :func:`require_compilable`.
+        grid, network, images, features: as for :func:`require_compilable`.
 
     Raises:
-        UnsupportedOperation: for a network that is refused.
+        UnsupportedOperation: for a network with statistics of visible positions (batch norm, a mean over space) or
+            mirroring padding, or that is refused eagerly.
     """
+    execution = MaskedDenseExecution(grid)
     execution.counts_refused = True
     _without_traces(execution, network, images, features)
+    if execution.picks_positions:
+        raise UnsupportedOperation(
+            f"{type(network).__name__} cannot be compiled with execution='masked-dense', which picks out visible "
+            "positions by the values of the mask, for statistics or mirroring padding; uncompiled it works, and "
+            "execution='packed' computes the same numbers"
+        )
     _note_refused(execution, network)
 
 

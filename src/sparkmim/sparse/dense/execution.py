@@ -30,7 +30,21 @@ class MaskedDenseExecution(WholeMaps):
 
     Args:
         grid: the visible patches of the batch. Only its mask is used.
+
+    Attributes:
+        picks_positions: whether visible positions were picked out by the values of the mask, as statistics need them.
+            A compiler cannot trace that, for their number is not known.
     """
+
+    picks_positions = False
+
+    def visible_rows(self, x: Tensor, layout: Layout) -> Tensor:
+        self._note_picking()
+        return super().visible_rows(x, layout)
+
+    def _note_picking(self) -> None:
+        if not self.compiling:
+            self.picks_positions = True
 
     def in_patches(self, size: Sequence[int]) -> bool:
         """Return whether each position of a map of `size` lies in one patch."""
@@ -41,6 +55,7 @@ class MaskedDenseExecution(WholeMaps):
 
         They are taken one by one where they differ in number, as they may where positions hold several patches.
         """
+        self._note_picking()
         numbers = mask.flatten(1).sum(1).tolist()
         if len(set(numbers)) == 1:
             return [compute(rows.unflatten(0, (len(mask), -1)))]
@@ -78,6 +93,7 @@ class MaskedDenseExecution(WholeMaps):
         """
         if window.edge == "constant":
             return compute(self._entering(func, x, window), padding)
+        self._note_picking()
         if self.in_patches(x.shape[2:]) and self.in_patches(window.out):
             visible = self.visible
             block = tuple(s // g for s, g in zip(x.shape[2:], self.visible.shape[1:], strict=True))
