@@ -211,6 +211,8 @@ def test_masks_are_counted_before_the_graph() -> None:
     assert len(graphs) == 1
     called = [str(node.target) for node in graphs[0].graph.nodes if node.op.startswith("call")]
     assert not [name for name in called if "assert" in name or name == "tolist"]
+    with pytest.raises(ValueError, match="visible must be a bool tensor of shape"):
+        compiled(images, torch.ones(3, 4, 4, dtype=torch.bool))
     for wrong in (~visible, torch.cat([visible[:2], ~visible[2:]])):
         with pytest.raises(ValueError, match=r"the mask's share differs from mask_ratio 0\.6"):
             compiled(images, wrong)

@@ -176,6 +176,26 @@ def test_require_count() -> None:
         require_count(visible, 8)
 
 
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (
+            {"visible": torch.zeros(2, 2, 2, dtype=torch.bool), "count": 0},
+            "expected a count of at least 1 visible patch",
+        ),
+        (
+            {"visible": random_visible(2, (2, 2), 0.5), "count": 3},
+            r"expected 3 visible patches in every image, got \[2\]",
+        ),
+        ({"count": 2}, "count=2 says how many patches of a given mask are visible, and none was given"),
+    ],
+)
+def test_a_count_that_does_not_fit_is_refused(given: dict[str, Any], error: str) -> None:
+    model = sparkmim.SparK(nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 8, 4, 4)), decoder_width=32)
+    with pytest.raises(ValueError, match=error):
+        model(torch.randn(2, 3, 32, 32), **given)
+
+
 def test_a_mask_on_an_accelerator_is_not_read_back_where_its_number_is_given() -> None:
     """Fake tensors have no values, so whatever would wait for the device raises."""
     model = sparkmim.SparK(nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 8, 4, 4)), decoder_width=32)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..sparse import PatchGrid, UnsupportedOperation, require_compilable
 from ..sparse.compilable import require_reference_compilable
-from .masking import random_visible, require_count, visible_patches
+from .masking import random_visible, require_count, require_mask, visible_patches
 from .own_decoder import OwnDecoder, own_decoder_is_eager
 
 FEW_IMAGES = 2
@@ -41,14 +41,16 @@ class EagerFirst:
 
         Raises:
             UnsupportedOperation: if the network is refused, or decides by sizes.
-            ValueError: if a mask shows another number of patches than `mask_ratio` says, which is part of the graph.
+            ValueError: if a mask does not fit the images, or shows another number of patches than `mask_ratio` says,
+                which is part of the graph.
+            TypeError: for a mask that is not a tensor.
         """
         key = (*images.shape[1:], images.dtype, self.model.training)
         if key not in self.checked:
             check_compilable(self.model, images)
             self.checked.add(key)
-        if isinstance(visible, Tensor) and visible.dtype == torch.bool and visible.ndim > 1:
-            self._require_share(images, visible)
+        if visible is not None:
+            self._require_mask(images, visible)
             visible = visible.to(images.device, non_blocking=images.device.type != "cpu")
         self.model.masks_are_checked = True
         try:
@@ -57,8 +59,10 @@ class EagerFirst:
         finally:
             self.model.masks_are_checked = False
 
-    def _require_share(self, images: Tensor, visible: Tensor) -> None:
-        count = visible_patches(self.model.grid_shape(images.shape[2:]), self.model.mask_ratio)
+    def _require_mask(self, images: Tensor, visible: Tensor) -> None:
+        shape = self.model.grid_shape(images.shape[2:])
+        require_mask(visible, (len(images) * self.model.masks_of_each(images, visible), *shape))
+        count = visible_patches(shape, self.model.mask_ratio)
         try:
             require_count(visible, count)
         except ValueError as error:

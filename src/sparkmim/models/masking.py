@@ -168,14 +168,35 @@ def count_visible(visible: Bool[Tensor, "batch *grid"]) -> int:
     return int(counts.pop())
 
 
+def require_mask(visible: object, shape: tuple[int, ...]) -> None:
+    """Raise unless a mask is a bool tensor `(batch, *grid)` of this shape.
+
+    Raises:
+        ValueError: for another dtype or shape.
+        TypeError: for what is not a tensor.
+    """
+    if not isinstance(visible, Tensor):
+        raise TypeError(
+            f"visible must be a bool tensor of shape {shape} (batch, patches), not a {type(visible).__name__}; "
+            "torch.tensor(visible) makes one"
+        )
+    if visible.dtype != torch.bool or tuple(visible.shape) != shape:
+        raise ValueError(
+            f"visible must be a bool tensor of shape {shape} (batch, patches), not {visible.dtype} of shape "
+            f"{tuple(visible.shape)}"
+        )
+
+
 def require_count(visible: Bool[Tensor, "batch *grid"], count: int) -> None:
     """Raise unless every image has as many visible patches as its caller says.
 
     On an accelerator the mask is not read back: an error surfaces there as an asynchronous assertion.
 
     Raises:
-        ValueError: with the numbers found, for a mask on the CPU.
+        ValueError: with the numbers found, for a mask on the CPU; for a count below 1.
     """
+    if count < 1:
+        raise ValueError(f"expected a count of at least 1 visible patch in every image, got {count}")
     counts = visible.flatten(1).sum(1)
     if visible.device.type != "cpu":
         torch._assert_async((counts == count).all(), f"expected {count} visible patches in every image of the mask")

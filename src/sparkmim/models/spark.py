@@ -31,7 +31,7 @@ from .compiled import EagerFirst, require_checked
 from .config import Decoder, DecoderBlock, DensifyNorm, Execution, LossOn, MaskShape
 from .decoder import UNetDecoder, upsampling_steps
 from .densify import build_densify, densify_norm_of
-from .masking import MASKS, count_visible, require_count, visible_patches
+from .masking import MASKS, count_visible, require_count, require_mask, visible_patches
 from .networks import dtype_of, require_full_precision
 from .own_decoder import OwnDecoder, levels_of, own_decoder_is_eager, require_own_settings
 
@@ -292,7 +292,7 @@ class SparK(nn.Module):
     ) -> tuple[Decoded, Tensor, PatchGrid, Tensor | None]:
         """Return what is made of masked images; they, their masks, and where they have data, each once a mask."""
         # Mask: hide a random share of the patches, in one way or in several.
-        masks = self._masks_of_each(images, visible)
+        masks = self.masks_of_each(images, visible)
         if masks > 1:
             images = images.repeat_interleave(masks, 0)
             has_data = None if has_data is None else has_data.repeat_interleave(masks, 0)
@@ -317,7 +317,7 @@ class SparK(nn.Module):
             decoded = decoded._replace(features=features[-1], at=grids[-1])
         return decoded._replace(masks=masks), images, grid, has_data
 
-    def _masks_of_each(self, images: Tensor, visible: Tensor | None) -> int:
+    def masks_of_each(self, images: Tensor, visible: Tensor | None) -> int:
         """Return how many masks each image has: one, unless there are as many as this model draws."""
         if visible is None:
             return self.masks_per_image
@@ -345,18 +345,14 @@ class SparK(nn.Module):
                 f"images of {images.shape[1]} channels do not fit a network for {self.backbone.in_chans}; see in_chans"
             )
         if visible is None:
+            if count is not None:
+                raise ValueError(
+                    f"count={count} says how many patches of a given mask are visible, and none was given; a random "
+                    "mask follows mask_ratio"
+                )
             visible = MASKS[self.mask_shape](len(images), shape, self.mask_ratio, generator, images.device)
             return PatchGrid(visible, visible_patches(shape, self.mask_ratio))
-        if not isinstance(visible, Tensor):
-            raise TypeError(
-                f"visible must be a bool tensor of shape {(len(images), *shape)} (batch, patches), "
-                f"not a {type(visible).__name__}; torch.tensor(visible) makes one"
-            )
-        if visible.dtype != torch.bool or tuple(visible.shape) != (len(images), *shape):
-            raise ValueError(
-                f"visible must be a bool tensor of shape {(len(images), *shape)} (batch, patches), "
-                f"not {visible.dtype} of shape {tuple(visible.shape)}"
-            )
+        require_mask(visible, (len(images), *shape))
         if torch.compiler.is_compiling():  # the number must be known when the graph is made
             count = visible_patches(shape, self.mask_ratio)
             if not self.masks_are_checked:
