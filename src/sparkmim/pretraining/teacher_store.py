@@ -83,9 +83,10 @@ class TeacherStore(NamedTuple):
     def __str__(self) -> str:
         """Return its size and place, and how far it is."""
         layout, missing = self.layout, len(self.missing())
+        about = "about " if layout.estimated else ""
         size = f"{layout.bytes / 2**30:.2f} GiB" if layout.bytes >= 2**30 / 10 else f"{layout.bytes / 2**20:.2g} MiB"
         state = "used again" if not missing else "to be computed" if missing == layout.images else "to be continued"
-        return f"{layout}, {size} in half precision, {state}: {self.folder}"
+        return f"{layout}, {about}{size} in half precision, {state}: {self.folder}"
 
 
 def find_store(root: Path, teacher: Teacher, source: ImageSource, data: DataConfig, files: FileConfig) -> TeacherStore:
@@ -98,7 +99,10 @@ def find_store(root: Path, teacher: Teacher, source: ImageSource, data: DataConf
     maps, pooled = teacher.run(torch.zeros(1, teacher.in_chans, *teacher.size))
     layout: MapsLayout | VolumeMapsLayout
     if teacher.dims == 3:
-        layout = VolumeMapsLayout(extents_of(source).tolist(), maps.shape[1], _stride(teacher, maps), pooled.shape[1])
+        extents, stride = extents_of(source), _stride(teacher, maps)
+        layout = VolumeMapsLayout(
+            extents.sizes.tolist(), maps.shape[1], stride, pooled.shape[1], estimated=extents.estimated
+        )
         mirrored = False
     else:
         mirrored = data.flip
