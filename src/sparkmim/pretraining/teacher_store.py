@@ -38,7 +38,7 @@ from ..training.resume import fingerprint_of
 from ..utils.distributed import by_first_process, gather
 from ..utils.io import write_json
 from ..utils.logging import log
-from ..utils.text import duration
+from ..utils.text import counted, duration
 from .teachers import Teacher
 from .volumes import extents_of
 
@@ -134,13 +134,14 @@ def compute_store(store: TeacherStore, fabric: Fabric, *, batch_size: int, worke
     by_first_process(fabric, lambda: _create(store))
     own = missing[fabric.global_rank :: fabric.world_size]
     teacher, device = store.teacher, fabric.device
+    what = "image" if teacher.dims == 2 else "volume"
     teacher.network.to(device)
     scale = float(read_identity(store.folder)["scale"])
     arrays = {name: open_array(store.folder, name, store.layout, "r+") for name in ("maps", "pooled", "state")}
     begun = said = time.monotonic()
     done = 0
     if fabric.is_global_zero:
-        log.info(f"teacher: computing {len(missing):,} of {store.layout.images:,} images in {store.folder}")
+        log.info(f"teacher: computing {len(missing):,} of {counted(store.layout.images, what)} in {store.folder}")
     for part in _taught(store, own, device, batch_size, workers):
         for row, maps, pooled in zip(part.rows, part.maps, part.pooled, strict=True):
             arrays["maps"][store.layout.rows(row)] = _half(maps / scale)
@@ -151,18 +152,18 @@ def compute_store(store: TeacherStore, fabric: Fabric, *, batch_size: int, worke
         if fabric.is_global_zero and time.monotonic() - said > SAID:
             said = time.monotonic()
             left = (said - begun) / done * (len(own) - done)
-            log.info(f"teacher: {done:,} of {len(own):,} images; {duration(left)} left")
+            log.info(f"teacher: {done:,} of {counted(len(own), what)}; {duration(left)} left")
     for array in arrays.values():
         array.flush()  # type: ignore[attr-defined]
     teacher.network.to("cpu")
     gather(fabric, None)  # nobody reads before all have written
     if fabric.is_global_zero:
         log.info(
-            f"teacher: done in {duration(time.monotonic() - begun)}; runs on the same images with --teacher-store "
+            f"teacher: done in {duration(time.monotonic() - begun)}; runs on the same {what}s with --teacher-store "
             f"{store.folder.parent} use it again"
         )
     if not (open_array(store.folder, "state", store.layout) == COMPUTED).any():
-        raise ValueError(f"the teacher can read none of {store.layout.images} images; remove {store.folder}")
+        raise ValueError(f"the teacher can read none of {counted(store.layout.images, what)}; remove {store.folder}")
 
 
 class TaughtPart(NamedTuple):

@@ -43,7 +43,7 @@ def median_extents(source: ImageSource) -> tuple[int, ...]:
 
 
 class Extents(NamedTuple):
-    """The voxels of each volume along each axis, `(N, 3)`, and whether they are the median, for lack of a measurement."""
+    """The voxels of each volume along each axis, `(N, 3)`, and whether they are the median for lack of others."""
 
     sizes: np.ndarray
     estimated: bool
