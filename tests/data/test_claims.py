@@ -182,7 +182,31 @@ def long_directory(path: Path) -> None:
         file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, 2**31, 4, 0))
 
 
+def sparse_texts(path: Path) -> None:
+    """Texts of a megabyte each, fewer than an image may have pixels."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|S1000000", "fortran_order": False, "shape": (4, 16, 16)})
+    path.write_bytes(header.getvalue())
+    with path.open("r+b") as file:
+        file.truncate(GIBS)
+
+
+def packed_claim(path: Path, kind: str = "<f8", how: int = zipfile.ZIP_DEFLATED) -> None:
+    """Fewer numbers than an image may have pixels, and an archive that claims to hold them."""
+    header = io.BytesIO()
+    said = {"descr": kind, "fortran_order": False, "shape": (4, 8000, 8000)}
+    np.lib.format.write_array_header_1_0(header, said)
+    with zipfile.ZipFile(path, "w", how) as archive:
+        archive.writestr("image.npy", header.getvalue() + bytes(100))
+        archive.filelist[0].file_size = 2**62
+
+
 ARRAYS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "sparse texts": ("npy", sparse_texts),
+    "claim": ("npz", packed_claim),
+    "claim of texts": ("npz", lambda path: packed_claim(path, "|S1000000")),
+    "claim without compression": ("npz", lambda path: packed_claim(path, how=zipfile.ZIP_STORED)),
+    "claim of another compression": ("npz", lambda path: packed_claim(path, how=zipfile.ZIP_BZIP2)),
     "header": ("npy", long_header),
     "packed header": ("npz", packed_header),
     "packed numbers": ("npz", packed_numbers),

@@ -177,6 +177,24 @@ def test_a_plan_announces_and_writes_nothing(tmp_path: Path, volumes: Path, teac
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("left_out", [["accumulate"], ["accumulate", "image_size"]])
+def test_what_fits_into_memory_is_measured(tmp_path: Path, volumes: Path, teacher: str, left_out: list[str]) -> None:
+    settings = chosen(volumes, teacher)
+    pretrain(tmp_path / "run", chosen={name: settings[name] for name in settings if name not in left_out}, plan=True)
+
+
+def test_a_plan_that_measured_some_volumes_takes_the_store_of_all(
+    tmp_path: Path, volumes: Path, teacher: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = chosen(volumes, teacher)
+    pretrain(tmp_path / "run", chosen=settings)
+    monkeypatch.setattr("sparkmim.data.volumes.unprepared.MEASURED", 2)
+    with caplog.at_level(logging.INFO, "sparkmim"):
+        pretrain(tmp_path / "other", chosen=settings, plan=True)
+    assert "of 6 volumes, about" in caplog.text
+    assert "used again" in caplog.text
+
+
 def test_axes_of_teacher_and_data_differ(tmp_path: Path, volumes: Path, teacher: str) -> None:
     (tmp_path / "flat.py").write_text(TEACHER.replace("Conv3d(1,", "Conv3d(3,").replace("Conv3d", "Conv2d"))
     flat = f"{tmp_path / 'flat.py'}:make"

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from sparkmim.commands.outcome import report_outcome
 from sparkmim.training import signals
-from sparkmim.training.signals import StoppedEarly, StopRequest
+from sparkmim.training.loop import Outcome
+from sparkmim.training.signals import TIME_LIMIT, StoppedEarly, StopRequest
 from sparkmim.utils.interruption import STOPS, Interrupted, interruptible, leave_if_asked
 
 
@@ -85,3 +91,26 @@ def test_work_is_left_within_a_block_only() -> None:
         with pytest.raises(Interrupted):
             leave_if_asked()
     leave_if_asked()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists() or shutil.which("ps") is None, reason="reads /proc")
+def test_processes_of_torchrun_count_from_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It starts those again that end by a limit of time, which would be granted once more."""
+    assert time.monotonic() - StopRequest().began < 1
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    found = time.monotonic() - StopRequest().began
+    told = subprocess.run(["ps", "-o", "etimes=", "-p", str(os.getppid())], capture_output=True, text=True, check=True)
+    assert abs(found - int(told.stdout)) < 2
+    stop = StopRequest()
+    stop.limit((found - 1) / 60)
+    assert stop.signal == TIME_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("asked", "advice"), [("SIGTERM", "again\n"), (TIME_LIMIT, "again, with a longer --time-limit if this repeats\n")]
+)
+def test_what_to_do_if_a_stop_came_before_the_first_step(
+    asked: str, advice: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report_outcome(tmp_path, Outcome(0, 0, None, {}, asked), []) == 75
+    assert capsys.readouterr().out.endswith(f"{asked}: ended before the first step; give the same command {advice}")

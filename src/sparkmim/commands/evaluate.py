@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..evaluation.config import SHOTS
 from ..training.config import Device
+from ..utils.text import counted
 from .encoder_options import AS_RECORDED, FILES_AS_RECORDED, Address, Encoder, Files
 from .results import check_output, write_results
 
@@ -75,13 +76,14 @@ def command(
         device=device,
         seed=seed,
     )
-    against = f"{found.test_images} test images" if found.test_images else "each by all others"
-    print(f"{found.train_images} labeled images of {len(found.classes)} classes, {found.features} features; {against}")
+    against = counted(found.test_images, "test image") if found.test_images else "each by all others"
+    classes = counted(len(found.classes), "class", "classes")
+    print(f"{counted(found.train_images, 'labeled image')} of {classes}, {found.features} features; {against}")
     for name, score in found.scores.items():
         title = NAMES.get(name) or f"{name.removeprefix('few_shot_')} of each class"
         title += f" (k {found.neighbours})" * (name == "knn")
         print(f"{title:>20}  {score.value:>7.2%} +- {score.error:.2%}")
     if found.skipped:
-        print(f"{found.skipped} images skipped")
+        print(f"{counted(found.skipped, 'image')} skipped")
     write_results(output, "evaluate", found.to_dict())
     return 0

@@ -29,11 +29,13 @@ def report_outcome(
         trust: " --trust" for a run whose configuration names code.
     """
     from ..training.progress import format_metrics
+    from ..training.signals import TIME_LIMIT
 
     if not is_rank_zero():
         return INTERRUPTED if outcome.interrupted else 0
     if outcome.interrupted and outcome.step == 0:
-        print(f"\n{outcome.interrupted}: ended before the first step; give the same command again")
+        longer = ", with a longer --time-limit if this repeats" if outcome.interrupted == TIME_LIMIT else ""
+        print(f"\n{outcome.interrupted}: ended before the first step; give the same command again{longer}")
         return INTERRUPTED
     if outcome.interrupted:
         start = "torchrun ... -m sparkmim" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "sparkmim"

@@ -86,7 +86,8 @@ def command(
         found = detect(run, data, output, draw=draw, tiles=tiles, min_score=min_score or 0.0, **how)
         lost = sum(bool(one.error) for one in found)
         objects = sum(len(one.boxes) for one in found)
-        print(f"{objects} objects in {len(found) - lost} images{f', {lost} skipped' if lost else ''}: {output}")
+        where = counted(len(found) - lost, "image") + (f", {lost} skipped" if lost else "")
+        print(f"{counted(objects, 'object')} in {where}: {output}")
         return 0
     if task == SEGMENTATION:
         from ..transfer.segmentation.predict import segment

@@ -32,7 +32,7 @@ def command(
         files: how images are read.
     """
     from ..utils.io import require_suffix, require_writable
-    from ..utils.text import printable
+    from ..utils.text import counted, printable
 
     require_suffix(output, ".png", ".nii.gz", ".nii")
     from ..pretraining.reconstruct import reconstruct, require_volumes
@@ -45,10 +45,10 @@ def command(
     found = reconstruct(run, data, count=count, seed=seed, mask_ratio=mask_ratio, trust=trust, **files.settings())
     if picture:
         save_png(found.picture, output)
-        print(f"{len(found.images)} reconstructions after step {found.step}: {output}")
+        print(f"{counted(len(found.images), 'reconstruction')} after step {found.step}: {output}")
         return 0
     written = found.write_nifti(output)
-    print(f"{len(found.images)} reconstructions after step {found.step}:")
+    print(f"{counted(len(found.images), 'reconstruction')} after step {found.step}:")
     for number, volume in enumerate(found.volumes):
         names = ", ".join(path.name for path in written[3 * number : 3 * number + 3])
         print(f"  {printable(volume.name)}: {names}")

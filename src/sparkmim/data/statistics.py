@@ -239,7 +239,10 @@ def peculiarities(source: ImageSource, channels: int, files: FileConfig = DEFAUL
     end = time.monotonic() + SECONDS
     kinds: Counter[str] = Counter()
     seen: Counter[bytes] = Counter()
+    first = source.first_indices()
     for index in range(min(LOOKED_AT, len(source))):
+        if first is not None and first[index] != index:
+            continue  # shown again on purpose
         try:
             image = _reduced(source, index, channels, files)
         except UnreadableImage:

@@ -18,7 +18,7 @@ from .config import DEFAULT_FILES, FileConfig
 from .decoding.encoded import TooManyPixels, UnreadableImage
 from .normalize import WHITE
 from .sources.base import ImageSource, open_image
-from .statistics import spread
+from .statistics import spread_indices
 
 HASH = 8
 """Rows and columns of the differences that a near duplicate is recognized by."""
@@ -73,7 +73,7 @@ class Survey:
 
 
 def survey(source: ImageSource, channels: int, limit: int, files: FileConfig = DEFAULT_FILES) -> Survey:
-    """Look at up to `limit` images, spread evenly over a source.
+    """Look at up to `limit` images, spread evenly over a source; once at each that it shows several times.
 
     Near duplicates are images whose 8 x 8 differences between neighboring columns have at most two other signs, as have
     copies that were resized or compressed anew; crops and mirrored copies are not found.
@@ -86,7 +86,9 @@ def survey(source: ImageSource, channels: int, limit: int, files: FileConfig = D
     hashes: list[int] = []
     hashed: list[str] = []
     places: dict[str, int] = {}
-    for index in spread(source, limit):
+    first = source.first_indices()
+    images = range(len(source)) if first is None else np.unique(first).tolist()
+    for index in (images[place] for place in spread_indices(limit, len(images))):
         name = source.name(index)
         found.tried += 1
         try:

@@ -38,7 +38,7 @@ from ..training.resume import fingerprint_of
 from ..utils.distributed import by_first_process, gather
 from ..utils.io import write_json
 from ..utils.logging import log
-from ..utils.text import duration
+from ..utils.text import counted, duration
 from .teachers import Teacher
 from .volumes import extents_of
 
@@ -83,9 +83,10 @@ class TeacherStore(NamedTuple):
     def __str__(self) -> str:
         """Return its size and place, and how far it is."""
         layout, missing = self.layout, len(self.missing())
+        about = "about " if layout.estimated else ""
         size = f"{layout.bytes / 2**30:.2f} GiB" if layout.bytes >= 2**30 / 10 else f"{layout.bytes / 2**20:.2g} MiB"
         state = "used again" if not missing else "to be computed" if missing == layout.images else "to be continued"
-        return f"{layout}, {size} in half precision, {state}: {self.folder}"
+        return f"{layout}, {about}{size} in half precision, {state}: {self.folder}"
 
 
 def find_store(root: Path, teacher: Teacher, source: ImageSource, data: DataConfig, files: FileConfig) -> TeacherStore:
@@ -98,7 +99,10 @@ def find_store(root: Path, teacher: Teacher, source: ImageSource, data: DataConf
     maps, pooled = teacher.run(torch.zeros(1, teacher.in_chans, *teacher.size))
     layout: MapsLayout | VolumeMapsLayout
     if teacher.dims == 3:
-        layout = VolumeMapsLayout(extents_of(source).tolist(), maps.shape[1], _stride(teacher, maps), pooled.shape[1])
+        extents, stride = extents_of(source), _stride(teacher, maps)
+        layout = VolumeMapsLayout(
+            extents.sizes.tolist(), maps.shape[1], stride, pooled.shape[1], estimated=extents.estimated
+        )
         mirrored = False
     else:
         mirrored = data.flip
@@ -130,13 +134,14 @@ def compute_store(store: TeacherStore, fabric: Fabric, *, batch_size: int, worke
     by_first_process(fabric, lambda: _create(store))
     own = missing[fabric.global_rank :: fabric.world_size]
     teacher, device = store.teacher, fabric.device
+    what = "image" if teacher.dims == 2 else "volume"
     teacher.network.to(device)
     scale = float(read_identity(store.folder)["scale"])
     arrays = {name: open_array(store.folder, name, store.layout, "r+") for name in ("maps", "pooled", "state")}
     begun = said = time.monotonic()
     done = 0
     if fabric.is_global_zero:
-        log.info(f"teacher: computing {len(missing):,} of {store.layout.images:,} images in {store.folder}")
+        log.info(f"teacher: computing {len(missing):,} of {counted(store.layout.images, what)} in {store.folder}")
     for part in _taught(store, own, device, batch_size, workers):
         for row, maps, pooled in zip(part.rows, part.maps, part.pooled, strict=True):
             arrays["maps"][store.layout.rows(row)] = _half(maps / scale)
@@ -147,18 +152,18 @@ def compute_store(store: TeacherStore, fabric: Fabric, *, batch_size: int, worke
         if fabric.is_global_zero and time.monotonic() - said > SAID:
             said = time.monotonic()
             left = (said - begun) / done * (len(own) - done)
-            log.info(f"teacher: {done:,} of {len(own):,} images; {duration(left)} left")
+            log.info(f"teacher: {done:,} of {counted(len(own), what)}; {duration(left)} left")
     for array in arrays.values():
         array.flush()  # type: ignore[attr-defined]
     teacher.network.to("cpu")
     gather(fabric, None)  # nobody reads before all have written
     if fabric.is_global_zero:
         log.info(
-            f"teacher: done in {duration(time.monotonic() - begun)}; runs on the same images with --teacher-store "
+            f"teacher: done in {duration(time.monotonic() - begun)}; runs on the same {what}s with --teacher-store "
             f"{store.folder.parent} use it again"
         )
     if not (open_array(store.folder, "state", store.layout) == COMPUTED).any():
-        raise ValueError(f"the teacher can read none of {store.layout.images} images; remove {store.folder}")
+        raise ValueError(f"the teacher can read none of {counted(store.layout.images, what)}; remove {store.folder}")
 
 
 class TaughtPart(NamedTuple):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..data.sources.base import ImageSource, indices_in_whole, whole_of
 from ..data.volumes import preparing
@@ -42,14 +42,20 @@ def median_extents(source: ImageSource) -> tuple[int, ...]:
     return tuple(int(extent) for extent in np.median(source.shapes, axis=0))
 
 
-def extents_of(source: ImageSource) -> np.ndarray:
-    """Return the voxels of each volume along each axis, `(N, 3)`; the median for all where not all were measured."""
+class Extents(NamedTuple):
+    """The voxels of each volume along each axis, `(N, 3)`, and whether they are the median for lack of others."""
+
+    sizes: np.ndarray
+    estimated: bool
+
+
+def extents_of(source: ImageSource) -> Extents:
+    """Return the extents of volumes; a plan measures some of them alone."""
     whole = whole_of(source)
     assert isinstance(whole, (PreparedVolumes, UnpreparedVolumes))
     if len(whole.shapes) < len(whole):
-        return np.tile(median_extents(source), (len(source), 1))
-    found: np.ndarray = whole.shapes[indices_in_whole(source)]
-    return found
+        return Extents(np.tile(median_extents(source), (len(source), 1)), estimated=True)
+    return Extents(whole.shapes[indices_in_whole(source)], estimated=False)
 
 
 def is_normalized(source: ImageSource) -> bool:
@@ -184,9 +190,10 @@ def crops_that_fit(
     unit = model.backbone.size_divisor(model.patch_size)
     small = tuple(2 * u for u in unit)
 
-    def inputs(crops: int) -> tuple[Tensor, ...]:
+    def inputs(crops: int) -> tuple[Any, ...]:
         masks = random_visible(crops * model.masks_per_image, model.grid_shape(small), mask_ratio)
-        return torch.zeros(crops, in_chans, *small), masks
+        blank = model.objective.blank(crops, small)  # of a teacher
+        return torch.zeros(crops, in_chans, *small), masks, *([] if blank is None else [blank])
 
     voxels = images_that_fit(model, inputs, precision, memory_bytes) * math.prod(small)
     return lambda size: voxels // math.prod(size)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import secrets
 import signal
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
@@ -26,6 +28,19 @@ LIMIT_NUMBER = 1000
 
 ASK_SECONDS = 0.2
 """Between two times that a process asks whether another one was asked to stop."""
+
+
+def command_began() -> float:
+    """Return when the command began, a time of :func:`time.monotonic`.
+
+    Processes of torchrun began with it, also those that it has started again: it takes a limit of time for a failure,
+    and they would train for as long once more. Where the system has no `/proc`, they count from their own start.
+    """
+    now, parent = time.monotonic(), Path(f"/proc/{os.getppid()}/stat")
+    if "TORCHELASTIC_RUN_ID" not in os.environ or not parent.exists():
+        return now
+    started = int(parent.read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")  # since the boot
+    return now - max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
 
 
 def number_of(name: str | None) -> int:
@@ -58,7 +73,7 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.began = time.monotonic()
+        self.began = command_began()
         self.deadline = math.inf
         self.at_once = False
         self._signal: str | None = None
@@ -75,7 +90,7 @@ class StopRequest:
         return self._signal
 
     def limit(self, minutes: float | None) -> None:
-        """Ask for a stop so many minutes after this object was made."""
+        """Ask for a stop so many minutes after the command began."""
         self.deadline = math.inf if minutes is None else self.began + 60 * minutes
 
     def __enter__(self) -> Self:

@@ -13,8 +13,10 @@ from archives import write_tars
 from helpers import TINY_PRETRAIN, assert_same_training, interrupt_at, lines, make_images
 from sparkmim.data.config import DEFAULT_FILES
 from sparkmim.data.sources.address import absolute_address, is_fetched, open_source
-from sparkmim.data.sources.base import fingerprint, open_image
+from sparkmim.data.sources.base import fingerprint, held_out, open_image
 from sparkmim.data.sources.mixed import Mixed
+from sparkmim.data.statistics import peculiarities
+from sparkmim.data.survey import survey
 from sparkmim.pretraining.prepare import Pretraining
 from sparkmim.pretraining.run import pretrain
 
@@ -48,6 +50,30 @@ def test_images_are_shown_as_often_as_their_weights_say(
     names = [source.name(index) for index in range(len(source))]
     assert len(set(names)) == len(names)
     assert list(source.each_name()) == names
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (3, 1), (1, 2.5), (5, 2)])
+def test_an_image_shown_several_times_is_held_out_as_a_whole(sets: Path, weights: tuple[float, float]) -> None:
+    source = open_source(mixture(sets, f"{weights[0]} a", f"{weights[1]} b"))
+    shown = [source._find(index)[:2] for index in range(len(source))]  # type: ignore[attr-defined]
+    first = source.first_indices()
+    assert first is not None
+    assert first.tolist() == [shown.index(one) for one in shown]
+    for seed in range(5):
+        rest, held = (part.indices.tolist() for part in held_out(source, 0.3, seed))  # type: ignore[attr-defined]
+        assert len(held) == 3
+        assert not {shown[index] for index in rest} & {shown[index] for index in held}
+        assert {shown[index] for index in rest + held} == set(shown)
+    with pytest.raises(ValueError, match="of 10 images"):
+        held_out(source, 0.99, 0)
+
+
+def test_images_shown_several_times_are_not_told_as_copies(sets: Path) -> None:
+    source = open_source(mixture(sets, "3 a", "1 b"))
+    assert not peculiarities(source, 3)
+    found = survey(source, 3, 100)
+    assert found.tried == 10
+    assert not found.exact
 
 
 def test_images_are_those_of_the_sets(sets: Path) -> None:

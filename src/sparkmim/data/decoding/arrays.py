@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config import DEFAULT_FILES, FileConfig
 from .encoded import CHANNELS, UnreadableImage, require_pixels
-from .headers import npy_header, opened_npz
+from .headers import NUMBERS, npy_header, opened_npz
 
 FULL_SCALE = 65535
 """The largest value of a 16-bit image."""
@@ -37,7 +37,9 @@ def decode_npy(content: Path | bytes, channels: int, files: FileConfig) -> Tenso
     """Decode an .npy file, given by its path or its bytes, to `(channels, H, W)`, see :func:`array_to_image`."""
     size = len(content) if isinstance(content, bytes) else content.stat().st_size
     with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
-        require_pixels(npy_header(file, size).size // channels, 1, files)
+        header = npy_header(file, size)
+        header.require_numbers()
+        require_pixels(header.size // channels, 1, files)
         return array_to_image(np.load(file, allow_pickle=False), channels, files)
 
 
@@ -99,7 +101,7 @@ def to_pixels(planes: np.ndarray, missing: Sequence[float] = ()) -> Tensor:
         UnreadableImage: if values are not real numbers or are infinite.
         NoData: if no pixel has data.
     """
-    if planes.dtype.kind not in "buif":
+    if planes.dtype.kind not in NUMBERS:
         raise UnreadableImage(f"expected real numbers, got values of type {planes.dtype}")
     empty = without_data(planes, missing)
     if empty is None and planes.dtype == np.uint8:

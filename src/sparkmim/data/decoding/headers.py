@@ -7,6 +7,7 @@ import math
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -27,6 +28,15 @@ HEADER_OF_A_PAGE = 2**14
 
 NPY_HEADER = 2**16
 """Bytes of the header of an .npy file, at most."""
+
+NUMBERS = "buif"
+"""Kinds of numpy's types that are real numbers; of texts and records a single value may have gigabytes."""
+
+DEFLATED = 1032
+"""Bytes that one compressed byte unpacks to, at most (zlib's technical details)."""
+
+PIECE = 2**20
+"""Bytes of an array that are unpacked at a time to be counted."""
 
 ARRAYS = 1000
 """Arrays of an .npz file, at most, where one of several is looked for."""
@@ -117,6 +127,15 @@ class Npy(NamedTuple):
         """Return the number of values."""
         return math.prod(self.shape)
 
+    def require_numbers(self) -> None:
+        """Raise unless its values are real numbers.
+
+        Raises:
+            UnreadableImage: with their type.
+        """
+        if self.dtype.kind not in NUMBERS:
+            raise UnreadableImage(f"expected real numbers, got values of type {str(self.dtype)[:80]}")
+
 
 def npy_header(file: IO[bytes], size: int) -> Npy:
     """Return shape and type of an .npy file, open at its start, and leave it there.
@@ -146,9 +165,11 @@ def npy_header(file: IO[bytes], size: int) -> Npy:
 
 
 def npy_file_header(path: Path) -> Npy:
-    """Return shape and type of an .npy file, see :func:`npy_header`."""
+    """Return shape and type of an .npy file of numbers, see :func:`npy_header`."""
     with path.open("rb") as file:
-        return npy_header(file, path.stat().st_size)
+        found = npy_header(file, path.stat().st_size)
+    found.require_numbers()
+    return found
 
 
 class Npz:
@@ -165,7 +186,15 @@ class Npz:
     def header(self, name: str) -> Npy:
         """Return shape and type of an array, see :func:`npy_header`."""
         with self._archive.open(f"{name}.npy") as file:
-            return npy_header(file, self._archive.getinfo(f"{name}.npy").file_size)
+            return npy_header(file, self._bytes(self._archive.getinfo(f"{name}.npy")))
+
+    def _bytes(self, entry: zipfile.ZipInfo) -> int:
+        """Return the bytes of an array, whatever the archive claims: no more than its compressed ones unpack to."""
+        packed = min(entry.compress_size, self._archive.start_dir)
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # which numpy does not write
+            with self._archive.open(entry) as file:
+                return sum(map(len, iter(partial(file.read, PIECE), b"")))
+        return min(entry.file_size, packed * (DEFLATED if entry.compress_type == zipfile.ZIP_DEFLATED else 1))
 
     def headers(self) -> dict[str, Npy]:
         """Return shape and type of each array.
@@ -178,7 +207,12 @@ class Npz:
         return {name: self.header(name) for name in self.names}
 
     def array(self, name: str) -> np.ndarray:
-        """Read an array whose header was read."""
+        """Read an array of numbers.
+
+        Raises:
+            UnreadableImage: if it is one of others, or as :func:`npy_header` does.
+        """
+        self.header(name).require_numbers()
         with self._archive.open(f"{name}.npy") as file:
             array: np.ndarray = np.load(file, allow_pickle=False)
         return array

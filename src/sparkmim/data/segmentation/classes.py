@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...utils.text import printable
+from ...utils.text import counted, printable
 from ..tables import SEPARATORS, named
 
 IGNORED = 255
@@ -250,7 +250,8 @@ def _checked(file: Path, rows: Sequence[tuple[str, int, Color | None]], ignore: 
         raise ValueError(f"{file} gives several classes the color {named(alike)}; give each class its own")
     kept = sorted((row for row in rows if row[1] != ignore), key=lambda row: row[1])
     if len(kept) < 2:
-        raise ValueError(f"{file} lists {len(kept)} class beside the ignored index {ignore}; expected at least two")
+        listed = counted(len(kept), "class", "classes")
+        raise ValueError(f"{file} lists {listed} beside the ignored index {ignore}; expected at least two")
     if len(kept) > MOST_CLASSES:
         raise ValueError(f"{file} lists {len(kept)} classes; at most {MOST_CLASSES} can be told apart")
     colors = tuple(default_color(index) if color is None else color for _, index, color in kept)

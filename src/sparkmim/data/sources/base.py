@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from ...utils.text import printable, verb
+from ...utils.text import counted, printable, verb
 from ..config import FileConfig
 from ..decoding.encoded import EncodedImage
 from ..seeding import Stream, keyed_generator
@@ -70,6 +70,10 @@ class ImageSource(ABC):
     def names_ended_by_zeros(self) -> Iterator[bytes]:
         """Yield the names of all images in order in blocks of bytes, a zero byte after each; for their digest."""
         return (name.encode(errors="surrogateescape") + b"\0" for name in self.each_name())
+
+    def first_indices(self) -> np.ndarray | None:
+        """Return for each index the first one that shows the same image; None if every image is there once."""
+        return None
 
     def prefetch(self, indices: Sequence[int]) -> None:  # noqa: B027
         """Begin to read images that will be opened next, where many are read at a time in less time than in turn."""
@@ -184,14 +188,22 @@ def open_image(source: ImageSource, index: int, files: FileConfig) -> EncodedIma
 def held_out(source: ImageSource, share: float, seed: int) -> tuple[ImageSource, ImageSource]:
     """Split a source at random into images to train on and a held-out share of at least one image.
 
+    An image that a source shows several times is held out as a whole, and is there once.
+
     Raises:
         ValueError: if the share leaves no image on one side.
     """
-    count = max(1, round(share * len(source)))
-    if not 0 < share < 1 or count >= len(source):
-        raise ValueError(f"cannot hold out a share of {share} of {len(source)} images; see --val-share")
-    order = torch.randperm(len(source), generator=keyed_generator(seed, Stream.HELD_OUT)).numpy()
-    return Subset(source, np.sort(order[count:])), Subset(source, np.sort(order[:count]))
+    first = source.first_indices()
+    images = None if first is None else np.unique(first)
+    size = len(source) if images is None else len(images)
+    count = max(1, round(share * size))
+    if not 0 < share < 1 or count >= size:
+        raise ValueError(f"cannot hold out a share of {share} of {counted(size, 'image')}; see --val-share")
+    order = torch.randperm(size, generator=keyed_generator(seed, Stream.HELD_OUT)).numpy()
+    order = order if images is None else images[order]
+    out = np.sort(order[:count])
+    rest = np.sort(order[count:]) if first is None else np.flatnonzero(~np.isin(first, out))
+    return Subset(source, rest), Subset(source, out)
 
 
 def fingerprint(source: ImageSource) -> str:

@@ -54,12 +54,20 @@ class Mixed(ImageSource):
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = int(np.searchsorted(self._ends, index, "right"))
-        place = index - (int(self._ends[number - 1]) if number else 0)
+        start = int(self._ends[number - 1]) if number else 0
         images = len(self.sources[number])
-        time, inner = divmod(place, images)
-        size = int(self._ends[number]) - (int(self._ends[number - 1]) if number else 0)
-        last = size - time * images
+        time, inner = divmod(index - start, images)
+        last = int(self._ends[number]) - start - time * images
         return number, inner if last >= images else inner * images // last, time
+
+    def first_indices(self) -> np.ndarray:
+        """Return for each index the first one that shows the same image: at first each source is shown in full."""
+        first = np.arange(len(self))
+        for source, end, start in zip(self.sources, self._ends, [0, *self._ends], strict=False):
+            time, inner = np.divmod(first[start:end] - start, len(source))
+            last = end - start - time * len(source)
+            first[start:end] = start + np.where(last >= len(source), inner, inner * len(source) // last)
+        return first
 
     def name(self, index: int) -> str:
         """Return the number of the set, the name in it and, from the second time on, how often it was shown."""

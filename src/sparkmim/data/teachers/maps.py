@@ -25,6 +25,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from ...objectives.distill import TeacherTargets
+from ...utils.text import counted
 from ..crops import Crop, CropView
 from ..decoding.encoded import UnreadableImage
 from ..sources.base import ImageSource
@@ -40,6 +41,10 @@ class StoreLayout(Protocol):
     @property
     def images(self) -> int:
         """Return the number of images."""
+
+    @property
+    def estimated(self) -> bool:
+        """Return whether the store of a run may have another shape."""
 
     @property
     def channels(self) -> int:
@@ -76,6 +81,11 @@ class MapsLayout(NamedTuple):
     pooled: int
 
     @property
+    def estimated(self) -> bool:
+        """Return whether the store of a run may have another shape: not that of images."""
+        return False
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each array by the name of its file."""
         return {
@@ -96,7 +106,7 @@ class MapsLayout(NamedTuple):
     def __str__(self) -> str:
         mirrors = " and their mirrors" if self.ways > 1 else ""
         size = f"{self.channels} x {self.size[0]} x {self.size[1]}"
-        return f"maps of {size} and vectors of {self.pooled} of {self.images:,} images{mirrors}"
+        return f"maps of {size} and vectors of {self.pooled} of {counted(self.images, 'image')}{mirrors}"
 
 
 class TeacherMaps(ABC):
@@ -106,7 +116,7 @@ class TeacherMaps(ABC):
         folder: of the store.
         layout: of it.
         grid: positions of samples along each axis: of the student's deepest map.
-        blank: give zeros for images that are not computed yet, as the plan of a run does.
+        blank: give zeros where there is no store of this layout yet, as the plan of a run does.
     """
 
     def __init__(self, folder: Path, layout: StoreLayout, grid: Sequence[int], *, blank: bool = False) -> None:
@@ -133,7 +143,7 @@ class TeacherMaps(ABC):
         Raises:
             UnreadableImage: if the teacher could not read the image.
         """
-        if self.blank and not (self.folder / "state.npy").is_file():
+        if self.blank and (self.layout.estimated or not (self.folder / "state.npy").is_file()):
             return TeacherTargets(
                 torch.zeros(1, self.layout.channels, *self.grid, dtype=torch.float16),
                 torch.zeros(1, self.layout.pooled, dtype=torch.float16),

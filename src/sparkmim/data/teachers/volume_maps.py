@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...objectives.distill import TeacherTargets
+from ...utils.text import counted
 from ..crops import Crop, cut, places_in_whole
 from ..decoding.encoded import Croppable
 from .maps import TeacherMaps
@@ -40,9 +41,19 @@ class VolumeMapsLayout:
         channels: of maps.
         stride: voxels between positions along each axis.
         pooled: channels of vectors.
+        estimated: the volumes were not all measured, as for a plan, and the store of a run has another shape.
     """
 
-    def __init__(self, extents: Sequence[Sequence[int]], channels: int, stride: Sequence[int], pooled: int) -> None:
+    def __init__(
+        self,
+        extents: Sequence[Sequence[int]],
+        channels: int,
+        stride: Sequence[int],
+        pooled: int,
+        *,
+        estimated: bool = False,
+    ) -> None:
+        self.estimated = estimated
         self.sizes = [tuple(math.ceil(n / s) for n, s in zip(extent, stride, strict=True)) for extent in extents]
         self.channels, self.stride, self.pooled = channels, tuple(stride), pooled
 
@@ -80,7 +91,7 @@ class VolumeMapsLayout:
     def __str__(self) -> str:
         stride = " x ".join(map(str, self.stride))
         maps = f"maps of {self.channels} channels at every {stride} voxels"
-        return f"{maps} and vectors of {self.pooled} of {self.images:,} volumes"
+        return f"{maps} and vectors of {self.pooled} of {counted(self.images, 'volume')}"
 
 
 class VolumeTeacherMaps(TeacherMaps):
