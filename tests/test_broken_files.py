@@ -18,7 +18,6 @@ from PIL import Image
 
 import sparkmim
 from helpers import CLASSES, SMALLEST_PRETRAIN, TINY_FINETUNE, lines, make_split, record
-from sparkmim.data.decoding import images as decoding
 from sparkmim.data.sources.folder import find_images
 from sparkmim.data.statistics import channel_statistics
 
@@ -96,12 +95,14 @@ def broken(folder: Path) -> list[str]:
 def denied(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deny to read a file, also to the root user."""
 
-    def deny(path: Any, *args: Any, **kwargs: Any) -> Any:
-        if Path(path).stem == "denied":
-            raise PermissionError(13, "Permission denied")
-        return open(path, *args, **kwargs)
+    opened = os.open
 
-    monkeypatch.setattr(decoding, "open", deny, raising=False)
+    def deny(path: Any, *args: Any, **kwargs: Any) -> int:
+        if Path(os.fsdecode(path)).stem == "denied":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", deny)
 
 
 @pytest.fixture(scope="module")

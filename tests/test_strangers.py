@@ -239,7 +239,7 @@ def test_code_in_a_checkpoint_is_not_run(
         torch.save(state, tmp_path / "step.pt", _use_new_zipfile_serialization=not older)
         code, _, err = ask(kind, "--output", tmp_path / "new", "--resume", tmp_path / "step.pt")
         assert code == 2, err
-        assert evil in err
+        assert evil in err or (older and "is a damaged checkpoint: File is not a zip file" in err)
         code, _, err = ask("embed", "--encoder", tmp_path / "step.pt", "--output", tmp_path / "x.npz")
         assert code == (2 if field == "model" else 0), err
         assert not canary.exists()

@@ -48,5 +48,5 @@ def test_limit_and_bad_values(folder: Path, tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(ValueError, match=r"must end in .png"):
         command(str(folder), output=str(tmp_path / "a.jpg"))
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="is for the histograms of volumes"):
+    with pytest.raises(ValueError, match="is a file; --data takes the folder"):
         command(str(tmp_path / "a.png"), output="b.png")

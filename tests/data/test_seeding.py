@@ -7,7 +7,7 @@ from sparkmim.data.seeding import Stream, keyed_generator, keyed_seed
 
 
 def test_seeds_are_those_of_earlier_versions() -> None:
-    assert [keyed_seed(0, stream) for stream in Stream] == [keyed_seed(0, number) for number in range(1, 12)]
+    assert [keyed_seed(0, stream) for stream in Stream] == [keyed_seed(0, number) for number in range(1, 13)]
     assert keyed_seed(0, Stream.VIEW, 2, 5) == 6493054163883110846
     assert keyed_generator(0, Stream.VIEW, 2, 5).initial_seed() == 6493054163883110846
     assert {stream.name: int(stream) for stream in Stream} == {
@@ -22,6 +22,7 @@ def test_seeds_are_those_of_earlier_versions() -> None:
         "REFINE_WEIGHTS": 9,
         "FEW_SHOT": 10,
         "CLUSTERS": 11,
+        "PROBE": 12,
     }
 
 

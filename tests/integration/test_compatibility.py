@@ -47,7 +47,7 @@ def test_a_pretraining_continues(old: Path, tmp_path: Path) -> None:
     config = json.loads((old / "pretrain" / "config.json").read_text())
     before = json.loads((OLD / "pretrain" / "config.json").read_text())
     assert all(config[group].keys() >= before[group].keys() for group in ("model", "data", "optimizer", "schedule"))
-    assert config["run"] == before["run"]
+    assert {name: config["run"][name] for name in before["run"]} == before["run"], "new settings have their defaults"
 
 
 def test_a_fine_tuning_continues(old: Path, tmp_path: Path) -> None:

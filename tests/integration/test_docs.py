@@ -96,8 +96,8 @@ def test_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_encoder(encoder, tmp_path / "runs" / "mine" / "encoder.safetensors", {"sparkmim": json.dumps(known)})
     everything = commands("guides/export.md", "export")
     shown = [command for command in everything if "--encoder" in command]
-    assert len(shown) == 6
-    assert len(everything) - len(shown) == 4, "those of whole models are tested in tests/exporters/test_model.py"
+    assert len(shown) == 7
+    assert len(everything) - len(shown) == 6, "those of whole models are tested in tests/exporters"
     for command in shown:
         monkeypatch.setattr("sys.argv", command)
         with pytest.raises(SystemExit) as stopped:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.ops import StochasticDepth
 
-from sparkmim import Backbone, SparK, UnsupportedOperation
+from sparkmim import Backbone, SparK
 from sparkmim.models.factory import load_backbone, takes_drop_path
+from sparkmim.models.masking import random_visible
 from sparkmim.sparse import MaskedDenseExecution, PatchGrid, SparseExecution, run
 
 HEADLESS: dict[str, Any] = {"aux_logits": False, "init_weights": False}  # without the auxiliary classifiers
@@ -99,11 +100,23 @@ def test_pyramid_is_that_of_timm(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
-def test_auxiliary_classifiers_are_refused(name: str) -> None:
-    """They run in training mode, before the deepest map, and pool to fixed sizes."""
+def test_auxiliary_classifiers_stand_beside_the_maps(name: str) -> None:
+    """They run in training mode, before the deepest map, and pool to fixed sizes, which no map needs."""
+    torch.manual_seed(0)
     network = torchvision.models.get_model(name, weights=None, aux_logits=True, init_weights=False)
-    with pytest.raises(UnsupportedOperation, match=r"in module '(aux1|AuxLogits)': .*pool2d cannot be carried out"):
-        SparK(network, decoder_width=32)(torch.randn(2, 3, 96, 96))
+    network = network.double().train()
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    images = torch.randn(2, 3, 96, 96).double()
+    visible = random_visible(2, (3, 3), 0.6, torch.Generator().manual_seed(0))
+    losses = []
+    for execution in ("packed", "masked-dense"):
+        torch.manual_seed(0)
+        model = SparK(network, decoder_width=32, execution=execution).double()
+        losses.append(model(images, visible).loss)
+    torch.testing.assert_close(*losses)
+    assert any("aux" in path.lower() for path in model.backbone.unreached)
 
 
 @pytest.mark.parametrize("mode", ["row", "batch"])

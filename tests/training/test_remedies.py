@@ -385,10 +385,11 @@ def test_settings_that_change_no_number_may_change(tmp_path: Path, command: Comm
         "max_broken": 0.2,
         "max_pixels": 10**6,
         "cache_gb": 1.0,
+        "time_limit": 60.0,
         "data": images.parent / images.name,
     }
     resumable = {name for name, setting in PretrainConfig.settings().items() if setting.resumable}
-    assert resumable - others.keys() == {"val_data", "monitor_data", "monitor_every", "store", "teacher_store"}
+    assert resumable - others.keys() == {"val_data", "monitor_data", "monitor_every", "store", "teacher_store", "log"}
     code, said = command(run, full=False, **others)
     assert code == 0, said
     assert final(run)["step"] == 3

@@ -291,7 +291,7 @@ def test_a_store_that_does_not_fit_is_refused_before_it_is_written(
     if fits:
         assert len(prepare(find_cases(tmp_path / "data"), settings, tmp_path / "store", workers=0)) == 4
         return
-    words = r"the 4 prepared volumes take about [\d.]+ kB \(123 kB before compression\), .* free, .* --spacing X Y Z"
+    words = r"4 prepared volumes take about [\d.]+ kB \(123 kB before compression\), .* free, .* --spacing X Y Z"
     with pytest.raises(ValueError, match=words):
         prepare(find_cases(tmp_path / "data"), settings, tmp_path / "store", workers=0)
     assert not list((tmp_path / "store").rglob("*.b2nd"))

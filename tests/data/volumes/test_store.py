@@ -247,8 +247,10 @@ def test_missing_library_is_named(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ValueError, match=rf'{module} .*pip install "sparkmim\[volumes\]"'):
         prepare(cases, SETTINGS, tmp_path / "store", workers=1)
+    path = tmp_path / f"a.{'b2nd' if module == 'blosc2' else 'nii'}"
+    path.write_bytes(b"content")
     with pytest.raises(ValueError, match="pip install"):
-        read_volume(Case("a", (tmp_path / f"a.{'b2nd' if module == 'blosc2' else 'nii'}",)))
+        read_volume(Case("a", (path,)))
 
 
 @pytest.mark.parametrize("text", [None, "{", "{}", '{"version": 99}', '{"version": 1, "volumes": [{"name": 1}]}'])
