@@ -229,6 +229,12 @@ def test_a_sum_of_rows(readers: int) -> None:
     torch.testing.assert_close(gather.sum_rows(rows, table, True), gather.sum_rows(rows, table, False))
 
 
+def test_a_table_with_gaps_in_memory_is_read_as_it_is() -> None:
+    rows, table = torch.randn(20, 8), torch.arange(24, dtype=torch.int32).remainder(21)
+    for gaps in (table[:12:2], table.view(6, 4)[::2, ::2], table[:20].view(5, 4).unfold(1, 1, 2)):
+        assert torch.equal(gather.gather_rows(rows, gaps, 0.0, True), gather.gather_rows(rows, gaps, 0.0, False))
+
+
 # --- the choice -----------------------------------------------------------------------------------------------------
 
 CHECKS = [compare_with_whole_map, gather.compare_with_plain]
