@@ -357,6 +357,10 @@ REFUSED: dict[str, tuple[Callable[[], SparK], str]] = {
     "a functional head": (lambda: own(Functional()), r"last convolution \(conv2d\) is called in .* the network itself"),
     "cropped skips": (lambda: own(Unpadded()), "padding is added to its unpadded convolutions"),
     "deepest alone": (lambda: own(UNet(), hierarchy=False), "hierarchy=False decodes from the deepest map alone"),
+    "kept maps": (
+        lambda: own(UNet()).set_memory_efficient(False),
+        "memory_efficient=False has no effect with decoder='own'",
+    ),
     "a width": (lambda: own(UNet(), decoder_width=64), "decoder_width=64 has no effect with decoder='own'"),
     "blocks": (lambda: own(UNet(), decoder_block="convnext"), "decoder_block='convnext' has no effect"),
     "a word": (lambda: own(UNet(), decoder="mine"), "decoder"),

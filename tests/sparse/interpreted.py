@@ -267,17 +267,17 @@ def test_wrong_kernels_are_warned_of_and_not_used(
     with monkeypatch.context() as patch:
         patch.setattr(kernels, name, partial(how, name, getattr(kernels, name)))
         with pytest.warns(RuntimeWarning, match=why):
-            assert not kernel_choice.are_right("test", x, check)
-    assert not kernel_choice.are_right("test", x, check)  # without a second warning
+            assert not kernel_choice.are_verified("test", x, check)
+    assert not kernel_choice.are_verified("test", x, check)  # without a second warning
 
 
 def test_kernels_that_were_not_compared_are_not_used_by_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_choice, "_VERDICTS", {})
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert not kernel_choice.are_right("test", torch.randn(3), CHECKS[1])
+    assert not kernel_choice.are_verified("test", torch.randn(3), CHECKS[1])
     monkeypatch.undo()
     with FakeTensorMode():
-        assert not kernel_choice.are_right("test of fake tensors", torch.randn(3), CHECKS[1])
+        assert not kernel_choice.are_verified("test of fake tensors", torch.randn(3), CHECKS[1])
 
 
 # --- which convolutions ---------------------------------------------------------------------------------------------
