@@ -348,6 +348,13 @@ class Unpadded(nn.Module):
         return self.head(torch.cat([y, a[:, :, : y.shape[2], : y.shape[3]]], 1))
 
 
+def test_a_decoder_of_one_s_own_takes_no_memory_setting() -> None:
+    model = own(UNet())
+    model.set_memory_efficient()
+    with pytest.raises(ValueError, match="memory_efficient=False has no effect with decoder='own'"):
+        model.set_memory_efficient(False)
+
+
 REFUSED: dict[str, tuple[Callable[[], SparK], str]] = {
     "a classifier": (lambda: SparK(PlainNetwork(), decoder="own"), "PlainNetwork returns no map"),
     "timm": (lambda: SparK("test_resnet", decoder="own"), "offers feature maps itself .* no decoder to pretrain"),
@@ -357,10 +364,6 @@ REFUSED: dict[str, tuple[Callable[[], SparK], str]] = {
     "a functional head": (lambda: own(Functional()), r"last convolution \(conv2d\) is called in .* the network itself"),
     "cropped skips": (lambda: own(Unpadded()), "padding is added to its unpadded convolutions"),
     "deepest alone": (lambda: own(UNet(), hierarchy=False), "hierarchy=False decodes from the deepest map alone"),
-    "kept maps": (
-        lambda: own(UNet()).set_memory_efficient(False),
-        "memory_efficient=False has no effect with decoder='own'",
-    ),
     "a width": (lambda: own(UNet(), decoder_width=64), "decoder_width=64 has no effect with decoder='own'"),
     "blocks": (lambda: own(UNet(), decoder_block="convnext"), "decoder_block='convnext' has no effect"),
     "a word": (lambda: own(UNet(), decoder="mine"), "decoder"),
