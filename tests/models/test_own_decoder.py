@@ -348,6 +348,13 @@ class Unpadded(nn.Module):
         return self.head(torch.cat([y, a[:, :, : y.shape[2], : y.shape[3]]], 1))
 
 
+def test_a_decoder_of_one_s_own_takes_no_memory_setting() -> None:
+    model = own(UNet())
+    model.set_memory_efficient()
+    with pytest.raises(ValueError, match="memory_efficient=False has no effect with decoder='own'"):
+        model.set_memory_efficient(False)
+
+
 REFUSED: dict[str, tuple[Callable[[], SparK], str]] = {
     "a classifier": (lambda: SparK(PlainNetwork(), decoder="own"), "PlainNetwork returns no map"),
     "timm": (lambda: SparK("test_resnet", decoder="own"), "offers feature maps itself .* no decoder to pretrain"),

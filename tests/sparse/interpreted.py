@@ -229,6 +229,12 @@ def test_a_sum_of_rows(readers: int) -> None:
     torch.testing.assert_close(gather.sum_rows(rows, table, True), gather.sum_rows(rows, table, False))
 
 
+def test_a_table_with_gaps_in_memory_is_read_as_it_is() -> None:
+    rows, table = torch.randn(20, 8), torch.arange(24, dtype=torch.int32).remainder(21)
+    for gaps in (table[:12:2], table.view(6, 4)[::2, ::2], table[:20].view(5, 4).unfold(1, 1, 2)):
+        assert torch.equal(gather.gather_rows(rows, gaps, 0.0, True), gather.gather_rows(rows, gaps, 0.0, False))
+
+
 # --- the choice -----------------------------------------------------------------------------------------------------
 
 CHECKS = [compare_with_whole_map, gather.compare_with_plain]
@@ -261,17 +267,17 @@ def test_wrong_kernels_are_warned_of_and_not_used(
     with monkeypatch.context() as patch:
         patch.setattr(kernels, name, partial(how, name, getattr(kernels, name)))
         with pytest.warns(RuntimeWarning, match=why):
-            assert not kernel_choice.are_right("test", x, check)
-    assert not kernel_choice.are_right("test", x, check)  # without a second warning
+            assert not kernel_choice.are_verified("test", x, check)
+    assert not kernel_choice.are_verified("test", x, check)  # without a second warning
 
 
 def test_kernels_that_were_not_compared_are_not_used_by_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_choice, "_VERDICTS", {})
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert not kernel_choice.are_right("test", torch.randn(3), CHECKS[1])
+    assert not kernel_choice.are_verified("test", torch.randn(3), CHECKS[1])
     monkeypatch.undo()
     with FakeTensorMode():
-        assert not kernel_choice.are_right("test of fake tensors", torch.randn(3), CHECKS[1])
+        assert not kernel_choice.are_verified("test of fake tensors", torch.randn(3), CHECKS[1])
 
 
 # --- which convolutions ---------------------------------------------------------------------------------------------

@@ -259,6 +259,27 @@ def test_a_mask_takes_few_operations(dims: int) -> None:
     assert len(counted.names) <= 26, counted.names  # three a table, a few for the neighbors and rows that they share
 
 
+def test_a_graph_under_capture_neither_keeps_tables_nor_uses_kept_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept may be freed before the graph is replayed, and what is captured has no values yet."""
+    visible = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0)).argsort(2) < 2
+    offsets._KEPT.clear()
+    monkeypatch.setattr(offsets, "_is_capturing", lambda device: True)
+    captured = every_table(grid_of(visible), (2, 3), (1, 2))
+    assert not offsets._KEPT
+    monkeypatch.undo()
+    kept = every_table(grid_of(visible), (2, 3), (1, 2))
+    for one in offsets._KEPT.values():
+        for part in one if isinstance(one, tuple) else [one]:
+            if isinstance(part, Tensor):
+                part.fill_(-1)
+    monkeypatch.setattr(offsets, "_is_capturing", lambda device: True)
+    again = every_table(grid_of(visible), (2, 3), (1, 2))
+    offsets._KEPT.clear()
+    for tables in zip(captured, kept, again, strict=True):
+        assert torch.equal(tables[0], tables[1])
+        assert torch.equal(tables[0], tables[2])
+
+
 @pytest.mark.parametrize("made_in_inference_mode", [False, True])
 def test_what_is_kept_for_a_process_changes_no_table(made_in_inference_mode: bool) -> None:
     visible = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0)).argsort(2) < 2

@@ -92,12 +92,12 @@ class _Edge(NamedTuple):
         """Return :meth:`of` as a batch of signals with both edges along the channels, `(B, 2 * C, length)`."""
         return self.of(maps).movedim(self.axis, 1).flatten(1, 2)
 
-    def laid(self, signals: Tensor) -> Tensor:
+    def placed(self, signals: Tensor) -> Tensor:
         """Invert :meth:`grouped`: `(B, 2 * C, length)` to `(B, C, 2, W)` or `(B, C, H, 2)`; a view."""
         return signals.unflatten(1, (2, -1)).movedim(1, self.axis)
 
     def kernels(self, up: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what meets the ring: of `up` the outer taps `(2 * C, M, 4)`, of `weight` those `(2 * out, M, 3)`."""
+        """Return the outer taps, which meet the ring: `(2 * C, M, 4)` of `up` and `(2 * out, M, 3)` of `weight`."""
         return tuple(self.of(kernel).movedim(self.axis, 0).flatten(0, 1) for kernel in (up, weight))  # type: ignore[return-value]
 
 
@@ -124,7 +124,7 @@ class _FusedUpsample(torch.autograd.Function):
                 outer, outer_weight = edge.kernels(up, weight)
                 signals = edge.grouped(x)
                 middle = F.conv_transpose1d(signals, outer, twice, 2, edge.padding, groups=2)
-                surplus.append(edge.laid(F.conv1d(middle, outer_weight, padding=edge.padding, groups=2)))
+                surplus.append(edge.placed(F.conv1d(middle, outer_weight, padding=edge.padding, groups=2)))
                 of_edges += [signals, outer, middle, outer_weight]
             out = _subtract_at_edges(_interleave(pixels), surplus)
         ctx.save_for_backward(x, up, bias, weight, kernel, *of_edges)
@@ -135,7 +135,7 @@ class _FusedUpsample(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, up, bias, weight, kernel, *of_edges = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            pixels = _take_apart(grad)
+            pixels = _deinterleave(grad)
             grad_x, grad_kernel = _gradients(pixels, x, kernel, padding=1)
             grad_up, grad_weight = _fused_kernel_gradients(grad_kernel, up, weight)
             grad_constant = pixels.sum((0, 2, 3)).view(4, -1).sum(0)
@@ -152,7 +152,7 @@ class _FusedUpsample(torch.autograd.Function):
                 grad_bias -= grad_middle.sum((0, 2)).view(2, -1).sum(0)
                 edge.of(grad_up).sub_(of_up.unflatten(0, (2, -1)).movedim(0, edge.axis))
                 edge.of(grad_weight).sub_(of_weight.unflatten(0, (2, -1)).movedim(0, edge.axis))
-                surplus.append(edge.laid(of_x))
+                surplus.append(edge.placed(of_x))
             grad_x = _subtract_at_edges(grad_x, surplus)
         found = (grad_x, grad_up, grad_bias, grad_weight)
         return tuple(g.to(dtype) for g, dtype in zip(found, ctx.dtypes, strict=True))
@@ -208,7 +208,7 @@ def _interleave(pixels: Tensor) -> Tensor:
     return rows.contiguous().view(batch, 2 * height, 2 * width, channels // 4).permute(0, 3, 1, 2)
 
 
-def _take_apart(maps: Tensor) -> Tensor:
+def _deinterleave(maps: Tensor) -> Tensor:
     """Invert :func:`_interleave`."""
     batch, channels, height, width = maps.shape
     rows = maps.permute(0, 2, 3, 1).contiguous().view(batch, height // 2, 2, width // 2, 2 * channels)

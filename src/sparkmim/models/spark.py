@@ -515,7 +515,14 @@ class SparK(nn.Module):
 
         Kept, they take one map more of each block, at 224 pixels and width 768 about 10 MB an image in half precision,
         and spare the time of computing them; the numbers are the same. Compiled, the compiler decides.
+
+        Raises:
+            ValueError: if they are to be kept in the network's own decoder, which keeps what it keeps.
         """
+        if isinstance(self.decoder, OwnDecoder) and not enable:
+            raise ValueError(
+                "memory_efficient=False has no effect with decoder='own'; leave it out, or use decoder='unet'"
+            )
         if isinstance(self.decoder, UNetDecoder):
             self.decoder.set_recompute(enable)
 

@@ -22,9 +22,10 @@ def _kept(key: tuple[object, ...], mask: Tensor, make: Callable[[torch.device], 
     """Return what `make` makes on the device of a mask, of an earlier call of this key where that was kept.
 
     Kept are ordinary tensors alone: not those of fake tensors, of a transform, or in memory of a graph under capture.
+    Nor does such a graph use what is kept, which may be freed before it is replayed.
     """
     device = mask.device
-    if torch.compiler.is_compiling() or type(mask) is not Tensor:
+    if torch.compiler.is_compiling() or type(mask) is not Tensor or _is_capturing(device):
         return make(device)
     place = (*key, device)
     found = _KEPT.get(place)
@@ -33,12 +34,16 @@ def _kept(key: tuple[object, ...], mask: Tensor, make: Callable[[torch.device], 
             found = make(device)
         tensors = [found] if isinstance(found, Tensor) else [part for part in found if isinstance(part, Tensor)]
         plain = all(type(t) is Tensor and torch._C._functorch.maybe_get_level(t) < 0 for t in tensors)
-        capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        if plain and not capturing:
+        if plain:
             if len(_KEPT) >= MOST_KEPT:  # images of ever other sizes
                 _KEPT.clear()
             _KEPT[place] = found
     return found
+
+
+def _is_capturing(device: torch.device) -> bool:
+    """Return whether a CUDA graph is being captured."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 class Reads(NamedTuple):

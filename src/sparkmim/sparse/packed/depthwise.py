@@ -136,7 +136,7 @@ def _rows(maps: Tensor) -> Tensor:
     return rows_of(maps).contiguous()
 
 
-# --- are the kernels right? -----------------------------------------------------------------------------------------
+# --- verification ---------------------------------------------------------------------------------------------------
 
 
 def compare_with_whole_map(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> str | None:

@@ -57,7 +57,7 @@ def _gather(rows: Tensor, table: Tensor, fill: float) -> Tensor:
     from . import triton_kernels as kernels
 
     out = _like_rows(rows, table, fill)
-    kernels.gather(rows.contiguous(), table.reshape(-1, 1), out, fill)
+    kernels.gather(rows.contiguous(), table.reshape(-1, 1).contiguous(), out, fill)
     return out
 
 

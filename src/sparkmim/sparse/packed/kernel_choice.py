@@ -47,11 +47,11 @@ def takes_kernels(triton: bool | None, name: str, x: Tensor, check: Check) -> bo
     """
     if triton is False or x.dtype not in DTYPES or not (x.is_cuda or INTERPRETED):
         return False
-    return True if triton else x.is_cuda and AVAILABLE and are_right(name, x, check)
+    return True if triton else x.is_cuda and AVAILABLE and are_verified(name, x, check)
 
 
-def are_right(name: str, x: Tensor, check: Check) -> bool:
-    """Return whether kernels are right on the device of `x`: at first use they are compared with the plain path.
+def are_verified(name: str, x: Tensor, check: Check) -> bool:
+    """Return whether kernels are verified on the device of `x`: at first use they are compared with the plain path.
 
     While a compiler or a CUDA graph records, or where there are no values to compare, kernels that have not been
     compared before are taken for wrong. Wrong ones, and those that fail, are warned of once.
@@ -64,11 +64,11 @@ def are_right(name: str, x: Tensor, check: Check) -> bool:
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
     with torch.inference_mode(False), torch.autocast(x.device.type, enabled=False):
-        _VERDICTS[key] = _found_right(name, x.device, check)
+        _VERDICTS[key] = _verify(name, x.device, check)
     return _VERDICTS[key]
 
 
-def _found_right(name: str, device: torch.device, check: Check) -> bool:
+def _verify(name: str, device: torch.device, check: Check) -> bool:
     try:
         wrong = check(device)
     except Exception as error:  # of a compiler, a driver or a device that none of us has seen

@@ -110,14 +110,14 @@ class Beside:
             for tensor in tensors_in((args, kwargs)):
                 unfinished = self.without_values(execution, tensor)
                 if unfinished is not None:
-                    return self._of_valueless(execution, unfinished, func, args, kwargs)
+                    return self._call_on_valueless(execution, unfinished, func, args, kwargs)
         if self.compiling:
             if func in self.refused and execution.owner((args, kwargs)) is not None:
                 number = self.counts.get(func, 0)
                 self.counts[func] = number + 1
                 if number in self.refused[func]:
                     error = UnsupportedOperation("it was refused in an eager pass, and a map needs its result compiled")
-                    return self._answered(execution, error, func, args, kwargs)
+                    return self._valueless_results(execution, error, func, args, kwargs)
             return execution.answer_any(func, args, kwargs)
         number = 0
         if self.counting and execution.owner((args, kwargs)) is not None:
@@ -130,7 +130,7 @@ class Beside:
             made.within = error.within or running_module_ids()
         if _writes(func, args, kwargs):
             raise made
-        out = self._answered(execution, made, func, args, kwargs)
+        out = self._valueless_results(execution, made, func, args, kwargs)
         self.refused.setdefault(func, []).append(number)
         return out
 
@@ -155,7 +155,7 @@ class Beside:
             return None
         return layout.unfinished if isinstance(layout.unfinished.waits, Valueless) else None
 
-    def _of_valueless(
+    def _call_on_valueless(
         self, execution: Any, unfinished: Unfinished, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         first = args[0] if args else None
@@ -169,7 +169,7 @@ class Beside:
                 raise unfinished.error()
         error = unfinished.original
         assert error is not None
-        return self._answered(execution, error, func, args, kwargs)
+        return self._valueless_results(execution, error, func, args, kwargs)
 
     @staticmethod
     def _size(execution: Any, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -185,7 +185,7 @@ class Beside:
         execution.told.read = True
         return math.prod(sizes) if func in _NUMBERS else int(x.shape[0])
 
-    def _answered(
+    def _valueless_results(
         self, execution: Any, error: UnsupportedOperation, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Return the results of a function without values.
@@ -224,7 +224,7 @@ class Beside:
             aliases = self._may_alias(execution, func, metas, out)
 
             def standing(meta: Tensor) -> Tensor:
-                return self._standing(execution, error, func, source, meta, aliases)
+                return self._valueless_like(execution, error, func, source, meta, aliases)
 
             return map_tensors(standing, out)
 
@@ -249,7 +249,7 @@ class Beside:
                 found = found or any(t.untyped_storage()._cdata == memory for t in tensors_in(out))
         return found
 
-    def _standing(
+    def _valueless_like(
         self, execution: Any, error: UnsupportedOperation, func: Any, source: Tensor, meta: Tensor, aliases: bool
     ) -> Tensor:
         """Return a tensor of NaN (0 in whole numbers) with the shape of `meta`, marked as one without values.
