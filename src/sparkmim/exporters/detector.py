@@ -169,7 +169,7 @@ def verify(
                 wanted, found = program(images, least), other(images, least)
             lost, total = unmatched(wanted, found, max(shape[1:])), max(len(wanted[0]), len(found[0]))
             if lost > UNMATCHED * total:
-                raise Mismatch(f"{where} finds something else: {lost} of {total} detections have no counterpart")
+                raise Mismatch(f"{where} finds something else: {lost} of {total} detections without a counterpart")
 
 
 def unmatched(wanted: Sequence[Tensor], found: Sequence[Tensor], side: int) -> int:
