@@ -120,7 +120,7 @@ def test_other_weights_are_other_images(sets: Path) -> None:
         (["1 a", "5000 b"], "more than 1000 times apart"),
         (["1 missing"], "missing"),
         (["1 net.py:Source://x"], "runs no code"),
-        (["1 mix://mix.txt"], "cannot be part of a mixture"),
+        (["1 mix://mix.txt"], "a mixture cannot be part of another one"),
     ],
 )
 def test_what_is_no_mixture(sets: Path, rows: list[str], said: str) -> None:
