@@ -94,6 +94,9 @@ def test_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     encoder = timm.create_model("resnet50", num_classes=0)
     save_encoder(encoder, tmp_path / "runs" / "mine" / "encoder.safetensors", {"sparkmim": json.dumps(known)})
+    other = timm.create_model("resnet50d", num_classes=0)
+    known["model"] = "resnet50d"
+    save_encoder(other, tmp_path / "runs" / "resnet50d" / "encoder.safetensors", {"sparkmim": json.dumps(known)})
     everything = commands("guides/export.md", "export")
     shown = [command for command in everything if "--encoder" in command]
     assert len(shown) == 7

@@ -6,6 +6,7 @@ import pickle
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,8 +14,9 @@ from archives import write_tars
 from helpers import TINY_PRETRAIN, assert_same_training, interrupt_at, lines, make_images
 from sparkmim.data.config import DEFAULT_FILES
 from sparkmim.data.sources.address import absolute_address, is_fetched, open_source
-from sparkmim.data.sources.base import fingerprint, held_out, open_image
+from sparkmim.data.sources.base import Subset, fingerprint, held_out, open_image
 from sparkmim.data.sources.mixed import Mixed
+from sparkmim.data.sources.pages import Pages
 from sparkmim.data.statistics import peculiarities
 from sparkmim.data.survey import survey
 from sparkmim.pretraining.prepare import Pretraining
@@ -71,6 +73,10 @@ def test_an_image_shown_several_times_is_held_out_as_a_whole(sets: Path, weights
 def test_images_shown_several_times_are_not_told_as_copies(sets: Path) -> None:
     source = open_source(mixture(sets, "3 a", "1 b"))
     assert not peculiarities(source, 3)
+    assert not peculiarities(Subset(source, np.arange(3, len(source))), 3)
+    pages = Pages(source, np.array([1 + source._find(index)[1] % 2 for index in range(len(source))]))  # type: ignore[attr-defined]
+    names = [pages.name(index).replace(" (2)", "").replace(" (3)", "") for index in range(len(pages))]
+    assert pages.first_indices().tolist() == [names.index(name) for name in names]  # type: ignore[union-attr]
     found = survey(source, 3, 100)
     assert found.tried == 10
     assert not found.exact
@@ -114,7 +120,7 @@ def test_other_weights_are_other_images(sets: Path) -> None:
         (["1 a", "5000 b"], "more than 1000 times apart"),
         (["1 missing"], "missing"),
         (["1 net.py:Source://x"], "runs no code"),
-        (["1 mix://mix.txt"], "cannot be part of a mixture"),
+        (["1 mix://mix.txt"], "a mixture cannot be part of another one"),
     ],
 )
 def test_what_is_no_mixture(sets: Path, rows: list[str], said: str) -> None:

@@ -42,8 +42,8 @@ def require_order(read: Annotations, sizes: np.ndarray, option: str) -> None:
     right, bottom = boxes[:, 2], boxes[:, 3]
     if not relative.any() and np.abs(boxes).max() <= SMALLEST:
         raise ValueError(
-            f"{option}: all {len(boxes)} boxes within {SMALLEST} pixels of the first corner of their images, the "
-            f"first in {objects[0][0].where}: they look like shares of the image, 0 to 1, and {read.kind} counts "
+            f"{option}: no box of {len(boxes)} reaches beyond {SMALLEST} pixels from the first corner of the image, "
+            f"the first in {objects[0][0].where}: they look like shares of the image, 0 to 1, and {read.kind} counts "
             "pixels; multiply x and widths by the image's width, and y and heights by its height"
         )
     far = (right > (1 + PLAY) * width) | (bottom > (1 + PLAY) * height)

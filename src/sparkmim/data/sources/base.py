@@ -148,6 +148,15 @@ class Subset(ImageSource):
         """Return the image from the source."""
         return self.source.open(int(self.indices[index]))
 
+    def first_indices(self) -> np.ndarray | None:
+        """Return for each index the first one that shows the same image; None if every image is there once."""
+        whole = self.source.first_indices()
+        if whole is None:
+            return None
+        _, first, number = np.unique(whole[self.indices], return_index=True, return_inverse=True)
+        found: np.ndarray = first[number]
+        return found
+
     def prefetch(self, indices: Sequence[int]) -> None:
         """Begin to read images of the source."""
         self.source.prefetch([int(self.indices[index]) for index in indices])

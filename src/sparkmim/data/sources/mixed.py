@@ -43,7 +43,7 @@ class Mixed(ImageSource):
         for _, address in entries:
             if address in sources:
                 raise ValueError(f"{printable(address)} is listed twice; give it one line, with the sum of the weights")
-            sources[address] = open_source(address, option=f"{printable(rest)}:")
+            sources[address] = open_source(address, option=printable(rest))
         return cls(sources, [weight for weight, _ in entries])
 
     def __len__(self) -> int:

@@ -41,6 +41,15 @@ class Pages(ImageSource):
         image.page = None if self._counts[file] == 1 else int(index - self._starts[file])
         return image
 
+    def first_indices(self) -> np.ndarray | None:
+        """Return for each index the first one that shows the same page; None if every file is there once."""
+        first = self.source.first_indices()
+        if first is None:
+            return None
+        page = np.arange(len(self)) - self._starts[self.files]
+        found: np.ndarray = self._starts[first[self.files]] + page
+        return found
+
     def prefetch(self, indices: Sequence[int]) -> None:
         """Begin to read files of the source."""
         self.source.prefetch([int(self.files[index]) for index in indices])

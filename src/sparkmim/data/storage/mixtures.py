@@ -39,7 +39,9 @@ def read_mixture(path: str) -> list[tuple[float, str]]:
             )
         address = rest[0].strip()
         scheme, found, _ = address.partition(SEPARATOR)
-        if found and (":" in scheme or scheme == "mix"):
+        if found and scheme == "mix":
+            raise ValueError(f"line {number}: a mixture cannot be part of another one; list its sets here, a line each")
+        if found and ":" in scheme:
             raise ValueError(
                 f"line {number}: {printable(scheme)}{SEPARATOR} cannot be part of a mixture, which is data and runs no "
                 "code; name a class of your own by an entry point"
