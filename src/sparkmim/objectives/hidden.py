@@ -30,6 +30,7 @@ class HiddenPatches:
             coordinates.append(cell % extent)
             cell = cell // extent
         self.coordinates = [cell, *reversed(coordinates)]
+        self._index: dict[tuple[int, ...], Tensor] = {}  # by the size of patches: of image and prediction the same
 
     def of(self, maps: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch hidden *patch channel"]:
         """Return patches of maps. Those whose channels are not last in memory are copied; gradients are laid out."""
@@ -39,7 +40,10 @@ class HiddenPatches:
         if torch.compiler.is_compiling():  # a convolution may lay its result out otherwise than the compiler assumes
             last = last.clone(memory_format=torch.contiguous_format)
         rows = last.reshape(-1, width)
-        taken: Tensor = _Take.apply(rows, self._rows(patch).flatten())  # type: ignore[no-untyped-call]
+        index = self._index.get(tuple(patch))
+        if index is None:
+            index = self._index[tuple(patch)] = self._rows(patch).flatten()
+        taken: Tensor = _Take.apply(rows, index)  # type: ignore[no-untyped-call]
         return taken.view(*self.coordinates[0].shape, *patch, maps.shape[1])
 
     def _rows(self, patch: Sequence[int]) -> Tensor:
