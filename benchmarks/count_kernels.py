@@ -260,11 +260,8 @@ def watching_autocast(counter: Counter) -> Iterator[None]:
 
 @contextmanager
 def decided_as_on_cuda() -> Iterator[None]:
-    """Let what depends on the device be decided as on CUDA."""
-    with (
-        patch.object(sparse_projection, "device_of", lambda grid: torch.device("cuda"), create=True),
-        engine_on_cuda(),
-    ):
+    """Let the decoder decide as on CUDA what depends on the device."""
+    with patch.object(sparse_projection, "device_of", lambda grid: torch.device("cuda"), create=True):
         yield
 
 
@@ -274,7 +271,7 @@ def count(model: sparkmim.SparK, batch: int, size: int, *, dense: bool = False) 
     keep = visible_patches(shape, model.mask_ratio)
     if dense:
         model.encoder.to(memory_format=torch.channels_last)
-    with FakeTensorMode(allow_non_fake_inputs=True), decided_as_on_cuda():
+    with FakeTensorMode(allow_non_fake_inputs=True), decided_as_on_cuda(), engine_on_cuda():
         fake(model)
         images = torch.empty(batch, model.backbone.in_chans, size, size)
         autocast = torch.autocast("cpu", torch.bfloat16)
