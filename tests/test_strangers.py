@@ -66,7 +66,10 @@ def answer(arguments: list[str], sender: Connection) -> None:
 def ask(*arguments: object) -> tuple[Any, str, str]:
     """Return exit code, output and errors of a command line in a process of its own."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=answer, args=([*map(str, arguments)], sender))
+    # Of a server that has computed nothing: a fork cannot differentiate where tests have started autograd's threads.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sparkmim.cli", __name__])
+    process = context.Process(target=answer, args=([*map(str, arguments)], sender))
     process.start()
     try:
         assert receiver.poll(SECONDS), f"no answer within {SECONDS} seconds"
