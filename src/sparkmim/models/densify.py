@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..sparse import CoarseExecution, CoarseGrid, PatchGrid, run
+from ..sparse.autocast import layer_norm_in_own_precision
 from ..utils.modules import CONV
 from .decoder import BATCH_NORM, UNetDecoder
 from .levels import Level
@@ -75,17 +76,12 @@ class Densify(nn.Module):
 
 
 def layer_norm(x: Float[Tensor, "*shape channel"], norm: nn.LayerNorm) -> Float[Tensor, "*shape channel"]:
-    """Return `norm(x)`, under autocast in its half precision where `x` is in it.
-
-    Autocast on CUDA would copy the map to float32 and return it so. Sums are in float32 all the same.
-    """
+    """Return `norm(x)`, under autocast in its half precision where `x` is in it."""
     kind = x.device.type
     if not torch.is_autocast_enabled(kind) or x.dtype != torch.get_autocast_dtype(kind):
         out: Tensor = norm(x)
         return out
-    weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
-    with torch.autocast(kind, enabled=False):
-        return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+    return layer_norm_in_own_precision(F.layer_norm, x, norm.normalized_shape, (norm.weight, norm.bias, norm.eps))
 
 
 def densify_norm_of(network: nn.Module, *, instance: bool = False) -> str:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..sparse.packed.conv import autocast_arguments
+from ..sparse.autocast import autocast_arguments
 
 MIN_POSITIONS_PER_CHANNEL = 27
 """Positions in a batch, per channel, from which fusing is faster. Composing the kernels takes the arithmetic that it

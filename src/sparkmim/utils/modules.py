@@ -21,7 +21,7 @@ _CONTAINERS = (list, dict, set, OrderedDict, defaultdict, deque)
 
 
 def modules_of(network: nn.Module) -> list[nn.Module]:
-    """Return what `network.modules()` yields, in the same order, in a tenth of the time."""
+    """Return what `network.modules()` yields, in the same order, in less time."""
     found: dict[nn.Module, None] = {}
     _add_modules(network, found)
     return list(found)

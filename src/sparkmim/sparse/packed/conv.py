@@ -10,7 +10,6 @@ again in backward instead of being kept.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...utils.axes import per_axis
+from ..autocast import autocast_arguments
 from ..errors import unsupported
 from ..grid import PatchGrid, maps_of, rows_of
 from ..shared.mirrored import with_mirrored_halo
@@ -102,20 +102,6 @@ def _convolved(
     else:
         out = _with_halo(execution, input, weight, bias, window, groups)
     return out
-
-
-def autocast_arguments(*tensors: Tensor | None) -> list[Any]:
-    """Convert the arguments of a convolution as autocast would."""
-    device = next(t.device.type for t in tensors if t is not None)
-    if not torch.is_autocast_enabled(device):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    return [t.to(dtype) if t is not None and t.dtype != torch.float64 else t for t in tensors]
-
-
-def without_autocast(device: str) -> AbstractContextManager[Any]:
-    """Return a context in which autocast converts nothing: none where it is off, as entering it takes long."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _with_halo(

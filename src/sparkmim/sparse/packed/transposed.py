@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..autocast import autocast_arguments, without_autocast
 from ..shared.transposed import CONV_TRANSPOSE, Upward, upward
-from .conv import autocast_arguments, without_autocast
 from .execution import SparseExecution
 from .gather import has_kernel
 from .halo import gather_halo, scatter_halo

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..autocast import layer_norm_in_own_precision
 from ..errors import OUTSIDER, unsupported
 from ..execution import MADE_OUTSIDE, Execution
 from ..extent import MEASURED, Extent, MapSize, value_of
@@ -328,32 +329,17 @@ def layer_norm(
         return _norm_of_image(execution, func, input, layout, axes, shape, args, kwargs)
     free_axes(func, layout, input.ndim, axes)
     if _in_its_own_precision(input):
-        return execution.mark(_norm_in_16_bits(func, input, shape, args, kwargs), layout)
+        return execution.mark(layer_norm_in_own_precision(func, input, shape, args, kwargs), layout)
     return execution.mark(func(input, shape, *args, **kwargs), layout)
 
 
 def _in_its_own_precision(x: Tensor) -> bool:
-    """Return whether a map that autocast has in 16 bits is normalized in these, which it is on CUDA.
-
-    Autocast has CUDA's layer norm copy the map to float32 and hand on float32, which the next layer copies back: five
-    times the bytes. The norm itself adds up in float32 either way.
-    """
+    """Return whether a map that autocast has in 16 bits is normalized in these, which it is on CUDA."""
     return _on_cuda(x) and torch.is_autocast_enabled(x.device.type) and x.dtype in (torch.bfloat16, torch.float16)
 
 
 def _on_cuda(x: Tensor) -> bool:
     return x.is_cuda
-
-
-def _norm_in_16_bits(func: Any, x: Tensor, shape: tuple[int, ...], args: tuple[Any, ...], kwargs: Any) -> Tensor:
-    """Normalize in the precision of a map, weights rounded to it."""
-
-    def rounded(value: Any) -> Any:
-        return value.to(x.dtype) if isinstance(value, Tensor) else value
-
-    with torch.autocast(x.device.type, enabled=False):
-        named = {name: rounded(value) for name, value in kwargs.items()}
-        return func(x, shape, *map(rounded, args), **named)  # type: ignore[no-any-return]
 
 
 def _norm_of_image(
