@@ -34,14 +34,14 @@ def maps_with_an_object(count: int, seed: int) -> LabeledFeatures:
 
 
 def linear(images: LabeledFeatures, penalty: float = 0.01) -> LinearProbe:
-    return fit_probes(images.pooled(), images.labels, classes=2, penalties=[penalty])[0]
+    return fit_probes(images.pooled().values, images.labels, classes=2, penalties=[penalty])[0]
 
 
 def test_queries_of_zeros_pool_means() -> None:
     images = maps_with_an_object(40, 0)
     start = linear(images)
     same = AttentiveProbe.of(start)
-    torch.testing.assert_close(same(images.values).double(), start(images.pooled()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(same(images.values).double(), start(images.pooled().values), rtol=1e-5, atol=1e-5)
     assert fit_attentive_probe(start, images, rate=0.0).rate == 0
     assert torch.equal(fit_attentive_probe(start, images, rate=0.0).weight, same.weight)
 
@@ -68,7 +68,7 @@ def test_each_query_pools_its_share_of_the_channels(channels: int) -> None:
 def test_attention_finds_what_means_hide() -> None:
     train, test = maps_with_an_object(600, 0), maps_with_an_object(400, 1)
     start = linear(train)
-    assert start.score(test).top1 < 0.75, "the mean over positions drowns the object in noise"
+    assert start.score(test.pooled()).top1 < 0.75, "the mean over positions drowns the object in noise"
     found = fit_attentive_probe(start, train, rate=1e-2)
     assert found.score(test).top1 > 0.9
     again = fit_attentive_probe(start, train, rate=1e-2)
@@ -109,4 +109,4 @@ def test_maps_that_do_not_fit_into_memory(data: Path, monkeypatch: pytest.Monkey
 
 def test_maps_of_volumes_keep_all_positions() -> None:
     values: Tensor = torch.randn(4, 2 * 3 * 4, 8)
-    assert LabeledFeatures(values, torch.zeros(4, dtype=torch.long)).pooled().shape == (4, 8)
+    assert LabeledFeatures(values, torch.zeros(4, dtype=torch.long)).pooled().values.shape == (4, 8)

@@ -45,9 +45,14 @@ class LabeledFeatures(NamedTuple):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def pooled(self) -> Float[Tensor, "image feature"]:
-        """Return the features averaged over positions."""
-        return self.values.mean(1) if self.values.ndim == 3 else self.values
+    @classmethod
+    def joined(cls, parts: Sequence[LabeledFeatures]) -> LabeledFeatures:
+        """Return several sets of features as one."""
+        return cls(torch.cat([part.values for part in parts]), torch.cat([part.labels for part in parts]))
+
+    def pooled(self) -> LabeledFeatures:
+        """Return the features averaged over positions; as they are if they have none."""
+        return LabeledFeatures(self.values.mean(1), self.labels) if self.values.ndim == 3 else self
 
     def by(self, standardization: Standardization | None) -> LabeledFeatures:
         """Return the features standardized; as they are without a standardization."""

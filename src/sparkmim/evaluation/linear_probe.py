@@ -41,8 +41,8 @@ class LinearProbe(NamedTuple):
         return F.linear(self.standardization(features), self.weight, self.bias)
 
     def score(self, images: LabeledFeatures) -> Accuracy:
-        """Return the accuracy on labeled images, of features averaged over positions."""
-        return accuracy(self(images.pooled()).argmax(1), images.labels)
+        """Return the accuracy on labeled images."""
+        return accuracy(self(images.values).argmax(1), images.labels)
 
 
 def fit_probes(

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import torch
-
 from ..data.config import Pages, chosen_files
 from ..data.labels import fold
 from ..training.config import Device, LoopConfig
@@ -166,7 +164,8 @@ def linear_probe(
     frozen.require_readable([*sets, *((part, "--test-data") for part in splits.test)])
     frozen.require_memory(rest, held, *splits.test)
     fitted, val = frozen(rest), frozen(held)
-    by_penalty = _scored(fit_probes(fitted.pooled(), fitted.labels, classes=len(classes)), val)
+    means = fitted.pooled()
+    by_penalty = _scored(fit_probes(means.values, means.labels, classes=len(classes)), val.pooled())
     linear, chosen_by = _best(by_penalty)
     chosen: LinearProbe | AttentiveProbe = linear
     by_rate: list[tuple[AttentiveProbe, Accuracy]] = []
@@ -174,14 +173,18 @@ def linear_probe(
         by_rate = _scored((fit_attentive_probe(linear, fitted, rate=rate, seed=seed) for rate in RATES), val)
         chosen, chosen_by = _best(by_rate)
     if splits.val is None:
-        fitted = LabeledFeatures(torch.cat([fitted.values, val.values]), torch.cat([fitted.labels, val.labels]))
+        fitted = LabeledFeatures.joined([fitted, val])
+        means = fitted.pooled()
         path = PENALTIES[: PENALTIES.index(linear.penalty) + 1]
-        linear = fit_probes(fitted.pooled(), fitted.labels, classes=len(classes), penalties=path)[-1]
+        linear = fit_probes(means.values, means.labels, classes=len(classes), penalties=path)[-1]
         if isinstance(chosen, AttentiveProbe):
             chosen = fit_attentive_probe(linear, fitted, rate=chosen.rate, seed=seed)
         else:
             chosen = linear
     test = frozen.joined(splits.test) if splits.test else None
+    mean_pooled = None
+    if pooling == "attention":
+        mean_pooled = _best(by_penalty)[1] if test is None else linear.score(test.pooled())
     return ProbeResult(
         encoder={**frozen.described, "pooling": pooling},
         classes=tuple(classes),
@@ -194,7 +197,7 @@ def linear_probe(
         val_by_rate={probe.rate: score for probe, score in by_rate},
         test_images=0 if test is None else len(test),
         test=None if test is None else chosen.score(test),
-        mean_pooled=None if pooling == "mean" else _best(by_penalty)[1] if test is None else linear.score(test),
+        mean_pooled=mean_pooled,
         skipped=frozen.skipped,
     )
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 from ..transfer.detection.network import LEAST_SCORE
 from ..transfer.model_file import SavedModel
 from .equivalence import Mismatch
-from .program import INPUT, METADATA, MISSING, Program, failure, quiet
+from .program import INPUT, METADATA, Program, failure, onnx_content, quiet
 
 OUTPUTS = ("boxes", "labels", "scores", "masks")
 """What a program returns; masks of Mask R-CNN alone."""
@@ -92,32 +90,22 @@ def examples(shape: Sequence[int]) -> list[Tensor]:
 
 
 def _onnx(program: DetectorProgram, shape: Sequence[int], known: dict[str, Any]) -> bytes:
-    try:
-        onnx, runtime = import_module("onnx"), import_module("onnxruntime")
-    except ImportError as error:
-        raise ValueError(f"{MISSING} ({error})") from error
     image = examples(shape)[0]
-    names = _names(program, image)
-    with quiet(), TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        try:
-            torch.onnx.export(
-                program,
-                (image, torch.tensor(LEAST_SCORE)),
-                path,
-                dynamo=False,  # torch.export does not follow detectors
-                opset_version=17,
-                input_names=[INPUT, THRESHOLD],
-                output_names=names,
-                dynamic_axes={name: {0: "detections"} for name in names},
-            )
-        except Exception as error:  # of the exporter's own kinds
-            raise Mismatch(f"it cannot be exported to ONNX ({failure(error)})") from error
-        model = onnx.load(str(path))
-    entry = model.metadata_props.add()
-    entry.key, entry.value = METADATA, json.dumps(known)
-    content: bytes = model.SerializeToString()
-    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def write(path: Path) -> None:
+        names = _names(program, image)
+        torch.onnx.export(
+            program,
+            (image, torch.tensor(LEAST_SCORE)),
+            path,
+            dynamo=False,  # torch.export does not follow detectors
+            opset_version=17,
+            input_names=[INPUT, THRESHOLD],
+            output_names=names,
+            dynamic_axes={name: {0: "detections"} for name in names},
+        )
+
+    content, session = onnx_content(write, known)
 
     def run(images: Tensor, least: Tensor) -> list[Tensor]:
         given = {INPUT: images.numpy(), THRESHOLD: least.numpy()}

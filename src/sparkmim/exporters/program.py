@@ -87,34 +87,54 @@ def onnx_program(program: nn.Module, images: Tensor, known: dict[str, Any]) -> b
         ValueError: if a package is missing.
         Mismatch: if the model cannot be exported, or computes something else there.
     """
+
+    def write(path: Path) -> None:
+        exported = torch.onnx.export(
+            _exported(program, images),
+            (),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            external_data=False,
+            verbose=False,
+        )
+        assert exported is not None
+        exported.save(str(path), external_data=False)
+
+    content, session = onnx_content(write, known, "onnxscript")
+    _verify(program, lambda x: torch.from_numpy(session.run(None, {INPUT: x.numpy()})[0]), images, "onnxruntime")
+    return content
+
+
+def onnx_content(write: Callable[[Path], None], known: dict[str, Any], *packages: str) -> tuple[bytes, Any]:
+    """Return an ONNX model that tells of its input and classes, and a session of onnxruntime that runs it.
+
+    Args:
+        write: exports the model to a file.
+        known: what it tells.
+        packages: that exporting needs besides onnx and onnxruntime.
+
+    Raises:
+        ValueError: if a package is missing.
+        Mismatch: if the model cannot be exported.
+    """
     try:
-        onnx, runtime = import_module("onnx"), import_module("onnxruntime")
-        import_module("onnxscript")
+        onnx, runtime, *_ = map(import_module, ("onnx", "onnxruntime", *packages))
     except ImportError as error:
         raise ValueError(f"{MISSING} ({error})") from error
     with quiet(), TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         try:
-            exported = torch.onnx.export(
-                _exported(program, images),
-                (),
-                dynamo=True,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                external_data=False,
-                verbose=False,
-            )
-            assert exported is not None
-            exported.save(str(path), external_data=False)
+            write(path)
+        except Mismatch:
+            raise
         except Exception as error:  # of the exporter's own kinds
             raise Mismatch(f"it cannot be exported to ONNX ({failure(error)})") from error
         model = onnx.load(str(path))
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA, json.dumps(known)
     content: bytes = model.SerializeToString()
-    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    _verify(program, lambda x: torch.from_numpy(session.run(None, {INPUT: x.numpy()})[0]), images, "onnxruntime")
-    return content
+    return content, runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
 
 def export_program(program: nn.Module, images: Tensor, known: dict[str, Any]) -> bytes:

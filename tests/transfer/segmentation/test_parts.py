@@ -17,9 +17,10 @@ from sparkmim.data.segmentation.classes import IGNORED
 from sparkmim.transfer.segmentation.heads import build_segmenter
 from sparkmim.transfer.segmentation.losses import balanced_weights, cross_entropy, dice_loss, segmentation_loss
 from sparkmim.transfer.segmentation.scores import SegmentationScore, confusion, image_scores
-from sparkmim.transfer.segmentation.sliding import slide, starts, window_weights
+from sparkmim.transfer.segmentation.sliding import slide, window_weights
 from sparkmim.transfer.segmentation.whole import to_grid
 from sparkmim.transfer.summary import describe_score
+from sparkmim.utils.axes import starts
 
 
 def example(dims: int, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -24,13 +24,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...objectives.distill import TeacherTargets
+from ...utils.axes import starts
 from ...utils.text import counted
 from ..crops import Crop, cut, places_in_whole
 from ..decoding.encoded import Croppable
 from .maps import TeacherMaps
 
-OVERLAP = 2
-"""A tile begins where the one before is half seen: a position near a tile's edge counts less than one in its middle."""
+OVERLAP = 0.5
+"""Share of a tile that the next one shows too, at least: a position near a tile's edge counts less than one in its
+middle."""
 
 
 class VolumeMapsLayout:
@@ -180,12 +182,8 @@ def map_of_tiles(
 
 
 def tile_corners(size: Sequence[int], span: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Yield the first position of each tile along each axis; the last tiles end with the map."""
-    along = []
-    for n, m in zip(size, span, strict=True):
-        last = max(0, n - m)
-        along.append(sorted({*range(0, last, max(1, m // OVERLAP)), last}))
-    return product(*along)
+    """Return the first position of each tile along each axis; the last tiles end with the map."""
+    return product(*(starts(max(n, m), m, OVERLAP) for n, m in zip(size, span, strict=True)))
 
 
 def _weight(span: Sequence[int]) -> Tensor:

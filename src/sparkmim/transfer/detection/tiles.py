@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from ..segmentation.sliding import starts
+from ...utils.axes import starts
 from .views import Placement
 
 TILE_OVERLAP = 0.25

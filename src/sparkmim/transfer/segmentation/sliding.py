@@ -5,7 +5,6 @@ Source: nnU-Net's `inference/sliding_window_prediction.py` (steps of half a wind
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, product
 
@@ -14,23 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ...utils.axes import starts
+
 SIGMA = 1 / 8
 """Deviation of the weights of a window's places from its middle, as a share of its side."""
-
-
-def starts(extent: int, window: int, overlap: float) -> list[int]:
-    """Return where windows start along an axis: as few as cover it with at least an overlap, evenly spread.
-
-    Args:
-        extent: of the image, at least the window's.
-        window: its extent.
-        overlap: share of a window that the next one covers too, at least.
-    """
-    if extent == window:
-        return [0]
-    step = max(1, math.floor(window * (1 - overlap)))
-    count = math.ceil((extent - window) / step) + 1
-    return [round(index * (extent - window) / (count - 1)) for index in range(count)]
 
 
 def window_weights(size: Sequence[int]) -> Float[Tensor, "*size"]:
