@@ -109,13 +109,15 @@ def find_store(root: Path, teacher: Teacher, source: ImageSource, data: DataConf
         layout = MapsLayout(
             len(source), 2 if mirrored else 1, maps.shape[1], (maps.shape[2], maps.shape[3]), pooled.shape[1]
         )
+    prepared = prepared_as(source)
     identity = {
         "format": 1,
         "teacher": teacher.digest(),
         "images": fingerprint_of(source),
         "mirrored": mirrored,
         "files": [files.pages, files.nodata],
-    } | ({} if (prepared := prepared_as(source)) is None else {"prepared": prepared.as_json()})
+        **({} if prepared is None else {"prepared": prepared.as_json()}),
+    }
     identity = json.loads(json.dumps(identity))  # as it is read again
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     view = replace(data, image_size=teacher.size, mean=teacher.mean, std=teacher.std)
@@ -194,8 +196,8 @@ def _taught(
             if batch.images:
                 images = normalize(join(batch.images))
                 parts = [store.teacher.run(way) for way in [images, images.flip(-1)][: layout.ways]]
-                maps = [*torch.stack([part[0] for part in parts], 1)]
-                pooled = [*torch.stack([part[1] for part in parts], 1)]
+                maps = [*torch.stack([part[0] for part in parts], 1).cpu()]  # of a batch at once
+                pooled = [*torch.stack([part[1] for part in parts], 1).cpu()]
             yield TaughtPart([int(own[index]) for index in batch.indices], maps, pooled, broken)
 
 

@@ -75,7 +75,7 @@ def described(source: ImageSource) -> dict[str, str]:
     axes = f"axes {axes_named(orientation)} ({orientation}), as sizes of views and patches"
     parts = [axes, resampled, f"{size} voxels (median)", f"intensities {' '.join(preparation.kinds)}"]
     source = whole_of(source)
-    found = fingerprint_of(source)
+    found = measured_fingerprint(source)
     if found is not None:
         parts.append(f"slices {slices_in_words(found)}")
     if isinstance(source, PreparedVolumes):
@@ -100,7 +100,7 @@ def require_few_unreadable(source: ImageSource, most: float) -> None:
             preparing.require_few_unreadable(found.unreadable, len(source), most)
 
 
-def fingerprint_of(source: ImageSource) -> Fingerprint | None:
+def measured_fingerprint(source: ImageSource) -> Fingerprint | None:
     """Return what was measured of volumes, None if nothing was."""
     source = whole_of(source)
     return source.fingerprint if isinstance(source, (PreparedVolumes, UnpreparedVolumes)) else None
@@ -114,7 +114,7 @@ def warn_of_slices(source: ImageSource, model: str, orientation: str) -> None:
         model: name of the network.
         orientation: order of the axes of the volumes as it sees them.
     """
-    found = fingerprint_of(source)
+    found = measured_fingerprint(source)
     if found is None:
         return
     warning = mixed_planes(found)
