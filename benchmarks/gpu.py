@@ -22,8 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -277,17 +276,6 @@ class Stage:
         return step
 
 
-@contextmanager
-def measured_algorithms(enabled: bool) -> Iterator[None]:
-    """Let cuDNN measure its algorithms, or choose by heuristics."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = enabled
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
-
 # --- stages ---------------------------------------------------------------------------------------------------------
 
 
@@ -337,6 +325,8 @@ def ceilings(stage: Stage) -> None:
 
 def steps(stage: Stage) -> None:
     """Measure whole steps, the parts of ours, and the baselines."""
+    from sparkmim.utils.devices import measured_algorithms
+
     batch = {"batch": len(stage.images)}
     model = stage.model()
     model.set_memory_efficient(False)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..data.config import MAX_PIXELS, FileConfig, Pages
 from ..utils.fields import validate_as
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def command(
@@ -43,9 +47,9 @@ def command(
 
     kind = kind_of(data)
     if kind == "volumes":
-        return _volumes(data, limit, workers, None if output is None else Path(output))
+        return _volumes(data, limit, workers, output)
     if kind == "signals":
-        return _signals(data, limit, None if output is None else Path(output))
+        return _signals(data, limit, output)
     if output is not None and kind != "images":
         raise ValueError(f"--output {output} is for pictures of images, volumes or signals; {data} holds {kind}")
     from ..data.clips.opening import ClipPreparation, clips_table, open_clips
@@ -54,15 +58,11 @@ def command(
     from ..data.sources.pages import by_page
     from ..data.statistics import channel_statistics
     from ..data.survey import survey, survey_picture, survey_text
-    from ..utils.io import require_suffix, require_writable, write_atomically
     from ..utils.text import counted
 
     validate_as(FileConfig, pages=pages, nodata=nodata, max_pixels=max_pixels)
     files = FileConfig(pages=pages, nodata=nodata, max_pixels=max_pixels)
-    path = None if output is None else Path(output)
-    if path is not None:
-        require_suffix(path, ".png")
-        require_writable(path)
+    path = _picture_file(output)
     if kind == "clips":
         clips = open_clips(data, ClipPreparation(1), in_chans)
         print(clips_table(clips))
@@ -81,46 +81,37 @@ def command(
         if path is not None and picture is None:
             print("no picture: no images are equal, alike or of one color", file=sys.stderr)
         elif path is not None and picture is not None:
-            write_atomically(path, lambda file: picture.save(file, "png"))
-            print(f"wrote {path}", file=sys.stderr)
+            _write_picture(picture, path)
     return 0
 
 
-def _signals(data: str, limit: int, output: Path | None) -> int:
+def _signals(data: str, limit: int, output: str | None) -> int:
     """Print what signals are like, and draw it."""
     from ..data.signals.opening import find_signals
     from ..data.signals.settings import SignalSettings
     from ..data.signals.summary import measure_signals, signals_picture, signals_table
-    from ..utils.io import require_suffix, require_writable, write_atomically
     from ..utils.logging import printing
 
-    if output is not None:
-        require_suffix(output, ".png")
-        require_writable(output)
+    path = _picture_file(output)
     with printing():
         root, names = find_signals(data)
         found = measure_signals(root, names, SignalSettings(), limit)
     print(signals_table(found))
-    if output is not None:
-        picture = signals_picture(found)
-        write_atomically(output, lambda file: picture.save(file, "png"))
-        print(f"wrote {output}", file=sys.stderr)
+    if path is not None:
+        _write_picture(signals_picture(found), path)
     return 0
 
 
-def _volumes(data: str, limit: int, workers: int, output: Path | None) -> int:
+def _volumes(data: str, limit: int, workers: int, output: str | None) -> int:
     """Print the fingerprint of volumes, and draw it."""
     from ..data.statistics import spread_indices
     from ..data.volumes.fingerprint import measure
     from ..data.volumes.opening import cases_at, path_of
     from ..data.volumes.store import PreparedVolumes, is_store
     from ..data.volumes.summary import fingerprint_picture, fingerprint_table
-    from ..utils.io import require_suffix, require_writable, write_atomically
     from ..utils.logging import printing
 
-    if output is not None:
-        require_suffix(output, ".png")
-        require_writable(output)
+    path = _picture_file(output)
     with printing():
         if is_store(path_of(data)):
             found = PreparedVolumes.open_store(path_of(data)).fingerprint
@@ -128,8 +119,29 @@ def _volumes(data: str, limit: int, workers: int, output: Path | None) -> int:
             cases = cases_at(data)
             found = measure([cases[index] for index in spread_indices(limit, len(cases))], workers)
     print(fingerprint_table(found))
-    if output is not None:
-        picture = fingerprint_picture(found)
-        write_atomically(output, lambda file: picture.save(file, "png"))
-        print(f"wrote {output}", file=sys.stderr)
+    if path is not None:
+        _write_picture(fingerprint_picture(found), path)
     return 0
+
+
+def _picture_file(output: str | None) -> Path | None:
+    """Return the file of a picture, None if none is asked for.
+
+    Raises:
+        ValueError: before any work, if it cannot be written.
+    """
+    from ..utils.io import require_suffix, require_writable
+
+    if output is None:
+        return None
+    path = Path(output)
+    require_suffix(path, ".png")
+    require_writable(path)
+    return path
+
+
+def _write_picture(picture: Image, path: Path) -> None:
+    from ..utils.io import write_atomically
+
+    write_atomically(path, lambda file: picture.save(file, "png"))
+    print(f"wrote {path}", file=sys.stderr)

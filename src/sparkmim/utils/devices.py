@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -84,14 +84,19 @@ class CopyStream:
 
 
 @contextmanager
-def shapes_that_vary() -> Iterator[None]:
-    """Do not measure algorithms within: each new shape would take the time of many steps."""
+def measured_algorithms(measure: bool) -> Iterator[None]:
+    """Let cuDNN measure its algorithms within, or choose by heuristics; as it was afterwards."""
     before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark = measure
     try:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+def shapes_that_vary() -> AbstractContextManager[None]:
+    """Do not measure algorithms within: each new shape would take the time of many steps."""
+    return measured_algorithms(False)
 
 
 def device_name(device: torch.device) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...utils.memory import host_memory
 from ..decoding.encoded import UnreadableImage
-from ..decoding.headers import npy_file_header, opened_npz
+from ..decoding.headers import NUMBERS, npy_file_header, opened_npz
 from .settings import Layout
 from .tables import read_columns
 
@@ -143,7 +143,7 @@ def _read_archive(path: Path) -> tuple[np.ndarray, float | None]:
         arrays = archive.headers()
         single = [name for name in RATE_NAMES if name in arrays and arrays[name].size == 1]
         rates = [float(archive.array(name).reshape(-1)[0]) for name in single]
-        names = [name for name, held in arrays.items() if held.size > 1 and held.dtype.kind in "buif"]
+        names = [name for name, held in arrays.items() if held.size > 1 and held.dtype.kind in NUMBERS]
         chosen = names if len(names) == 1 else [name for name in SIGNAL_NAMES if name in names][:1]
         if not chosen:
             found = ", ".join(archive.names[:4]) or "none"

@@ -13,6 +13,8 @@ import inspect
 import math
 import re
 from collections.abc import Collection
+from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -112,17 +114,11 @@ class Beside:
                 if unfinished is not None:
                     return self._call_on_valueless(execution, unfinished, func, args, kwargs)
         if self.compiling:
-            if func in self.refused and execution.owner((args, kwargs)) is not None:
-                number = self.counts.get(func, 0)
-                self.counts[func] = number + 1
-                if number in self.refused[func]:
-                    error = UnsupportedOperation("it was refused in an eager pass, and a map needs its result compiled")
-                    return self._valueless_results(execution, error, func, args, kwargs)
+            if func in self.refused and self._count(execution, func, args, kwargs) in self.refused[func]:
+                error = UnsupportedOperation("it was refused in an eager pass, and a map needs its result compiled")
+                return self._valueless_results(execution, error, func, args, kwargs)
             return execution.answer_any(func, args, kwargs)
-        number = 0
-        if self.counting and execution.owner((args, kwargs)) is not None:
-            number = self.counts.get(func, 0)
-            self.counts[func] = number + 1
+        number = self._count(execution, func, args, kwargs) if self.counting else None
         try:
             return execution.answer_any(func, args, kwargs)
         except UnsupportedOperation as error:
@@ -131,8 +127,17 @@ class Beside:
         if _writes(func, args, kwargs):
             raise made
         out = self._valueless_results(execution, made, func, args, kwargs)
-        self.refused.setdefault(func, []).append(number)
+        if number is not None:
+            self.refused.setdefault(func, []).append(number)
         return out
+
+    def _count(self, execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+        """Return how many calls of a function with the input there were before, and count this one; None without it."""
+        if execution.owner((args, kwargs)) is None:
+            return None
+        number = self.counts.get(func, 0)
+        self.counts[func] = number + 1
+        return number
 
     def require_none_kept(self, execution: Any) -> None:
         """Raise if a tensor without values has become a buffer of the network.
@@ -289,14 +294,11 @@ def _on_meta(func: Any, args: Any, kwargs: Any, error: UnsupportedOperation) -> 
     """
     if torch.compiler.is_compiling():
         return func(*args, **kwargs)
-    try:
-        return func(*args, **kwargs)
-    except Exception:
-        pass
-    try:
-        return func(*map_tensors(_in_one_precision, args), **map_tensors(_in_one_precision, kwargs))
-    except Exception:
-        raise error from None
+    for converted in (lambda value: value, partial(map_tensors, _in_one_precision)):
+        with suppress(Exception):  # of any kind: a function may be the network's own
+            given, named = converted((args, kwargs))
+            return func(*given, **named)
+    raise error
 
 
 def _in_one_precision(tensor: Tensor) -> Tensor:
