@@ -54,7 +54,7 @@ def keyed_seed(*key: int) -> int:
     Source: numpy's SeedSequence.
     """
     small = min(key) >= 0 and max(key) < 2**32
-    entropy = np.array(key, np.uint32) if small else key  # the same words, in half the time
+    entropy = np.array(key, np.uint32) if small else key  # the same words, in less time
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
 
 
