@@ -595,10 +595,8 @@ def test_training_step_runs(execution: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh_dynamo")
 def test_one_graph() -> None:
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
-        pytest.skip("older Dynamos cannot trace all that the engine does; docs/concepts/engine.md says so")
-    torch._dynamo.reset()
     model, images, _ = model_and_batch()
     model.mask_ratio = 0.85
     visible = sparkmim.random_visible(2, (4, 6), 0.85, torch.Generator().manual_seed(3))

@@ -4,7 +4,7 @@ Collected by no one: test_triton.py runs this file in a process of its own, sinc
 kernels when it is imported.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -350,15 +350,6 @@ def test_operators_are_what_they_declare(channels_last: bool) -> None:
     for operator, arguments in given:
         checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static", "test_aot_dispatch_dynamic")
         torch.library.opcheck(operator.default, arguments, test_utils=checks)
-
-
-@pytest.fixture
-def fresh_dynamo() -> Iterator[None]:
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
-        pytest.skip("older Dynamos cannot trace all that the engine does; docs/concepts/engine.md says so")
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.mark.usefixtures("fresh_dynamo")

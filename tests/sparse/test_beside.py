@@ -342,6 +342,7 @@ def test_head_may_be_written_in_forward() -> None:
     assert report.passed, report
 
 
+@pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize("execution", ["packed", "masked-dense"])
 def test_compiled(execution: Any) -> None:
     torch.manual_seed(0)
@@ -352,6 +353,5 @@ def test_compiled(execution: Any) -> None:
     model = SparK(network, patch_size=8, decoder_width=8, execution=execution)
     images, visible = torch.randn(2, 3, 32, 32), random_visible(2, (4, 4), 0.6)
     wanted = model(images, visible).loss
-    torch.compiler.reset()
     model.compile(backend="eager", fullgraph=True, dynamic=False)
     assert torch.allclose(model(images, visible).loss, wanted)

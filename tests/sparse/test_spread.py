@@ -82,6 +82,7 @@ def test_table_of_positions_is_refused(execution: Any) -> None:
 COMPILED = ["expand, a shape", "broadcast_to", "expand, samples"]
 
 
+@pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize("execution", ["packed", "masked-dense"])
 def test_compiled(execution: Any) -> None:
     """Sizes that a compiler tells are those of the tensors at hand."""
@@ -94,6 +95,5 @@ def test_compiled(execution: Any) -> None:
     model = SparK(Network(combine), patch_size=8, decoder_width=8, execution=execution)
     images, visible = torch.randn(2, 3, 32, 32), random_visible(2, (4, 4), 0.6)
     wanted = model(images, visible).loss
-    torch.compiler.reset()
     model.compile(backend="eager", fullgraph=True, dynamic=False)
     assert torch.allclose(model(images, visible).loss, wanted)
