@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
-import resource
 import struct
-import time
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -24,6 +22,7 @@ import tifffile
 import torch
 from PIL import Image
 
+from limits import limited
 from sparkmim.data.clips.reading import ArrayClip
 from sparkmim.data.config import FileConfig
 from sparkmim.data.decoding.encoded import Box, UnreadableImage
@@ -32,30 +31,12 @@ from sparkmim.data.kinds import kind_of
 from sparkmim.data.signals.reading import open_recording
 from sparkmim.data.volumes.formats import is_flat, read_files
 
-MEMORY = 2**27
-"""Bytes of address space beyond what the process has: 128 MiB."""
-
 LONG = 140 * 2**20
 """Bytes that compress to little, and are more than the memory."""
 
 GIBS = 3 * 2**30
 
-SECONDS = 5
-
 PIXELS = np.arange(64, dtype=np.uint8).reshape(8, 8)
-
-
-def limited(call: Callable[[], object]) -> object:
-    """Return what a call returns, carried out in little memory and time."""
-    with open("/proc/self/statm") as file:
-        now = int(file.read().split()[0]) * resource.getpagesize()
-    before, start = resource.getrlimit(resource.RLIMIT_AS), time.process_time()
-    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, before[1]))
-    try:
-        return call()
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-        assert time.process_time() - start < SECONDS
 
 
 def tiff(path: Path, code: int, kind: int, bytes_each: int, *, big: bool, pages: int = 1, **how: object) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..utils.io import require_writable, write_json
+from ..utils.io import read_json, require_writable, write_json
 
 
 def write_results(output: Path | None, kind: str, results: dict[str, Any]) -> None:
@@ -34,7 +33,7 @@ def check_output(output: Path | None, kind: str) -> None:
     path = output / "results.json"
     if path.exists():
         try:
-            there = json.loads(path.read_text())["evaluation"]
+            there = read_json(path)["evaluation"]
         except (ValueError, KeyError, TypeError):
             there = "something else"
         if there != kind:

@@ -17,6 +17,7 @@ from ..checkpoints.metadata import of_timm_folder
 from ..data.volumes.preparing import Preparation
 from ..models.backbone import Backbone
 from ..models.factory import is_registered
+from ..utils.io import read_json
 from ..utils.modules import eval_mode
 from ..utils.specs import LOCAL_FOLDER, is_function, load_object
 
@@ -234,7 +235,7 @@ def _described(out: Any) -> str:
 def _is_transformers(folder: Path) -> bool:
     config = folder / "config.json"
     try:
-        return "model_type" in json.loads(config.read_text())
+        return "model_type" in read_json(config)
     except (OSError, ValueError, TypeError):
         return False
 
@@ -292,7 +293,7 @@ def map_of_tokens(tokens: Tensor, size: Sequence[int], patch: int) -> Tensor:
 
 def _json_of(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

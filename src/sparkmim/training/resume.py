@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,6 +13,7 @@ from ..checkpoints.run_folder import UNREADABLE, BrokenCheckpoint, RunFolder, id
 from ..data.sources.base import ImageSource, fingerprint
 from ..utils.devices import pick_device
 from ..utils.fields import flag
+from ..utils.io import parse_json, read_json
 from ..utils.text import counted
 from .config import Configuration, differences
 from .schedule import learning_rate, weight_decay
@@ -183,8 +183,8 @@ def recorded_run(
 
 def _steps_planned(run: RunFolder) -> int | None:
     """Return how many steps a run was to take, None if its folder does not say."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return int(json.loads(run.plan.read_text())["steps"])
+    with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+        return int(read_json(run.plan)["steps"])
     return None
 
 
@@ -197,8 +197,8 @@ def processes_of(recorded: Mapping[str, Any], environment: Path) -> int:
     """
     if PROCESSES in recorded:
         return int(recorded[PROCESSES])
-    with suppress(OSError, ValueError, KeyError):
-        return int(json.loads(environment.read_text())[PROCESSES])
+    with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+        return int(read_json(environment)[PROCESSES])
     return 1
 
 
@@ -329,7 +329,12 @@ def config_of_checkpoint(
     Raises:
         ValueError: if it was, or the configuration does not fit this version.
     """
-    recorded = json.loads(state["config"])
+    try:
+        recorded = parse_json(state["config"])
+    except ValueError as error:
+        raise ValueError(f"{path} is a damaged checkpoint: its configuration cannot be read ({error})") from error
+    if not isinstance(recorded, dict):
+        raise ValueError(f"{path} is {not_this_kind}")
     required = kind.required_groups()
     known = {field.name for field in kind.describe() if field.group == "model"}
     alike = recorded.get("model", {}).keys() <= known  # some tasks have the groups of a pretraining

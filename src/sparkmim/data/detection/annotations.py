@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ...utils.text import printable
 from ..decoding.images import image_extensions
 from ..tables import named
@@ -113,6 +115,30 @@ def require_distinct(names: Iterable[str], what: str, where: str, remedy: str) -
         raise ValueError(f"{where} names {what} more than once: {named(sorted(set(twice)))}; {remedy}")
 
 
+FARTHEST, LONGEST = 2**24, 2**23
+"""Pixels from the image's corner, and length in pixels of an outline, beyond which polygons are not drawn."""
+
+
+def require_drawable(mask: Mask | None, where: str) -> None:
+    """Raise for polygons whose outline is longer than any object's: drawing takes memory by its length.
+
+    Args:
+        mask: in pixels.
+        where: it stands.
+
+    Raises:
+        ValueError: with the length.
+    """
+    for part in mask if isinstance(mask, list) else ():
+        points = np.array(part).reshape(-1, 2)
+        length = np.abs(np.diff(points, axis=0, append=points[:1])).sum()
+        if not (length <= LONGEST and np.abs(points).max() <= FARTHEST):
+            raise ValueError(
+                f"{where}: the outline of a polygon is {length:.3g} pixels long, to {np.abs(points).max():.3g} pixels "
+                "from the image's corner, longer than any object's; correct or remove it"
+            )
+
+
 def number_of(text: object, what: str, where: str) -> float:
     """Return a finite number.
 
@@ -121,7 +147,7 @@ def number_of(text: object, what: str, where: str) -> float:
     """
     try:
         value = float(text)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = float("nan")
     if isinstance(text, bool) or not abs(value) < float("inf"):
         raise ValueError(f"{where}: expected a finite number for {what}, got {printable(repr(text))[:80]}; correct it")

@@ -14,6 +14,9 @@ from ...utils.text import counted, printable
 from ..tables import named
 from .annotations import Annotated, Annotations, Mask, Written, number_of, require_distinct
 
+MOST_PIXELS = 2**30
+"""Pixels of an image that a file may state."""
+
 CONFUSED = 0.5
 """Share of boxes beyond their images from which on `[x, y, width, height]` is doubted."""
 
@@ -39,9 +42,9 @@ def read_coco(path: Path, images: Path | None) -> Annotations:
         where = f"{path}, annotation {entry.get('id', f'number {place + 1}') if isinstance(entry, dict) else place + 1}"
         if not isinstance(entry, dict):
             raise ValueError(f"{where}: expected an object, got {printable(repr(entry))[:80]}")
-        if entry.get("image_id") not in known:
+        if not isinstance(entry.get("image_id"), (int, float, str)) or entry["image_id"] not in known:
             raise ValueError(f"{where}: there is no image of id {entry.get('image_id')!r}; correct or remove it")
-        if entry.get("category_id") not in names:
+        if not isinstance(entry.get("category_id"), (int, float)) or entry["category_id"] not in names:
             raise ValueError(
                 f"{where}: there is no category of id {entry.get('category_id')!r}; the categories are "
                 f"{named([f'{number} {name}' for number, name in names.items()])}"
@@ -106,8 +109,9 @@ def _images(images: Sequence[Any], path: Path) -> dict[Any, Mapping[str, Any]]:
 
 def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     sides = (entry.get("height"), entry.get("width"))
-    height, width = (int(side) if isinstance(side, (int, float)) and math.isfinite(side) else 0 for side in sides)
-    return (height, width) if height > 0 and width > 0 else None
+    sound = (isinstance(side, (int, float)) and 0 < side <= MOST_PIXELS for side in sides)
+    height, width = (int(side) if fits else 0 for side, fits in zip(sides, sound, strict=True))  # type: ignore[arg-type]
+    return (height, width) if 0 < height * width <= MOST_PIXELS else None
 
 
 def _root(path: Path, images: Path | None, names: Sequence[str]) -> Path:

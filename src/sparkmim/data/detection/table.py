@@ -21,7 +21,7 @@ from ..decoding.pillow import header_size, without_limit
 from ..sources.base import ImageSource, Subset, open_image
 from ..sources.folder import Files
 from ..tables import named
-from .annotations import Annotated, Annotations, Mask, Written
+from .annotations import Annotated, Annotations, Mask, Written, require_drawable
 from .order import require_order
 
 LOST = 0.5
@@ -307,6 +307,7 @@ def _objects(image: Annotated, size: np.ndarray, numbers: Mapping[str, int], off
             continue
         seen.add(key)
         changes.clipped += any(abs(a - b) > 0.5 for a, b in zip(inside, box, strict=True))
+        require_drawable(mask, written.where)
         _require_run_lengths(mask, (height, width), written.where)
         rows.append((inside, numbers[written.name], written.ignored, mask))
     return Objects(

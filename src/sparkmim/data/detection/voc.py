@@ -19,6 +19,9 @@ ANNOTATIONS, IMAGES = "Annotations", ("JPEGImages", "images", "Images")
 LISTS = "ImageSets/Main"
 """Folder of the splits: a file of the images' names for each."""
 
+DEEPEST = 64
+"""Elements within each other, at most: those of annotations are five."""
+
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -158,7 +161,7 @@ class _Reader:
         self._parser = parser
         try:
             parser.Parse(self.path.read_bytes(), True)
-        except expat.ExpatError as error:
+        except (expat.ExpatError, LookupError, UnicodeError) as error:  # of what is unknown: its encoding
             raise ValueError(f"{self.path} cannot be read as XML ({error}); correct or remove it") from error
         if not self._rooted:
             raise ValueError(
@@ -169,7 +172,7 @@ class _Reader:
         """Return the stated height and width; some tools write 0 where they do not know."""
         try:
             height, width = (int(float(self._size[side])) for side in ("height", "width"))
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, OverflowError):
             return None
         return (height, width) if height > 0 and width > 0 else None
 
@@ -182,6 +185,8 @@ class _Reader:
         if not self._places:
             self._root, self._rooted = name, name == "annotation"
         self._places.append(name)
+        if len(self._places) > DEEPEST:
+            raise ValueError(f"{self.path} has more than {DEEPEST} elements within each other; remove it")
         self._text.clear()
         if self._places == ["annotation", "object"]:
             self._own, self._line = {}, self._parser.CurrentLineNumber

@@ -15,6 +15,12 @@ from .annotations import Annotated, Annotations, Written, images_by_stem, number
 
 IMAGES, LABELS = "images", "labels"
 
+LONGEST_YAML = 2**20
+"""Bytes of a data.yaml, at most."""
+
+MOST_CLASSES = 100_000
+"""Classes that numbers alone may tell, at most; more are another kind of number."""
+
 BEYOND = 1.05
 """Shares up to which boxes may reach beyond their image, by rounding or cropping; more is another kind of number."""
 
@@ -39,26 +45,59 @@ def read_yaml(path: Path) -> dict[str, YoloPlace]:
     Raises:
         ValueError: for a file that is not one.
     """
-    import yaml  # comes with timm
-
-    try:
-        content = yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}); correct it") from error
+    content = _yaml_of(path)
     if not isinstance(content, dict) or not content.get("train"):
         raise ValueError(f"{path} is not a data.yaml: expected an entry train, a folder of images, and names")
     names = _names(content.get("names"), path)
     base = path.parent
     if content.get("path"):
-        given = Path(str(content["path"])).expanduser()
+        given = Path(_text(content["path"], "path", path)).expanduser()
         base = next((place for place in (base / given, Path.cwd() / given) if place.is_dir()), base)
     found = {}
     for split in ("train", "val", "test"):
         entry = content.get(split)
         if entry:
             entries = entry if isinstance(entry, list) else [entry]
-            found[split] = YoloPlace(tuple(_resolved(str(e), base, path, split) for e in entries), names, str(path))
+            found[split] = YoloPlace(
+                tuple(_resolved(_text(e, split, path), base, path, split) for e in entries), names, str(path)
+            )
     return found
+
+
+def _yaml_of(path: Path) -> object:
+    """Return the content of a YAML file.
+
+    Aliases are refused: a few lines of them stand for more values than any memory holds.
+
+    Raises:
+        ValueError: if it is too large, is not YAML, is nested too deeply, or has aliases.
+    """
+    import yaml  # comes with timm
+
+    with path.open("rb") as file:
+        text = file.read(LONGEST_YAML + 1)
+    if len(text) > LONGEST_YAML:
+        raise ValueError(f"{path} has more than {LONGEST_YAML:,} bytes, and a data.yaml lists splits and names alone")
+    try:
+        aliased = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
+        content: object = None if aliased else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read as YAML ({reason}); correct it") from error
+    if aliased:
+        raise ValueError(f"{path} has aliases (*name), which are not followed; write out what they stand for")
+    return content
+
+
+def _text(value: object, what: str, path: Path) -> str:
+    """Return a value of a data.yaml as text.
+
+    Raises:
+        ValueError: if it is a list or a table.
+    """
+    if isinstance(value, (list, dict)):
+        raise ValueError(f"{path}: expected a text for {what}, got {printable(repr(value))[:80]}; correct it")
+    return str(value)
 
 
 def _resolved(entry: str, base: Path, path: Path, split: str) -> Path:
@@ -80,12 +119,12 @@ def _names(names: object, path: Path) -> tuple[str, ...] | None:
     if names is None:
         return None
     if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
+        if set(names) != set(range(len(names))):
             raise ValueError(f"{path}: names has the numbers {named([str(n) for n in names])}; expected 0, 1, 2, ...")
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
         raise ValueError(f"{path}: expected the names of the classes as a list, got {printable(repr(names))[:80]}")
-    found = tuple(str(name) for name in names)
+    found = tuple(_text(name, "the name of a class", path) for name in names)
     require_distinct(found, "classes", str(path), "give each its own name")
     return found
 
@@ -164,6 +203,11 @@ def read_yolo(place: YoloPlace) -> Annotations:
     if place.names is not None:
         classes = {name: number for number, name in enumerate(place.names)}
     elif numbers:
+        if (largest := max(map(int, numbers))) >= MOST_CLASSES:
+            raise ValueError(
+                f"{place.where}: the labels have the class number {largest:,}, and nothing names classes; name them in "
+                "a data.yaml or in classes.txt"
+            )
         classes = {str(number): number for number in range(1 + max(map(int, numbers)))}
     return Annotations("YOLO", root or Path("/"), tuple(found), classes, without)
 
@@ -184,7 +228,10 @@ def _pairs(entry: Path) -> list[tuple[Path, Path | None]]:
         ValueError: for labels without an image.
     """
     if entry.is_file():
-        lines = [line.strip() for line in entry.read_text(encoding="utf-8-sig").splitlines()]
+        try:
+            lines = [line.strip() for line in entry.read_text(encoding="utf-8-sig").splitlines()]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{entry} cannot be read as text ({error}); save it in UTF-8") from error
         images = [entry.parent / line for line in lines if line]
         missing = [str(image) for image in images if not image.exists()]
         if missing:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ...utils.io import parse_json
 from ...utils.text import counted, printable
 from ..tables import SEPARATORS, named
 
@@ -24,6 +25,9 @@ MOST_CLASSES = 255
 
 LARGEST_VALUE = 65_535
 """Of masks of indices."""
+
+LONGEST_NUMBER = 9
+"""Digits of an index or a color; Python refuses to read thousands."""
 
 BACKGROUND = "background"
 """Name, in any case, of the class that is left out of mean Dice: nnU-Net's."""
@@ -158,25 +162,28 @@ def read_classes(path: str | Path, ignore: int) -> ClassTable:
     try:
         text = file.read_bytes().decode("utf-8-sig")
         rows = _of_json(file, text) if file.suffix.lower() == ".json" else _of_csv(file, text)
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file} cannot be read ({error}); save it as CSV or JSON, encoded in UTF-8") from error
     return _checked(file, rows, ignore)
 
 
 def _of_json(file: Path, text: str) -> list[tuple[str, int, Color | None]]:
-    value = json.loads(text)
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read as JSON ({error}); save it anew") from error
     labels = value.get("labels") if isinstance(value, dict) else None
     if not isinstance(labels, dict) or not labels:
         raise ValueError(f"{file} has no labels, as nnU-Net's dataset.json has; --classes takes that or a CSV file")
-    if all(str(key).isdecimal() for key in labels):  # of the Decathlon: from values to names
-        return [(str(name), int(key), None) for key, name in labels.items()]
+    if all(key.isdecimal() for key in labels):  # of the Decathlon: from values to names
+        return [(str(name), _index(file, None, key), None) for key, name in labels.items()]
     odd = [name for name, index in labels.items() if isinstance(index, bool) or not isinstance(index, int)]
     if odd:
         raise ValueError(
             f"{file}: {named(odd)} stand for several values (regions of nnU-Net), and a pixel has one class here; list "
             "the classes in a CSV file of rows `name,index`"
         )
-    return [(str(name), index, None) for name, index in labels.items() if str(name).casefold() != "ignore"]
+    return [(name, _index(file, None, str(i)), None) for name, i in labels.items() if name.casefold() != "ignore"]
 
 
 def _of_csv(file: Path, text: str) -> list[tuple[str, int, Color | None]]:
@@ -218,9 +225,10 @@ def _row(file: Path, line: int, row: Sequence[str], place: int) -> tuple[str, in
     return name, _index(file, line, rest[0]), color
 
 
-def _index(file: Path, line: int, cell: str) -> int:
-    if not cell.isdecimal() or int(cell) > LARGEST_VALUE:
-        raise ValueError(f"{file}, line {line}: expected an index from 0 to {LARGEST_VALUE}, got {cell!r}")
+def _index(file: Path, line: int | None, cell: str) -> int:
+    if not cell.isdecimal() or len(cell) > LONGEST_NUMBER or int(cell) > LARGEST_VALUE:
+        where = str(file) if line is None else f"{file}, line {line}"
+        raise ValueError(f"{where}: expected an index from 0 to {LARGEST_VALUE}, got {cell[:80]!r}")
     return int(cell)
 
 
@@ -228,16 +236,17 @@ def _color(file: Path, line: int, cell: str) -> Color:
     if re.fullmatch(r"#[0-9a-fA-F]{6}", cell):
         red, green, blue = bytes.fromhex(cell[1:])
         return red, green, blue
-    numbers = [int(part) for part in re.findall(r"\d+", cell)]
-    if len(numbers) != 3 or max(numbers) > 255:
-        raise ValueError(f"{file}, line {line}: expected a color as #rrggbb or three numbers to 255, got {cell!r}")
+    parts = re.findall(r"\d+", cell)
+    numbers = [int(part) for part in parts if len(part) <= LONGEST_NUMBER]
+    if len(parts) != 3 or len(numbers) != 3 or max(numbers) > 255:
+        raise ValueError(f"{file}, line {line}: expected a color as #rrggbb or three numbers to 255, got {cell[:80]!r}")
     return numbers[0], numbers[1], numbers[2]
 
 
 def _checked(file: Path, rows: Sequence[tuple[str, int, Color | None]], ignore: int) -> ClassTable:
     """Return the table of rows, without that of the ignored value."""
     for what, values in (("names", [row[0] for row in rows]), ("indices", [str(row[1]) for row in rows])):
-        twice = sorted({value for value in values if values.count(value) > 1})
+        twice = sorted(value for value, count in Counter(values).items() if count > 1)
         if twice:
             raise ValueError(f"{file} lists {what} more than once: {named(twice)}; give each class its own")
     given = [row[2] for row in rows]
@@ -245,7 +254,7 @@ def _checked(file: Path, rows: Sequence[tuple[str, int, Color | None]], ignore: 
         lacking = [name for name, _, color in rows if color is None]
         raise ValueError(f"{file} gives some classes a color, and none to {named(lacking)}; give all a color, or none")
     shown = [color for color in given if color is not None]
-    alike = sorted({str(color) for color in shown if shown.count(color) > 1})
+    alike = sorted(str(color) for color, count in Counter(shown).items() if count > 1)
     if alike:
         raise ValueError(f"{file} gives several classes the color {named(alike)}; give each class its own")
     kept = sorted((row for row in rows if row[1] != ignore), key=lambda row: row[1])

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...utils.text import printable
 from ..decoding.pillow import header_size
-from ..detection.annotations import Annotated, Annotations, Written
+from ..detection.annotations import Annotated, Annotations, Written, require_drawable
 from ..detection.coco import read_coco
 from ..detection.coco_masks import require_coco, run_lengths
 from ..tables import named
@@ -94,6 +94,7 @@ def _run_lengths(written: Written, size: tuple[int, int]) -> Mapping[str, Any]:
             f"{written.where}: it has a box and no segmentation, so its pixels are not known; add a polygon or run "
             "lengths, remove it, or train for boxes (--task detection)"
         )
+    require_drawable(mask, written.where)
     height, width = size
     if not isinstance(mask, list) and tuple(mask["size"]) != size:
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...utils.io import parse_json
 from ..decoding.encoded import EncodedImage
 from ..storage.fetched import FetchedFile
 from ..storage.locations import is_remote, local_files
@@ -219,7 +219,7 @@ def hugging_face_features(schema: Any) -> dict[str, Any]:
     """Return what Hugging Face's library has recorded of the columns."""
     recorded = (schema.metadata or {}).get(b"huggingface")
     try:
-        features = json.loads(recorded)["info"]["features"] if recorded else {}
+        features = parse_json(recorded)["info"]["features"] if recorded else {}
     except (KeyError, TypeError, ValueError):
         return {}
     return features if isinstance(features, dict) else {}

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -36,6 +36,9 @@ SLACK = 512
 
 LARGEST = 2**31
 """Bytes of a member, unpacked; those of images are fewer."""
+
+LARGEST_LIST = 2**30
+"""Bytes of the list of members at the end of a zip file, which is read as a whole: that of ten million."""
 
 PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Ways of packing that are read."""
@@ -160,10 +163,36 @@ def open_zip(location: str, inside: str = "") -> Zipped:
     return Zipped(location, now, chosen, folder)
 
 
+class _Bounded:
+    """A zip file of whose list of members no more is read than there can be.
+
+    Args:
+        file: the zip file.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+
+    def seekable(self) -> bool:
+        """Return True: members are found by their places."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Read some bytes.
+
+        Raises:
+            OSError: if they are more.
+        """
+        if size > LARGEST_LIST:
+            raise OSError(f"its list of members claims {size:,} bytes, and may have {LARGEST_LIST:,}")
+        return self._file.read(size)
+
+
 def _members(location: str, file: IO[bytes]) -> list[zipfile.ZipInfo]:
     known = image_extensions()
     found = []
-    with zipfile.ZipFile(file) as archive:
+    bounded: Any = _Bounded(file)
+    with zipfile.ZipFile(bounded) as archive:
         for member in archive.infolist():
             if member.is_dir() or is_hidden(member.filename):
                 continue
@@ -183,6 +212,8 @@ def _require_readable(location: str, member: zipfile.ZipInfo) -> None:
         raise ValueError(
             f"{location}: {name} is packed by method {member.compress_type}; write it anew, deflated or stored"
         )
+    if max(member.header_offset, member.compress_size) >= 2**63 or member.header_offset < 0:
+        raise ValueError(f"{location}: {name} lies outside of the file; write the zip file anew")
     if member.file_size > LARGEST:
         raise ValueError(
             f"{location}: {name} would unpack to {member.file_size:,} bytes; images have {LARGEST:,} at most"

@@ -52,8 +52,10 @@ def read_range(location: str, start: int, stop: int, stamp: str = "") -> bytes:
         return _cached(location, start, stop, stamp)
     with open(location, "rb", buffering=0) as file:
         file.seek(start)
-        data = file.read(stop - start)
-        while len(data) < stop - start and (more := file.read(stop - start - len(data))):
+        # Memory is taken for all that is asked for: no more than the file holds, whatever an archive claims.
+        held = min(stop, os.fstat(file.fileno()).st_size) - start
+        data = file.read(max(0, held))
+        while len(data) < held and (more := file.read(held - len(data))):
             data += more
     if len(data) < stop - start:
         raise OSError(f"{os.path.basename(location)} ends before byte {stop}; it is cut off")

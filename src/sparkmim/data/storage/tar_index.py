@@ -8,7 +8,7 @@ import os
 import stat
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -37,6 +37,7 @@ CLASS = ".cls"
 LONGEST_CLASS = 1000
 
 LARGEST_HEADER = 2**20
+"""Bytes of the header of an index, and of an extended header of a member, which gives its length itself."""
 
 
 class TarIndex:
@@ -112,7 +113,7 @@ class TarIndex:
             lengths = [int(number) for number in header["lengths"]]
             several, skipped = [str(name) for name in header["several"]], int(header["skipped"])
             checksum = int(header["checksum"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"a damaged header ({error})") from error
         payload = content[-(-(begin + length) // 64) * 64 :]
         kinds: tuple[np.dtype[Any], ...] = tuple(map(np.dtype, ("<i8", "<i8", "<i8", "u1", "<i8", "u1")))
@@ -223,14 +224,54 @@ class _Member(NamedTuple):
     size: int
 
 
+class _Headers:
+    """A tar file of which no more is read at a time than a header may have.
+
+    Args:
+        file: the tar file.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        """Read some bytes.
+
+        Raises:
+            tarfile.ReadError: if they are more.
+        """
+        if not 0 <= size <= LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header claims {size:,} bytes, and may have {LARGEST_HEADER:,}")
+        return self._file.read(size)
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar file.
+
+    Raises:
+        tarfile.TarError: for a damaged header, whatever the library raises.
+    """
+    while True:
+        try:
+            member = tar.next()
+        except RecursionError as error:
+            raise tarfile.ReadError("thousands of extended headers follow each other") from error
+        except (ValueError, OverflowError) as error:
+            raise tarfile.ReadError(f"a header is damaged: {error}") from error
+        if member is None:
+            return
+        vars(tar)["members"] = []  # or it keeps all of them
+        yield member
+
+
 def _read_headers(location: str, file: IO[bytes], now: Facts) -> TarIndex:
     known = image_extensions()
     images: list[_Member] = []
     classes: dict[str, str] = {}
     skipped = 0
-    with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar:
-        for member in tar:
-            vars(tar)["members"] = []  # or it keeps all of them
+    headers: Any = _Headers(file)
+    with tarfile.open(fileobj=headers, mode="r:", errors="surrogateescape") as tar:
+        for member in _members(tar):
             name = member.name.removeprefix("./")
             if member.isdir() or is_hidden(name):
                 continue

@@ -10,7 +10,6 @@ FOLDER/state.npy      uint8 (images,): 0 not computed yet, 1 computed, 2 the ima
 
 from __future__ import annotations
 
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from ...objectives.distill import TeacherTargets
+from ...utils.io import read_json
 from ...utils.text import counted
 from ..crops import Crop, CropView
 from ..decoding.encoded import UnreadableImage
@@ -250,7 +250,7 @@ def read_identity(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); remove {folder}, and it is computed anew") from error
     return found if isinstance(found, dict) else {}
