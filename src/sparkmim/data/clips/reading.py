@@ -156,7 +156,7 @@ class VideoFile(Clip):
         """Open the file and its first stream of pictures."""
         av = library()
         try:
-            with av.open(str(self._path)) as container:
+            with av.open(str(self._path.absolute()), options={"format_whitelist": FORMATS}) as container:
                 if not container.streams.video:
                     raise UnreadableImage("the file holds no pictures")
                 stream = container.streams.video[0]
@@ -218,6 +218,12 @@ class VideoFile(Clip):
 INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
 """Formats, by FFmpeg's names, that know where their key frames are; others are decoded from the start, since there
 FFmpeg does not hit a time exactly."""
+
+FORMATS = ",".join(
+    (*sorted(INDEXED), "mpeg", "mpegvideo", "mpegts", "asf", "flv", "live_flv", "ogg", "m4v", "h264", "hevc")
+)
+"""Formats that are read, whatever a file is called. Lists of other files (HLS, DASH, concat) are not: FFmpeg would open
+those, wherever they are."""
 
 TOLERATED = 2
 """Frames by which a file may end before its header says."""

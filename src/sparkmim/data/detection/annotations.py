@@ -130,12 +130,14 @@ def require_drawable(mask: Mask | None, where: str) -> None:
         ValueError: with the length.
     """
     for part in mask if isinstance(mask, list) else ():
-        points = np.array(part).reshape(-1, 2)
-        length = np.abs(np.diff(points, axis=0, append=points[:1])).sum()
-        if not (length <= LONGEST and np.abs(points).max() <= FARTHEST):
+        points = np.array(part, np.float64).reshape(-1, 2)
+        with np.errstate(over="ignore"):
+            length = np.abs(np.diff(points, axis=0, append=points[:1])).sum()
+        farthest = np.abs(points).max()
+        if length > LONGEST or farthest > FARTHEST:
             raise ValueError(
-                f"{where}: the outline of a polygon is {length:.3g} pixels long, to {np.abs(points).max():.3g} pixels "
-                "from the image's corner, longer than any object's; correct or remove it"
+                f"{where}: the outline of a polygon is {length:.3g} pixels long, and goes {farthest:.3g} pixels away "
+                "from the image's corner, farther than any object's; correct or remove it"
             )
 
 

@@ -108,10 +108,13 @@ def _images(images: Sequence[Any], path: Path) -> dict[Any, Mapping[str, Any]]:
 
 
 def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
-    sides = (entry.get("height"), entry.get("width"))
-    sound = (isinstance(side, (int, float)) and 0 < side <= MOST_PIXELS for side in sides)
-    height, width = (int(side) if fits else 0 for side, fits in zip(sides, sound, strict=True))  # type: ignore[arg-type]
+    height, width = _side(entry.get("height")), _side(entry.get("width"))
     return (height, width) if 0 < height * width <= MOST_PIXELS else None
+
+
+def _side(value: object) -> int:
+    """Return a number of pixels, 0 for what cannot be one."""
+    return int(value) if isinstance(value, (int, float)) and 0 < value <= MOST_PIXELS else 0
 
 
 def _root(path: Path, images: Path | None, names: Sequence[str]) -> Path:

@@ -161,7 +161,9 @@ class _Reader:
         self._parser = parser
         try:
             parser.Parse(self.path.read_bytes(), True)
-        except (expat.ExpatError, LookupError, UnicodeError) as error:  # of what is unknown: its encoding
+        except (expat.ExpatError, LookupError, ValueError) as error:  # also for an encoding that is not known
+            if str(error).startswith(str(self.path)):
+                raise  # of this reader's own
             raise ValueError(f"{self.path} cannot be read as XML ({error}); correct or remove it") from error
         if not self._rooted:
             raise ValueError(

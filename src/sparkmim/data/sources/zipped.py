@@ -173,10 +173,6 @@ class _Bounded:
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self.seek, self.tell = file, file.seek, file.tell
 
-    def seekable(self) -> bool:
-        """Return True: members are found by their places."""
-        return True
-
     def read(self, size: int = -1) -> bytes:
         """Read some bytes.
 

@@ -9,7 +9,7 @@ import stat
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -245,19 +245,30 @@ class _Headers:
         return self._file.read(size)
 
 
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Raise one kind of error for whatever the library raises on a damaged header.
+
+    Raises:
+        tarfile.ReadError: with what it says.
+    """
+    try:
+        yield
+    except RecursionError as error:
+        raise tarfile.ReadError("hundreds of extended headers follow each other") from error
+    except (ValueError, OverflowError) as error:
+        raise tarfile.ReadError(f"a header is damaged: {error}") from error
+
+
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Yield the members of a tar file.
 
     Raises:
-        tarfile.TarError: for a damaged header, whatever the library raises.
+        tarfile.TarError: for a damaged header.
     """
     while True:
-        try:
+        with _damage():
             member = tar.next()
-        except RecursionError as error:
-            raise tarfile.ReadError("thousands of extended headers follow each other") from error
-        except (ValueError, OverflowError) as error:
-            raise tarfile.ReadError(f"a header is damaged: {error}") from error
         if member is None:
             return
         vars(tar)["members"] = []  # or it keeps all of them
@@ -270,7 +281,9 @@ def _read_headers(location: str, file: IO[bytes], now: Facts) -> TarIndex:
     classes: dict[str, str] = {}
     skipped = 0
     headers: Any = _Headers(file)
-    with tarfile.open(fileobj=headers, mode="r:", errors="surrogateescape") as tar:
+    with ExitStack() as stack:
+        with _damage():  # the first header is read at once
+            tar = stack.enter_context(tarfile.open(fileobj=headers, mode="r:", errors="surrogateescape"))
         for member in _members(tar):
             name = member.name.removeprefix("./")
             if member.isdir() or is_hidden(name):
