@@ -407,3 +407,29 @@ def test_a_list_of_gibibytes_in_a_zip_file(tmp_path: Path) -> None:
         file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, GIBS - 4, 4, 0))
     with pytest.raises(ValueError, match=r"images\.zip cannot be read as a zip file \(its list of members claims"):
         limited(lambda: open_zip(str(path)))
+
+
+# --- videos ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["sub/other.mp4", "clip.mp4"], ids=["another", "itself"])
+def test_lists_of_other_files_are_no_videos(file: str, tmp_path: Path) -> None:
+    """FFmpeg opens what they name, and the list itself without end."""
+    av = pytest.importorskip("av")
+    from sparkmim.data.clips.reading import VideoFile
+    from sparkmim.data.decoding.encoded import UnreadableImage
+
+    (tmp_path / "sub").mkdir()
+    with av.open(str(tmp_path / "sub" / "other.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for _ in range(3):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    assert VideoFile(tmp_path / "sub" / "other.mp4").measure(3).frames == 3
+    (tmp_path / "clip.mp4").write_text(f"ffconcat version 1.0\nfile {file}\n")
+    with pytest.raises(UnreadableImage):
+        VideoFile(tmp_path / "clip.mp4").measure(3)
