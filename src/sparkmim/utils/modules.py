@@ -35,10 +35,10 @@ def _add_modules(module: nn.Module, found: dict[nn.Module, None]) -> None:
 
 
 @contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode, and restore the mode of every submodule on exit."""
+def eval_mode(module: nn.Module, training: bool = False) -> Iterator[None]:
+    """Switch to evaluation mode, or to training mode, and restore the mode of every submodule on exit."""
     modes = {m: m.training for m in module.modules()}
-    module.eval()
+    module.train(training)
     try:
         yield
     finally:
