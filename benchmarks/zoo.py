@@ -106,7 +106,9 @@ def _checked(entry: Entry, network: nn.Module, row: dict[str, Any]) -> None:
     row["levels"] = [["x".join(map(str, sorted({*level.stride}))), level.channels] for level in backbone.levels]
     if backbone.aligned:
         row["remarks"].append(f"padded: {short(', '.join(backbone.aligned), 60)}")
-    report = sparkmim.check(backbone)
+    if entry.patch_size is not None:
+        row["remarks"].append(f"patch size {entry.patch_size}")
+    report = sparkmim.check(backbone, patch_size=entry.patch_size)
     row["reached"], row["parameters"] = report.reached, report.parameters
     row["deviation"] = report.properties.deviation
     if not report.passed:
@@ -142,7 +144,7 @@ def _trained(entry: Entry, row: dict[str, Any]) -> None:
     torch.manual_seed(0)
     backbone = sparkmim.Backbone(entry.build(), in_chans=entry.in_chans)
     width = max(64, *backbone.strides[-1])  # halved with each doubling of the resolution
-    model = sparkmim.SparK(backbone, decoder_width=width).train()
+    model = sparkmim.SparK(backbone, patch_size=entry.patch_size, decoder_width=width).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     patches = 2 if entry.dims == 3 else 4
     images = torch.randn(4, entry.in_chans, *[patches * n for n in backbone.size_divisor(model.patch_size)])
