@@ -131,7 +131,7 @@ class Probe:
             stack.enter_context(eval_mode(self.module, training))
             stack.enter_context(preserved_attributes(self.module))
             parameter = self._parameter()
-            stack.enter_context(nullcontext() if meta else preserved_buffers(self.module))
+            stack.enter_context(nullcontext() if meta else preserved_buffers(self.module, parameters=training))
             stack.enter_context(nullcontext() if meta else _all_trainable(self.module))
             stack.enter_context(untouched(self.module))
             if meta:

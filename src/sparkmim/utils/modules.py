@@ -47,9 +47,11 @@ def eval_mode(module: nn.Module, training: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def preserved_buffers(*modules: nn.Module) -> Iterator[None]:
-    """Restore the modules' buffers (running statistics) on exit, unseen by autograd."""
+def preserved_buffers(*modules: nn.Module, parameters: bool = False) -> Iterator[None]:
+    """Restore the modules' buffers (running statistics) on exit, unseen by autograd; their parameters too, if asked."""
     buffers = [buffer for module in modules for buffer in module.buffers()]
+    if parameters:
+        buffers += [parameter.data for module in modules for parameter in module.parameters()]
     values = [buffer.clone() for buffer in buffers]
     try:
         yield
