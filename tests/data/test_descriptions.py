@@ -433,3 +433,15 @@ def test_lists_of_other_files_are_no_videos(file: str, tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_text(f"ffconcat version 1.0\nfile {file}\n")
     with pytest.raises(UnreadableImage):
         VideoFile(tmp_path / "clip.mp4").measure(3)
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_names_of_classes_stay_on_their_line() -> None:
+    """A class of a stranger's file neither begins a line of the plan, nor fills the terminal."""
+    from sparkmim.data.tables import named, shown
+
+    assert shown("da\nrk \x1b[31m") == r"da\nrk \x1b[31m"
+    assert len(shown("l" * 100_000)) <= 200
+    assert named(["a\n", "b"]) == r"a\n, b"

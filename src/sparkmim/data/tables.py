@@ -117,10 +117,14 @@ def read_table(file: Path, is_image: Callable[[Path], bool] = Path.is_file) -> T
     return Table(names, [row[columns.label].strip() for _, row in rows], _splits(file, rows, columns.split))
 
 
+def shown(name: str) -> str:
+    """Return a name on one line, and no more of it than is read."""
+    return printable(name[:LONGEST])
+
+
 def named(names: Sequence[str]) -> str:
     """Return the first few of some names as text, each on one line."""
-    shown = ", ".join(printable(name[:LONGEST]) for name in names[:SHOWN])
-    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return ", ".join(map(shown, names[:SHOWN])) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _holds(condition: Callable[[Path], bool], path: Path) -> bool:

@@ -16,9 +16,10 @@ from ...data.config import ViewConfig
 from ...data.detection.coco_masks import require_coco
 from ...data.detection.opening import Source, read_splits
 from ...data.detection.table import DetectionImages
+from ...data.tables import shown
 from ...data.targets import Splits
 from ...utils.fields import show
-from ...utils.text import verb
+from ...utils.text import counted, verb
 from ..config import VAL_SHARE, DetectionSettings
 from ..detection.anchors import box_statistics
 from ..detection.network import COLUMNS, MASK_SIDE, build_detector
@@ -125,9 +126,10 @@ class Detection(TransferTask[DetectionImages]):
     def describe(self, train: DetectionImages) -> str:
         """Return the number of images, and of the objects of each class."""
         counts = train.counts()
-        named = ", ".join(f"{n:,} {name}" for name, n in list(zip(train.classes, counts, strict=True))[:8])
+        named = ", ".join(f"{n:,} {shown(name)}" for name, n in list(zip(train.classes, counts, strict=True))[:8])
         more = ", ..." * (len(counts) > 8)
-        return f"{len(train):,} with {sum(counts):,} objects of {len(counts)} classes ({named}{more})"
+        objects, classes = counted(sum(counts), "object"), counted(len(counts), "class", "classes")
+        return f"{len(train):,} with {objects} of {classes} ({named}{more})"
 
     def extents(self, train: DetectionImages) -> tuple[int, ...]:
         """Return the median size of the images along each axis."""

@@ -20,6 +20,7 @@ from ...data.segmentation.images import SegmentedImages, read_images
 from ...data.segmentation.masks import read_mask
 from ...data.segmentation.pairs import Place, find_places
 from ...data.segmentation.volumes import SegmentedVolumes, channels_of, holds_volumes, read_volumes, sizes_of
+from ...data.tables import shown
 from ...data.targets import Splits
 from ...data.volumes.label_store import read_label_map
 from ...data.volumes.opening import Stores, prepared_as
@@ -152,7 +153,9 @@ class Segmentation(TransferTask[Any]):
     def describe(self, train: Segmented) -> str:
         """Return the number of images, and the share of each class."""
         shares = train.pixels.sum(0) / max(1, train.pixels.sum())
-        named = ", ".join(f"{name} {share:.2g}" for name, share in zip(train.table.names[:8], shares, strict=False))
+        named = ", ".join(
+            f"{shown(name)} {share:.2g}" for name, share in zip(train.table.names[:8], shares, strict=False)
+        )
         classes = counted(len(train.table), "class", "classes")
         return f"{len(train):,} of {classes} ({named}{', ...' * (len(train.table) > 8)} of the pixels)"
 
@@ -206,7 +209,7 @@ class Segmentation(TransferTask[Any]):
         if len(asked) != len(train.table) or not sum(asked) > 0:
             raise ValueError(
                 f"--class-weights {show(asked)} has {len(asked)} values for {len(train.table)} classes "
-                f"({', '.join(train.table.names[:8])}); give one for each, not all 0"
+                f"({', '.join(map(shown, train.table.names[:8]))}); give one for each, not all 0"
             )
         return list(asked)
 
