@@ -28,6 +28,7 @@ class Entry:
         dims: spatial dimensions.
         in_chans: channels of the images.
         whole: whether a decoder, a head or a classifier of fixed size comes with the encoder that is wanted.
+        patch_size: pixels of a patch; the total stride, which is the default of sparkmim, if not given.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Entry:
     dims: int = 2
     in_chans: int = 3
     whole: bool = False
+    patch_size: int | None = None
 
     @property
     def key(self) -> str:
@@ -278,11 +280,14 @@ for name in (
     add("pretrainedmodels", name, call(f"pretrainedmodels:{name}", num_classes=1000, pretrained=None), whole=True)
 for name in (
     "preresnet18", "seresnet18", "bam_resnet18", "cbam_resnet18", "ibn_resnet50", "diaresnet10", "sharesnet18",
-    "resneta10", "scnet50", "peleenet", "condensenet74_c4_g4", "darknet53", "dla34", "sqnxt23_w1", "shufflenet_g1_w1",
+    "resneta10", "peleenet", "condensenet74_c4_g4", "darknet53", "dla34", "sqnxt23_w1", "shufflenet_g1_w1",
     "menet108_8x1_g3", "espnetv2_wd2", "fdmobilenet_wd4", "igcv3_wd4", "bagnet9", "diracnet18v2", "octresnet10_ad2",
     "selecsls42", "resnet20_cifar10", "wrn16_10_cifar10",
 ):  # fmt: skip
     add("pytorchcv", name, call("pytorchcv.model_provider:get_model", name, pretrained=False), whole=True)
+# It pools by 4 at stride 32, so it takes images of multiples of 128 pixels alone.
+scnet50 = call("pytorchcv.model_provider:get_model", "scnet50", pretrained=False)
+add("pytorchcv", "scnet50", scnet50, whole=True, patch_size=128)
 add("torchxrayvision", "DenseNet", call("torchxrayvision:models.DenseNet", weights=None), in_chans=1, whole=True)
 
 

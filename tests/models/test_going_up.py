@@ -203,6 +203,21 @@ class Bridged(nn.Module):
         return self.head(self.decoder(maps))  # type: ignore[no-any-return]
 
 
+class PyramidPooling(nn.Module):
+    """PSPNet: a head at the last map's resolution that pools the whole map to a few positions, and up to the image."""
+
+    def __init__(self, bins: tuple[int, ...]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(block(3, 8, 2), block(8, 16, 2), block(16, 32, 2))
+        self.pools = nn.ModuleList(nn.Sequential(nn.AdaptiveAvgPool2d(bin), nn.Conv2d(32, 8, 1)) for bin in bins)
+        self.fuse, self.head = block(32 + 8 * len(bins), 64), nn.Conv2d(64, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        deep = self.body(x)
+        pooled = [F.interpolate(pool(deep), size=deep.shape[2:], mode="bilinear") for pool in self.pools]
+        return up(self.head(self.fuse(torch.cat([deep, *pooled], 1))), 8)
+
+
 class Wrapped(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -221,6 +236,8 @@ ENCODERS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "latent code": (Latent, ["encoder.0", "encoder.1", "encoder"]),
     "narrowing autoencoder": (lambda: Latent((32, 16, 4)), ["encoder.0", "encoder.1", "encoder"]),
     "bridge of the decoder": (Bridged, ["encoder.1", "encoder.2"]),
+    "pyramid pooling": (lambda: PyramidPooling((1, 2, 3, 6)), ["body.0", "body.1", "body"]),
+    "pyramid pooling of one": (lambda: PyramidPooling((3,)), ["body.0", "body.1", "body"]),
     "pathways": (Pathways, ["fast", "deep:input", "deep"]),
     "looped": (Looped, [":relu[1]", ":relu[3]", ":relu[5]"]),
 }

@@ -228,6 +228,35 @@ class ReadsValues(nn.Module):
         return self.two(x if x.abs().max().item() < 1e9 else x / 2)
 
 
+class PooledInEvaluation(nn.Module):
+    """DPN of pretrainedmodels: in evaluation mode the classifier sees positions, in training mode the pooled map."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(block(3, 8, 4), block(8, 16, 2))
+        self.classes = nn.Conv2d(16, 10, 1)
+        self.window = window
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        if self.training:
+            return self.classes(x.mean((2, 3), keepdim=True)).flatten(1)
+        x = F.avg_pool2d(x, self.window, 1) if self.window > 1 else x
+        return self.classes(x).mean((2, 3))
+
+
+class SkippedInTraining(nn.Module):
+    """Stochastic depth that does not run a block at all: here always, in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.last = block(3, 8, 4), block(8, 16, 2), block(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.two(self.one(x))
+        return x if self.training else self.last(x)
+
+
 def deep(number: int, dims: int) -> nn.Sequential:
     kind: Any = nn.Conv1d if dims == 1 else nn.Conv2d
     return nn.Sequential(*[nn.Sequential(kind(3 if i == 0 else 4, 4, 3, 2, 1), nn.ReLU()) for i in range(number)])
@@ -266,10 +295,20 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[int], list[str] | None]]
     "parallel": (Parallel, [4, 8], [":output[0]", ":output[1]"]),
     "calibrated": (Calibrated, [4, 8, 16], ["layer1", "layer2", "layer3"]),
     "one axis at a time": (Flow, [2, 4, 8], ["stem", "one", "two"]),
+    # networks that do something else in training mode
+    "pooled in evaluation": (lambda: PooledInEvaluation(1), [4, 8], ["body.0", "body"]),
+    "windows in evaluation": (lambda: PooledInEvaluation(7), [4, 8], ["body.0", "body"]),
+    "skipped in training": (SkippedInTraining, [4, 8], ["one", "last"]),
     "reads values": (ReadsValues, [4, 8], ["one", "two"]),
 }
 
-NOT_REACHED = {"linear": 2, "fixed pool": 2, "traced resnet": 2}
+NOT_REACHED = {
+    "linear": 2,
+    "fixed pool": 2,
+    "traced resnet": 2,
+    "pooled in evaluation": 2,
+    "windows in evaluation": 2,
+}
 """Parameters of classifiers."""
 
 

@@ -285,3 +285,36 @@ def test_empty_parameters() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ReLU())
     network.register_parameter("classifier", nn.Parameter(torch.empty(0, 4)))
     assert check(network, patch_size=(4, 4)).passed
+
+
+# --- rounding -------------------------------------------------------------------------------------------------------
+
+
+def chaotic(times: int) -> Function:
+    """The logistic map, each application of which doubles what rounding did before it."""
+
+    def function(network: Any, x: Tensor) -> Tensor:
+        x = torch.sigmoid(network.mix(x))
+        for _ in range(times):
+            x = 4 * x * (1 - x)
+        return x
+
+    return function
+
+
+def test_rounding_that_the_network_amplifies_is_no_fault() -> None:
+    report = backbone(chaotic(22), mix=nn.Conv2d(8, 8, 3, padding=1)).check()
+    assert report.passed, str(report)
+    assert report.deviation > 1e-8
+    assert "rounding of the images alone changes the network by" in str(report)
+
+
+def test_a_small_fault_is_not_taken_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nearly(execution: Execution, func: Any, x: Tensor) -> Tensor:
+        return execution.mark(func(x) * (1 + 1e-7), execution.require_map(func, x))
+
+    monkeypatch.setitem(RULES, torch.tanh, {**RULES[torch.tanh], "SparseExecution": nearly})
+    report = backbone(lambda network, x: torch.tanh(x)).check()
+    failed = {result.check for result in report.results if not result.passed}
+    assert failed == {"identity", "crop", "oracle"}
+    assert report.deviation < 1e-6

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -114,7 +115,20 @@ def test_any_convolution(data: st.DataObject, dims: int, path: str) -> None:
         assert_agrees_with_oracle(network, visible, case.channels, case.patch)
 
 
-LAYERS = {
+CROPS: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]] = {
+    "a slice": (nn.ZeroPad2d((2, 1, 2, 1)), lambda x: x[:, :, 1:, 1:]),
+    "a slice of its size": (nn.ZeroPad2d((1, 3, 1, 3)), lambda x: x[..., : x.shape[2] - 2, : x.shape[3] - 2]),
+    "slices": (nn.ConstantPad2d(2, 1.0), lambda x: x[:, :, 1:][..., :-1][..., 1:].contiguous()[:, :, :-1, :]),
+    "negative bounds": (nn.ReflectionPad2d((2, 1, 2, 1)), lambda x: x[:, :, -x.size(2) + 1 :, 1:]),
+    "pad": (nn.ReplicationPad2d(2), lambda x: F.pad(x, (-1, -1, -1, -1))),
+}
+
+
+def cropped_within(pad: nn.Module, cut: Callable[[Tensor], Tensor]) -> nn.Module:
+    return nn.Sequential(pad, Apply(cut), nn.Conv2d(4, 6, 3))
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
     "3x3": lambda: nn.Conv2d(4, 6, 3, padding=1),
     "3x3 without bias": lambda: nn.Conv2d(4, 6, 3, padding=1, bias=False),
     "3x3 stride 2": lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1),
@@ -136,6 +150,11 @@ LAYERS = {
     "shifted, nothing else": lambda: nn.Sequential(nn.ZeroPad2d((2, -2, -1, 1)), nn.Conv2d(4, 6, 1)),
     "shifted by more than is padded": lambda: nn.Sequential(nn.ZeroPad2d((-2, 4, 0, 2)), nn.Conv2d(4, 4, 3, groups=4)),
     "padded, then cropped": lambda: nn.Sequential(nn.ZeroPad2d(2), nn.ZeroPad2d(-1), nn.Conv2d(4, 6, 3)),
+    **{f"padded, then cropped by {name}": partial(cropped_within, *how) for name, how in CROPS.items()},
+    "shifted by slices": lambda: nn.Sequential(
+        nn.ZeroPad2d((0, 1, 0, 1)), Apply(lambda x: x[:, :, 1:, 1:]), nn.Conv2d(4, 6, 1, stride=2)
+    ),
+    "a slice of what is not padded": lambda: nn.Sequential(Apply(lambda x: x[:, :, 1:, :-1]), nn.Conv2d(4, 6, 1, 2)),
     "channels padded": lambda: nn.Sequential(nn.ConstantPad3d((0, 0, 0, 0, 1, 1), 2.0), nn.Conv2d(6, 4, 3, padding=1)),
     "channels and space padded": lambda: nn.Sequential(nn.ConstantPad3d((1, 1, 1, 1, 0, 2), 0.0), nn.Conv2d(6, 4, 3)),
     "three layers": lambda: nn.Sequential(
@@ -364,6 +383,10 @@ REFUSED = {
     "padded twice with two values": nn.Sequential(nn.ConstantPad2d(1, 1.0), nn.ZeroPad2d(1), nn.Conv2d(4, 4, 5)),
     "wrapped around": nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
     "cropped": nn.Sequential(nn.ZeroPad2d(-1), nn.ReLU()),
+    "cropped by a slice": nn.Sequential(Apply(lambda x: x[..., 1:, 1:]), nn.ReLU()),
+    "cropped into and mirrored": nn.Sequential(
+        nn.ReflectionPad2d(1), Apply(lambda x: x[:, :, 2:, 2:]), nn.Conv2d(4, 4, 1, stride=2)
+    ),
     "cropped and padded again": nn.Sequential(nn.ZeroPad2d((-1, 0, -1, 0)), nn.Conv2d(4, 4, 4, padding=2)),
     "cropped and padded again before": nn.Sequential(
         nn.ZeroPad2d((-1, 0, 0, 0)), nn.ZeroPad2d((1, 0, 0, 0)), nn.Conv2d(4, 4, 1)

@@ -184,6 +184,22 @@ def without_heads(flow: Dataflow, outer: list[Step], end: Step) -> list[Step]:
     return sorted(kept, key=lambda step: step.time)
 
 
+def without_pyramid_pooling(flow: Dataflow, outer: list[Step], pooled: set[Node]) -> list[Step]:
+    """Return the steps without those behind a pyramid pooling (PSPNet's), where others have maps of all resolutions.
+
+    Such a head pools the whole map to a few positions, of which patches hold no whole number.
+
+    Args:
+        flow: the graph behind all steps.
+        outer: the steps that may be stages.
+        pooled: nodes of the maps of several positions that do not grow with the image.
+    """
+    behind_pooling = flow.largest(dict.fromkeys(flow.from_source(pooled), 1))
+    kept = [step for step in outer if not behind_pooling.get(step.event.node)]
+    whole = {step.pixels for step in kept if step.event.kind != "input"} == {step.pixels for step in outer}
+    return kept if whole else outer
+
+
 def without_decoders(outer: list[Step], steps: list[Step], risen: set[Node]) -> list[Step]:
     """Return the steps without those of modules that go up themselves, where others have maps of all resolutions.
 

@@ -60,6 +60,10 @@ class Dataflow:
             else:
                 self._ways[node] = sum(self._ways[parent] for parent, _ in node.next_functions if parent is not None)
 
+    def from_source(self, nodes: Iterable[Node]) -> set[Node]:
+        """Return those of the nodes that depend on the network's input."""
+        return {node for node in nodes if self._ways.get(node)}
+
     def on_every_way(self, target: Node) -> set[Node]:
         """Return the nodes that every way from the input to `target` passes, with itself; empty if none leads there."""
         total = self._ways.get(target, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from .levels import HUGE_SIZES, NotProportionalError, suggested_size
 from .probe import MustComputeError, Probe
 from .stages import Findings, find_stages
 from .steps import gains
-from .trace import Trace, record
+from .trace import Size, Trace, record
 
 FINDING_SIZES = {1: 8192, 2: 1024, 3: 1024}
 """Size of the image on which stages are looked for first, by number of dimensions. The deepest map must have as many
@@ -20,6 +21,14 @@ positions as its stride has pixels, and all maps must be the image's size divide
 
 COMPUTED_FINDING_SIZES = {1: (4096, 6720, 32768), 2: (128, 224, 240, 512), 3: (32, 48, 64)}
 """Sizes for networks that must be computed, or that take no large images."""
+
+
+class _Passes(NamedTuple):
+    """What a network computes of an image, and of one twice as large; and the id of the smaller image."""
+
+    trace: Trace
+    larger: Trace
+    image: int
 
 
 class StageFinder:
@@ -36,6 +45,7 @@ class StageFinder:
         self._alignment: Alignment | None = None
         self._meta_does = False  # whether an error on meta tensors turned out to be the network's own
         self._ran = False  # whether a pass has computed a map
+        self._modes_differ = False  # whether maps have other sizes in training mode
 
     def find(self, full: bool, alignment: Alignment | None) -> tuple[Findings, str | None]:
         """Return the stages of the network, and how its forward pass ended if it did so in an error.
@@ -48,40 +58,67 @@ class StageFinder:
             NotProportionalError: if there are none.
         """
         self._alignment = alignment
-        best: tuple[Findings, Trace] | None = None
+        best: tuple[Findings, _Passes, Size] | None = None
         error: Exception | None = None
         for extent in self._finding_sizes():
+            size = (extent,) * self.dims
             try:
-                trace, larger, image = self._run_twice(extent)
+                passes = self._run_twice(extent)
             except MustComputeError:
                 continue
-            found = find_stages(trace, larger, image, (extent,) * self.dims, full)
-            error = error or larger.error
-            self._ran = self._ran or any(event.kind != "input" for event in larger.events)
+            found = find_stages(*passes, size, full)
+            error = error or passes.larger.error
+            self._ran = self._ran or any(event.kind != "input" for event in passes.larger.events)
             if found.stages and (best is None or self._rank(found) > self._rank(best[0])):
-                best = found, larger
+                best = found, passes, size
             if found.stages and (found.unaligned or (found.last_fits and self._is_certain(found))):
                 break
         if best is None:
             raise self._nothing_found(error, full) from error
-        found, trace = best
-        ended = trace.error
+        found, passes, size = best
+        ended = passes.larger.error
+        found = self._in_both_modes(found, passes, size, full)
         return found, None if ended is None else f"{type(ended).__name__}: {' '.join(str(ended).split())[:200]}"
+
+    def _in_both_modes(self, found: Findings, passes: _Passes, size: Size, full: bool) -> Findings:
+        """Return stages that the network also has in training mode: some pool the last map in evaluation mode alone.
+
+        Blocks that it skips at random in training mode are no such difference: no size changes with them.
+
+        Args:
+            found: the stages in evaluation mode.
+            passes: in which they were found.
+            size: of the smaller image.
+            full: also a map of stride 1.
+        """
+        try:
+            training, _ = self._run_to_end(size, training=True)
+        except MustComputeError:
+            return found
+        sizes = {event.name: event.size for event in training.events}
+        same = all(sizes.get(event.name, event.size) == event.size for event in passes.trace.events)
+        if same or training.error is not None:
+            return found
+        self._modes_differ = True
+        both = find_stages(*passes, size, full, training)
+        return both if both.stages else found
 
     def used_on_tokens(self, size: Sequence[int]) -> list[str]:
         """Return the trainable parameters that are used on what grows with the image, and is not laid out as a map."""
+        training = self._modes_differ
         try:
-            (trace, _), (larger, _) = self._run_to_end(size), self._run_to_end([2 * s for s in size])
+            trace, _ = self._run_to_end(size, training)
+            larger, _ = self._run_to_end([2 * s for s in size], training)
         except MustComputeError:  # then the search runs once more, on tensors
             return []
         beside = trace.used_beside_maps(larger, self.dims)
         return [name for name, p in self.module.named_parameters() if p.requires_grad and name in beside]
 
-    def _run_twice(self, extent: int) -> tuple[Trace, Trace, int]:
+    def _run_twice(self, extent: int) -> _Passes:
         """Return what the network computes of an image, and of one twice as large; and see :meth:`_run_to_end`."""
         trace, image = self._run_to_end((extent,) * self.dims)
         larger, _ = self._run_to_end((2 * extent,) * self.dims)
-        return trace, larger, image
+        return _Passes(trace, larger, image)
 
     def _is_certain(self, found: Findings) -> bool:
         """Return whether no other strides give maps of the sizes that were found."""
@@ -126,7 +163,7 @@ class StageFinder:
             + more
         )
 
-    def _run_to_end(self, size: Sequence[int]) -> tuple[Trace, int]:
+    def _run_to_end(self, size: Sequence[int], training: bool = False) -> tuple[Trace, int]:
         """Run the network on a blank image; return what it computes, and the id of the image in the autograd graph."""
 
         def use(image: Tensor, names: Mapping[int, str]) -> tuple[Trace, int]:
@@ -135,7 +172,9 @@ class StageFinder:
             with nullcontext() if self._alignment is None else self._alignment:
                 return record(self.module, lambda: self.module(image), self.dims, names), id(source)
 
-        trace, image = self._probe(size, use)
+        trace, image = self._probe(size, use, training)
+        if training:
+            return trace, image
         if trace.error is not None and not self._probe.computes and not self._meta_does:
             small = (COMPUTED_FINDING_SIZES[self.dims][0],) * self.dims
             on_meta, computed = (found for found, _ in self._probe.run_both(small, use))

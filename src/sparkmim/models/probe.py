@@ -58,8 +58,10 @@ class Probe:
         self.computes = any(isinstance(part, torch.jit.ScriptModule) for part in module.modules())
         self.failed: tuple[int, ...] | None = None  # size of the smallest image that a run on meta tensors failed for
 
-    def __call__(self, size: Sequence[int], use: Callable[[Tensor, Mapping[int, str]], Result]) -> Result:
-        """Return what `use` makes of a blank image, in evaluation mode and with gradients switched on.
+    def __call__(
+        self, size: Sequence[int], use: Callable[[Tensor, Mapping[int, str]], Result], training: bool = False
+    ) -> Result:
+        """Return what `use` makes of a blank image, with gradients switched on.
 
         Modes, buffers, attributes, caches and generators of random numbers are restored afterwards.
 
@@ -67,6 +69,7 @@ class Probe:
             size: spatial size of the image.
             use: takes an image `(1, in_chans, *size)` that requires gradients, and the name of each parameter by its
                 id. Both may be on the device `meta`, as may all parameters and buffers of the network while it runs.
+            training: run it in training mode, not in evaluation mode.
 
         Raises:
             MustComputeError: if the image is large and the network turns out to need a real one.
@@ -75,7 +78,7 @@ class Probe:
         """
         if not self.computes and self._parameter().device.type != "meta":
             try:
-                return self._run(size, use, meta=True)
+                return self._run(size, use, meta=True, training=training)
             except Exception as error:
                 if not needs_values(error):
                     if self.failed is None or math.prod(size) < math.prod(self.failed):
@@ -84,7 +87,7 @@ class Probe:
                 self.computes = True
                 if math.prod(size) > MOST_PIXELS:
                     raise MustComputeError(f"{type(self.module).__name__} needs real tensors ({error})") from error
-        return self._run(size, use, meta=False)
+        return self._run(size, use, meta=False, training=training)
 
     def failed_for_meta(self, use: Callable[[Tensor, Mapping[int, str]], object], size: Sequence[int]) -> bool:
         """Repeat the run that failed with real tensors; return whether it succeeds, and have all later ones use them.
@@ -112,17 +115,23 @@ class Probe:
         parameters = list(self.module.parameters())
         return next((p for p in parameters if p.is_floating_point()), parameters[0])
 
-    def _run(self, size: Sequence[int], use: Callable[[Tensor, Mapping[int, str]], Result], meta: bool) -> Result:
+    def _run(
+        self,
+        size: Sequence[int],
+        use: Callable[[Tensor, Mapping[int, str]], Result],
+        meta: bool,
+        training: bool = False,
+    ) -> Result:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             if "torch._dynamo" in sys.modules:  # else nothing has been compiled
                 stack.enter_context(force_eager())
             stack.enter_context(_preserved_generators(self.module))
-            stack.enter_context(eval_mode(self.module))
+            stack.enter_context(eval_mode(self.module, training))
             stack.enter_context(preserved_attributes(self.module))
             parameter = self._parameter()
-            stack.enter_context(nullcontext() if meta else preserved_buffers(self.module))
+            stack.enter_context(nullcontext() if meta else preserved_buffers(self.module, parameters=training))
             stack.enter_context(nullcontext() if meta else _all_trainable(self.module))
             stack.enter_context(untouched(self.module))
             if meta:
@@ -167,7 +176,7 @@ def needs_values(error: BaseException) -> bool:
 
 
 class _NormsOfNothing(TorchFunctionMode):
-    """Answers batch norm in evaluation mode and instance norm by one operation, which has the same shape and graph.
+    """Answers batch norm and instance norm by one operation, which has the same shape and graph.
 
     On meta tensors torch decomposes them into dozens, which take half the time of a pass.
     """
@@ -180,11 +189,10 @@ class _NormsOfNothing(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is F.batch_norm or func is F.instance_norm:
-            call = dict(zip(("input", "running_mean", "running_var", "weight", "bias", "training"), args, strict=False))
+            call = dict(zip(("input", "running_mean", "running_var", "weight", "bias"), args, strict=False))
             call |= kwargs or {}
             x, weight, bias = call["input"], call.get("weight"), call.get("bias")
-            plain = func is F.instance_norm or not call.get("training")
-            if plain and x.ndim > 2 and isinstance(weight, Tensor) and isinstance(bias, Tensor):
+            if x.ndim > 2 and isinstance(weight, Tensor) and isinstance(bias, Tensor):
                 shape = (1, x.shape[1], *[1] * (x.ndim - 2))
                 return torch.addcmul(bias.view(shape), x, weight.view(shape))
         return func(*args, **(kwargs or {}))

@@ -11,7 +11,15 @@ import math
 from itertools import pairwise
 from typing import NamedTuple
 
-from .ascent import Ascent, find_ascent, outside_hourglasses, without_decoders, without_heads, without_necks
+from .ascent import (
+    Ascent,
+    find_ascent,
+    outside_hourglasses,
+    without_decoders,
+    without_heads,
+    without_necks,
+    without_pyramid_pooling,
+)
 from .dataflow import Dataflow, Node, leaves_of
 from .steps import Step, proportional
 from .trace import Event, Size, Trace
@@ -37,7 +45,9 @@ class Findings(NamedTuple):
     rises: bool = False
 
 
-def find_stages(trace: Trace, larger: Trace, image: int, size: Size, full: bool = False) -> Findings:
+def find_stages(
+    trace: Trace, larger: Trace, image: int, size: Size, full: bool = False, training: Trace | None = None
+) -> Findings:
     """Choose the stages of a network from two passes.
 
     Args:
@@ -46,16 +56,20 @@ def find_stages(trace: Trace, larger: Trace, image: int, size: Size, full: bool 
         image: id of the leaf that is the image.
         size: of the smaller image.
         full: also a map of stride 1.
+        training: of an image of `size` in training mode, where only maps of both modes are chosen.
     """
-    steps, unaligned, last_fits = proportional(trace, larger, size)
-    chosen = [step for step in _choose(trace, steps, image) if full or step.pixels > 1]
+    if training is not None:
+        present = {(event.name, event.size) for event in training.events}
+        trace = trace._replace(events=[event for event in trace.events if (event.name, event.size) in present])
+    steps, unaligned, last_fits, pooled = proportional(trace, larger, size)
+    chosen = [step for step in _choose(trace, steps, image, pooled) if full or step.pixels > 1]
     smallest = min((s // t for step in chosen[-1:] for s, t in zip(size, step.stride, strict=True)), default=0)
     rises = bool(chosen) and steps[-1].pixels < chosen[-1].pixels
     strides = [step.stride for step in chosen]
     return Findings([step.event.name for step in chosen], strides, smallest, unaligned, last_fits, rises)
 
 
-def _choose(trace: Trace, steps: list[Step], image: int) -> list[Step]:
+def _choose(trace: Trace, steps: list[Step], image: int, pooled: set[Node]) -> list[Step]:
     """Return one step of each resolution, highest first."""
     steps = outside_hourglasses(steps)
     flow = Dataflow([step.event.node for step in steps], image)
@@ -66,7 +80,7 @@ def _choose(trace: Trace, steps: list[Step], image: int) -> list[Step]:
     ascent = find_ascent(flow, steps, outer)
     parallel, outer = ascent.parallel, ascent.before
     if ascent.goes_up:
-        outer = without_decoders(outer, steps, ascent.risen)
+        outer = without_pyramid_pooling(flow, without_decoders(outer, steps, ascent.risen), pooled)
     end = _end(flow, outer, steps, ascent)
     if parallel:
         outer = without_heads(flow, outer, end)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from .dataflow import Node
 from .trace import Event, Size, Trace
 
 WINDOWED = ("conv1d", "conv2d", "conv3d", *(f"{kind}_pool{n}d" for kind in ("max", "avg") for n in (1, 2, 3)))
@@ -34,11 +35,13 @@ class Steps(NamedTuple):
         unaligned: name of the first convolution or pooling, in the notation of `stages`, whose map is not, and is not
             cut to such a size afterwards; None if there is none.
         last_fits: whether the last map of all that grow with the image is one of the steps.
+        pooled: nodes of the maps of several positions whose size is the same for both images.
     """
 
     steps: list[Step]
     unaligned: str | None
     last_fits: bool
+    pooled: set[Node]
 
 
 def proportional(trace: Trace, larger: Trace, size: Size) -> Steps:
@@ -54,7 +57,10 @@ def proportional(trace: Trace, larger: Trace, size: Size) -> Steps:
     unaligned: str | None = None
     cut: dict[str, Size] = {}  # calls whose result is not aligned, until it is cut; the size that it should have
     last_fits = True
+    pooled: set[Node] = set()
     for time, (event, other) in enumerate(_pairs(trace, larger)):
+        if other == event.size and math.prod(other) > 1:
+            pooled.add(event.node)
         if other is None or any(b <= a or a < 1 for a, b in zip(event.size, other, strict=True)):
             continue
         last_fits = all(n % s == 0 and o == 2 * s for n, s, o in zip(size, event.size, other, strict=True))
@@ -65,7 +71,7 @@ def proportional(trace: Trace, larger: Trace, size: Size) -> Steps:
             cut.clear()
         elif event.function in WINDOWED and event.given in fitting and _is_unaligned(event.given, event.size, other):
             cut[event.name] = tuple(b - a for a, b in zip(event.size, other, strict=True))
-    return Steps(steps, unaligned or next(iter(cut), None), last_fits)
+    return Steps(steps, unaligned or next(iter(cut), None), last_fits, pooled)
 
 
 def gains(trace: Trace, larger: Trace, extent: int) -> list[tuple[int, int]]:

@@ -422,6 +422,8 @@ class Execution(TorchFunctionMode):
     def require_no_padding(self, layout: Layout, func: Any, what: str = "its argument") -> None:
         """Raise if a padding is waiting."""
         if layout.padding is not None:
+            if layout.padding.cropped is not None:
+                raise layout.padding.cropped.error()
             raise unsupported(func, f"{what} was padded, and only a convolution or pooling can follow a padding")
 
     # --- what the two executions do differently -----------------------------------------------------------------

@@ -28,6 +28,7 @@ class Padding(NamedTuple):
         value: of the padding.
         mode: "constant", or how its values follow from the map's: "reflect" or "replicate".
         version: of the tensor when it was padded: the padded tensor shares its memory, so it must not change.
+        cropped: by which function, if one other than `F.pad` took off a part of the map's edges last.
     """
 
     before: tuple[int, ...]
@@ -35,6 +36,7 @@ class Padding(NamedTuple):
     value: float
     mode: str
     version: int
+    cropped: Unfinished | None = None
 
     @property
     def sides(self) -> list[int]:

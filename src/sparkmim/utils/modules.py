@@ -35,10 +35,10 @@ def _add_modules(module: nn.Module, found: dict[nn.Module, None]) -> None:
 
 
 @contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode, and restore the mode of every submodule on exit."""
+def eval_mode(module: nn.Module, training: bool = False) -> Iterator[None]:
+    """Switch to evaluation mode, or to training mode, and restore the mode of every submodule on exit."""
     modes = {m: m.training for m in module.modules()}
-    module.eval()
+    module.train(training)
     try:
         yield
     finally:
@@ -47,9 +47,11 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def preserved_buffers(*modules: nn.Module) -> Iterator[None]:
-    """Restore the modules' buffers (running statistics) on exit, unseen by autograd."""
+def preserved_buffers(*modules: nn.Module, parameters: bool = False) -> Iterator[None]:
+    """Restore the modules' buffers (running statistics) on exit, unseen by autograd; their parameters too, if asked."""
     buffers = [buffer for module in modules for buffer in module.buffers()]
+    if parameters:
+        buffers += [parameter.data for module in modules for parameter in module.parameters()]
     values = [buffer.clone() for buffer in buffers]
     try:
         yield

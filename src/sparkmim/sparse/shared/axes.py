@@ -12,14 +12,16 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import unsupported
+from ..errors import running_module_ids, unsupported
 from ..execution import Execution
 from ..extent import Degrees, Extent, area, degrees_of, of_whole_map, unit, value_of
 from ..functions import attributes_named, functions_named
-from ..layout import Layout
+from ..layout import Layout, Unfinished
 from ..registry import understands_sizes
+from .calls import call
 from .masks import is_mask_of_input, write_where
 from .merged import merged
 from .overhang import cropped_by_index, is_overhang
@@ -158,8 +160,53 @@ def getitem(execution: Execution, func: Any, x: Tensor, index: Any) -> Tensor:
             "it lists the values that a mask shows, and how many there are depends on what is visible; use "
             "torch.where(mask, a, b)",
         )
+    sides = _cropped_sides(execution, x, index)
+    if sides is not None:
+        out: Tensor = call(execution, F.pad, x, sides)
+        cropped = execution.require_map(func, out)
+        assert cropped.padding is not None
+        why = "it picks out positions, and only a convolution or pooling can follow that"
+        by = Unfinished(func, why, within=running_module_ids())
+        return execution.mark(out, cropped.padded(cropped.padding._replace(cropped=by)))
     layout, place = _indexed(execution, func, x, index)
     return execution.mark(func(x, place), layout)
+
+
+def _cropped_sides(execution: Execution, x: Tensor, index: Any) -> list[int] | None:
+    """Return what an index that only crops the edges of a map takes off them, as negative padding; None for others.
+
+    As in `pad(x)[:, :, 1:, 1:]`. What is at its place then is decided by the convolution or pooling that follows.
+    """
+    layout = execution.layout(x)
+    if layout is None or not layout.is_channels_first(x.ndim) or layout.flattened:
+        return None
+    entries = list(index) if isinstance(index, tuple) else [index]
+    if not all(entry is Ellipsis or isinstance(entry, slice) for entry in entries):
+        return None
+    if Ellipsis in entries:
+        place = entries.index(Ellipsis)
+        entries[place : place + 1] = [slice(None)] * (x.ndim - len(entries) + 1)
+    entries += [slice(None)] * (x.ndim - len(entries))
+    sides: list[int] = []
+    for axis in reversed(range(x.ndim)):
+        entry = of_whole_map(entries[axis])
+        if axis not in layout.space:
+            if entry != slice(None):
+                return None
+            continue
+        if entry.step not in (None, 1):
+            return None
+        size = execution.extent_of_whole(layout, axis, x.shape[axis])
+        if layout.padding is not None:
+            own = layout.space.index(axis)
+            size += layout.padding.before[own] + layout.padding.after[own]
+        if execution.has_plain_sizes() and ((entry.stop or 0) > 0 or (entry.start or 0) < 0):
+            return None  # compiled, the size is that of patches
+        start, stop, _ = entry.indices(size)
+        if stop <= start:
+            return None
+        sides += [-start, stop - size]
+    return sides if any(sides) else None
 
 
 @understands_sizes(torch.Tensor.__setitem__)

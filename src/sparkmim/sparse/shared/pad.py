@@ -68,11 +68,15 @@ def pad(
     after = tuple(a for _, a in spatial)
     if layout.padding is not None:
         require_unchanged(func, out, layout.padding)
-        if (layout.padding.value, layout.padding.mode) != (value, "constant") or mode != "constant":
+        if max(*before, *after) <= 0 and mode == "constant":  # a crop of what was padded
+            value, mode = layout.padding.value, layout.padding.mode
+        elif (layout.padding.value, layout.padding.mode) != (value, "constant") or mode != "constant":
             raise unsupported(func, "the map is padded twice, in different ways")
         require_no_crop(func, layout.padding, before, after)
         before = tuple(a + b for a, b in zip(layout.padding.before, before, strict=True))
         after = tuple(a + b for a, b in zip(layout.padding.after, after, strict=True))
+        if mode != "constant" and min(*before, *after) < 0:
+            raise unsupported(func, f"it crops the map and pads it by its {mode} values at once")
     return execution.mark(out, layout.padded(Padding(before, after, value, mode, version_of(out))))
 
 
