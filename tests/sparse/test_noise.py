@@ -71,9 +71,6 @@ DRAWN_ONCE_AN_IMAGE: dict[str, Function] = {
     "stochastic depth, with the dtype of the map": lambda x: x * torch.rand(len(x)).view(-1, 1, 1, 1).to(x),
     "stochastic depth, of its type": lambda x: x * torch.rand(len(x)).floor().view(-1, 1, 1, 1).type_as(x),
     "channel dropout by hand": lambda x: x * torch.rand(x.size(0), x.size(1), 1, 1).to(x).ge(0.3),
-    "a distribution of channels": lambda x: (
-        x * torch.distributions.Beta(0.5, 0.5).sample(torch.Size((x.size(0), 4, 1, 1))).to(x)
-    ),
     "drawn by a probability of each image": lambda x: x * torch.bernoulli(x.mean((2, 3), keepdim=True).sigmoid()),
     "dropout of pooled values": gated,
     "dropout of pooled values, in place": lambda x: x * F.dropout(x.mean((2, 3), keepdim=True) * 1, 0.5, inplace=True),
