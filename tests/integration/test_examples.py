@@ -36,6 +36,18 @@ def test_training_loop(tmp_path: Path, images: Path) -> None:
 
 
 @pytest.mark.slow
+def test_jobs(tmp_path: Path, images: Path) -> None:
+    pytest.importorskip("submitit")
+    settings = ["--model", "test_resnet", "--image-size", "64", "--epochs", "1", "--cluster", "local", "--gpus", "0"]
+    printed = run(
+        EXAMPLES / "submitit_jobs.py", images, *settings, "--output", tmp_path / "run", "--logs", tmp_path / "jobs"
+    )
+    steps, planned = (int(word.rstrip(",")) for word in printed.splitlines()[-1].split()[1:4:2])
+    assert steps == planned > 0
+    assert (tmp_path / "run" / "encoder.safetensors").exists()
+
+
+@pytest.mark.slow
 def test_custom_network() -> None:
     printed = run("-m", "sparkmim", "check", f"{EXAMPLES / 'custom_network.py'}:network")
     assert "works on visible patches" in printed
