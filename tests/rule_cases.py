@@ -233,6 +233,13 @@ MERGED: dict[str, Function] = {
     "layer_norm_flat": lambda x: (lambda y: F.layer_norm(y, y.shape[1:]).view(x.shape))(x.flatten(1)),
     "rms_norm_of_everything": lambda x: F.rms_norm(x, x.shape[1:]),
     "statistics": lambda x: x * x.view(x.shape[0], -1).std(1).view(-1, 1, 1, 1),
+    "smallest_and_largest": lambda x: (
+        (lambda y: y.max(1)[0] - torch.min(y, dim=1).values)(x.flatten(1))[:, None, None, None] * x
+    ),
+    "largest_kept": lambda x: (lambda y: y / (y.max(-1, keepdim=True)[0].abs() + 1))(x.view(x.shape[0], 2, -1)).view(
+        x.shape
+    ),
+    "larger": lambda x: (lambda y: torch.max(y, -y).view(x.shape))(x.flatten(1)),
     "linear": channels_last(lambda x: F.linear(x.reshape(-1, 8), constant(8, 8)).view(x.shape)),
     "linear_flattened": channels_last(lambda x: (x.flatten(0, 2) @ constant(8, 8)).unflatten(0, x.shape[:3])),
     "batch_norm": channels_last(lambda x: F.batch_norm(x.reshape(-1, 8), None, None, training=True).view(x.shape)),
@@ -257,6 +264,16 @@ RESAMPLED: dict[str, Function] = {
 }
 """Resampling and padding that look at neighbors, or at none."""
 
+AXES_IN_PLACE: dict[str, Function] = {
+    "stacked": lambda x: torch.cat([(x * 2).unsqueeze_(dim=1), (x + 1).unsqueeze_(1)], 1).sum(1),
+    "per_image": lambda x: x * x.mean((2, 3)).unsqueeze_(2).unsqueeze_(-1),
+    "squeezed": lambda x: x * x.mean(1, keepdim=True).squeeze_(1).unsqueeze_(1),
+    "transposed": lambda x: (x * constant(8, 1, 1)).transpose_(1, 2).mul(2).transpose_(1, -2),
+    "swapped": lambda x: (lambda y: (y.swapaxes_(1, 3), F.linear(y, constant(8, 8)).swapdims_(3, 1))[1])(x * 1),
+    "written": lambda x: (lambda y: (y.transpose_(1, 3), y[..., :4].zero_(), y.transpose_(3, 1))[2])(x * 1),
+}
+"""Tensors whose axes are rearranged in place."""
+
 PER_IMAGE: dict[str, Function] = {
     "vector": lambda x: x * torch.linspace(1, 2, len(x), dtype=x.dtype).view(-1, 1, 1, 1),
     "vector_of_ones": lambda x: x * (x.new_ones(x.shape[0])[:, None, None, None] + 1),
@@ -276,6 +293,7 @@ WORKING: dict[str, Function] = {
         ("windows", WINDOWS),
         ("merged", MERGED),
         ("resampled", RESAMPLED),
+        ("in_place", AXES_IN_PLACE),
         ("per_image", PER_IMAGE),
     )
     for name, function in functions.items()
@@ -284,6 +302,7 @@ WORKING: dict[str, Function] = {
 REFUSED: dict[str, tuple[Function, str]] = {
     "index_of_positions": (lambda x: x * x.flatten(2).max(-1)[1][..., None, None], "place among the positions"),
     "index_of_pooling": (lambda x: F.max_pool2d(x, 1, return_indices=True)[1] * x, "place among the positions"),
+    "index_of_merged_axes": (lambda x: x * x.flatten(1).max(1)[1].view(-1, 1, 1, 1), "place among the positions"),
     "index_in_turn": (lambda x: x * x.max(3, True)[1], "place among the positions"),
     "argmax_of_positions": (lambda x: x.flatten(2).argmax(-1)[..., None, None] * x, "order"),
     "sort_of_positions": (lambda x: x.flatten(2).sort(-1)[0].view(x.shape), "order"),

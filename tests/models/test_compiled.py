@@ -181,6 +181,19 @@ def test_each_shape_is_checked() -> None:
             compiled(torch.randn(2, 3, 64, 64))
 
 
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_other_shapes_are_compiled_anew() -> None:
+    """Dynamo would make a graph of any shape of the second one, which cannot be: it counts visible patches."""
+    eager, compiled = model(nn.Identity()), model(nn.Identity())
+    compiled.compile(backend="eager")
+    for shape in ((2, 3, 32, 32), (3, 3, 32, 32), (3, 3, 48, 32)):
+        images = torch.randn(shape)
+        visible = random_visible(len(images), eager.grid_shape(shape[2:]), 0.6)
+        torch.testing.assert_close(compiled(images, visible).loss, eager(images, visible).loss)
+    with pytest.raises(ValueError, match="leave dynamic out"):
+        compiled.compile(dynamic=True)
+
+
 def test_nothing_is_changed_by_the_eager_passes() -> None:
     made = SparK(Backbone(nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.BatchNorm2d(8), nn.Dropout(0.1))), decoder_width=16)
     made._compiled_call_impl = None

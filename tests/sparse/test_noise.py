@@ -62,6 +62,15 @@ DRAWN_ONCE_AN_IMAGE: dict[str, Function] = {
     "stochastic depth, older": lambda x: x * (0.5 + torch.rand_like(x.mean((1, 2, 3), keepdim=True))).floor_(),
     "noise of the normal kind": lambda x: x + x.new_zeros(x.shape[0], 1, 1, 1).normal_(),
     "noise of the uniform kind for each channel": lambda x: x * x.new_empty(x.shape[0], x.shape[1], 1, 1).uniform_(),
+    "stochastic depth, expanded as the map": lambda x: x * torch.rand(len(x)).view(-1, 1, 1, 1).expand_as(x),
+    "stochastic depth, expanded to a shape": lambda x: x * torch.rand(len(x)).view(len(x), 1, 1, 1).expand(x.shape),
+    "stochastic depth, repeated": lambda x: x * torch.rand(len(x))[:, None, None, None].repeat(1, *x.shape[1:]),
+    "stochastic depth, broadcast": lambda x: torch.mul(
+        *torch.broadcast_tensors(x, torch.empty(len(x)).uniform_(-1, 1).view(-1, 1, 1, 1))
+    ),
+    "stochastic depth, with the dtype of the map": lambda x: x * torch.rand(len(x)).view(-1, 1, 1, 1).to(x),
+    "stochastic depth, of its type": lambda x: x * torch.rand(len(x)).floor().view(-1, 1, 1, 1).type_as(x),
+    "channel dropout by hand": lambda x: x * torch.rand(x.size(0), x.size(1), 1, 1).to(x).ge(0.3),
     "drawn by a probability of each image": lambda x: x * torch.bernoulli(x.mean((2, 3), keepdim=True).sigmoid()),
     "dropout of pooled values": gated,
     "dropout of pooled values, in place": lambda x: x * F.dropout(x.mean((2, 3), keepdim=True) * 1, 0.5, inplace=True),

@@ -529,9 +529,18 @@ class SparK(nn.Module):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile calls of the model as `nn.Module.compile` does, checked eagerly before the first of each shape.
 
-        `torch.compile(model)` cannot be checked so, and is refused; use this.
+        `torch.compile(model)` cannot be checked so, and is refused; use this. Each shape of images is compiled anew,
+        since the number of visible patches is part of the graph.
+
+        Raises:
+            ValueError: for `dynamic=True`.
         """
-        super().compile(*args, **kwargs)
+        if kwargs.get("dynamic"):
+            raise ValueError(
+                "dynamic=True has no graph, as the number of visible patches is part of it; leave dynamic out: each "
+                "shape of images is compiled anew"
+            )
+        super().compile(*args, **{**kwargs, "dynamic": False})
         self._compiled_call_impl = EagerFirst(self, self._compiled_call_impl)  # type: ignore[arg-type, assignment]
 
     def check(self, image_size: int | Sequence[int], batch_size: int = 1, **settings: Any) -> CheckReport:

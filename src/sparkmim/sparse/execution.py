@@ -35,6 +35,9 @@ _NO_TENSORS = frozenset((int, float, bool, str, type(None), torch.dtype, torch.d
 MADE_OUTSIDE = "_sparkmim_made_outside"
 """Attribute of a tensor that a network has made in a run of tensors, all of them from outside the input."""
 
+CONSTANT = "_sparkmim_constant"
+"""Attribute of a tensor that is known not to vary over the images, though it may have a gradient function."""
+
 
 class Execution(TorchFunctionMode):
     """Answers the functions that a network calls on tensors that descend from its input.
@@ -361,9 +364,9 @@ class Execution(TorchFunctionMode):
                 follow(self.told, func, args, kwargs, out, traced=False)
             if self.told.batches:
                 follow_batch(self.told, self.grid_shape[0], func, *given, out)
-        return self._note_constant(out, args, kwargs)
+        return self.note_constant(out, args, kwargs)
 
-    def _note_constant(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def note_constant(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Remember that a result of tensors from outside the input is traced (see `hides_input`)."""
         found = () if self.compiling else list(tensors_in(result))
         if found:
@@ -373,8 +376,11 @@ class Execution(TorchFunctionMode):
                 for tensor in made:
                     setattr(tensor, MADE_OUTSIDE, True)
             results = [tensor for tensor in found if tensor.grad_fn is not None]
+            if not torch.is_grad_enabled() and self.grad_enabled and given and all(map(_is_weight, given)):
+                results = found  # a custom function of weights gives them their gradient function afterwards
             if results and not any(self.hides_input(value) for value in given):
-                self.note_constants(results)
+                for tensor in results:
+                    setattr(tensor, CONSTANT, True)
         return result
 
     @staticmethod
@@ -382,7 +388,7 @@ class Execution(TorchFunctionMode):
         """Remember that `tensors` do not vary over the images, although they have a gradient function."""
         for tensor in tensors:
             if tensor.grad_fn is not None:
-                tensor._sparkmim_constant = True  # type: ignore[attr-defined]
+                setattr(tensor, CONSTANT, True)
 
     def of_the_batch(self, out: Any) -> Any:
         """Return what was taken over all images: it descends from the input, but does not vary over the images."""
@@ -400,7 +406,7 @@ class Execution(TorchFunctionMode):
         """
         if self.compiling or self.marked(tensor) is not None or tensor.grad_fn is None:
             return False
-        return not hasattr(tensor, "_sparkmim_constant")
+        return not hasattr(tensor, CONSTANT)
 
     def any_layout(self, values: Iterable[Any]) -> bool:
         """Return whether a tensor in nested lists, tuples and dicts descends from the input."""
@@ -526,6 +532,10 @@ class Execution(TorchFunctionMode):
 def _is_from_outside(tensor: Tensor) -> bool:
     """Return whether a tensor surely does not descend from the input, as the output of a scripted module may."""
     return tensor.ndim == 0 or isinstance(tensor, torch.nn.Parameter) or hasattr(tensor, MADE_OUTSIDE)
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    return isinstance(tensor, torch.nn.Parameter) or hasattr(tensor, CONSTANT)
 
 
 def _no_state() -> None:

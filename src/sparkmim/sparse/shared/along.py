@@ -13,7 +13,8 @@ from ..execution import Execution
 from ..functions import functions_named
 from ..layout import Layout
 from .axes import without_axes
-from .over_space import LARGEST, largest, over_space
+from .over_space import largest, over_space
+from .places import LARGEST
 from .pointwise import (
     broadcast_layout,
     free_axes,

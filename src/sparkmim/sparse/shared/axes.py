@@ -25,7 +25,15 @@ from .calls import call
 from .masks import is_mask_of_input, write_where
 from .merged import merged
 from .overhang import cropped_by_index, is_overhang
-from .pointwise import broadcast_layout, free_axes, operand, own_layout, require_no_input, shape_of_whole
+from .pointwise import (
+    broadcast_layout,
+    free_axes,
+    operand,
+    own_layout,
+    require_no_input,
+    shape_of_whole,
+    with_values_per_image,
+)
 from .scales import extents_here
 
 # --- joining and splitting ------------------------------------------------------------------------------------------
@@ -279,6 +287,27 @@ def squeeze(execution: Execution, func: Any, input: Tensor, dim: Any = None) -> 
     return execution.mark(input.squeeze(dim), without_axes(layout, gone))
 
 
+_IN_PLACE = {
+    torch.Tensor.unsqueeze_: torch.Tensor.unsqueeze,
+    torch.Tensor.squeeze_: torch.Tensor.squeeze,
+    torch.Tensor.transpose_: torch.Tensor.transpose,
+    torch.Tensor.swapaxes_: torch.Tensor.transpose,
+    torch.Tensor.swapdims_: torch.Tensor.transpose,
+}
+"""Functions that rearrange the axes of a tensor itself, and what returns a view of it with these axes."""
+
+
+@Execution.register(*_IN_PLACE)
+def rearrange(execution: Execution, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Rearrange the axes of a tensor in place: it is then what the view would be."""
+    view = execution.answer(_IN_PLACE[func], (input, *args), kwargs)
+    func(input, *args, **kwargs)
+    execution.memory.note(input, execution.memory.noted(view))
+    layout = execution.layout(view)
+    assert layout is not None
+    return execution.mark(input, layout)
+
+
 @Execution.register(*functions_named("flatten"))
 def flatten(execution: Execution, func: Any, input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     layout = own_layout(execution, func, input)
@@ -496,6 +525,7 @@ def expand(execution: Execution, func: Any, input: Tensor, *shape: Any, **kwargs
     """Repeat along free axes, and a value per image along all of space."""
     if (shape and isinstance(shape[0], Tensor)) or "other" in kwargs:
         other: Tensor = kwargs["other"] if "other" in kwargs else shape[0]
+        input, other = with_values_per_image(execution, (input, other))
         layout, ndim = broadcast_layout(execution, func, [input, other])
         if ndim != other.ndim:
             raise unsupported(func, "it does not fit the tensor it is expanded to")

@@ -25,6 +25,7 @@ from ..reduction import REDUCTIONS, bound_arguments
 from ..registry import register_waiting
 from ..versions import counts_versions, version_of
 from .calls import call
+from .places import LARGEST, returned, without_meaning
 from .pointwise import IN_PLACE, METADATA, POINTWISE, SAME_VALUES, as_size
 
 Groups = tuple[tuple[int, ...], ...]
@@ -264,6 +265,22 @@ def _reduced(self: _Call) -> Any:
     return self.standing(out) if keep else _without(self, out, axes, dims)
 
 
+def _largest(self: _Call) -> Any:
+    """Return the largest (or smallest) values along an axis, merged or not, and indices that must not be used."""
+    name = _LARGEST[self.func]
+    given = bound_arguments(LARGEST[name], self.args[1:], self.kwargs)
+    if isinstance(given.get("other", given.get("dim")), Tensor):
+        return _elementwise(self)
+    dim = given.get("dim")
+    values = _reduced(_Call(self.execution, LARGEST[name], (self.args or (self.kwargs["input"],))[:1], given))
+    if dim is None:
+        return values
+    layout = self.execution.marked(values)
+    if layout is None:  # of the whole batch
+        raise self.refused()
+    return returned(name, values, without_meaning(self.execution, self.func, values))
+
+
 def _along(self: _Call) -> Any:
     """Work along one axis that is not merged."""
     if len(self.args) > 2:
@@ -371,12 +388,14 @@ _NUMBERS = functions_named("numel nelement")
 _RESHAPING = functions_named("reshape view view_as reshape_as flatten unflatten")
 _PERMUTE = functions_named("permute")
 _PICKING = functions_named("argmax argmin")
+_LARGEST = functions_named(" ".join(LARGEST))
 
 _ANSWERS: dict[Any, Callable[[_Call], Any]] = {
     **dict.fromkeys(set(POINTWISE) - set(IN_PLACE), _elementwise),
     **dict.fromkeys(METADATA, _described),
     **dict.fromkeys([*SAME_VALUES, *functions_named("dropout zeros_like ones_like")], _same),
     **dict.fromkeys(REDUCTIONS, _reduced),
+    **dict.fromkeys(_LARGEST, _largest),
     **dict.fromkeys([*functions_named("softmax log_softmax softmin"), *_PICKING], _along),
     **dict.fromkeys([F.linear, torch._C._nn.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__], _last),
     **dict.fromkeys([torch.mm, torch.Tensor.mm], _last),

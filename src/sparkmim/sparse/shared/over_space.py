@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..errors import unsupported
 from ..execution import Execution
 from ..layout import Layout
 from .axes import without_axes
-from .places import without_meaning
+from .places import LARGEST, returned, without_meaning
 from .reduce import reduction
-
-LARGEST = {"max": torch.amax, "min": torch.amin}
-"""Functions that return values and indices, and what returns their values."""
 
 WITHOUT_ORDER = (
     *("median", "nanmedian", "quantile", "nanquantile", "kthvalue", "topk"),
@@ -101,15 +97,10 @@ def over_space(
     if isinstance(out, Tensor):
         return execution.mark(out, own)
     values = execution.mark(out[0], own)
-    return _returned(name, values, without_meaning(execution, func, values))
+    return returned(name, values, without_meaning(execution, func, values))
 
 
 def largest(execution: Execution, func: Any, name: str, x: Tensor, axes: tuple[int, ...], keep: bool) -> Any:
     """Return the largest (or smallest) values along axes of space, and indices that must not be used."""
     values = reduction(execution, LARGEST[name], x, axes, keep)
-    return _returned(name, values, without_meaning(execution, func, values))
-
-
-def _returned(name: str, *parts: Tensor) -> Any:
-    """Return several results in torch's own type, so that `.values` works (Dynamo knows it by position alone)."""
-    return parts if torch.compiler.is_compiling() else getattr(torch.return_types, name)(parts)
+    return returned(name, values, without_meaning(execution, func, values))

@@ -186,8 +186,7 @@ def pointwise(execution: Execution, func: Any, *args: Any, **kwargs: Any) -> Any
     if execution.told.read and not execution.has_plain_sizes():
         args = tuple(operand(execution, func, value) for value in args)
         kwargs = {name: operand(execution, func, value) for name, value in kwargs.items()}
-    if execution.grid_shape[0] > 1 and _has_made_outside(args):
-        args = _with_values_per_image(execution, args)
+    args = with_values_per_image(execution, args)
     layout, ndim = broadcast_layout(execution, func, [*args, *kwargs.values()])
     if func in IN_PLACE or "out" in kwargs:
         target = kwargs.get("out", args[0])
@@ -204,13 +203,16 @@ def _has_made_outside(operands: tuple[Any, ...]) -> bool:
     return any(isinstance(value, Tensor) and hasattr(value, MADE_OUTSIDE) for value in operands)
 
 
-def _with_values_per_image(execution: Execution, operands: tuple[Any, ...]) -> tuple[Any, ...]:
+def with_values_per_image(execution: Execution, operands: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return operands, of which those made outside the input with one entry an image hold values per image.
 
     As what a network draws by `torch.rand(len(x))` and reshapes. It is aligned with the samples as broadcasting aligns
     it in the ordinary network; nothing else there has as many entries along that axis.
     """
-    images, ndim = execution.grid_shape[0], max((t.ndim for t in operands if isinstance(t, Tensor)), default=0)
+    images = execution.grid_shape[0]
+    if images == 1 or not _has_made_outside(operands):
+        return operands
+    ndim = max((t.ndim for t in operands if isinstance(t, Tensor)), default=0)
     lead = next((t for t in operands if isinstance(t, Tensor) and execution.layout(t) is not None), None)
     layout = execution.layout(lead)
     if lead is None or layout is None:
@@ -244,7 +246,9 @@ def same_values(execution: Execution, func: Any, input: Tensor, *args: Any, **kw
     if layout is not None and formats(func, kwargs):
         return in_format(execution, func, input, args, kwargs)
     out: Tensor = func(input, *args, **kwargs)
-    return out if layout is None else execution.mark(out, layout)
+    if layout is not None:
+        return execution.mark(out, layout)
+    return execution.note_constant(out, (input,), {})
 
 
 def require_no_input(execution: Execution, func: Any, *arguments: Any) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..execution import Execution
+from ..execution import MADE_OUTSIDE, Execution
 from ..extent import degrees_of, of_whole_map, value_of
 from ..functions import functions_named
 from ..registry import register_factory
 from .axes import numbers_of
 from .noise import made_for
-from .pointwise import broadcast_layout
+from .pointwise import broadcast_layout, with_values_per_image
 
 _EXPAND = functions_named("expand broadcast_to")
 _REPEAT = functions_named("repeat tile")
@@ -34,7 +34,7 @@ def expanded(execution: Execution, func: Any, input: Any, *shape: Any, **kwargs:
     if shift < 0:
         return None
     sizes = [input.shape[a - shift] if a >= shift and value_of(n) == -1 else n for a, n in enumerate(sizes)]
-    return _spread(execution, input, sizes, lambda local: input.expand(local))
+    return _spread(execution, input, sizes, lambda rows, local: rows.expand(local))
 
 
 @register_factory(*_REPEAT)
@@ -51,23 +51,36 @@ def repeated(execution: Execution, func: Any, input: Any, *counts: Any, **kwargs
     if any(n != 1 and degrees_of(count) for count, n in zip(times, own, strict=True)):
         return None
 
-    def make(local: list[int]) -> Tensor:
-        return input.repeat([here // n if n else here for here, n in zip(local, own, strict=True)])
+    def make(rows: Tensor, local: list[int]) -> Tensor:
+        here = [1] * shift + list(rows.shape)
+        return rows.repeat([size // n if n else size for size, n in zip(local, here, strict=True)])
 
     return _spread(execution, input, sizes, make)
 
 
 def _spread(
-    execution: Execution, input: Tensor, sizes: Sequence[Any], make: Callable[[list[int]], Tensor]
+    execution: Execution, input: Tensor, sizes: Sequence[Any], make: Callable[[Tensor, list[int]], Tensor]
 ) -> Tensor | None:
-    """Return a constant repeated to a shape, as a map; None if that is no map's, or the constant varies over it."""
+    """Return a constant, or noise of each image, repeated to a shape, as a map; None if that is no map's, or it varies.
+
+    Args:
+        make: repeats a tensor whose samples are those at hand to a shape of these.
+    """
     space = [axis for axis, size in enumerate(sizes) if degrees_of(size)]
     if not space:
         return None
     shift = len(sizes) - input.ndim
-    if any(axis >= shift and input.shape[axis - shift] != 1 for axis in (0, *space)):
+    if any(axis >= shift and input.shape[axis - shift] != 1 for axis in space):
         return None
-    return made_for(execution, sizes, make)
+    images = execution.grid_shape[0]
+    of_images = not shift and images > 1 and input.shape[0] == images and hasattr(input, MADE_OUTSIDE)
+    if not of_images and not shift and input.shape[0] != 1:
+        return None
+
+    def repeated_here(local: list[int]) -> Tensor:
+        return make(execution.all_rows(input, 0) if of_images and local[0] != images else input, local)
+
+    return made_for(execution, sizes, repeated_here)
 
 
 @register_factory(*_NEW)
@@ -89,7 +102,8 @@ def new_of_constant(execution: Execution, func: Any, input: Any, *args: Any, **k
 @Execution.register(torch.broadcast_tensors)
 def broadcast_tensors(execution: Execution, func: Any, *tensors: Any) -> list[Tensor]:
     """Repeat maps, values per image and constants to one shape."""
-    given = list(tensors[0]) if len(tensors) == 1 and isinstance(tensors[0], (tuple, list)) else list(tensors)
+    listed = len(tensors) == 1 and isinstance(tensors[0], (tuple, list))
+    given = list(with_values_per_image(execution, tuple(tensors[0] if listed else tensors)))
     layout, _ = broadcast_layout(execution, func, given)
     shape = torch.broadcast_shapes(*[tensor.shape for tensor in given])
     return [execution.mark(tensor.expand(shape), layout) for tensor in given]
