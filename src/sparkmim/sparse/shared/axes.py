@@ -287,7 +287,7 @@ def squeeze(execution: Execution, func: Any, input: Tensor, dim: Any = None) -> 
     return execution.mark(input.squeeze(dim), without_axes(layout, gone))
 
 
-_IN_PLACE = {
+_IN_PLACE: dict[Any, Any] = {
     torch.Tensor.unsqueeze_: torch.Tensor.unsqueeze,
     torch.Tensor.squeeze_: torch.Tensor.squeeze,
     torch.Tensor.transpose_: torch.Tensor.transpose,
