@@ -101,13 +101,13 @@ def _of_project(warning: warnings.WarningMessage) -> bool:
 
 def _checked(entry: Entry, network: nn.Module, row: dict[str, Any]) -> None:
     start = time.perf_counter()
-    backbone = sparkmim.Backbone(network, in_chans=entry.in_chans)
+    backbone = sparkmim.Backbone(network, in_chans=entry.in_chans, levels=entry.levels)
     row["seconds_of_backbone"] = round(time.perf_counter() - start, 1)
     row["levels"] = [["x".join(map(str, sorted({*level.stride}))), level.channels] for level in backbone.levels]
     if backbone.aligned:
         row["remarks"].append(f"padded: {short(', '.join(backbone.aligned), 60)}")
     if entry.patch_size is not None:
-        row["remarks"].append(f"patch size {entry.patch_size}")
+        row["remarks"].append(f"patch size {entry.patch_size}" + (f", levels={entry.levels}" if entry.levels else ""))
     report = backbone.check(entry.patch_size, quick=True)  # as before a pretraining
     unreached = set(backbone.unreached_parameters())
     sizes = {name: parameter.numel() for name, parameter in backbone.module.named_parameters()}
@@ -142,7 +142,7 @@ def _idle_parameters(entry: Entry) -> int:
 def _trained(entry: Entry, row: dict[str, Any]) -> None:
     """Take three training steps, load the encoder into a fresh network, and reconstruct."""
     torch.manual_seed(0)
-    backbone = sparkmim.Backbone(entry.build(), in_chans=entry.in_chans)
+    backbone = sparkmim.Backbone(entry.build(), in_chans=entry.in_chans, levels=entry.levels)
     width = max(64, *backbone.strides[-1])  # halved with each doubling of the resolution
     model = sparkmim.SparK(backbone, patch_size=entry.patch_size, decoder_width=width).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)

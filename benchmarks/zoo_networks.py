@@ -29,6 +29,7 @@ class Entry:
         in_chans: channels of the images.
         whole: whether a decoder, a head or a classifier of fixed size comes with the encoder that is wanted.
         patch_size: pixels of a patch; the total stride, which is the default of sparkmim, if not given.
+        levels: number of feature maps, where one of stride 1 is wanted; the default of sparkmim if not given.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Entry:
     in_chans: int = 3
     whole: bool = False
     patch_size: int | None = None
+    levels: int | None = None
 
     @property
     def key(self) -> str:
@@ -165,10 +167,20 @@ add("ultralytics", "yolov8n-cls", yolo("yolov8n-cls.yaml", kind="ClassificationM
 # --- MONAI ------------------------------------------------------------------------------------------------------------
 
 
-def monai(name: str, dims: int, *, whole: bool = False, title: str = "", **settings: Any) -> None:
+def monai(
+    name: str,
+    dims: int,
+    *,
+    whole: bool = False,
+    title: str = "",
+    patch_size: int | None = None,
+    levels: int | None = None,
+    **settings: Any,
+) -> None:
+    how: dict[str, Any] = {"whole": whole, "patch_size": patch_size, "levels": levels}
     channels = settings.get("in_channels", settings.get("n_input_channels", 1))
     build = call(f"monai.networks.nets:{name}", spatial_dims=dims, **settings)
-    add("monai", f"{title or name}, {dims}-D", build, dims=dims, in_chans=channels, whole=whole)
+    add("monai", f"{title or name}, {dims}-D", build, dims=dims, in_chans=channels, **how)
 
 
 for dims in (1, 2, 3):
@@ -185,7 +197,7 @@ monai("BasicUNetPlusPlus", 2, in_channels=1, features=(8, 8, 16, 32, 64, 8), who
 monai("DynUNet", 3, in_channels=1, out_channels=2, kernel_size=[3] * 4, strides=[1, 2, 2, 2],
       upsample_kernel_size=[2, 2, 2], filters=[8, 16, 32, 64], whole=True)  # fmt: skip
 monai("VNet", 3, in_channels=1, out_channels=2, whole=True)
-monai("HighResNet", 3, in_channels=1, whole=True)
+monai("HighResNet", 3, in_channels=1, whole=True, patch_size=16, levels=1)  # it does not go down
 monai("AttentionUnet", 3, in_channels=1, out_channels=2, channels=(8, 16, 32, 64), strides=(2, 2, 2), whole=True)
 monai("SegResNetDS", 3, init_filters=8, in_channels=1, out_channels=2, blocks_down=(1, 2, 2, 4), whole=True)
 monai("MedNeXtS", 3, in_channels=1, out_channels=2, whole=True)
