@@ -40,6 +40,21 @@ def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "cores" in text
 
 
+def test_algorithms_are_chosen_as_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    within: list[bool] = []
+    train = Step.train
+
+    def spied(step: Step) -> None:
+        within.append(torch.backends.cudnn.benchmark)
+        train(step)
+
+    monkeypatch.setattr(Step, "train", spied)
+    before = torch.backends.cudnn.benchmark
+    measure("test_resnet", image_size=64, batch_size=2, decoder_width=32, rounds=1, device="cpu")
+    assert set(within) == {True}
+    assert torch.backends.cudnn.benchmark == before
+
+
 def test_arithmetic_of_a_convolution() -> None:
     conv, x = nn.Conv2d(4, 6, 3, padding=1), torch.rand(2, 4, 10, 8)
     assert forward_flops(lambda: conv(x)) == 2 * 2 * 10 * 8 * 4 * 6 * 9

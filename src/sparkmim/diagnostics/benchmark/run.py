@@ -20,7 +20,7 @@ from ...models.config import Execution, ModelConfig
 from ...models.factory import code_of, load_backbone
 from ...models.spark import SparK
 from ...training.config import Device, LoopConfig, Precision
-from ...utils.devices import pick_device
+from ...utils.devices import measured_algorithms, pick_device
 from ...utils.fields import validate_as
 from ...utils.text import counted
 from .machine import describe, peak_flops
@@ -147,7 +147,8 @@ def benchmark(
     for execution in EXECUTIONS:
         first = steps.get("packed")
         steps[execution] = Step(network, execution, images, precision, compile=compile, like=first)
-    measured = _measure(steps, where, rounds)
+    with measured_algorithms(True):  # as training does
+        measured = _measure(steps, where, rounds)
     compiled = ", compiled (except masked-dense)" if compile else ""
     settings = (
         f"{model}, {image_size} x {image_size} pixels, {counted(backbone.in_chans, 'channel')}, batch {batch_size}, "
