@@ -342,6 +342,33 @@ def test_head_may_be_written_in_forward() -> None:
     assert report.passed, report
 
 
+class SharedNorm(Network):
+    """A norm of a map that also normalizes what an auxiliary head pools to a fixed size, before or after it."""
+
+    def __init__(self, affine: bool, first: bool) -> None:
+        super().__init__(nn.Linear(32, 4))
+        self.norm, self.first = nn.BatchNorm2d(8, affine=affine), first
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stage1(self.stem(x).relu()).relu()
+        if self.training and self.first:
+            self.aux(self.norm(F.adaptive_avg_pool2d(x, 2)).flatten(1))
+        x = self.norm(x)
+        if self.training and not self.first:
+            self.aux(self.norm(F.adaptive_avg_pool2d(x, 2)).flatten(1))
+        return self.fc(self.stage2(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("affine", "reason"), [(False, "module 'norm' normalizes feature maps, and also"), (True, "adaptive_avg_pool2d")]
+)
+def test_norm_of_a_map_that_a_head_should_update_is_refused(affine: bool, reason: str, first: bool) -> None:
+    report = Backbone(SharedNorm(affine, first)).check(patch_size=8)
+    assert {result.mode for result in report.results if not result.passed} == {"train"}
+    assert reason in report.errors[0]
+
+
 @pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize("execution", ["packed", "masked-dense"])
 def test_compiled(execution: Any) -> None:

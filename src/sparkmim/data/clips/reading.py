@@ -219,11 +219,12 @@ INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
 """Formats, by FFmpeg's names, that know where their key frames are; others are decoded from the start, since there
 FFmpeg does not hit a time exactly."""
 
-FORMATS = ",".join(
-    (*sorted(INDEXED), "mpeg", "mpegvideo", "mpegts", "asf", "flv", "live_flv", "ogg", "m4v", "h264", "hevc")
-)
-"""Formats that are read, whatever a file is called. Lists of other files (HLS, DASH, concat) are not: FFmpeg would open
-those, wherever they are."""
+FORMATS = ",".join([
+    *sorted(INDEXED), "mpeg", "mpegvideo", "mpegts", "asf", "flv", "live_flv", "ogg", "m4v", "h264", "hevc", "obu",
+    "ivf", "mxf", "dv", "mjpeg", "nut", "yuv4mpegpipe", "wav", "mp3", "flac", "aac",
+])  # fmt: skip
+"""Formats that are read, whatever a file is called, of sound too, so that it is named as the reason. Lists of other
+files (HLS, DASH, concat) are not: FFmpeg would open those, wherever they are."""
 
 TOLERATED = 2
 """Frames by which a file may end before its header says."""

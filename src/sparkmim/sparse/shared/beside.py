@@ -61,9 +61,27 @@ _IN_PLACE_IF_TOLD = {
 }
 """Functions that write where an argument says so."""
 
+_UPDATING = (F.batch_norm, F.instance_norm)
+"""Functions of modules that keep running statistics."""
+
 _SIZES = {torch.Tensor.size, torch.Tensor.shape.__get__}  # type: ignore[attr-defined]
 _NUMBERS = functions_named("numel nelement")
 _DESCRIBING = {**METADATA, **attributes_named("is_cpu")}
+
+
+def _updated_statistics(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    *further: Any,
+    **settings: Any,
+) -> list[int]:
+    """Return the ids of the running statistics that a norm updates."""
+    updates = training or settings.get("use_input_stats", False)
+    return [id(t) for t in (running_mean, running_var) if t is not None and updates]
 
 
 class Valueless(NamedTuple):
@@ -101,6 +119,7 @@ class Beside:
         self.counts: dict[Any, int] = {}
         self.untouched: set[int] = set()
         self._ids: set[int] | None = None
+        self._updated: set[int] = set()  # running statistics, by maps
 
     def answer(self, execution: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a function: by the execution's rules, or by a tensor without values.
@@ -119,6 +138,8 @@ class Beside:
                 return self._valueless_results(execution, error, func, args, kwargs)
             return execution.answer_any(func, args, kwargs)
         number = self._count(execution, func, args, kwargs) if self.counting else None
+        if func in _UPDATING:
+            self._updated.update(_updated_statistics(*args, **kwargs))
         try:
             return execution.answer_any(func, args, kwargs)
         except UnsupportedOperation as error:
@@ -140,7 +161,7 @@ class Beside:
         return number
 
     def require_none_kept(self, execution: Any) -> None:
-        """Raise if a tensor without values has become a buffer of the network.
+        """Raise if a tensor without values has become a buffer of the network, or should have updated a map's norm.
 
         Raises:
             UnsupportedOperation: the refusal that it follows from.
@@ -151,6 +172,13 @@ class Beside:
             unfinished = self.without_values(execution, buffer)
             if unfinished is not None:
                 raise unfinished.error()
+        both = self._updated & self.untouched
+        for name, buffer in self.network.named_buffers() if both else ():
+            if id(buffer) in both:
+                raise UnsupportedOperation(
+                    f"module {name.rpartition('.')[0]!r} normalizes feature maps, and also something beside them that "
+                    "is not computed, so its running statistics would lack that; use two norms"
+                )
 
     @staticmethod
     def without_values(execution: Any, value: Any) -> Unfinished | None:
