@@ -430,8 +430,8 @@ class Backbone:
                 compared too. A network may compute something else on large images than on small ones.
             batch_size: images that training sees at a time. With more than one, feature maps of as many small images
                 are compared too, up to 128.
-            quick: check networks of volumes that would take minutes in less precision or on fewer patches, and
-                thoroughly if that fails; see :mod:`sparkmim.sparse.effort`.
+            quick: check networks of volumes that would take minutes in less precision or on fewer patches, and in
+                float64 if that fails; see :mod:`sparkmim.sparse.effort`.
             settings: of :func:`sparkmim.sparse.check`.
 
         Raises:
@@ -449,9 +449,9 @@ class Backbone:
         given = {**network, "shapes": shapes, **settings}
         less = affordable(other.module, other, **network) if quick else {}
         report = check(other.module, other, **given, **less)
-        if less and not report.passed:  # rounding may have been too much
+        if less and not report.passed:  # rounding may have been too much; more patches may be too much for the memory
             other = self._copied_for_check()
-            report = check(other.module, other, **given)
+            report = check(other.module, other, **given, **{**less, "dtype": torch.float64})
         return report
 
     def _copied_for_check(self) -> Backbone:

@@ -36,7 +36,7 @@ WAYS: tuple[tuple[torch.dtype, tuple[int, ...]], ...] = (
 """Precisions, and units (of patch size and stride) along each axis, the most thorough first.
 
 Where there are so few patches that batch norms are of some twenty positions, rounding in float32 comes near the
-tolerance of gradients; then the check is repeated in float64."""
+tolerance of gradients; then the check is repeated in float64 on as many patches."""
 
 
 def affordable(
