@@ -48,7 +48,7 @@ def test_images_are_checked_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("passed", [False, True])
-def test_what_fails_is_checked_again_thoroughly(passed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_is_checked_again_in_float64(passed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(effort, "SECONDS", 0.0)
     given: list[dict[str, Any]] = []
 
@@ -58,7 +58,8 @@ def test_what_fails_is_checked_again_thoroughly(passed: bool, monkeypatch: pytes
 
     monkeypatch.setattr("sparkmim.models.backbone.check", check)
     assert Backbone(network(), in_chans=1).check(quick=True).passed
-    assert ["dtype" in settings for settings in given] == ([True] if passed else [True, False])
+    assert [settings["dtype"] for settings in given] == [torch.float32, torch.float64][: 1 if passed else 2]
+    assert {settings["grid"] for settings in given} == {(2, 2, 3)}
 
 
 class Failed(CheckReport):
