@@ -22,6 +22,9 @@ positions as its stride has pixels, and all maps must be the image's size divide
 COMPUTED_FINDING_SIZES = {1: (4096, 6720, 32768), 2: (128, 224, 240, 512), 3: (32, 48, 64)}
 """Sizes for networks that must be computed, or that take no large images."""
 
+COMPARED_POSITIONS = 8
+"""Of the deepest map along each axis, where evaluation and training mode are compared."""
+
 
 class _Passes(NamedTuple):
     """What a network computes of an image, and of one twice as large; and the id of the smaller image."""
@@ -83,24 +86,29 @@ class StageFinder:
     def _in_both_modes(self, found: Findings, passes: _Passes, size: Size, full: bool) -> Findings:
         """Return stages that the network also has in training mode: some pool the last map in evaluation mode alone.
 
-        Blocks that it skips at random in training mode are no such difference: no size changes with them.
+        The modes are compared on a small image, as what runs in training mode alone may take long (a recurrence over
+        positions). Blocks that it skips at random are no such difference: no size changes with them.
 
         Args:
             found: the stages in evaluation mode.
             passes: in which they were found.
-            size: of the smaller image.
+            size: of the smaller image of these.
             full: also a map of stride 1.
         """
+        if not found.strides:
+            return found
+        small = tuple(COMPARED_POSITIONS * stride for stride in found.strides[-1])
         try:
-            training, _ = self._run_to_end(size, training=True)
+            (ordinary, _), (training, _) = self._run_to_end(small), self._run_to_end(small, training=True)
         except MustComputeError:
             return found
         sizes = {event.name: event.size for event in training.events}
-        same = all(sizes.get(event.name, event.size) == event.size for event in passes.trace.events)
+        same = all(sizes.get(event.name, event.size) == event.size for event in ordinary.events)
         if same or training.error is not None:
             return found
         self._modes_differ = True
-        both = find_stages(*passes, size, full, training)
+        left_out = {event.name for event in ordinary.events if sizes.get(event.name) != event.size}
+        both = find_stages(*passes, size, full, left_out)
         return both if both.stages else found
 
     def used_on_tokens(self, size: Sequence[int]) -> list[str]:

@@ -8,6 +8,7 @@ a network that goes up again (a U-Net, a feature pyramid, a detector) the maps b
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ class Findings(NamedTuple):
 
 
 def find_stages(
-    trace: Trace, larger: Trace, image: int, size: Size, full: bool = False, training: Trace | None = None
+    trace: Trace, larger: Trace, image: int, size: Size, full: bool = False, left_out: Collection[str] = ()
 ) -> Findings:
     """Choose the stages of a network from two passes.
 
@@ -56,11 +57,10 @@ def find_stages(
         image: id of the leaf that is the image.
         size: of the smaller image.
         full: also a map of stride 1.
-        training: of an image of `size` in training mode, where only maps of both modes are chosen.
+        left_out: names of maps that are not chosen.
     """
-    if training is not None:
-        present = {(event.name, event.size) for event in training.events}
-        trace = trace._replace(events=[event for event in trace.events if (event.name, event.size) in present])
+    if left_out:
+        trace = trace._replace(events=[event for event in trace.events if event.name not in left_out])
     steps, unaligned, last_fits, pooled = proportional(trace, larger, size)
     chosen = [step for step in _choose(trace, steps, image, pooled) if full or step.pixels > 1]
     smallest = min((s // t for step in chosen[-1:] for s, t in zip(size, step.stride, strict=True)), default=0)
