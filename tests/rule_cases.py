@@ -267,6 +267,7 @@ RESAMPLED: dict[str, Function] = {
 AXES_IN_PLACE: dict[str, Function] = {
     "stacked": lambda x: torch.cat([(x * 2).unsqueeze_(dim=1), (x + 1).unsqueeze_(1)], 1).sum(1),
     "per_image": lambda x: x * x.mean((2, 3)).unsqueeze_(2).unsqueeze_(-1),
+    "as_tensor": lambda x: torch.as_tensor(x * 2) + torch.as_tensor(x, dtype=torch.float32).to(x.dtype),
     "squeezed": lambda x: x * x.mean(1, keepdim=True).squeeze_(1).unsqueeze_(1),
     "transposed": lambda x: (x * constant(8, 1, 1)).transpose_(1, 2).mul(2).transpose_(1, -2),
     "swapped": lambda x: (lambda y: (y.swapaxes_(1, 3), F.linear(y, constant(8, 8)).swapdims_(3, 1))[1])(x * 1),

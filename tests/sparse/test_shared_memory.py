@@ -122,11 +122,11 @@ def written_after_dropout(x: Tensor) -> Tensor:
 
 WRITTEN: dict[str, tuple[Any, ...]] = {
     "transpose_": (transposed_in_place, REFUSED),
-    "transpose_twice": (swapped_in_place("transpose_", 2, 3), REFUSED),
+    "transpose_twice": (swapped_in_place("transpose_", 2, 3), RIGHT),
     "swapaxes_": (swapped_in_place("swapaxes_", 1, 2), REFUSED),
     "swapdims_": (swapped_in_place("swapdims_", 1, -1), REFUSED),
-    "unsqueeze_": (unsqueezed_in_place, REFUSED),
-    "squeeze_": (squeezed_in_place, REFUSED),
+    "unsqueeze_": (unsqueezed_in_place, RIGHT),
+    "squeeze_": (squeezed_in_place, RIGHT),
     "pad": (written_after_padding, REFUSED),
     "pad_and_relu": (relu_after_padding, REFUSED),
     "pad_by_nothing": (written_after_empty_padding, RIGHT),

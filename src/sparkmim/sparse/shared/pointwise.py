@@ -251,6 +251,18 @@ def same_values(execution: Execution, func: Any, input: Tensor, *args: Any, **kw
     return execution.note_constant(out, (input,), {})
 
 
+@Execution.register(torch.as_tensor)
+def as_tensor(execution: Execution, func: Any, data: Any, dtype: Any = None, device: Any = None) -> Tensor:
+    """Return a tensor itself, or in another type or on another device."""
+    layout = execution.layout(data) if isinstance(data, Tensor) else None
+    if layout is None:
+        raise unsupported(func, "it makes a tensor of values that descend from the input")
+    if dtype in (None, data.dtype) and device is None:
+        return data  # type: ignore[no-any-return]
+    to = {name: value for name, value in (("dtype", dtype), ("device", device)) if value is not None}
+    return execution.answer(torch.Tensor.to, (data,), to)  # type: ignore[no-any-return, arg-type]
+
+
 def require_no_input(execution: Execution, func: Any, *arguments: Any) -> None:
     """Raise if a weight, an index or the like descends from the network's input."""
     if execution.any_layout(arguments):
