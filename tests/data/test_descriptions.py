@@ -72,8 +72,6 @@ YAML = {
     "a table as a split": "train: {a: b}\nnames: [dark]\n",
     "a table as a folder": "path: {a: b}\ntrain: images\nnames: [dark]\n",
     "code": "train: !!python/object/apply:os.system ['true']\nnames: [dark]\n",
-    "a number of many digits": f"train: images\nnames: [{MANY_DIGITS}]\nnc: {MANY_DIGITS}\n",
-    "no date": "train: images\nnames: [2001-99-99]\n",
 }
 
 
@@ -84,6 +82,20 @@ def test_yaml(name: str, tmp_path: Path) -> None:
     path.write_text(YAML[name])
     with pytest.raises(ValueError, match=r"data\.yaml"):
         limited(lambda: read_yaml(path))
+
+
+WORDS = ["yes", "no", "on", "Off", "010", "1.0", "1e3", "12:30", "null", "~", "2020-01-01", "2001-99-99", MANY_DIGITS]
+"""Names that YAML takes for booleans, numbers, times, nothing and dates, where it is not told that they are text."""
+
+
+@pytest.mark.parametrize("form", ["names: [{}]", "names: {{0: {}}}", "names: {{'0': \"{}\"}}", "names:\n  - '{}'"])
+@pytest.mark.parametrize("word", WORDS, ids=[word[:12] for word in WORDS])
+def test_names_stay_as_they_are_written(word: str, form: str, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    path = tmp_path / "data.yaml"
+    path.write_text(f"path:\ntrain: images\nval: null\ntest: ~\nnc: 1\n{form.format(word)}\n")
+    (place,) = read_yaml(path).values()
+    assert place.names == (word,)
 
 
 def test_names_by_number_in_any_order(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +14,7 @@ from torch import nn
 
 from ..checkpoints.encoder import TrainedEncoder
 from ..utils.copies import copied
-from ..utils.io import SUFFIX, write_text
+from ..utils.io import SUFFIX, read_json, write_text
 from .equivalence import Mismatch, compare_maps
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
@@ -91,7 +90,7 @@ def check_folder(folder: Path) -> None:
     """
     others = sorted(p.name for p in folder.iterdir() if p.suffix != SUFFIX) if folder.is_dir() else []
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG_FILE)
     except (OSError, ValueError):
         config = None
     if others and not (isinstance(config, dict) and MARK in config):

@@ -231,7 +231,7 @@ def test_fingerprint_survives_json_and_is_the_same_from_a_cache(tmp_path: Path) 
     found.write(tmp_path / "f.json")
     assert Fingerprint.read(tmp_path / "f.json") == found
     with (tmp_path / "cache").open("a") as file:
-        file.write('{"key": "half')  # of a crash
+        file.write("[" * 100_000 + '\n{"key": "half')  # of a stranger, and of a crash
     before = (tmp_path / "cache").read_text().count("\n")
     assert measure(cases, cache=tmp_path / "cache") == found
     assert (tmp_path / "cache").read_text().count("\n") == before

@@ -502,3 +502,25 @@ def test_array_that_is_no_image_of_blosc(tmp_path: Path) -> None:
     blosc2.asarray(np.zeros((4, 4)), urlpath=str(tmp_path / "a.b2nd"))
     with pytest.raises(UnreadableImage, match="expected three dimensions"):
         read(tmp_path / "a.b2nd")
+
+
+SPACINGS = {
+    "zero": ('PhysicalSizeX="0"', "voxels have a size of 0 x 1 x 1 mm"),
+    "NaN": ('PhysicalSizeY="nan"', "voxels have a size of 1 x nan"),
+    "negative": ('PhysicalSizeZ="-1" PhysicalSizeZUnit="mm"', "voxels have a size of 1 x 1 x -1 mm"),
+    "word": ('PhysicalSizeX="x"', "size of its voxels cannot be read"),
+    "no XML": ("<", "size of its voxels cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", SPACINGS)
+def test_sizes_of_voxels_that_cannot_be(name: str, tmp_path: Path) -> None:
+    said, message = SPACINGS[name]
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, phantom().transpose(2, 1, 0).astype(np.float32), metadata={"axes": "ZYX"})
+    with tifffile.TiffFile(path) as file:
+        text = str(file.ome_metadata)
+    assert text.count("<Pixels ") == 1
+    tifffile.tiffcomment(path, text.replace("<Pixels ", f"<Pixels {said} "))
+    with pytest.raises(UnreadableImage, match=message):
+        read(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from ...utils.text import counted, printable, verb
 from ..decoding.images import image_extensions
@@ -46,6 +46,8 @@ def read_yaml(path: Path) -> dict[str, YoloPlace]:
         ValueError: for a file that is not one.
     """
     content = _yaml_of(path)
+    if isinstance(content, dict):
+        content = {key: _or_none(value) for key, value in content.items()}
     if not isinstance(content, dict) or not content.get("train"):
         raise ValueError(f"{path} is not a data.yaml: expected an entry train, a folder of images, and names")
     names = _names(content.get("names"), path)
@@ -65,7 +67,7 @@ def read_yaml(path: Path) -> dict[str, YoloPlace]:
 
 
 def _yaml_of(path: Path) -> object:
-    """Return the content of a YAML file.
+    """Return the content of a YAML file, its values as the text that is written: a class may be called `no` or 010.
 
     Aliases are refused: a few lines of them stand for more values than any memory holds.
 
@@ -80,13 +82,27 @@ def _yaml_of(path: Path) -> object:
         raise ValueError(f"{path} has more than {LONGEST_YAML:,} bytes, and a data.yaml lists splits and names alone")
     try:
         aliased = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
-        content: object = None if aliased else yaml.safe_load(text)
+        content: object = None if aliased else yaml.load(text, _plain_loader())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise ValueError(f"{path} cannot be read as YAML ({reason}); correct it") from error
     if aliased:
         raise ValueError(f"{path} has aliases (*name), which are not followed; write out what they stand for")
     return content
+
+
+def _plain_loader() -> Any:
+    """Return a loader of YAML that takes plain values as text, where it would make them booleans, dates or numbers."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+    return Loader
+
+
+def _or_none(value: object) -> object:
+    return None if value in ("", "~", "null", "Null", "NULL") else value
 
 
 def _text(value: object, what: str, path: Path) -> str:
@@ -119,6 +135,7 @@ def _names(names: object, path: Path) -> tuple[str, ...] | None:
     if names is None:
         return None
     if isinstance(names, dict):
+        names = {int(key) if isinstance(key, str) and key.isdecimal() else key: name for key, name in names.items()}
         if set(names) != set(range(len(names))):
             raise ValueError(f"{path}: names has the numbers {named([str(n) for n in names])}; expected 0, 1, 2, ...")
         names = [names[number] for number in range(len(names))]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...utils.io import open_own, read_json, write_json
+from ...utils.io import open_own, parse_json, read_json, write_json
 from ...utils.logging import log
 from ...utils.text import printable
 from ..decoding.encoded import UnreadableImage
@@ -361,7 +361,7 @@ def _read_cache(path: Path) -> dict[str, CaseFingerprint | str]:
         with open_own(path, "r") as file:
             for line in file:
                 try:
-                    value = json.loads(line)
+                    value = parse_json(line)
                     if value["version"] == VERSION:
                         found[str(value["key"])] = CaseFingerprint.from_json(value)
                 except (ValueError, KeyError, TypeError):

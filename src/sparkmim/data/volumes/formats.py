@@ -334,7 +334,24 @@ def stack_axes(axes: str, shape: Sequence[int]) -> str:
 
 
 def _tiff_spacing(file: Any) -> tuple[float, float, float]:
-    """Return the spacing of a stack along X, Y and Z that OME or ImageJ wrote, 1 mm where nothing is said."""
+    """Return the spacing of a stack along X, Y and Z that OME or ImageJ wrote, 1 mm where nothing is said.
+
+    Raises:
+        UnreadableImage: if it is no length: a negative one would count as mirrored.
+    """
+    try:
+        sizes = _written_spacing(file)
+    except (ElementTree.ParseError, ValueError, TypeError) as error:
+        raise UnreadableImage(
+            f"what it says of the size of its voxels cannot be read ({error}); save it again"
+        ) from error
+    if not all(math.isfinite(size) and size > 0 for size in sizes):
+        shown = " x ".join(f"{size:g}" for size in sizes)
+        raise UnreadableImage(f"its voxels have a size of {shown} mm; repair its metadata (PhysicalSize, spacing)")
+    return sizes
+
+
+def _written_spacing(file: Any) -> tuple[float, float, float]:
     if file.is_ome:
         for element in ElementTree.fromstring(file.ome_metadata).iter():
             if element.tag.endswith("Pixels"):
