@@ -262,7 +262,7 @@ MIXING = {
     "bool": Case(lambda x: x if x.mean((1, 2, 3)) > 0 else -x, "bool"),
     "numpy": Case(lambda x: torch.from_numpy(x.detach().numpy()), "numpy"),
     "asarray": Case(lambda x: torch.from_numpy(np.asarray(x.detach())), "array"),
-    "asarray": Case(lambda x: torch.asarray(x) * 2, "asarray"),
+    "asarray_of_torch": Case(lambda x: torch.asarray(x) * 2, "asarray"),
     "dlpack": Case(lambda x: torch.from_dlpack(x.detach()), "dlpack"),
     "storage": Case(lambda x: torch.tensor(list(x.untyped_storage())), "storage"),
     "as_strided": Case(lambda x: x.as_strided(x.shape, x.stride()), "as_strided"),
