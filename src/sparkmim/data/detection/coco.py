@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import defaultdict
@@ -10,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...utils.io import parse_json
 from ...utils.text import counted, printable
 from ..tables import named
 from .annotations import Annotated, Annotations, Mask, Written, number_of, require_distinct
@@ -66,8 +66,8 @@ def read_coco(path: Path, images: Path | None) -> Annotations:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # which includes texts that are not UTF-8
+        content = parse_json(path.read_bytes().decode("utf-8-sig"))
+    except ValueError as error:  # which includes texts that are not UTF-8
         raise ValueError(f"{path} cannot be read as JSON ({error}); export it again") from error
     lists = ("images", "annotations", "categories")
     lacking = [name for name in lists if not isinstance(content, dict) or not isinstance(content.get(name), list)]

@@ -220,12 +220,13 @@ def read_yolo(place: YoloPlace) -> Annotations:
     if place.names is not None:
         classes = {name: number for number, name in enumerate(place.names)}
     elif numbers:
-        if (largest := max(map(int, numbers))) >= MOST_CLASSES:
+        largest = max(map(int, numbers))
+        if largest >= MOST_CLASSES:
             raise ValueError(
                 f"{place.where}: the labels have the class number {largest:,}, and nothing names classes; name them in "
                 "a data.yaml or in classes.txt"
             )
-        classes = {str(number): number for number in range(1 + max(map(int, numbers)))}
+        classes = {str(number): number for number in range(1 + largest)}
     return Annotations("YOLO", root or Path("/"), tuple(found), classes, without)
 
 

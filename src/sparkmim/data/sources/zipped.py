@@ -22,7 +22,7 @@ from ..storage.ahead import Ahead, Piece
 from ..storage.fetched import FetchedFile
 from ..storage.locations import is_remote
 from ..storage.names import Names
-from ..storage.reading import Facts, facts, open_remote, read_range
+from ..storage.reading import BoundedFile, Facts, facts, open_remote, read_range
 from ..storage.safety import is_hidden, require_safe_name
 from .base import ImageSource, inside_of
 
@@ -163,31 +163,10 @@ def open_zip(location: str, inside: str = "") -> Zipped:
     return Zipped(location, now, chosen, folder)
 
 
-class _Bounded:
-    """A zip file of whose list of members no more is read than there can be.
-
-    Args:
-        file: the zip file.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.seek, self.tell = file, file.seek, file.tell
-
-    def read(self, size: int = -1) -> bytes:
-        """Read some bytes.
-
-        Raises:
-            OSError: if they are more.
-        """
-        if size > LARGEST_LIST:
-            raise OSError(f"its list of members claims {size:,} bytes, and may have {LARGEST_LIST:,}")
-        return self._file.read(size)
-
-
 def _members(location: str, file: IO[bytes]) -> list[zipfile.ZipInfo]:
     known = image_extensions()
     found = []
-    bounded: Any = _Bounded(file)
+    bounded: Any = BoundedFile(file, LARGEST_LIST, "its list of members", OSError)
     with zipfile.ZipFile(bounded) as archive:
         for member in archive.infolist():
             if member.is_dir() or is_hidden(member.filename):

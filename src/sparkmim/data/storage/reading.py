@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ...utils.text import printable
@@ -34,6 +34,29 @@ class Facts(NamedTuple):
 
     size: int
     stamp: str
+
+
+class BoundedFile:
+    """An archive of which no more is read at a time than what it tells of itself may have.
+
+    Args:
+        file: the archive.
+        most: bytes of one part, at most.
+        what: is read, for messages.
+        error: to raise for a longer part.
+    """
+
+    def __init__(self, file: IO[bytes], most: int, what: str, error: type[Exception]) -> None:
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+        self._most, self._what, self._error = most, what, error
+
+    def read(self, size: int | None = None) -> bytes:
+        """Read some bytes, or all that follow: a library that asks for those bounds them itself."""
+        if size is None:
+            return self._file.read()
+        if not 0 <= size <= self._most:
+            raise self._error(f"{self._what} claims {size:,} bytes, and may have {self._most:,}")
+        return self._file.read(size)
 
 
 def read_range(location: str, start: int, stop: int, stamp: str = "") -> bytes:

@@ -15,12 +15,12 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from ...utils.io import write_atomically
+from ...utils.io import parse_json, write_atomically
 from ...utils.text import printable
 from ..decoding.images import image_extensions
 from .locations import is_remote
 from .names import Names
-from .reading import Facts, facts, fetch, open_remote, read_range
+from .reading import BoundedFile, Facts, facts, fetch, open_remote, read_range
 from .safety import is_hidden, require_safe_name
 
 ENDING = ".index"
@@ -108,12 +108,12 @@ class TarIndex:
         if not 0 < length <= min(LARGEST_HEADER, len(content)):
             raise ValueError("a damaged header")
         try:
-            header: dict[str, Any] = json.loads(content[begin : begin + length].tobytes())
+            header: dict[str, Any] = parse_json(content[begin : begin + length].tobytes())
             tar = Facts(int(header["tar"]["size"]), str(header["tar"]["stamp"]))
             lengths = [int(number) for number in header["lengths"]]
             several, skipped = [str(name) for name in header["several"]], int(header["skipped"])
             checksum = int(header["checksum"])
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"a damaged header ({error})") from error
         payload = content[-(-(begin + length) // 64) * 64 :]
         kinds: tuple[np.dtype[Any], ...] = tuple(map(np.dtype, ("<i8", "<i8", "<i8", "u1", "<i8", "u1")))
@@ -224,27 +224,6 @@ class _Member(NamedTuple):
     size: int
 
 
-class _Headers:
-    """A tar file of which no more is read at a time than a header may have.
-
-    Args:
-        file: the tar file.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.seek, self.tell = file, file.seek, file.tell
-
-    def read(self, size: int) -> bytes:
-        """Read some bytes.
-
-        Raises:
-            tarfile.ReadError: if they are more.
-        """
-        if not 0 <= size <= LARGEST_HEADER:
-            raise tarfile.ReadError(f"a header claims {size:,} bytes, and may have {LARGEST_HEADER:,}")
-        return self._file.read(size)
-
-
 @contextmanager
 def _damage() -> Iterator[None]:
     """Raise one kind of error for whatever the library raises on a damaged header.
@@ -280,7 +259,7 @@ def _read_headers(location: str, file: IO[bytes], now: Facts) -> TarIndex:
     images: list[_Member] = []
     classes: dict[str, str] = {}
     skipped = 0
-    headers: Any = _Headers(file)
+    headers: Any = BoundedFile(file, LARGEST_HEADER, "a header", tarfile.ReadError)
     with ExitStack() as stack:
         with _damage():  # the first header is read at once
             tar = stack.enter_context(tarfile.open(fileobj=headers, mode="r:", errors="surrogateescape"))
