@@ -24,7 +24,7 @@ from ..registry import understands_sizes
 from .calls import call
 from .masks import is_mask_of_input, write_where
 from .merged import merged
-from .overhang import cropped_by_index, is_overhang
+from .overhang import cropped_by_index, is_overhang, slices_of_space
 from .pointwise import (
     broadcast_layout,
     free_axes,
@@ -180,25 +180,14 @@ def _cropped_sides(execution: Execution, x: Tensor, index: Any) -> list[int] | N
     layout = execution.layout(x)
     if layout is None or not layout.is_channels_first(x.ndim) or layout.flattened:
         return None
-    entries = list(index) if isinstance(index, tuple) else [index]
-    if not all(entry is Ellipsis or isinstance(entry, slice) for entry in entries):
+    slices = slices_of_space(layout, x.ndim, index)
+    if slices is None:
         return None
-    if Ellipsis in entries:
-        place = entries.index(Ellipsis)
-        entries[place : place + 1] = [slice(None)] * (x.ndim - len(entries) + 1)
-    entries += [slice(None)] * (x.ndim - len(entries))
     sides: list[int] = []
-    for axis in reversed(range(x.ndim)):
-        entry = of_whole_map(entries[axis])
-        if axis not in layout.space:
-            if entry != slice(None):
-                return None
-            continue
-        if entry.step not in (None, 1):
-            return None
+    for own in reversed(range(len(layout.space))):
+        axis, entry = layout.space[own], slices[own]
         size = execution.extent_of_whole(layout, axis, x.shape[axis])
         if layout.padding is not None:
-            own = layout.space.index(axis)
             size += layout.padding.before[own] + layout.padding.after[own]
         if execution.has_plain_sizes() and ((entry.stop or 0) > 0 or (entry.start or 0) < 0):
             return None  # compiled, the size is that of patches

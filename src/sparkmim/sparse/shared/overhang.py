@@ -88,24 +88,30 @@ def cropped_by_index(execution: Execution, x: Tensor, index: Any) -> Tensor:
     layout = execution.layout_as_is(x)
     assert layout is not None
     unfinished: Any = layout.unfinished
-    entries = list(index) if isinstance(index, tuple) else [index]
+    waits: Overhang = unfinished.waits
+    slices = slices_of_space(layout, x.ndim, index)
+    if slices is None:
+        raise unfinished.error()
+    crops = []
+    for axis, entry, extra in zip(layout.space, slices, waits.extra, strict=True):
+        size = execution.extent_of_whole(layout, axis, waits.source.shape[axis]) + extra
+        start, stop, _ = entry.indices(size)
+        crops.append((start, size - stop))
+    return _finished(execution, unfinished, crops)
+
+
+def slices_of_space(layout: Layout, ndim: int, index: Any) -> list[slice] | None:
+    """Return the slices along each spatial axis of an index that does nothing but crop there; None for any other."""
+    entries = list(of_whole_map(index)) if isinstance(index, tuple) else [of_whole_map(index)]
+    if not all(entry is Ellipsis or (isinstance(entry, slice) and entry.step in (None, 1)) for entry in entries):
+        return None
     if Ellipsis not in entries:
         entries.append(Ellipsis)
     place = entries.index(Ellipsis)
-    entries[place : place + 1] = [slice(None)] * (x.ndim - len(entries) + 1)
-    crops = []
-    for axis, entry in enumerate(of_whole_map(entries)):
-        if not isinstance(entry, slice) or entry.step not in (None, 1):
-            raise unfinished.error()
-        if axis in layout.space:
-            own = layout.space.index(axis)
-            size = execution.extent_of_whole(layout, axis, unfinished.waits.source.shape[axis])
-            size += unfinished.waits.extra[own]
-            start, stop, _ = entry.indices(size)
-            crops.append((start, size - stop))
-        elif entry != slice(None):
-            raise unfinished.error()
-    return _finished(execution, unfinished, crops)
+    entries[place : place + 1] = [slice(None)] * (ndim - len(entries) + 1)
+    if any(entry != slice(None) for axis, entry in enumerate(entries) if axis not in layout.space):
+        return None
+    return [entries[axis] for axis in layout.space]
 
 
 def cropped_by_pad(execution: Execution, x: Tensor, pad: Sequence[int], mode: str) -> Tensor:
