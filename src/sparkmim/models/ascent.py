@@ -196,8 +196,7 @@ def without_pyramid_pooling(flow: Dataflow, outer: list[Step], pooled: set[Node]
     """
     behind_pooling = flow.largest(dict.fromkeys(flow.from_source(pooled), 1))
     kept = [step for step in outer if not behind_pooling.get(step.event.node)]
-    whole = {step.pixels for step in kept if step.event.kind != "input"} == {step.pixels for step in outer}
-    return kept if whole else outer
+    return kept if _resolutions(kept) == {step.pixels for step in outer} else outer
 
 
 def without_decoders(outer: list[Step], steps: list[Step], risen: set[Node]) -> list[Step]:
@@ -213,9 +212,14 @@ def without_decoders(outer: list[Step], steps: list[Step], risen: set[Node]) -> 
     resolutions = {step.pixels for step in outer}
     for name in dict.fromkeys(name for step in steps if step.event.node in risen for name in _modules_of(step)):
         kept = [step for step in outer if name not in _modules_of(step)]
-        if {step.pixels for step in kept if step.event.kind != "input"} == resolutions:
+        if _resolutions(kept) == resolutions:
             outer = kept
     return outer
+
+
+def _resolutions(steps: list[Step]) -> set[int]:
+    """Return the pixels of the positions of maps that the network computes."""
+    return {step.pixels for step in steps if step.event.kind != "input"}
 
 
 def _modules_of(step: Step) -> list[str]:

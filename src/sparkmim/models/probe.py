@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..utils.eager import force_eager
-from ..utils.modules import eval_mode, preserved_attributes, preserved_buffers
+from ..utils.modules import in_mode, preserved_attributes, preserved_buffers
 
 Result = TypeVar("Result")
 
@@ -128,7 +128,7 @@ class Probe:
             if "torch._dynamo" in sys.modules:  # else nothing has been compiled
                 stack.enter_context(force_eager())
             stack.enter_context(_preserved_generators(self.module))
-            stack.enter_context(eval_mode(self.module, training))
+            stack.enter_context(in_mode(self.module, training=training))
             stack.enter_context(preserved_attributes(self.module))
             parameter = self._parameter()
             stack.enter_context(nullcontext() if meta else preserved_buffers(self.module, parameters=training))

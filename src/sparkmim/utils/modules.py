@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import nn
@@ -34,9 +34,14 @@ def _add_modules(module: nn.Module, found: dict[nn.Module, None]) -> None:
             _add_modules(child, found)
 
 
+def eval_mode(module: nn.Module) -> AbstractContextManager[None]:
+    """Switch to evaluation mode, and restore the mode of every submodule on exit."""
+    return in_mode(module, training=False)
+
+
 @contextmanager
-def eval_mode(module: nn.Module, training: bool = False) -> Iterator[None]:
-    """Switch to evaluation mode, or to training mode, and restore the mode of every submodule on exit."""
+def in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """Switch to training or evaluation mode, and restore the mode of every submodule on exit."""
     modes = {m: m.training for m in module.modules()}
     module.train(training)
     try:
