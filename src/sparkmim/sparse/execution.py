@@ -246,6 +246,8 @@ class Execution(TorchFunctionMode):
         """Return the layout of `value`, unfinished or not, None if it does not descend from the input."""
         layout = self.marked(value)
         if layout is not None and layout.origin is not self:
+            if layout.padding is not None and layout.padding.cropped is not None:
+                raise layout.padding.cropped.error()
             raise UnsupportedOperation(
                 "a tensor comes from another pass over the network, or a map of positions that hold several patches "
                 f"(a patch is smaller than the network's total stride) meets one that is finer. {WAYS_OUT}"

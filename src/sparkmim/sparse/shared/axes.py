@@ -165,7 +165,7 @@ def getitem(execution: Execution, func: Any, x: Tensor, index: Any) -> Tensor:
         out: Tensor = call(execution, F.pad, x, sides)
         cropped = execution.require_map(func, out)
         assert cropped.padding is not None
-        why = "it picks out positions, and only a convolution or pooling can follow that"
+        why = "it picks out samples or positions, and only a convolution or pooling can follow that"
         by = Unfinished(func, why, within=running_module_ids())
         return execution.mark(out, cropped.padded(cropped.padding._replace(cropped=by)))
     layout, place = _indexed(execution, func, x, index)
